@@ -1,0 +1,122 @@
+"""Time: durations as callers write them, the process's clock, and the estimate of Redis' clock.
+
+No two hosts' clocks are ever compared. A value's end of life travels in Redis time; each process
+translates it to its own monotonic clock through `RedisTime`, erring on the side of too early.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from magnus_cache.errors import CacheArgumentError
+
+__all__ = ["MICROSECONDS", "Clock", "Duration", "RedisTime", "monotonic", "seconds"]
+
+Clock = Callable[[], float]
+"""Seconds on a clock that never goes back; what `time.monotonic` is by default."""
+
+Duration = float | int | timedelta | str
+"""A time to live: seconds, a `timedelta`, or text such as ``"90s"``, ``"5m"``, ``"1h30m"``."""
+
+MICROSECONDS: Final = 1_000_000
+
+monotonic: Final[Clock] = time.monotonic
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_TEXT: Final = re.compile(rf"(?:{_PART.pattern})+")
+
+_LONGEST: Final = 100 * 365 * 86400.0
+"""Beyond a century, Redis' millisecond arithmetic and ours stop being worth testing."""
+
+_DRIFT: Final = 100e-6
+"""How fast two clocks may part, in seconds a second: quartz stays well within 100 ppm."""
+
+
+def seconds(duration: Duration, argument: str = "ttl") -> float:
+    """Return a duration in seconds.
+
+    :param duration: seconds as int or float, a `timedelta`, or text of numbers with the units
+        ``ms s m h d w``, as in ``"1h30m"``.
+    :param argument: the argument's name for the error message.
+    :raises CacheArgumentError: (a `ValueError`) for zero, negative, NaN, infinite or bool
+        durations, for more than a century, and for text that is no duration.
+    """
+    # The common case first: this runs on every `set`.
+    if type(duration) is int or type(duration) is float:
+        amount = float(duration) if abs(duration) <= _LONGEST else math.copysign(math.inf, duration)
+    elif isinstance(duration, bool):
+        raise CacheArgumentError(argument, f"{duration!r} is a bool, not a duration in seconds")
+    elif isinstance(duration, timedelta):
+        amount = duration.total_seconds()
+    elif isinstance(duration, str):
+        amount = _parse(duration, argument)
+    elif isinstance(duration, int | float):
+        amount = float(duration)
+    else:
+        raise CacheArgumentError(
+            argument, f"a duration is seconds, a timedelta or text such as '90s', not {type(duration).__name__}"
+        )
+    if not 0 < amount <= _LONGEST:
+        raise CacheArgumentError(
+            argument, f"a duration must be more than zero and at most a century, got {amount:g} seconds"
+        )
+    return amount
+
+
+def _parse(text: str, argument: str) -> float:
+    compact = text.replace(" ", "").lower()
+    if not _TEXT.fullmatch(compact):
+        raise CacheArgumentError(argument, f"{text[:40]!r} is no duration; write '90s', '5m' or '1h30m'")
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
+
+
+class RedisTime:
+    """An estimate of one Redis server's clock, in microseconds of its epoch, with a bound on its error.
+
+    Each answer to ``TIME`` brackets the server's clock between the moment the command was sent and the
+    moment the answer was read (Cristian's algorithm). The tightest bracket wins; its error grows with age.
+    """
+
+    __slots__ = ("_at", "_error", "_offset")
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+        self._error = math.inf
+        self._at = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether any answer has been seen."""
+        return self._error < math.inf
+
+    def sample(self, sent: float, received: float, server: int) -> None:
+        """Take one answer.
+
+        :param sent: monotonic seconds just before the command was sent.
+        :param received: monotonic seconds just after the answer was read.
+        :param server: the answer, in microseconds.
+        """
+        offset = server - (sent + received) / 2 * MICROSECONDS
+        error = (received - sent) / 2
+        aged = self.error(received)
+        stepped = abs(offset - self._offset) > (error + aged) * MICROSECONDS
+        # A server whose clock was set cannot be told from a bad sample except by disagreement
+        # beyond both errors; then the newer one is the only one that can be right.
+        if error <= aged or stepped:
+            self._offset, self._error, self._at = offset, error, received
+
+    def error(self, now: float) -> float:
+        """Return the bound on the estimate's error in seconds at a monotonic time."""
+        return self._error + max(0.0, now - self._at) * _DRIFT
+
+    def at(self, now: float) -> int:
+        """Return the server's clock in microseconds at a monotonic time, as best known."""
+        return int(self._offset + now * MICROSECONDS)
+
+    def local(self, server: int) -> float:
+        """Return a monotonic time at or before the moment when the server's clock reads `server`."""
+        return (server - self._offset) / MICROSECONDS - self._error

@@ -1,0 +1,124 @@
+"""Every error this package raises: one root, and the built-in that fits beside it.
+
+A failure of Redis never reaches the callers of `get`, `set` or a cached function; what does
+reach them is a mistake in the program, and its message names the argument and the remedy.
+No message contains a cached value or a secret.
+"""
+
+__all__ = [
+    "CacheArgumentError",
+    "CacheClosedError",
+    "CacheDeadlockError",
+    "CacheDecodeError",
+    "CacheEncodeError",
+    "CacheError",
+    "CacheRecursionError",
+    "CacheSettingsError",
+    "CacheTypeError",
+    "CacheUnavailableError",
+    "CacheValueTooLargeError",
+]
+
+
+class CacheError(Exception):
+    """The root of all errors raised by magnus_cache."""
+
+
+class CacheArgumentError(CacheError, ValueError):
+    """An argument of the right type has a value that cannot be meant.
+
+    :ivar argument: the name of the argument, as the caller wrote it.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.argument, self.problem)
+
+
+class CacheTypeError(CacheArgumentError, TypeError):
+    """An argument has a type that this operation does not take."""
+
+
+class CacheSettingsError(CacheError, ValueError):
+    """A setting is wrong; the message names the keyword and the environment variable."""
+
+
+class CacheEncodeError(CacheError, TypeError):
+    """A value (or a part of it) has a type that the cache cannot store.
+
+    :ivar type_name: the qualified name of the offending type.
+    """
+
+    def __init__(self, type_name: str, problem: str) -> None:
+        super().__init__(problem)
+        self.type_name = type_name
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.type_name, self.problem)
+
+
+class CacheDecodeError(CacheError, ValueError):
+    """Stored bytes cannot be read back; the cache counts it and treats it as a miss.
+
+    :ivar reason: one word for the statistics, such as ``"truncated"`` or ``"checksum"``.
+    """
+
+    def __init__(self, reason: str, problem: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, self.problem)
+
+
+class CacheValueTooLargeError(CacheError, ValueError):
+    """An explicitly stored value is larger than the namespace allows.
+
+    :ivar size: encoded size in bytes.
+    :ivar limit: the namespace's ``max_value_bytes``.
+    """
+
+    def __init__(self, namespace: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"the value for namespace {namespace!r} takes {size} bytes, more than max_value_bytes={limit}; "
+            "store less, or raise max_value_bytes on the Namespace or in the settings"
+        )
+        self.namespace = namespace
+        self.size = size
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, int]]:
+        return type(self), (self.namespace, self.size, self.limit)
+
+
+class CacheRecursionError(CacheError, RuntimeError):
+    """Loading a key needs that same key: it would wait for itself for ever."""
+
+
+class CacheDeadlockError(CacheError, RuntimeError):
+    """A blocking call was made where only the blocked thread could ever answer it."""
+
+
+class CacheClosedError(CacheError, RuntimeError):
+    """The manager was closed; make a new one."""
+
+
+class CacheUnavailableError(CacheError, ConnectionError):
+    """Redis did not answer; callers of the cache get the fallback instead of this error.
+
+    :ivar reason: one word for the statistics: ``"refused"``, ``"timeout"``, ``"auth"``, ...
+    """
+
+    def __init__(self, reason: str, problem: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, self.problem)

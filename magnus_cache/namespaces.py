@@ -1,0 +1,285 @@
+"""Namespaces: the named parts of the cache, each with the policy of its values.
+
+A `Namespace` is a `str`, so it can stand wherever a plain name stands; plain names in turn resolve to the
+namespace registered under that name, or to one with the defaults.
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final, NoReturn, Self
+
+from magnus_cache.clock import Duration, seconds
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+__all__ = [
+    "TTL_LONG",
+    "TTL_MEDIUM",
+    "TTL_REALTIME",
+    "TTL_STATIC",
+    "CacheNamespaces",
+    "Namespace",
+    "NamespaceRegistry",
+    "check_name",
+    "default_registry",
+    "register_namespace",
+]
+
+TTL_REALTIME: Final = 30
+"""Seconds, for what changes all the time, such as quotes."""
+
+TTL_MEDIUM: Final = 300
+"""Seconds, for what changes over minutes, such as a portfolio."""
+
+TTL_LONG: Final = 3600
+"""Seconds, for what changes over hours, such as a watchlist."""
+
+TTL_STATIC: Final = 86400
+"""Seconds, for what hardly ever changes, such as the list of exchanges."""
+
+_LONGEST_NAME: Final = 100
+_MOST_PLAIN_NAMES: Final = 1024
+
+# ':' separates a namespace from its keys, braces mark a cluster's hash tag, and the glob characters would make
+# `clear` ambiguous. The ranges are spelled out because `str.isprintable` answers by Python version: two processes
+# of one fleet must agree on what a name is.
+_FORBIDDEN: Final = re.compile(
+    "[:{}*?\\[\\]\\\\^\\s\x00-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff]"
+)
+
+
+def check_name(name: object, argument: str = "namespace", *, also: str = "") -> str:
+    r"""Return a name as a plain `str` if Redis names can be built from it.
+
+    :param name: what the caller gave.
+    :param argument: the argument's name for the error message.
+    :param also: further characters that this kind of name must not contain.
+    :raises CacheTypeError: (a `TypeError`) for anything but a `str`.
+    :raises CacheArgumentError: (a `ValueError`) for an empty or over-long name and for one with ``:``, braces,
+        white space, control characters or the glob characters ``* ? [ ] \ ^``.
+    """
+    if not isinstance(name, str):
+        raise CacheTypeError(argument, f"a name is a str or a Namespace, not {type(name).__name__}")
+    # A `str` enumeration's `str()` is not its text.
+    text = str.__str__(name)
+    if not text:
+        raise CacheArgumentError(argument, "the name is empty")
+    if len(text) > _LONGEST_NAME:
+        raise CacheArgumentError(argument, f"the name has {len(text)} characters, more than {_LONGEST_NAME}")
+    bad = _FORBIDDEN.search(text) or (re.search(f"[{re.escape(also)}]", text) if also else None)
+    if bad:
+        raise CacheArgumentError(
+            argument,
+            f"{text!r} contains {bad.group()!r}; a name has no colon, braces, white space, control or glob characters",
+        )
+    return text
+
+
+class Namespace(str):
+    """A name with the policy of the values stored under it; equal to, and hashed as, the plain name.
+
+    :param name: letters, digits and most punctuation; no ``:``, braces, white space or glob characters.
+    :param ttl: how long a value lives, as seconds, a `timedelta` or text such as ``"5m"``; ``None`` means
+        ``default_ttl`` of the settings.
+    :param l1: whether values are also kept in this process's memory.
+    :param l1_ttl: how long a value is kept in memory at most, in the forms of `ttl`; ``None`` means as long
+        as it lives.
+    :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
+    :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
+        not to change it.
+    :param compress: compress large values.
+    :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
+    """
+
+    ttl: float | None
+    l1: bool
+    l1_ttl: float | None
+    max_value_bytes: int | None
+    share: bool
+    compress: bool
+
+    __slots__ = ("compress", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "ttl": None,
+        "l1": True,
+        "l1_ttl": None,
+        "max_value_bytes": None,
+        "share": False,
+        "compress": False,
+    }
+    """What each part of a policy is unless it is given."""
+
+    def __new__(
+        cls,
+        name: str,
+        *,
+        ttl: Duration | None = None,
+        l1: bool = True,
+        l1_ttl: Duration | None = None,
+        max_value_bytes: int | None = None,
+        share: bool = False,
+        compress: bool = False,
+    ) -> Self:
+        """Make a namespace; see the class."""
+        self = super().__new__(cls, check_name(name, "name"))
+        put = object.__setattr__
+        put(self, "ttl", None if ttl is None else seconds(ttl, "ttl"))
+        put(self, "l1", _flag(l1, "l1"))
+        put(self, "l1_ttl", None if l1_ttl is None else seconds(l1_ttl, "l1_ttl"))
+        put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
+        put(self, "share", _flag(share, "share"))
+        put(self, "compress", _flag(compress, "compress"))
+        return self
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """All parts of the policy by name; durations in seconds, sizes in bytes."""
+        return {part: getattr(self, part) for part in self.DEFAULTS}
+
+    def __repr__(self) -> str:
+        given = [f", {part}={value!r}" for part, value in self.policy.items() if value != self.DEFAULTS[part]]
+        return f"{type(self).__name__}({str(self)!r}{''.join(given)})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Namespace is immutable; make a new one instead of setting {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a Namespace is immutable; {name!r} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), str(self), self.policy)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+def _restore(cls: type[Namespace], name: str, policy: dict[str, Any]) -> Namespace:
+    return cls(name, **policy)
+
+
+def _flag(value: object, argument: str) -> bool:
+    if not isinstance(value, bool):
+        raise CacheTypeError(argument, f"give True or False, not {type(value).__name__}")
+    return value
+
+
+def _size(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise CacheTypeError("max_value_bytes", f"a size is an int of bytes, not {type(value).__name__}")
+    if value <= 0:
+        raise CacheArgumentError("max_value_bytes", f"a size must be more than zero bytes, got {value}")
+    return value
+
+
+class _Listing(type):
+    """Makes a class of namespaces iterable, as an enumeration is."""
+
+    def __iter__(cls) -> Iterator[Namespace]:
+        return (value for value in vars(cls).values() if isinstance(value, Namespace))
+
+    def __len__(cls) -> int:
+        return sum(1 for _ in cls)
+
+
+class CacheNamespaces(metaclass=_Listing):
+    """The namespaces that come with the package; iterate over the class to list them."""
+
+    PORTFOLIO: Final = Namespace("portfolio", ttl=TTL_MEDIUM)
+    OPTIONS_CHAINS: Final = Namespace("options_chains", ttl=900)
+    KALSHI_MARKETS: Final = Namespace("kalshi_markets", ttl=60)
+    STOCK_PRICES: Final = Namespace("stock_prices", ttl=60)
+    LLM_RESPONSES: Final = Namespace("llm_responses", ttl=TTL_LONG)
+    DISCORD_MESSAGES: Final = Namespace("discord_messages", ttl=120)
+    WATCHLISTS: Final = Namespace("watchlists", ttl=TTL_LONG)
+    REFERENCE_DATA: Final = Namespace("reference_data", ttl=TTL_STATIC)
+
+
+class NamespaceRegistry:
+    """Finds the policy for a plain name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._registered: dict[str, Namespace] = {}
+        # Names without a policy, remembered so that resolving them again is one look-up.
+        self._plain: dict[str, Namespace] = {}
+
+    def register(self, namespace: Namespace, *, replace: bool = False) -> Namespace:
+        """Make plain strings of this name resolve to this namespace, and return it.
+
+        :param replace: whether it may take the place of a namespace of that name with another policy.
+        :raises CacheTypeError: for anything but a `Namespace`.
+        :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
+        """
+        if not isinstance(namespace, Namespace):
+            raise CacheTypeError("namespace", f"register a Namespace, not {type(namespace).__name__}")
+        name = str(namespace)
+        with self._lock:
+            known = self._registered.get(name)
+            if known is not None and known.policy != namespace.policy and not replace:
+                raise CacheArgumentError(
+                    "namespace", f"{name!r} is registered as {known!r}; use that one, or register with replace=True"
+                )
+            self._registered[name] = namespace
+            self._plain.pop(name, None)
+        return namespace
+
+    def resolve(self, name: str) -> Namespace:
+        """Return a `Namespace` as it is, and for a plain name the registered one, or one with the defaults.
+
+        :raises CacheTypeError: for anything but a `str`.
+        :raises CacheArgumentError: for a name that cannot be one, see `check_name`.
+        """
+        if type(name) is Namespace:
+            return name
+        # Exact `str` only: an enumeration of strings hashes as its member's name, and what is no string at all
+        # may not hash.
+        if type(name) is str:
+            found = self._registered.get(name) or self._plain.get(name)
+            if found is not None:
+                return found
+        return self._resolve(name)
+
+    def _resolve(self, name: str) -> Namespace:
+        if isinstance(name, Namespace):
+            return name
+        text = check_name(name)
+        with self._lock:
+            found = self._registered.get(text) or self._plain.get(text)
+            if found is None:
+                if len(self._plain) >= _MOST_PLAIN_NAMES:
+                    self._plain.clear()
+                found = self._plain[text] = Namespace(text)
+        return found
+
+    def __iter__(self) -> Iterator[Namespace]:
+        with self._lock:
+            return iter(list(self._registered.values()))
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+
+def _with_defaults() -> NamespaceRegistry:
+    registry = NamespaceRegistry()
+    for namespace in CacheNamespaces:
+        registry.register(namespace)
+    return registry
+
+
+default_registry: Final = _with_defaults()
+"""The registry of the process: `CacheNamespaces` and what was added by `register_namespace`."""
+
+
+def register_namespace(namespace: Namespace, *, replace: bool = False) -> Namespace:
+    """Make plain strings of this name resolve to this namespace in the whole process, and return it.
+
+    :param namespace: the name with its policy.
+    :param replace: whether it may take the place of a namespace of that name with another policy.
+    :raises CacheTypeError: for anything but a `Namespace`.
+    :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
+    """
+    return default_registry.register(namespace, replace=replace)
