@@ -1,0 +1,177 @@
+"""The header in front of every stored value: what the cache must know before it decodes anything.
+
+Layout, big-endian, `HEADER_BYTES` in all: magic (``c1 4d``; 0xc1 never begins msgpack), format version, CRC-32 of all
+that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds of Redis' clock), epoch (u64), load cost
+(f32, seconds), length of the body (u32). The length makes every truncation certain to be seen, the CRC every burst
+of up to 32 flipped bits. Neither is a signature.
+"""
+
+import itertools
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from magnus_cache.errors import CacheArgumentError, CacheDecodeError
+
+__all__ = [
+    "COMPRESSED",
+    "HEADER_BYTES",
+    "Header",
+    "new_version",
+    "open_payload",
+    "pack",
+    "read_header",
+    "reseed",
+]
+
+_PREFIX: Final = b"\xc1M\x01"
+_MAGIC_BYTES: Final = 2
+_new: Final[Any] = tuple.__new__
+_SUM: Final = struct.Struct(">3sI")
+_FIELDS: Final = struct.Struct(">BQqQfI")
+_HEADER: Final = struct.Struct(">3xIBQqQfI")
+HEADER_BYTES: Final = _HEADER.size
+_SUMMED: Final = _SUM.size
+
+_COPIED_BYTES: Final = 2048
+"""Up to here, copying a value for its checksum is faster than making a view of it."""
+
+COMPRESSED: Final = 0x01
+"""The body is zlib data. The other bits are kept for tags (0x02), sealed (0x04) and negative (0x08) values."""
+
+_KNOWN_FLAGS: Final = COMPRESSED
+_LEVEL: Final = 1
+_U64: Final = (1 << 64) - 1
+
+
+class Header(NamedTuple):
+    """What stands before a payload."""
+
+    checksum: int
+    flags: int
+    version: int
+    """64 bits, unique to this write."""
+    fresh_until: int
+    """Microseconds of Redis' clock."""
+    epoch: int
+    """The highest invalidation epoch known before the value was loaded; 0 if none."""
+    cost: float
+    """Seconds the load took, to single precision."""
+    size: int
+    """Bytes of the body, compressed or not."""
+
+
+def pack(
+    payload: bytes, *, version: int, fresh_until: int, epoch: int = 0, cost: float = 0.0, compress: bool = False
+) -> bytes:
+    """Return header and payload as one stored value.
+
+    :param version: 64 bits, see `new_version`.
+    :param fresh_until: microseconds of Redis' clock.
+    :param cost: seconds the load took.
+    :param compress: compress with zlib, if that makes the payload smaller.
+    :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
+    """
+    flags = 0
+    if compress:
+        smaller = zlib.compress(payload, _LEVEL)
+        if len(smaller) < len(payload):
+            payload, flags = smaller, COMPRESSED
+    try:
+        rest = _FIELDS.pack(flags, version, fresh_until, epoch, cost, len(payload)) + payload
+    except (struct.error, OverflowError) as error:
+        raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
+    return _SUM.pack(_PREFIX, zlib.crc32(rest)) + rest
+
+
+def read_header(raw: bytes) -> Header:
+    """Return the header of a stored value whose every byte is as it was written.
+
+    :raises CacheDecodeError: with the reason ``"foreign"`` (not ours), ``"format"`` (of another format version),
+        ``"truncated"``, ``"trailing"``, ``"checksum"`` or ``"flags"`` (written by a newer version).
+    """
+    size = len(raw) - HEADER_BYTES
+    if raw[:3] != _PREFIX or size < 0:
+        raise _foreign(raw)
+    header: Header = _new(Header, _HEADER.unpack_from(raw))
+    if header.size != size:
+        raise CacheDecodeError("truncated" if size < header.size else "trailing", "the stored value has another length")
+    rest = raw[_SUMMED:] if size < _COPIED_BYTES else memoryview(raw)[_SUMMED:]
+    if zlib.crc32(rest) != header.checksum:
+        raise CacheDecodeError("checksum", "the stored value is damaged")
+    if header.flags & ~_KNOWN_FLAGS:
+        raise CacheDecodeError("flags", "the stored value uses a feature that this version lacks")
+    return header
+
+
+def _foreign(raw: bytes) -> CacheDecodeError:
+    if not _PREFIX.startswith(raw[:_MAGIC_BYTES]):
+        return CacheDecodeError("foreign", "the stored value was not written by this cache")
+    if len(raw) > _MAGIC_BYTES and not raw.startswith(_PREFIX):
+        return CacheDecodeError("format", "the stored value has another format version")
+    return CacheDecodeError("truncated", "the stored value ends within its header")
+
+
+def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
+    """Return the payload of a stored value, decompressed if need be.
+
+    :param header: what `read_header` returned for `raw`.
+    :param limit: the most bytes the payload may have; no more than that is ever decompressed.
+    :raises CacheDecodeError: with the reason ``"too_large"``, or for damaged compressed data ``"truncated"``,
+        ``"trailing"`` or ``"malformed"``.
+    """
+    if not header.flags & COMPRESSED:
+        if len(raw) - HEADER_BYTES > limit:
+            raise _too_large(limit)
+        return raw[HEADER_BYTES:]
+    inflater = zlib.decompressobj()
+    try:
+        payload = inflater.decompress(memoryview(raw)[HEADER_BYTES:], max(limit, 0) + 1)
+    except zlib.error as error:
+        raise CacheDecodeError("malformed", "the stored value cannot be decompressed") from error
+    if len(payload) > limit:
+        raise _too_large(limit)
+    if not inflater.eof:
+        raise CacheDecodeError("truncated", "the compressed payload is incomplete")
+    if inflater.unused_data:
+        raise CacheDecodeError("trailing", "bytes follow the compressed payload")
+    return payload
+
+
+def _too_large(limit: int) -> CacheDecodeError:
+    return CacheDecodeError("too_large", f"the payload is larger than {limit} bytes")
+
+
+class _Versions:
+    """A random start for each process and a counter: unique, and no system call for each value."""
+
+    __slots__ = ("_numbers", "_process")
+
+    def __init__(self) -> None:
+        self._process = -1
+        self._numbers: Iterator[int] = iter(())
+
+    def reseed(self) -> None:
+        self._numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
+        self._process = os.getpid()
+
+    def next(self) -> int:
+        # A forked child would repeat its parent's numbers. Two threads that reseed at once both get random ones.
+        if os.getpid() != self._process:
+            self.reseed()
+        return next(self._numbers) & _U64
+
+
+_versions: Final = _Versions()
+
+
+def new_version() -> int:
+    """Return 64 bits that no other write of any process has, for the header's `version`."""
+    return _versions.next()
+
+
+def reseed() -> None:
+    """Start the versions anew from a random number, as after a fork; `new_version` also notices by itself."""
+    _versions.reseed()

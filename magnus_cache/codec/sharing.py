@@ -1,0 +1,55 @@
+"""Which values may be handed to several callers at once."""
+
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from magnus_cache.codec.registry import registration
+
+__all__ = ["shareable"]
+
+_ATOMS: Final = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, range}
+    | {Decimal, date, time, datetime, timedelta, timezone, ZoneInfo, UUID}
+)
+_MUTABLE: Final = frozenset({list, dict, set, bytearray})
+
+
+def shareable(value: object) -> bool:
+    """Return whether a value is immutable all the way down, so that no caller can spoil it for another.
+
+    True for exact built-in scalars, Enum members, and tuples, frozensets and registered named tuples of such; False
+    for everything else, frozen dataclasses included (their fields can be changed through `object.__setattr__`).
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind in _MUTABLE:
+        return False
+    pending: list[Any] = [value]
+    while pending:
+        item = pending.pop()
+        kind = type(item)
+        if kind in _ATOMS or isinstance(item, Enum):
+            continue
+        if kind is not tuple and kind is not frozenset and not _named_tuple(item):
+            return False
+        kinds = set(map(type, item))
+        if not _MUTABLE.isdisjoint(kinds):
+            return False
+        if not kinds <= _ATOMS:
+            pending.extend(item)
+    return True
+
+
+def _named_tuple(value: object) -> bool:
+    entry = registration(type(value))
+    return (
+        isinstance(value, tuple)
+        and entry is not None
+        and entry.shape.immutable
+        and not getattr(value, "__dict__", None)
+    )

@@ -1,0 +1,207 @@
+"""Any supported value as msgpack bytes, and back.
+
+Encoding runs in the C packer with exact types; what it does not know becomes a marked list (see `marks`). Decoding
+runs in the C unpacker; nothing but `CacheDecodeError` comes out of it, no code but that of registered types runs, and
+memory stays in proportion to the payload.
+"""
+
+from typing import Any, Final
+
+from msgpack import ExtraData, ExtType, OutOfData, Packer, StackError, Unpacker, UnpackException, unpackb
+
+from magnus_cache.codec.builtin import ENCODERS, RESTORERS
+from magnus_cache.codec.marks import MARK_CODE, Mark, type_name
+from magnus_cache.codec.registry import encode_registered, registration, restore_registered
+from magnus_cache.codec.traps import exact
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError
+
+__all__ = ["MAX_DEPTH", "decode", "encode"]
+
+MAX_DEPTH: Final = 1000
+"""How deep containers may nest for certain; msgpack's own limit is a few levels further."""
+
+_KEPT_BYTES: Final = 1 << 20
+"""A packer never gives its buffer back; one that grew beyond this many bytes is not kept."""
+
+_CHECKED_BYTES: Final = 1000
+"""From here on a payload is skimmed before it is decoded (2% of the time): a thousand nested arrays that each claim
+ten thousand items cost ten kilobytes to write and eighty megabytes to prepare for."""
+
+
+def _default(value: Any) -> list[Any]:
+    kind: type[Any] = type(value)
+    encoder = ENCODERS.get(kind)
+    if encoder is not None:
+        return encoder(value)
+    entry = registration(kind)
+    if entry is not None:
+        return encode_registered(entry, value)
+    library = kind.__module__.partition(".")[0]
+    if library == "numpy":
+        from magnus_cache.codec import arrays
+
+        return arrays.encode(value)
+    if library == "pandas":
+        from magnus_cache.codec import frames
+
+        return frames.encode(value)
+    raise _unregistered(kind)
+
+
+def _unregistered(kind: type) -> CacheEncodeError:
+    name = type_name(kind)
+    return CacheEncodeError(
+        name,
+        f"the cache cannot store {name}: call magnus_cache.register_type({kind.__name__}) once, with encode= and "
+        "decode= unless it is an Enum, NamedTuple, dataclass or pydantic model, or return built-in types instead",
+    )
+
+
+def _packer(unicode_errors: str | None = None) -> Packer:
+    return Packer(default=_default, strict_types=True, unicode_errors=unicode_errors, buf_size=1 << 14)
+
+
+# A packer in use is in nobody's list, so an encode function that encodes, or another thread, takes another one; one
+# that raised is not put back. At most as many wait here as ever encoded at the same moment.
+_idle: Final[list[Packer]] = []
+
+
+def encode(value: Any) -> bytes:
+    """Return a value as bytes that `decode` turns into an equal value of the same types.
+
+    :raises CacheEncodeError: if a part of it has a type that is neither built in nor registered, or if it is nested
+        deeper than `MAX_DEPTH` or contains itself.
+    """
+    try:
+        packer = _idle.pop()
+    except IndexError:
+        packer = _packer()
+    try:
+        payload: bytes = packer.pack(value)
+    except UnicodeEncodeError:
+        payload = _pack_surrogates(value)
+    except Exception as error:
+        raise _refusal(value, error) from error
+    else:
+        if len(payload) <= _KEPT_BYTES:
+            _idle.append(packer)
+    # Only bin headers can hide a bytearray; where none of the three bytes occurs, there is nothing to search.
+    if 0xC4 in payload or 0xC5 in payload or 0xC6 in payload:
+        clean = exact(value)
+        if clean is not value:
+            return encode(clean)
+    return payload
+
+
+def _pack_surrogates(value: Any) -> bytes:
+    """Pack text with lone surrogates, such as file names; slower for all other text, so only on demand."""
+    try:
+        payload: bytes = _packer("surrogatepass").pack(value)
+    except Exception as error:
+        raise _refusal(value, error) from error
+    return payload
+
+
+def _refusal(value: Any, error: Exception) -> CacheEncodeError:
+    if isinstance(error, CacheEncodeError):
+        return error
+    name = type_name(type(value))
+    if isinstance(error, RecursionError) or "recursion limit" in str(error):
+        return CacheEncodeError(name, f"this {name} is nested deeper than {MAX_DEPTH} levels, or contains itself")
+    return CacheEncodeError(name, f"this {name} could not be encoded ({type(error).__name__})")
+
+
+def _arrays(items: list[Any]) -> Any:
+    from magnus_cache.codec import arrays
+
+    return arrays.restore(items)
+
+
+def _frames(items: list[Any]) -> Any:
+    from magnus_cache.codec import frames
+
+    return frames.restore(items)
+
+
+_MARKS: Final = {
+    kind: Mark(restore)
+    for kind, restore in {**RESTORERS, b"R": restore_registered, b"n": _arrays, b"p": _frames}.items()
+}
+
+
+def _ext_hook(code: int, data: bytes) -> Any:
+    if code == MARK_CODE:
+        return _MARKS[data]
+    return ExtType(code, data)
+
+
+def _list_hook(items: list[Any]) -> Any:
+    if items:
+        last = items[-1]
+        if last.__class__ is Mark:
+            del items[-1]
+            return last.restore(items)
+    return items
+
+
+def decode(payload: bytes | memoryview) -> Any:
+    """Return the value that `encode` made these bytes from.
+
+    Bytes from elsewhere give some value or the error, but never any other exception.
+
+    :raises CacheDecodeError: with the reason ``"truncated"``, ``"trailing"``, ``"too_deep"``, ``"too_large"``,
+        ``"unknown_type"`` (a class or library that this process lacks) or ``"malformed"``.
+    """
+    try:
+        if len(payload) >= _CHECKED_BYTES:
+            _skim(payload)
+        value = _unpack(payload)
+    except Exception as error:
+        raise _unreadable(payload, error) from error
+    if value.__class__ is Mark:
+        raise CacheDecodeError("malformed", "the payload is a mark without a value")
+    return value
+
+
+def _unpack(payload: bytes | memoryview) -> Any:
+    try:
+        return unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
+    except UnicodeDecodeError:
+        return unpackb(
+            payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False, unicode_errors="surrogatepass"
+        )
+
+
+def _skim(payload: bytes | memoryview) -> None:
+    """Check without building anything that all containers are complete."""
+    size = len(payload)
+    unpacker = Unpacker(max_buffer_size=size, strict_map_key=False)
+    unpacker.feed(payload)
+    unpacker.skip()
+
+
+def _unreadable(payload: bytes | memoryview, error: Exception) -> CacheDecodeError:
+    if isinstance(error, CacheDecodeError):
+        return error
+    if isinstance(error, ExtraData):
+        return CacheDecodeError("trailing", "bytes follow the value")
+    if isinstance(error, StackError | RecursionError):
+        return CacheDecodeError("too_deep", f"the payload is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(error, MemoryError):
+        return CacheDecodeError("too_large", "decoding the payload needs more memory than there is")
+    if isinstance(error, ImportError):
+        return CacheDecodeError("unknown_type", f"the payload needs {error.name}, which is not installed")
+    if _incomplete(payload):
+        return CacheDecodeError("truncated", "the payload ends within a value")
+    return CacheDecodeError("malformed", f"the payload cannot be decoded ({type(error).__name__})")
+
+
+def _incomplete(payload: bytes | memoryview) -> bool:
+    # msgpack's own message for this is a plain ValueError, as are many others.
+    try:
+        _skim(payload)
+    except OutOfData:
+        return True
+    except (UnpackException, ValueError, TypeError, BufferError):
+        return False
+    return False
