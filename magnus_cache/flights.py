@@ -1,0 +1,417 @@
+"""One load per key in this process, shared by all who want its result: tasks, threads and event loops alike.
+
+The first caller of a key leads. An async leader's load runs in a task of its own, so that no caller's cancellation
+harms the others; a blocking leader's load runs in its own thread. If a leader vanishes without an outcome (its loop
+shuts down, Ctrl-C), the flight is *abandoned* and one of those who waited leads the next.
+
+What the loads wait for is kept as a graph, so that a circle of loads is an error instead of a standstill. It sees
+waits that carry the context on: awaiting, tasks, `asyncio.to_thread`, the background loop. Where it cannot see
+(a plain thread started by a loader), the bound on every wait ends the standstill.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+from magnus_cache.clock import monotonic
+from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
+from magnus_cache.outcomes import (
+    Abandoned,
+    Expired,
+    Failed,
+    Loaded,
+    LoopWaiter,
+    Outcome,
+    ThreadWaiter,
+    Waiter,
+    running_loop,
+    wake,
+)
+
+__all__ = ["Flight", "Flights"]
+
+T = TypeVar("T")
+
+_LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
+"""The innermost load that the running code is part of."""
+
+
+class Flight:
+    """One load under way; given to the load itself.
+
+    :ivar key: what is being loaded.
+    :ivar loop: the event loop that runs the load; None if a blocking caller's thread does.
+    :ivar detached: whether the key was written or deleted since the load began, or the load was given up: its result
+        serves those who already wait and must not be stored.
+    :ivar done: whether the outcome is known.
+    :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
+    """
+
+    __slots__ = ("crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
+
+    def __init__(self, owner: "Flights", key: bytes, loop: asyncio.AbstractEventLoop | None, detached: bool) -> None:
+        self.key = key
+        self.loop = loop
+        self.detached = detached
+        self.done = False
+        self.owner = owner
+        self.outer = _LOADING.get()
+        self.crew: set[Waiter] = set()
+        self.needs: list[Flight] = []
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def waiters(self) -> int:
+        """How many callers wait; a thread that runs the load itself is not counted."""
+        return len(self.crew)
+
+
+class Flights:
+    """The flights of one cache. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[bytes, Flight] = {}
+        self._tasks: dict[asyncio.Task[None], Flight] = {}
+        # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
+        self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
+        self._closed = False
+        self.joined = 0
+        """How many callers found a load of their key under way."""
+
+    def __len__(self) -> int:
+        """Return how many loads are under way that a new caller could join."""
+        return len(self._flights)
+
+    # -- the two ways in --------------------------------------------------------------------------------------
+
+    async def run(self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float) -> T:
+        """Return what `load` returns, or what another caller's load of the same key does.
+
+        :param load: called in a task of its own, in a copy of this caller's context; cancelled only when all who
+            wait are gone.
+        :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
+            flight that is detached.
+        :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
+        :raises CacheClosedError: after `aclose`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = monotonic() + wait_timeout
+        alone = False
+        while True:
+            waiter = LoopWaiter(loop)
+            seat = self._board(key, waiter, loop, blocks=None, alone=alone)
+            try:
+                if seat.leads:
+                    self._take_off(seat.flight, load, loop)
+                outcome = await waiter.wait(None if seat.leads else deadline - monotonic())
+            finally:
+                self._leave(seat, waiter)
+            if isinstance(outcome, Expired):
+                alone = not self._dropped(seat.flight)
+            elif seat.leads or not isinstance(outcome, Abandoned):
+                try:
+                    return cast("T", outcome.unwrap())
+                finally:
+                    # An error's traceback refers to this frame: the two would keep each other alive.
+                    del outcome, waiter
+
+    def run_blocking(self, key: bytes, load: Callable[[Flight], T], *, wait_timeout: float) -> T:
+        """Do what `run` does, for a thread; a leader's `load` is called in this very thread.
+
+        :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
+            flight that is detached.
+        :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
+        :raises CacheDeadlockError: in a thread whose event loop, held up by this call, would have to run the load.
+        :raises CacheClosedError: after `aclose`.
+        """
+        blocks = running_loop()
+        deadline = monotonic() + wait_timeout
+        alone = False
+        while True:
+            waiter = ThreadWaiter()
+            seat = self._board(key, waiter, None, blocks=blocks, alone=alone)
+            try:
+                if seat.leads:
+                    return self._fly_here(seat.flight, load)
+                outcome = waiter.wait(deadline - monotonic())
+            finally:
+                self._leave(seat, waiter)
+            if isinstance(outcome, Expired):
+                alone = not self._dropped(seat.flight)
+            elif not isinstance(outcome, Abandoned):
+                try:
+                    return cast("T", outcome.unwrap())
+                finally:
+                    del outcome
+
+    # -- invalidation and the end -----------------------------------------------------------------------------
+
+    def detach(self, key: bytes) -> None:
+        """Let no later caller join the present load of this key, and keep its result from being stored."""
+        with self._lock:
+            flight = self._flights.pop(key, None)
+            if flight is not None:
+                flight.detached = True
+
+    def detach_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Do what `detach` does for every key that satisfies a quick predicate (which must not use the cache)."""
+        with self._lock:
+            for key in [key for key in self._flights if predicate(key)]:
+                self._flights.pop(key).detached = True
+
+    def detach_prefix(self, prefix: bytes) -> None:
+        """Do what `detach` does for every key that starts with a prefix."""
+        self.detach_matching(lambda key: key.startswith(prefix))
+
+    async def aclose(self) -> None:
+        """Cancel the loads that run in tasks and take no more. Their callers get `CacheClosedError`.
+
+        Tasks of the running loop have ended when this returns; those of other loops end as soon as these turn.
+        Loads in threads run on and serve whoever waits.
+        """
+        with self._lock:
+            self._closed = True
+        here = asyncio.get_running_loop()
+        ours: list[asyncio.Task[None]] = []
+        for task, flight in list(self._tasks.items()):
+            self._call_off(task, flight)
+            if flight.loop is here and task is not asyncio.current_task():
+                ours.append(task)
+        if ours:
+            await asyncio.wait(ours)
+
+    def reset(self) -> None:
+        """Forget everything, in a forked child, where nobody works on the parent's loads."""
+        self._lock = threading.Lock()
+        for flight in self._flights.values():
+            # A load that forked and returns in the child must not wake waiters that live in the parent.
+            flight.done, flight.detached, flight.crew = True, True, set()
+        self._flights, self._blocked = {}, {}
+        self._tasks = {}
+        self.joined = 0
+
+    # -- getting on and off -----------------------------------------------------------------------------------
+
+    def _board(
+        self,
+        key: bytes,
+        waiter: Waiter,
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        blocks: asyncio.AbstractEventLoop | None,
+        alone: bool,
+    ) -> "_Seat":
+        """Join the flight of a key or open one: on `loop` if an async caller would lead it."""
+        inner = self._enclosing(key)
+        present = self._flights.get(key)
+        if present is not None and present.loop is not None and present.loop.is_closed():
+            self._dropped(present)
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            flight = None if alone else self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = Flight(self, key, loop, detached=alone)
+                if not alone:
+                    self._flights[key] = flight
+            else:
+                self._check_circle(flight, inner, blocks)
+                self.joined += 1
+            if loop is not None or not leads:
+                flight.crew.add(waiter)
+            if inner is not None:
+                inner.needs.append(flight)
+            if blocks is not None:
+                self._blocked.setdefault(blocks, []).append(flight)
+        return _Seat(flight, leads, inner, blocks)
+
+    def _leave(self, seat: "_Seat", waiter: Waiter) -> None:
+        flight, leads, inner, blocks = seat
+        if leads and flight.loop is None:
+            # Only after Ctrl-C in the wrong moment is this the first to tell those who wait.
+            self._settle(flight, Abandoned(KeyboardInterrupt()))
+        if flight.done and inner is None and blocks is None:
+            return
+        unwanted = False
+        with self._lock:
+            if inner is not None:
+                inner.needs.remove(flight)
+            if blocks is not None:
+                self._unblock(blocks, flight)
+            flight.crew.discard(waiter)
+            if not flight.done and not flight.crew and flight.loop is not None:
+                # Out of the registry in the same step: who comes now starts anew instead of joining the cancelled.
+                self._forget(flight)
+                unwanted = flight.detached = True
+        if unwanted and flight.task is not None and flight.loop is not None:
+            _cancel(flight.task, flight.loop)
+
+    def _unblock(self, loop: asyncio.AbstractEventLoop, flight: Flight) -> None:
+        held = self._blocked.get(loop, [])
+        if flight in held:  # not after a `reset` in between
+            held.remove(flight)
+        if not held:
+            self._blocked.pop(loop, None)
+
+    def _forget(self, flight: Flight) -> None:
+        # Only itself: a flight that was detached may have a successor by now.
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+
+    # -- the load ---------------------------------------------------------------------------------------------
+
+    def _take_off(
+        self, flight: Flight, load: Callable[[Flight], Awaitable[Any]], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        coroutine = self._fly(flight, load)
+        try:
+            task = loop.create_task(coroutine)
+        except BaseException as error:
+            coroutine.close()
+            self._settle(flight, Abandoned(error))
+            raise
+        flight.task = task
+        if not task.done():  # an eager task may have ended at once
+            self._tasks[task] = flight
+            task.add_done_callback(partial(self._land, flight))
+            if self._closed:  # between boarding and here, by another thread
+                self._call_off(task, flight)
+
+    async def _fly(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
+        _LOADING.set(flight)  # in this task's own context
+        try:
+            value = await load(flight)
+        except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
+            self._settle(flight, Failed(error, error.__traceback__))
+        except BaseException as error:
+            self._settle(flight, Abandoned(error))
+            raise
+        else:
+            self._settle(flight, Loaded(value))
+
+    def _call_off(self, task: "asyncio.Task[None]", flight: Flight) -> None:
+        self._settle(flight, Failed(_closed(), None))
+        _cancel(task, task.get_loop())
+
+    def _land(self, flight: Flight, task: "asyncio.Task[None]") -> None:
+        self._tasks.pop(task, None)
+        # Cancelled before its first step, a task runs none of `_fly`.
+        self._settle(flight, Abandoned(asyncio.CancelledError()))
+        if not task.cancelled():
+            task.exception()  # delivered already; asyncio need not complain that nobody asked
+
+    def _fly_here(self, flight: Flight, load: Callable[[Flight], T]) -> T:
+        token = _LOADING.set(flight)
+        try:
+            value = load(flight)
+            self._settle(flight, Loaded(value))
+        except Exception as error:
+            self._settle(flight, Failed(error, error.__traceback__))
+            raise
+        except BaseException as error:
+            self._settle(flight, Abandoned(error))
+            raise
+        finally:
+            _LOADING.reset(token)
+        return value
+
+    def _settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Make an outcome known, once; the flight leaves the registry before anybody wakes."""
+        with self._lock:
+            if flight.done:
+                return
+            flight.done = True
+            flight.detached = flight.detached or isinstance(outcome, Abandoned)
+            self._forget(flight)
+            crew, flight.crew = flight.crew, set()
+        wake(crew, outcome)
+
+    def _dropped(self, flight: Flight) -> bool:
+        """Abandon a flight whose loop does not run (any more), and return whether that is so."""
+        if flight.loop is None or flight.loop.is_running():
+            return False
+        self._settle(flight, Abandoned(asyncio.CancelledError()))
+        if flight.task is not None:
+            self._tasks.pop(flight.task, None)
+        return True
+
+    # -- circles ----------------------------------------------------------------------------------------------
+
+    def _enclosing(self, key: bytes) -> Flight | None:
+        """Return the innermost load that the caller is part of.
+
+        :raises CacheRecursionError: if one of them loads the same key.
+        """
+        innermost: Flight | None = None
+        flight = _LOADING.get()
+        # A task may outlive the load that started it; then nobody waits for it, and it may ask for anything.
+        while flight is not None and not flight.done:
+            if flight.owner is self:
+                if flight.key == key:
+                    raise CacheRecursionError(
+                        f"loading {_readable(key)} needs {_readable(key)} itself; let its loader compute the value "
+                        "without the cache"
+                    )
+                innermost = innermost or flight
+            flight = flight.outer
+        return innermost
+
+    def _check_circle(self, flight: Flight, inner: Flight | None, blocks: asyncio.AbstractEventLoop | None) -> None:
+        if inner is None and blocks is None:
+            return
+        for needed in self._needed_by(flight):
+            if blocks is not None and needed.loop is blocks:
+                raise CacheDeadlockError(
+                    f"this blocking call for {_readable(flight.key)} holds up the event loop that has to load it; "
+                    "await the async manager (`cache.aio`), or call from another thread (`asyncio.to_thread`)"
+                )
+            if needed is inner:
+                raise CacheRecursionError(
+                    f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs {_readable(needed.key)}; "
+                    "let one of the two loaders compute its value without the cache"
+                )
+
+    def _needed_by(self, flight: Flight) -> Iterator[Flight]:
+        """Yield a flight and all that it waits for, directly or not."""
+        seen, found = {flight}, [flight]
+        while found:
+            current = found.pop()
+            yield current
+            needs: Iterable[Flight] = current.needs
+            if current.loop is not None and current.loop in self._blocked:
+                needs = (*needs, *self._blocked[current.loop])
+            for needed in needs:
+                if needed not in seen:
+                    seen.add(needed)
+                    found.append(needed)
+
+
+class _Seat(NamedTuple):
+    flight: Flight
+    leads: bool
+    inner: Flight | None
+    """The load that the caller is part of: it needs this flight."""
+    blocks: asyncio.AbstractEventLoop | None
+    """The event loop that the caller holds up."""
+
+
+def _cancel(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> None:
+    if loop is running_loop():
+        task.cancel()
+    else:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(task.cancel)
+
+
+def _readable(key: bytes) -> str:
+    return repr(key[:100].decode("utf-8", "backslashreplace"))
+
+
+def _closed() -> CacheClosedError:
+    return CacheClosedError("this cache was closed; make a new manager")
