@@ -1,0 +1,145 @@
+"""One connection to one Redis: how it is opened, what its parser keeps, and what its errors mean.
+
+Built on the public surface of redis-py alone: a `redis.asyncio.Connection` with a parser of our own. redis-py's
+parsers read RESP3 push frames and then drop the ones nobody registered for on a *private* attribute; ours hands
+every frame to whoever reads, in order with the replies, which is what makes client-side caching sound.
+"""
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache.errors import CacheUnavailableError
+
+from redis import exceptions as errors
+from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+
+if TYPE_CHECKING:
+    from magnus_cache.settings import Endpoint
+
+__all__ = ["Push", "explain", "opened", "refused"]
+
+_READ_BYTES: Final = 256 * 1024
+"""How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
+
+
+class Push:
+    """A frame that the server sent unasked, such as ``[b"invalidate", [name, ...]]``."""
+
+    __slots__ = ("frame",)
+
+    def __init__(self, frame: list[Any]) -> None:
+        self.frame = frame
+
+
+class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias is chosen at run time by redis-py
+    """redis-py's parser, except that push frames are returned instead of swallowed."""
+
+    async def handle_push_response(self, response: list[Any], **_: Any) -> Push:
+        return Push(response)
+
+
+def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
+    options: dict[str, Any] = {
+        "db": endpoint.db,
+        "username": endpoint.username,
+        "password": endpoint.password.get_secret_value() if endpoint.password else None,
+        "protocol": 3,
+        "parser_class": _PushParser,
+        # No timeout per command: redis-py's costs a timer and a task each. The wire has one for all.
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout,
+        "socket_read_size": _READ_BYTES,
+    }
+    if endpoint.scheme == "unix":
+        return UnixDomainSocketConnection(path=endpoint.path, **options)
+    options |= {"host": endpoint.host, "port": endpoint.port}
+    if endpoint.scheme == "tls":
+        return SSLConnection(**options, **endpoint.tls)
+    return Connection(**options)
+
+
+@contextlib.asynccontextmanager
+async def opened(endpoint: "Endpoint", timeout: float) -> AsyncIterator[AbstractConnection]:
+    """Connect, authenticate and select the database; disconnect on the way out, whatever happens.
+
+    :param timeout: seconds for the connection and its handshake together are the caller's to bound; this one
+        bounds the TCP and TLS part inside redis-py.
+    """
+    connection = _build(endpoint, timeout)
+    try:
+        await connection.connect()
+        yield connection
+    finally:
+        # `nowait`: a peer that does not answer must not keep us; the transport is closed either way.
+        with contextlib.suppress(errors.RedisError, OSError):
+            await connection.disconnect(nowait=True)
+
+
+def refused(error: Exception, command: str) -> CacheUnavailableError:
+    """Return what an error reply to one command means; the connection itself is sound."""
+    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
+    code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+    if isinstance(error, errors.OutOfMemoryError):
+        return CacheUnavailableError("oom", f"Redis refused {command}: it is out of memory; raise maxmemory or evict")
+    if isinstance(error, errors.ReadOnlyError):
+        return CacheUnavailableError("readonly", f"Redis refused {command}: it is a replica; point REDIS_HOST at the primary")
+    if isinstance(error, errors.NoPermissionError):
+        return CacheUnavailableError("noperm", f"Redis refused {command}: its ACL forbids it; grant the user this command and key")
+    return CacheUnavailableError("error", f"Redis refused {command}: {code}")
+
+
+def explain(error: BaseException, endpoint: "Endpoint") -> CacheUnavailableError:
+    """Return what a failed or lost connection means, in words that tell what to do about it.
+
+    The one place where redis-py's and the socket's errors are told apart.
+    """
+    reason, problem = _diagnose(error, endpoint)
+    return CacheUnavailableError(reason, f"Redis at {endpoint.display}: {problem}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        chain += [argument for argument in current.args if isinstance(argument, BaseException)]
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
+    chain = _causes(error)
+    text = " ".join(str(link) for link in chain)
+    if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
+        return "auth", "it refused the user or password; set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user)"
+    if _any(chain, errors.BusyLoadingError):
+        return "loading", "it is still loading its data; the cache waits for it"
+    if _any(chain, ssl.SSLCertVerificationError):
+        return "tls", "its TLS certificate is not trusted; set REDIS_SSL_CA_CERTS to the authority's file"
+    if _any(chain, ssl.SSLError):
+        return "tls", "the TLS handshake failed; if it speaks plain Redis there, use redis:// or REDIS_SSL=false"
+    if "unknown command" in text and "HELLO" in text.upper() or "NOPROTO" in text:
+        return "version", "it does not know RESP3; Redis 6, Valkey or newer is needed"
+    if _any(chain, errors.InvalidResponse) or "Protocol error" in text:
+        return "protocol", "what answers there is not Redis; check REDIS_HOST and REDIS_PORT"
+    if _any(chain, ConnectionRefusedError):
+        return "refused", "nothing listens there; start redis-server, or set REDIS_HOST and REDIS_PORT"
+    if _any(chain, FileNotFoundError):
+        return "refused", "that socket does not exist; check the path in REDIS_URL"
+    if _any(chain, TimeoutError) or _any(chain, errors.TimeoutError):
+        return "timeout", "it did not answer in time (MAGNUS_CACHE_OP_TIMEOUT)"
+    if "invalid DB index" in text or "DB index is out of range" in text:
+        return "database", f"it has no database {endpoint.db}; set REDIS_DB"
+    if _any(chain, errors.ResponseError):
+        return "error", f"it refused the handshake: {text.split(' ', 1)[0]}"
+    if "name or service not known" in text.lower() or "getaddrinfo" in text or "name resolution" in text:
+        return "unknown_host", "no such host; check REDIS_HOST"
+    hint = "" if endpoint.scheme != "tcp" else " (if it wants TLS, use rediss:// or REDIS_SSL=true)"
+    return "lost", f"the connection was lost{hint}"
+
+
+def _any(chain: list[BaseException], kind: type[BaseException]) -> bool:
+    return any(isinstance(link, kind) for link in chain)

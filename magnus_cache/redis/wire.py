@@ -1,0 +1,361 @@
+"""The wire: one multiplexed RESP3 connection of one event loop to one Redis.
+
+Everybody on the loop shares it. A writer sends what has queued up as one piece; a reader hands the replies out.
+Invalidation pushes arrive on this same connection, *in order with the replies*: that order is what the near
+cache's correctness rests on.
+
+The life of a wire, all of it in `Wire._live`::
+
+    new -> connecting -> up -> connecting   the peer hung up: one more try at once, callers wait for it
+                |         `--> down         it fell silent: callers fail at once, probes go on in the background
+                `----> down -> up
+"""
+
+import asyncio
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from magnus_cache.breaker import Breaker
+from magnus_cache.clock import MICROSECONDS, RedisTime, monotonic
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.memory import Trust
+from magnus_cache.redis import commands
+from magnus_cache.redis.commands import Command
+from magnus_cache.redis.connection import Push, explain, opened
+from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+if TYPE_CHECKING:
+    from magnus_cache.settings import Endpoint
+
+__all__ = ["Limits", "Observer", "Wire"]
+
+YIELD_REPLIES: Final = 256
+"""Replies handled before the loop gets a turn; a full socket buffer would otherwise be one long step."""
+
+
+class Observer(Protocol):
+    """What a wire tells its owner; all calls come from the wire's loop and must not block."""
+
+    def invalidated(self, names: list[bytes]) -> None:
+        """Tell that the server announced a change of these keys."""
+
+    def measured(self, sent: float, reads: int) -> None:
+        """Tell that some reads were answered, which were sent at a monotonic second."""
+
+    def connected(self, wire: "Wire") -> None:
+        """Tell that the wire is up (again)."""
+
+    def disconnected(self, wire: "Wire", error: CacheUnavailableError) -> None:
+        """Tell that Redis cannot be reached through this wire."""
+
+
+class Limits(NamedTuple):
+    """The bounds of a wire."""
+
+    op_timeout: float
+    """Seconds that any one request, and any one attempt to connect, may take."""
+    max_staleness: float
+    """Seconds that an entry is trusted after the last answer was asked for."""
+    max_pending: int
+    """Requests that may wait at a time."""
+
+
+class Wire:
+    """One event loop's connection to one Redis. Every method must be called on that loop.
+
+    :ivar trust: what entries read through the present connection stand on; a new one for each connection.
+    :ivar time: the estimate of this server's clock.
+    :ivar over: whether it was closed.
+    :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
+    """
+
+    def __init__(self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.trust = Trust(-math.inf)
+        self.time = RedisTime()
+        self.tracking = False
+        self._endpoint = endpoint
+        self._limits = limits
+        self._breaker = breaker
+        self._observer = observer
+        self._pipeline = Pipeline(observer.measured)
+        self.over = False
+        self._up = False
+        self._proved = False
+        self._error: CacheUnavailableError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._doorbell: asyncio.Future[None] | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.Future[None] | None = None
+
+    # -- what callers use -----------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """Whether the connection stands and its handshake is done."""
+        return self._up
+
+    @property
+    def closed(self) -> bool:
+        """Whether the wire can never answer again: it was closed, or its loop was."""
+        return self.over or self.loop.is_closed()
+
+    def read(self, name: bytes, receive: Receive, waiter: Waiter) -> None:
+        """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._enqueue(Read(name, receive, waiter))
+
+    def call(self, command: Command, receive: Receive, waiter: Waiter) -> None:
+        """Queue a command; its last reply goes through `receive` to `waiter`.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._enqueue(Call(command, receive, waiter))
+
+    async def execute(self, command: Command, receive: Receive | None = None) -> Any:
+        """Send a command and return its last reply, or what `receive` makes of it.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        waiter = self.loop.create_future()
+        self.call(command, receive or _as_it_is, waiter)
+        return await waiter
+
+    async def renew(self) -> None:
+        """Return after an answer has come that was asked for now: every push due before it has been handled.
+
+        One exchange serves all who wait for it.
+
+        :raises CacheUnavailableError: when Redis does not answer.
+        """
+        await asyncio.shield(self._pulse())
+
+    async def aclose(self) -> None:
+        """Disconnect and fail whoever still waits. Idempotent."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def stop(self) -> None:
+        """Begin to close, without waiting; for the thread of another loop, through `call_soon_threadsafe`."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _enqueue(self, asked: Read | Call) -> None:
+        if self._task is None:
+            self._start()
+        if self._error is not None:
+            # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
+            raise CacheUnavailableError(self._error.reason, self._error.problem)
+        if self._pipeline.pending >= self._limits.max_pending:
+            raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
+        self._pipeline.add(asked)
+        # Done without being rung: a writer that was cancelled with its connection, and has not run since.
+        if self._doorbell is not None and not self._doorbell.done():
+            self._doorbell.set_result(None)
+
+    def _start(self) -> None:
+        if self._breaker.open and monotonic() < self._breaker.retry_at:
+            # Another wire of this process has just learned that Redis is away.
+            self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
+        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire")
+
+    # -- the connection's life ------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        try:
+            if self._error is not None:
+                await asyncio.sleep(self._breaker.retry_at - monotonic())
+            while True:
+                error = await self._connection()
+                self._lost(error)
+                # Who served us and hung up may be back at once, as after CLIENT KILL or a restart: let callers
+                # wait for one attempt. Who fell silent or refused us would make all of them wait in vain.
+                if self._proved and error.reason == "lost":
+                    continue
+                self._error = CacheUnavailableError(error.reason, error.problem)
+                pause = self._breaker.failed(monotonic())
+                self._observer.disconnected(self, error)
+                self._pipeline.fail_queued(error)
+                await asyncio.sleep(pause)
+        finally:
+            self.over = True
+            self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
+            self._lost(self._error)
+            self._pipeline.fail_queued(self._error)
+
+    async def _connection(self) -> CacheUnavailableError:
+        """Hold one connection for as long as it lasts, and return why it ended."""
+        self._proved = False
+        writer: asyncio.Task[None] | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(self._limits.op_timeout):
+                    connection = await stack.enter_async_context(opened(self._endpoint, self._limits.op_timeout))
+                    await self._introduce(connection)
+                self._ready()
+                writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
+                async with asyncio.timeout(None) as self._patience:
+                    await self._read(connection)
+        # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
+        # is, the connection is over, and the reason is told.
+        except Exception as error:
+            return explain(error, self._endpoint)
+        finally:
+            self._patience = None
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+        raise AssertionError("unreachable: a connection ends by an error")
+
+    async def _introduce(self, connection: AbstractConnection) -> None:
+        """Ask for invalidations on this connection, and for the server's time."""
+        sent = monotonic()
+        await connection.send_packed_command([commands.TRACKING.packed, commands.TIME.packed], check_health=False)
+        try:
+            await connection.read_response(disable_decoding=True, timeout=math.inf)
+            self.tracking = True
+        except ResponseError:
+            # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
+            self.tracking = False
+        reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
+        # A new connection may lead to a new server: nothing known about the old one's clock counts.
+        self.time = RedisTime()
+        self._took_time(reply, self, sent)
+        self.trust = Trust(sent + self._limits.max_staleness)
+
+    def _ready(self) -> None:
+        self._up, self._error = True, None
+        self._breaker.succeeded()
+        self._observer.connected(self)
+        self._schedule_beat()
+
+    def _lost(self, error: CacheUnavailableError) -> None:
+        """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
+        self._up = False
+        self.trust.kill()
+        for timer in (self._watch, self._beat):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._beat = None
+        self._pipeline.fail_sent(error)
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        """Send whatever is queued, as one piece, whenever there is something; never read."""
+        while True:
+            if not self._pipeline.queued:
+                self._doorbell = self.loop.create_future()
+                try:
+                    await self._doorbell
+                finally:
+                    self._doorbell = None
+            chunks = self._pipeline.compose(monotonic())
+            if self._watch is None:
+                self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)
+            self._schedule_beat()
+            # A failure here closes the transport, which the reader sees and reports.
+            await connection.send_packed_command(chunks, check_health=False)
+
+    def _check_silence(self, overdue: Frame | None) -> None:
+        """Run when the oldest request may be overdue: the one deadline of the wire, instead of two a command."""
+        self._watch = None
+        oldest = self._pipeline.oldest
+        if oldest is None:
+            return
+        left = oldest.sent + self._limits.op_timeout - monotonic()
+        if left <= 0 and oldest is overdue:
+            if self._patience is not None:
+                self._patience.reschedule(self.loop.time())
+            return
+        # Overdue for the first time: if it was *our* loop that was held up, the answer lies in the socket and is
+        # read before the next timer. Only who is overdue twice in a row is given up.
+        grace = self._limits.op_timeout / 10
+        self._watch = self.loop.call_later(max(left, grace), self._check_silence, oldest if left <= 0 else None)
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Hand out replies and pushes in the order in which they come; nobody else reads."""
+        handled = 0
+        while True:
+            try:
+                reply: Any = await connection.read_response(
+                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
+                )
+            except ResponseError as error:
+                reply = error
+            if type(reply) is Push:
+                self._pushed(reply.frame)
+            else:
+                self._answered(reply)
+            handled += 1
+            if handled % YIELD_REPLIES == 0:
+                await asyncio.sleep(0)
+
+    def _pushed(self, frame: list[Any]) -> None:
+        if frame[0] != b"invalidate":
+            return
+        if frame[1] is None:
+            # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
+            deadline = self.trust.deadline
+            self.trust.kill()
+            self.trust = Trust(deadline)
+        else:
+            self._observer.invalidated(frame[1])
+
+    def _answered(self, reply: Any) -> None:
+        frame = self._pipeline.oldest
+        if frame is None:
+            raise RedisConnectionError("Protocol error: a reply that nobody asked for")
+        self._proved = True
+        # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
+        self.trust.deadline = frame.sent + self._limits.max_staleness
+        self._pipeline.answered(reply, self)
+
+    # -- trust and time -------------------------------------------------------------------------------------
+
+    def _schedule_beat(self) -> None:
+        if self._beat is None and self._up:
+            self._beat = self.loop.call_later(self._limits.max_staleness / 3, self._on_beat)
+
+    def _on_beat(self) -> None:
+        """Keep the trust of a busy process alive; an idle one lets it lapse and costs nothing."""
+        self._beat = None
+        if self._up and self.trust.used:
+            self.trust.used = False
+            with contextlib.suppress(CacheUnavailableError):
+                self._pulse()
+
+    def _pulse(self) -> asyncio.Future[None]:
+        """Ask for the time, unless that is under way: one exchange serves trust and clock both."""
+        pulse = self._heartbeat
+        if pulse is None or pulse.done():
+            pulse = self.loop.create_future()
+            # Nobody may be waiting when it fails; the end of the connection is told by other ways.
+            pulse.add_done_callback(_looked_at)
+            self.call(commands.TIME, self._took_time, pulse)
+            self._heartbeat = pulse
+        return pulse
+
+    def _took_time(self, reply: Any, _source: Source, sent: float) -> None:
+        self.time.sample(sent, monotonic(), int(reply[0]) * MICROSECONDS + int(reply[1]))
+
+
+def _as_it_is(reply: Any, _source: Source, _sent: float) -> Any:
+    return reply
+
+
+def _looked_at(pulse: asyncio.Future[None]) -> None:
+    if not pulse.cancelled():
+        pulse.exception()
