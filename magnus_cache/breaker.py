@@ -4,6 +4,7 @@ One breaker stands for one Redis and is shared by every connection of the proces
 them learned the hard way costs the others nothing.
 """
 
+import math
 import random
 from typing import Final
 
@@ -47,7 +48,7 @@ class Breaker:
         # A second connection that reports the same outage must not push the attempt further away.
         if self._failures and now < self._retry_at:
             return self._retry_at - now
-        pause = min(_LONGEST, _FIRST * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+        pause = min(_LONGEST, _FIRST * math.exp2(min(self._failures, 10))) * random.uniform(0.5, 1.0)
         self._failures += 1
         self._retry_at = now + pause
         return pause

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -96,12 +97,15 @@ class EmbeddedServer:
         for _ in range(1 if self.port else _ATTEMPTS):
             port = self.port or _free_port()
             self._process = self._spawn(port)
-            if _wait_for(lambda: not self.running or _answers(port)) and self.running:
+            if _wait_for(partial(self._decided, port)) and self.running:
                 self.port = port
                 return self
             # Somebody else may have taken the port between our look and its start: try another.
             self.kill()
         raise RuntimeError(f"{self._binary.name} did not start:\n{self._log()[-2000:]}")
+
+    def _decided(self, port: int) -> bool:
+        return not self.running or _answers(port)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         arguments = {

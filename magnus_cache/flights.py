@@ -373,7 +373,7 @@ class Flights:
                 )
             if needed is inner:
                 raise CacheRecursionError(
-                    f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs {_readable(needed.key)}; "
+                    f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs the former; "
                     "let one of the two loaders compute its value without the cache"
                 )
 

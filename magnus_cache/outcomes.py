@@ -37,6 +37,7 @@ class Loaded(NamedTuple):
     value: Any
 
     def unwrap(self) -> Any:
+        """Return the value."""
         return self.value
 
 
@@ -47,6 +48,7 @@ class Failed(NamedTuple):
     traceback: TracebackType | None
 
     def unwrap(self) -> NoReturn:
+        """Raise the error."""
         try:
             # Its own traceback again for each caller: without that, it would grow with every one.
             raise self.error.with_traceback(self.traceback)
@@ -60,6 +62,7 @@ class Abandoned(NamedTuple):
     cause: BaseException
 
     def unwrap(self) -> NoReturn:
+        """Raise what ended the load."""
         try:
             raise self.cause
         finally:
@@ -70,6 +73,7 @@ class Expired:
     """The waiter's time is up."""
 
     def unwrap(self) -> NoReturn:
+        """Raise `TimeoutError`."""
         raise TimeoutError
 
 
@@ -83,10 +87,12 @@ class LoopWaiter:
         self._future: asyncio.Future[Outcome] = loop.create_future()
 
     def tell(self, outcome: Outcome) -> None:
+        """Wake the task; the first outcome counts."""
         if not self._future.done():
             self._future.set_result(outcome)
 
     async def wait(self, timeout: float | None) -> Outcome:
+        """Return the outcome; `Expired` after `timeout` seconds (None: never)."""
         if timeout is None:
             return await self._future
         timer = self.loop.call_later(max(0.0, timeout), self.tell, Expired())
@@ -107,10 +113,12 @@ class ThreadWaiter:
         self._outcome: Outcome = Expired()
 
     def tell(self, outcome: Outcome) -> None:
+        """Wake the thread; to be called once."""
         self._outcome = outcome
         self._lock.release()
 
     def wait(self, timeout: float) -> Outcome:
+        """Return the outcome; `Expired` after `timeout` seconds."""
         self._lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
         # Emptied, as an error's traceback leads back to here.
         outcome, self._outcome = self._outcome, Expired()

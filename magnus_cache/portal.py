@@ -19,6 +19,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
+from magnus_cache.clock import monotonic
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 
 __all__ = ["Portal", "Waiter"]
@@ -270,6 +271,7 @@ class Portal:
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._closed = False
+        self._replaced: list[_Session] = []
         self._relics: list[_Session] = []
 
     @property
@@ -326,9 +328,9 @@ class Portal:
         :raises TimeoutError: if the thread still runs then.
         :raises CacheDeadlockError: on the loop's own thread.
         """
-        session = self._end()
-        if session is not None:
-            session.thread.join(timeout)
+        deadline = monotonic() + timeout
+        for session in self._end():
+            session.thread.join(max(0.0, deadline - monotonic()))
             if session.thread.is_alive():
                 raise TimeoutError(f"the cache's background loop still runs {timeout:g} seconds after close")
 
@@ -339,10 +341,10 @@ class Portal:
         :raises TimeoutError: if the thread still runs then.
         :raises CacheDeadlockError: on the loop's own thread.
         """
-        session = self._end()
-        if session is not None:
-            await asyncio.wait_for(asyncio.wrap_future(session.ended), timeout)
-            session.thread.join(timeout)  # it has nothing left to do
+        async with asyncio.timeout(timeout):
+            for session in self._end():
+                await asyncio.wrap_future(session.ended)
+                session.thread.join()  # it has nothing left to do
 
     def reset(self) -> None:
         """Forget the thread, in a forked child, where it does not exist; the next call starts another."""
@@ -350,7 +352,7 @@ class Portal:
             # Never collected: closing the loop here would take the parent's sockets out of the epoll set they share.
             self._relics.append(self._session)
         self._lock = threading.Lock()
-        self._session = None
+        self._session, self._replaced = None, []
 
     def _open(self) -> _Session:
         session = self._session
@@ -363,20 +365,23 @@ class Portal:
             if self._session is None or self._session.over:
                 session = _Session()
                 session.start()
+                if self._session is not None:
+                    self._replaced = [*(old for old in self._replaced if old.thread.is_alive()), self._session]
                 self._session = session
             return self._session
 
-    def _end(self) -> _Session | None:
+    def _end(self) -> list[_Session]:
+        """Ask all there is to end, and return it."""
         with self._lock:
             self._closed = True
-            session = self._session
-        if session is not None:
-            if threading.get_ident() == session.thread.ident:
-                raise CacheDeadlockError(
-                    "the cache's own event loop cannot wait for its own end; close the cache from another thread or loop"
-                )
+            sessions = [*self._replaced, *([self._session] if self._session is not None else [])]
+        if threading.get_ident() in {session.thread.ident for session in sessions if session.thread.is_alive()}:
+            raise CacheDeadlockError(
+                "the cache's event loop cannot wait for its own end; close the cache from another thread or loop"
+            )
+        for session in sessions:
             session.end()
-        return session
+        return sessions
 
 
 def _closed() -> CacheClosedError:

@@ -84,7 +84,7 @@ class Histogram:
         for index, count in enumerate(self._buckets):
             left -= count
             if count and left <= 0:
-                return self._FINEST * 2.0 ** ((index + 1) / self._PER_OCTAVE)
+                return self._FINEST * math.exp2((index + 1) / self._PER_OCTAVE)
         return 0.0
 
     def figures(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy
 
-from magnus_cache.codec.marks import expect, mark, type_name
+from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
@@ -26,16 +26,16 @@ def encode(value: Any) -> list[Any]:
 
     :raises CacheEncodeError: if it cannot be restored exactly.
     """
-    if type(value) is np.ndarray:
+    if kind_of(value) is np.ndarray:
         return [*_encode_array(value), _NUMPY]
-    if type(value) is np.str_:
+    if kind_of(value) is np.str_:
         # As an array item, or by its own str(), it would lose trailing NULs.
         return ["str", str.__str__(value), _NUMPY]
-    if type(value) is np.bytes_:
+    if kind_of(value) is np.bytes_:
         return ["bytes", bytes.__getitem__(value, slice(None)), _NUMPY]
     if isinstance(value, np.generic):
         spec = _spec(value.dtype)
-        if type(spec) is str and np.dtype(spec).type is type(value):
+        if kind_of(spec) is str and np.dtype(spec).type is kind_of(value):
             return ["scalar", spec, value.tobytes(), _NUMPY]
     raise _refusal(type_name(value.__class__))
 
@@ -81,9 +81,9 @@ def _dtype(spec: Any) -> Any:
 
     :raises CacheDecodeError: if it holds Python objects, whose bytes would be addresses.
     """
-    if type(spec) is list:
+    if kind_of(spec) is list:
         spec = [
-            (name, _dtype(kind) if type(kind) is list else expect(kind, str), *map(tuple, rest))
+            (name, _dtype(kind) if kind_of(kind) is list else expect(kind, str), *map(tuple, rest))
             for name, kind, *rest in spec
         ]
         dtype: Any = np.dtype(spec)
@@ -124,10 +124,18 @@ def _scalar(spec: Any, data: Any) -> Any:
     return item
 
 
+def _text(text: Any) -> Any:
+    return np.str_(expect(text, str))
+
+
+def _bytes(data: Any) -> Any:
+    return np.bytes_(expect(data, bytes))
+
+
 _FORMS: Final[dict[str, Callable[..., Any]]] = {
     "array": _array,
     "objects": _objects,
     "scalar": _scalar,
-    "str": lambda text: np.str_(expect(text, str)),
-    "bytes": lambda data: np.bytes_(expect(data, bytes)),
+    "str": _text,
+    "bytes": _bytes,
 }

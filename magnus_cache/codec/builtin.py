@@ -67,7 +67,7 @@ def _encode_time(value: time) -> list[Any]:
 
 
 def _encode_zone(value: ZoneInfo) -> list[Any]:
-    key: str | None = value.key
+    key = getattr(value, "key", None)
     if key is None:
         raise CacheEncodeError(
             type_name(ZoneInfo), "a ZoneInfo without a key (from_file) cannot be named in the cache; use ZoneInfo(key)"

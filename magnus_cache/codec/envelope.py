@@ -10,7 +10,7 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
@@ -28,7 +28,7 @@ __all__ = [
 
 _PREFIX: Final = b"\xc1M\x01"
 _MAGIC_BYTES: Final = 2
-_new: Final[Any] = tuple.__new__
+_new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 _SUM: Final = struct.Struct(">3sI")
 _FIELDS: Final = struct.Struct(">BQqQfI")
 _HEADER: Final = struct.Struct(">3xIBQqQfI")

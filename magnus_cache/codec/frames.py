@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy
 import pandas
 
-from magnus_cache.codec.marks import expect, mark, type_name
+from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheEncodeError
 
@@ -34,7 +34,7 @@ def encode(value: Any) -> list[Any]:
 
     :raises CacheEncodeError: if it cannot be restored exactly.
     """
-    encoder = _ENCODERS.get(type(value))
+    encoder = _ENCODERS.get(kind_of(value))
     if encoder is None:
         raise _refusal(type_name(value.__class__))
     return [*exact(encoder(value)), _PANDAS]
@@ -74,12 +74,16 @@ def _timedelta(count: Any, unit: Any) -> Any:
     return pd.Timedelta(np.timedelta64(expect(count, int), expect(unit, str)))
 
 
+def _scalar_period(ordinal: Any, freq: Any) -> Any:
+    return pd.Period(ordinal=expect(ordinal, int), freq=expect(freq, str))
+
+
 # Arrays: the values of a column or an index
 
 
 def _encode_array(values: Any) -> Any:
     """Return the values of a column or index in a form that `_array` restores with the same dtype."""
-    kind: type[Any] = type(values)
+    kind = kind_of(values)
     if kind is pd.arrays.NumpyExtensionArray:
         return values.to_numpy()
     encoder = _ARRAYS.get(kind)
@@ -91,7 +95,7 @@ def _encode_array(values: Any) -> Any:
 def _encode_masked(values: Any) -> list[Any]:
     mask = values.isna()
     plain = values.to_numpy(dtype=values.dtype.numpy_dtype, na_value=values.dtype.type(0))
-    return [_MASKED[type(values)], plain, mask]
+    return [_MASKED[kind_of(values)], plain, mask]
 
 
 def _encode_strings(values: Any) -> list[Any]:
@@ -132,7 +136,7 @@ _ARRAYS: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _array(encoded: Any) -> Any:
-    if type(encoded) is list:
+    if kind_of(encoded) is list:
         form, *rest = encoded
         return _ARRAY_FORMS[form](*rest)
     return expect(encoded, np.ndarray)
@@ -178,7 +182,7 @@ _ARRAY_FORMS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _encode_index(index: Any) -> list[Any]:
-    kind: type[Any] = type(index)
+    kind = kind_of(index)
     if kind is pd.RangeIndex:
         return ["range", index.start, index.stop, index.step, index.name]
     if kind is pd.MultiIndex:
@@ -212,6 +216,10 @@ _INDEXES: Final = frozenset(
 
 def _index(form: Any, *rest: Any) -> Any:
     return _INDEX_FORMS[form](*rest)
+
+
+def _an_index(encoded: Any) -> Any:
+    return _index(*encoded)
 
 
 def _range_index(start: Any, stop: Any, step: Any, name: Any) -> Any:
@@ -296,8 +304,8 @@ _FORMS: Final[dict[str, Callable[..., Any]]] = {
     "timedelta": _timedelta,
     "nat": lambda: pd.NaT,
     "na": lambda: pd.NA,
-    "scalar_period": lambda ordinal, freq: pd.Period(ordinal=expect(ordinal, int), freq=expect(freq, str)),
-    "scalar_interval": lambda left, right, closed: pd.Interval(left, right, closed=closed),
-    "an_index": lambda encoded: _index(*encoded),
-    "an_array": lambda encoded: _array(expect(encoded, list)),
+    "scalar_period": _scalar_period,
+    "scalar_interval": pd.Interval,
+    "an_index": _an_index,
+    "an_array": _array,
 }

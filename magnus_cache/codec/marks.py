@@ -14,9 +14,14 @@ from msgpack import ExtType
 
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["MARK_CODE", "Mark", "Restore", "expect", "mark", "type_name"]
+__all__ = ["MARK_CODE", "Mark", "Restore", "expect", "kind_of", "mark", "type_name"]
 
 MARK_CODE: Final = -77
+
+kind_of: Final[Callable[[Any], type[Any]]] = type
+"""`type` of one argument: the exact class, without the narrowing that leaves type checkers with half-known types."""
+
+_make: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
 Restore = Callable[[list[Any]], Any]
 """Turns the items before the mark into the value; whatever it raises means that the bytes are malformed."""
@@ -34,8 +39,7 @@ class Mark:
 def mark(kind: bytes) -> Any:
     """Return the object that the packer writes as the mark of a kind (one byte)."""
     # ExtType's own constructor refuses the reserved codes, which is what makes the mark unforgeable.
-    new: Any = tuple.__new__
-    return new(ExtType, (MARK_CODE, kind))
+    return _make(ExtType, (MARK_CODE, kind))
 
 
 def type_name(cls: type) -> str:

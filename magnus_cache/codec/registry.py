@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from magnus_cache.codec.builtin import ENCODERS
-from magnus_cache.codec.marks import expect, mark, type_name
+from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.shapes import Shape, shape_of
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
@@ -78,11 +78,13 @@ def register_type(
             return register_type(later, name=name, encode=encode, decode=decode)
 
         return register
-    if not isinstance(cls, type):
-        raise CacheTypeError("cls", f"register_type takes a class, not {type(cls).__name__}")
+    given: Any = cls
+    if not isinstance(given, type):
+        raise CacheTypeError("cls", f"register_type takes a class, not {kind_of(cls).__name__}")
     if cls in _NATIVE:
         raise CacheArgumentError("cls", f"{cls.__name__} needs no registration, and can have none")
-    if name is not None and (not isinstance(name, str) or not name):
+    label: Any = name
+    if name is not None and (not isinstance(label, str) or not name):
         raise CacheTypeError("name", "the name on the wire is a string of at least one character")
     _add(Registration(name or type_name(cls), cls, _shape(cls, encode, decode)))
     return cls

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from magnus_cache.codec.marks import expect, type_name
+from magnus_cache.codec.marks import expect, kind_of, type_name
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError
 
 __all__ = ["Shape", "shape_of"]
 
-_REQUIRED: Final = object()
+_REQUIRED: Final[Any] = object()
+
+_new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
 Default = Callable[[], Any]
 """Returns a field's default, or `_REQUIRED`."""
@@ -34,20 +36,23 @@ class Shape(NamedTuple):
     """Whether an instance is immutable as far as its items are: Enum members and named tuples."""
 
 
-def shape_of(cls: type) -> Shape | None:
+def shape_of(cls: Any) -> Shape | None:
     """Return the shape of a class that needs no functions, or None for any other class.
 
     :raises CacheArgumentError: for a dataclass with state outside its fields.
     """
-    if issubclass(cls, enum.Enum):
-        return _flag(cls) if issubclass(cls, enum.Flag) else _enum(cls)
-    if issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
+    bases: tuple[Any, ...] = cls.__mro__
+    if enum.Flag in bases:
+        return _flag(cls)
+    if enum.Enum in bases:
+        return _enum(cls)
+    if tuple in bases and isinstance(getattr(cls, "_fields", None), tuple):
         return _named_tuple(cls)
-    if dataclasses.is_dataclass(cls):
+    if hasattr(cls, "__dataclass_fields__"):
         return _dataclass(cls)
     # Without its module, nobody can have made a model; importing it here would cost everyone else the time.
     pydantic = sys.modules.get("pydantic.main")
-    if pydantic is not None and issubclass(cls, pydantic.BaseModel):
+    if pydantic is not None and pydantic.BaseModel in bases:
         return _model(cls)
     return None
 
@@ -60,16 +65,19 @@ def _enum(cls: type[enum.Enum]) -> Shape:
             raise CacheEncodeError(type_name(cls), f"this member of {type_name(cls)} cannot be found by its name")
         return value.name
 
-    return Shape(encode, lambda name: members[name], immutable=True)
+    return Shape(encode, members.__getitem__, immutable=True)
 
 
 def _flag(cls: type[enum.Flag]) -> Shape:
+    # A combination of flags has no name of its own.
+    def encode(value: enum.Flag) -> Any:
+        return value.value
+
     def decode(bits: Any) -> Any:
         # A boundary of EJECT answers unknown bits with a plain int.
         return expect(cls(expect(bits, int)), cls)
 
-    # A combination of flags has no name of its own.
-    return Shape(lambda value: value.value, decode, immutable=True)
+    return Shape(encode, decode, immutable=True)
 
 
 def _named_tuple(cls: type[Any]) -> Shape:
@@ -84,9 +92,10 @@ def _named_tuple(cls: type[Any]) -> Shape:
             )
         return dict(zip(names, value, strict=True))
 
-    return Shape(
-        encode, lambda state: tuple.__new__(cls, _complete(cls, state, names, defaults).values()), immutable=True
-    )
+    def decode(state: Any) -> Any:
+        return _new(cls, _complete(cls, state, names, defaults).values())
+
+    return Shape(encode, decode, immutable=True)
 
 
 def _dataclass(cls: type[Any]) -> Shape:
@@ -110,7 +119,7 @@ def _dataclass(cls: type[Any]) -> Shape:
 
     def decode(state: Any) -> Any:
         others: dict[str, Any] = {}
-        if type(state) is list:
+        if kind_of(state) is list:
             state, others = state
         value = object.__new__(cls)
         for name, item in _complete(cls, state, names, defaults).items():
@@ -181,8 +190,9 @@ def _complete(
     cls: type, state: Any, names: tuple[str, ...], defaults: Mapping[str, Default], *, partial: bool = False
 ) -> dict[str, Any]:
     """Return the fields in the class's order, missing ones by their defaults (or left out if `partial`)."""
-    if type(state) is dict and tuple(state) == names:
-        return state
+    if kind_of(state) is dict and tuple(state) == names:
+        whole: dict[str, Any] = state
+        return whole
     complete: dict[str, Any] = {}
     for name in names:
         item = state[name] if name in expect(state, dict) else _missing(defaults, name)
@@ -198,7 +208,7 @@ def _complete(
 def _missing(defaults: Mapping[str, Default], name: str) -> Any:
     default = defaults.get(name)
     item = _REQUIRED if default is None else default()
-    return _REQUIRED if type(item).__name__ == "PydanticUndefinedType" else item
+    return _REQUIRED if kind_of(item).__name__ == "PydanticUndefinedType" else item
 
 
 def _constant(value: Any) -> Default:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from magnus_cache.codec.marks import kind_of
 from magnus_cache.codec.registry import registration
 
 __all__ = ["shareable"]
@@ -24,7 +25,7 @@ def shareable(value: object) -> bool:
     True for exact built-in scalars, Enum members, and tuples, frozensets and registered named tuples of such; False
     for everything else, frozen dataclasses included (their fields can be changed through `object.__setattr__`).
     """
-    kind = type(value)
+    kind = kind_of(value)
     if kind in _ATOMS:
         return True
     if kind in _MUTABLE:
@@ -32,12 +33,12 @@ def shareable(value: object) -> bool:
     pending: list[Any] = [value]
     while pending:
         item = pending.pop()
-        kind = type(item)
+        kind = kind_of(item)
         if kind in _ATOMS or isinstance(item, Enum):
             continue
         if kind is not tuple and kind is not frozenset and not _named_tuple(item):
             return False
-        kinds = set(map(type, item))
+        kinds = set(map(kind_of, item))
         if not _MUTABLE.isdisjoint(kinds):
             return False
         if not kinds <= _ATOMS:
@@ -45,11 +46,11 @@ def shareable(value: object) -> bool:
     return True
 
 
-def _named_tuple(value: object) -> bool:
-    entry = registration(type(value))
+def _named_tuple(value: Any) -> bool:
+    entry = registration(kind_of(value))
     return (
-        isinstance(value, tuple)
-        and entry is not None
+        entry is not None
+        and tuple in entry.cls.__mro__
         and entry.shape.immutable
         and not getattr(value, "__dict__", None)
     )

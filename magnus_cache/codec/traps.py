@@ -8,6 +8,7 @@ memoryview (a window on memory somebody else may change) is refused.
 from typing import Any, Final
 
 from magnus_cache.codec.builtin import BYTEARRAY, TUPLE
+from magnus_cache.codec.marks import kind_of
 from magnus_cache.errors import CacheEncodeError
 
 __all__ = ["exact"]
@@ -23,21 +24,21 @@ def exact(value: Any) -> Any:
 
     :raises CacheEncodeError: if there is a memoryview.
     """
-    kind = type(value)
+    kind = kind_of(value)
     if kind in _CONTAINERS:
         return _rewritten(value) if _trapped(value) else value
     return _rewritten(value) if kind in _TRAPS else value
 
 
 def _trapped(root: Any) -> bool:
-    pending = [root]
+    pending: list[Any] = [root]
     # Each container once: a list that contains itself must end here too.
     seen: set[int] = set()
     trapped = False
     while pending:
         container = pending.pop()
-        kinds = set(map(type, container))
-        if type(container) is dict:
+        kinds = set(map(kind_of, container))
+        if kind_of(container) is dict:
             pending.append(list(container.values()))
         if not _TRAPS.isdisjoint(kinds):
             if memoryview in kinds:
@@ -45,14 +46,14 @@ def _trapped(root: Any) -> bool:
             trapped = True
         if not _CONTAINERS.isdisjoint(kinds):
             for item in container:
-                if type(item) in _CONTAINERS and id(item) not in seen:
+                if kind_of(item) in _CONTAINERS and id(item) not in seen:
                     seen.add(id(item))
                     pending.append(item)
     return trapped
 
 
 def _rewritten(value: Any) -> Any:
-    kind = type(value)
+    kind = kind_of(value)
     if kind is bytearray:
         return [bytes(value), BYTEARRAY]
     if kind is memoryview:

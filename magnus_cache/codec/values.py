@@ -5,17 +5,24 @@ runs in the C unpacker; nothing but `CacheDecodeError` comes out of it, no code 
 memory stays in proportion to the payload.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
-from msgpack import ExtraData, ExtType, OutOfData, Packer, StackError, Unpacker, UnpackException, unpackb
+import msgpack
+from msgpack import ExtraData, ExtType, OutOfData, StackError, UnpackException
 
 from magnus_cache.codec.builtin import ENCODERS, RESTORERS
-from magnus_cache.codec.marks import MARK_CODE, Mark, type_name
+from magnus_cache.codec.marks import MARK_CODE, Mark, kind_of, type_name
 from magnus_cache.codec.registry import encode_registered, registration, restore_registered
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["MAX_DEPTH", "decode", "encode"]
+
+_msgpack: Final[Any] = msgpack
+"""Untyped on purpose: its C half has no stubs."""
+
+_unpackb: Final[Callable[..., Any]] = _msgpack.unpackb
 
 MAX_DEPTH: Final = 1000
 """How deep containers may nest for certain; msgpack's own limit is a few levels further."""
@@ -29,7 +36,7 @@ ten thousand items cost ten kilobytes to write and eighty megabytes to prepare f
 
 
 def _default(value: Any) -> list[Any]:
-    kind: type[Any] = type(value)
+    kind = kind_of(value)
     encoder = ENCODERS.get(kind)
     if encoder is not None:
         return encoder(value)
@@ -57,13 +64,13 @@ def _unregistered(kind: type) -> CacheEncodeError:
     )
 
 
-def _packer(unicode_errors: str | None = None) -> Packer:
-    return Packer(default=_default, strict_types=True, unicode_errors=unicode_errors, buf_size=1 << 14)
+def _packer(unicode_errors: str | None = None) -> Any:
+    return _msgpack.Packer(default=_default, strict_types=True, unicode_errors=unicode_errors, buf_size=1 << 14)
 
 
 # A packer in use is in nobody's list, so an encode function that encodes, or another thread, takes another one; one
 # that raised is not put back. At most as many wait here as ever encoded at the same moment.
-_idle: Final[list[Packer]] = []
+_idle: Final[list[Any]] = []
 
 
 def encode(value: Any) -> bytes:
@@ -105,7 +112,7 @@ def _pack_surrogates(value: Any) -> bytes:
 def _refusal(value: Any, error: Exception) -> CacheEncodeError:
     if isinstance(error, CacheEncodeError):
         return error
-    name = type_name(type(value))
+    name = type_name(kind_of(value))
     if isinstance(error, RecursionError) or "recursion limit" in str(error):
         return CacheEncodeError(name, f"this {name} is nested deeper than {MAX_DEPTH} levels, or contains itself")
     return CacheEncodeError(name, f"this {name} could not be encoded ({type(error).__name__})")
@@ -165,9 +172,9 @@ def decode(payload: bytes | memoryview) -> Any:
 
 def _unpack(payload: bytes | memoryview) -> Any:
     try:
-        return unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
+        return _unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
     except UnicodeDecodeError:
-        return unpackb(
+        return _unpackb(
             payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False, unicode_errors="surrogatepass"
         )
 
@@ -175,7 +182,7 @@ def _unpack(payload: bytes | memoryview) -> Any:
 def _skim(payload: bytes | memoryview) -> None:
     """Check without building anything that all containers are complete."""
     size = len(payload)
-    unpacker = Unpacker(max_buffer_size=size, strict_map_key=False)
+    unpacker = _msgpack.Unpacker(max_buffer_size=size, strict_map_key=False)
     unpacker.feed(payload)
     unpacker.skip()
 

@@ -7,17 +7,17 @@ every frame to whoever reads, in order with the replies, which is what makes cli
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final
-
-from magnus_cache.errors import CacheUnavailableError
 
 from redis import exceptions as errors
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 
+from magnus_cache.errors import CacheUnavailableError
+
 if TYPE_CHECKING:
-    from magnus_cache.settings import Endpoint
+    from magnus_cache.endpoints import Endpoint
 
 __all__ = ["Push", "explain", "opened", "refused"]
 
@@ -54,7 +54,7 @@ def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
         "socket_read_size": _READ_BYTES,
     }
     if endpoint.scheme == "unix":
-        return UnixDomainSocketConnection(path=endpoint.path, **options)
+        return UnixDomainSocketConnection(path=endpoint.path or "", **options)
     options |= {"host": endpoint.host, "port": endpoint.port}
     if endpoint.scheme == "tls":
         return SSLConnection(**options, **endpoint.tls)
@@ -62,7 +62,7 @@ def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
 
 
 @contextlib.asynccontextmanager
-async def opened(endpoint: "Endpoint", timeout: float) -> AsyncIterator[AbstractConnection]:
+async def opened(endpoint: "Endpoint", timeout: float) -> AsyncGenerator[AbstractConnection]:
     """Connect, authenticate and select the database; disconnect on the way out, whatever happens.
 
     :param timeout: seconds for the connection and its handshake together are the caller's to bound; this one
@@ -70,7 +70,7 @@ async def opened(endpoint: "Endpoint", timeout: float) -> AsyncIterator[Abstract
     """
     connection = _build(endpoint, timeout)
     try:
-        await connection.connect()
+        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without
         yield connection
     finally:
         # `nowait`: a peer that does not answer must not keep us; the transport is closed either way.
@@ -85,9 +85,13 @@ def refused(error: Exception, command: str) -> CacheUnavailableError:
     if isinstance(error, errors.OutOfMemoryError):
         return CacheUnavailableError("oom", f"Redis refused {command}: it is out of memory; raise maxmemory or evict")
     if isinstance(error, errors.ReadOnlyError):
-        return CacheUnavailableError("readonly", f"Redis refused {command}: it is a replica; point REDIS_HOST at the primary")
+        return CacheUnavailableError(
+            "readonly", f"Redis refused {command}: it is a replica; point REDIS_HOST at the primary"
+        )
     if isinstance(error, errors.NoPermissionError):
-        return CacheUnavailableError("noperm", f"Redis refused {command}: its ACL forbids it; grant the user this command and key")
+        return CacheUnavailableError(
+            "noperm", f"Redis refused {command}: its ACL forbids it; grant the user this command and key"
+        )
     return CacheUnavailableError("error", f"Redis refused {command}: {code}")
 
 
@@ -121,7 +125,7 @@ def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
         return "tls", "its TLS certificate is not trusted; set REDIS_SSL_CA_CERTS to the authority's file"
     if _any(chain, ssl.SSLError):
         return "tls", "the TLS handshake failed; if it speaks plain Redis there, use redis:// or REDIS_SSL=false"
-    if "unknown command" in text and "HELLO" in text.upper() or "NOPROTO" in text:
+    if ("unknown command" in text and "HELLO" in text.upper()) or "NOPROTO" in text:
         return "version", "it does not know RESP3; Redis 6, Valkey or newer is needed"
     if _any(chain, errors.InvalidResponse) or "Protocol error" in text:
         return "protocol", "what answers there is not Redis; check REDIS_HOST and REDIS_PORT"
@@ -130,7 +134,8 @@ def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
     if _any(chain, FileNotFoundError):
         return "refused", "that socket does not exist; check the path in REDIS_URL"
     if _any(chain, TimeoutError) or _any(chain, errors.TimeoutError):
-        return "timeout", "it did not answer in time (MAGNUS_CACHE_OP_TIMEOUT)"
+        hint = "; if it does not speak TLS there, use redis:// or REDIS_SSL=false" if endpoint.scheme == "tls" else ""
+        return "timeout", f"it did not answer in time (MAGNUS_CACHE_OP_TIMEOUT){hint}"
     if "invalid DB index" in text or "DB index is out of range" in text:
         return "database", f"it has no database {endpoint.db}; set REDIS_DB"
     if _any(chain, errors.ResponseError):

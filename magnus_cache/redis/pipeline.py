@@ -27,9 +27,15 @@ BATCH_BYTES: Final = 2_000_000
 class Waiter(Protocol):
     """Where an answer goes: an `asyncio.Future` of the wire's loop, or a blocked thread's like of it."""
 
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: BaseException, /) -> None: ...
+    def done(self) -> bool:
+        """Return whether an answer would come too late."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """Give the answer."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Tell that there is none."""
 
 
 class Source(Protocol):
@@ -179,7 +185,7 @@ class Pipeline:
                 raise refused(reply, asked.command.name if isinstance(asked, Call) else "MGET") from reply
             result = asked.receive(reply, source, sent)
         # A fault in one caller's handling must not take the connection from all the others.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
             if not waiter.done():
                 waiter.set_exception(error)
             return

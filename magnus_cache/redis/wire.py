@@ -16,6 +16,10 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import MICROSECONDS, RedisTime, monotonic
 from magnus_cache.errors import CacheUnavailableError
@@ -25,12 +29,8 @@ from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, explain, opened
 from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-
 if TYPE_CHECKING:
-    from magnus_cache.settings import Endpoint
+    from magnus_cache.endpoints import Endpoint
 
 __all__ = ["Limits", "Observer", "Wire"]
 
@@ -208,7 +208,7 @@ class Wire:
                     await self._read(connection)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # as said
             return explain(error, self._endpoint)
         finally:
             self._patience = None

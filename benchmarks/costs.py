@@ -1,0 +1,170 @@
+"""What the cache costs besides time on a hit: memory of an entry, seconds to import, a miss."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import cachetools
+import msgpack
+
+from benchmarks.plan import PREFIX, SMALL_DICT, Plan, settle
+from benchmarks.redis_hits import connected
+from benchmarks.tables import OURS, Table, rotations
+from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+
+__all__ = ["entry_memory", "import_time", "misses"]
+
+_IMPORTS: Final = {OURS: "magnus_cache", "redis.asyncio": "redis.asyncio"}
+_CONCURRENCY: Final = (1, 100)
+_TTL: Final = 60
+
+Miss = Callable[[str], Awaitable[Any]]
+
+
+# -- memory ---------------------------------------------------------------------------------------------------
+
+
+def entry_memory(plan: Plan) -> Table:
+    """Return the bytes that an entry takes beyond its key and its value."""
+    title = f"An L1 entry beyond key and value, {plan.entries:,} entries"
+    table = Table("l1-memory", title, "bytes", less_is_better=True)
+    table.notes.append("Key and value are distinct strings; every store keeps the value itself.")
+    table.add("bytes", OURS, _our_entry(plan))
+    table.add("bytes", "cachetools TTLCache", _mapping_entry(cachetools.TTLCache(plan.entries, _TTL), plan.entries))
+    table.add("bytes", "cachetools LRUCache", _mapping_entry(cachetools.LRUCache(plan.entries), plan.entries))
+    table.add("bytes", "dict", _mapping_entry({}, plan.entries))
+    return table
+
+
+def _key(number: int) -> str:
+    return f"user:{number:08}"
+
+
+def _value(number: int) -> str:
+    return f"value {number:08} {'.' * 80}"
+
+
+_STRINGS: Final = sys.getsizeof(_key(0)) + sys.getsizeof(_value(0))
+
+
+def _our_entry(plan: Plan) -> float:
+    # No Redis: what is measured is the store.
+    namespace = Namespace("entries", ttl=_TTL * 60)
+    with CacheManager(
+        redis_enabled=False, prefix=PREFIX, l1_max_entries=2 * plan.entries, l1_max_bytes=2_000 * plan.entries
+    ) as manager:
+        manager.set(namespace, "first", "starts all that starts once")
+        name = f"{PREFIX}:{namespace}:{_key(0)}".encode()
+        # The key that is kept is Redis' name for the value, as bytes.
+        extra = sys.getsizeof(name) + sys.getsizeof(_value(0))
+
+        def fill() -> None:
+            manager.set_many(namespace, {_key(number): _value(number) for number in range(plan.entries)})
+
+        taken = _allocated(fill)
+        kept = manager.get_stats()["in_memory_keys"]
+        assert kept == plan.entries + 1, f"{kept} entries are left of {plan.entries}"
+    return taken / plan.entries - extra
+
+
+def _mapping_entry(mapping: MutableMapping[str, str], entries: int) -> float:
+    def fill() -> None:
+        for number in range(entries):
+            mapping[_key(number)] = _value(number)
+
+    return _allocated(fill) / entries - _STRINGS
+
+
+def _allocated(fill: Callable[[], object]) -> int:
+    """Return the bytes that `fill` allocates and that outlive it."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        fill()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+# -- import ---------------------------------------------------------------------------------------------------
+
+_TIME_IMPORT: Final = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+
+
+def import_time(plan: Plan) -> Table:
+    """Return the milliseconds that the import takes in a fresh interpreter, its own start left out."""
+    table = Table("import", "Import in a fresh interpreter", "ms", less_is_better=True)
+    for module in _IMPORTS.values():
+        _import_seconds(module)  # writes the byte code
+    for name in rotations(list(_IMPORTS), plan.rounds):
+        table.add("ms", name, _import_seconds(_IMPORTS[name]) * 1000)
+    return table
+
+
+def _import_seconds(module: str) -> float:
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", _TIME_IMPORT.format(module)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=root)
+    return float(done.stdout)
+
+
+# -- miss -----------------------------------------------------------------------------------------------------
+
+
+def misses(plan: Plan) -> Table:
+    """Return the microseconds of a miss, with a loader that costs nothing, by number of concurrent tasks."""
+    table = Table("miss", "A miss: look, load, store; by concurrent tasks", "us", less_is_better=True)
+    asyncio.run(_measure_misses(plan, table))
+    return table
+
+
+async def _measure_misses(plan: Plan, table: Table) -> None:
+    async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX) as manager, connected(plan) as client:
+        namespace = Namespace("missed", ttl=_TTL)
+
+        async def load() -> dict[str, object]:
+            return SMALL_DICT
+
+        async def ours(key: str) -> Any:
+            return await manager.get_or_set(namespace, key, load)
+
+        async def by_hand(key: str) -> Any:
+            raw = await client.get(key)
+            if raw is not None:
+                return msgpack.unpackb(raw)
+            value = await load()
+            await client.set(key, msgpack.packb(value), ex=_TTL)
+            return value
+
+        contenders: dict[str, Miss] = {OURS: ours, "redis.asyncio GET, SET": by_hand}
+        # From the clock: no key of an earlier run is met.
+        fresh = count(time.time_ns())
+        for concurrency in _CONCURRENCY:
+            counts = {}
+            for name, miss in contenders.items():
+                await _miss_seconds(miss, fresh, concurrency, 2)  # opens connections
+                counts[name] = max(1, round(plan.turn / await _miss_seconds(miss, fresh, concurrency, 4)))
+            settle()
+            for name in rotations(list(contenders), plan.rounds):
+                took = await _miss_seconds(contenders[name], fresh, concurrency, counts[name])
+                table.add(str(concurrency), name, took / concurrency * 1e6)
+
+
+async def _miss_seconds(miss: Miss, fresh: "count[int]", concurrency: int, each: int) -> float:
+    """Return the seconds from miss to miss of each of `concurrency` tasks."""
+
+    async def task() -> None:
+        for _ in range(each):
+            await miss(f"{PREFIX}:missed:{next(fresh)}")
+
+    start = time.perf_counter()
+    await asyncio.gather(*(task() for _ in range(concurrency)))
+    return (time.perf_counter() - start) / each

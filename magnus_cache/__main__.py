@@ -1,0 +1,35 @@
+"""``python -m magnus_cache``: the commands of this package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from magnus_cache import demo
+
+__all__ = ["main"]
+
+_COMMANDS: Final = {"demo": demo}
+"""Each has a `SUMMARY`, a `DESCRIPTION`, and `add_options`, which sets a `run` that returns the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 if all went well.
+
+    :param arguments: the command line without the program's name; None for that of the process.
+    """
+    parser = argparse.ArgumentParser(prog="python -m magnus_cache", description="A cache for sync and async Python.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        command.add_options(commands.add_parser(name, help=command.SUMMARY, description=command.DESCRIPTION))
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        # What a shell expects of a program that Ctrl-C ended.
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""`cached`: one decorator for functions and coroutine functions, methods, classmethods and staticmethods.
+
+What it returns for a function is a function: frameworks inspect it, pickle finds it by name, and calling it costs
+no more than a call. What it returns for something in a class body is a descriptor, so that `invalidate` and its
+kin, reached through an instance, know whose they are.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
+
+from magnus_cache.callkeys import CallKeys
+from magnus_cache.clock import Duration, seconds
+from magnus_cache.engine import Engine
+from magnus_cache.errors import CacheTypeError
+from magnus_cache.loads import Rule, check_callable, is_async
+from magnus_cache.reads import MISS, Address
+from magnus_cache.state import Mode
+
+__all__ = ["AsyncCached", "CacheInfo", "Cached", "CachedMethod", "Decorator", "make_decorator"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+
+_MEMO: Final = 8_192
+"""Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
+
+
+class CacheInfo(NamedTuple):
+    """What a decorated function's cache did so far, in this process."""
+
+    hits: int
+    misses: int
+    loads: int
+    namespace: str
+    ttl: float | None
+    """Seconds, or None where it is computed from the value."""
+
+
+class Cached(Protocol[P, R_co]):
+    """A cached function: call it as before, or ask for more."""
+
+    @property
+    def __wrapped__(self) -> Callable[P, R_co]:
+        """The function itself, without the cache."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Return the function's value for these arguments, from the cache if it is there."""
+        ...
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the value for these arguments everywhere; return whether there was one."""
+        ...
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Call the function now, store its value and return it."""
+        ...
+
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Return the key that these arguments have in the namespace."""
+        ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return the figures of this function."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Cached[P, R_co]": ...
+    @overload
+    def __get__(self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type) -> "Cached[Q, R]": ...
+
+
+class AsyncCached(Protocol[P, R_co]):
+    """A cached coroutine function: call it as before, or ask for more."""
+
+    @property
+    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R_co]]:
+        """The coroutine function itself, without the cache."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Return the function's value for these arguments, from the cache if it is there."""
+        ...
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the value for these arguments everywhere; return whether there was one."""
+        ...
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Call the function now, store its value and return it."""
+        ...
+
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Return the key that these arguments have in the namespace."""
+        ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return the figures of this function."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "AsyncCached[P, R_co]": ...
+    @overload
+    def __get__(self: "AsyncCached[Concatenate[S, Q], R]", instance: S, owner: type) -> "AsyncCached[Q, R]": ...
+
+
+class Decorator(Protocol):
+    """What `cached` returns: takes a function of either kind and returns one of the same kind."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncCached[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
+
+
+def make_decorator(
+    engine: Engine, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None", *,
+    key_func: Callable[..., Any] | None, key: str | None, skip_if: Callable[[Any], bool] | None, exclude: Iterable[str],
+) -> Decorator:  # fmt: skip
+    """Return the decorator for these options; see `CacheManager.cached`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    engine.state.keyspace.check_namespace(namespace)
+    if skip_if is not None and not callable(skip_if):
+        raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
+    rule = Rule(ttl if ttl is None or callable(ttl) else seconds(ttl), skip_if)
+
+    def decorate(function: Any) -> Any:
+        plain = function.__func__ if isinstance(function, classmethod | staticmethod) else function
+        if inspect.isclass(plain):
+            raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
+        check_callable(plain, "function")
+        keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude)
+        wrapper = _Site(engine, namespace, rule, keys, plain).wrapper()
+        if isinstance(function, staticmethod):
+            return staticmethod(wrapper)
+        if isinstance(function, classmethod) or keys.in_class:
+            return CachedMethod(wrapper, of_class=isinstance(function, classmethod))
+        return wrapper
+
+    return cast("Decorator", decorate)
+
+
+class _Site:
+    """One decorated function: where its values live and how they are loaded."""
+
+    def __init__(
+        self, engine: Engine, namespace: str, rule: Rule, keys: CallKeys, function: Callable[..., Any]
+    ) -> None:
+        self.engine = engine
+        self.namespace = namespace
+        self.rule = rule
+        self.keys = keys
+        self.function = function
+        self.counters = engine.state.stats.branch(namespace)
+        self.memo: dict[Any, Address] = {}
+
+    def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of a call lives; remember it by plain arguments."""
+        state = self.engine.state
+        policy = state.namespaces.resolve(self.namespace)
+        key = self.keys.key(args, kwargs)
+        address = Address(policy, state.keyspace.value_name(policy, key), self.counters)
+        if not kwargs and (short := self.keys.fast(args)) is not None and self.keys.memorable(key):
+            if len(self.memo) >= _MEMO:
+                self.memo.clear()
+            self.memo[short] = address
+        return address
+
+    def wrapper(self) -> Any:
+        """Return the function that stands in for the decorated one."""
+        wrapper = self._async_wrapper() if is_async(self.function) else self._blocking_wrapper()
+        functools.update_wrapper(wrapper, self.function)
+        wrapper.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
+        wrapper.cache_info = self.info
+        return wrapper
+
+    def info(self) -> CacheInfo:
+        """Return the figures of this function."""
+        counters, ttl = self.counters, self.rule.ttl
+        if ttl is None:
+            ttl = self.engine.state.namespaces.resolve(self.namespace).ttl or self.engine.state.settings.default_ttl
+        hits = counters.l1_hits + counters.l2_hits
+        return CacheInfo(hits, counters.misses, counters.loads, str(self.namespace), None if callable(ttl) else ttl)
+
+    # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
+    # more call between would cost it a fifth of that.
+
+    def _async_wrapper(self) -> Any:
+        state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        memo, fast, hit, counters, function, rule = (
+            self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
+        )  # fmt: skip
+
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            address = memo.get(fast(args)) if not kwargs else None
+            if address is None:
+                address = self.address(args, kwargs)
+            if not state.special or state.mode is Mode.NORMAL:
+                entry = hit(address.name)
+                if entry is not None:
+                    if entry.payload is None:
+                        counters.l1_hits += 1
+                        return entry.value
+                    if (value := reads.opened(address, entry)) is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if (value := reads.opened(address, await reads.read(address))) is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            return await loads.load(address, functools.partial(function, *args, **kwargs), rule)
+
+        async def invalidate(*args: Any, **kwargs: Any) -> bool:
+            return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
+
+        async def refresh(*args: Any, **kwargs: Any) -> Any:
+            loader = functools.partial(function, *args, **kwargs)
+            return await loads.load(self.address(args, kwargs), loader, rule, fresh=True)
+
+        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+
+    def _blocking_wrapper(self) -> Any:
+        state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        memo, fast, hit, counters, function, rule = (
+            self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
+        )  # fmt: skip
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            address = memo.get(fast(args)) if not kwargs else None
+            if address is None:
+                address = self.address(args, kwargs)
+            if not state.special or state.mode is Mode.NORMAL:
+                entry = hit(address.name)
+                if entry is not None:
+                    if entry.payload is None:
+                        counters.l1_hits += 1
+                        return entry.value
+                    if (value := reads.opened(address, entry)) is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if (value := reads.opened(address, reads.read_blocking(address))) is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            return loads.load_blocking(address, functools.partial(function, *args, **kwargs), rule)
+
+        def invalidate(*args: Any, **kwargs: Any) -> bool:
+            address = self.address(args, kwargs)
+            state.check_open()
+            return state.portal.call(self.engine.writes.remove, (address,)) > 0
+
+        def refresh(*args: Any, **kwargs: Any) -> Any:
+            loader = functools.partial(function, *args, **kwargs)
+            return loads.load_blocking(self.address(args, kwargs), loader, rule, fresh=True)
+
+        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+
+
+def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:
+    for name, function in more.items():
+        setattr(wrapper, name, function)
+    return wrapper
+
+
+class _Bound(functools.partial[Any]):
+    """A cached method of one instance or class. A partial: called at C speed, and seen through by `inspect`."""
+
+    __slots__ = ()
+
+    @property
+    def __wrapped__(self) -> Any:
+        return functools.partial(self.func.__wrapped__, *self.args)  # type: ignore[attr-defined]  # a wrapper has it
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Cached.invalidate`."""
+        return self.func.invalidate(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
+
+    def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Cached.refresh`."""
+        return self.func.refresh(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
+
+    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Cached.cache_key`."""
+        return self.func.cache_key(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
+
+    def cache_info(self) -> CacheInfo:
+        """See `Cached.cache_info`."""
+        info: CacheInfo = self.func.cache_info()  # type: ignore[attr-defined]  # likewise
+        return info
+
+
+class CachedMethod:
+    """A cached function of a class body: bound to an instance, or to the class, when it is looked up."""
+
+    def __init__(self, wrapper: Any, *, of_class: bool) -> None:
+        functools.update_wrapper(self, wrapper)
+        self._wrapper = wrapper
+        self._of_class = of_class
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self._of_class:
+            return _Bound(self._wrapper, owner if owner is not None else type(instance))
+        return self._wrapper if instance is None else _Bound(self._wrapper, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function unbound, as `classmethod` around it does from Python 3.13 on."""
+        return self._wrapper(*args, **kwargs)

@@ -1,0 +1,126 @@
+"""Where Redis is: an address, who to be there, and how to speak TLS; read from a URL or from its parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from pydantic import SecretStr
+
+__all__ = ["Endpoint", "EndpointError", "parse_url"]
+
+_SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+_TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_CERT_REQS: Final = ("required", "optional", "none")
+_FLAGS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+class EndpointError(ValueError):
+    """A URL cannot be meant. The message quotes no part of it that could be a secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One Redis server.
+
+    :ivar scheme: ``"tcp"``, ``"tls"`` or ``"unix"``.
+    :ivar host: name or address, without brackets; of no meaning for a UNIX socket.
+    :ivar path: of the UNIX socket.
+    :ivar db: the number of the database.
+    :ivar tls: options for redis-py's `SSLConnection`; empty without TLS.
+    """
+
+    scheme: Literal["tcp", "tls", "unix"] = "tcp"
+    host: str = "localhost"
+    port: int = 6379
+    path: str | None = None
+    db: int = 0
+    username: str | None = None
+    password: SecretStr | None = None
+    tls: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def display(self) -> str:
+        """The address as a URL without credentials, for people."""
+        if self.scheme == "unix":
+            return f"unix://{self.path}?db={self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.scheme == 'tls' else 'redis'}://{host}:{self.port}/{self.db}"
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """Return the parts of an `Endpoint` that a URL gives; `tls` holds the options of its query.
+
+    ``redis://[user:password@]host[:port][/db]``, ``rediss://`` likewise, ``unix://[user:password@]/path[?db=1]``.
+
+    :raises EndpointError: for anything else.
+    """
+    try:
+        split = urlsplit(url.strip())
+        port = split.port
+    except ValueError:
+        raise EndpointError(
+            "it is no URL: the port must be a number up to 65535, and in a password / ? # @ : are %2F %3F %23 %40 %3A"
+        ) from None
+    scheme = _SCHEMES.get(split.scheme)
+    if scheme is None:
+        raise EndpointError("it must begin with redis://, rediss:// (TLS) or unix://")
+    query = _query(split)
+    parts: dict[str, Any] = {"scheme": scheme}
+    if split.username:
+        parts["username"] = unquote(split.username)
+    if split.password:
+        parts["password"] = SecretStr(unquote(split.password))
+    parts |= _place(split, port, query)
+    db = query.pop("db", None)
+    if db is not None:
+        parts["db"] = _db(db)
+    parts["tls"] = _tls(query, scheme)
+    return parts
+
+
+def _place(split: SplitResult, port: int | None, query: Mapping[str, str]) -> dict[str, Any]:
+    if split.scheme == "unix":
+        if split.hostname or not split.path.strip("/"):
+            raise EndpointError("a UNIX socket's path begins with a slash, as in unix:///run/redis.sock")
+        return {"path": unquote(split.path)}
+    if port == 0:
+        raise EndpointError("the port must be a number from 1 to 65535")
+    place: dict[str, Any] = {"host": unquote(split.hostname or "localhost"), "port": port or 6379}
+    database = split.path.strip("/")
+    if database:
+        if "db" in query:
+            raise EndpointError("it gives the database twice, in the path and as ?db=")
+        place["db"] = _db(database)
+    return place
+
+
+def _query(split: SplitResult) -> dict[str, str]:
+    query = dict(parse_qsl(split.query, keep_blank_values=True))
+    unknown = [name for name in query if name not in _TLS_OPTIONS and name != "db"]
+    if unknown:
+        raise EndpointError(f"an option after the question mark is unknown; there are db, {', '.join(_TLS_OPTIONS)}")
+    if split.fragment:
+        raise EndpointError("it contains a '#', which in a password must be written as %23")
+    return query
+
+
+def _db(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise EndpointError("the database after the slash must be a number from 0 on")
+    return int(text)
+
+
+def _tls(query: Mapping[str, str], scheme: str) -> dict[str, Any]:
+    options: dict[str, Any] = dict(query)
+    if options and scheme != "tls":
+        raise EndpointError("options of TLS need rediss://")
+    reqs = options.get("ssl_cert_reqs", "required")
+    if reqs not in _CERT_REQS:
+        raise EndpointError(f"ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}")
+    if "ssl_check_hostname" in options:
+        flag = _FLAGS.get(options["ssl_check_hostname"].lower())
+        if flag is None:
+            raise EndpointError("ssl_check_hostname must be true or false")
+        options["ssl_check_hostname"] = flag
+    return options

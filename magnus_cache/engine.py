@@ -1,0 +1,30 @@
+"""What both faces of a cache are made of: one state, and the reads, writes and loads on it."""
+
+from typing import Any
+
+from magnus_cache.loads import Loads
+from magnus_cache.reads import Reads
+from magnus_cache.state import State, make_state
+from magnus_cache.writes import Writes
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One cache, without a face."""
+
+    __slots__ = ("loads", "reads", "state", "writes")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.reads = Reads(state)
+        self.writes = Writes(self.reads)
+        self.loads = Loads(self.reads, self.writes)
+
+    @classmethod
+    def made(cls, settings: Any, overrides: dict[str, Any]) -> "Engine":
+        """Return a new one; settings come from the environment where neither argument gives them.
+
+        :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
+        """
+        return cls(make_state(settings, overrides))

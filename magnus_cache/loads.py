@@ -1,0 +1,206 @@
+"""Loads: what happens on a miss. One loader runs for all who ask for a key at a time; its value is kept.
+
+The same rules for coroutines, whose load is a task of its own, and for threads, where the first one loads.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar, cast
+
+from anyio import to_thread
+
+from magnus_cache import codec
+from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.errors import CacheEncodeError, CacheTypeError, CacheValueTooLargeError
+from magnus_cache.flights import Flight
+from magnus_cache.memory import Entry
+from magnus_cache.reads import MISS, Address, Reads
+from magnus_cache.state import Mode
+from magnus_cache.writes import Writes
+
+__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "check_callable", "is_async"]
+
+T = TypeVar("T")
+
+AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
+"""A function or coroutine function without arguments."""
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: for functions, partials, and objects with an async `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
+
+
+def check_callable(function: object, argument: str) -> None:
+    """:raises CacheTypeError: naming the argument, for what cannot be called or would give a generator."""
+    if not callable(function):
+        raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
+
+
+class Rule:
+    """How a load's value is kept: for how long, and which values are not.
+
+    :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
+    :ivar skip_if: says of a value that it is not to be kept.
+    """
+
+    __slots__ = ("skip_if", "ttl")
+
+    def __init__(
+        self, ttl: float | Callable[[Any], Duration | None] | None = None, skip_if: Callable[[Any], bool] | None = None
+    ) -> None:
+        self.ttl = ttl
+        self.skip_if = skip_if
+
+    def seconds(self, value: Any, default: float) -> float:
+        """Return the value's time to live.
+
+        :raises CacheArgumentError: naming `ttl`, if its function returns what is no duration.
+        """
+        ttl = self.ttl(value) if callable(self.ttl) else self.ttl
+        return default if ttl is None else seconds(ttl)
+
+
+class Loaded(Generic[T]):
+    """What a load came to, for all who waited for it: each gets a value of its own."""
+
+    __slots__ = ("_original", "_payload", "_value")
+
+    def __init__(self, value: T, payload: bytes | None) -> None:
+        self._value = value
+        self._payload = payload
+        self._original = [value]
+
+    def take(self) -> T:
+        """Return the value: the first taker gets the loader's own object, the others equal ones."""
+        if self._payload is None:
+            return self._value
+        try:
+            # One call in C: of two threads, exactly one gets it.
+            return self._original.pop()
+        except IndexError:
+            value: T = codec.decode(self._payload)
+            return value
+
+
+class Loads:
+    """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
+
+    def __init__(self, reads: Reads, writes: Writes) -> None:
+        self._reads = reads
+        self._writes = writes
+        self._state = reads.state
+
+    async def load(self, address: Address, loader: AnyLoader[T], rule: Rule, *, fresh: bool = False) -> T:
+        """Return the loader's value, from here or from whoever is loading the same key; keep it.
+
+        :param fresh: take no value that is already there, and join no load that began before.
+        :raises Exception: whatever the loader raises, the same for all who waited.
+        :raises CacheRecursionError: if loading the key needs the key.
+        :raises CacheEncodeError: if the value's type cannot be stored.
+        """
+        mode = self._state.mode
+        if mode is Mode.DISABLED:
+            return await _called(loader)
+        fresh = fresh or mode is Mode.BYPASS
+
+        async def lead(flight: Flight) -> Loaded[T]:
+            if not fresh and (found := self._found(address, await self._reads.look(address))):
+                return found
+            started = monotonic()
+            value = await _called(loader)
+            cost = self._loaded(address, started)
+            payload, ttl = self._judge(address, value, rule)
+            if payload is not None and ttl is not None:
+                await self._keep(address, value, payload, ttl, cost, flight)
+            return Loaded(value, payload)
+
+        if fresh:
+            self._state.flights.detach(address.name)
+        loaded = await self._state.flights.run(address.name, lead, wait_timeout=self._state.settings.wait_timeout)
+        return loaded.take()
+
+    def load_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, *, fresh: bool = False) -> T:
+        """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
+
+        :raises Exception: as `load` does.
+        :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
+        """
+        mode = self._state.mode
+        if mode is Mode.DISABLED:
+            return self._called_blocking(loader)
+        fresh = fresh or mode is Mode.BYPASS
+        call = self._state.portal.call
+
+        def lead(flight: Flight) -> Loaded[T]:
+            if not fresh and (found := self._found(address, call(self._reads.look, address))):
+                return found
+            started = monotonic()
+            value = self._called_blocking(loader)
+            cost = self._loaded(address, started)
+            payload, ttl = self._judge(address, value, rule)
+            if payload is not None and ttl is not None:
+                call(self._keep, address, value, payload, ttl, cost, flight)
+            return Loaded(value, payload)
+
+        if fresh:
+            self._state.flights.detach(address.name)
+        loaded = self._state.flights.run_blocking(address.name, lead, wait_timeout=self._state.settings.wait_timeout)
+        return loaded.take()
+
+    def _called_blocking(self, loader: AnyLoader[T]) -> T:
+        if is_async(loader):
+            return self._state.portal.call(cast("Callable[[], Awaitable[T]]", loader))
+        value = loader()
+        if inspect.isawaitable(value):
+            # A lambda around a coroutine function does not look like one until it is called.
+            return self._state.portal.call(_awaited, cast("Awaitable[T]", value))
+        return value
+
+    def _found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
+        """Return what somebody stored between this caller's look and its turn to load."""
+        value = self._reads.opened(address, entry)
+        return None if entry is None or value is MISS else Loaded(value, entry.payload)
+
+    def _loaded(self, address: Address, started: float) -> float:
+        cost = monotonic() - started
+        address.counters.loads += 1
+        self._state.stats.load_latency.add(cost)
+        return cost
+
+    def _judge(self, address: Address, value: Any, rule: Rule) -> tuple[bytes | None, float | None]:
+        """Return the payload and the time to live in seconds; the latter is None if the value is not to be kept."""
+        if rule.skip_if is not None and rule.skip_if(value):
+            try:
+                return codec.encode(value), None
+            except CacheEncodeError:
+                # It need not be storable; then those who wait for it share it, as they would without a cache.
+                return None, None
+        try:
+            payload = self._reads.encoded(address, value)
+        except CacheValueTooLargeError as error:
+            # Data grows without anybody's fault: unlike an explicit `set`, a load goes on and says so.
+            self._state.notices.warn(f"size:{address.namespace}", f"not cached: {error}")
+            return None, None
+        return payload, rule.seconds(value, self._reads.ttl(address))
+
+    async def _keep(
+        self, address: Address, value: Any, payload: bytes, ttl: float, cost: float, flight: Flight
+    ) -> None:
+        # A write or delete of this key that came during the load knows better than the load does.
+        if not flight.detached:
+            await self._writes.write(address, value, payload, ttl, cost=cost, flight=flight)
+
+
+async def _called(loader: AnyLoader[T]) -> T:
+    """Await a coroutine function; run any other in a worker thread, so that it holds up nobody else."""
+    if is_async(loader):
+        return await cast("Callable[[], Awaitable[T]]", loader)()
+    value = await to_thread.run_sync(loader, abandon_on_cancel=True)
+    return await value if inspect.isawaitable(value) else cast("T", value)
+
+
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value

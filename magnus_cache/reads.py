@@ -1,0 +1,297 @@
+"""Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
+
+Coroutines read on their own loop's wire; a blocking caller's read is queued on the background loop's, without a
+task of its own. Either way a reply is judged, and kept if it may be, inside the wire's reader.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from magnus_cache import codec
+from magnus_cache.clock import monotonic
+from magnus_cache.codec import envelope
+from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
+from magnus_cache.memory import Entry, Fill, Trust
+from magnus_cache.namespaces import Namespace
+from magnus_cache.redis.pipeline import Source, Waiter
+from magnus_cache.redis.wire import Wire
+from magnus_cache.state import State
+from magnus_cache.stats import Counters
+
+__all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads"]
+
+MANY: Final = 1_000
+"""Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
+
+_ATTEMPTS: Final = 2
+"""A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
+
+
+class Missing:
+    """The type of `MISS`, which stands for "not there": None is a value like any other."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISS"
+
+
+MISS: Final = Missing()
+
+
+class Address:
+    """Where a value lives: its namespace's policy, its name in Redis, and the counters it counts in."""
+
+    __slots__ = ("counters", "name", "namespace")
+
+    def __init__(self, namespace: Namespace, name: bytes, counters: Counters) -> None:
+        self.namespace = namespace
+        self.name = name
+        self.counters = counters
+
+
+class Held(NamedTuple):
+    """What an entry is made of: the value itself where callers may share it, else its payload."""
+
+    value: Any
+    payload: bytes | None
+    size: int
+    """Bytes of the encoded value."""
+    version: int
+    """The unique version in its envelope."""
+
+
+class Reads:
+    """The reads of one `State`, and the making of entries."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._memory = state.memory
+        self._settings = state.settings
+
+    def address(self, namespace: str, key: Any) -> Address:
+        """Return where a value lives.
+
+        :raises CacheArgumentError: naming `namespace` or `key`, for one that cannot be used.
+        """
+        state = self.state
+        policy = state.namespaces.resolve(namespace)
+        return Address(policy, state.keyspace.value_name(policy, key), state.stats.of(policy))
+
+    # -- values in and out ----------------------------------------------------------------------------------
+
+    def opened(self, address: Address, entry: Entry | None) -> Any:
+        """Return an entry's value, fresh for this caller unless it is immutable; MISS for none or an unreadable one."""
+        if entry is None:
+            return MISS
+        payload = entry.payload
+        if payload is None:
+            return entry.value
+        try:
+            value = codec.decode(payload)
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return MISS
+        if address.namespace.share or codec.shareable(value):
+            # In this order: whoever sees no payload must see the value.
+            entry.value = value
+            entry.payload = None
+        return value
+
+    def encoded(self, address: Address, value: Any) -> bytes:
+        """Return a value's payload.
+
+        :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        payload = codec.encode(value)
+        limit = self.limit(address)
+        if len(payload) > limit:
+            raise CacheValueTooLargeError(address.namespace, len(payload), limit)
+        return payload
+
+    def limit(self, address: Address) -> int:
+        """Return the most bytes that an encoded value of this namespace may have."""
+        return address.namespace.max_value_bytes or self._settings.max_value_bytes
+
+    def ttl(self, address: Address) -> float:
+        """Return a namespace's time to live in seconds."""
+        return address.namespace.ttl or self._settings.default_ttl
+
+    def unreadable(self, address: Address, error: CacheDecodeError) -> None:
+        """Count a value that cannot be read, and say so; never what it is."""
+        address.counters.unreadable += 1
+        topic = f"unreadable:{address.namespace}:{error.reason}"
+        self.state.notices.warn(topic, f"a value in namespace {str(address.namespace)!r} counts as a miss: {error}")
+
+    # -- read -----------------------------------------------------------------------------------------------
+
+    async def read(self, address: Address) -> Entry | None:
+        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here."""
+        wire = self.state.wire()
+        if wire is None:
+            return self._memory.hit(address.name)
+        for _ in range(_ATTEMPTS):
+            try:
+                if self.state.recovery.pending:
+                    await self.state.replayed(wire)
+                if self._lapsed(wire, address):
+                    await wire.renew()
+                    if (entry := self._memory.hit(address.name)) is not None:
+                        return entry
+                waiter, fill = self._request(wire, address)
+                try:
+                    entry = await waiter
+                finally:
+                    self.settle(fill)
+                return entry
+            except CacheUnavailableError as error:
+                self.failed(address, error)
+                if error.reason != "lost":
+                    break
+        return self.fallback(address)
+
+    def _lapsed(self, wire: Wire, address: Address) -> bool:
+        """Whether it is here, and only its trust has lapsed for want of talk: any answer on its wire renews that."""
+        if not address.namespace.l1:
+            return False
+        held = self._memory.peek(address.name)
+        return held is not None and held.trust is wire.trust
+
+    def _request(self, wire: Wire, address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+        """Queue a read; the second item of the answer is to be settled when the first is there."""
+        waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
+        fill = self._memory.reserve(address.name) if address.namespace.l1 else None
+        try:
+            wire.read(address.name, partial(self.received, address, fill), waiter)
+        except CacheUnavailableError:
+            self.settle(fill)
+            raise
+        return waiter, fill
+
+    def read_blocking(self, address: Address) -> Entry | None:
+        """Do what `read` does, for a thread: through the background loop, but without a task of its own there."""
+        portal, state = self.state.portal, self.state
+        state.check_open()
+        if state.endpoint is None:
+            return self._memory.hit(address.name)
+        if not state.recovery.pending and (not address.namespace.l1 or self._memory.peek(address.name) is None):
+            fill = self.expect(address)
+            try:
+                entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
+            except CacheUnavailableError as error:
+                # The long way round knows what to do about it.
+                self.failed(address, error)
+            else:
+                return entry
+            finally:
+                self.settle(fill)
+        return portal.call(self.read, address)
+
+    def _ask_for(self, address: Address, fill: Fill | None, waiter: Waiter) -> None:
+        """Queue a blocked thread's read; runs on the background loop."""
+        try:
+            wire = self.state.wire()
+            assert wire is not None
+            wire.read(address.name, partial(self.received, address, fill), waiter)
+        except CacheError as error:
+            waiter.set_exception(error)
+
+    def fallback(self, address: Address) -> Entry | None:
+        """Return what this process still holds, trusted or not, if Redis is away; if it is not, nothing."""
+        if self.state.reachable:
+            return None
+        return self._memory.peek(address.name)
+
+    async def look(self, address: Address) -> Entry | None:
+        """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
+        return self._memory.hit(address.name) or await self.read(address)
+
+    async def look_many(self, addresses: Sequence[Address]) -> list[tuple[Entry | None, bool]]:
+        """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
+        found = [(self._memory.hit(address.name), True) for address in addresses]
+        missing = [index for index, (entry, _) in enumerate(found) if entry is None]
+        for start in range(0, len(missing), MANY):
+            step = missing[start : start + MANY]
+            entries = await self._read_many([addresses[index] for index in step])
+            for index, entry in zip(step, entries, strict=True):
+                found[index] = (entry, False)
+        return found
+
+    async def _read_many(self, addresses: Sequence[Address]) -> list[Entry | None]:
+        """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
+        wire = self.state.wire()
+        if wire is None or not wire.up or self.state.recovery.pending:
+            # One by one until the wire is up and Redis knows all; the first of them sees to that.
+            first = await self.read(addresses[0])
+            rest = addresses[1:]
+            if not rest:
+                return [first]
+            ready = wire is not None and wire.up and not self.state.recovery.pending
+            return [first, *(await self._read_many(rest) if ready else [await self.read(address) for address in rest])]
+        with contextlib.ExitStack() as fills:
+            waiters: list[asyncio.Future[Entry | None] | None] = []
+            for address in addresses:
+                try:
+                    waiter, fill = self._request(wire, address)
+                except CacheUnavailableError:
+                    waiters.append(None)
+                else:
+                    waiters.append(waiter)
+                    fills.callback(self.settle, fill)
+            return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+
+    async def _either(self, waiter: asyncio.Future[Entry | None] | None, address: Address) -> Entry | None:
+        """Return what a queued read is answered, or, if it is not, what the long way round comes to."""
+        try:
+            return await waiter if waiter is not None else await self.read(address)
+        except CacheUnavailableError:
+            return await self.read(address)
+
+    def expect(self, address: Address) -> Fill | None:
+        """Reserve the value's place in the near cache, before it is asked for."""
+        return self._memory.reserve(address.name) if address.namespace.l1 else None
+
+    def settle(self, fill: Fill | None) -> None:
+        """Give back a place that was reserved, used or not."""
+        if fill is not None:
+            self._memory.release(fill)
+
+    def received(
+        self, address: Address, fill: Fill | None, raw: bytes | None, source: Source, sent: float
+    ) -> Entry | None:
+        """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader."""
+        if raw is None or (self.state.recovery.pending and self.state.recovery.covers(address.name)):
+            return None
+        try:
+            header = envelope.read_header(raw)
+            payload = envelope.open_payload(raw, header, self.limit(address))
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return None
+        deadline = source.time.local(header.fresh_until)
+        if deadline <= monotonic():
+            return None
+        held = Held(None, payload, len(payload), header.version)
+        entry = self.entry(address, held, deadline, self.trust(source, sent), sent)
+        if fill is not None:
+            self._memory.fill(fill, entry)
+        return entry
+
+    def trust(self, source: Source, sent: float) -> Trust:
+        """Return what an answer stands on: its connection, or without tracking only a moment."""
+        return source.trust if source.tracking else Trust(sent + self._settings.max_staleness)
+
+    def entry(self, address: Address, held: Held, deadline: float, trust: Trust, since: float) -> Entry:
+        """Make an entry; `since` is when its life in this process is counted from."""
+        if (cap := address.namespace.l1_ttl) is not None:
+            deadline = min(deadline, since + cap)
+        return Entry(held.value, held.payload, deadline, trust, held.size, held.version)
+
+    def failed(self, address: Address, error: CacheUnavailableError) -> None:
+        """Count an exchange with Redis that failed."""
+        address.counters.errors += 1
+        self.state.stats.failed(error.reason)

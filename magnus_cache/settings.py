@@ -1,0 +1,198 @@
+"""The settings of a cache, from keywords, the environment and a `.env` file, in this order of precedence.
+
+The connection's settings have the guide's names (``REDIS_HOST`` and so on); all others begin with ``MAGNUS_CACHE_``.
+What is wrong is told with the keyword and the variable, and never with a secret.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from magnus_cache.clock import seconds
+from magnus_cache.endpoints import Endpoint, parse_url
+from magnus_cache.errors import CacheArgumentError, CacheSettingsError
+from magnus_cache.keys import Keyspace
+
+__all__ = ["CacheSettings"]
+
+_DOTENV = ".env"
+
+_SPARSE = (
+    "redis_url",
+    "redis_username",
+    "redis_password",
+    "redis_ssl_ca_certs",
+    "redis_ssl_certfile",
+    "redis_ssl_keyfile",
+)
+"""Settings that may be absent; written empty, as in the guide's ``REDIS_PASSWORD=``, they are."""
+
+
+def _seconds(value: Any) -> float:
+    # The environment has text only, in which a plain number means seconds too.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    return seconds(value, "value")
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a setting."""
+    plain = field.startswith("redis_") and field != "redis_enabled"
+    return field.upper() if plain else f"MAGNUS_CACHE_{field.upper()}"
+
+
+class _Surroundings(PydanticBaseSettingsSource):
+    """The environment over the `.env` file of the working directory."""
+
+    def __init__(self, settings: type[BaseSettings]) -> None:
+        super().__init__(settings)
+        self._found: dict[str, str | None] = {**_dotenv(), **os.environ}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value = self._found.get(variable(field_name))
+        return (None if value == "" and field_name in _SPARSE else value), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(info, name)[0] for name, info in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _dotenv() -> Mapping[str, str | None]:
+    path = Path(_DOTENV)
+    if not path.is_file():
+        return {}
+    try:
+        return dotenv_values(path, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CacheSettingsError(f"{_DOTENV} cannot be read ({type(error).__name__}); save it as UTF-8 text") from None
+
+
+class CacheSettings(BaseSettings):
+    """All there is to set. Durations are seconds, or text such as ``"500ms"``; sizes are bytes.
+
+    :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment variable.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; instead of the next five")
+    redis_host: str = Field("localhost", min_length=1)
+    redis_port: int = Field(6379, ge=1, le=65_535)
+    redis_username: str | None = None
+    redis_password: SecretStr | None = None
+    redis_db: int = Field(0, ge=0)
+    redis_ssl: bool = False
+    redis_ssl_ca_certs: str | None = Field(
+        None, description="file of the authority that signed the server's certificate"
+    )
+    redis_ssl_certfile: str | None = Field(None, description="file of this client's certificate")
+    redis_ssl_keyfile: str | None = Field(None, description="file of this client's key")
+    redis_ssl_check_hostname: bool = True
+    redis_enabled: bool = Field(True, description="False: this process's memory only")
+    prefix: str = Field("magnus", description="what all names in Redis begin with")
+    default_ttl: Seconds = Field(300.0, description="time to live where neither call nor namespace gives one")
+    op_timeout: Seconds = Field(0.5, description="the longest that Redis may take to answer, or to be connected to")
+    max_staleness: Seconds = Field(1.0, description="the longest that a change made elsewhere may go unnoticed")
+    wait_timeout: Seconds = Field(30.0, description="the longest that a caller waits for somebody else's load")
+    l1_max_entries: int = Field(10_000, ge=0)
+    l1_max_bytes: int = Field(64 * 2**20, ge=0)
+    max_value_bytes: int = Field(16 * 2**20, ge=1)
+    max_pending: int = Field(65_536, ge=1, description="requests that may wait for Redis at a time, per event loop")
+
+    def __init__(self, **values: Any) -> None:
+        unknown = values.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise CacheSettingsError(_unknown(min(unknown), list(type(self).model_fields)))
+        if "redis_url" not in values and any(name.startswith("redis_") and name != "redis_enabled" for name in values):
+            # Who names a host in the code does not mean the URL of the environment.
+            values["redis_url"] = None
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise CacheSettingsError(_explained(error)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take keywords first, then the environment, then `.env`."""
+        return init_settings, _Surroundings(settings_cls)
+
+    @field_validator("redis_url", "redis_password", "redis_username", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("prefix")
+    @classmethod
+    def _usable_prefix(cls, value: str) -> str:
+        try:
+            Keyspace(value)
+        except CacheArgumentError as error:
+            raise ValueError(error.problem) from None
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _readable_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_url(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _whole_pair(self) -> Self:
+        if (self.redis_ssl_keyfile is None) is not (self.redis_ssl_certfile is None):
+            raise ValueError(
+                "redis_ssl_certfile and redis_ssl_keyfile (REDIS_SSL_CERTFILE, REDIS_SSL_KEYFILE) go together"
+            )
+        return self
+
+    def endpoint(self) -> Endpoint:
+        """Return where Redis is: what `redis_url` says, else what the single settings say."""
+        files = {
+            "ssl_ca_certs": self.redis_ssl_ca_certs, "ssl_certfile": self.redis_ssl_certfile,
+            "ssl_keyfile": self.redis_ssl_keyfile, "ssl_check_hostname": self.redis_ssl_check_hostname,
+        }  # fmt: skip
+        tls = {name: value for name, value in files.items() if value is not None}
+        if self.redis_url is None:
+            return Endpoint(
+                scheme="tls" if self.redis_ssl else "tcp", host=self.redis_host, port=self.redis_port, db=self.redis_db,
+                username=self.redis_username, password=self.redis_password, tls=tls if self.redis_ssl else {},
+            )  # fmt: skip
+        parts = parse_url(self.redis_url.get_secret_value())
+        if parts["scheme"] == "tls":
+            parts["tls"] = {**tls, **parts["tls"]}
+        known: dict[str, Any] = {"username": self.redis_username, "password": self.redis_password}
+        return Endpoint(**(known | parts))
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
+
+
+def _explained(error: ValidationError) -> str:
+    problems: list[str] = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("value: ")
+        place = problem["loc"]
+        problems.append(f"{place[0]} ({variable(str(place[0]))}): {message}" if place else message)
+    return "; ".join(problems)

@@ -1,0 +1,259 @@
+"""The operations of `CacheManager`: the cache for blocking code.
+
+A hit in memory is served in the calling thread. Everything else goes to the background loop and waits for it:
+the same paths as for coroutines, over one connection for all threads.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from magnus_cache.clock import Duration, seconds
+from magnus_cache.core import AsyncOperations
+from magnus_cache.decorators import Decorator
+from magnus_cache.engine import Engine
+from magnus_cache.loads import AnyLoader, Rule, check_callable
+from magnus_cache.reads import MISS, Address
+from magnus_cache.state import Mode
+from magnus_cache.stats import CacheStats
+from magnus_cache.warming import ProgressCallback, WarmReport
+
+if TYPE_CHECKING:
+    from magnus_cache.settings import CacheSettings
+
+__all__ = ["BlockingOperations"]
+
+T = TypeVar("T")
+
+
+class BlockingOperations:
+    """What can be done with a cache from blocking code; see `CacheManager`."""
+
+    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Any) -> None:
+        self._bind(AsyncOperations(settings, **overrides))
+
+    @classmethod
+    def _over(cls, engine: Engine) -> Self:
+        """Return another face of an engine."""
+        manager = cls.__new__(cls)
+        manager._bind(AsyncOperations._over(engine))
+        return manager
+
+    def _bind(self, operations: AsyncOperations) -> None:
+        self._async = operations
+        self._engine = engine = operations._engine
+        self._state = engine.state
+        self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.describe()}>"
+
+    def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._state.check_open()
+        return self._state.portal.call(partial(operation, *args, **kwargs))
+
+    # -- single values --------------------------------------------------------------------------------------
+
+    def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+        """Return the stored value, or `default` if there is none; None is a value like any other.
+
+        :param key: str, int, UUID, bytes, or a tuple of these.
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        address = self._reads.address(namespace, key)
+        if self._state.mode is not Mode.NORMAL:
+            return default
+        value = self._looked_up(address)
+        if value is MISS:
+            address.counters.misses += 1
+            return default
+        return value
+
+    def _looked_up(self, address: Address) -> Any:
+        entry = self._state.memory.hit(address.name)
+        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
+            address.counters.l1_hits += 1
+            return value
+        value = self._reads.opened(address, self._reads.read_blocking(address))
+        if value is not MISS:
+            address.counters.l2_hits += 1
+        return value
+
+    def set(self, namespace: str, key: Any, value: Any, ttl: Duration | None = None) -> bool:
+        """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
+
+        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        address = self._reads.address(namespace, key)
+        life = self._reads.ttl(address) if ttl is None else seconds(ttl)
+        payload = self._reads.encoded(address, value)
+        if self._state.mode is Mode.DISABLED:
+            return False
+        self._writes.touch((address.name,))
+        stored: bool = self._call(self._writes.write, address, value, payload, life)
+        return stored
+
+    def delete(self, namespace: str, key: Any) -> bool:
+        """Remove a value everywhere; return whether there was one.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return self.delete_many(namespace, (key,)) > 0
+
+    def contains(self, namespace: str, key: Any) -> bool:
+        """Return whether there is a value.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        there: bool = self._call(self._async.contains, namespace, key)
+        return there
+
+    def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+        """Give a stored value a new time to live, counted from now; return whether there was a value.
+
+        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        """
+        touched: bool = self._call(self._async.touch, namespace, key, ttl)
+        return touched
+
+    def ttl(self, namespace: str, key: Any) -> float | None:
+        """Return the seconds a value has left to live, or None if there is none.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        left: float | None = self._call(self._async.ttl, namespace, key)
+        return left
+
+    def get_or_set(self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None) -> T:
+        """Return the stored value, or load it, once for all who ask, and store it.
+
+        :param loader: a function without arguments, run in this thread, or a coroutine function, run on the
+            background loop.
+        :raises CacheArgumentError: for a namespace, key, loader or ttl that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheRecursionError: if loading the key needs the key.
+        :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
+        :raises Exception: whatever the loader raises, the same for all who waited.
+        """
+        check_callable(loader, "loader")
+        address = self._reads.address(namespace, key)
+        rule = Rule(None if ttl is None else seconds(ttl))
+        if self._state.mode is Mode.NORMAL:
+            if (value := self._looked_up(address)) is not MISS:
+                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            address.counters.misses += 1
+        return self._loads.load_blocking(address, loader, rule)
+
+    # -- many values ----------------------------------------------------------------------------------------
+
+    def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
+        """Return the stored values by key, in the order of `keys`; keys without a value are left out.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        found: dict[Any, Any] = self._call(self._async.get_many, namespace, keys)
+        return found
+
+    def set_many(self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None) -> None:
+        """Store many values; nothing is stored if any key or value cannot be.
+
+        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        self._call(self._async.set_many, namespace, mapping, ttl)
+
+    def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
+        """Remove values everywhere; return how many there were.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        removed: int = self._call(self._async.delete_many, namespace, keys)
+        return removed
+
+    def clear(self, namespace_or_pattern: str) -> int:
+        """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
+
+        Returns the number of values removed from Redis; those of this process are gone as well.
+
+        :raises CacheArgumentError: for a name that is neither.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        removed: int = self._call(self._async.clear, namespace_or_pattern)
+        return removed
+
+    def warm_cache(
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        concurrency: int = 16, only_missing: bool = False, progress: "ProgressCallback | bool | None" = None,
+    ) -> WarmReport:  # fmt: skip
+        """Load and store a value for each key, some at a time; a key that fails stops nothing.
+
+        :param data_loader: called with a key; a function, which runs in worker threads, or a coroutine function,
+            which runs on the background loop.
+        :param concurrency: loads at a time, 1 or more.
+        :param only_missing: leave keys alone that have a value.
+        :param progress: called after each key as ``progress(done, total)``; True or False for a progress bar or
+            none; None for a bar if a terminal and `rich` are there.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        report: WarmReport = self._call(
+            self._async.warm_cache, namespace, data_loader, keys, ttl,
+            concurrency=concurrency, only_missing=only_missing, progress=progress,
+        )  # fmt: skip
+        return report
+
+    # -- decorating -----------------------------------------------------------------------------------------
+
+    def cached(
+        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
+        key_func: Callable[..., Any] | None = None, *, key: str | None = None,
+        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator that caches what a function or coroutine function returns, by its arguments.
+
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param key_func: called with the function's arguments, returns the key.
+        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
+        :param skip_if: called with the value; if it returns true, the value is not stored.
+        :param exclude: names of parameters that do not count, such as a database session.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        return self._async.cached(namespace, ttl, key_func, key=key, skip_if=skip_if, exclude=exclude)
+
+    # -- the rest -------------------------------------------------------------------------------------------
+
+    def get_stats(self) -> CacheStats:
+        """Return the figures of this cache; see `CacheStats` for the keys."""
+        figures: CacheStats = self._call(self._async.get_stats)
+        return figures
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether Redis answered when it was last asked; False before the first call. No I/O."""
+        return self._state.redis_available
+
+    def bypass(self) -> AbstractContextManager[None]:
+        """Within it, read nothing from the cache but store what is loaded: a one-off fresh read."""
+        return self._state.switched(Mode.BYPASS)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within it, behave as if there were no cache; for tests."""
+        return self._state.switched(Mode.DISABLED)
+
+    def close(self) -> None:
+        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`."""
+        self._state.close()
+
+    def __enter__(self) -> Self:
+        self._state.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,136 @@
+"""Warming: load and store the values of many keys ahead of demand, some at a time."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.engine import Engine
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.loads import Rule, check_callable
+from magnus_cache.notices import logger
+
+__all__ = ["ProgressCallback", "WarmReport", "warm"]
+
+ProgressCallback = Callable[[int, int], object]
+"""Called after each key with the number of keys done and the number of all."""
+
+_ERRORS_KEPT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What a warming came to.
+
+    :ivar total: keys asked for, each counted once.
+    :ivar loaded: keys whose value was loaded and stored.
+    :ivar skipped: keys that had a value, with `only_missing`.
+    :ivar failed: keys whose loader raised.
+    :ivar errors: the exception by key, for the first hundred that failed.
+    :ivar seconds: how long it took.
+    """
+
+    total: int
+    loaded: int
+    skipped: int
+    failed: int
+    seconds: float
+    errors: dict[Any, Exception] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} of {self.total} loaded"]
+        parts += [f"{self.skipped} there already"] if self.skipped else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        return f"{', '.join(parts)} in {self.seconds:.2f} s"
+
+
+class _Tally:
+    """Counts what has been done and tells whoever wants to know."""
+
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
+        self.total = total
+        self.loaded = self.skipped = self.failed = 0
+        self.errors: dict[Any, Exception] = {}
+        self._progress = progress
+        self._started = monotonic()
+
+    def tell(self) -> None:
+        if self._progress is None:
+            return
+        try:
+            self._progress(self.loaded + self.skipped + self.failed, self.total)
+        # What only shows the work must not stop it.
+        except Exception:  # noqa: BLE001  # as said
+            logger.exception("the progress callback failed; warming goes on without it")
+            self._progress = None
+
+    def fail(self, key: Any, error: Exception) -> None:
+        self.failed += 1
+        if len(self.errors) < _ERRORS_KEPT:
+            self.errors[key] = error
+
+    def report(self) -> WarmReport:
+        took = monotonic() - self._started
+        return WarmReport(self.total, self.loaded, self.skipped, self.failed, took, self.errors)
+
+
+async def warm(
+    engine: Engine, namespace: str, data_loader: Callable[[Any], Any], keys: Sequence[Any], ttl: Duration | None, *,
+    concurrency: int, only_missing: bool, progress: ProgressCallback | bool | None,
+) -> WarmReport:  # fmt: skip
+    """Load and store a value for each key; see `AsyncCacheManager.warm_cache`.
+
+    :raises CacheArgumentError: naming the argument that cannot be used; nothing has been loaded then.
+    """
+    check_callable(data_loader, "data_loader")
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
+    rule = Rule(None if ttl is None else seconds(ttl))
+    # By address: a key given twice is loaded once, and a bad one is told before the first load.
+    work = {address.name: (key, address) for key in keys for address in (engine.reads.address(namespace, key),)}
+    with _shown(progress, str(namespace)) as callback:
+        tally = _Tally(len(work), callback)
+        queue = iter(work.values())
+
+        async def worker() -> None:
+            for key, address in queue:
+                try:
+                    if only_missing and await engine.reads.look(address) is not None:
+                        tally.skipped += 1
+                    else:
+                        await engine.loads.load(address, partial(data_loader, key), rule, fresh=True)
+                        tally.loaded += 1
+                # One key that fails stops nothing; it is in the report.
+                except Exception as error:  # noqa: BLE001  # as said
+                    tally.fail(key, error)
+                tally.tell()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(concurrency, len(work))):
+                tasks.start_soon(worker)
+    return tally.report()
+
+
+@contextmanager
+def _shown(progress: ProgressCallback | bool | None, title: str) -> Generator[ProgressCallback | None]:
+    """Yield what to call with the progress: the caller's function, a bar, or nothing."""
+    if callable(progress):
+        yield progress
+    elif progress is False or not (progress or sys.stderr.isatty()) or importlib.util.find_spec("rich") is None:
+        yield None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("warming {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,153 @@
+"""Fixtures of all tests: real servers, a proxy in front of them, and the check that nothing is left over."""
+
+import gc
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import trustme
+
+from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
+from tests.support import leaks
+from tests.support.proxy import Proxy
+from tests.support.wait import wait_until
+
+
+def _servers() -> list[str]:
+    """Valkey always, and fails loudly if it is missing; a redis-server where there is one, and always in CI."""
+    try:
+        find_redis()
+    except ServerNotFoundError:
+        if os.environ.get("CI"):
+            raise
+        return ["valkey"]
+    return ["valkey", "redis"]
+
+
+SERVERS = _servers()
+
+
+def pytest_report_header() -> str:
+    return f"servers under test: {', '.join(SERVERS)}" + (
+        "" if "redis" in SERVERS else " (no redis-server on the PATH)"
+    )
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Callable[[str], EmbeddedServer]]:
+    started: dict[str, EmbeddedServer] = {}
+
+    def start(kind: str) -> EmbeddedServer:
+        if kind not in started:
+            started[kind] = EmbeddedServer(find_valkey() if kind == "valkey" else find_redis()).start()
+        return started[kind]
+
+    yield start
+    for server in started.values():
+        server.close()
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, running: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """A server of each kind, empty."""
+    server = running(request.param)
+    return emptied(server)
+
+
+def emptied(server: EmbeddedServer) -> EmbeddedServer:
+    """Return the server with no data and no statistics."""
+    with redis.Redis(port=server.port) as client:
+        client.flushall()
+        client.config_resetstat()
+    return server
+
+
+@pytest.fixture
+def url(server: EmbeddedServer) -> str:
+    return server.url
+
+
+@pytest.fixture
+def raw(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A plain client, to look at what is really in the server."""
+    with redis.Redis(port=server.port, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def private_server_with() -> Iterator[Callable[..., EmbeddedServer]]:
+    """Starts servers with options, which the test may kill."""
+    servers: list[EmbeddedServer] = []
+
+    def start(**options: str) -> EmbeddedServer:
+        servers.append(EmbeddedServer(find_valkey(), **options).start())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def private_server(private_server_with: Callable[..., EmbeddedServer]) -> EmbeddedServer:
+    return private_server_with()
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_proxy(server: EmbeddedServer, authority: trustme.CA) -> Iterator[Proxy]:
+    """The server behind TLS, with a certificate for 127.0.0.1 and localhost."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    with Proxy(server.port, context) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the developer's machine reaches a test, from the environment or from a `.env` file."""
+    for name in list(os.environ):
+        if name.startswith(("REDIS_", "MAGNUS_CACHE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(running: Callable[[str], EmbeddedServer]) -> Iterator[None]:
+    """Fail a test that leaves a thread or a socket behind."""
+    threads, sockets = leaks.threads(), leaks.sockets()
+    yield
+    gc.collect()
+    wait_until(lambda: leaks.threads() <= threads)
+    wait_until(lambda: leaks.sockets() <= sockets)

@@ -1,0 +1,1 @@
+"""What the tests stand on: servers, a proxy that breaks connections, certificates, and checks for leaks."""

@@ -1,0 +1,452 @@
+"""The keys of calls: what a cached function's results are stored under."""
+
+import functools
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magnus_cache.callkeys import CallKeys
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.instances import constructed_without_arguments
+from magnus_cache.keys import KeyText, key_text
+
+
+def plain(a: Any = 5, *rest: Any, b: Any = None, **more: Any) -> None:
+    pass
+
+
+def price(ticker: str, expiration: str = "now") -> None:
+    pass
+
+
+def query(db: Any, ticker: str, depth: int = 5) -> None:
+    pass
+
+
+def text(keys: CallKeys, *args: Any, **kwargs: Any) -> str:
+    return keys.text(args, kwargs)
+
+
+KEYS = CallKeys.of(plain)
+
+
+def test_one_call_written_in_several_ways_is_one_key() -> None:
+    def f(a: int = 5, *, b: int = 6) -> None:
+        pass
+
+    keys = CallKeys.of(f)
+    calls = [text(keys), text(keys, 5), text(keys, a=5), text(keys, 5, b=6), text(keys, b=6, a=5)]
+    assert len(set(calls)) == 1
+    assert calls[0].endswith("f~(a=~5,b=~6)")
+
+
+ARGUMENT = st.sampled_from(
+    [1, True, 1.0, "1", None, "None", "", b"1", "a", "a,b", "~1", (1,), [1], ("a", "b"), "~(a,b)"]
+)
+
+
+@settings(max_examples=500)
+@given(*[st.tuples(st.lists(ARGUMENT, max_size=3), st.dictionaries(st.sampled_from("bxy"), ARGUMENT, max_size=2))] * 2)
+def test_call_keys_are_injective(one: Any, other: Any) -> None:
+    """Pitfall 10 of PITFALLS: calls share a key exactly if they fill the parameters alike, types included."""
+
+    def model(call: tuple[list[Any], dict[str, Any]]) -> Any:
+        args, kwargs = call
+        full = {"b": None, **kwargs}
+        typed = {name: repr(value) for name, value in full.items()}
+        return [repr(value) for value in args or [5]], sorted(typed.items())
+
+    same = model(one) == model(other)
+    assert (text(KEYS, *one[0], **one[1]) == text(KEYS, *other[0], **other[1])) is same
+    # The short cut may tell apart what is one key, never the other way round.
+    first, second = KEYS.fast_call(tuple(one[0]), one[1]), KEYS.fast_call(tuple(other[0]), other[1])
+    if first is not None and first == second:
+        assert same
+
+
+def test_f_and_f_none_do_not_share() -> None:
+    """Pitfall 10 of PITFALLS: `f()` and `f(None)` differ where the default is something else."""
+    assert text(KEYS) != text(KEYS, None)
+
+
+class Left:
+    def get(self, x: Any) -> None:
+        pass
+
+
+class Right:
+    def get(self, x: Any) -> None:
+        pass
+
+
+def test_methods_of_one_name_and_keyword_arguments_and_spaces() -> None:
+    """Pitfall 12 of PITFALLS: same-named methods of two classes, keyword arguments, and text with spaces."""
+    left, right = CallKeys.of(Left.get), CallKeys.of(Right.get)
+    assert text(left, Left(), 1) != text(right, Right(), 1)
+    assert text(left, Left(), x=1) == text(left, Left(), 1)
+    assert text(KEYS, "a b", "c") != text(KEYS, "a", "b c") != text(KEYS, "a b c")
+
+
+# -- instances ---------------------------------------------------------------------------------------------------
+
+
+class Account:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def total(self, year: Any) -> None:
+        pass
+
+
+class Named(Account):
+    def __cache_key__(self) -> Any:
+        return self.number
+
+
+class Odd(Account):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+def test_an_instance_is_never_taken_for_another() -> None:
+    """Pitfall 11 of PITFALLS: a new instance at the address of an old one does not get its key."""
+    keys = CallKeys.of(Account.total)
+    texts = set()
+    for number in range(200):
+        account = Account(number)
+        texts.add(text(keys, account, 1))
+        assert text(keys, account, 1) in texts
+        del account
+        gc.collect(0)
+    assert len(texts) == 200
+
+
+def test_instances_go_by_identity_not_by_equality() -> None:
+    keys = CallKeys.of(Account.total)
+    one, other = Odd(1), Odd(1)
+    assert text(keys, one, 1) == text(keys, one, 1) != text(keys, other, 1)
+
+
+def test_instances_share_by_their_cache_key() -> None:
+    keys = CallKeys.of(Account.total)
+    assert text(keys, Named(1), 1) == text(keys, Named(1), 1)
+    assert text(keys, Named(1), 1) != text(keys, Named(2), 1)
+    with pytest.raises(CacheTypeError, match=r"self: __cache_key__ of Named returned"):
+        text(keys, Named(object()), 1)  # type: ignore[arg-type]
+
+
+def test_instances_constructed_without_arguments_share() -> None:
+    class Sub(Left):
+        pass
+
+    keys = CallKeys.of(Left.get)
+    assert text(keys, Left(), 1) == text(keys, Left(), 1) == f"{__name__}.Left.get~(x=~1)"
+    # But a subclass may override what the method calls.
+    assert text(keys, Sub(), 1) == text(keys, Sub(), 1) != text(keys, Left(), 1)
+
+
+def test_who_is_constructed_without_arguments() -> None:
+    @dataclass
+    class Fields:
+        a: int = 1
+
+    @dataclass
+    class NoFields:
+        pass
+
+    class Optional:
+        def __init__(self, url: str = "") -> None:
+            pass
+
+    class Anything:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+    class New:
+        def __new__(cls, url: str = "") -> Any:
+            return super().__new__(cls)
+
+    class Singleton:
+        def __new__(cls) -> Any:
+            return super().__new__(cls)
+
+    class Nothing:
+        def __init__(self) -> None:
+            pass
+
+    assert [constructed_without_arguments(c) for c in (Left, NoFields, Singleton, Nothing)] == [True] * 4
+    assert [constructed_without_arguments(c) for c in (Fields, Optional, Anything, New, Account, dict)] == [False] * 6
+
+
+def test_one_warning_a_class_tells_how_to_share(caplog: pytest.LogCaptureFixture) -> None:
+    class Client(Account):
+        pass
+
+    with caplog.at_level(logging.WARNING, "magnus_cache"):
+        for _ in range(3):
+            text(CallKeys.of(Account.total), Client(1), 1)
+    assert len(caplog.records) == 1
+    assert "Client" in caplog.text
+    assert "__cache_key__" in caplog.text
+
+
+def test_an_instance_without_identity_is_refused() -> None:
+    class Slots:
+        __slots__ = ("a",)
+
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+        def get(self) -> None:
+            pass
+
+    with pytest.raises(CacheTypeError, match=r"self: .*Slots.*__cache_key__"):
+        text(CallKeys.of(Slots.get), Slots(1))
+
+
+class Base:
+    def make(cls, a: int) -> None:
+        pass
+
+
+class Derived(Base):
+    pass
+
+
+def test_a_classmethod_counts_its_class_by_name() -> None:
+    keys = CallKeys.of(Base.make)
+    assert text(keys, Base, 1) == text(keys, Base, 1) != text(keys, Derived, 1)
+    assert keys.fast((Base, 1)) == keys.fast((Base, 1)) != keys.fast((Derived, 1))
+
+
+def test_the_short_cut_of_a_method_knows_instances() -> None:
+    keys = CallKeys.of(Account.total)
+    one, other = Account(1), Account(1)
+    assert keys.fast((one, "a")) == keys.fast((one, "a")) != keys.fast((other, "a"))
+    assert keys.fast((one, 1)) == keys.fast((one, 1)) != keys.fast((one, True))
+    assert keys.fast((one, [])) is None
+
+
+# -- what may be part of a key -------------------------------------------------------------------------------------
+
+
+class Session:
+    pass
+
+
+def test_parameters_can_be_left_out() -> None:
+    """Pitfall 29 of PITFALLS: a dependency such as a session does not end up in the key."""
+    keys = CallKeys.of(query, exclude=("db",))
+    one = text(keys, Session(), "AAPL")
+    assert one == text(keys, Session(), "AAPL", 5) == text(keys, ticker="AAPL", db=None)
+    assert one == f"{__name__}.query~(ticker=AAPL,depth=~5)"
+    assert keys.fast((Session(), "AAPL")) == keys.fast((Session(), "AAPL")) != keys.fast((Session(), "MSFT"))
+    assert keys.fast((Session(),)) is None
+    assert text(CallKeys.of(query, exclude="db"), Session(), "AAPL") == one
+    with pytest.raises(CacheTypeError, match=r'^db: a .*Session.*exclude=\("db",\)'):
+        text(CallKeys.of(query), Session(), "AAPL")
+
+
+def test_excluded_self_and_rest() -> None:
+    keys = CallKeys.of(Account.total, exclude=("self",))
+    assert text(keys, Account(1), 1) == text(keys, Account(2), 1)
+    assert keys.fast((Account(1), 1)) == keys.fast((Account(2), 1)) != keys.fast((Account(2), 2))
+    rest = CallKeys.of(plain, exclude=("a",))
+    assert rest.fast((1, "x")) != rest.fast((1, "x", "y"))
+    assert text(rest, 1, "x") == text(rest, 2, "x")
+
+
+def test_an_unknown_name_in_exclude_is_refused() -> None:
+    with pytest.raises(CacheArgumentError, match=r"^exclude: 'session' .*db, ticker, depth"):
+        CallKeys.of(query, exclude=("session",))
+    with pytest.raises(CacheTypeError, match="^exclude: "):
+        CallKeys.of(query, exclude=5)  # type: ignore[arg-type]
+
+
+MISSING = object()
+
+
+def test_a_default_without_a_text_needs_none() -> None:
+    def f(a: Any = MISSING) -> None:
+        pass
+
+    keys = CallKeys.of(f)
+    assert text(keys) == text(keys, MISSING) != text(keys, "default")
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((), {}), (("a", "b", "c"), {}), (("a",), {"ticker": "b"}), (("a",), {"unknown": 1})]
+)
+@pytest.mark.parametrize("options", [{}, {"key": "{ticker}"}, {"key_func": lambda ticker: ticker}])
+def test_wrong_arguments_raise_as_the_function_does(args: Any, kwargs: Any, options: Any) -> None:
+    with pytest.raises(TypeError) as own:
+        price(*args, **kwargs)
+    with pytest.raises(TypeError) as ours:
+        CallKeys.of(price, **options).text(args, kwargs)
+    assert str(ours.value) == str(own.value)
+
+
+def test_lambdas_and_what_has_no_name() -> None:
+    one, other = CallKeys.of(lambda a: a), CallKeys.of(lambda a: -a)
+    assert text(one, 1) != text(other, 1)
+    with pytest.raises(CacheTypeError, match="^function: a partial has no qualified name"):
+        CallKeys.of(functools.partial(price, "a"))
+    assert text(CallKeys.of(functools.partial(price, "a"), key="{expiration}"), expiration="b") == "b"
+
+
+def test_a_function_behind_a_decorator_that_hands_arguments_in() -> None:
+    @functools.wraps(query)
+    def injected(*args: Any, **kwargs: Any) -> None:
+        query(Session(), *args, **kwargs)
+
+    keys = CallKeys.of(injected)
+    assert text(keys, "AAPL") == text(keys, "AAPL") != text(keys, "MSFT")
+
+
+def test_long_calls_are_hashed_and_not_remembered() -> None:
+    short, long = KEYS.key(("a",), {}), KEYS.key(("a" * 500,), {})
+    assert "~#" in long
+    assert long.startswith(f"{__name__}.plain")
+    assert KEYS.memorable(short)
+    assert not KEYS.memorable(long)
+
+
+# -- key_func and templates --------------------------------------------------------------------------------------
+
+
+def test_with_key_func_the_key_is_exactly_its_result() -> None:
+    keys = CallKeys.of(price, key_func=lambda ticker: ticker)
+    assert text(keys, "AAPL") == "AAPL" == key_text("AAPL")
+    assert type(keys.key(("AAPL",), {})) is KeyText
+    assert text(CallKeys.of(price, key_func=lambda ticker: (ticker, 1)), "A") == key_text(("A", 1))
+    assert keys.fast(("AAPL",)) is None
+
+
+def test_key_func_may_name_its_parameters_otherwise() -> None:
+    keys = CallKeys.of(price, key_func=lambda t, e="now": f"{t}:{e}")
+    assert text(keys, ticker="AAPL", expiration="x") == text(keys, "AAPL", "x") == "AAPL:x"
+
+
+class Desk:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def price(self, ticker: str, depth: int = 5) -> None:
+        pass
+
+    def all(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("function", "key_func", "args", "expected"),
+    [
+        (Desk.price, lambda ticker: ticker, ("A",), "A"),
+        (Desk.price, lambda t: t, ("A",), "A"),
+        (Desk.price, lambda self, ticker: f"{self.name}:{ticker}", ("A",), "d:A"),
+        (Desk.price, lambda desk, ticker, depth=5: f"{desk.name}:{ticker}", ("A",), "d:A"),
+        (Desk.price, lambda ticker, depth=5: f"{ticker}:{depth}", ("A", 7), "A:7"),
+        (Desk.price, lambda ticker, **_: ticker, ("A",), "A"),
+        (Desk.price, lambda *args: f"{args[0].name}:{args[1]}", ("A",), "d:A"),
+        (Desk.price, str, ("A",), "A"),
+        (Desk.all, lambda: "all", (), "all"),
+        (Desk.all, lambda self: self.name, (), "d"),
+    ],
+)
+def test_key_func_gets_self_only_if_it_has_room(
+    function: Callable[..., Any], key_func: Callable[..., Any], args: tuple[Any, ...], expected: str
+) -> None:
+    assert CallKeys.of(function, key_func=key_func).text((Desk("d"), *args), {}) == expected
+
+
+async def coroutine_key(ticker: str) -> str:
+    return ticker
+
+
+@pytest.mark.parametrize("result", [None, 1.5, ["a"], {}, object(), "", (), b"", ("a", None)])
+def test_key_func_returning_nonsense_is_refused(result: Any) -> None:
+    keys = CallKeys.of(price, key_func=lambda ticker: result)
+    with pytest.raises(CacheArgumentError, match=f"^key_func: it returned a {type(result).__name__}: ") as caught:
+        text(keys, "A")
+    assert isinstance(caught.value, TypeError) is (result not in ("", (), b""))
+    assert caught.value.__context__ is None
+
+
+def test_key_func_must_be_a_plain_function() -> None:
+    with pytest.raises(CacheTypeError, match="^key_func: "):
+        CallKeys.of(price, key_func="ticker")  # type: ignore[arg-type]
+    with pytest.raises(CacheTypeError, match="^key_func: .*coroutine"):
+        CallKeys.of(price, key_func=coroutine_key)
+    # Not to be seen from outside: it is closed, so that nothing complains that it was never awaited.
+    with pytest.raises(CacheTypeError, match="^key_func: it returned a coroutine"):
+        text(CallKeys.of(price, key_func=lambda ticker: coroutine_key(ticker)), "A")
+
+
+def test_an_error_within_key_func_is_the_callers() -> None:
+    def broken(ticker: str) -> str:
+        raise LookupError(ticker)
+
+    with pytest.raises(LookupError):
+        text(CallKeys.of(price, key_func=broken), "A")
+
+
+def test_with_a_template_the_key_is_exactly_its_text() -> None:
+    keys = CallKeys.of(price, key="{ticker}:{expiration}")
+    assert text(keys, "AAPL") == text(keys, expiration="now", ticker="AAPL") == "AAPL:now"
+    assert keys.fast(("AAPL",)) == keys.fast(("AAPL",)) != keys.fast(("MSFT",))
+    assert text(CallKeys.of(price, key="{ticker!s:>6}"), "A") == key_text("     A")
+
+
+def test_a_template_may_name_attributes() -> None:
+    keys = CallKeys.of(Desk.price, key="{self.name}:{ticker}")
+    assert text(keys, Desk("d"), "A") == "d:A"
+    assert keys.fast((Desk("d"), "A")) is None
+    # Without, the instance is no part of it: the text is exactly the key.
+    shared = CallKeys.of(Desk.price, key="{ticker}")
+    assert text(shared, Desk("d"), "A") == text(shared, Desk("e"), "A")
+    assert shared.fast((Desk("d"), "A")) == shared.fast((Desk("e"), "A"))
+
+
+@pytest.mark.parametrize(
+    "template", ["{unknown}", "{}", "{0}", "{ticker", "ticker", "", "{ticker:{width}}", "{ticker.a.b}x{y}"]
+)
+def test_a_bad_template_is_refused_at_decoration(template: str) -> None:
+    with pytest.raises(CacheArgumentError, match="^key: "):
+        CallKeys.of(price, key=template)
+
+
+def test_a_template_names_the_parameters_there_are() -> None:
+    with pytest.raises(CacheArgumentError, match=r"\{tiker\}.*ticker, expiration"):
+        CallKeys.of(price, key="{tiker}")
+    with pytest.raises(CacheTypeError, match="^key: "):
+        CallKeys.of(price, key=5)  # type: ignore[arg-type]
+    with pytest.raises(CacheArgumentError, match="not both"):
+        CallKeys.of(price, key="{ticker}", key_func=lambda ticker: ticker)
+
+
+def test_a_constant_template_is_for_functions_without_parameters() -> None:
+    assert text(CallKeys.of(Desk.all, key="all"), Desk("d")) == "all"
+    assert text(CallKeys.of(query, key="all", exclude=("db", "ticker", "depth")), None, "A") == "all"
+
+
+@pytest.mark.parametrize("value", [object(), Session(), [1], {"a"}, (1,)])
+def test_a_field_without_a_text_of_its_own_is_refused(value: Any) -> None:
+    keys = CallKeys.of(price, key="{ticker}")
+    with pytest.raises(CacheTypeError, match="^key: a field of the template is a "):
+        text(keys, value)
+
+
+def test_a_template_that_cannot_be_filled_is_told_without_the_value() -> None:
+    with pytest.raises(CacheArgumentError, match="^key: .*AttributeError") as caught:
+        text(CallKeys.of(price, key="{ticker.id}"), "hidden")
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(CacheArgumentError, match="^key: the key is an empty str"):
+        text(CallKeys.of(price, key="{ticker}"), "")

@@ -1,0 +1,255 @@
+"""The near cache against a real server: trust, fills and pushes. What is read here is never silently stale.
+
+Each test states the guard it stands for; take the guard away and it goes red.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from magnus_cache import AsyncCacheManager, Namespace
+from magnus_cache.codec import envelope
+from tests.support.wait import wait_until_async
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def fleet(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
+    """Managers with near caches of their own, as in so many processes."""
+    managers = [AsyncCacheManager(redis_url=url, **options) for _ in range(count)]
+    async with AsyncExitStack() as stack:
+        for manager in managers:
+            stack.push_async_callback(manager.aclose)
+        yield managers
+
+
+def near(manager: AsyncCacheManager, namespace: str, key: str) -> bool:
+    """Whether the near cache would serve the value now."""
+    state = manager._engine.state
+    return state.memory.hit(state.keyspace.value_name(namespace, key)) is not None
+
+
+async def test_a_peers_write_reaches_the_near_cache(url: str) -> None:
+    """Invariant 1, PITFALLS 4 and 30: invalidations arrive, and pushes are not dropped by the client."""
+    async with fleet(url) as (one, two):
+        await one.set("t", "k", "old")
+        assert await two.get("t", "k") == "old"
+        assert near(two, "t", "k")
+        await one.set("t", "k", "new")
+        await wait_until_async(lambda: not near(two, "t", "k"))
+        assert await two.get("t", "k") == "new"
+
+
+async def test_an_own_write_stays_tracked(url: str) -> None:
+    """The EXISTS after our SET: without it NOLOOP ends the tracking, and a peer's later write is never heard."""
+    async with fleet(url) as (one, two):
+        assert await one.get("t", "k") is None
+        await one.set("t", "k", "ours")
+        assert near(one, "t", "k")
+        await two.set("t", "k", "theirs")
+        await wait_until_async(lambda: not near(one, "t", "k"))
+        assert await one.get("t", "k") == "theirs"
+
+
+async def test_own_writes_are_not_echoed(url: str) -> None:
+    """NOLOOP: a value we wrote is served near at once, and goes on to be."""
+    async with fleet(url, count=1) as (one,):
+        for number in range(50):
+            await one.set("t", "k", number)
+            assert near(one, "t", "k")
+        await one.get_stats()
+        assert near(one, "t", "k")
+
+
+async def test_a_delete_of_a_peer_is_heard(url: str, raw: redis.Redis) -> None:
+    async with fleet(url) as (one, two):
+        await one.set("t", "k", 1)
+        await two.get("t", "k")
+        raw.delete("magnus:t:k")
+        await wait_until_async(lambda: not near(one, "t", "k") and not near(two, "t", "k"))
+        assert await two.get("t", "k") is None
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
+async def test_a_flush_voids_everything(url: str, raw: redis.Redis, command: str) -> None:
+    """PITFALLS 21, invariant 5: the null push kills the trust."""
+    async with fleet(url, count=1) as (one,):
+        await one.set_many("t", {f"k{n}": n for n in range(20)})
+        assert near(one, "t", "k7")
+        raw.execute_command(command)
+        await wait_until_async(lambda: not near(one, "t", "k7"))
+        assert await one.get_many("t", [f"k{n}" for n in range(20)]) == {}
+        # The connection is sound: what is read after the flush is kept again.
+        await one.set("t", "after", 1)
+        assert near(one, "t", "after")
+
+
+async def test_a_reply_overtaken_by_a_push_is_not_kept(url: str) -> None:
+    """PITFALLS 3, invariant 1: 2,000 reads race with a peer's writes; afterwards the near cache equals Redis."""
+    async with fleet(url) as (reader, writer):
+        keys = [f"k{n}" for n in range(40)]
+        await writer.set_many("t", dict.fromkeys(keys, 0))
+
+        async def write() -> None:
+            for version in range(1, 51):
+                await writer.set_many("t", dict.fromkeys(keys, version))
+
+        async def read(key: str) -> None:
+            while not writing.done():
+                await reader.get("t", key)
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(write())
+        await asyncio.gather(writing, *(read(key) for key in keys))
+        # An answer on the reader's connection proves that every push due before it has been handled.
+        await reader.get_stats()
+        assert await reader.get_many("t", keys) == dict.fromkeys(keys, 50)
+
+
+async def test_a_reply_overtaken_by_an_own_write_on_another_loop_is_not_kept(url: str) -> None:
+    """The placeholder is shared by all wires: a write of this process through any of them voids it."""
+    async with fleet(url, count=1) as (one,):
+        state, reads = one._engine.state, one._engine.reads
+        address = reads.address("t", "k")
+        await one.set("t", "k", "old")
+        state.memory.invalidate(address.name)
+        wire = state.wire()
+        assert wire is not None
+        waiter, fill = reads._request(wire, address)
+        # The blocking face writes on a wire of its own while our read is still on its way.
+        await asyncio.to_thread(one.sync.set, "t", "k", "new")
+        await waiter
+        reads.settle(fill)
+        assert await one.get("t", "k") == "new"
+
+
+async def test_trust_lapses_without_an_answer_and_comes_back_with_one(url: str) -> None:
+    """Invariant 5: past `max_staleness` an entry is served only after a new answer on its connection."""
+    async with fleet(url, count=1, max_staleness=0.2) as (one,):
+        await one.set("t", "k", {"a": 1})
+        state = one._engine.state
+        wire = state.wire()
+        assert wire is not None
+        wire.trust.deadline = 0.0
+        assert not near(one, "t", "k")
+        version = state.memory.peek(b"magnus:t:k")
+        assert await one.get("t", "k") == {"a": 1}
+        # Renewed by a heartbeat, not read again.
+        assert state.memory.hit(b"magnus:t:k") is version
+
+
+async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, count=1, max_staleness=0.15) as (one,):
+        await one.set("t", "k", 1)
+
+        def times() -> int:
+            return int(raw.info("commandstats").get("cmdstat_time", {"calls": 0})["calls"])
+
+        state = one._engine.state
+        busy = times()
+        hits = 0
+        while times() < busy + 3:
+            hits += near(one, "t", "k")
+            await asyncio.sleep(0.01)
+        assert hits
+        # Nobody asks any more: one last beat at most, then silence and a lapsed trust.
+        wire = state.wire()
+        assert wire is not None
+        await wait_until_async(lambda: wire._beat is None)
+        idle = times()
+        await wait_until_async(lambda: not near(one, "t", "k"))
+        assert times() <= idle + 1
+
+
+async def test_without_tracking_the_bound_holds(url: str, raw: redis.Redis) -> None:
+    """Where the server refuses tracking, an entry lives at most `max_staleness` in the near cache."""
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    limited = url.replace("redis://", "redis://limited:pw@")
+    async with fleet(limited, count=1, max_staleness=0.1) as (one,):
+        await one.set("t", "k", "old")
+        assert near(one, "t", "k")
+        raw.delete("magnus:t:k")
+        assert await one.get("t", "k") in ("old", None)
+        await wait_until_async(lambda: not near(one, "t", "k"))
+        assert await one.get("t", "k") is None
+    raw.acl_deluser("limited")
+
+
+async def test_near_never_outlives_redis(url: str, raw: redis.Redis) -> None:
+    """Invariant 6: an entry's end is the stored value's end, told in Redis' time."""
+    async with fleet(url) as (one, two):
+        await one.set("t", "k", 1, ttl=0.3)
+        await two.get("t", "k")
+        entry = two._engine.state.memory.peek(b"magnus:t:k")
+        assert entry is not None
+        left = raw.pttl("magnus:t:k") / 1000
+        assert entry.deadline - asyncio.get_running_loop().time() <= left + 0.002
+
+
+async def test_a_namespaces_near_life_may_be_shorter(url: str) -> None:
+    brief = Namespace("brief", ttl=60, l1_ttl=0.05)
+    async with fleet(url, count=1) as (one,):
+        await one.set(brief, "k", 1)
+        assert near(one, brief, "k")
+        await wait_until_async(lambda: not near(one, brief, "k"))
+        assert await one.get(brief, "k") == 1
+
+
+async def test_a_namespace_may_stay_out_of_the_near_cache(url: str) -> None:
+    far = Namespace("far", ttl=60, l1=False)
+    async with fleet(url, count=1) as (one,):
+        await one.set(far, "k", 1)
+        assert await one.get(far, "k") == 1
+        assert not near(one, far, "k")
+
+
+async def test_what_others_wrote_under_our_names_is_a_miss(url: str, raw: redis.Redis) -> None:
+    """Invariant 9: foreign bytes, other Redis types and damaged values are misses, counted, never errors."""
+    async with fleet(url, count=1) as (one,):
+        await one.set("t", "damaged", "v")
+        stored = raw.get("magnus:t:damaged")
+        one._engine.state.memory.invalidate(b"magnus:t:damaged")
+        raw.set("magnus:t:damaged", stored[:-1] + b"\x00")
+        raw.set("magnus:t:foreign", b"\x80\x04pickle?")
+        raw.set("magnus:t:short", b"")
+        raw.rpush("magnus:t:list", "a")
+        raw.set("magnus:t:wrong", envelope.pack(b"\xc1", version=1, fresh_until=2**62))
+        for key in ("damaged", "foreign", "short", "list", "wrong"):
+            assert await one.get("t", key, "miss") == "miss"
+            assert await one.get_or_set("t", key, lambda: "loaded") == "loaded"
+            assert await one.get("t", key) == "loaded"
+        stats = await one.get_stats()
+        assert stats["namespaces"]["t"]["unreadable"] >= 4
+
+
+async def test_a_value_beyond_the_limit_is_not_even_decompressed(url: str, raw: redis.Redis) -> None:
+    """Invariant 9: a decompression bomb is a miss."""
+    tight = Namespace("tight", ttl=60, max_value_bytes=1_000)
+    bomb = envelope.pack(b"\x00" * 50_000_000, version=1, fresh_until=2**62, compress=True)
+    raw.set("magnus:tight:k", bomb)
+    async with fleet(url, count=1) as (one,):
+        assert await one.get(tight, "k", "miss") == "miss"
+
+
+async def test_values_are_listed_apart_from_control_keys(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, count=1) as (one,):
+        await one.set("options_chains", "AAPL_2025-03-21", [1])
+        assert list(raw.scan_iter("magnus:*")) == [b"magnus:options_chains:AAPL_2025-03-21"]
+
+
+async def test_a_thousand_concurrent_callers_share_one_connection(url: str, raw: redis.Redis) -> None:
+    """PITFALLS 28: no pool to run dry; everything of a loop goes through one connection, in batches."""
+    async with fleet(url, count=1) as (one,):
+        far = Namespace("far", ttl=60, l1=False)
+        await one.set_many(far, {f"k{n}": n for n in range(1_000)})
+        before = raw.info("commandstats")["cmdstat_mget"]["calls"] if "cmdstat_mget" in raw.info("commandstats") else 0
+        found = await asyncio.gather(*(one.get(far, f"k{n}") for n in range(1_000)))
+        assert found == list(range(1_000))
+        assert raw.info("commandstats")["cmdstat_mget"]["calls"] - before <= 8
+        ours = [client for client in raw.client_list() if client["resp"] == "3"]
+        assert len(ours) == 1

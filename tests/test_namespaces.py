@@ -1,0 +1,157 @@
+"""Namespaces: names with a policy, and how plain names find theirs."""
+
+import copy
+import enum
+import pickle
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.namespaces import (
+    TTL_LONG,
+    TTL_MEDIUM,
+    TTL_REALTIME,
+    TTL_STATIC,
+    CacheNamespaces,
+    Namespace,
+    NamespaceRegistry,
+    default_registry,
+)
+
+FULL = {"ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True}
+
+
+def test_the_namespaces_that_come_with_the_package() -> None:
+    assert (TTL_REALTIME, TTL_MEDIUM, TTL_LONG, TTL_STATIC) == (30, 300, 3600, 86400)
+    assert {name: name.ttl for name in CacheNamespaces} == {
+        "portfolio": 300,
+        "options_chains": 900,
+        "kalshi_markets": 60,
+        "stock_prices": 60,
+        "llm_responses": 3600,
+        "discord_messages": 120,
+        "watchlists": 3600,
+        "reference_data": 86400,
+    }
+    assert len(CacheNamespaces) == 8
+    assert CacheNamespaces.PORTFOLIO in CacheNamespaces
+
+
+def test_a_namespace_is_its_name() -> None:
+    namespace = Namespace("portfolio", ttl="5m")
+    assert namespace == "portfolio"
+    assert hash(namespace) == hash("portfolio")
+    assert {"portfolio": 1}[namespace] == 1
+    assert f"{namespace}" == "portfolio"
+    assert type(str(namespace)) is str
+
+
+def test_policy_and_its_defaults() -> None:
+    assert Namespace("n").policy == Namespace.DEFAULTS
+    assert Namespace("n", ttl=timedelta(seconds=90), l1=False, l1_ttl="5s", max_value_bytes=100, share=True,
+                     compress=True).policy == FULL  # fmt: skip
+    assert repr(Namespace("n", ttl="5m", share=True)) == "Namespace('n', ttl=300.0, share=True)"
+    assert repr(Namespace("n")) == "Namespace('n')"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_copies_keep_the_policy(protocol: int) -> None:
+    namespace = Namespace("n", **FULL)  # type: ignore[arg-type]
+    for twin in (pickle.loads(pickle.dumps(namespace, protocol)), copy.copy(namespace), copy.deepcopy(namespace)):
+        assert type(twin) is Namespace
+        assert twin == namespace
+        assert twin.policy == FULL
+
+
+def test_a_namespace_is_immutable() -> None:
+    namespace = Namespace("n", ttl=5)
+    with pytest.raises(AttributeError, match="immutable"):
+        namespace.ttl = 6
+    with pytest.raises(AttributeError, match="immutable"):
+        namespace.other = 6
+    with pytest.raises(AttributeError, match="immutable"):
+        del namespace.ttl
+    assert namespace.ttl == 5
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("ttl", 0, CacheArgumentError),
+        ("ttl", -1, CacheArgumentError),
+        ("ttl", float("nan"), CacheArgumentError),
+        ("ttl", True, CacheArgumentError),
+        ("ttl", "soon", CacheArgumentError),
+        ("l1_ttl", 0, CacheArgumentError),
+        ("l1", 1, CacheTypeError),
+        ("share", "yes", CacheTypeError),
+        ("compress", None, CacheTypeError),
+        ("max_value_bytes", 0, CacheArgumentError),
+        ("max_value_bytes", True, CacheTypeError),
+        ("max_value_bytes", 1.5, CacheTypeError),
+    ],
+)
+def test_a_bad_policy_names_its_argument(argument: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{argument}: ") as caught:
+        Namespace("n", **{argument: value})
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a:b", "{a}", "a b", "a\t", "a*", "a?", "[a]", "a\\", "a\x7f", "\u200b", "x" * 101]
+)
+def test_a_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(CacheArgumentError, match="^name: "):
+        Namespace(name)
+    with pytest.raises(CacheArgumentError, match="^namespace: "):
+        NamespaceRegistry().resolve(name)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"n", ["n"], object()])
+def test_a_name_of_another_type_is_refused(name: Any) -> None:
+    with pytest.raises(CacheTypeError, match="^name: "):
+        Namespace(name)
+    with pytest.raises(CacheTypeError, match="^namespace: "):
+        NamespaceRegistry().resolve(name)
+
+
+def test_plain_names_find_the_registered_policy() -> None:
+    registry = NamespaceRegistry()
+    assert registry.resolve("quotes").ttl is None
+    quotes = registry.register(Namespace("quotes", ttl=5))
+    assert registry.resolve("quotes") is quotes
+    own = Namespace("quotes", ttl=7)
+    assert registry.resolve(own) is own
+    assert list(registry) == ["quotes"]
+    assert len(registry) == 1
+    assert default_registry.resolve("portfolio") is CacheNamespaces.PORTFOLIO
+
+
+def test_an_enumeration_of_names_resolves_by_its_text() -> None:
+    class Names(str, enum.Enum):
+        QUOTES = "quotes"
+
+    registry = NamespaceRegistry()
+    quotes = registry.register(Namespace("quotes", ttl=5))
+    assert registry.resolve(Names.QUOTES) is quotes
+
+
+def test_a_conflicting_registration_is_refused_unless_meant() -> None:
+    registry = NamespaceRegistry()
+    first = registry.register(Namespace("quotes", ttl=5))
+    registry.register(Namespace("quotes", ttl=5))
+    with pytest.raises(CacheArgumentError, match=r"^namespace: .*replace=True"):
+        registry.register(Namespace("quotes", ttl=6))
+    assert registry.resolve("quotes").ttl == first.ttl
+    assert registry.register(Namespace("quotes", ttl=6), replace=True) is registry.resolve("quotes")
+    with pytest.raises(CacheTypeError, match="^namespace: "):
+        registry.register("quotes")  # type: ignore[arg-type]
+
+
+def test_names_without_a_policy_are_remembered_within_bounds() -> None:
+    registry = NamespaceRegistry()
+    for number in range(3000):
+        assert registry.resolve(f"n{number}") == f"n{number}"
+    assert len(registry._plain) <= 1024

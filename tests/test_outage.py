@@ -1,0 +1,231 @@
+"""Redis away: at the start, later, for a while. No error, no wait beyond `op_timeout`, no wrong value; and it comes
+back by itself."""
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from magnus_cache import AsyncCacheManager, CacheManager
+from tests.support.wait import wait_until, wait_until_async
+
+
+def nowhere() -> str:
+    """A URL where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+
+
+def test_no_redis_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with CacheManager(redis_url=nowhere()) as cache:
+        assert cache.redis_available is False
+        assert cache.get("t", "k") is None
+        assert cache.set("t", "k", [1]) is True
+        assert cache.get("t", "k") == [1]
+        assert cache.get_or_set("t", "l", lambda: 2) == 2
+        assert cache.get_many("t", ["k", "l"]) == {"k": [1], "l": 2}
+        assert cache.contains("t", "k") is True
+        assert 299 < (cache.ttl("t", "k") or 0) <= 300
+        assert cache.touch("t", "k", 5) is True
+        assert cache.delete("t", "k") is True
+        assert cache.clear("t") == 0
+        assert cache.get("t", "l") is None
+        assert cache.redis_available is False
+        assert "redis_total_keys" not in cache.get_stats()
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(lines) == 1
+    assert "nothing listens there; start redis-server" in lines[0]
+
+
+@pytest.mark.anyio
+async def test_redis_dies_and_comes_back(private_server: Any) -> None:
+    async with AsyncCacheManager(redis_url=private_server.url) as cache:
+        await cache.set("t", "k", "value")
+        assert cache.redis_available
+        private_server.kill()
+        assert await cache.get("t", "k") == "value"
+        await wait_until_async(lambda: not cache.redis_available)
+        assert await cache.set("t", "during", 1) is True
+        assert await cache.get("t", "during") == 1
+        private_server.restart()
+        await wait_until_async(lambda: cache.redis_available)
+        await cache.set("t", "after", 2)
+        assert await cache.get("t", "after") == 2
+
+
+def test_the_background_loop_reconnects_without_a_call(private_server: Any) -> None:
+    with CacheManager(redis_url=private_server.url) as cache:
+        cache.set("t", "k", 1)
+        private_server.kill()
+        cache.get("t", "other")
+        wait_until(lambda: not cache.redis_available)
+        private_server.restart()
+        wait_until(lambda: cache.redis_available)
+
+
+@pytest.mark.parametrize("what", ["delete", "clear", "pattern", "overwrite"])
+def test_what_was_invalidated_in_the_outage_never_comes_back(server: Any, proxy: Any, what: str) -> None:
+    """Invariant 7: Redis keeps the old value all through the outage; nobody is served it afterwards."""
+    peer = CacheManager(redis_url=server.url)
+    with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
+        cache.set("t", "k", "old")
+        assert peer.get("t", "k") == "old"
+        proxy.refuse()
+        proxy.cut()
+        wait_until(lambda: cache.get("t", "unknown") is None and not cache.redis_available)
+        if what == "delete":
+            assert cache.delete("t", "k") is True
+        elif what == "clear":
+            cache.clear("t")
+        elif what == "pattern":
+            cache.clear("magnus:t:*")
+        else:
+            assert cache.set("t", "k", "new") is True
+        assert cache.get("t", "k") == ("new" if what == "overwrite" else None)
+        proxy.resume()
+        wait_until(lambda: cache.redis_available)
+        # The local value of the outage is not trusted, the old one of Redis is not believed.
+        assert cache.get("t", "k") is None
+        wait_until(lambda: peer.get("t", "k") is None)
+
+
+def test_a_conflict_with_a_peers_newer_write_ends_in_an_invalidation(server: Any, proxy: Any) -> None:
+    peer = CacheManager(redis_url=server.url)
+    with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
+        cache.set("t", "k", "old")
+        proxy.refuse()
+        proxy.cut()
+        wait_until(lambda: cache.get("t", "unknown") is None and not cache.redis_available)
+        cache.set("t", "k", "ours")
+        peer.set("t", "k", "theirs")
+        proxy.resume()
+        wait_until(lambda: cache.redis_available)
+        assert cache.get("t", "k") in (None, "theirs")
+        assert peer.get("t", "k") in (None, "theirs")
+
+
+def test_a_silent_redis_costs_one_timeout_for_all(server: Any, proxy: Any) -> None:
+    """PITFALLS 6: 100 callers into a black hole; together they wait about one `op_timeout`, then fail fast."""
+    with CacheManager(redis_url=proxy.url, op_timeout=0.4) as cache:
+        cache.set("t", "k", "value")
+        proxy.black_hole()
+        started = time.monotonic()
+        found: list[Any] = []
+        threads = [threading.Thread(target=lambda: found.append(cache.get("t", "unknown", "miss"))) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == ["miss"] * 100
+        # Generous: the claim is one wait for all, not a hundred.
+        assert time.monotonic() - started < 4 * 0.4
+        assert cache.get("t", "k") == "value"
+        proxy.resume()
+        wait_until(lambda: cache.redis_available)
+
+
+@pytest.mark.anyio
+async def test_a_lost_connection_makes_entries_suspect_at_once(server: Any, proxy: Any, raw: Any) -> None:
+    """Invariant 5: what was read through a connection that broke is not served while Redis can be asked."""
+    async with AsyncCacheManager(redis_url=proxy.url, max_staleness=30) as cache:
+        await cache.set("t", "k", "old")
+        memory = cache._engine.state.memory
+        assert memory.hit(b"magnus:t:k") is not None
+        proxy.cut()
+        await wait_until_async(lambda: memory.hit(b"magnus:t:k") is None)
+        raw.delete("magnus:t:k")
+        assert await cache.get("t", "k") is None
+
+
+@pytest.mark.anyio
+async def test_a_killed_connection_is_replaced_without_a_miss(server: Any, url: str, raw: Any) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache:
+        await cache.set("t", "k", "value")
+        cache._engine.state.memory.invalidate(b"magnus:t:k")
+        raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert await cache.get("t", "k") == "value"
+        assert cache.redis_available
+
+
+@pytest.mark.anyio
+async def test_a_queue_that_is_full_turns_callers_away(server: Any, proxy: Any) -> None:
+    """Invariant 10: every queue has a bound."""
+    async with AsyncCacheManager(redis_url=proxy.url, max_pending=50, op_timeout=1.0) as cache:
+        await cache.get("t", "k")
+        found = await asyncio.gather(*(cache.get("t", f"k{n}", "miss") for n in range(200)))
+        assert found == ["miss"] * 200
+        stats = await cache.get_stats()
+        assert stats["errors"]["overloaded"] >= 100
+
+
+@pytest.fixture
+def foreign() -> Iterator[int]:
+    """A server that is not Redis: it answers everything as a web server would."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.1)
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            try:
+                peer, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with peer:
+                peer.settimeout(1)
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    over.set()
+    thread.join()
+    listener.close()
+
+
+def complaint(caplog: pytest.LogCaptureFixture, **options: Any) -> str:
+    """Use a cache whose Redis is wrong in some way; return its one log line, after all has worked nevertheless."""
+    with CacheManager(**options) as cache:
+        assert cache.set("t", "k", 1) is True
+        assert cache.get("t", "k") == 1
+        assert cache.redis_available is False
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_not_a_redis(foreign: int, caplog: pytest.LogCaptureFixture) -> None:
+    line = complaint(caplog, redis_url=f"redis://127.0.0.1:{foreign}/0")
+    assert "not Redis; check REDIS_HOST and REDIS_PORT" in line
+
+
+def test_a_wrong_password(private_server_with: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = private_server_with(requirepass="right")
+    line = complaint(caplog, redis_url=f"redis://:wrong-secret@127.0.0.1:{server.port}/0")
+    assert "set REDIS_PASSWORD" in line
+    assert "wrong-secret" not in line
+
+
+def test_no_password_where_one_is_needed(private_server_with: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = private_server_with(requirepass="right")
+    assert "set REDIS_PASSWORD" in complaint(caplog, redis_url=f"redis://127.0.0.1:{server.port}/0")
+
+
+def test_no_such_database(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert "REDIS_DB" in complaint(caplog, redis_url=f"redis://127.0.0.1:{server.port}/9999")
+
+
+def test_tls_where_there_is_none(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert "TLS" in complaint(caplog, redis_url=f"rediss://127.0.0.1:{server.port}/0")
+
+
+def test_no_such_host(caplog: pytest.LogCaptureFixture) -> None:
+    line = complaint(caplog, redis_url="redis://no-such-host.invalid:6379/0")
+    assert "REDIS_HOST" in line or "in time" in line

