@@ -153,11 +153,12 @@ class Loads:
     def _called_blocking(self, loader: AnyLoader[T]) -> T:
         if is_async(loader):
             return self._state.portal.call(cast("Callable[[], Awaitable[T]]", loader))
-        value = loader()
+        value: Any = loader()
         if inspect.isawaitable(value):
             # A lambda around a coroutine function does not look like one until it is called.
-            return self._state.portal.call(_awaited, cast("Awaitable[T]", value))
-        return value
+            value = self._state.portal.call(_awaited, value)
+        loaded: T = value
+        return loaded
 
     def _found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load."""

@@ -525,7 +525,7 @@ async def test_a_load_that_cancels_itself_hands_over(flights: Flights) -> None:
     assert (lost.calls, next_one.calls) == (1, 1)
 
 
-def test_a_system_exit_in_a_load_hands_over(flights: Flights) -> None:
+def test_a_system_exit_in_a_load_hands_over(flights: Flights, caplog: pytest.LogCaptureFixture) -> None:
     """PITFALLS 27: a loop torn down by SystemExit takes its own callers along only."""
     lost = Loader(error=SystemExit(3))
     leader = in_thread(lambda: asyncio.run(flights.run(KEY, lost.load, wait_timeout=LONG)))
@@ -535,6 +535,10 @@ def test_a_system_exit_in_a_load_hands_over(flights: Flights) -> None:
     lost.go.set()
     assert other.result(LONG) == "taken over"
     assert isinstance(leader.exception(LONG), SystemExit)
+    lost.error = None
+    del leader, lost.flights[:]  # the last references to the task, whose end would be the time to complain
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 # -- loops that come and go ---------------------------------------------------------------------------------------

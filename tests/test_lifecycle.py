@@ -210,7 +210,7 @@ ROOT = Path(magnus_cache.__file__).parents[1]
 
 def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", script],
+        [sys.executable, "-W", "error", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip

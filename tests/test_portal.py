@@ -510,20 +510,29 @@ async def test_a_cancelled_aclose_can_be_repeated() -> None:
 def test_a_loop_that_somebody_ended_is_replaced(portal: Portal) -> None:
     """A SystemExit in a task that is none of ours tears the loop down; nobody hangs, and the next call works."""
 
-    async def start_bomb() -> None:
-        async def bomb() -> None:
-            raise SystemExit
+    async def bomb() -> None:
+        raise SystemExit
 
-        bombs.append(asyncio.create_task(bomb()))
+    async def slow_to_end() -> None:
+        try:
+            await forever()
+        finally:
+            await asyncio.to_thread(release.wait, LONG)
+
+    async def start_both() -> None:
+        tasks.extend((asyncio.create_task(slow_to_end()), asyncio.create_task(bomb())))
         await forever()
 
-    bombs: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
+    release = threading.Event()
     with pytest.raises(CacheClosedError):
-        portal.call(start_bomb)
-    assert isinstance(bombs.pop().exception(), SystemExit)
+        portal.call(start_both)
+    assert isinstance(tasks[1].exception(), SystemExit)
     assert portal.call(double, 2) == 4
-    # Held up, as the old loop's end may be: `close` waits for that thread, too.
-    assert set(portal_threads()) <= {session.thread for session in (*portal._replaced, portal._session) if session}
+    assert len(portal_threads()) == 2
+    with pytest.raises(TimeoutError):  # it answers for the old thread, too
+        portal.close(0.01)
+    release.set()
 
 
 def test_a_thread_that_cannot_start_is_tried_again(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
