@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import aiocache
@@ -108,11 +109,7 @@ async def _reader(get: Get, keys: list[str]) -> None:
 async def _ours(plan: Plan) -> AsyncIterator[Get]:
     async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
         await manager.set_many(NO_L1, dict.fromkeys(_KEYS, SMALL_DICT))
-
-        async def get(key: str) -> Any:
-            return await manager.get(NO_L1, key)
-
-        yield get
+        yield partial(manager.get, NO_L1)
 
 
 @asynccontextmanager
@@ -136,11 +133,7 @@ async def _cashews(plan: Plan) -> AsyncIterator[Get]:
     cache.setup(plan.url, client_side=False, max_connections=CONNECTIONS)
     try:
         await cache.set_many({f"{PREFIX}-cashews:{key}": SMALL_DICT for key in _KEYS}, expire=3600)
-
-        async def get(key: str) -> Any:
-            return await cache.get(f"{PREFIX}-cashews:{key}")
-
-        yield get
+        yield lambda key: cache.get(f"{PREFIX}-cashews:{key}")
     finally:
         await cache.close()
 

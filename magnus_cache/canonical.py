@@ -28,7 +28,7 @@ from uuid import UUID
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.identity import tokens
 
-__all__ = ["UnsupportedError", "canonical", "class_name", "encode", "escape", "module_name"]
+__all__ = ["UnsupportedError", "canonical", "class_name", "encode", "escape", "escape_bytes", "int_text", "module_name"]
 
 # Escaped everywhere: what ends a hash tag, the marks of this grammar, and what cannot be seen. The ranges are
 # spelled out because `str.isprintable` answers by Python version, and a fleet must agree on the text of a key.

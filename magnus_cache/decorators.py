@@ -169,7 +169,8 @@ class _Site:
         policy = state.namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
         address = Address(policy, state.keyspace.value_name(policy, key), self.counters)
-        if not kwargs and (short := self.keys.fast(args)) is not None and self.keys.memorable(key):
+        short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
+        if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
             self.memo[short] = address
@@ -196,12 +197,13 @@ class _Site:
 
     def _async_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        fast_call = self.keys.fast_call
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast(args)) if not kwargs else None
+            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
             if address is None:
                 address = self.address(args, kwargs)
             if not state.special or state.mode is Mode.NORMAL:
@@ -230,12 +232,13 @@ class _Site:
 
     def _blocking_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        fast_call = self.keys.fast_call
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast(args)) if not kwargs else None
+            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
             if address is None:
                 address = self.address(args, kwargs)
             if not state.special or state.mode is Mode.NORMAL:

@@ -1,11 +1,13 @@
 """A real server in a process of its own: Valkey from the ``embedded`` extra, or a `redis-server` on the PATH.
 
 For tests, demos and trying things out. It listens on a free port of the loopback, keeps its data in a directory
-that goes with it, and never outlives the program.
+that goes with it, and ends with the program, even if that is killed.
 """
 
 import atexit
+import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -13,7 +15,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +26,9 @@ __all__ = ["EmbeddedServer", "ServerNotFoundError", "find_redis", "find_valkey"]
 
 _PATIENCE: Final = 10.0
 _ATTEMPTS: Final = 5
+
+_WATCH: Final = 'while read -r _; do :; done; kill -KILL "$1"; /bin/rm -rf -- "$2"'
+"""What runs beside the server: its input ends when this program does, by whatever death. `atexit` knows only one."""
 
 
 class ServerNotFoundError(CacheError):
@@ -71,6 +75,8 @@ class EmbeddedServer:
         self._options = options
         self._directory = Path(tempfile.mkdtemp(prefix="magnus-cache-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         self.port = 0
         atexit.register(self.close)
 
@@ -90,33 +96,49 @@ class EmbeddedServer:
         return self._directory
 
     def start(self) -> Self:
-        """Start it and wait until it answers; on the port it had before, if it had one.
+        """Start it and wait until it answers; on the port it had before, if it had one. Nothing if it runs already.
 
         :raises RuntimeError: if it does not come up, with the last lines of its log.
         """
+        if self.running:
+            return self
         for _ in range(1 if self.port else _ATTEMPTS):
             port = self.port or _free_port()
             self._process = self._spawn(port)
-            if _wait_for(partial(self._decided, port)) and self.running:
+            if _wait_for(self._decided) and self._process.poll() is None:
                 self.port = port
                 return self
             # Somebody else may have taken the port between our look and its start: try another.
             self.kill()
         raise RuntimeError(f"{self._binary.name} did not start:\n{self._log()[-2000:]}")
 
-    def _decided(self, port: int) -> bool:
-        return not self.running or _answers(port)
+    def _decided(self) -> bool:
+        return not self.running or _answers(self._socket)
+
+    @property
+    def _socket(self) -> str:
+        # Nobody else can answer here. At the port, whoever took it between our look and the start would. A server
+        # answers nowhere before it listens everywhere.
+        return self._options.get("unixsocket", str(self._directory / "own.sock"))
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         arguments = {
             "port": str(port), "bind": "127.0.0.1", "dir": str(self._directory), "save": "", "appendonly": "no",
-            "enable-debug-command": "local", **self._options,
+            "unixsocket": self._socket, **self._options,
         }  # fmt: skip
         command = [str(self._binary)]
         for name, value in arguments.items():
             command += [f"--{name.replace('_', '-')}", value]
         with (self._directory / "server.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            # A session of its own: Ctrl-C at the terminal is for the program, which then stops the server in order.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        watch = ["/bin/sh", "-c", _WATCH, "sh", str(process.pid), str(self._directory)]
+        self._watchdog = subprocess.Popen(
+            watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        return process
 
     def _log(self) -> str:
         path = self._directory / "server.log"
@@ -134,6 +156,8 @@ class EmbeddedServer:
         process, self._process = self._process, None
         if process is None:
             return
+        # First: once the server is reaped, its process id may be somebody else's.
+        self._dismiss_watchdog()
         if process.poll() is None:
             process.send_signal(how)
             # A paused process acts on SIGTERM only once it goes on.
@@ -143,6 +167,12 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _dismiss_watchdog(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.kill()
+            watchdog.communicate()
 
     def restart(self) -> Self:
         """Start it again on the same port, after `stop` or `kill`, with whatever data it kept."""
@@ -160,7 +190,9 @@ class EmbeddedServer:
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop it and remove its data. Idempotent."""
+        """Stop it and remove its data. Idempotent; nothing in a forked child, whose parent owns the server."""
+        if os.getpid() != self._owner:
+            return
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
         atexit.unregister(self.close)
@@ -191,14 +223,14 @@ def _free_port() -> int:
         return port
 
 
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as peer:
-            peer.sendall(b"PING\r\n")
-            # -NOAUTH is an answer too: it is up, and wants a password.
-            return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
-    except OSError:
-        return False
+def _answers(path: str) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(1)
+        peer.connect(path)
+        peer.sendall(b"PING\r\n")
+        # -NOAUTH is an answer too: it is up, and wants a password.
+        return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
+    return False
 
 
 def _wait_for(condition: Callable[[], bool]) -> bool:

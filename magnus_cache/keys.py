@@ -17,7 +17,18 @@ from magnus_cache.canonical import encode, escape, escape_bytes, int_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.namespaces import check_name
 
-__all__ = ["Key", "KeyText", "Keyspace", "Scope", "is_pattern", "key_text", "lease_name", "pattern_regex", "shorten"]
+__all__ = [
+    "LONGEST_TEXT",
+    "Key",
+    "KeyText",
+    "Keyspace",
+    "Scope",
+    "is_pattern",
+    "key_text",
+    "lease_name",
+    "pattern_regex",
+    "shorten",
+]
 
 Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
 """What can be a key."""

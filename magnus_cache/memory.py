@@ -22,7 +22,7 @@ from magnus_cache.stripes import Table, make_table
 
 __all__ = ["OVERHEAD", "Entry", "Fill", "Memory", "Trust"]
 
-Name = bytes
+_Name = bytes
 """A value's full name in Redis. `Memory` has a field `bytes`, so that within it the type needs another name."""
 
 OVERHEAD: Final = 250
@@ -165,7 +165,7 @@ class Memory:
         self._clock = clock
         self._table: Table[Entry] = make_table(max_entries)
         self._floors = Floors()
-        self._queue: deque[Name] = deque()
+        self._queue: deque[_Name] = deque()
         self._generation = self._lap = 0
         self.hit: Final = self._make_hit()
         self.reset()
@@ -174,7 +174,7 @@ class Memory:
         """Forget everything, in place and without waiting for the lock: a forked child's may be held for ever."""
         self._lock = threading.RLock()
         self._table.clear()
-        self._pending: dict[Name, Fill] = {}
+        self._pending: dict[_Name, Fill] = {}
         self._queue.clear()
         self._floors.reset()
         self._left = self._owed = 0
@@ -190,11 +190,11 @@ class Memory:
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    def _make_hit(self) -> Callable[[Name], Entry | None]:
+    def _make_hit(self) -> Callable[[_Name], Entry | None]:
         # A closure: a method would spend 40 ns of 150 on finding these three through `self`.
         get, move_to_end, clock = self._table.get, self._table.move_to_end, self._clock
 
-        def hit(name: Name) -> Entry | None:
+        def hit(name: _Name) -> Entry | None:
             entry = get(name)
             if entry is None:
                 return None
@@ -214,7 +214,7 @@ class Memory:
 
         return hit
 
-    def peek(self, name: Name) -> Entry | None:
+    def peek(self, name: _Name) -> Entry | None:
         """Return the entry of a name whether it can be trusted or not: neither expired nor cleared."""
         entry = self._table.get(name)
         if entry is None:
@@ -229,7 +229,7 @@ class Memory:
             pass
         return entry
 
-    def _stands(self, name: Name, entry: Entry) -> bool:
+    def _stands(self, name: _Name, entry: Entry) -> bool:
         """Return whether no clear has covered an entry; asks the floors once for each generation."""
         # In this order: a clear lays its floor first and opens its generation then.
         generation = self._generation
@@ -240,7 +240,7 @@ class Memory:
         entry.stamp = generation
         return True
 
-    def _bury(self, name: Name, entry: Entry, now: float) -> None:
+    def _bury(self, name: _Name, entry: Entry, now: float) -> None:
         """Remove a dead entry, unless a newer one has taken its place."""
         with self._lock:
             if self._table.get(name) is entry:
@@ -249,7 +249,7 @@ class Memory:
 
     # -- fill -----------------------------------------------------------------------------------------------
 
-    def reserve(self, name: Name) -> Fill:
+    def reserve(self, name: _Name) -> Fill:
         """Return the placeholder of a name, to be taken before its value is asked for; requests may share one.
 
         Each call is to be answered by one of `release`, also after `fill`.
@@ -284,13 +284,13 @@ class Memory:
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    def put(self, name: Name, entry: Entry) -> None:
+    def put(self, name: _Name, entry: Entry) -> None:
         """Store an entry whatever happened meanwhile, and void the name's placeholder."""
         with self._lock:
             self._pending.pop(name, None)
             self._store(name, entry)
 
-    def invalidate(self, name: Name) -> None:
+    def invalidate(self, name: _Name) -> None:
         """Remove a name's entry and void its placeholder."""
         with self._lock:
             self._pending.pop(name, None)
@@ -298,7 +298,7 @@ class Memory:
                 self._remove(name, entry)
                 self._collect()
 
-    def clear(self, prefix: Name = b"") -> None:
+    def clear(self, prefix: _Name = b"") -> None:
         """Remove all names with a prefix, in bounded time, and void their placeholders."""
         self.clear_matching(prefix)
 
@@ -318,7 +318,7 @@ class Memory:
 
     # -- with the lock held ---------------------------------------------------------------------------------
 
-    def _store(self, name: Name, entry: Entry) -> bool:
+    def _store(self, name: _Name, entry: Entry) -> bool:
         old = self._table.get(name)
         size = entry.size + len(name) + OVERHEAD
         if size > self.max_bytes or self.max_entries <= 0:
@@ -343,7 +343,7 @@ class Memory:
     def _over(self) -> bool:
         return self.bytes > self.max_bytes or len(self._table) > self.max_entries
 
-    def _evict(self, name: Name, entry: Entry) -> None:
+    def _evict(self, name: _Name, entry: Entry) -> None:
         """Make room for a new entry within a bounded number of evictions; failing that, give it up."""
         for _ in range(_EVICTIONS):
             victim, dropped = self._table.popitem(last=False)
@@ -354,7 +354,7 @@ class Memory:
         if self._table.get(name) is entry:
             self._remove(name, entry)
 
-    def _remove(self, name: Name, entry: Entry) -> None:
+    def _remove(self, name: _Name, entry: Entry) -> None:
         del self._table[name]
         self.bytes -= entry.size + len(name) + OVERHEAD
 

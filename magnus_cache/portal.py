@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 from magnus_cache.clock import monotonic
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 
-__all__ = ["Portal", "Waiter"]
+__all__ = ["CLOSE_TIMEOUT", "THREAD_NAME", "Portal", "Waiter"]
 
 T = TypeVar("T")
 

@@ -1,38 +1,31 @@
 """The settings of a cache, from keywords, the environment and a `.env` file, in this order of precedence.
 
 The connection's settings have the guide's names (``REDIS_HOST`` and so on); all others begin with ``MAGNUS_CACHE_``.
-What is wrong is told with the keyword and the variable, and never with a secret.
+What is wrong is told with the keyword and the _variable, and never with a secret.
 """
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from magnus_cache.clock import seconds
 from magnus_cache.endpoints import Endpoint, parse_url
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
-from magnus_cache.keys import Keyspace
+from magnus_cache.namespaces import check_name
 
 __all__ = ["CacheSettings"]
 
 _DOTENV = ".env"
 
-_SPARSE = (
-    "redis_url",
-    "redis_username",
-    "redis_password",
-    "redis_ssl_ca_certs",
-    "redis_ssl_certfile",
-    "redis_ssl_keyfile",
-)
-"""Settings that may be absent; written empty, as in the guide's ``REDIS_PASSWORD=``, they are."""
+_PLACE: Final = frozenset({"redis_host", "redis_port", "redis_db", "redis_ssl"})
+_NUMBERS: Final = ("redis_port", "redis_db", "l1_max_entries", "l1_max_bytes", "max_value_bytes", "max_pending")
+_LOGIN: Final = frozenset({"redis_username", "redis_password"})
 
 
 def _seconds(value: Any) -> float:
@@ -45,29 +38,19 @@ def _seconds(value: Any) -> float:
     return seconds(value, "value")
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+_Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
-def variable(field: str) -> str:
-    """Return the environment variable of a setting."""
+def _variable(field: str) -> str:
+    """Return the environment _variable of a setting."""
     plain = field.startswith("redis_") and field != "redis_enabled"
     return field.upper() if plain else f"MAGNUS_CACHE_{field.upper()}"
 
 
-class _Surroundings(PydanticBaseSettingsSource):
-    """The environment over the `.env` file of the working directory."""
-
-    def __init__(self, settings: type[BaseSettings]) -> None:
-        super().__init__(settings)
-        self._found: dict[str, str | None] = {**_dotenv(), **os.environ}
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        value = self._found.get(variable(field_name))
-        return (None if value == "" and field_name in _SPARSE else value), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(info, name)[0] for name, info in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in found.items() if value is not None}
+def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, Any]:
+    """Return the settings among some variables; one that is empty, as the guide's ``REDIS_PASSWORD=``, is not set."""
+    values = {field: found.get(_variable(field)) for field in fields}
+    return {field: value for field, value in values.items() if value}
 
 
 def _dotenv() -> Mapping[str, str | None]:
@@ -77,13 +60,28 @@ def _dotenv() -> Mapping[str, str | None]:
     try:
         return dotenv_values(path, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CacheSettingsError(f"{_DOTENV} cannot be read ({type(error).__name__}); save it as UTF-8 text") from None
+        problem = f"{_DOTENV} cannot be read ({type(error).__name__}); save it as UTF-8 text"
+    raise CacheSettingsError(problem)
+
+
+def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one layer of settings over another.
+
+    Where Redis is, is said by one of them as a whole: a URL does not go with the other's host, nor with the password
+    meant for that; a host does not go with the other's URL.
+    """
+    below = dict(lower)
+    if upper.get("redis_url"):
+        below = {name: value for name, value in below.items() if name not in {*_PLACE, *_LOGIN}}
+    elif _PLACE & upper.keys():
+        below.pop("redis_url", None)
+    return below | dict(upper)
 
 
 class CacheSettings(BaseSettings):
     """All there is to set. Durations are seconds, or text such as ``"500ms"``; sizes are bytes.
 
-    :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment variable.
+    :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment _variable.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -103,26 +101,36 @@ class CacheSettings(BaseSettings):
     redis_ssl_check_hostname: bool = True
     redis_enabled: bool = Field(True, description="False: this process's memory only")
     prefix: str = Field("magnus", description="what all names in Redis begin with")
-    default_ttl: Seconds = Field(300.0, description="time to live where neither call nor namespace gives one")
-    op_timeout: Seconds = Field(0.5, description="the longest that Redis may take to answer, or to be connected to")
-    max_staleness: Seconds = Field(1.0, description="the longest that a change made elsewhere may go unnoticed")
-    wait_timeout: Seconds = Field(30.0, description="the longest that a caller waits for somebody else's load")
+    default_ttl: _Seconds = Field(300.0, description="time to live where neither call nor namespace gives one")
+    op_timeout: _Seconds = Field(0.5, description="the longest that Redis may take to answer, or to be connected to")
+    max_staleness: _Seconds = Field(1.0, description="the longest that a change made elsewhere may go unnoticed")
+    wait_timeout: _Seconds = Field(30.0, description="the longest that a caller waits for somebody else's load")
     l1_max_entries: int = Field(10_000, ge=0)
     l1_max_bytes: int = Field(64 * 2**20, ge=0)
     max_value_bytes: int = Field(16 * 2**20, ge=1)
     max_pending: int = Field(65_536, ge=1, description="requests that may wait for Redis at a time, per event loop")
 
     def __init__(self, **values: Any) -> None:
-        unknown = values.keys() - type(self).model_fields.keys()
+        fields = type(self).model_fields
+        unknown = values.keys() - fields.keys()
         if unknown:
-            raise CacheSettingsError(_unknown(min(unknown), list(type(self).model_fields)))
-        if "redis_url" not in values and any(name.startswith("redis_") and name != "redis_enabled" for name in values):
-            # Who names a host in the code does not mean the URL of the environment.
-            values["redis_url"] = None
+            raise CacheSettingsError(_unknown(min(unknown), list(fields)))
+        surroundings = _over(_layer(os.environ, fields), _layer(_dotenv(), fields))
         try:
-            super().__init__(**values)
+            super().__init__(**_over(values, surroundings))
         except ValidationError as error:
-            raise CacheSettingsError(_explained(error)) from None
+            problem = _explained(error)
+        else:
+            return
+        # Raised here and not above: pydantic's own error holds the input, and must not come along as the context.
+        raise CacheSettingsError(problem)
+
+    def changed(self, overrides: Mapping[str, Any]) -> "CacheSettings":
+        """Return these settings with some of them replaced.
+
+        :raises CacheSettingsError: for a wrong or unknown setting, naming it.
+        """
+        return type(self)(**_over(overrides, self.model_dump(exclude_unset=True)))
 
     @classmethod
     def settings_customise_sources(
@@ -133,22 +141,28 @@ class CacheSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take keywords first, then the environment, then `.env`."""
-        return init_settings, _Surroundings(settings_cls)
+        """Take what `__init__` has put together; layers of a URL and its parts are more than pydantic can merge."""
+        return (init_settings,)
 
     @field_validator("redis_url", "redis_password", "redis_username", mode="before")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator(*_NUMBERS, mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{value!r} is a bool, not a number")  # noqa: TRY004  # the kind that pydantic reports
+        return value
+
     @field_validator("prefix")
     @classmethod
     def _usable_prefix(cls, value: str) -> str:
         try:
-            Keyspace(value)
+            return check_name(value, "prefix", also="!")
         except CacheArgumentError as error:
             raise ValueError(error.problem) from None
-        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -194,5 +208,5 @@ def _explained(error: ValidationError) -> str:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         message = problem["msg"].removeprefix("Value error, ").removeprefix("value: ")
         place = problem["loc"]
-        problems.append(f"{place[0]} ({variable(str(place[0]))}): {message}" if place else message)
+        problems.append(f"{place[0]} ({_variable(str(place[0]))}): {message}" if place else message)
     return "; ".join(problems)

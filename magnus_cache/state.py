@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Generator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,7 +69,7 @@ def make_state(settings: "CacheSettings | None", overrides: dict[str, Any]) -> "
     if settings is None:
         settings = CacheSettings(**overrides)
     elif overrides:
-        settings = CacheSettings(**{**settings.model_dump(exclude_unset=True), **overrides})
+        settings = settings.changed(overrides)
     return State(settings)
 
 
@@ -238,7 +238,7 @@ class State:
     def _replay_on(self, wire: Wire) -> asyncio.Task[None]:
         task = self._replays.get(wire.loop)
         if task is None or task.done():
-            task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay")
+            task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
             task.add_done_callback(self._replay_ended)
             self._replays[wire.loop] = task
         return task
@@ -259,7 +259,7 @@ class State:
         try:
             await remove_names(wire, names, self.invalidated)
             for prefix in prefixes:
-                await remove_matching(wire, self.keyspace.prefix_pattern(prefix), self.invalidated)
+                await remove_matching(wire, self.keyspace.prefix_pattern(prefix), _all, self.invalidated)
         except CacheUnavailableError as error:
             if not wire.up:
                 raise
@@ -281,34 +281,36 @@ class State:
         self.closed = True
         await self.flights.aclose()
         here = asyncio.get_running_loop()
-        with self._lock:
-            wires, self._wires = dict(self._wires), {}
-        for loop, wire in wires.items():
+        for loop, wire in self._taken_wires():
             if loop is here:
                 await wire.aclose()
-            elif loop is self.portal.loop:
-                self.portal.submit(wire.stop)
+            elif loop is self.portal.loop and self.portal.running:
+                # Waited for: cancelled again by the end of its loop, it would leave its transport half-closed.
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(wire.aclose(), loop))
             else:
-                # A loop that ended meanwhile has taken its wire along.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(wire.stop)
+                _stop_elsewhere(loop, wire)
         await self.portal.aclose()
         self._let_go()
 
     def close(self) -> None:
         """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn."""
         self.closed = True
-        if self.portal.running:
-            # Its tasks end with it anyway; this also tells those who wait for loads on other loops.
-            with contextlib.suppress(CacheClosedError):
+        with contextlib.suppress(CacheClosedError):
+            if self.portal.running:
+                # Loads on it end with it anyway; this also tells those who wait on other loops.
                 self.portal.call(self.flights.aclose)
-        with self._lock:
-            wires, self._wires = dict(self._wires), {}
-        for loop, wire in wires.items():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(wire.stop)
+        for loop, wire in self._taken_wires():
+            if loop is self.portal.loop and self.portal.running:
+                self.portal.call(wire.aclose)
+            else:
+                _stop_elsewhere(loop, wire)
         self.portal.close()
         self._let_go()
+
+    def _taken_wires(self) -> list[tuple[asyncio.AbstractEventLoop, Wire]]:
+        with self._lock:
+            wires, self._wires = self._wires, {}
+        return list(wires.items())
 
     def _let_go(self) -> None:
         self.memory.reset()
@@ -324,6 +326,16 @@ class State:
         self.offline = Trust(math.inf)
         for part in (self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery):
             part.reset()
+
+
+def _stop_elsewhere(loop: asyncio.AbstractEventLoop, wire: Wire) -> None:
+    # A loop that ended meanwhile has taken its wire along.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(wire.stop)
+
+
+def _all(_: bytes) -> bool:
+    return True
 
 
 def _watch_forks(state: State) -> None:

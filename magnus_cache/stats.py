@@ -21,8 +21,14 @@ class CacheStats(dict[str, Any]):
     ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``, ``fenced_fills``,
     ``flights``, ``flights_joined``, ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``) and ``namespaces`` (figures of each).
-    Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``).
+    Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
+    looked up while it does not, they give ``"N/A"``, so that a report need not know.
     """
+
+    def __missing__(self, key: str) -> str:
+        if key in {"redis_total_keys", "redis_used_memory"}:
+            return "N/A"
+        raise KeyError(key)
 
 
 class Counters:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.loads import Rule, check_callable
 from magnus_cache.notices import logger
+from magnus_cache.reads import Address
 
 __all__ = ["ProgressCallback", "WarmReport", "warm"]
 
@@ -31,7 +32,7 @@ class WarmReport:
     :ivar total: keys asked for, each counted once.
     :ivar loaded: keys whose value was loaded and stored.
     :ivar skipped: keys that had a value, with `only_missing`.
-    :ivar failed: keys whose loader raised.
+    :ivar failed: keys whose loader raised, and what cannot be a key.
     :ivar errors: the exception by key, for the first hundred that failed.
     :ivar seconds: how long it took.
     """
@@ -73,7 +74,8 @@ class _Tally:
     def fail(self, key: Any, error: Exception) -> None:
         self.failed += 1
         if len(self.errors) < _ERRORS_KEPT:
-            self.errors[key] = error
+            # What is no key may not even be hashable.
+            self.errors[key if isinstance(key, Hashable) else repr(type(key))] = error
 
     def report(self) -> WarmReport:
         took = monotonic() - self._started
@@ -94,10 +96,12 @@ async def warm(
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
     rule = Rule(None if ttl is None else seconds(ttl))
-    # By address: a key given twice is loaded once, and a bad one is told before the first load.
-    work = {address.name: (key, address) for key in keys for address in (engine.reads.address(namespace, key),)}
+    engine.state.keyspace.check_namespace(namespace)
+    work, unusable = _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
-        tally = _Tally(len(work), callback)
+        tally = _Tally(len(work) + len(unusable), callback)
+        for key, problem in unusable:
+            tally.fail(key, problem)
         queue = iter(work.values())
 
         async def worker() -> None:
@@ -117,6 +121,24 @@ async def warm(
             for _ in range(min(concurrency, len(work))):
                 tasks.start_soon(worker)
     return tally.report()
+
+
+def _addressed(
+    engine: Engine, namespace: str, keys: Sequence[Any]
+) -> tuple[dict[bytes, tuple[Any, Address]], list[tuple[Any, Exception]]]:
+    """Return the work by name, as a key given twice is loaded once, and the keys that cannot be one."""
+    work: dict[bytes, tuple[Any, Address]] = {}
+    unusable: list[tuple[Any, Exception]] = []
+    for key in keys:
+        try:
+            address = engine.reads.address(namespace, key)
+        except CacheArgumentError as error:
+            unusable.append((key, error))
+        else:
+            work[address.name] = (key, address)
+    if unusable:
+        logger.warning("warming %s: %d keys cannot be keys (%s)", namespace, len(unusable), unusable[0][1])
+    return work, unusable
 
 
 @contextmanager

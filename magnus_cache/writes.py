@@ -178,7 +178,7 @@ class Writes:
         if wire is None:
             return 0
         try:
-            removed = await remove_matching(wire, scope.pattern, self.touch)
+            removed = await remove_matching(wire, scope.pattern, scope.covers, self.touch)
         except CacheUnavailableError as error:
             self.state.stats.failed(error.reason)
             # Until Redis has confirmed it, nothing it says about these keys is believed here.

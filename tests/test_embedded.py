@@ -1,7 +1,9 @@
 """The embedded server: it comes up where it says, obeys, and leaves nothing behind."""
 
 import importlib.util
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -169,6 +171,61 @@ def test_a_port_taken_between_the_look_and_the_start_is_given_up(
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports, None) or free())
         server = start()
     assert server.port != taken
+    assert _get(server, "k") is None
+
+
+def test_a_stranger_that_answers_at_the_port_is_not_taken_for_the_server(
+    start: Callable[..., EmbeddedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = start()
+    free = embedded._free_port
+    ports = iter([stranger.port])
+    monkeypatch.setattr(embedded, "_free_port", lambda: next(ports, None) or free())
+    server = start()
+    assert server.port != stranger.port
+    assert server.running
+
+
+def test_starting_twice_is_starting_once(start: Callable[..., EmbeddedServer]) -> None:
+    server = start()
+    children = _children()
+    server.start()
+    assert _children() == children
+
+
+def test_an_older_redis_starts_too(start: Callable[..., EmbeddedServer]) -> None:
+    """Redis 6 ends at once on options that came with 7."""
+    server = start()
+    command = " ".join(psutil.Process(server._process.pid).cmdline()) if server._process else ""
+    assert "enable-debug-command" not in command
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_killed_program_leaves_no_server(how: signal.Signals) -> None:
+    script = (
+        "import psutil, sys; from magnus_cache.embedded import EmbeddedServer;"
+        "server = EmbeddedServer().start();"
+        "print(server.directory, *(child.pid for child in psutil.Process().children(recursive=True)), flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        directory, *pids = program.stdout.readline().split()
+        program.send_signal(how)
+    assert pids
+    wait_until(lambda: not any(_lives(int(pid)) for pid in pids))
+    wait_until(lambda: not Path(directory).exists())
+
+
+def test_a_forked_child_leaves_its_parents_server_alone(start: Callable[..., EmbeddedServer]) -> None:
+    server = start()
+    child = os.fork()
+    if not child:
+        server.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert server.directory.exists()
     assert _get(server, "k") is None
 
 

@@ -446,6 +446,9 @@ NAMES = [
 def test_what_a_clear_covers(target: str, covered: list[int]) -> None:
     scope = Keyspace().scope(target)
     assert [number for number, name in enumerate(NAMES) if scope.covers(name)] == covered
+    if scope.regex is not None:
+        # The near cache and the flights go by the expression alone.
+        assert [number for number, name in enumerate(NAMES) if scope.regex.match(name)] == covered
     for name in (NAMES[number] for number in covered):
         assert name.startswith(scope.prefix)
         assert pattern_regex(scope.pattern).match(name)

@@ -205,3 +205,48 @@ def test_options_of_tls_in_a_url() -> None:
 def test_a_bad_url_is_refused(url: str) -> None:
     with pytest.raises(EndpointError):
         parse_url(url)
+
+
+def test_a_url_in_the_code_does_not_get_the_environments_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "of-another-server")
+    assert CacheSettings(redis_url="redis://here:1/0").endpoint().password is None
+
+
+def test_a_password_in_the_code_goes_with_the_environments_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://there:2/1")
+    endpoint = CacheSettings(redis_password="secret").endpoint()
+    assert (endpoint.host, endpoint.port, endpoint.db) == ("there", 2, 1)
+    assert endpoint.password is not None
+
+
+def test_the_environments_host_is_over_the_files_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("REDIS_URL=redis://file:3/0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDIS_HOST", "environment")
+    assert CacheSettings().endpoint().host == "environment"
+
+
+def test_empty_variables_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_PORT", "MAGNUS_CACHE_PREFIX", "REDIS_URL", "REDIS_PASSWORD", "MAGNUS_CACHE_OP_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+    settings = CacheSettings()
+    assert (settings.redis_port, settings.prefix, settings.op_timeout) == (6379, "magnus", 0.5)
+
+
+def test_a_bool_is_no_number() -> None:
+    with pytest.raises(CacheSettingsError, match=r"l1_max_entries \(MAGNUS_CACHE_L1_MAX_ENTRIES\).*bool"):
+        CacheSettings(l1_max_entries=True)
+
+
+def test_no_secret_comes_along_with_an_error() -> None:
+    """Invariant 12: neither the message nor what a crash reporter would follow from it."""
+    with pytest.raises(CacheSettingsError) as caught:
+        CacheSettings(redis_url="redis://:top-secret@host:notaport/0")
+    assert caught.value.__context__ is None
+    assert "top-secret" not in repr(caught.value)
+
+
+def test_settings_may_be_changed_for_one_manager() -> None:
+    settings = CacheSettings(redis_host="one", redis_password="of-one", prefix="desk")
+    changed = settings.changed({"redis_url": "redis://two:5/0"})
+    assert (changed.prefix, changed.endpoint().host, changed.endpoint().password) == ("desk", "two", None)

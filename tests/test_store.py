@@ -256,3 +256,12 @@ def test_stats_have_the_guides_keys(store: Any) -> None:
         assert stats["redis_used_memory"].endswith(("K", "M"))
     else:
         assert "redis_total_keys" not in stats
+
+
+def test_a_glob_that_begins_with_a_star_stays_within_its_meaning(store: Any) -> None:
+    store.set_many("one", {"AAPL": 1, "MSFT": 2})
+    store.set("two", "AAPL", 3)
+    store.set("two", "AAPLX", 4)
+    store.clear("*:AAPL")
+    assert store.get_many("one", ["AAPL", "MSFT"]) == {"MSFT": 2}
+    assert store.get_many("two", ["AAPL", "AAPLX"]) == {"AAPLX": 4}

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from magnus_cache.codec.marks import expect, kind_of, type_name
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError
 
-__all__ = ["Shape", "shape_of"]
+__all__ = ["Default", "Shape", "shape_of"]
 
 _REQUIRED: Final[Any] = object()
 

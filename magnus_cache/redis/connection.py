@@ -5,6 +5,7 @@ parsers read RESP3 push frames and then drop the ones nobody registered for on a
 every frame to whoever reads, in order with the replies, which is what makes client-side caching sound.
 """
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator
@@ -69,13 +70,18 @@ async def opened(endpoint: "Endpoint", timeout: float) -> AsyncGenerator[Abstrac
         bounds the TCP and TLS part inside redis-py.
     """
     connection = _build(endpoint, timeout)
+    orderly = False
     try:
         await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without
         yield connection
+    except asyncio.CancelledError:
+        orderly = True
+        raise
     finally:
-        # `nowait`: a peer that does not answer must not keep us; the transport is closed either way.
+        # A peer that failed must not keep us. On an orderly end the loop itself may be about to end, and a transport
+        # (a TLS one takes several turns to close) must not be left to it half-closed; redis-py bounds that wait.
         with contextlib.suppress(errors.RedisError, OSError):
-            await connection.disconnect(nowait=True)
+            await connection.disconnect(nowait=not orderly)
 
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:

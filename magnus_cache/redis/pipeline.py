@@ -17,10 +17,10 @@ from magnus_cache.redis.connection import refused
 
 __all__ = ["Call", "Frame", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter"]
 
-BATCH_KEYS: Final = 256
+_BATCH_KEYS: Final = 256
 """Reads in one MGET. Measured: past 512 keys throughput falls, as a reply is parsed before anybody is served."""
 
-BATCH_BYTES: Final = 2_000_000
+_BATCH_BYTES: Final = 2_000_000
 """Bytes aimed at in one reply or one write, so that no single one holds up the loop or the server."""
 
 
@@ -121,9 +121,9 @@ class Pipeline:
         self._queue.append(asked)
 
     def compose(self, now: float) -> list[bytes]:
-        """Pack what is queued, up to `BATCH_BYTES` of requests, and expect the answers to it."""
+        """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it."""
         queue, chunks, size = self._queue, list[bytes](), 0
-        while queue and size < BATCH_BYTES:
+        while queue and size < _BATCH_BYTES:
             asked = queue.popleft()
             if isinstance(asked, Call):
                 packed = asked.command.packed
@@ -139,7 +139,7 @@ class Pipeline:
     def _gather(self, first: Read) -> list[Read]:
         """Take the reads that stand next to each other, as many as one reply should carry."""
         queue, batch = self._queue, [first]
-        limit = min(BATCH_KEYS, int(BATCH_BYTES / self._value_bytes) or 1)
+        limit = min(_BATCH_KEYS, int(_BATCH_BYTES / self._value_bytes) or 1)
         while queue and len(batch) < limit:
             following = queue[0]
             # Order is kept across kinds: a read queued after a write must see it.

@@ -6,11 +6,14 @@ from itertools import islice
 from magnus_cache.redis import commands
 from magnus_cache.redis.wire import Wire
 
-__all__ = ["Touch", "remove_matching", "remove_names"]
+__all__ = ["Covers", "Touch", "remove_matching", "remove_names"]
 
 _STEP = 1_000
 """Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
 
+
+Covers = Callable[[bytes], bool]
+"""Tells whether a key is meant; SCAN's glob may match more than can be said in a glob."""
 
 Touch = Callable[[list[bytes]], None]
 """Told which keys are about to go, right before the command is queued: Redis does not announce our own writes."""
@@ -28,8 +31,8 @@ async def remove_names(wire: Wire, names: Iterable[bytes], touch: Touch) -> int:
     return removed
 
 
-async def remove_matching(wire: Wire, pattern: bytes, touch: Touch) -> int:
-    """Remove all keys that match a glob, in one pass of SCAN, and return how many there were.
+async def remove_matching(wire: Wire, pattern: bytes, covers: Covers, touch: Touch) -> int:
+    """Remove all covered keys among those that match a glob, in one pass of SCAN, and return how many there were.
 
     One pass sees every key that was there from its beginning to its end, so there is no reason to start over;
     and where UNLINK is refused, the first refusal ends it.
@@ -39,6 +42,6 @@ async def remove_matching(wire: Wire, pattern: bytes, touch: Touch) -> int:
     removed, cursor = 0, b"0"
     while True:
         cursor, names = await wire.execute(commands.scan(cursor, pattern, _STEP))
-        removed += await remove_names(wire, names, touch)
+        removed += await remove_names(wire, filter(covers, names), touch)
         if cursor == b"0":
             return removed

@@ -10,14 +10,14 @@ from typing import Final
 
 __all__ = ["Recovery"]
 
-MOST_NAMES: Final = 10_000
+_MOST_NAMES: Final = 10_000
 """Single keys remembered at most; one more, and their whole namespaces are cleared instead: never forgotten."""
 
 
 class Recovery:
     """The record of invalidations that Redis has not confirmed. Thread-safe, bounded, in memory."""
 
-    def __init__(self, most_names: int = MOST_NAMES) -> None:
+    def __init__(self, most_names: int = _MOST_NAMES) -> None:
         self._most_names = most_names
         self._lock = threading.Lock()
         self._names: dict[bytes, int] = {}

@@ -14,6 +14,7 @@ The life of a wire, all of it in `Wire._live`::
 import asyncio
 import contextlib
 import math
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from redis.asyncio.connection import AbstractConnection
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "Observer", "Wire"]
 
-YIELD_REPLIES: Final = 256
+_YIELD_REPLIES: Final = 256
 """Replies handled before the loop gets a turn; a full socket buffer would otherwise be one long step."""
 
 
@@ -167,7 +168,8 @@ class Wire:
         if self._breaker.open and monotonic() < self._breaker.retry_at:
             # Another wire of this process has just learned that Redis is away.
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
-        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire")
+        # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
+        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=Context())
 
     # -- the connection's life ------------------------------------------------------------------------------
 
@@ -222,12 +224,12 @@ class Wire:
         sent = monotonic()
         await connection.send_packed_command([commands.TRACKING.packed, commands.TIME.packed], check_health=False)
         try:
-            await connection.read_response(disable_decoding=True, timeout=math.inf)
+            await connection.read_response(disable_decoding=True)
             self.tracking = True
         except ResponseError:
             # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
             self.tracking = False
-        reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
+        reply = await connection.read_response(disable_decoding=True)
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
         self._took_time(reply, self, sent)
@@ -290,8 +292,9 @@ class Wire:
         handled = 0
         while True:
             try:
+                # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.
                 reply: Any = await connection.read_response(
-                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
+                    disable_decoding=True, disconnect_on_error=False, push_request=True
                 )
             except ResponseError as error:
                 reply = error
@@ -300,7 +303,7 @@ class Wire:
             else:
                 self._answered(reply)
             handled += 1
-            if handled % YIELD_REPLIES == 0:
+            if handled % _YIELD_REPLIES == 0:
                 await asyncio.sleep(0)
 
     def _pushed(self, frame: list[Any]) -> None:

@@ -2,3 +2,8 @@
 
 `redis_cache_integration_guide.md` is a copy of the document, byte for byte; never edit it.
 """
+
+import pytest
+
+# So that a failing check says what it found.
+pytest.register_assert_rewrite("tests.guide.running")

@@ -8,6 +8,7 @@ things that the guide's SQL has and SQLite does not, ``%s`` and ``NOW() - INTERV
 import contextlib
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import sqlite3
@@ -169,9 +170,11 @@ class PostgresServer:
         assert binaries is not None
         self._folder = Path(tempfile.mkdtemp(prefix="guide-pg-"))
         # The server refuses to run for root, as CI containers do; it must be somebody who owns the data.
-        user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
-        if user:
-            shutil.chown(self._folder, user["user"])
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
         data, log = self._folder / "data", self._folder / "server.log"
         options: dict[str, Any] = {"cwd": self._folder, "stdin": subprocess.DEVNULL, **user}
         initdb = [

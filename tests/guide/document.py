@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 PATH = Path(__file__).with_name("redis_cache_integration_guide.md")
+SHA256 = "d5e6fc692da7431fec35e3ac93cba6d3abcd68bd096c64fd629d987d2f8cba68"
 ORIGINAL = Path(__file__).parents[2] / ".." / "shared" / PATH.name
 """Where the document itself is while the project is worked on; a fresh clone has the copy only."""
 
