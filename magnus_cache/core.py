@@ -58,9 +58,10 @@ class AsyncOperations:
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         address = self._reads.address(namespace, key)
-        if self._state.mode is not Mode.NORMAL:
+        state = self._state
+        if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry = self._state.memory.hit(address.name)
+        entry = state.memory.hit(address.name)
         if entry is not None:
             value = self._reads.opened(address, entry)
             if value is not MISS:

@@ -267,15 +267,14 @@ class Reads:
         if raw is None or (self.state.recovery.pending and self.state.recovery.covers(address.name)):
             return None
         try:
-            header = envelope.read_header(raw)
-            payload = envelope.open_payload(raw, header, self.limit(address))
+            version, fresh_until, payload = envelope.unseal(raw, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
-        deadline = source.time.local(header.fresh_until)
+        deadline = source.time.local(fresh_until)
         if deadline <= monotonic():
             return None
-        held = Held(None, payload, len(payload), header.version)
+        held = Held(None, payload, len(payload), version)
         entry = self.entry(address, held, deadline, self.trust(source, sent), sent)
         if fill is not None:
             self._memory.fill(fill, entry)

@@ -197,3 +197,27 @@ def test_a_forked_child_does_not_repeat_its_parents_versions() -> None:
         theirs = int.from_bytes(stream.read(), "big")
     os.waitpid(child, 0)
     assert abs(theirs - new_version()) > 1_000_000
+
+
+@given(st.binary(max_size=3_000), st.booleans(), st.integers(0, 3_000))
+def test_unseal_is_reading_the_header_and_opening_in_one(payload: bytes, compress: bool, limit: int) -> None:
+    raw = envelope.pack(payload, version=7, fresh_until=11, compress=compress)
+    try:
+        expected = payload if envelope.open_payload(raw, envelope.read_header(raw), limit) == payload else b"never"
+    except CacheDecodeError as error:
+        with pytest.raises(CacheDecodeError) as caught:
+            envelope.unseal(raw, limit)
+        assert caught.value.reason == error.reason
+    else:
+        assert envelope.unseal(raw, limit) == (7, 11, expected)
+
+
+def test_unseal_rejects_every_bit_flip_and_truncation() -> None:
+    raw = envelope.pack(b"a small value", version=7, fresh_until=11)
+    for place in range(len(raw)):
+        for bit in range(8):
+            flipped = raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
+            with pytest.raises(CacheDecodeError):
+                envelope.unseal(flipped, 1_000)
+        with pytest.raises(CacheDecodeError):
+            envelope.unseal(raw[:place], 1_000)

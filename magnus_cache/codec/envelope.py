@@ -24,6 +24,7 @@ __all__ = [
     "pack",
     "read_header",
     "reseed",
+    "unseal",
 ]
 
 _PREFIX: Final = b"\xc1M\x01"
@@ -104,6 +105,22 @@ def read_header(raw: bytes) -> Header:
     if header.flags & ~_KNOWN_FLAGS:
         raise CacheDecodeError("flags", "the stored value uses a feature that this version lacks")
     return header
+
+
+def unseal(raw: bytes, limit: int) -> tuple[int, int, bytes]:
+    """Return version, fresh-until and payload of a stored value: `read_header` and `open_payload` in one.
+
+    :param limit: the most bytes the payload may have.
+    :raises CacheDecodeError: as those do.
+    """
+    size = len(raw) - HEADER_BYTES
+    # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
+    if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
+        checksum, flags, version, fresh_until, _, _, length = _HEADER.unpack_from(raw)
+        if not flags and length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
+            return version, fresh_until, raw[HEADER_BYTES:]
+    header = read_header(raw)
+    return header.version, header.fresh_until, open_payload(raw, header, limit)
 
 
 def _foreign(raw: bytes) -> CacheDecodeError:

@@ -1,0 +1,140 @@
+"""Warming: bounded, unstoppable by one failing key, and telling how far it is."""
+
+import asyncio
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from magnus_cache import CacheManager, WarmReport
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+
+@pytest.fixture
+def cache(url: str) -> Iterator[CacheManager]:
+    with CacheManager(redis_url=url) as manager:
+        yield manager
+
+
+def test_values_are_loaded_and_stored(cache: CacheManager) -> None:
+    report = cache.warm_cache("portfolio", lambda user: {"user": user}, ["a", "b", "a"], ttl=600)
+    assert isinstance(report, WarmReport)
+    assert (report.total, report.loaded, report.skipped, report.failed, report.errors) == (2, 2, 0, 0, {})
+    assert cache.get_many("portfolio", ["a", "b"]) == {"a": {"user": "a"}, "b": {"user": "b"}}
+    assert 599 < (cache.ttl("portfolio", "a") or 0) <= 600
+    assert "2 of 2 loaded" in str(report)
+
+
+@pytest.mark.anyio
+async def test_async_loaders_run_some_at_a_time(cache: CacheManager) -> None:
+    running = most = 0
+
+    async def load(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    report = await cache.aio.warm_cache("t", load, range(100), concurrency=7)
+    assert report.loaded == 100
+    assert most == 7
+
+
+def test_blocking_loaders_run_some_at_a_time(cache: CacheManager) -> None:
+    gate = threading.Barrier(4, timeout=20)
+
+    def load(number: int) -> int:
+        # Passes only if four run at the same time.
+        gate.wait()
+        return number
+
+    assert cache.warm_cache("t", load, range(8), concurrency=4).loaded == 8
+
+
+def test_one_failing_key_stops_nothing(cache: CacheManager) -> None:
+    def load(number: int) -> int:
+        if number % 3 == 0:
+            raise LookupError(f"no {number}")
+        return number
+
+    report = cache.warm_cache("t", load, range(10))
+    assert (report.loaded, report.failed) == (6, 4)
+    assert {key: str(error) for key, error in report.errors.items()} == {n: f"no {n}" for n in (0, 3, 6, 9)}
+    assert cache.get("t", 4) == 4
+    assert cache.get("t", 3) is None
+
+
+def test_a_key_that_cannot_be_one_stops_nothing(cache: CacheManager) -> None:
+    report = cache.warm_cache("t", lambda key: key, ["a", ..., [1], None])
+    assert (report.total, report.loaded, report.failed) == (4, 1, 3)
+    assert all(isinstance(error, CacheTypeError) for error in report.errors.values())
+
+
+def test_only_what_is_missing(cache: CacheManager) -> None:
+    cache.set("t", "a", "old")
+    report = cache.warm_cache("t", lambda key: "new", ["a", "b"], only_missing=True)
+    assert (report.loaded, report.skipped) == (1, 1)
+    assert cache.get_many("t", ["a", "b"]) == {"a": "old", "b": "new"}
+    assert cache.warm_cache("t", lambda key: "newer", ["a"]).loaded == 1
+    assert cache.get("t", "a") == "newer"
+
+
+def test_progress_is_told_and_its_failure_stops_nothing(cache: CacheManager) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 3:
+            raise RuntimeError("the page is gone")
+
+    assert cache.warm_cache("t", lambda key: key, range(5), progress=progress).loaded == 5
+    assert seen == [(1, 5), (2, 5), (3, 5)]
+
+
+def test_a_bar_where_a_terminal_and_rich_are_there(cache: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assert cache.warm_cache("portfolio", lambda key: key, range(3)).loaded == 3
+    assert "warming portfolio" in terminal.getvalue()
+    quiet = Terminal()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    cache.warm_cache("portfolio", lambda key: key, range(3), progress=False)
+    assert quiet.getvalue() == ""
+
+
+def test_warming_does_not_spoil_the_hit_rate(cache: CacheManager) -> None:
+    cache.warm_cache("t", lambda key: key, range(10))
+    cache.get("t", 1)
+    stats = cache.get_stats()
+    assert (stats["hit_count"], stats["miss_count"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": True}, "concurrency"),
+        ({"concurrency": 1.5}, "concurrency"),
+        ({"data_loader": 42}, "data_loader"),
+        ({"keys": "abc"}, "keys"),
+        ({"keys": 5}, "keys"),
+        ({"ttl": 0}, "ttl"),
+        ({"progress": 5}, "progress"),
+        ({"namespace": 5}, "namespace"),
+        ({"namespace": ""}, "namespace"),
+    ],
+)
+def test_bad_input(cache: CacheManager, options: dict[str, Any], argument: str) -> None:
+    arguments = {"namespace": "t", "data_loader": lambda key: key, "keys": ["a"], **options}
+    with pytest.raises(CacheArgumentError, match=f"^{argument}: "):
+        cache.warm_cache(**arguments)
