@@ -64,7 +64,8 @@ def test_a_key_of_another_type(cache: CacheManager, key: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "ttl", [0, -1, 0.0, float("nan"), float("inf"), True, False, "", "soon", "-5s", "5 apples", timedelta(0), [], 10**30]
+    "ttl",
+    [0, -1, 0.0, float("nan"), float("inf"), True, False, "", "soon", "-5s", "5 apples", timedelta(0), [], 10**30],
 )
 def test_a_time_to_live_that_cannot_be_meant(cache: CacheManager, ttl: Any) -> None:
     """PITFALLS 14: `expire=0` does not mean for ever."""
