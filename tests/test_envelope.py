@@ -1,6 +1,7 @@
 """The envelope: every damage is seen, nothing is decompressed beyond the limit, versions are unique."""
 
 import os
+import re
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -205,9 +206,8 @@ def test_unseal_is_reading_the_header_and_opening_in_one(payload: bytes, compres
     try:
         expected = payload if envelope.open_payload(raw, envelope.read_header(raw), limit) == payload else b"never"
     except CacheDecodeError as error:
-        with pytest.raises(CacheDecodeError) as caught:
+        with pytest.raises(CacheDecodeError, match=re.escape(str(error))):
             envelope.unseal(raw, limit)
-        assert caught.value.reason == error.reason
     else:
         assert envelope.unseal(raw, limit) == (7, 11, expected)
 
