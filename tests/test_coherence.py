@@ -253,3 +253,31 @@ async def test_a_thousand_concurrent_callers_share_one_connection(url: str, raw:
         assert raw.info("commandstats")["cmdstat_mget"]["calls"] - before <= 8
         ours = [client for client in raw.client_list() if client["resp"] == "3"]
         assert len(ours) == 1
+
+
+async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is touched again right before its SET is queued: Redis does not announce our own writes to us."""
+    packed = Namespace("packed", ttl=60, compress=True)
+    async with fleet(url, count=1) as (one,):
+        reads = one._engine.reads
+        await one.set(packed, "k", "old" * 20_000)
+        address = reads.address(packed, "k")
+        one._engine.state.memory.invalidate(address.name)
+        queued: list[Any] = []
+
+        async def compress_while_somebody_reads(pack: Any) -> bytes:
+            raw: bytes = pack()
+            wire = one._engine.state.wire()
+            assert wire is not None
+            queued.append(reads._request(wire, address))
+            return raw
+
+        monkeypatch.setattr("magnus_cache.writes.to_thread.run_sync", compress_while_somebody_reads)
+        await one.set(packed, "k", "new" * 20_000)
+        for waiter, fill in queued:
+            await waiter
+            reads.settle(fill)
+        assert len(queued) == 1
+        assert await one.get(packed, "k") == "new" * 20_000

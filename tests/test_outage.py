@@ -229,3 +229,21 @@ def test_tls_where_there_is_none(server: Any, caplog: pytest.LogCaptureFixture) 
 def test_no_such_host(caplog: pytest.LogCaptureFixture) -> None:
     line = complaint(caplog, redis_url="redis://no-such-host.invalid:6379/0")
     assert "REDIS_HOST" in line or "in time" in line
+
+
+def test_more_local_writes_than_can_be_remembered_are_not_trusted_afterwards(server: Any, proxy: Any) -> None:
+    """The record overflows into whole namespaces; values of the outage stand on a trust that ends with it."""
+    peer = CacheManager(redis_url=server.url)
+    with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
+        cache._state.recovery._most_names = 3
+        cache.get("t", "k")
+        proxy.refuse()
+        proxy.cut()
+        wait_until(lambda: cache.get("t", "unknown") is None and not cache.redis_available)
+        for number in range(10):
+            cache.set("t", f"k{number}", "ours")
+        peer.set("t", "k3", "theirs")
+        proxy.resume()
+        wait_until(lambda: cache.redis_available)
+        assert cache.get("t", "k3") in (None, "theirs")
+        assert cache.get("t", "k4") is None
