@@ -70,14 +70,21 @@ class Writes:
         wire = self.state.wire()
         held = self._held(address, value, payload, envelope.new_version())
         if wire is not None:
+            # An invalidation that is recorded from here on came after this write, and stays.
+            mark = self.state.recovery.mark
             try:
-                await self._send(wire, address, held, payload, ttl, cost, flight)
+                stored = await self._send(wire, address, held, payload, ttl, cost, flight)
             except CacheUnavailableError as error:
                 self._refused(address, error)
+            except asyncio.CancelledError:
+                # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
+                self.state.recovery.record([address.name])
+                raise
             else:
-                self.state.recovery.overwritten(address.name)
-                address.counters.stores += 1
-                return True
+                if stored:
+                    self.state.recovery.overwritten(address.name, mark)
+                    address.counters.stores += 1
+                return stored
         return self._keep(address, held, ttl, flight)
 
     def _held(self, address: Address, value: Any, payload: bytes, version: int) -> Held:
@@ -91,7 +98,7 @@ class Writes:
     async def _send(
         self, wire: Wire, address: Address, held: Held, payload: bytes, ttl: float, cost: float,
         flight: Flight | None,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
         if not wire.up:
             # A value's end is told in Redis' time, which is known once the wire is up.
             await wire.renew()
@@ -103,7 +110,7 @@ class Writes:
         large = address.namespace.compress and len(payload) > _COMPRESS_HERE
         raw = await to_thread.run_sync(pack) if large else pack()
         if flight is not None and flight.detached:
-            return
+            return False
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(address.name)
@@ -113,6 +120,7 @@ class Writes:
             await wire.execute(commands.store(address.name, raw, _milliseconds(ttl)), stored)
         finally:
             self._reads.settle(fill)
+        return True
 
     def _stored(
         self, address: Address, fill: Fill | None, held: Held, fresh_until: int,
@@ -160,6 +168,9 @@ class Writes:
             return held
         try:
             return await remove_names(wire, names, self.touch)
+        except asyncio.CancelledError:
+            self.state.recovery.record(names)
+            raise
         except CacheUnavailableError as error:
             self.state.stats.failed(error.reason)
             self.state.recovery.record(names)
@@ -179,6 +190,9 @@ class Writes:
             return 0
         try:
             removed = await remove_matching(wire, scope.pattern, scope.covers, self.touch)
+        except asyncio.CancelledError:
+            self.state.recovery.record_prefix(scope.prefix)
+            raise
         except CacheUnavailableError as error:
             self.state.stats.failed(error.reason)
             # Until Redis has confirmed it, nothing it says about these keys is believed here.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache.redis.recovery import Recovery
 from tests.support.wait import wait_until, wait_until_async
 
 
@@ -247,3 +248,37 @@ def test_more_local_writes_than_can_be_remembered_are_not_trusted_afterwards(ser
         wait_until(lambda: cache.redis_available)
         assert cache.get("t", "k3") in (None, "theirs")
         assert cache.get("t", "k4") is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["delete", "clear", "set"])
+async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any, what: str) -> None:
+    """Who cancels a call never learns its outcome; until it is certain, the old value is not believed."""
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=2) as cache:
+        await cache.set("t", "k", "old")
+        proxy.black_hole()
+        call = {
+            "delete": lambda: cache.delete("t", "k"),
+            "clear": lambda: cache.clear("t"),
+            "set": lambda: cache.set("t", "k", "new"),
+        }[what]
+        task = asyncio.create_task(call())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        proxy.resume()
+        await wait_until_async(lambda: cache._engine.state.reachable)
+        assert await cache.get("t", "k") is None
+
+
+def test_an_older_write_does_not_cover_a_later_invalidation() -> None:
+    """A write that is confirmed late must not erase the record of what came after it."""
+    recovery = Recovery()
+    recovery.record([b"t:k"])
+    before = recovery.mark
+    recovery.record([b"t:k"])
+    recovery.overwritten(b"t:k", before)
+    assert recovery.covers(b"t:k")
+    recovery.overwritten(b"t:k", recovery.mark)
+    assert not recovery.covers(b"t:k")

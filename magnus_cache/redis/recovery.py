@@ -53,11 +53,17 @@ class Recovery:
         with self._lock:
             return name in self._names or any(name.startswith(prefix) for prefix in self._prefixes)
 
-    def overwritten(self, name: bytes) -> None:
-        """Forget a single key: Redis has confirmed a newer value of it."""
+    @property
+    def mark(self) -> int:
+        """Where the record stands: what is recorded from now on has a higher mark."""
+        return self._marks
+
+    def overwritten(self, name: bytes, mark: int) -> None:
+        """Forget a single key that Redis has confirmed a newer value of; not what was recorded after `mark`."""
         if self._names:
             with self._lock:
-                self._names.pop(name, None)
+                if self._names.get(name, mark + 1) <= mark:
+                    del self._names[name]
 
     def take(self) -> tuple[dict[bytes, int], dict[bytes, int]]:
         """Return what is to be told: names and prefixes, each with the mark that `settle` wants back."""
