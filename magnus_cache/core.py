@@ -4,16 +4,18 @@ Each method reads as one path through the cache: check the arguments, try the ne
 `writes` or `loads`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import Decorator, make_decorator
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError, CacheUnavailableError
 from magnus_cache.loads import AnyLoader, Rule, check_callable
+from magnus_cache.memory import Entry
 from magnus_cache.reads import MISS, Address
 from magnus_cache.redis import commands
 from magnus_cache.state import Mode
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncOperations"]
 
 T = TypeVar("T")
+
+_STEP: Final = 500
+"""Keys of one call that are handled at a time: about a millisecond."""
 
 
 class AsyncOperations:
@@ -154,12 +159,22 @@ class AsyncOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        keys = _listed(keys, "keys")
-        addresses = [self._reads.address(namespace, key) for key in keys]
         found: dict[Any, Any] = {}
-        if self._state.mode is not Mode.NORMAL:
-            return found
-        for key, address, (entry, near) in zip(keys, addresses, await self._reads.look_many(addresses), strict=True):
+        for step in _steps(_listed(keys, "keys")):
+            addresses = [self._reads.address(namespace, key) for key in step]
+            if self._state.mode is Mode.NORMAL:
+                self._open_many(step, addresses, await self._reads.look_many(addresses), found)
+                await asyncio.sleep(0)
+        return found
+
+    def _open_many(
+        self,
+        keys: Sequence[Any],
+        addresses: Sequence[Address],
+        entries: Sequence[tuple[Entry | None, bool]],
+        found: dict[Any, Any],
+    ) -> None:
+        for key, address, (entry, near) in zip(keys, addresses, entries, strict=True):
             value = self._reads.opened(address, entry)
             if value is MISS:
                 address.counters.misses += 1
@@ -169,7 +184,6 @@ class AsyncOperations:
                 address.counters.l1_hits += 1
             else:
                 address.counters.l2_hits += 1
-        return found
 
     async def set_many(self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None) -> None:
         """Store many values; nothing is stored if any key or value cannot be.
@@ -182,9 +196,11 @@ class AsyncOperations:
             raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
         life = None if ttl is None else seconds(ttl)
         items: list[tuple[Address, Any, bytes, float]] = []
-        for key, value in mapping.items():
-            address = self._reads.address(namespace, key)
-            items.append((address, value, self._reads.encoded(address, value), life or self._reads.ttl(address)))
+        for step in _steps(list(mapping.items())):
+            for key, value in step:
+                address = self._reads.address(namespace, key)
+                items.append((address, value, self._reads.encoded(address, value), life or self._reads.ttl(address)))
+            await asyncio.sleep(0)
         if self._state.mode is not Mode.DISABLED:
             self._writes.touch([item[0].name for item in items])
             await self._writes.write_many(items)
@@ -299,6 +315,12 @@ def _listed(keys: Iterable[Any], argument: str) -> list[Any]:
         return list(keys)
     except TypeError:
         raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
+
+
+def _steps(items: list[T]) -> Iterator[list[T]]:
+    """Yield a long list in pieces: between two of them the event loop gets a turn."""
+    for start in range(0, len(items), _STEP):
+        yield items[start : start + _STEP]
 
 
 def _info(reply: Any, field: bytes) -> str:

@@ -23,7 +23,7 @@ from magnus_cache.stats import Counters
 
 __all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads"]
 
-MANY: Final = 1_000
+MANY: Final = 500
 """Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
 
 _ATTEMPTS: Final = 2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, Namespace
+from magnus_cache import AsyncCacheManager, Namespace, codec
 from magnus_cache.codec import envelope
 from tests.support.wait import wait_until_async
 
@@ -230,7 +230,7 @@ async def test_what_others_wrote_under_our_names_is_a_miss(url: str, raw: redis.
 async def test_a_value_beyond_the_limit_is_not_even_decompressed(url: str, raw: redis.Redis) -> None:
     """Invariant 9: a decompression bomb is a miss."""
     tight = Namespace("tight", ttl=60, max_value_bytes=1_000)
-    bomb = envelope.pack(b"\x00" * 50_000_000, version=1, fresh_until=2**62, compress=True)
+    bomb = envelope.pack(codec.encode("x" * 50_000_000), version=1, fresh_until=2**62, compress=True)
     raw.set("magnus:tight:k", bomb)
     async with fleet(url, count=1) as (one,):
         assert await one.get(tight, "k", "miss") == "miss"
@@ -281,3 +281,15 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
             reads.settle(fill)
         assert len(queued) == 1
         assert await one.get(packed, "k") == "new" * 20_000
+
+
+async def test_a_value_past_its_end_is_a_miss_though_redis_still_has_it(url: str, raw: redis.Redis) -> None:
+    """Invariant 6: the end stands in the envelope, in Redis' time; that Redis deletes the key late does not matter."""
+    seconds, microseconds = raw.time()
+    now = seconds * 1_000_000 + microseconds
+    raw.set("magnus:t:over", envelope.pack(codec.encode("old"), version=1, fresh_until=now - 1))
+    raw.set("magnus:t:alive", envelope.pack(codec.encode("new"), version=2, fresh_until=now + 60_000_000))
+    async with fleet(url, count=1) as (one,):
+        assert await one.get_many("t", ["over", "alive"]) == {"alive": "new"}
+        assert await one.ttl("t", "over") is None
+        assert 59 < (await one.ttl("t", "alive") or 0) <= 60
