@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache import codec
 from magnus_cache.clock import monotonic
@@ -16,10 +16,12 @@ from magnus_cache.codec import envelope
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
 from magnus_cache.memory import Entry, Fill, Trust
 from magnus_cache.namespaces import Namespace
-from magnus_cache.redis.pipeline import Source, Waiter
-from magnus_cache.redis.wire import Wire
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source, Waiter
+    from magnus_cache.redis.wire import Wire
 
 __all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads"]
 
@@ -154,14 +156,14 @@ class Reads:
                     break
         return self.fallback(address)
 
-    def _lapsed(self, wire: Wire, address: Address) -> bool:
+    def _lapsed(self, wire: "Wire", address: Address) -> bool:
         """Whether it is here, and only its trust has lapsed for want of talk: any answer on its wire renews that."""
         if not address.namespace.l1:
             return False
         held = self._memory.peek(address.name)
         return held is not None and held.trust is wire.trust
 
-    def _request(self, wire: Wire, address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+    def _request(self, wire: "Wire", address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there."""
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
         fill = self._memory.reserve(address.name) if address.namespace.l1 else None
@@ -191,7 +193,7 @@ class Reads:
                 self.settle(fill)
         return portal.call(self.read, address)
 
-    def _ask_for(self, address: Address, fill: Fill | None, waiter: Waiter) -> None:
+    def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
             wire = self.state.wire()
@@ -261,7 +263,7 @@ class Reads:
             self._memory.release(fill)
 
     def received(
-        self, address: Address, fill: Fill | None, raw: bytes | None, source: Source, sent: float
+        self, address: Address, fill: Fill | None, raw: bytes | None, source: "Source", sent: float
     ) -> Entry | None:
         """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader."""
         if raw is None or (self.state.recovery.pending and self.state.recovery.covers(address.name)):
@@ -280,7 +282,7 @@ class Reads:
             self._memory.fill(fill, entry)
         return entry
 
-    def trust(self, source: Source, sent: float) -> Trust:
+    def trust(self, source: "Source", sent: float) -> Trust:
         """Return what an answer stands on: its connection, or without tracking only a moment."""
         return source.trust if source.tracking else Trust(sent + self._settings.max_staleness)
 

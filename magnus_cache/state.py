@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Generator
 from contextvars import Context, ContextVar
 from enum import Enum
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.breaker import Breaker
@@ -28,10 +29,10 @@ from magnus_cache.notices import Notices, logger
 from magnus_cache.portal import Portal
 from magnus_cache.redis.reclaim import remove_matching, remove_names
 from magnus_cache.redis.recovery import Recovery
-from magnus_cache.redis.wire import Limits, Wire
 from magnus_cache.stats import CacheStats, Stats
 
 if TYPE_CHECKING:
+    from magnus_cache.redis.wire import Wire
     from magnus_cache.settings import CacheSettings
 
 __all__ = ["Mode", "State", "make_state"]
@@ -63,9 +64,11 @@ def make_state(settings: "CacheSettings | None", overrides: dict[str, Any]) -> "
 
     :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
     """
-    # Deferred: pydantic-settings takes longer to import than all the rest of this package.
+    # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so that
+    # neither is imported by the first call, on somebody's event loop.
     from magnus_cache.settings import CacheSettings
 
+    import_module("magnus_cache.redis.wire")
     if settings is None:
         settings = CacheSettings(**overrides)
     elif overrides:
@@ -123,7 +126,7 @@ class State:
 
     # -- wires ----------------------------------------------------------------------------------------------
 
-    def wire(self) -> Wire | None:
+    def wire(self) -> "Wire | None":
         """Return the running loop's wire, made now if need be; None when Redis is switched off.
 
         :raises CacheClosedError: after `aclose`.
@@ -135,7 +138,9 @@ class State:
         self.check_open()
         return None if self.endpoint is None else self._new_wire(loop)
 
-    def _new_wire(self, loop: asyncio.AbstractEventLoop) -> Wire:
+    def _new_wire(self, loop: asyncio.AbstractEventLoop) -> "Wire":
+        from magnus_cache.redis.wire import Limits, Wire
+
         assert self.endpoint is not None
         settings = self.settings
         limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending)
@@ -200,7 +205,7 @@ class State:
         """Note how long some reads took."""
         self.stats.l2_latency.add(monotonic() - sent, reads)
 
-    def connected(self, wire: Wire) -> None:
+    def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
         self.offline.kill()
         self.offline = Trust(math.inf)
@@ -218,14 +223,14 @@ class State:
             f"process for {seconds:g} s at most. Grant the user '+client|tracking', or use a server that has it"
         )
 
-    def disconnected(self, wire: Wire, error: CacheUnavailableError) -> None:
+    def disconnected(self, wire: "Wire", error: CacheUnavailableError) -> None:
         """Say once that Redis is away, and why."""
         self.stats.failed(error.reason)
         self.notices.warn("redis", f"{error}. Going on with this process's memory; Redis is tried again by itself")
 
     # -- what Redis missed ----------------------------------------------------------------------------------
 
-    async def replayed(self, wire: Wire) -> None:
+    async def replayed(self, wire: "Wire") -> None:
         """Return once Redis has been told what it missed, or has just refused to hear it.
 
         In the latter case the record stays, and stands in the way of whatever value it covers.
@@ -235,7 +240,7 @@ class State:
         if monotonic() >= self._replay_at:
             await asyncio.shield(self._replay_on(wire))
 
-    def _replay_on(self, wire: Wire) -> asyncio.Task[None]:
+    def _replay_on(self, wire: "Wire") -> asyncio.Task[None]:
         task = self._replays.get(wire.loop)
         if task is None or task.done():
             task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
@@ -251,7 +256,7 @@ class State:
         if not task.cancelled():
             task.exception()
 
-    async def _replay(self, wire: Wire) -> None:
+    async def _replay(self, wire: "Wire") -> None:
         # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
         if not wire.up:
             await wire.renew()
@@ -307,7 +312,7 @@ class State:
         self.portal.close()
         self._let_go()
 
-    def _taken_wires(self) -> list[tuple[asyncio.AbstractEventLoop, Wire]]:
+    def _taken_wires(self) -> "list[tuple[asyncio.AbstractEventLoop, Wire]]":
         with self._lock:
             wires, self._wires = self._wires, {}
         return list(wires.items())
@@ -328,7 +333,7 @@ class State:
             part.reset()
 
 
-def _stop_elsewhere(loop: asyncio.AbstractEventLoop, wire: Wire) -> None:
+def _stop_elsewhere(loop: asyncio.AbstractEventLoop, wire: "Wire") -> None:
     # A loop that ended meanwhile has taken its wire along.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(wire.stop)

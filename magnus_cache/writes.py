@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import to_thread
 
@@ -21,10 +21,11 @@ from magnus_cache.keys import Scope
 from magnus_cache.memory import Fill
 from magnus_cache.reads import MANY, Address, Held, Reads
 from magnus_cache.redis import commands
-from magnus_cache.redis.connection import refused
-from magnus_cache.redis.pipeline import Source
 from magnus_cache.redis.reclaim import remove_matching, remove_names
-from magnus_cache.redis.wire import Wire
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
+    from magnus_cache.redis.wire import Wire
 
 __all__ = ["Writes"]
 
@@ -96,7 +97,7 @@ class Writes:
         return Held(None, payload, len(payload), version)
 
     async def _send(
-        self, wire: Wire, address: Address, held: Held, payload: bytes, ttl: float, cost: float,
+        self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float, cost: float,
         flight: Flight | None,
     ) -> bool:  # fmt: skip
         if not wire.up:
@@ -124,12 +125,12 @@ class Writes:
 
     def _stored(
         self, address: Address, fill: Fill | None, held: Held, fresh_until: int,
-        reply: list[Any], source: Source, sent: float,
+        reply: list[Any], source: "Source", sent: float,
     ) -> None:  # fmt: skip
         """Keep a value near that Redis has confirmed, if nothing touched its key meanwhile. Runs inside the reader."""
         for part in reply:
             if isinstance(part, Exception):
-                raise refused(part, "SET")
+                raise part
         if fill is not None:
             deadline = source.time.local(fresh_until)
             self._memory.fill(fill, self._reads.entry(address, held, deadline, self._reads.trust(source, sent), sent))
@@ -244,7 +245,7 @@ class Writes:
         self._memory.put(address.name, self._reads.entry(address, held, now + ttl, trust, now))
         return True
 
-    async def _header(self, wire: Wire, address: Address) -> tuple[envelope.Header | None, bytes, bytes]:
+    async def _header(self, wire: "Wire", address: Address) -> tuple[envelope.Header | None, bytes, bytes]:
         """Return a stored value's header, if it is alive, its bytes and its payload."""
         if self.state.recovery.pending:
             await self.state.replayed(wire)
@@ -261,7 +262,7 @@ class Writes:
             return None, b"", b""
         return header, raw, payload
 
-    async def _replace(self, wire: Wire, address: Address, ttl: float) -> bool:
+    async def _replace(self, wire: "Wire", address: Address, ttl: float) -> bool:
         # The end of a value's life stands in its envelope, so it is written anew; whoever writes in between wins
         # and is read again. Who loses that race over and over has a key that is being written all the time.
         for _ in range(_REPLACEMENTS):

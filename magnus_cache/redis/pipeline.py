@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from redis.exceptions import ResponseError
+
 from magnus_cache.clock import RedisTime
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.memory import Trust
@@ -182,10 +184,12 @@ class Pipeline:
         # A caller that has gone does not stop its answer from being kept for the next one: `receive` runs anyway.
         try:
             if isinstance(reply, Exception):
-                raise refused(reply, asked.command.name if isinstance(asked, Call) else "MGET") from reply
+                raise reply
             result = asked.receive(reply, source, sent)
         # A fault in one caller's handling must not take the connection from all the others.
         except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
+            if isinstance(error, ResponseError):
+                error = refused(error, asked.command.name if isinstance(asked, Call) else "MGET")
             if not waiter.done():
                 waiter.set_exception(error)
             return

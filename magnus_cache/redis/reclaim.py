@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from magnus_cache.redis import commands
-from magnus_cache.redis.wire import Wire
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.wire import Wire
 
 __all__ = ["Covers", "Touch", "remove_matching", "remove_names"]
 
@@ -19,7 +22,7 @@ Touch = Callable[[list[bytes]], None]
 """Told which keys are about to go, right before the command is queued: Redis does not announce our own writes."""
 
 
-async def remove_names(wire: Wire, names: Iterable[bytes], touch: Touch) -> int:
+async def remove_names(wire: "Wire", names: Iterable[bytes], touch: Touch) -> int:
     """Remove these keys and return how many there were.
 
     :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
@@ -31,7 +34,7 @@ async def remove_names(wire: Wire, names: Iterable[bytes], touch: Touch) -> int:
     return removed
 
 
-async def remove_matching(wire: Wire, pattern: bytes, covers: Covers, touch: Touch) -> int:
+async def remove_matching(wire: "Wire", pattern: bytes, covers: Covers, touch: Touch) -> int:
     """Remove all covered keys among those that match a glob, in one pass of SCAN, and return how many there were.
 
     One pass sees every key that was there from its beginning to its end, so there is no reason to start over;
