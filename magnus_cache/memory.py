@@ -40,7 +40,7 @@ _STEPS: Final = 2
 _BATCHES: Final = 16
 """Batches in a row at most, while a quarter of each turns out to be dead."""
 
-_CLEAR_STEPS: Final = 4096
+_CLEAR_STEPS: Final = 2048
 """Steps that a clear goes itself, so that small caches are free of what was cleared at once."""
 
 _EVICTIONS: Final = 4096
@@ -160,8 +160,7 @@ class Memory:
     )  # fmt: skip
 
     def __init__(self, max_entries: int, max_bytes: int, clock: Clock = monotonic) -> None:
-        self.max_entries = max_entries
-        self.max_bytes = max_bytes
+        self.max_entries, self.max_bytes = max_entries, max_bytes
         self._clock = clock
         self._table: Table[Entry] = make_table(max_entries)
         self._floors = Floors()
@@ -375,13 +374,14 @@ class Memory:
 
     def _advance(self, limit: int) -> int:
         """Let the collector look at some names; return how many entries it removed."""
-        queue, get, now = self._queue, self._table.get, self._clock()
-        removed = 0
-        steps = min(limit, len(queue))
-        for _ in range(steps):
+        queue, get, now, removed = self._queue, self._table.get, self._clock(), 0
+        for _ in range(min(limit, len(queue))):
+            if not queue:
+                break
             if not self._left:
                 self._lap, self._left = self._lap + 1, len(queue)
             self._left -= 1
+            self.steps += 1
             name = queue.popleft()
             entry = get(name)
             # Met before in this lap: a name that was removed and came back is in the queue twice.
@@ -394,6 +394,7 @@ class Memory:
                 self._remove(name, entry)
                 self.expirations += now >= entry
                 removed += 1
-        self.steps += steps
+                # Its value's finalizer may call the cache, so it had better run here, where everything is in order.
+                del entry
         self._floors.prune(self.steps)
         return removed
