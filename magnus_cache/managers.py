@@ -1,9 +1,9 @@
 """The two faces of a cache, `CacheManager` and `AsyncCacheManager`, and the process-wide one of each."""
 
-import threading
 from typing import Any
 
 from magnus_cache.core import AsyncOperations
+from magnus_cache.forks import ForkLock
 from magnus_cache.sync import BlockingOperations
 
 __all__ = [
@@ -61,7 +61,7 @@ class AsyncCacheManager(AsyncOperations):
         return CacheManager._over(self._engine)
 
 
-_lock = threading.Lock()
+_lock = ForkLock()
 _manager: CacheManager | None = None
 
 

@@ -5,12 +5,12 @@ namespace registered under that name, or to one with the defaults.
 """
 
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, NoReturn, Self
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.forks import ForkLock
 
 __all__ = [
     "TTL_LONG",
@@ -202,7 +202,7 @@ class NamespaceRegistry:
     """Finds the policy for a plain name. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._registered: dict[str, Namespace] = {}
         # Names without a policy, remembered so that resolving them again is one look-up.
         self._plain: dict[str, Namespace] = {}

@@ -1,6 +1,5 @@
 """The classes that may be cached beside the built-in types, by class and by the name they have on the wire."""
 
-import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
@@ -9,6 +8,7 @@ from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.shapes import Shape, shape_of
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
+from magnus_cache.forks import ForkLock
 
 __all__ = ["Registration", "encode_registered", "register_type", "registration", "restore_registered"]
 
@@ -31,7 +31,7 @@ class Registration(NamedTuple):
 # Read without a lock: an entry is immutable and replaced as a whole.
 _by_class: Final[dict[type, Registration]] = {}
 _by_name: Final[dict[str, Registration]] = {}
-_lock: Final = threading.Lock()
+_lock: Final = ForkLock()
 
 
 @overload
