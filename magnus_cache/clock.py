@@ -47,7 +47,8 @@ def seconds(duration: Duration, argument: str = "ttl") -> float:
     """
     # The common case first: this runs on every `set`.
     if type(duration) is int or type(duration) is float:
-        amount = float(duration) if abs(duration) <= _LONGEST else math.copysign(math.inf, duration)
+        # An int may be too large for a float.
+        amount = float(duration) if abs(duration) <= _LONGEST else math.inf if duration > 0 else -math.inf
     elif isinstance(duration, bool):
         raise CacheArgumentError(argument, f"{duration!r} is a bool, not a duration in seconds")
     elif isinstance(duration, timedelta):
@@ -55,14 +56,15 @@ def seconds(duration: Duration, argument: str = "ttl") -> float:
     elif isinstance(duration, str):
         amount = _parse(duration, argument)
     elif isinstance(duration, int | float):
-        amount = float(duration)
+        return seconds(int(duration) if isinstance(duration, int) else float(duration), argument)
     else:
         raise CacheArgumentError(
             argument, f"a duration is seconds, a timedelta or text such as '90s', not {type(duration).__name__}"
         )
     if not 0 < amount <= _LONGEST:
+        got = duration if isinstance(duration, float) else amount
         raise CacheArgumentError(
-            argument, f"a duration must be more than zero and at most a century, got {amount:g} seconds"
+            argument, f"a duration must be more than zero and at most a century, got {got:g} seconds"
         )
     return amount
 

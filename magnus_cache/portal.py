@@ -346,6 +346,11 @@ class Portal:
                 await asyncio.wrap_future(session.ended)
                 session.thread.join()  # it has nothing left to do
 
+    def end(self) -> None:
+        """Begin to do what `close` does, without waiting; also on the loop's own thread. Idempotent."""
+        for session in self._last():
+            session.end()
+
     def reset(self) -> None:
         """Forget the thread, in a forked child, where it does not exist; the next call starts another."""
         if self._session is not None:
@@ -372,9 +377,7 @@ class Portal:
 
     def _end(self) -> list[_Session]:
         """Ask all there is to end, and return it."""
-        with self._lock:
-            self._closed = True
-            sessions = [*self._replaced, *([self._session] if self._session is not None else [])]
+        sessions = self._last()
         if threading.get_ident() in {session.thread.ident for session in sessions if session.thread.is_alive()}:
             raise CacheDeadlockError(
                 "the cache's event loop cannot wait for its own end; close the cache from another thread or loop"
@@ -382,6 +385,12 @@ class Portal:
         for session in sessions:
             session.end()
         return sessions
+
+    def _last(self) -> list[_Session]:
+        """Start no more sessions, and return those there are."""
+        with self._lock:
+            self._closed = True
+            return [*self._replaced, *([self._session] if self._session is not None else [])]
 
 
 def _closed() -> CacheClosedError:
