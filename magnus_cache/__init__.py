@@ -9,6 +9,7 @@ from magnus_cache.codec import register_type
 from magnus_cache.decorators import CacheInfo
 from magnus_cache.errors import (
     CacheArgumentError,
+    CacheBatchError,
     CacheClosedError,
     CacheDeadlockError,
     CacheDecodeError,
@@ -20,6 +21,7 @@ from magnus_cache.errors import (
     CacheUnavailableError,
     CacheValueTooLargeError,
 )
+from magnus_cache.explain import Explanation
 from magnus_cache.managers import (
     AsyncCacheManager,
     CacheManager,
@@ -52,6 +54,7 @@ __all__ = [
     "TTL_STATIC",
     "AsyncCacheManager",
     "CacheArgumentError",
+    "CacheBatchError",
     "CacheClosedError",
     "CacheDeadlockError",
     "CacheDecodeError",
@@ -67,6 +70,7 @@ __all__ = [
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
+    "Explanation",
     "Namespace",
     "WarmReport",
     "cache_clear",

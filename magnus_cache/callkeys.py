@@ -102,6 +102,26 @@ class CallKeys:
 
     text = key
 
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the function's parameters."""
+        return list(self._call.parameters)
+
+    @property
+    def first(self) -> tuple[int, str] | None:
+        """The place and name of the first positional parameter beside the instance; None if there is none."""
+        for place, parameter in enumerate(self._call.parameters.values()):
+            if parameter.kind in _POSITIONAL and parameter.name != self._call.instance:
+                return place, parameter.name
+        return None
+
+    def bind(self, args: _Args, kwargs: _Kwargs) -> dict[str, Any]:
+        """Return the arguments of a call by parameter, defaults filled in.
+
+        :raises TypeError: the one that calling the function with these arguments raises.
+        """
+        return self._call.bind(args, kwargs)
+
     def fast_call(self, args: _Args, kwargs: _Kwargs) -> Hashable:
         """Do what `fast` does for a call with keyword arguments, in some more time."""
         first = self.fast(args)

@@ -10,16 +10,20 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from magnus_cache.batch_calls import BatchLoader, listed, load_many, wanted_keys
+from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.clock import Duration, seconds
-from magnus_cache.decorators import Decorator, make_decorator
+from magnus_cache.decorators import Decorator, make_decorator, make_rule
 from magnus_cache.engine import Engine
+from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError, CacheUnavailableError
+from magnus_cache.explain import Explanation, explain
 from magnus_cache.loads import AnyLoader, Rule, check_callable
-from magnus_cache.memory import Entry
 from magnus_cache.reads import MISS, Address
 from magnus_cache.redis import commands
 from magnus_cache.state import Mode
 from magnus_cache.stats import CacheStats
+from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport, warm
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ class AsyncOperations:
         self._engine = engine
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
+        self._clears = engine.clears
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.describe()}>"
@@ -79,21 +84,26 @@ class AsyncOperations:
         address.counters.l2_hits += 1
         return value
 
-    async def set(self, namespace: str, key: Any, value: Any, ttl: Duration | None = None) -> bool:
+    async def set(
+        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
         """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
 
         :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
-        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :param tags: names under which it can be invalidated together with others.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
         address = self._reads.address(namespace, key)
         life = self._reads.ttl(address) if ttl is None else seconds(ttl)
-        payload = self._reads.encoded(address, value)
+        names, payload = check_tags(tags), self._reads.encoded(address, value)
         if self._state.mode is Mode.DISABLED:
+            # Not stored, but what was there is not the value any more either.
+            await self._writes.remove((address,))
             return False
-        self._writes.touch((address.name,))
-        return await self._writes.write(address, value, payload, life)
+        self._state.touch((address.name,))
+        return await self._writes.write(address, value, payload, life, names)
 
     async def delete(self, namespace: str, key: Any) -> bool:
         """Remove a value everywhere; return whether there was one.
@@ -126,18 +136,22 @@ class AsyncOperations:
         address = self._reads.address(namespace, key)
         return None if self._state.mode is Mode.DISABLED else await self._writes.left(address)
 
-    async def get_or_set(self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None) -> T:
-        """Return the stored value, or load it, once for all who ask, and store it.
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None, tags: AnyTags = ()
+    ) -> T:
+        """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
         :param loader: a coroutine function without arguments, or a function, which runs in a worker thread.
-        :raises CacheArgumentError: for a namespace, key, loader or ttl that cannot be used.
+        :param tags: names under which the value can be invalidated together with others, or a function of the value
+            that returns them.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises Exception: whatever the loader raises, the same for all who waited.
         """
         check_callable(loader, "loader")
         address = self._reads.address(namespace, key)
-        rule = Rule(None if ttl is None else seconds(ttl))
+        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
         return await self._loaded(address, loader, rule)
 
     async def _loaded(self, address: Address, loader: AnyLoader[T], rule: Rule) -> T:
@@ -150,7 +164,7 @@ class AsyncOperations:
                 address.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             address.counters.misses += 1
-        return await self._loads.load(address, loader, rule)
+        return await self._loads.load(address, loader, rule, rule.tags.of_call({}) if rule.tags is not None else ())
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -160,12 +174,31 @@ class AsyncOperations:
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         found: dict[Any, Any] = {}
-        for step in _steps(_listed(keys, "keys")):
+        for step in _steps(listed(keys, "keys")):
             addresses = [self._reads.address(namespace, key) for key in step]
             if self._state.mode is Mode.NORMAL:
                 self._open_many(step, addresses, await self._reads.look_many(addresses), found)
                 await asyncio.sleep(0)
         return found
+
+    async def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        tags: AnyTags = (),
+    ) -> dict[Any, Any]:  # fmt: skip
+        """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
+
+        :param batch_loader: a coroutine function, or a function, which runs in a worker thread. It is called with the
+            list of keys that nobody else in the fleet is loading (500 at a time at most), and returns a mapping of
+            them to values. Keys that it leaves out are left out of the result; one whose value is an exception failed.
+        :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        check_callable(batch_loader, "batch_loader")
+        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
+        wanted = wanted_keys(self._engine, namespace, listed(keys, "keys"), rule)
+        return await load_many(self._engine, wanted, batch_loader, rule)
 
     def _open_many(
         self,
@@ -176,33 +209,33 @@ class AsyncOperations:
     ) -> None:
         for key, address, (entry, near) in zip(keys, addresses, entries, strict=True):
             value = self._reads.opened(address, entry)
-            if value is MISS:
-                address.counters.misses += 1
-                continue
-            found[key] = value
-            if near:
-                address.counters.l1_hits += 1
-            else:
-                address.counters.l2_hits += 1
+            address.counters.count(hit=value is not MISS, near=near)
+            if value is not MISS:
+                found[key] = value
 
-    async def set_many(self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None) -> None:
+    async def set_many(
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> None:
         """Store many values; nothing is stored if any key or value cannot be.
 
-        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :param tags: what each of them gets.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
         if not isinstance(mapping, Mapping):
             raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
-        life = None if ttl is None else seconds(ttl)
-        items: list[tuple[Address, Any, bytes, float]] = []
+        life, names = None if ttl is None else seconds(ttl), check_tags(tags)
+        items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
         for step in _steps(list(mapping.items())):
             for key, value in step:
                 address = self._reads.address(namespace, key)
-                items.append((address, value, self._reads.encoded(address, value), life or self._reads.ttl(address)))
+                payload = self._reads.encoded(address, value)
+                items.append((address, value, payload, life or self._reads.ttl(address), names))
             await asyncio.sleep(0)
-        if self._state.mode is not Mode.DISABLED:
-            self._writes.touch([item[0].name for item in items])
+        if self._state.mode is Mode.DISABLED:
+            await self._writes.remove([item[0] for item in items])
+        else:
             await self._writes.write_many(items)
 
     async def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
@@ -210,9 +243,10 @@ class AsyncOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        addresses = [self._reads.address(namespace, key) for key in _listed(keys, "keys")]
-        if self._state.mode is Mode.DISABLED or not addresses:
-            return 0
+        addresses: list[Address] = []
+        for step in _steps(listed(keys, "keys")):
+            addresses += [self._reads.address(namespace, key) for key in step]
+            await asyncio.sleep(0)
         return await self._writes.remove(addresses)
 
     async def clear(self, namespace_or_pattern: str) -> int:
@@ -223,7 +257,15 @@ class AsyncOperations:
         :raises CacheArgumentError: for a name that is neither.
         :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
         """
-        return await self._writes.clear(namespace_or_pattern)
+        return await self._clears.clear(namespace_or_pattern)
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
+
+        :raises CacheArgumentError: for tags that cannot be used.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        await self._clears.invalidate(check_tags(tags))
 
     async def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
@@ -239,7 +281,7 @@ class AsyncOperations:
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         return await warm(
-            self._engine, namespace, data_loader, _listed(keys, "keys"), ttl,
+            self._engine, namespace, data_loader, listed(keys, "keys"), ttl,
             concurrency=concurrency, only_missing=only_missing, progress=progress,
         )  # fmt: skip
 
@@ -247,7 +289,7 @@ class AsyncOperations:
 
     def cached(
         self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None,
+        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
         skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -255,15 +297,42 @@ class AsyncOperations:
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param key_func: called with the function's arguments, returns the key.
         :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
+        :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
+            as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
         :param exclude: names of parameters that do not count, such as a database session.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        return make_decorator(
-            self._engine, namespace, ttl, key_func=key_func, key=key, skip_if=skip_if, exclude=exclude
-        )
+        rule = make_rule(ttl, tags, skip_if)
+        return make_decorator(self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude)
+
+    def cached_many(
+        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
+        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
+        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator for a function of many keys that returns a mapping of them to values.
+
+        Each value is cached for itself, and the function is called with the list of keys that are missing and that
+        nobody else in the fleet is loading. The keys are its first argument; others are part of every key. Keys that it
+        leaves out are left out of the result; one whose value is an exception failed (`CacheBatchError`).
+        `invalidate`, `refresh` take many keys as the function does, `cache_key` takes one.
+
+        :param key_func: called with one key in place of the keys; returns what it is cached under.
+        :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
+        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
+        """
+        rule = make_rule(ttl, tags, skip_if)
+        return make_batch_decorator(self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude)
 
     # -- the rest -------------------------------------------------------------------------------------------
+
+    async def explain(self, namespace: str, key: Any) -> Explanation:
+        """Return what the cache knows of a key: where it is, how old, why it is a miss, who loads it. For people.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return await explain(self._reads, self._reads.address(namespace, key))
 
     async def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""
@@ -272,6 +341,8 @@ class AsyncOperations:
         if wire is not None:
             try:
                 total = await wire.execute(commands.DB_SIZE)
+                # Ours that are no values; leases come and go.
+                total -= await wire.execute(commands.count(state.epochs.names()))
                 info = await wire.execute(commands.INFO_MEMORY)
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)
@@ -306,15 +377,6 @@ class AsyncOperations:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _listed(keys: Iterable[Any], argument: str) -> list[Any]:
-    if isinstance(keys, str | bytes):
-        raise CacheTypeError(argument, "an iterable of keys is needed, not a single text; put it into a list")
-    try:
-        return list(keys)
-    except TypeError:
-        raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
 
 
 def _steps(items: list[T]) -> Iterator[list[T]]:

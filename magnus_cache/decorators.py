@@ -17,8 +17,12 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.loads import Rule, check_callable, is_async
 from magnus_cache.reads import MISS, Address
 from magnus_cache.state import Mode
+from magnus_cache.tags import AnyTags, TagRule, check_tags
 
-__all__ = ["AsyncCached", "CacheInfo", "Cached", "CachedMethod", "Decorator", "make_decorator"]
+__all__ = [
+    "AsyncCached", "CacheInfo", "Cached", "CachedMethod", "Decorator", "MakeRule", "Site", "decorator_for",
+    "make_decorator", "make_rule",
+]  # fmt: skip
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -120,18 +124,45 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
 
 
+MakeRule = Callable[[CallKeys], Rule]
+"""Makes the rule of a function's values, given its parameters."""
+
+
+def make_rule(
+    ttl: "Duration | Callable[[Any], Duration | None] | None", tags: AnyTags, skip_if: Callable[[Any], bool] | None
+) -> MakeRule:
+    """Return what makes the rule for these options; see `CacheManager.cached`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    if skip_if is not None and not callable(skip_if):
+        raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
+    life = ttl if ttl is None or callable(ttl) else seconds(ttl)
+    if not callable(tags):
+        check_tags(tags)
+    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None)
+
+
 def make_decorator(
-    engine: Engine, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None", *,
-    key_func: Callable[..., Any] | None, key: str | None, skip_if: Callable[[Any], bool] | None, exclude: Iterable[str],
+    engine: Engine, namespace: str, rule: MakeRule, *, key_func: Callable[..., Any] | None, key: str | None,
+    exclude: Iterable[str],
 ) -> Decorator:  # fmt: skip
     """Return the decorator for these options; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
+    return decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude)
+
+
+def decorator_for(
+    engine: Engine, namespace: str, rule: MakeRule, kind: "type[Site]", *,
+    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str],
+) -> Decorator:  # fmt: skip
+    """Return the decorator that makes a site of some kind of what it is given.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
     engine.state.keyspace.check_namespace(namespace)
-    if skip_if is not None and not callable(skip_if):
-        raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
-    rule = Rule(ttl if ttl is None or callable(ttl) else seconds(ttl), skip_if)
 
     def decorate(function: Any) -> Any:
         plain = function.__func__ if isinstance(function, classmethod | staticmethod) else function
@@ -139,7 +170,7 @@ def make_decorator(
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
         keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude)
-        wrapper = _Site(engine, namespace, rule, keys, plain).wrapper()
+        wrapper = kind(engine, namespace, rule(keys), keys, plain).wrapper()
         if isinstance(function, staticmethod):
             return staticmethod(wrapper)
         if isinstance(function, classmethod) or keys.in_class:
@@ -149,7 +180,7 @@ def make_decorator(
     return cast("Decorator", decorate)
 
 
-class _Site:
+class Site:
     """One decorated function: where its values live and how they are loaded."""
 
     def __init__(
@@ -168,13 +199,20 @@ class _Site:
         state = self.engine.state
         policy = state.namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        address = Address(policy, state.keyspace.value_name(policy, key), self.counters)
+        address = self.engine.reads.address_of(policy, key, self.counters)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
             self.memo[short] = address
         return address
+
+    def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Return the tags that a call's value gets, as far as its arguments tell."""
+        rule = self.rule.tags
+        if rule is None:
+            return ()
+        return rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
@@ -197,7 +235,7 @@ class _Site:
 
     def _async_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
-        fast_call = self.keys.fast_call
+        fast_call, tags = self.keys.fast_call, self.tags
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
@@ -219,20 +257,20 @@ class _Site:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return await loads.load(address, functools.partial(function, *args, **kwargs), rule)
+            return await loads.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return await loads.load(self.address(args, kwargs), loader, rule, fresh=True)
+            return await loads.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         return _with(wrapper, invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
-        fast_call = self.keys.fast_call
+        fast_call, tags = self.keys.fast_call, self.tags
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
@@ -254,7 +292,7 @@ class _Site:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return loads.load_blocking(address, functools.partial(function, *args, **kwargs), rule)
+            return loads.load_blocking(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             address = self.address(args, kwargs)
@@ -263,7 +301,7 @@ class _Site:
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return loads.load_blocking(self.address(args, kwargs), loader, rule, fresh=True)
+            return loads.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         return _with(wrapper, invalidate=invalidate, refresh=refresh)
 

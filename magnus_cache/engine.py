@@ -1,7 +1,8 @@
-"""What both faces of a cache are made of: one state, and the reads, writes and loads on it."""
+"""What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
 
 from typing import Any
 
+from magnus_cache.clears import Clears
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
 from magnus_cache.state import State, make_state
@@ -13,12 +14,13 @@ __all__ = ["Engine"]
 class Engine:
     """One cache, without a face."""
 
-    __slots__ = ("loads", "reads", "state", "writes")
+    __slots__ = ("clears", "loads", "reads", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
+        self.clears = Clears(state)
         self.loads = Loads(self.reads, self.writes)
 
     @classmethod

@@ -5,8 +5,11 @@ reach them is a mistake in the program, and its message names the argument and t
 No message contains a cached value or a secret.
 """
 
+from typing import Any
+
 __all__ = [
     "CacheArgumentError",
+    "CacheBatchError",
     "CacheClosedError",
     "CacheDeadlockError",
     "CacheDecodeError",
@@ -95,6 +98,26 @@ class CacheValueTooLargeError(CacheError, ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[str, int, int]]:
         return type(self), (self.namespace, self.size, self.limit)
+
+
+class CacheBatchError(CacheError):
+    """Some keys of a batch could not be loaded; the others were, and are in the cache.
+
+    :ivar results: the values that there are, by key.
+    :ivar errors: the exception of each key that failed.
+    """
+
+    def __init__(self, results: dict[Any, Any], errors: dict[Any, Exception]) -> None:
+        kinds = ", ".join(sorted({type(error).__name__ for error in errors.values()}))
+        super().__init__(
+            f"{len(errors)} of {len(errors) + len(results)} keys could not be loaded ({kinds}); see the errors by key "
+            "in .errors, and the values of the others in .results"
+        )
+        self.results = results
+        self.errors = errors
+
+    def __reduce__(self) -> tuple[type, tuple[dict[Any, Any], dict[Any, Exception]]]:
+        return type(self), (self.results, self.errors)
 
 
 class CacheRecursionError(CacheError, RuntimeError):

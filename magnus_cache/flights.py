@@ -12,13 +12,13 @@ waits that carry the context on: awaiting, tasks, `asyncio.to_thread`, the backg
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from magnus_cache.clock import monotonic
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
+from magnus_cache.flight import LOADING, Flight
 from magnus_cache.outcomes import (
     Abandoned,
     Expired,
@@ -32,42 +32,9 @@ from magnus_cache.outcomes import (
     wake,
 )
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["Flights"]
 
 T = TypeVar("T")
-
-_LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
-"""The innermost load that the running code is part of."""
-
-
-class Flight:
-    """One load under way; given to the load itself.
-
-    :ivar key: what is being loaded.
-    :ivar loop: the event loop that runs the load; None if a blocking caller's thread does.
-    :ivar detached: whether the key was written or deleted since the load began, or the load was given up: its result
-        serves those who already wait and must not be stored.
-    :ivar done: whether the outcome is known.
-    :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
-    """
-
-    __slots__ = ("crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
-
-    def __init__(self, owner: "Flights", key: bytes, loop: asyncio.AbstractEventLoop | None, detached: bool) -> None:
-        self.key = key
-        self.loop = loop
-        self.detached = detached
-        self.done = False
-        self.owner = owner
-        self.outer = _LOADING.get()
-        self.crew: set[Waiter] = set()
-        self.needs: list[Flight] = []
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def waiters(self) -> int:
-        """How many callers wait; a thread that runs the load itself is not counted."""
-        return len(self.crew)
 
 
 class Flights:
@@ -149,6 +116,27 @@ class Flights:
                 finally:
                     del outcome
 
+    @contextlib.contextmanager
+    def joint(self, flights: Sequence[Flight]) -> Generator[None]:
+        """Treat what is run within as part of all these loads, whose one loader it is."""
+        if not flights:
+            yield
+            return
+        *others, last = flights
+        for inner, outer in zip(flights[1:], others, strict=True):
+            inner.outer = outer
+        with self._lock:
+            for flight in others:
+                flight.needs.append(last)
+        token = LOADING.set(last)
+        try:
+            yield
+        finally:
+            LOADING.reset(token)
+            with self._lock:
+                for flight in others:
+                    flight.needs.remove(last)
+
     # -- invalidation and the end -----------------------------------------------------------------------------
 
     def detach(self, key: bytes) -> None:
@@ -157,6 +145,12 @@ class Flights:
             flight = self._flights.pop(key, None)
             if flight is not None:
                 flight.detached = True
+
+    def detach_flight(self, flight: Flight) -> None:
+        """Do what `detach` does for this very load, not for one that may have followed it."""
+        with self._lock:
+            flight.detached = True
+            self._forget(flight)
 
     def detach_matching(self, predicate: Callable[[bytes], object]) -> None:
         """Do what `detach` does for every key that satisfies a quick predicate (which must not use the cache)."""
@@ -284,7 +278,7 @@ class Flights:
                 self._call_off(task, flight)
 
     async def _fly(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
-        _LOADING.set(flight)  # in this task's own context
+        LOADING.set(flight)  # in this task's own context
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
@@ -307,7 +301,7 @@ class Flights:
             task.exception()  # delivered already; asyncio need not complain that nobody asked
 
     def _fly_here(self, flight: Flight, load: Callable[[Flight], T]) -> T:
-        token = _LOADING.set(flight)
+        token = LOADING.set(flight)
         try:
             value = load(flight)
             self._settle(flight, Loaded(value))
@@ -318,7 +312,7 @@ class Flights:
             self._settle(flight, Abandoned(error))
             raise
         finally:
-            _LOADING.reset(token)
+            LOADING.reset(token)
         return value
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
@@ -349,7 +343,7 @@ class Flights:
         :raises CacheRecursionError: if one of them loads the same key.
         """
         innermost: Flight | None = None
-        flight = _LOADING.get()
+        flight = LOADING.get()
         # A task may outlive the load that started it; then nobody waits for it, and it may ask for anything.
         while flight is not None and not flight.done:
             if flight.owner is self:

@@ -28,6 +28,7 @@ __all__ = [
     "lease_name",
     "pattern_regex",
     "shorten",
+    "value_name",
 ]
 
 Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
@@ -110,6 +111,11 @@ def shorten(text: str) -> str:
 def lease_name(value_name: bytes) -> bytes:
     """Return the name of a value's lease, in the value's slot of a cluster: a key's own braces are escaped."""
     return b"{%b}:lease" % value_name
+
+
+def value_name(lease: bytes) -> bytes:
+    """Return the name of the value that a lease is about."""
+    return lease[1:].removesuffix(b"}:lease")
 
 
 class Scope(NamedTuple):

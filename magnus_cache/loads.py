@@ -5,20 +5,24 @@ The same rules for coroutines, whose load is a task of its own, and for threads,
 
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from anyio import to_thread
 
 from magnus_cache import codec
+from magnus_cache.claims import Claims
 from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheEncodeError, CacheTypeError, CacheValueTooLargeError
-from magnus_cache.flights import Flight
-from magnus_cache.memory import Entry
+from magnus_cache.flight import Flight
+from magnus_cache.leases import Claim
 from magnus_cache.reads import MISS, Address, Reads
 from magnus_cache.state import Mode
+from magnus_cache.tags import TagRule, check_tags
 from magnus_cache.writes import Writes
 
-__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "check_callable", "is_async"]
+__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "called", "check_callable", "is_async"]
 
 T = TypeVar("T")
 
@@ -40,19 +44,24 @@ def check_callable(function: object, argument: str) -> None:
 
 
 class Rule:
-    """How a load's value is kept: for how long, and which values are not.
+    """How a load's value is kept: for how long, under which tags, and which values are not.
 
     :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
     :ivar skip_if: says of a value that it is not to be kept.
+    :ivar tags: the tags it gets.
     """
 
-    __slots__ = ("skip_if", "ttl")
+    __slots__ = ("skip_if", "tags", "ttl")
 
     def __init__(
-        self, ttl: float | Callable[[Any], Duration | None] | None = None, skip_if: Callable[[Any], bool] | None = None
+        self,
+        ttl: float | Callable[[Any], Duration | None] | None = None,
+        skip_if: Callable[[Any], bool] | None = None,
+        tags: TagRule | None = None,
     ) -> None:
         self.ttl = ttl
         self.skip_if = skip_if
+        self.tags = tags
 
     def seconds(self, value: Any, default: float) -> float:
         """Return the value's time to live.
@@ -62,16 +71,30 @@ class Rule:
         ttl = self.ttl(value) if callable(self.ttl) else self.ttl
         return default if ttl is None else seconds(ttl)
 
+    def tags_of(self, value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the value's tags.
+
+        :param known: those that were known before the load.
+        :raises CacheArgumentError: naming `tags`, if their function returns what are no tags.
+        """
+        if self.tags is None or self.tags.of_value is None:
+            return known
+        return check_tags(self.tags.of_value(value))
+
 
 class Loaded(Generic[T]):
-    """What a load came to, for all who waited for it: each gets a value of its own."""
+    """What a load came to, for all who waited for it: each gets a value of its own.
 
-    __slots__ = ("_original", "_payload", "_value")
+    :ivar overtaken: whether a tag of the value was invalidated during the load: it is for its leader alone.
+    """
 
-    def __init__(self, value: T, payload: bytes | None) -> None:
+    __slots__ = ("_original", "_payload", "_value", "overtaken")
+
+    def __init__(self, value: T, payload: bytes | None, *, overtaken: bool = False) -> None:
         self._value = value
         self._payload = payload
         self._original = [value]
+        self.overtaken = overtaken
 
     def take(self) -> T:
         """Return the value: the first taker gets the loader's own object, the others equal ones."""
@@ -92,10 +115,20 @@ class Loads:
         self._reads = reads
         self._writes = writes
         self._state = reads.state
+        self.claims = Claims(reads)
+        self.flights = reads.state.flights
 
-    async def load(self, address: Address, loader: AnyLoader[T], rule: Rule, *, fresh: bool = False) -> T:
+    @property
+    def wait_timeout(self) -> float:
+        """Seconds that a caller waits for somebody else's load."""
+        return self._state.settings.wait_timeout
+
+    async def load(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+    ) -> T:
         """Return the loader's value, from here or from whoever is loading the same key; keep it.
 
+        :param tags: those of the value that are known already.
         :param fresh: take no value that is already there, and join no load that began before.
         :raises Exception: whatever the loader raises, the same for all who waited.
         :raises CacheRecursionError: if loading the key needs the key.
@@ -103,26 +136,35 @@ class Loads:
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            return await _called(loader)
+            return await called(loader)
         fresh = fresh or mode is Mode.BYPASS
+        led = False
 
         async def lead(flight: Flight) -> Loaded[T]:
-            if not fresh and (found := self._found(address, await self._reads.look(address))):
-                return found
-            started = monotonic()
-            value = await _called(loader)
-            cost = self._loaded(address, started)
-            payload, ttl = self._judge(address, value, rule)
-            if payload is not None and ttl is not None:
-                await self._keep(address, value, payload, ttl, cost, flight)
-            return Loaded(value, payload)
+            nonlocal led
+            led = True
+            claim = await self.claims.claim(address, flight, tags, fresh=fresh)
+            if isinstance(claim, Entry):
+                found = self.found(address, claim)
+                if found is not None:
+                    return found
+                claim = self.claims.unclaimed(flight, fresh=fresh)
+            try:
+                started = monotonic()
+                value = await called(loader)
+                return await self.kept(address, value, rule, tags, self.loaded(address, started), claim)
+            finally:
+                claim.close()
 
-        if fresh:
-            self._state.flights.detach(address.name)
-        loaded = await self._state.flights.run(address.name, lead, wait_timeout=self._state.settings.wait_timeout)
-        return loaded.take()
+        while True:
+            self.before(address, fresh=fresh)
+            loaded = await self.flights.run(address.name, lead, wait_timeout=self.wait_timeout)
+            if led or not loaded.overtaken:
+                return loaded.take()
 
-    def load_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, *, fresh: bool = False) -> T:
+    def load_blocking(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+    ) -> T:
         """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
 
         :raises Exception: as `load` does.
@@ -130,27 +172,42 @@ class Loads:
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            return self._called_blocking(loader)
+            return self.called_blocking(loader)
         fresh = fresh or mode is Mode.BYPASS
         call = self._state.portal.call
+        led = False
 
         def lead(flight: Flight) -> Loaded[T]:
-            if not fresh and (found := self._found(address, call(self._reads.look, address))):
-                return found
-            started = monotonic()
-            value = self._called_blocking(loader)
-            cost = self._loaded(address, started)
-            payload, ttl = self._judge(address, value, rule)
-            if payload is not None and ttl is not None:
-                call(self._keep, address, value, payload, ttl, cost, flight)
-            return Loaded(value, payload)
+            nonlocal led
+            led = True
+            claim: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
+            if isinstance(claim, Entry):
+                found = self.found(address, claim)
+                if found is not None:
+                    return found
+                claim = self.claims.unclaimed(flight, fresh=fresh)
+            try:
+                started = monotonic()
+                value = self.called_blocking(loader)
+                return call(self.kept, address, value, rule, tags, self.loaded(address, started), claim)
+            finally:
+                claim.close()
 
+        while True:
+            self.before(address, fresh=fresh)
+            loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout)
+            if led or not loaded.overtaken:
+                return loaded.take()
+
+    def before(self, address: Address, *, fresh: bool) -> None:
+        """Let the caller join no load that it must not have the value of."""
         if fresh:
             self._state.flights.detach(address.name)
-        loaded = self._state.flights.run_blocking(address.name, lead, wait_timeout=self._state.settings.wait_timeout)
-        return loaded.take()
+        elif self._state.reachable:
+            self._state.leases.check(address.name, monotonic())
 
-    def _called_blocking(self, loader: AnyLoader[T]) -> T:
+    def called_blocking(self, loader: AnyLoader[T]) -> T:
+        """Call a function in this thread, a coroutine function on the background loop."""
         if is_async(loader):
             return self._state.portal.call(cast("Callable[[], Awaitable[T]]", loader))
         value: Any = loader()
@@ -160,12 +217,13 @@ class Loads:
         loaded: T = value
         return loaded
 
-    def _found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
+    def found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load."""
         value = self._reads.opened(address, entry)
         return None if entry is None or value is MISS else Loaded(value, entry.payload)
 
-    def _loaded(self, address: Address, started: float) -> float:
+    def loaded(self, address: Address, started: float) -> float:
+        """Count a load that began at a monotonic second, and return the seconds that it took."""
         cost = monotonic() - started
         address.counters.loads += 1
         self._state.stats.load_latency.add(cost)
@@ -187,15 +245,18 @@ class Loads:
             return None, None
         return payload, rule.seconds(value, self._reads.ttl(address))
 
-    async def _keep(
-        self, address: Address, value: Any, payload: bytes, ttl: float, cost: float, flight: Flight
-    ) -> None:
-        # A write or delete of this key that came during the load knows better than the load does.
-        if not flight.detached:
-            await self._writes.write(address, value, payload, ttl, cost=cost, flight=flight)
+    async def kept(
+        self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim
+    ) -> Loaded[T]:
+        """Store a value if it is to be, and return it for those who wait."""
+        payload, ttl = self._judge(address, value, rule)
+        tags = rule.tags_of(value, tags)
+        if payload is not None and ttl is not None:
+            await self._writes.fill(address, value, payload, ttl, tags, cost, claim)
+        return Loaded(value, payload, overtaken=bool(tags) and await self.claims.overtaken(address, tags, claim))
 
 
-async def _called(loader: AnyLoader[T]) -> T:
+async def called(loader: AnyLoader[T]) -> T:
     """Await a coroutine function; run any other in a worker thread, so that it holds up nobody else."""
     if is_async(loader):
         return await cast("Callable[[], Awaitable[T]]", loader)()

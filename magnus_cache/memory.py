@@ -14,22 +14,17 @@ is reentrant, because a value's finalizer or a signal handler may call the cache
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Literal, Self
+from typing import Final
 
 from magnus_cache.clock import Clock, monotonic
+from magnus_cache.entries import OVERHEAD, Entry, Fill, Mark, TaggedEntry
 from magnus_cache.expiry import Floor, Floors, Scope, covers
 from magnus_cache.stripes import Table, make_table
 
-__all__ = ["OVERHEAD", "Entry", "Fill", "Memory", "Trust"]
+__all__ = ["Memory"]
 
 _Name = bytes
 """A value's full name in Redis. `Memory` has a field `bytes`, so that within it the type needs another name."""
-
-OVERHEAD: Final = 250
-"""Bytes that an entry takes beyond its name and value; counted against the limit."""
-
-_SIZE_BITS: Final = 40
-_SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
 
 _BATCH: Final = 16
 """Steps that the collector goes at a time."""
@@ -48,97 +43,6 @@ _EVICTIONS: Final = 4096
 
 _RESERVED: Final = 1024
 """Placeholders that a clear tells apart by name; if there are more, it voids all of them."""
-
-
-class Trust:
-    """What the entries of one connection stand on: proof that no invalidation of them was missed.
-
-    :ivar deadline: monotonic seconds until which they may be served.
-    :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
-    """
-
-    __slots__ = ("deadline", "used")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.used = False
-
-    def kill(self) -> None:
-        """Make every entry that stands on this suspect, at once."""
-        self.deadline = float("-inf")
-
-
-class Entry(float):
-    """A value kept near.
-
-    As a number it *is* its deadline in monotonic seconds, which saves 24 bytes an entry and a look-up on each hit;
-    so tell entries apart by identity, not equality. Belongs to one name only.
-
-    :ivar value: what callers share, if `payload` is None.
-    :ivar payload: the encoded value, to be decoded afresh for each caller; or None.
-    :ivar trust: what it stands on.
-    :ivar stamp: the generation in which it was known not to be cleared. The memory's business.
-    :ivar lap: the collector's last lap that met it. The memory's business.
-    """
-
-    __slots__ = ("_packed", "lap", "payload", "stamp", "trust", "value")
-
-    value: Any
-    payload: bytes | None
-    trust: Trust
-    _packed: int
-    stamp: int
-    lap: int
-
-    def __new__(
-        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0
-    ) -> Self:
-        """Make an entry.
-
-        :param deadline: monotonic seconds.
-        :param size: bytes of the encoded value, below 2**40, also if it is kept decoded.
-        :param version: the unique version in its envelope, 64 bits.
-        """
-        self = float.__new__(cls, deadline)
-        self.value = value
-        self.payload = payload
-        self.trust = trust
-        # One int of 40 bytes for both instead of two of 64 together.
-        self._packed = version << _SIZE_BITS | size
-        self.stamp = self.lap = 0
-        return self
-
-    def __bool__(self) -> Literal[True]:
-        return True
-
-    def __repr__(self) -> str:
-        return f"Entry(deadline={self.deadline!r}, size={self.size}, version={self.version})"
-
-    @property
-    def deadline(self) -> float:
-        """Monotonic seconds until which the value may be served."""
-        return self.real
-
-    @property
-    def size(self) -> int:
-        """Bytes of the encoded value."""
-        return self._packed & _SIZE_MASK
-
-    @property
-    def version(self) -> int:
-        """The unique version in the value's envelope."""
-        return self._packed >> _SIZE_BITS
-
-
-class Fill:
-    """A placeholder. As long as it is the current one, nothing has touched its name since it was reserved."""
-
-    __slots__ = ("filled", "holders", "name")
-
-    def __init__(self, name: bytes) -> None:
-        self.name = name
-        self.holders = 1
-        self.filled = False
 
 
 class Memory:
@@ -181,6 +85,11 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def generation(self) -> int:
+        """How many clears and outdated marks there were; it only grows."""
+        return self._generation
 
     @property
     def pending(self) -> int:
@@ -236,6 +145,8 @@ class Memory:
             return True
         if self._floors.cleared(name, entry.stamp):
             return False
+        if type(entry) is TaggedEntry and any(mark.generation > entry.stamp for mark in entry.marks):
+            return False
         entry.stamp = generation
         return True
 
@@ -283,11 +194,11 @@ class Memory:
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    def put(self, name: _Name, entry: Entry) -> None:
-        """Store an entry whatever happened meanwhile, and void the name's placeholder."""
+    def put(self, name: _Name, entry: Entry) -> bool:
+        """Store an entry whatever happened meanwhile, void the name's placeholder, and return whether it is stored."""
         with self._lock:
             self._pending.pop(name, None)
-            self._store(name, entry)
+            return self._store(name, entry)
 
     def invalidate(self, name: _Name) -> None:
         """Remove a name's entry and void its placeholder."""
@@ -310,6 +221,13 @@ class Memory:
             self._void(scope)
             self._advance(_CLEAR_STEPS)
 
+    def outdate(self, mark: Mark) -> None:
+        """Remove all entries that have a tag, in constant time."""
+        with self._lock:
+            # In this order: whoever sees the new generation must see the mark.
+            mark.generation = self._generation + 1
+            self._generation += 1
+
     def sweep(self, limit: int = 1000) -> int:
         """Look at some names for dead entries, and return how many were removed. For callers with time to spare."""
         with self._lock:
@@ -325,7 +243,8 @@ class Memory:
             if old is not None:
                 self._remove(name, old)
             return False
-        entry.stamp = self._generation
+        if type(entry) is not TaggedEntry:
+            entry.stamp = self._generation
         # In place, so that the table keeps the very name that is in the queue.
         self._table[name] = entry
         if old is None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from magnus_cache import codec
 from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
+from magnus_cache.entries import Entry, Fill, TaggedEntry, Trust
+from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
+from magnus_cache.epochs import Realm
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
-from magnus_cache.memory import Entry, Fill, Trust
 from magnus_cache.namespaces import Namespace
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
@@ -45,14 +47,15 @@ MISS: Final = Missing()
 
 
 class Address:
-    """Where a value lives: its namespace's policy, its name in Redis, and the counters it counts in."""
+    """Where a value lives: its namespace's policy and epoch, its name in Redis, and the counters it counts in."""
 
-    __slots__ = ("counters", "name", "namespace")
+    __slots__ = ("counters", "name", "namespace", "realm")
 
-    def __init__(self, namespace: Namespace, name: bytes, counters: Counters) -> None:
+    def __init__(self, namespace: Namespace, name: bytes, counters: Counters, realm: Realm) -> None:
         self.namespace = namespace
         self.name = name
         self.counters = counters
+        self.realm = realm
 
 
 class Held(NamedTuple):
@@ -64,6 +67,9 @@ class Held(NamedTuple):
     """Bytes of the encoded value."""
     version: int
     """The unique version in its envelope."""
+    epoch: int = 0
+    """The highest epoch that its maker had seen before it was loaded."""
+    tags: tuple[str, ...] = ()
 
 
 class Reads:
@@ -73,6 +79,7 @@ class Reads:
         self.state = state
         self._memory = state.memory
         self._settings = state.settings
+        self.epochs = EpochReads(state.epochs, state.settings.max_staleness)
 
     def address(self, namespace: str, key: Any) -> Address:
         """Return where a value lives.
@@ -81,7 +88,12 @@ class Reads:
         """
         state = self.state
         policy = state.namespaces.resolve(namespace)
-        return Address(policy, state.keyspace.value_name(policy, key), state.stats.of(policy))
+        return self.address_of(policy, key, state.stats.of(policy))
+
+    def address_of(self, namespace: Namespace, key: Any, counters: Counters) -> Address:
+        """Return where a value lives, to be counted in counters of its own."""
+        state = self.state
+        return Address(namespace, state.keyspace.value_name(namespace, key), counters, state.epochs.realm(namespace))
 
     # -- values in and out ----------------------------------------------------------------------------------
 
@@ -131,30 +143,47 @@ class Reads:
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, address: Address) -> Entry | None:
-        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here."""
+    async def read(self, address: Address, tags: tuple[str, ...] = ()) -> Entry | None:
+        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
+
+        :param tags: those that the value is known to have; their epochs are asked for with it.
+        """
         wire = self.state.wire()
         if wire is None:
             return self._memory.hit(address.name)
-        for _ in range(_ATTEMPTS):
+        lost = 0
+        for _ in range(JUDGEMENTS):
             try:
-                if self.state.recovery.pending:
-                    await self.state.replayed(wire)
+                await self.caught_up(wire, address)
                 if self._lapsed(wire, address):
                     await wire.renew()
                     if (entry := self._memory.hit(address.name)) is not None:
                         return entry
+                self.epochs.prepare(wire, address.realm, tags)
                 waiter, fill = self._request(wire, address)
                 try:
-                    entry = await waiter
+                    return await waiter
                 finally:
                     self.settle(fill)
-                return entry
+            except UnsettledError as error:
+                tags = error.tags
             except CacheUnavailableError as error:
                 self.failed(address, error)
-                if error.reason != "lost":
+                lost += 1
+                if error.reason != "lost" or lost == _ATTEMPTS:
                     break
         return self.fallback(address)
+
+    async def caught_up(self, wire: "Wire", address: Address) -> None:
+        """Return once Redis knows of this process's invalidations of a value, if that comes soon.
+
+        :raises CacheUnavailableError: when it went away again.
+        """
+        recovery = self.state.recovery
+        if recovery.pending and recovery.covers(address.name):
+            await self.state.replays.done(wire)
+
+    # -- asking ---------------------------------------------------------------------------------------------
 
     def _lapsed(self, wire: "Wire", address: Address) -> bool:
         """Whether it is here, and only its trust has lapsed for want of talk: any answer on its wire renews that."""
@@ -180,10 +209,13 @@ class Reads:
         state.check_open()
         if state.endpoint is None:
             return self._memory.hit(address.name)
+        tags: tuple[str, ...] = ()
         if not state.recovery.pending and (not address.namespace.l1 or self._memory.peek(address.name) is None):
             fill = self.expect(address)
             try:
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
+            except UnsettledError as error:
+                tags = error.tags
             except CacheUnavailableError as error:
                 # The long way round knows what to do about it.
                 self.failed(address, error)
@@ -191,13 +223,14 @@ class Reads:
                 return entry
             finally:
                 self.settle(fill)
-        return portal.call(self.read, address)
+        return portal.call(self.read, address, tags)
 
     def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
             wire = self.state.wire()
             assert wire is not None
+            self.epochs.prepare(wire, address.realm)
             wire.read(address.name, partial(self.received, address, fill), waiter)
         except CacheError as error:
             waiter.set_exception(error)
@@ -235,6 +268,8 @@ class Reads:
             ready = wire is not None and wire.up and not self.state.recovery.pending
             return [first, *(await self._read_many(rest) if ready else [await self.read(address) for address in rest])]
         with contextlib.ExitStack() as fills:
+            with contextlib.suppress(CacheUnavailableError):
+                self.epochs.prepare(wire, addresses[0].realm)
             waiters: list[asyncio.Future[Entry | None] | None] = []
             for address in addresses:
                 try:
@@ -244,12 +279,20 @@ class Reads:
                 else:
                     waiters.append(waiter)
                     fills.callback(self.settle, fill)
-            return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+            try:
+                return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+            finally:
+                # Cancelled half-way, nobody is left to look at the rest.
+                for left in filter(None, waiters):
+                    if not left.cancel() and not left.cancelled():
+                        left.exception()
 
     async def _either(self, waiter: asyncio.Future[Entry | None] | None, address: Address) -> Entry | None:
         """Return what a queued read is answered, or, if it is not, what the long way round comes to."""
         try:
             return await waiter if waiter is not None else await self.read(address)
+        except UnsettledError as error:
+            return await self.read(address, error.tags)
         except CacheUnavailableError:
             return await self.read(address)
 
@@ -265,32 +308,53 @@ class Reads:
     def received(
         self, address: Address, fill: Fill | None, raw: bytes | None, source: "Source", sent: float
     ) -> Entry | None:
-        """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader."""
-        if raw is None or (self.state.recovery.pending and self.state.recovery.covers(address.name)):
+        """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
+
+        :raises UnsettledError: for a value whose epochs are not known on this connection.
+        """
+        if raw is None:
             return None
+        # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
+        generation = self._memory.generation
         try:
-            version, fresh_until, payload = envelope.unseal(raw, self.limit(address))
+            version, fresh_until, epoch, tags, payload = envelope.unseal(raw, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
         deadline = source.time.local(fresh_until)
         if deadline <= monotonic():
             return None
-        held = Held(None, payload, len(payload), version)
-        entry = self.entry(address, held, deadline, self.trust(source, sent), sent)
+        floor = self.state.epochs.floor(source.known, address.realm, tags)
+        if floor is None:
+            raise UnsettledError(tags)
+        if epoch < floor or (self.state.recovery.pending and self.covered(address, tags)):
+            return None
+        held = Held(None, payload, len(payload), version, epoch, tags)
+        entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
+
+    def covered(self, address: Address, tags: Sequence[str]) -> bool:
+        """Whether an invalidation that Redis was not told of yet is about such a value."""
+        return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
         """Return what an answer stands on: its connection, or without tracking only a moment."""
         return source.trust if source.tracking else Trust(sent + self._settings.max_staleness)
 
-    def entry(self, address: Address, held: Held, deadline: float, trust: Trust, since: float) -> Entry:
-        """Make an entry; `since` is when its life in this process is counted from."""
+    def entry(
+        self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int
+    ) -> Entry:
+        """Make an entry.
+
+        :param since: when its life in this process is counted from.
+        :param generation: the memory's, from before it was known that none of the tags is invalid.
+        """
         if (cap := address.namespace.l1_ttl) is not None:
             deadline = min(deadline, since + cap)
-        return Entry(held.value, held.payload, deadline, trust, held.size, held.version)
+        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version)
+        return TaggedEntry.of(entry, self.state.epochs.marks(held.tags), generation) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""

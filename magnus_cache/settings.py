@@ -104,6 +104,7 @@ class CacheSettings(BaseSettings):
     default_ttl: _Seconds = Field(300.0, description="time to live where neither call nor namespace gives one")
     op_timeout: _Seconds = Field(0.5, description="the longest that Redis may take to answer, or to be connected to")
     max_staleness: _Seconds = Field(1.0, description="the longest that a change made elsewhere may go unnoticed")
+    lease: _Seconds = Field(5.0, description="the longest that a load's key stays locked after its process died")
     wait_timeout: _Seconds = Field(30.0, description="the longest that a caller waits for somebody else's load")
     l1_max_entries: int = Field(10_000, ge=0)
     l1_max_bytes: int = Field(64 * 2**20, ge=0)

@@ -8,11 +8,10 @@ is in `paths`.
 import asyncio
 import contextlib
 import math
-import os
+import re
 import threading
-import weakref
-from collections.abc import Generator
-from contextvars import Context, ContextVar
+from collections.abc import Generator, Iterable
+from contextvars import ContextVar
 from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -20,15 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
+from magnus_cache.entries import Trust
+from magnus_cache.epochs import Epochs
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
-from magnus_cache.keys import Keyspace
-from magnus_cache.memory import Memory, Trust
+from magnus_cache.forks import watch
+from magnus_cache.keys import Keyspace, value_name
+from magnus_cache.leases import Leases
+from magnus_cache.memory import Memory
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
-from magnus_cache.portal import Portal
-from magnus_cache.redis.reclaim import remove_matching, remove_names
+from magnus_cache.portal import CLOSE_TIMEOUT, Portal
 from magnus_cache.redis.recovery import Recovery
+from magnus_cache.replays import Replays
 from magnus_cache.stats import CacheStats, Stats
 
 if TYPE_CHECKING:
@@ -48,15 +51,9 @@ class Mode(Enum):
     """As if there were no cache at all."""
 
 
-_REPLAY_PAUSE: Final = 1.0
-"""Seconds until a replay that Redis refused is tried again."""
-
 _MODE: Final[ContextVar[Mode]] = ContextVar("magnus_cache_mode", default=Mode.NORMAL)
 
-_STATES: Final[weakref.WeakSet["State"]] = weakref.WeakSet()
-_FORKS: Final = threading.Lock()
 _abandoned: Final[list[object]] = []
-_watching_forks = False
 
 
 def make_state(settings: "CacheSettings | None", overrides: dict[str, Any]) -> "State":
@@ -92,16 +89,21 @@ class State:
         self.stats = Stats()
         self.notices = Notices()
         self.breaker = Breaker()
-        self.recovery = Recovery()
+        self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
+        self.epochs = Epochs(self.keyspace)
+        self.leases = Leases(self.flights.detach_flight)
         self.offline = Trust(math.inf)
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.closed = False
         self.special = 0
         self._lock = threading.Lock()
-        self._replay_at = 0.0
+        self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
-        self._replays: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
-        _watch_forks(self)
+        self.replays = self._new_replays()
+        watch(self)
+
+    def _new_replays(self) -> Replays:
+        return Replays(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout)
 
     # -- what the present context wants ---------------------------------------------------------------------
 
@@ -146,6 +148,8 @@ class State:
         limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending)
         wire = Wire(self.endpoint, limits, self.breaker, self)
         with self._lock:
+            # Again, under the lock: what is made after the last one was taken would never be closed.
+            self.check_open()
             # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
@@ -156,8 +160,8 @@ class State:
 
     @property
     def reachable(self) -> bool:
-        """Whether some wire is connected to Redis now."""
-        return any(wire.up for wire in list(self._wires.values()))
+        """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
+        return any(wire.up and not wire.closed and wire.loop.is_running() for wire in list(self._wires.values()))
 
     @property
     def redis_available(self) -> bool:
@@ -170,7 +174,9 @@ class State:
         While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
         """
-        return Trust(monotonic() + self.settings.max_staleness) if self.reachable else self.offline
+        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        offline = self.offline
+        return Trust(monotonic() + self.settings.max_staleness) if self.reachable else offline
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
@@ -187,7 +193,7 @@ class State:
             "in_memory_bytes": memory.bytes,
             "evictions": memory.evictions,
             "expirations": memory.expirations,
-            "fenced_fills": memory.fenced,
+            "fenced_fills": memory.fenced + self.stats.fenced_loads,
             "flights": len(self.flights),
             "flights_joined": self.flights.joined,
             "unreplayed": self.recovery.pending,
@@ -196,10 +202,52 @@ class State:
 
     # -- what wires tell us ---------------------------------------------------------------------------------
 
-    def invalidated(self, names: list[bytes]) -> None:
-        """Drop what the server says has changed."""
+    def invalidated(self, names: list[bytes], wire: "Wire") -> None:
+        """Drop what the server says has changed, values, leases and epochs."""
+        for name in names:
+            if name.startswith(self._values):
+                self.memory.invalidate(name)
+                self.leases.ring(name)
+            elif name.startswith(b"{"):
+                self.leases.announced(value_name(name), wire)
+            else:
+                wire.known.current.discard(name)
+                self.outdated(name)
+
+    def outdated(self, name: bytes) -> None:
+        """Drop all that an epoch is about, in constant time; and let nobody join what is being loaded of it."""
+        prefix = self.epochs.prefix_of(name)
+        if prefix is not None:
+            self.forget_prefix(prefix)
+        elif (mark := self.epochs.mark(name)) is not None:
+            self.memory.outdate(mark)
+
+    def forget_prefix(self, prefix: bytes) -> None:
+        """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
+        self.memory.clear(prefix)
+        self.flights.detach_prefix(prefix)
+        self.leases.touched_matching(lambda name: name.startswith(prefix))
+
+    def forget_matching(self, regex: re.Pattern[bytes]) -> None:
+        """Do what `forget_prefix` does for the names that an expression matches in full."""
+        self.memory.clear_matching(regex)
+        self.flights.detach_matching(lambda name: regex.fullmatch(name) is not None)
+        self.leases.touched_matching(lambda name: regex.fullmatch(name) is not None)
+
+    def touch(self, names: Iterable[bytes]) -> None:
+        """Forget what this process knows of some values, and let no load that began before have a say about them."""
         for name in names:
             self.memory.invalidate(name)
+            self.flights.detach(name)
+            self.leases.touched(name)
+
+    def flushed(self, wire: "Wire") -> None:
+        """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
+        self.leases.flushed(wire)
+
+    def cut(self, wire: "Wire") -> None:
+        """Wake whoever waits for an announcement that will not come on a lost connection."""
+        self.leases.ring_all()
 
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
@@ -214,7 +262,7 @@ class State:
         if self.notices.forget("redis"):
             logger.info("Redis at %s is back", self.endpoint.display if self.endpoint else "")
         if self.recovery.pending:
-            self._replay_on(wire)
+            self.replays.begin(wire)
 
     def _no_tracking(self) -> str:
         seconds = self.settings.max_staleness
@@ -228,52 +276,6 @@ class State:
         self.stats.failed(error.reason)
         self.notices.warn("redis", f"{error}. Going on with this process's memory; Redis is tried again by itself")
 
-    # -- what Redis missed ----------------------------------------------------------------------------------
-
-    async def replayed(self, wire: "Wire") -> None:
-        """Return once Redis has been told what it missed, or has just refused to hear it.
-
-        In the latter case the record stays, and stands in the way of whatever value it covers.
-
-        :raises CacheUnavailableError: when it went away again.
-        """
-        if monotonic() >= self._replay_at:
-            await asyncio.shield(self._replay_on(wire))
-
-    def _replay_on(self, wire: "Wire") -> asyncio.Task[None]:
-        task = self._replays.get(wire.loop)
-        if task is None or task.done():
-            task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
-            task.add_done_callback(self._replay_ended)
-            self._replays[wire.loop] = task
-        return task
-
-    def _replay_ended(self, task: asyncio.Task[None]) -> None:
-        loop = task.get_loop()
-        if self._replays.get(loop) is task:
-            del self._replays[loop]
-        # A failure is Redis going away again, which the wire reports; the record stays.
-        if not task.cancelled():
-            task.exception()
-
-    async def _replay(self, wire: "Wire") -> None:
-        # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
-        if not wire.up:
-            await wire.renew()
-        names, prefixes = self.recovery.take()
-        try:
-            await remove_names(wire, names, self.invalidated)
-            for prefix in prefixes:
-                await remove_matching(wire, self.keyspace.prefix_pattern(prefix), _all, self.invalidated)
-        except CacheUnavailableError as error:
-            if not wire.up:
-                raise
-            # It is there and says no (an ACL, a replica): asking again with every read would not change its mind.
-            self._replay_at = monotonic() + _REPLAY_PAUSE
-            self.notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
-            return
-        self.recovery.settle(names, prefixes)
-
     # -- the end --------------------------------------------------------------------------------------------
 
     def check_open(self) -> None:
@@ -284,18 +286,20 @@ class State:
     async def aclose(self) -> None:
         """Close every wire, and the background loop with its thread; nothing of this cache is left running."""
         self.closed = True
-        await self.flights.aclose()
-        here = asyncio.get_running_loop()
-        for loop, wire in self._taken_wires():
-            if loop is here:
-                await wire.aclose()
-            elif loop is self.portal.loop and self.portal.running:
-                # Waited for: cancelled again by the end of its loop, it would leave its transport half-closed.
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(wire.aclose(), loop))
-            else:
-                _stop_elsewhere(loop, wire)
-        await self.portal.aclose()
-        self._let_go()
+        try:
+            await self.flights.aclose()
+            here = asyncio.get_running_loop()
+            ending = [wire for wire in self._stop_wires() if wire.loop in (here, self.portal.loop)]
+            # Waited for: cancelled once more by the end of its loop, one would leave its transport half-closed.
+            waited = [asyncio.wrap_future(wire.ended) for wire in ending]
+            if waited:
+                await asyncio.wait(waited, timeout=CLOSE_TIMEOUT)
+            await self.portal.aclose()
+        finally:
+            # Whoever is cancelled here leaves nothing that goes on: what did not end was asked to.
+            self._stop_wires()
+            self.portal.end()
+            self._let_go()
 
     def close(self) -> None:
         """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn."""
@@ -304,18 +308,22 @@ class State:
             if self.portal.running:
                 # Loads on it end with it anyway; this also tells those who wait on other loops.
                 self.portal.call(self.flights.aclose)
-        for loop, wire in self._taken_wires():
-            if loop is self.portal.loop and self.portal.running:
-                self.portal.call(wire.aclose)
-            else:
-                _stop_elsewhere(loop, wire)
+        for wire in self._stop_wires():
+            if wire.loop is self.portal.loop:
+                with contextlib.suppress(TimeoutError):
+                    wire.ended.result(CLOSE_TIMEOUT)
         self.portal.close()
         self._let_go()
 
-    def _taken_wires(self) -> "list[tuple[asyncio.AbstractEventLoop, Wire]]":
+    def _stop_wires(self) -> "list[Wire]":
+        """Begin to close all wires, and return those that will tell their end."""
         with self._lock:
-            wires, self._wires = self._wires, {}
-        return list(wires.items())
+            wires, self._wires = list(self._wires.values()), {}
+        for wire in wires:
+            # A loop that ended meanwhile has taken its wire along.
+            with contextlib.suppress(RuntimeError):
+                wire.loop.call_soon_threadsafe(wire.stop)
+        return [wire for wire in wires if wire.started and not wire.closed]
 
     def _let_go(self) -> None:
         self.memory.reset()
@@ -323,37 +331,15 @@ class State:
 
     def after_fork(self) -> None:
         """Start anew in a forked child: its parent's sockets, threads and loads are not its own."""
+        envelope.reseed()
         # Collected, a connection would warn and try to close a transport of a loop that lives in the parent.
-        _abandoned.extend((self._wires, self._replays))
+        _abandoned.extend((self._wires, self.replays))
         self._lock = threading.Lock()
-        self._wires, self._replays = {}, {}
+        self._wires, self.replays = {}, self._new_replays()
         self.special = 0
         self.offline = Trust(math.inf)
-        for part in (self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery):
+        for part in (
+            self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
+            self.leases,
+        ):  # fmt: skip
             part.reset()
-
-
-def _stop_elsewhere(loop: asyncio.AbstractEventLoop, wire: "Wire") -> None:
-    # A loop that ended meanwhile has taken its wire along.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(wire.stop)
-
-
-def _all(_: bytes) -> bool:
-    return True
-
-
-def _watch_forks(state: State) -> None:
-    global _watching_forks
-    with _FORKS:
-        _STATES.add(state)
-        # Registered with the first state, not at import: importing this package has no side effect.
-        if not _watching_forks and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_fork)
-            _watching_forks = True
-
-
-def _after_fork() -> None:
-    envelope.reseed()
-    for state in list(_STATES):
-        state.after_fork()

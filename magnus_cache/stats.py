@@ -18,7 +18,8 @@ class CacheStats(dict[str, Any]):
     """The figures of `get_stats`, as a mapping.
 
     Always there: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
-    ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``, ``fenced_fills``,
+    ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``,
+    ``fenced_fills`` (values read or loaded that were overtaken, so that they were not kept),
     ``flights``, ``flights_joined``, ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``) and ``namespaces`` (figures of each).
     Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
@@ -49,6 +50,15 @@ class Counters:
         self.errors = 0
         self.refused = 0
         self.unreadable = 0
+
+    def count(self, *, hit: bool, near: bool) -> None:
+        """Count the outcome of one look."""
+        if not hit:
+            self.misses += 1
+        elif near:
+            self.l1_hits += 1
+        else:
+            self.l2_hits += 1
 
     def add(self, other: "Counters") -> None:
         """Add another's counts to these."""
@@ -112,6 +122,7 @@ class Stats:
         for counters in (*self._namespaces.values(), *(counters for _, counters in self._branches)):
             counters.reset()
         self.errors: dict[str, int] = {}
+        self.fenced_loads = 0
         self.l2_latency = Histogram()
         self.load_latency = Histogram()
 

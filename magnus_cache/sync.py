@@ -10,14 +10,17 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from magnus_cache.batch_calls import BatchLoader, listed, load_many_blocking, wanted_keys
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.decorators import Decorator
 from magnus_cache.engine import Engine
+from magnus_cache.explain import Explanation
 from magnus_cache.loads import AnyLoader, Rule, check_callable
 from magnus_cache.reads import MISS, Address
 from magnus_cache.state import Mode
 from magnus_cache.stats import CacheStats
+from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport
 
 if TYPE_CHECKING:
@@ -81,21 +84,26 @@ class BlockingOperations:
             address.counters.l2_hits += 1
         return value
 
-    def set(self, namespace: str, key: Any, value: Any, ttl: Duration | None = None) -> bool:
+    def set(
+        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
         """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
 
         :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
-        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :param tags: names under which it can be invalidated together with others.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
         address = self._reads.address(namespace, key)
         life = self._reads.ttl(address) if ttl is None else seconds(ttl)
-        payload = self._reads.encoded(address, value)
+        # Encoded here, so that a large value does not hold up the loop that all threads share.
+        names, payload = check_tags(tags), self._reads.encoded(address, value)
         if self._state.mode is Mode.DISABLED:
+            self._call(self._writes.remove, (address,))
             return False
-        self._writes.touch((address.name,))
-        stored: bool = self._call(self._writes.write, address, value, payload, life)
+        self._state.touch((address.name,))
+        stored: bool = self._call(self._writes.write, address, value, payload, life, names)
         return stored
 
     def delete(self, namespace: str, key: Any) -> bool:
@@ -129,12 +137,16 @@ class BlockingOperations:
         left: float | None = self._call(self._async.ttl, namespace, key)
         return left
 
-    def get_or_set(self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None) -> T:
-        """Return the stored value, or load it, once for all who ask, and store it.
+    def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None, tags: AnyTags = ()
+    ) -> T:
+        """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
         :param loader: a function without arguments, run in this thread, or a coroutine function, run on the
             background loop.
-        :raises CacheArgumentError: for a namespace, key, loader or ttl that cannot be used.
+        :param tags: names under which the value can be invalidated together with others, or a function of the value
+            that returns them.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
@@ -142,12 +154,13 @@ class BlockingOperations:
         """
         check_callable(loader, "loader")
         address = self._reads.address(namespace, key)
-        rule = Rule(None if ttl is None else seconds(ttl))
+        tag_rule = TagRule(tags)
+        rule = Rule(None if ttl is None else seconds(ttl), tags=tag_rule)
         if self._state.mode is Mode.NORMAL:
             if (value := self._looked_up(address)) is not MISS:
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             address.counters.misses += 1
-        return self._loads.load_blocking(address, loader, rule)
+        return self._loads.load_blocking(address, loader, rule, tag_rule.of_call({}))
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -159,14 +172,38 @@ class BlockingOperations:
         found: dict[Any, Any] = self._call(self._async.get_many, namespace, keys)
         return found
 
-    def set_many(self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None) -> None:
+    def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        tags: AnyTags = (),
+    ) -> dict[Any, Any]:  # fmt: skip
+        """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
+
+        :param batch_loader: a function, called in this thread, or a coroutine function, run on the background loop. It
+            is called with the list of keys that nobody else in the fleet is loading (500 at a time at most), and
+            returns a mapping of them to values. Keys that it leaves out are left out of the result; one whose value is
+            an exception failed.
+        :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        check_callable(batch_loader, "batch_loader")
+        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
+        wanted = wanted_keys(self._engine, namespace, listed(keys, "keys"), rule)
+        self._state.check_open()
+        return load_many_blocking(self._engine, wanted, batch_loader, rule)
+
+    def set_many(
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> None:
         """Store many values; nothing is stored if any key or value cannot be.
 
-        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        :param tags: what each of them gets.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        self._call(self._async.set_many, namespace, mapping, ttl)
+        self._call(self._async.set_many, namespace, mapping, ttl, tags)
 
     def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.
@@ -186,6 +223,14 @@ class BlockingOperations:
         """
         removed: int = self._call(self._async.clear, namespace_or_pattern)
         return removed
+
+    def invalidate_tags(self, *tags: str) -> None:
+        """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
+
+        :raises CacheArgumentError: for tags that cannot be used.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        self._call(self._async.invalidate_tags, *tags)
 
     def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
@@ -211,7 +256,7 @@ class BlockingOperations:
 
     def cached(
         self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None,
+        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
         skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -219,13 +264,41 @@ class BlockingOperations:
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param key_func: called with the function's arguments, returns the key.
         :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
+        :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
+            as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
         :param exclude: names of parameters that do not count, such as a database session.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        return self._async.cached(namespace, ttl, key_func, key=key, skip_if=skip_if, exclude=exclude)
+        return self._async.cached(namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude)
+
+    def cached_many(
+        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
+        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
+        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator for a function of many keys that returns a mapping of them to values.
+
+        Each value is cached for itself, and the function is called with the list of keys that are missing and that
+        nobody else in the fleet is loading. The keys are its first argument; others are part of every key. Keys that it
+        leaves out are left out of the result; one whose value is an exception failed (`CacheBatchError`).
+        `invalidate`, `refresh` take many keys as the function does, `cache_key` takes one.
+
+        :param key_func: called with one key in place of the keys; returns what it is cached under.
+        :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
+        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
+        """
+        return self._async.cached_many(namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude)
 
     # -- the rest -------------------------------------------------------------------------------------------
+
+    def explain(self, namespace: str, key: Any) -> Explanation:
+        """Return what the cache knows of a key: where it is, how old, why it is a miss, who loads it. For people.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        explanation: Explanation = self._call(self._async.explain, namespace, key)
+        return explanation
 
     def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""

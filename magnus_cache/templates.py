@@ -19,11 +19,12 @@ class Template:
 
     :param text: the format string.
     :param parameters: the names there are.
+    :param argument: the argument's name for error messages.
     :raises CacheTypeError: if it is not a str.
     :raises CacheArgumentError: for an unknown field, or for what is no format string.
     """
 
-    __slots__ = ("_formatter", "_text", "attributes", "fields")
+    __slots__ = ("_argument", "_formatter", "_text", "attributes", "fields")
 
     fields: frozenset[str]
     """The parameters that it names."""
@@ -31,22 +32,23 @@ class Template:
     attributes: bool
     """Whether it looks into any of them."""
 
-    def __init__(self, text: str, parameters: Collection[str]) -> None:
+    def __init__(self, text: str, parameters: Collection[str], argument: str = "key") -> None:
         if not isinstance(text, str):
-            raise CacheTypeError("key", f'a template is a str such as "{{ticker}}", not {type(text).__name__}')
+            raise CacheTypeError(argument, f'a template is a str such as "{{ticker}}", not {type(text).__name__}')
         if not text:
-            raise CacheArgumentError("key", "the template is empty")
+            raise CacheArgumentError(argument, "the template is empty")
         try:
             found = list(_fields(text))
         except ValueError as error:
-            raise CacheArgumentError("key", f"{text!r} is no format string: {error}") from None
+            raise CacheArgumentError(argument, f"{text!r} is no format string: {error}") from None
         there = ", ".join(parameters) or "none"
         for field in found:
             if _root(field) not in parameters:
                 problem = f"{{{field}}} is no parameter of the function; there are: {there}"
-                raise CacheArgumentError("key", problem)
+                raise CacheArgumentError(argument, problem)
+        self._argument = argument
         self._text = text
-        self._formatter = _Formatter()
+        self._formatter = _Formatter(argument)
         self.fields = frozenset(map(_root, found))
         self.attributes = any(_root(field) != field for field in found)
 
@@ -63,7 +65,7 @@ class Template:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             # The error's own text may quote the value.
             problem = f"the template {self._text!r} cannot be filled: {type(error).__name__} at one of its fields"
-            raise CacheArgumentError("key", problem) from error
+            raise CacheArgumentError(self._argument, problem) from error
 
 
 def _fields(text: str) -> Iterator[str]:
@@ -79,20 +81,23 @@ def _root(field: str) -> str:
 
 
 class _Formatter(string.Formatter):
+    def __init__(self, argument: str) -> None:
+        self._argument = argument
+
     def format_field(self, value: Any, format_spec: str) -> str:
-        return str(super().format_field(_textual(value), format_spec))
+        return str(super().format_field(_textual(value, self._argument), format_spec))
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
-        return super().convert_field(_textual(value), conversion)
+        return super().convert_field(_textual(value, self._argument), conversion)
 
 
-def _textual(value: Any) -> Any:
+def _textual(value: Any, argument: str) -> Any:
     cls: Any = type(value)
     if isinstance(value, _CONTAINERS):
-        remedy = "name one of its items or attributes, or use key_func="
-        raise CacheTypeError("key", f"a field of the template is a {cls.__qualname__}; {remedy}")
+        remedy = "name one of its items or attributes, or give a function"
+        raise CacheTypeError(argument, f"a field of the template is a {cls.__qualname__}; {remedy}")
     # What `object` says is the address in memory, which the next object may have.
     if cls.__str__ is object.__str__ and cls.__repr__ is object.__repr__ and cls.__format__ is object.__format__:
         remedy = "name one of its attributes, as in {user.id}"
-        raise CacheTypeError("key", f"a field of the template is a {cls.__qualname__}, which has no text; {remedy}")
+        raise CacheTypeError(argument, f"a field of the template is a {cls.__qualname__}, which has no text; {remedy}")
     return value

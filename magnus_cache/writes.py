@@ -6,22 +6,23 @@ told on its return before anything it says about those keys is believed.
 
 import asyncio
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from magnus_cache import codec
 from magnus_cache.clock import MICROSECONDS, monotonic
 from magnus_cache.codec import envelope
+from magnus_cache.entries import Fill
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
-from magnus_cache.flights import Flight
-from magnus_cache.keys import Scope
-from magnus_cache.memory import Fill
+from magnus_cache.leases import Claim
 from magnus_cache.reads import MANY, Address, Held, Reads
-from magnus_cache.redis import commands
-from magnus_cache.redis.reclaim import remove_matching, remove_names
+from magnus_cache.redis import commands, scripts
+from magnus_cache.redis.commands import Command
+from magnus_cache.redis.reclaim import remove_names
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -32,186 +33,218 @@ __all__ = ["Writes"]
 _COMPRESS_HERE: Final = 32_768
 """Bytes that may be compressed on the event loop itself: about a millisecond."""
 
+_COMPRESSING: Final = 2
+"""Values of one loop that are compressed in threads at a time."""
+
 _REPLACEMENTS: Final = 5
 
 
 class Writes:
-    """The writes of one `State`: store, remove, clear, prolong."""
+    """The writes of one `State`: store, remove, prolong."""
 
     def __init__(self, reads: Reads) -> None:
         self.state = reads.state
         self._reads = reads
         self._memory = reads.state.memory
+        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
+            weakref.WeakKeyDictionary()
+        )
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    def touch(self, names: Sequence[bytes]) -> None:
-        """Forget what this process knows of these keys, and let no load that began before have a say about them."""
-        for name in names:
-            self._memory.invalidate(name)
-            self.state.flights.detach(name)
-
-    async def write(
-        self,
-        address: Address,
-        value: Any,
-        payload: bytes,
-        ttl: float,
-        *,
-        cost: float = 0.0,
-        flight: Flight | None = None,
-    ) -> bool:
+    async def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
         """Store a value, in Redis and near; return whether it is stored anywhere.
 
+        Whatever is being loaded of it is void.
+
         :param ttl: seconds.
-        :param cost: seconds that its load took; 0 for a value that was simply set.
-        :param flight: the load it comes from, if any; once that is detached, nothing is stored.
         """
+        since = self.state.epochs.events
         self._memory.invalidate(address.name)
         wire = self.state.wire()
-        held = self._held(address, value, payload, envelope.new_version())
-        if wire is not None:
-            # An invalidation that is recorded from here on came after this write, and stays.
-            mark = self.state.recovery.mark
-            try:
-                stored = await self._send(wire, address, held, payload, ttl, cost, flight)
-            except CacheUnavailableError as error:
-                self._refused(address, error)
-            except asyncio.CancelledError:
-                # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
-                self.state.recovery.record([address.name])
-                raise
-            else:
-                if stored:
-                    self.state.recovery.overwritten(address.name, mark)
-                    address.counters.stores += 1
-                return stored
-        return self._keep(address, held, ttl, flight)
+        held = self._held(address, value, payload, tags)
+        if wire is None:
+            return self._keep(address, held, ttl, since)
+        # An invalidation that is recorded from here on came after this write, and stays.
+        mark = self.state.recovery.mark
+        try:
+            await self._reads.epochs.settled(wire, address.realm, tags)
+            held = held._replace(epoch=self.state.epochs.highest)
+            await self._send(wire, address, held, payload, ttl, 0.0, partial(commands.store, address.name))
+        except CacheUnavailableError as error:
+            self._refused(address, error)
+            return self._keep(address, held, ttl, since)
+        except asyncio.CancelledError:
+            # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
+            self.unsure((address.name,))
+            raise
+        self.state.recovery.overwritten(address.name, mark)
+        address.counters.stores += 1
+        return True
 
-    def _held(self, address: Address, value: Any, payload: bytes, version: int) -> Held:
+    async def fill(
+        self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...], cost: float, claim: Claim
+    ) -> bool:
+        """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
+
+        :param ttl: seconds.
+        :param cost: seconds that the load took.
+        """
+        held = self._held(address, value, payload, tags)._replace(epoch=claim.epoch)
+        lease, wire = claim.lease, self.state.wire()
+        if wire is None or lease is None:
+            alone = claim.storable and not claim.overtaken
+            return alone and self._keep(address, held, ttl, claim.since)
+        if lease.void:
+            return False
+        try:
+            self._reads.epochs.prepare(lease.wire, address.realm, tags)
+            command = partial(scripts.fill, address.name, lease.token)
+            stored = await self._send(lease.wire, address, held, payload, ttl, cost, command)
+        except CacheUnavailableError as error:
+            self._reads.failed(address, error)
+            if claim.fresh:
+                # What it was to replace may still be there.
+                self.unsure((address.name,))
+            lease.close()
+            return not claim.overtaken and self._keep(address, held, ttl, claim.since)
+        except asyncio.CancelledError:
+            if claim.fresh:
+                self.unsure((address.name,))
+            raise
+        lease.close(filled=True)
+        self.state.leases.ring(address.name)
+        if stored:
+            self.state.recovery.overwritten(address.name, claim.mark)
+            address.counters.stores += 1
+        else:
+            self.state.stats.fenced_loads += 1
+        return stored
+
+    def _held(self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]) -> Held:
+        version = envelope.new_version()
         if codec.shareable(value):
-            return Held(value, None, len(payload), version)
+            return Held(value, None, len(payload), version, tags=tags)
         if address.namespace.share:
             # A copy all the same: what the maker of the value goes on to do with it is not our business.
-            return Held(codec.decode(payload), None, len(payload), version)
-        return Held(None, payload, len(payload), version)
+            return Held(codec.decode(payload), None, len(payload), version, tags=tags)
+        return Held(None, payload, len(payload), version, tags=tags)
 
     async def _send(
         self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float, cost: float,
-        flight: Flight | None,
+        command: Callable[[bytes, int], Command],
     ) -> bool:  # fmt: skip
+        """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
         if not wire.up:
             # A value's end is told in Redis' time, which is known once the wire is up.
             await wire.renew()
         fresh_until = wire.time.at(monotonic()) + int(ttl * MICROSECONDS)
         pack = partial(
-            envelope.pack, payload, version=held.version, fresh_until=fresh_until, cost=cost,
-            compress=address.namespace.compress,
+            envelope.pack, payload, version=held.version, fresh_until=fresh_until, epoch=held.epoch, cost=cost,
+            life=ttl, tags=held.tags, compress=address.namespace.compress,
         )  # fmt: skip
-        large = address.namespace.compress and len(payload) > _COMPRESS_HERE
-        raw = await to_thread.run_sync(pack) if large else pack()
-        if flight is not None and flight.detached:
-            return False
+        raw = await self._packed(pack, len(payload) if address.namespace.compress else 0)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(address.name)
         fill = self._reads.expect(address)
-        stored = partial(self._stored, address, fill, held, fresh_until)
+        receive = partial(self._stored, address, fill, held, fresh_until)
         try:
-            await wire.execute(commands.store(address.name, raw, _milliseconds(ttl)), stored)
+            stored: bool = await wire.execute(command(raw, _milliseconds(ttl)), receive)
         finally:
             self._reads.settle(fill)
-        return True
+        return stored
+
+    async def _packed(self, pack: Callable[[], bytes], size: int) -> bytes:
+        if size <= _COMPRESS_HERE:
+            return pack()
+        # Not the limit that everybody's threads share: sync loaders that wait for this very value may use it up.
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
+        return await to_thread.run_sync(pack, limiter=limiter)
 
     def _stored(
         self, address: Address, fill: Fill | None, held: Held, fresh_until: int,
-        reply: list[Any], source: "Source", sent: float,
-    ) -> None:  # fmt: skip
-        """Keep a value near that Redis has confirmed, if nothing touched its key meanwhile. Runs inside the reader."""
-        for part in reply:
+        reply: Any, source: "Source", sent: float,
+    ) -> bool:  # fmt: skip
+        """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
+        parts = reply if isinstance(reply, list) else [reply]
+        for part in parts:
             if isinstance(part, Exception):
                 raise part
-        if fill is not None:
-            deadline = source.time.local(fresh_until)
-            self._memory.fill(fill, self._reads.entry(address, held, deadline, self._reads.trust(source, sent), sent))
+        generation = self._memory.generation
+        kept = False
+        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
+        if parts[-1] and fill is not None and floor is not None and floor <= held.epoch:
+            deadline, trust = source.time.local(fresh_until), self._reads.trust(source, sent)
+            kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation))
+        if parts[-1] and not kept:
+            # Another loop's read may have brought the old value since this was sent.
+            self._memory.invalidate(address.name)
+        return bool(parts[-1])
 
     def _refused(self, address: Address, error: CacheUnavailableError) -> None:
         """Note a write that Redis may not have: what it holds of this key is not to be believed."""
         self._reads.failed(address, error)
-        self.state.recovery.record([address.name])
+        self.unsure((address.name,))
         if self.state.reachable:
             address.counters.refused += 1
             self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
-    def _keep(self, address: Address, held: Held, ttl: float, flight: Flight | None) -> bool:
-        """Store a value in this process alone."""
-        if not address.namespace.l1 or (flight is not None and flight.detached):
-            return False
-        now = monotonic()
-        self._memory.put(address.name, self._reads.entry(address, held, now + ttl, self.state.local_trust(), now))
-        address.counters.stores += 1
-        return True
+    def unsure(self, names: Sequence[bytes]) -> None:
+        """Believe nothing that Redis says about these values until it has been told that they are gone.
 
-    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float]]) -> None:
-        """Store many values, each with its address, payload and time to live in seconds."""
+        In this order: a read that did not see the record finds its placeholder void.
+        """
+        self.state.recovery.record(names)
+        for name in names:
+            self._memory.invalidate(name)
+
+    def _keep(self, address: Address, held: Held, ttl: float, since: int) -> bool:
+        """Store a value in this process alone, unless one of its tags was invalidated since."""
+        if not address.namespace.l1:
+            return False
+        now, generation = monotonic(), self._memory.generation
+        if self.state.epochs.overtaken(held.tags, since):
+            return False
+        entry = self._reads.entry(address, held, now + ttl, self.state.local_trust(), now, generation)
+        kept = self._memory.put(address.name, entry)
+        address.counters.stores += kept
+        return kept
+
+    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> None:
+        """Store many values, each with its address, payload, time to live in seconds, and tags."""
         for start in range(0, len(items), MANY):
-            await asyncio.gather(*(self.write(*item) for item in items[start : start + MANY]))
+            some = items[start : start + MANY]
+            self.state.touch([item[0].name for item in some])
+            await asyncio.gather(*(self.write(*item) for item in some))
 
     # -- remove ---------------------------------------------------------------------------------------------
 
     async def remove(self, addresses: Sequence[Address]) -> int:
         """Remove values everywhere and return how many there were, as far as it can be known."""
-        names = [address.name for address in addresses]
+        removed = 0
+        for start in range(0, len(addresses), MANY):
+            removed += await self._remove([address.name for address in addresses[start : start + MANY]])
+        return removed
+
+    async def _remove(self, names: Sequence[bytes]) -> int:
         held = sum(self._memory.peek(name) is not None for name in set(names))
-        self.touch(names)
+        self.state.touch(names)
         wire = self.state.wire()
         if wire is None:
             return held
         try:
-            return await remove_names(wire, names, self.touch)
+            return await remove_names(wire, names, self.state.touch)
         except asyncio.CancelledError:
-            self.state.recovery.record(names)
+            self.unsure(names)
             raise
         except CacheUnavailableError as error:
             self.state.stats.failed(error.reason)
-            self.state.recovery.record(names)
+            self.unsure(names)
             if self.state.reachable:
                 self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
             return held
-
-    async def clear(self, target: str) -> int:
-        """Remove a namespace, or what matches a glob, and return how many values Redis removed.
-
-        :raises CacheUnavailableError: if Redis is there and refuses.
-        """
-        scope = self.state.keyspace.scope(target)
-        self.forget(scope)
-        wire = self.state.wire()
-        if wire is None:
-            return 0
-        try:
-            removed = await remove_matching(wire, scope.pattern, scope.covers, self.touch)
-        except asyncio.CancelledError:
-            self.state.recovery.record_prefix(scope.prefix)
-            raise
-        except CacheUnavailableError as error:
-            self.state.stats.failed(error.reason)
-            # Until Redis has confirmed it, nothing it says about these keys is believed here.
-            self.state.recovery.record_prefix(scope.prefix)
-            if self.state.reachable:
-                raise
-            return 0
-        return removed
-
-    def forget(self, scope: Scope) -> None:
-        """Drop what this process holds within a scope, and let no load that began before have a say about it."""
-        regex = scope.regex
-        if regex is None:
-            self._memory.clear(scope.prefix)
-            self.state.flights.detach_prefix(scope.prefix)
-        else:
-            self._memory.clear_matching(regex)
-            self.state.flights.detach_matching(lambda name: regex.fullmatch(name) is not None)
 
     # -- time to live ---------------------------------------------------------------------------------------
 
@@ -241,24 +274,26 @@ class Writes:
             return False
         now = monotonic()
         trust = self.state.local_trust()
-        held = Held(entry.value, entry.payload, entry.size, entry.version)
-        self._memory.put(address.name, self._reads.entry(address, held, now + ttl, trust, now))
-        return True
+        return self._memory.put(address.name, entry.until(now + ttl, trust))
 
     async def _header(self, wire: "Wire", address: Address) -> tuple[envelope.Header | None, bytes, bytes]:
         """Return a stored value's header, if it is alive, its bytes and its payload."""
-        if self.state.recovery.pending:
-            await self.state.replayed(wire)
+        await self._reads.caught_up(wire, address)
+        await self._reads.epochs.settled(wire, address.realm)
         raw: bytes | None = (await wire.execute(commands.read(address.name)))[0]
-        if raw is None or (self.state.recovery.pending and self.state.recovery.covers(address.name)):
+        if raw is None:
             return None, b"", b""
         try:
             header = envelope.read_header(raw)
+            tags, _ = envelope.read_tags(raw, header)
             payload = envelope.open_payload(raw, header, self._reads.limit(address))
         except CacheDecodeError as error:
             self._reads.unreadable(address, error)
             return None, b"", b""
-        if wire.time.local(header.fresh_until) <= monotonic():
+        await self._reads.epochs.settled(wire, address.realm, tags)
+        floor = self.state.epochs.floor(wire.known, address.realm, tags)
+        dead = wire.time.local(header.fresh_until) <= monotonic() or floor is None or header.epoch < floor
+        if dead or (self.state.recovery.pending and self._reads.covered(address, tags)):
             return None, b"", b""
         return header, raw, payload
 
@@ -273,11 +308,11 @@ class Writes:
             version = envelope.new_version()
             again = envelope.pack(
                 payload, version=version, fresh_until=fresh_until, epoch=header.epoch, cost=header.cost,
-                compress=address.namespace.compress,
+                life=ttl, tags=envelope.read_tags(raw, header)[0], compress=address.namespace.compress,
             )  # fmt: skip
             self._memory.invalidate(address.name)
             before = raw[: envelope.HEADER_BYTES]
-            if await wire.execute(commands.replace(address.name, before, again, _milliseconds(ttl))):
+            if await wire.execute(scripts.replace(address.name, before, again, _milliseconds(ttl))):
                 return True
         return True
 

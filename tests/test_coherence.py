@@ -17,6 +17,9 @@ from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
+LATER = 2**52
+"""An epoch that no invalidation in these tests reaches."""
+
 
 @asynccontextmanager
 async def fleet(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
@@ -218,7 +221,7 @@ async def test_what_others_wrote_under_our_names_is_a_miss(url: str, raw: redis.
         raw.set("magnus:t:foreign", b"\x80\x04pickle?")
         raw.set("magnus:t:short", b"")
         raw.rpush("magnus:t:list", "a")
-        raw.set("magnus:t:wrong", envelope.pack(b"\xc1", version=1, fresh_until=2**62))
+        raw.set("magnus:t:wrong", envelope.pack(b"\xc1", version=1, fresh_until=2**62, epoch=LATER))
         for key in ("damaged", "foreign", "short", "list", "wrong"):
             assert await one.get("t", key, "miss") == "miss"
             assert await one.get_or_set("t", key, lambda: "loaded") == "loaded"
@@ -230,7 +233,7 @@ async def test_what_others_wrote_under_our_names_is_a_miss(url: str, raw: redis.
 async def test_a_value_beyond_the_limit_is_not_even_decompressed(url: str, raw: redis.Redis) -> None:
     """Invariant 9: a decompression bomb is a miss."""
     tight = Namespace("tight", ttl=60, max_value_bytes=1_000)
-    bomb = envelope.pack(codec.encode("x" * 50_000_000), version=1, fresh_until=2**62, compress=True)
+    bomb = envelope.pack(codec.encode("x" * 50_000_000), version=1, fresh_until=2**62, epoch=LATER, compress=True)
     raw.set("magnus:tight:k", bomb)
     async with fleet(url, count=1) as (one,):
         assert await one.get(tight, "k", "miss") == "miss"
@@ -267,7 +270,7 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
         one._engine.state.memory.invalidate(address.name)
         queued: list[Any] = []
 
-        async def compress_while_somebody_reads(pack: Any) -> bytes:
+        async def compress_while_somebody_reads(pack: Any, **_: Any) -> bytes:
             raw: bytes = pack()
             wire = one._engine.state.wire()
             assert wire is not None
@@ -287,8 +290,8 @@ async def test_a_value_past_its_end_is_a_miss_though_redis_still_has_it(url: str
     """Invariant 6: the end stands in the envelope, in Redis' time; that Redis deletes the key late does not matter."""
     seconds, microseconds = raw.time()
     now = seconds * 1_000_000 + microseconds
-    raw.set("magnus:t:over", envelope.pack(codec.encode("old"), version=1, fresh_until=now - 1))
-    raw.set("magnus:t:alive", envelope.pack(codec.encode("new"), version=2, fresh_until=now + 60_000_000))
+    raw.set("magnus:t:over", envelope.pack(codec.encode("old"), version=1, fresh_until=now - 1, epoch=LATER))
+    raw.set("magnus:t:alive", envelope.pack(codec.encode("new"), version=2, fresh_until=now + 60_000_000, epoch=LATER))
     async with fleet(url, count=1) as (one,):
         assert await one.get_many("t", ["over", "alive"]) == {"alive": "new"}
         assert await one.ttl("t", "over") is None

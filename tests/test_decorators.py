@@ -110,7 +110,7 @@ def test_key_func_and_template_give_exactly_their_text(cache: CacheManager, raw:
 
     price("AAPL")
     chain("AAPL", expiration="2025-03-21")
-    assert sorted(raw.keys()) == [b"magnus:options_chains:AAPL_2025-03-21", b"magnus:stock_prices:AAPL"]
+    assert sorted(raw.keys("magnus:*")) == [b"magnus:options_chains:AAPL_2025-03-21", b"magnus:stock_prices:AAPL"]
     assert cache.get("stock_prices", "AAPL") == 1
     assert cache.delete(CacheNamespaces.STOCK_PRICES, "AAPL") is True
     assert cache.get("options_chains", chain.cache_key("AAPL", "2025-03-21")) == [2]

@@ -39,15 +39,30 @@ def _reason(raw: bytes) -> str:
     st.integers(-(2**63), 2**63 - 1),
     st.integers(0, 2**64 - 1),
     st.floats(width=32, allow_nan=False),
+    st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=5),
     st.booleans(),
 )
 def test_everything_packed_is_read_back(
-    payload: bytes, version: int, fresh_until: int, epoch: int, cost: float, compress: bool
+    payload: bytes, version: int, fresh_until: int, epoch: int, cost: float, tags: list[str], compress: bool
 ) -> None:
-    raw = pack(payload, version=version, fresh_until=fresh_until, epoch=epoch, cost=cost, compress=compress)
+    raw = pack(
+        payload,
+        version=version,
+        fresh_until=fresh_until,
+        epoch=epoch,
+        cost=cost,
+        life=cost,
+        tags=tags,
+        compress=compress,
+    )
     header = read_header(raw)
+    assert header.life == header.cost
+    assert raw[envelope.EPOCH_AT : envelope.EPOCH_AT + 8] == epoch.to_bytes(8, "big")
+    assert envelope.read_tags(raw, header)[0] == tuple(tags)
+    assert envelope.unseal(raw, len(payload)) == (version, fresh_until, epoch, tuple(tags), payload)
     assert (header.version, header.fresh_until, header.epoch, header.cost) == (version, fresh_until, epoch, cost)
-    assert header.size == len(raw) - HEADER_BYTES <= len(payload)
+    assert header.size == len(raw) - HEADER_BYTES
+    assert tags or header.size <= len(payload)
     assert open_payload(raw, header, len(payload)) == payload
 
 
@@ -105,11 +120,11 @@ def test_bytes_of_others_give_the_reason(raw: bytes, reason: str) -> None:
 
 
 def _forged(flags: int, body: bytes) -> bytes:
-    rest = envelope._FIELDS.pack(flags, 1, 2, 3, 0.0, len(body)) + body
+    rest = envelope._FIELDS.pack(flags, 1, 2, 3, 0.0, 0.0, len(body)) + body
     return envelope._SUM.pack(envelope._PREFIX, zlib.crc32(rest)) + rest
 
 
-@pytest.mark.parametrize("bit", range(1, 8))
+@pytest.mark.parametrize("bit", range(2, 8))
 def test_flags_of_a_newer_version_are_refused(bit: int) -> None:
     assert _reason(_forged(1 << bit, b"")) == "flags"
 
@@ -171,7 +186,7 @@ def test_numbers_that_do_not_fit_are_refused(fields: dict[str, Any]) -> None:
 def test_the_header_is_small_and_never_begins_msgpack() -> None:
     raw = pack(b"", version=1, fresh_until=1)
     assert raw[0] == 0xC1
-    assert len(raw) == HEADER_BYTES == 40
+    assert len(raw) == HEADER_BYTES == 44
     assert isinstance(read_header(raw), Header)
 
 
@@ -209,7 +224,7 @@ def test_unseal_is_reading_the_header_and_opening_in_one(payload: bytes, compres
         with pytest.raises(CacheDecodeError, match=re.escape(str(error))):
             envelope.unseal(raw, limit)
     else:
-        assert envelope.unseal(raw, limit) == (7, 11, expected)
+        assert envelope.unseal(raw, limit) == (7, 11, 0, (), expected)
 
 
 def test_unseal_rejects_every_bit_flip_and_truncation() -> None:
@@ -221,3 +236,13 @@ def test_unseal_rejects_every_bit_flip_and_truncation() -> None:
                 envelope.unseal(flipped, 1_000)
         with pytest.raises(CacheDecodeError):
             envelope.unseal(raw[:place], 1_000)
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"\x01", b"\x01\x00", b"\x01\x00\x05abc", b"\x02\x00\x01a", b"\x01\x00\x01\xff"]
+)
+def test_tags_that_end_too_early_are_a_decode_error(block: bytes) -> None:
+    raw = _forged(envelope.TAGGED, block)
+    assert _opened(raw) == "malformed"
+    with pytest.raises(CacheDecodeError):
+        envelope.unseal(raw, LIMIT)

@@ -298,7 +298,9 @@ def test_a_unix_socket(private_server_with: Any, tmp_path: Any) -> None:
 def test_a_user_of_the_acl_and_a_database(private_server_with: Any) -> None:
     server = private_server_with()
     with redis.Redis(port=server.port) as client:
-        client.acl_setuser("app", enabled=True, passwords=["+p@ss/word"], keys=["magnus*"], commands=["+@all"])
+        client.acl_setuser(
+            "app", enabled=True, passwords=["+p@ss/word"], keys=["magnus*", "{magnus*"], commands=["+@all"]
+        )
     with CacheManager(redis_url=f"redis://app:p%40ss%2Fword@127.0.0.1:{server.port}/3") as cache:
         cache.set("t", "k", 1)
         assert cache.redis_available
@@ -306,7 +308,7 @@ def test_a_user_of_the_acl_and_a_database(private_server_with: Any) -> None:
     with CacheManager(redis_password="p@ss/word", **options) as cache:
         assert cache.get("t", "k") == 1
     with redis.Redis(port=server.port, db=3) as client:
-        assert client.keys() == [b"magnus:t:k"]
+        assert client.keys("magnus:*") == [b"magnus:t:k"]
 
 
 def test_nothing_is_left_after_a_manager_is_dropped_without_close(url: str) -> None:

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from magnus_cache.memory import OVERHEAD, Entry, Fill, Memory, Trust
+from magnus_cache.entries import OVERHEAD, Entry, Fill, Trust
+from magnus_cache.memory import Memory
 
 FOREVER = Trust(float("inf"))
 

@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from magnus_cache.entries import OVERHEAD, Entry, Fill, Trust
 from magnus_cache.expiry import Floor, Floors
-from magnus_cache.memory import OVERHEAD, Entry, Fill, Memory, Trust
+from magnus_cache.memory import Memory
 from magnus_cache.stripes import Stripes
 
 FOREVER = Trust(math.inf)

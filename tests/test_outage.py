@@ -274,7 +274,7 @@ async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any
 
 def test_an_older_write_does_not_cover_a_later_invalidation() -> None:
     """A write that is confirmed late must not erase the record of what came after it."""
-    recovery = Recovery()
+    recovery = Recovery(b"magnus:")
     recovery.record([b"t:k"])
     before = recovery.mark
     recovery.record([b"t:k"])

@@ -231,7 +231,20 @@ def test_disabled_is_as_if_there_were_no_cache(store: Any) -> None:
         assert store.get("t", "k") is None
         assert store.set("t", "k", 2) is False
         assert store.get_or_set("t", "k", lambda: 3) == 3
-    assert store.get("t", "k") == 1
+        assert store.get_or_set("t", "other", lambda: 4) == 4
+    # Nothing was stored. But that what there was is outdated, somebody has said.
+    assert store.get("t", "k") is None
+    assert store.get("t", "other") is None
+
+
+def test_what_is_invalidated_while_disabled_is_gone(store: Any) -> None:
+    store.set_many("t", {"a": 1, "b": 2, "c": 3}, tags="all")
+    with store.manager.disabled():
+        assert store.delete("t", "a") is True
+    assert store.get_many("t", ["abc", *list("abc")]) == {"b": 2, "c": 3}
+    with store.manager.disabled():
+        store.invalidate_tags("all")
+    assert store.get_many("t", list("abc")) == {}
 
 
 def test_bypass_is_a_fresh_read_that_is_kept(store: Any) -> None:

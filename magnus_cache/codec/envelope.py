@@ -2,27 +2,33 @@
 
 Layout, big-endian, `HEADER_BYTES` in all: magic (``c1 4d``; 0xc1 never begins msgpack), format version, CRC-32 of all
 that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds of Redis' clock), epoch (u64), load cost
-(f32, seconds), length of the body (u32). The length makes every truncation certain to be seen, the CRC every burst
-of up to 32 flipped bits. Neither is a signature.
+(f32, seconds), life (f32, seconds that it was given), length of the body (u32). The length makes every truncation
+certain to be seen, the CRC every burst of up to 32 flipped bits. Neither is a signature.
+
+The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8.
 """
 
 import itertools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
 __all__ = [
     "COMPRESSED",
+    "EPOCH_AT",
     "HEADER_BYTES",
+    "MOST_TAGS",
+    "TAGGED",
     "Header",
     "new_version",
     "open_payload",
     "pack",
     "read_header",
+    "read_tags",
     "reseed",
     "unseal",
 ]
@@ -31,18 +37,26 @@ _PREFIX: Final = b"\xc1M\x01"
 _MAGIC_BYTES: Final = 2
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 _SUM: Final = struct.Struct(">3sI")
-_FIELDS: Final = struct.Struct(">BQqQfI")
-_HEADER: Final = struct.Struct(">3xIBQqQfI")
+_FIELDS: Final = struct.Struct(">BQqQffI")
+_HEADER: Final = struct.Struct(">3xIBQqQffI")
+_LENGTH: Final = struct.Struct(">H")
 HEADER_BYTES: Final = _HEADER.size
 _SUMMED: Final = _SUM.size
+EPOCH_AT: Final = 24
+"""Where the epoch's eight bytes begin: scripts compare them."""
 
 _COPIED_BYTES: Final = 2048
 """Up to here, copying a value for its checksum is faster than making a view of it."""
 
 COMPRESSED: Final = 0x01
-"""The body is zlib data. The other bits are kept for tags (0x02), sealed (0x04) and negative (0x08) values."""
+"""The payload is zlib data."""
 
-_KNOWN_FLAGS: Final = COMPRESSED
+TAGGED: Final = 0x02
+"""Tags stand in front of the payload. The other bits are kept for sealed (0x04) and negative (0x08) values."""
+
+MOST_TAGS: Final = 255
+
+_KNOWN_FLAGS: Final = COMPRESSED | TAGGED
 _LEVEL: Final = 1
 _U64: Final = (1 << 64) - 1
 
@@ -60,18 +74,24 @@ class Header(NamedTuple):
     """The highest invalidation epoch known before the value was loaded; 0 if none."""
     cost: float
     """Seconds the load took, to single precision."""
+    life: float
+    """Seconds the value was to live when it was written, to single precision; 0 if it is not known."""
     size: int
-    """Bytes of the body, compressed or not."""
+    """Bytes of the body: tags, and the payload, compressed or not."""
 
 
 def pack(
-    payload: bytes, *, version: int, fresh_until: int, epoch: int = 0, cost: float = 0.0, compress: bool = False
-) -> bytes:
+    payload: bytes, *, version: int, fresh_until: int, epoch: int = 0, cost: float = 0.0, life: float = 0.0,
+    tags: Sequence[str] = (), compress: bool = False,
+) -> bytes:  # fmt: skip
     """Return header and payload as one stored value.
 
     :param version: 64 bits, see `new_version`.
     :param fresh_until: microseconds of Redis' clock.
+    :param epoch: the highest invalidation epoch known before the value was loaded.
     :param cost: seconds the load took.
+    :param life: seconds the value is to live.
+    :param tags: at most 255.
     :param compress: compress with zlib, if that makes the payload smaller.
     :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
     """
@@ -81,7 +101,9 @@ def pack(
         if len(smaller) < len(payload):
             payload, flags = smaller, COMPRESSED
     try:
-        rest = _FIELDS.pack(flags, version, fresh_until, epoch, cost, len(payload)) + payload
+        if tags:
+            payload, flags = _tag_block(tags) + payload, flags | TAGGED
+        rest = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, len(payload)) + payload
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return _SUM.pack(_PREFIX, zlib.crc32(rest)) + rest
@@ -107,8 +129,36 @@ def read_header(raw: bytes) -> Header:
     return header
 
 
-def unseal(raw: bytes, limit: int) -> tuple[int, int, bytes]:
-    """Return version, fresh-until and payload of a stored value: `read_header` and `open_payload` in one.
+def _tag_block(tags: Sequence[str]) -> bytes:
+    texts = [tag.encode() for tag in tags]
+    return bytes((len(texts),)) + b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+
+
+def read_tags(raw: bytes, header: Header) -> tuple[tuple[str, ...], int]:
+    """Return a stored value's tags, and where its payload begins.
+
+    :raises CacheDecodeError: with the reason ``"malformed"``.
+    """
+    if not header.flags & TAGGED:
+        return (), HEADER_BYTES
+    place, tags = HEADER_BYTES + 1, list[str]()
+    try:
+        for _ in range(raw[HEADER_BYTES]):
+            end = place + _LENGTH.size + _LENGTH.unpack_from(raw, place)[0]
+            text = raw[place + _LENGTH.size : end]
+            if end > len(raw):
+                break
+            tags.append(text.decode())
+            place = end
+        else:
+            return tuple(tags), place
+    except (struct.error, IndexError, UnicodeDecodeError):
+        pass
+    raise CacheDecodeError("malformed", "the stored value's tags cannot be read")
+
+
+def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes]:
+    """Return version, fresh-until, epoch, tags and payload of a stored value: all its readers in one.
 
     :param limit: the most bytes the payload may have.
     :raises CacheDecodeError: as those do.
@@ -116,11 +166,12 @@ def unseal(raw: bytes, limit: int) -> tuple[int, int, bytes]:
     size = len(raw) - HEADER_BYTES
     # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
-        checksum, flags, version, fresh_until, _, _, length = _HEADER.unpack_from(raw)
+        checksum, flags, version, fresh_until, epoch, _, _, length = _HEADER.unpack_from(raw)
         if not flags and length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
-            return version, fresh_until, raw[HEADER_BYTES:]
+            return version, fresh_until, epoch, (), raw[HEADER_BYTES:]
     header = read_header(raw)
-    return header.version, header.fresh_until, open_payload(raw, header, limit)
+    tags, _ = read_tags(raw, header)
+    return header.version, header.fresh_until, header.epoch, tags, open_payload(raw, header, limit)
 
 
 def _foreign(raw: bytes) -> CacheDecodeError:
@@ -139,13 +190,14 @@ def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
     :raises CacheDecodeError: with the reason ``"too_large"``, or for damaged compressed data ``"truncated"``,
         ``"trailing"`` or ``"malformed"``.
     """
+    _, start = read_tags(raw, header)
     if not header.flags & COMPRESSED:
-        if len(raw) - HEADER_BYTES > limit:
+        if len(raw) - start > limit:
             raise _too_large(limit)
-        return raw[HEADER_BYTES:]
+        return raw[start:]
     inflater = zlib.decompressobj()
     try:
-        payload = inflater.decompress(memoryview(raw)[HEADER_BYTES:], max(limit, 0) + 1)
+        payload = inflater.decompress(memoryview(raw)[start:], max(limit, 0) + 1)
     except zlib.error as error:
         raise CacheDecodeError("malformed", "the stored value cannot be decompressed") from error
     if len(payload) > limit:

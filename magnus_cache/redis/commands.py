@@ -3,10 +3,12 @@
 `hiredis.pack_command` is about seven times as fast as redis-py's own packing in Python.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hiredis import pack_command
+
+from magnus_cache.keys import lease_name
 
 __all__ = [
     "DB_SIZE",
@@ -14,25 +16,33 @@ __all__ = [
     "TIME",
     "TRACKING",
     "Command",
+    "count",
     "get_many",
+    "look",
     "pack",
     "read",
     "remove",
-    "replace",
+    "remove_keys",
     "scan",
     "store",
 ]
 
 
 class Command:
-    """Packed bytes, the number of replies they call for, and a name for messages."""
+    """Packed bytes, the number of replies they call for, and a name for messages.
 
-    __slots__ = ("name", "packed", "replies")
+    :ivar again: gives what to send instead where the server turns out not to know the script; None for no script.
+    """
 
-    def __init__(self, name: str, packed: bytes, replies: int = 1) -> None:
+    __slots__ = ("again", "name", "packed", "replies")
+
+    def __init__(
+        self, name: str, packed: bytes, replies: int = 1, again: "Callable[[], Command] | None" = None
+    ) -> None:
         self.name = name
         self.packed = packed
         self.replies = replies
+        self.again = again
 
 
 def pack(*words: bytes | str | int) -> bytes:
@@ -50,14 +60,6 @@ TRACKING: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON",
 DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))
 
-_REPLACE: Final = (
-    b"local found = redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) "
-    b"if found ~= ARGV[1] then return 0 end "
-    b"redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) "
-    # Read after the write: a write of ours under NOLOOP ends the server's tracking of the key for us.
-    b"redis.call('EXISTS', KEYS[1]) return 1"
-)
-
 
 def get_many(names: Iterable[bytes]) -> bytes:
     """Pack the read of some values; missing ones, and those of another Redis type, answer nil."""
@@ -70,27 +72,40 @@ def read(name: bytes) -> Command:
 
 
 def store(name: bytes, raw: bytes, milliseconds: int) -> Command:
-    """Pack the write of a value; the reply to EXEC is ``[OK, 1]``.
+    """Pack the write of a value, which voids whatever lease there is; the reply to EXEC is ``[0 or 1, OK, 1]``.
 
     The EXISTS inside the same transaction makes the server track the key for us *after* our write. Without it,
     NOLOOP ends the tracking, and a peer's later write would never be announced; as two plain commands, a write
     between them would not be either.
     """
-    packed = _MULTI + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
-    return Command("SET", packed, replies=4)
+    lease = pack(b"DEL", lease_name(name))
+    packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
+    return Command("SET", packed, replies=5)
 
 
-def replace(name: bytes, header: bytes, raw: bytes, milliseconds: int) -> Command:
-    """Pack a write that happens only while the stored value still begins with `header`; the reply is 1 or 0.
+def remove(names: Sequence[bytes]) -> Command:
+    """Pack the removal of some values, and of their leases; the reply is how many values there were.
 
-    EVAL and not EVALSHA: the script is shorter than what a lost script cache would cost, and this path is rare.
+    The leases go first: a fill that comes in between is refused, one that came before is removed.
     """
-    return Command("EVAL", pack(b"EVAL", _REPLACE, 1, name, header, raw, milliseconds))
+    return Command("UNLINK", pack(b"DEL", *map(lease_name, names)) + pack(b"UNLINK", *names), replies=2)
 
 
-def remove(names: Iterable[bytes]) -> Command:
-    """Pack the removal of some keys; the reply is how many there were."""
+def remove_keys(names: Sequence[bytes]) -> Command:
+    """Pack the removal of keys as they are; the reply is how many there were."""
     return Command("UNLINK", pack(b"UNLINK", *names))
+
+
+def count(names: Sequence[bytes]) -> Command:
+    """Pack the question how many of some keys there are."""
+    return Command("EXISTS", pack(b"EXISTS", *names))
+
+
+def look(name: bytes) -> Command:
+    """Pack a look at a value and its lease, for people; the reply to EXEC is ``[value, holder, milliseconds left]``."""
+    lease = lease_name(name)
+    packed = _MULTI + pack(b"GET", name) + pack(b"GET", lease) + pack(b"PTTL", lease) + _EXEC
+    return Command("GET", packed, replies=5)
 
 
 def scan(cursor: bytes, pattern: bytes, count: int) -> Command:

@@ -96,7 +96,9 @@ def refused(error: Exception, command: str) -> CacheUnavailableError:
         )
     if isinstance(error, errors.NoPermissionError):
         return CacheUnavailableError(
-            "noperm", f"Redis refused {command}: its ACL forbids it; grant the user this command and key"
+            "noperm",
+            f"Redis refused {command}: its ACL forbids it; grant the user this command, on the keys "
+            f"'<prefix>*' and '{{<prefix>*'",
         )
     return CacheUnavailableError("error", f"Redis refused {command}: {code}")
 

@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
 
 from magnus_cache.clock import RedisTime
-from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.memory import Trust
+from magnus_cache.entries import Trust
+from magnus_cache.epochs import Known
+from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import refused
@@ -24,6 +26,8 @@ _BATCH_KEYS: Final = 256
 
 _BATCH_BYTES: Final = 2_000_000
 """Bytes aimed at in one reply or one write, so that no single one holds up the loop or the server."""
+
+_VALUE_TYPES: Final = {bytes, type(None)}
 
 
 class Waiter(Protocol):
@@ -46,6 +50,10 @@ class Source(Protocol):
     trust: Trust
     time: RedisTime
     tracking: bool
+    known: Known
+
+    def call(self, command: Command, receive: "Receive", waiter: Waiter) -> None:
+        """Queue another command."""
 
 
 Measure = Callable[[float, int], None]
@@ -78,6 +86,12 @@ class Call:
         self.command = command
         self.receive = receive
         self.waiter = waiter
+
+    def said_again(self) -> "Call":
+        """Return the same request in the words for a server that does not know the script."""
+        again = self.command.again
+        assert again is not None
+        return Call(again(), self.receive, self.waiter)
 
 
 class Frame:
@@ -160,9 +174,15 @@ class Pipeline:
             frame.error = reply
         if frame.replies:
             return
-        self._sent.popleft()
         reply = frame.error or reply
+        if type(frame.asked) is list and not isinstance(reply, Exception):
+            # While the frame still counts as owed: if this ends the connection, its callers are told.
+            _check_values(reply, len(frame.asked))
+        self._sent.popleft()
         if isinstance(frame.asked, Call):
+            if isinstance(reply, NoScriptError) and frame.asked.command.again is not None:
+                self._queue.append(frame.asked.said_again())
+                return
             self._settle(frame.asked, reply, source, frame.sent)
         elif isinstance(reply, Exception):
             for read in frame.asked:
@@ -188,8 +208,11 @@ class Pipeline:
             result = asked.receive(reply, source, sent)
         # A fault in one caller's handling must not take the connection from all the others.
         except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
-            if isinstance(error, ResponseError):
-                error = refused(error, asked.command.name if isinstance(asked, Call) else "MGET")
+            if not isinstance(error, CacheError):
+                name = asked.command.name if isinstance(asked, Call) else "MGET"
+                problem = f"Redis gave an answer to {name} that makes no sense"
+                refusal = isinstance(error, ResponseError)
+                error = refused(error, name) if refusal else CacheUnavailableError("protocol", problem)
             if not waiter.done():
                 waiter.set_exception(error)
             return
@@ -212,3 +235,9 @@ class Pipeline:
         self.pending -= 1
         if not asked.waiter.done():
             asked.waiter.set_exception(error)
+
+
+def _check_values(reply: Any, count: int) -> None:
+    """:raises RedisConnectionError: for what is no answer to an MGET of so many keys: we are out of step."""
+    if type(reply) is not list or len(reply) != count or not {type(value) for value in reply} <= _VALUE_TYPES:
+        raise RedisConnectionError("Protocol error: what came is no answer to MGET")

@@ -14,6 +14,7 @@ The life of a wire, all of it in `Wire._live`::
 import asyncio
 import contextlib
 import math
+from concurrent.futures import Future
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -23,8 +24,9 @@ from redis.exceptions import ResponseError
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import MICROSECONDS, RedisTime, monotonic
+from magnus_cache.entries import Trust
+from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.memory import Trust
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, explain, opened
@@ -38,12 +40,21 @@ __all__ = ["Limits", "Observer", "Wire"]
 _YIELD_REPLIES: Final = 256
 """Replies handled before the loop gets a turn; a full socket buffer would otherwise be one long step."""
 
+_PATIENCE: Final = 20
+"""Timeouts that a request may wait while the answers to others keep coming."""
+
 
 class Observer(Protocol):
     """What a wire tells its owner; all calls come from the wire's loop and must not block."""
 
-    def invalidated(self, names: list[bytes]) -> None:
+    def invalidated(self, names: list[bytes], wire: "Wire") -> None:
         """Tell that the server announced a change of these keys."""
+
+    def flushed(self, wire: "Wire") -> None:
+        """Tell that the server announced that everything is gone."""
+
+    def cut(self, wire: "Wire") -> None:
+        """Tell that a connection was lost, and with it what it would have announced."""
 
     def measured(self, sent: float, reads: int) -> None:
         """Tell that some reads were answered, which were sent at a monotonic second."""
@@ -70,14 +81,19 @@ class Wire:
     """One event loop's connection to one Redis. Every method must be called on that loop.
 
     :ivar trust: what entries read through the present connection stand on; a new one for each connection.
+    :ivar known: the epochs that need not be asked for on the present connection.
+    :ivar holds: leases held through this wire.
     :ivar time: the estimate of this server's clock.
     :ivar over: whether it was closed.
+    :ivar ended: done when it is, for whoever waits in another thread.
     :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
     """
 
     def __init__(self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer) -> None:
         self.loop = asyncio.get_running_loop()
         self.trust = Trust(-math.inf)
+        self.known = Known()
+        self.holds = 0
         self.time = RedisTime()
         self.tracking = False
         self._endpoint = endpoint
@@ -86,7 +102,9 @@ class Wire:
         self._observer = observer
         self._pipeline = Pipeline(observer.measured)
         self.over = False
+        self.ended: Future[None] = Future()
         self._up = False
+        self._heard = -math.inf
         self._proved = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
@@ -146,6 +164,11 @@ class Wire:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    @property
+    def started(self) -> bool:
+        """Whether anything was ever asked through it, so that there is something to end."""
+        return self._task is not None
+
     def stop(self) -> None:
         """Begin to close, without waiting; for the thread of another loop, through `call_soon_threadsafe`."""
         if self._task is not None:
@@ -160,6 +183,9 @@ class Wire:
         if self._pipeline.pending >= self._limits.max_pending:
             raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
         self._pipeline.add(asked)
+        self._ring()
+
+    def _ring(self) -> None:
         # Done without being rung: a writer that was cancelled with its connection, and has not run since.
         if self._doorbell is not None and not self._doorbell.done():
             self._doorbell.set_result(None)
@@ -170,6 +196,7 @@ class Wire:
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
         self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=Context())
+        self._task.add_done_callback(lambda _: self._end())
 
     # -- the connection's life ------------------------------------------------------------------------------
 
@@ -190,10 +217,17 @@ class Wire:
                 self._pipeline.fail_queued(error)
                 await asyncio.sleep(pause)
         finally:
-            self.over = True
-            self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
-            self._lost(self._error)
-            self._pipeline.fail_queued(self._error)
+            self._end()
+
+    def _end(self) -> None:
+        """Fail whoever waits, for good; also called for a task that was cancelled before its first step."""
+        if self.over:
+            return
+        self.over = True
+        self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
+        self._lost(self._error)
+        self._pipeline.fail_queued(self._error)
+        self.ended.set_result(None)
 
     async def _connection(self) -> CacheUnavailableError:
         """Hold one connection for as long as it lasts, and return why it ended."""
@@ -234,6 +268,9 @@ class Wire:
         self.time = RedisTime()
         self._took_time(reply, self, sent)
         self.trust = Trust(sent + self._limits.max_staleness)
+        self.known = Known()
+        if not self.tracking:
+            self.known.deadline = sent + self._limits.max_staleness
 
     def _ready(self) -> None:
         self._up, self._error = True, None
@@ -250,6 +287,7 @@ class Wire:
                 timer.cancel()
         self._watch = self._beat = None
         self._pipeline.fail_sent(error)
+        self._observer.cut(self)
 
     # -- writing --------------------------------------------------------------------------------------------
 
@@ -275,14 +313,17 @@ class Wire:
         oldest = self._pipeline.oldest
         if oldest is None:
             return
-        left = oldest.sent + self._limits.op_timeout - monotonic()
+        # Not overdue while answers keep coming: what is wanted may lie behind many megabytes. Up to a bound.
+        timeout = self._limits.op_timeout
+        due = min(max(oldest.sent, self._heard) + timeout, oldest.sent + _PATIENCE * timeout)
+        left = due - monotonic()
         if left <= 0 and oldest is overdue:
             if self._patience is not None:
                 self._patience.reschedule(self.loop.time())
             return
         # Overdue for the first time: if it was *our* loop that was held up, the answer lies in the socket and is
         # read before the next timer. Only who is overdue twice in a row is given up.
-        grace = self._limits.op_timeout / 10
+        grace = timeout / 10
         self._watch = self.loop.call_later(max(left, grace), self._check_silence, oldest if left <= 0 else None)
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -314,17 +355,23 @@ class Wire:
             deadline = self.trust.deadline
             self.trust.kill()
             self.trust = Trust(deadline)
+            self.known = Known()
+            self._observer.flushed(self)
         else:
-            self._observer.invalidated(frame[1])
+            self._observer.invalidated(frame[1], self)
 
     def _answered(self, reply: Any) -> None:
         frame = self._pipeline.oldest
         if frame is None:
             raise RedisConnectionError("Protocol error: a reply that nobody asked for")
         self._proved = True
+        self._heard = monotonic()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
         self.trust.deadline = frame.sent + self._limits.max_staleness
         self._pipeline.answered(reply, self)
+        if self._pipeline.queued:
+            # A script that the server did not know is asked for anew.
+            self._ring()
 
     # -- trust and time -------------------------------------------------------------------------------------
 
@@ -333,9 +380,9 @@ class Wire:
             self._beat = self.loop.call_later(self._limits.max_staleness / 3, self._on_beat)
 
     def _on_beat(self) -> None:
-        """Keep the trust of a busy process alive; an idle one lets it lapse and costs nothing."""
+        """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
         self._beat = None
-        if self._up and self.trust.used:
+        if self._up and (self.trust.used or self.holds):
             self.trust.used = False
             with contextlib.suppress(CacheUnavailableError):
                 self._pulse()

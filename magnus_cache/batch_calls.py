@@ -1,0 +1,210 @@
+"""Calls for many keys at a time: `get_or_set_many`, and what a function decorated with `cached_many` does."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from magnus_cache.batches import Batch, CallLoader, Wanted
+from magnus_cache.engine import Engine
+from magnus_cache.errors import CacheBatchError, CacheClosedError, CacheTypeError
+from magnus_cache.flight import Flight
+from magnus_cache.loads import Rule, called, check_callable, is_async
+from magnus_cache.reads import MISS
+from magnus_cache.state import Mode
+
+__all__ = ["BatchLoader", "listed", "load_many", "load_many_blocking", "wanted_keys"]
+
+BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], Awaitable[Mapping[Any, Any]]]
+"""A function or coroutine function of a list of keys that returns a mapping of keys to values."""
+
+_LOOK: Final = 1.0
+"""Seconds after which a blocked thread looks whether the background loop is still there."""
+
+
+def listed(keys: Iterable[Any], argument: str) -> list[Any]:
+    """Return keys as a list.
+
+    :raises CacheTypeError: naming the argument, for what is no iterable, or a single text.
+    """
+    if isinstance(keys, str | bytes):
+        raise CacheTypeError(argument, "an iterable of keys is needed, not a single text; put it into a list")
+    try:
+        return list(keys)
+    except TypeError:
+        raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
+
+
+def wanted_keys(engine: Engine, namespace: str, keys: Iterable[Any], rule: Rule) -> list[Wanted]:
+    """Return where the values of some keys live.
+
+    :raises CacheArgumentError: for a namespace or key that cannot be used.
+    """
+    tags = rule.tags.of_call({}) if rule.tags is not None else ()
+    return [Wanted(key, engine.reads.address(namespace, key), tags) for key in keys]
+
+
+async def load_many(
+    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader, rule: Rule, *, fresh: bool = False
+) -> dict[Any, Any]:
+    """Return values by key, in the order in which they are wanted; load those that are missing.
+
+    :raises CacheBatchError: if some keys could not be loaded.
+    :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+    """
+    check_callable(loader, "batch_loader")
+
+    async def call(keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        with engine.state.flights.joint(flights):
+            return await called(partial(loader, list(keys)))
+
+    return await _load(engine, wanted, call, rule, fresh=fresh)
+
+
+def load_many_blocking(
+    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader, rule: Rule, *, fresh: bool = False
+) -> dict[Any, Any]:
+    """Do what `load_many` does, for a thread: a plain function is called in this very thread.
+
+    :raises CacheBatchError: as `load_many` does.
+    :raises Exception: as `load_many` does.
+    """
+    check_callable(loader, "batch_loader")
+    if is_async(loader):
+        values: dict[Any, Any] = engine.state.portal.call(partial(load_many, engine, wanted, loader, rule, fresh=fresh))
+        return values
+    return _Desk(engine, loader).run(lambda call: _load(engine, wanted, call, rule, fresh=fresh))
+
+
+async def _load(
+    engine: Engine, wanted: Sequence[Wanted], call: CallLoader, rule: Rule, *, fresh: bool
+) -> dict[Any, Any]:
+    mode = engine.state.mode
+    if mode is Mode.DISABLED:
+        answers = await call([item.key for item in wanted], ())
+        return _in_order(wanted, _checked(answers))
+    values: dict[Any, Any] = {}
+    missing = {item.address.name: item for item in wanted}
+    if mode is Mode.NORMAL and not fresh:
+        found = await engine.reads.look_many([item.address for item in missing.values()])
+        for (entry, near), item in zip(found, list(missing.values()), strict=True):
+            value = engine.reads.opened(item.address, entry)
+            item.address.counters.count(hit=value is not MISS, near=near)
+            if value is not MISS:
+                values[item.key] = value
+                del missing[item.address.name]
+    if missing:
+        batch = Batch(engine.loads, rule, call, fresh=fresh or mode is Mode.BYPASS)
+        try:
+            values |= await batch.run(list(missing.values()))
+        except CacheBatchError as error:
+            raise CacheBatchError(_in_order(wanted, values | error.results), error.errors) from error.__cause__
+    return _in_order(wanted, values)
+
+
+def _in_order(wanted: Sequence[Wanted], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {item.key: values[item.key] for item in wanted if item.key in values}
+
+
+def _checked(answers: Any) -> Mapping[Any, Any]:
+    if not isinstance(answers, Mapping):
+        kind = type(answers).__name__
+        raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
+    errors = {key: value for key, value in answers.items() if isinstance(value, Exception)}
+    if errors:
+        raise CacheBatchError({key: value for key, value in answers.items() if key not in errors}, errors)
+    return answers
+
+
+class _Desk:
+    """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
+
+    def __init__(self, engine: Engine, loader: Callable[[list[Any]], Any]) -> None:
+        self._engine = engine
+        self._portal = engine.state.portal
+        self._loader = loader
+        self._notes: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._over = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
+        context = copy_context()
+        self._portal.submit(self._begin, partial(batch, self._call), context)
+        try:
+            while True:
+                try:
+                    note = self._notes.get(timeout=_LOOK)
+                except Empty:
+                    if not self._portal.running:
+                        raise CacheClosedError("this cache was closed; make a new manager") from None
+                    continue
+                result = note()
+                if self._over:
+                    values: dict[Any, Any] = result
+                    return values
+        except BaseException:
+            # Interrupted (Ctrl-C), or just failed: then there is nothing left to cancel.
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        if not self._over:
+            try:
+                self._portal.submit(self._cancel)
+            except CacheClosedError:
+                pass
+
+    # -- on the loop ------------------------------------------------------------------------------------------
+
+    def _begin(self, batch: Callable[[], Any], context: Any) -> None:
+        self._task = asyncio.get_running_loop().create_task(batch(), context=context)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._notes.put(partial(self._outcome, task))
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _call(self, keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._notes.put(partial(self._load, list(keys), flights, loop, answer))
+        result = await answer
+        # A lambda around a coroutine function does not look like one until it is called.
+        return await result if inspect.isawaitable(result) else result
+
+    # -- in the thread ----------------------------------------------------------------------------------------
+
+    def _outcome(self, task: asyncio.Task[Any]) -> Any:
+        self._over = True
+        if task.cancelled():
+            raise CacheClosedError("this cache was closed; make a new manager")
+        return task.result()
+
+    def _load(
+        self, keys: list[Any], flights: Sequence[Flight], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any]
+    ) -> None:
+        try:
+            with self._engine.state.flights.joint(flights):
+                result = self._loader(keys)
+        except Exception as error:  # noqa: BLE001  # it comes back as the outcome
+            self._tell(loop, answer.set_exception, answer, error)
+        else:
+            self._tell(loop, answer.set_result, answer, result)
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: asyncio.Future[Any], what: Any
+    ) -> None:
+        def in_time() -> None:
+            if not answer.done():
+                tell(what)
+
+        try:
+            loop.call_soon_threadsafe(in_time)
+        except RuntimeError:
+            pass  # The loop is gone; that ends the waiting as well.

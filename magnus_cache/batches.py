@@ -1,0 +1,200 @@
+"""Loading many keys at once: one call of a batch loader for those that nobody else is loading.
+
+Each key has a flight of its own, so that single and batch callers share loads, in this process and in the fleet. What
+a batch adds is that its flights, once each of them has been claimed, joined or found to be somebody else's, hand their
+keys to one call of the loader.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from magnus_cache.claims import Claims
+from magnus_cache.clock import monotonic
+from magnus_cache.entries import Entry
+from magnus_cache.errors import CacheBatchError, CacheTypeError
+from magnus_cache.flight import Flight
+from magnus_cache.leases import Claim
+from magnus_cache.loads import Loaded, Loads, Rule
+from magnus_cache.reads import MISS, Address
+
+__all__ = ["Batch", "CallLoader", "Wanted"]
+
+CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
+"""Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
+
+_AT_ONCE: Final = 500
+"""Keys handed to one call of the loader at most, and handled by one batch."""
+
+
+class Wanted:
+    """One key of a batch, where its value lives, and its tags as far as they are known."""
+
+    __slots__ = ("address", "key", "tags")
+
+    def __init__(self, key: Any, address: Address, tags: tuple[str, ...] = ()) -> None:
+        self.key = key
+        self.address = address
+        self.tags = tags
+
+
+class _Order:
+    """A key that this batch has claimed, and the future of its value."""
+
+    __slots__ = ("flight", "value", "wanted")
+
+    def __init__(self, wanted: Wanted, flight: Flight) -> None:
+        self.wanted = wanted
+        self.flight = flight
+        self.value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
+class Batch:
+    """One call for many keys.
+
+    :param call: calls the batch loader.
+    :param fresh: take no values that are already there.
+    """
+
+    def __init__(self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False) -> None:
+        self._loads = loads
+        self._claims: Claims = loads.claims
+        self._rule = rule
+        self._call = call
+        self._fresh = fresh
+        self._undecided = 0
+        self._sealed = False
+        self._orders: list[_Order] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def run(self, wanted: Sequence[Wanted]) -> dict[Any, Any]:
+        """Return the values by key, without the keys that the loader did not answer.
+
+        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
+        :raises Exception: what the loader raised, if it did so for all that it was called for.
+        """
+        values: dict[Any, Any] = {}
+        errors: dict[Any, Exception] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            self._sealed = False
+            tasks = [asyncio.create_task(self._one(item)) for item in some]
+            try:
+                # One turn for the tasks to board, and one for the flights that they lead to begin.
+                for _ in range(2):
+                    await asyncio.sleep(0)
+                self._sealed = True
+                self._decided(0)
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                for task in (*tasks, *self._calls):
+                    task.cancel()
+            for item, outcome in zip(some, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    errors[item.key] = outcome
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                elif outcome is not MISS:
+                    values[item.key] = outcome
+        if errors:
+            first, *rest = errors.values()
+            if not values and all(error is first for error in rest):
+                raise first
+            raise CacheBatchError(values, errors) from first
+        return values
+
+    async def _one(self, wanted: Wanted) -> Any:
+        address, led = wanted.address, False
+
+        async def lead(flight: Flight) -> Loaded[Any]:
+            nonlocal led
+            led = True
+            self._undecided += 1
+            decided = _Once(self._decided)
+            try:
+                claim = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
+                if isinstance(claim, Entry):
+                    found = self._loads.found(address, claim)
+                    if found is not None:
+                        return found
+                    claim = self._claims.unclaimed(flight, fresh=self._fresh)
+                return await self._ordered(wanted, flight, claim, decided)
+            finally:
+                decided.tell()
+
+        while True:
+            self._loads.before(address, fresh=self._fresh)
+            loaded = await self._loads.flights.run(address.name, lead, wait_timeout=self._loads.wait_timeout)
+            if led or not loaded.overtaken:
+                return loaded.take()
+
+    async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> Loaded[Any]:
+        """Have the loader called for a key that was claimed, and keep what it says."""
+        try:
+            order = _Order(wanted, flight)
+            self._orders.append(order)
+            started = monotonic()
+            decided.tell()
+            value = await order.value
+            if value is MISS:
+                # Nothing that could be shared: whoever joined asks its own loader.
+                return Loaded(MISS, None, overtaken=True)
+            cost = self._loads.loaded(wanted.address, started)
+            return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
+        finally:
+            claim.close()
+
+    def _decided(self, count: int) -> None:
+        """Note that so many keys need not be waited for any more, and call the loader if that was the last."""
+        self._undecided -= count
+        if self._sealed and not self._undecided and self._orders:
+            # In the next turn: others that were granted in the same batch of answers come along.
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        orders, self._orders = self._orders, []
+        if orders:
+            task = asyncio.create_task(self._load(orders))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def _load(self, orders: list[_Order]) -> None:
+        try:
+            answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
+            if not isinstance(answers, Mapping):
+                kind = type(answers).__name__
+                raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
+        except Exception as error:  # noqa: BLE001  # it goes to everybody who waits for one of the keys
+            for order in orders:
+                _tell(order, error)
+        except BaseException:
+            for order in orders:
+                order.value.cancel()
+            raise
+        else:
+            for order in orders:
+                _tell(order, answers.get(order.wanted.key, MISS))
+
+
+def _tell(order: _Order, answer: Any) -> None:
+    if order.value.done():
+        return
+    # A loader may fail for some keys only: it gives their exceptions for values.
+    if isinstance(answer, Exception):
+        order.value.set_exception(answer)
+    else:
+        order.value.set_result(answer)
+
+
+class _Once:
+    """Tells a batch once that a key is decided."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        self._callback: Callable[[int], None] | None = callback
+
+    def tell(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(1)

@@ -1,0 +1,193 @@
+"""Who loads: the way from a miss to a lease, or to the value that somebody else has just stored."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from magnus_cache.clock import monotonic
+from magnus_cache.codec.envelope import HEADER_BYTES
+from magnus_cache.entries import Entry, Fill
+from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.flight import Flight
+from magnus_cache.leases import Claim, Lease, new_token
+from magnus_cache.reads import MISS, Address, Reads
+from magnus_cache.redis import scripts
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["Claims"]
+
+_REJECTIONS: Final = 8
+"""Unusable values in a row that a claim puts up with; who writes them so fast need not be waited for."""
+
+
+class _Rejected(NamedTuple):
+    header: bytes
+
+
+class _Waiting(NamedTuple):
+    seconds: float
+
+
+class Claims:
+    """Claims keys for the loads of one cache."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self._state = reads.state
+
+    async def claim(
+        self, address: Address, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        waiting: Callable[[], object] | None = None,
+    ) -> Claim | Entry:  # fmt: skip
+        """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
+
+        Waits while another process holds the lease, for `wait_timeout` at most; past it, the value may be loaded, but
+        not kept. Where Redis is away, everybody may load for this process.
+
+        :param waiting: called when it turns out that another process holds the lease.
+        """
+        wire = self._state.wire()
+        if flight.detached:
+            # Whoever waited too long for another task's load.
+            return self.unclaimed(flight, fresh=fresh, storable=False)
+        if wire is None:
+            entry = None if fresh else self._state.memory.hit(address.name)
+            return entry or self.unclaimed(flight, fresh=fresh)
+        try:
+            with self._state.leases.listening(address.name) as changed:
+                return await self._claimed(wire, address, flight, tags, changed, waiting, fresh=fresh)
+        except CacheUnavailableError as error:
+            self._reads.failed(address, error)
+            entry = None if fresh else self._reads.fallback(address)
+            return entry or self.unclaimed(flight, fresh=fresh)
+
+    def unclaimed(self, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
+        """Return the claim of a load without a lease."""
+        return self._claim_with(None, flight, fresh=fresh, storable=storable)
+
+    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
+        epochs, mark = self._state.epochs, self._state.recovery.mark
+        return Claim(
+            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh, storable=storable
+        )
+
+    async def _claimed(
+        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
+        waiting: Callable[[], object] | None, *, fresh: bool,
+    ) -> Claim | Entry:  # fmt: skip
+        deadline = monotonic() + self._state.settings.wait_timeout
+        reject, rejected, unsettled, lost = b"", 0, 0, 0
+        wanted = tags
+        while True:
+            changed.clear()
+            try:
+                await self._reads.caught_up(wire, address)
+                answer = await self._ask(wire, address, flight, wanted, reject, fresh=fresh)
+            except UnsettledError as error:
+                unsettled += 1
+                wanted = (*tags, *error.tags)
+                if unsettled > JUDGEMENTS:
+                    raise
+                continue
+            except CacheUnavailableError as error:
+                lost += 1
+                if error.reason != "lost" or lost > 1:
+                    raise
+                continue
+            if isinstance(answer, Claim):
+                return await self._informed(wire, address, tags, answer)
+            if isinstance(answer, Entry):
+                return answer
+            if isinstance(answer, _Rejected):
+                reject = answer.header
+                rejected += 1
+                if rejected > _REJECTIONS:
+                    return self.unclaimed(flight, fresh=fresh, storable=False)
+                continue
+            if waiting is not None:
+                waiting()
+            left = deadline - monotonic()
+            if left <= 0:
+                return self.unclaimed(flight, fresh=fresh, storable=False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, answer.seconds)):
+                    await changed.wait()
+            if not wire.up:
+                # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
+                await wire.renew()
+
+    async def _informed(self, wire: "Wire", address: Address, tags: tuple[str, ...], claim: Claim) -> Claim:
+        """Return a claim that knows the epochs its value will be judged by; most often it does already."""
+        epochs = self._state.epochs
+        if epochs.floor(wire.known, address.realm, tags) is None:
+            try:
+                await self._reads.epochs.settled(wire, address.realm, tags)
+            except BaseException:
+                claim.close()
+                raise
+            claim.epoch, claim.since = epochs.highest, epochs.events
+        return claim
+
+    async def _ask(
+        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], reject: bytes, *, fresh: bool
+    ) -> "Claim | Entry | _Rejected | _Waiting":
+        token, seconds = new_token(), self._state.settings.lease
+        self._reads.epochs.prepare(wire, address.realm, tags)
+        fill = self._reads.expect(address)
+        waiter: asyncio.Future[Claim | Entry | _Rejected | _Waiting] = wire.loop.create_future()
+        receive = partial(self._answered, wire, address, flight, token, fill, fresh, waiter)
+        command = scripts.acquire(address.name, reject, token, round(seconds * 1000), force=fresh)
+        try:
+            wire.call(command, receive, waiter)
+            return await waiter
+        except asyncio.CancelledError:
+            _give_back(waiter)
+            raise
+        finally:
+            self._reads.settle(fill)
+
+    def _answered(
+        self, wire: "Wire", address: Address, flight: Flight, token: bytes, fill: Fill | None, fresh: bool,
+        waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
+    ) -> "Claim | Entry | _Rejected | _Waiting":  # fmt: skip
+        """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
+        if isinstance(reply, bytes):
+            entry = self._reads.received(address, fill, reply, source, sent)
+            unusable = entry is None or self._reads.opened(address, entry) is MISS
+            return _Rejected(reply[:HEADER_BYTES]) if entry is None or unusable else entry
+        if reply != scripts.LEASED:
+            return _Waiting(reply / 1000)
+        lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)
+        claim = self._claim_with(lease, flight, fresh=fresh)
+        if waiter.done():
+            # Cancelled meanwhile: nobody would ever end it.
+            claim.close()
+        return claim
+
+    async def overtaken(self, address: Address, tags: tuple[str, ...], claim: Claim) -> bool:
+        """Whether one of a value's tags was invalidated since its load was claimed, as far as can be known."""
+        if self._state.epochs.overtaken(tags, claim.since):
+            return True
+        if claim.lease is None:
+            return False
+        wire = claim.lease.wire
+        try:
+            await self._reads.epochs.settled(wire, address.realm, tags)
+        except CacheUnavailableError:
+            return False
+        floor = self._state.epochs.floor(wire.known, address.realm, tags)
+        return floor is not None and claim.epoch < floor
+
+
+def _give_back(waiter: "asyncio.Future[Any]") -> None:
+    """Give back a lease that was granted to a load which was cancelled before it learned of it."""
+    if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+        answer = waiter.result()
+        if isinstance(answer, Claim):
+            answer.close()

@@ -1,0 +1,121 @@
+"""Invalidating many values at once: namespaces and tags by epochs, in constant time; other globs key by key."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.keys import Scope
+from magnus_cache.redis.reclaim import Reclaimed, reclaim, remove_matching
+from magnus_cache.state import State
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Clears"]
+
+T = TypeVar("T")
+
+_REFUSALS: Final = frozenset({"oom", "readonly", "noperm", "error"})
+"""Reasons for which Redis, being there, does not do what was asked: asking again will not change that."""
+
+
+class Clears:
+    """The clears of one `State`."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def clear(self, target: str) -> int:
+        """Remove a namespace, or what matches a glob, and return how many values Redis removed.
+
+        Namespaces and everything are invisible to the whole fleet after one exchange; what follows frees memory.
+
+        :raises CacheUnavailableError: if Redis is there and refuses.
+        """
+        scope = self.state.keyspace.scope(target)
+        self._forget(scope)
+        wire = self.state.wire()
+        if wire is None:
+            return 0
+        try:
+            if not _whole(scope):
+                return await _twice(lambda: remove_matching(wire, scope, self.state.touch))
+            control = self.state.epochs.control_of(scope.prefix)
+            epoch = await _twice(lambda: self.state.replays.bump(wire, (control,)))
+        except asyncio.CancelledError:
+            self._unsure(scope)
+            raise
+        except CacheUnavailableError as error:
+            self._unsure(scope)
+            self._failed(error)
+            return 0
+        return self._freed(await reclaim(wire, scope.pattern, epoch))
+
+    async def invalidate(self, tags: Sequence[str]) -> None:
+        """Let no value with one of these tags be served any more, whatever its namespace.
+
+        :raises CacheUnavailableError: if Redis is there and refuses.
+        """
+        state = self.state
+        names = [state.epochs.tag_name(tag) for tag in tags]
+        self._outdate(names)
+        wire = state.wire()
+        if wire is None or not names:
+            return
+        try:
+            await _twice(lambda: state.replays.bump(wire, names))
+        except asyncio.CancelledError:
+            state.recovery.record_tags(names)
+            self._outdate(names)
+            raise
+        except CacheUnavailableError as error:
+            state.recovery.record_tags(names)
+            self._outdate(names)
+            self._failed(error)
+
+    def _outdate(self, names: Sequence[bytes]) -> None:
+        self.state.epochs.invalidated(names)
+        for name in names:
+            self.state.outdated(name)
+
+    def _forget(self, scope: Scope) -> None:
+        """Drop what this process holds within a scope, and let no load that began before have a say about it."""
+        if scope.regex is None:
+            self.state.forget_prefix(scope.prefix)
+        else:
+            self.state.forget_matching(scope.regex)
+
+    def _unsure(self, scope: Scope) -> None:
+        # In this order: a read that did not see the record finds its placeholder void.
+        self.state.recovery.record_prefix(scope.prefix)
+        self._forget(scope)
+
+    def _failed(self, error: CacheUnavailableError) -> None:
+        self.state.stats.failed(error.reason)
+        if error.reason in _REFUSALS:
+            raise error
+
+    def _freed(self, reclaimed: Reclaimed) -> int:
+        if reclaimed.error is not None:
+            self.state.stats.failed(reclaimed.error.reason)
+            self.state.notices.warn(
+                "reclaim",
+                f"{reclaimed.error}; what was cleared is not served, and stays there until it expires",
+            )
+        return reclaimed.removed
+
+
+def _whole(scope: Scope) -> bool:
+    """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
+    return scope.regex is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2
+
+
+async def _twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again once if the connection was cut: a peer that hung up is often back at once."""
+    try:
+        return await ask()
+    except CacheUnavailableError as error:
+        if error.reason != "lost":
+            raise
+    return await ask()

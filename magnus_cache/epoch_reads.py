@@ -1,0 +1,112 @@
+"""Reading epochs: along with the values that are judged by them, once for each connection."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from magnus_cache.clock import monotonic
+from magnus_cache.epochs import Epochs, Known, Realm
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.redis import scripts
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["JUDGEMENTS", "EpochReads", "UnsettledError"]
+
+JUDGEMENTS: Final = 5
+"""Times that a value is asked for because its epochs were not known; each time they are asked for as well."""
+
+
+class UnsettledError(CacheUnavailableError):
+    """A value came before the epochs that it is judged by; never leaves the engine.
+
+    :ivar tags: the tags that the value has.
+    """
+
+    def __init__(self, tags: tuple[str, ...] = ()) -> None:
+        super().__init__("unsettled", "the epochs of a value are not known yet")
+        self.tags = tags
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:  # type: ignore[override]  # made otherwise
+        return type(self), (self.tags,)
+
+
+class _Asking:
+    """The waiter of a read of an epoch: nobody waits, but it is not asked for twice at a time."""
+
+    __slots__ = ("_known", "_name")
+
+    def __init__(self, known: Known, name: bytes) -> None:
+        self._known = known
+        self._name = name
+        known.asked.add(name)
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Let it be asked for again when it is needed."""
+        self._known.asked.discard(self._name)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Let it be asked for again when it is needed."""
+        self._known.asked.discard(self._name)
+
+
+class EpochReads:
+    """Reads the epochs of one deployment.
+
+    :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
+    """
+
+    def __init__(self, epochs: Epochs, max_staleness: float) -> None:
+        self._epochs = epochs
+        self._max_staleness = max_staleness
+
+    def prepare(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> None:
+        """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
+
+        To be called right before the value is asked for: the answers come in that order, most often in one batch.
+
+        :raises CacheUnavailableError: when Redis is known to be away.
+        """
+        known = wire.known
+        if known.deadline < monotonic():
+            # Nobody announces their changes here; for the staleness bound, they are as good as current.
+            known.forget()
+            known.deadline = monotonic() + self._max_staleness
+        for name in self._epochs.missing(known, realm, tags):
+            if name not in known.asked:
+                asking = _Asking(known, name)
+                try:
+                    wire.read(name, partial(self._told, name), asking)
+                except CacheUnavailableError as error:
+                    asking.set_exception(error)
+                    raise
+
+    def _told(self, name: bytes, raw: bytes | None, source: "Source", _sent: float) -> None:
+        """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew."""
+        epochs = self._epochs
+        if raw is None or not raw.isdigit() or int(raw) < epochs.latest(name):
+            command = scripts.learn(epochs.clock, name, epochs.latest(name))
+            source.call(command, partial(self._issued, name), _Asking(source.known, name))
+        else:
+            self._issued(name, raw, source, _sent)
+
+    def _issued(self, name: bytes, digits: bytes, source: "Source", _sent: float) -> None:
+        self._epochs.seen(name, int(digits))
+        source.known.current.add(name)
+
+    async def settled(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> None:
+        """Return when the epochs are known that a value is judged by.
+
+        :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
+        """
+        for _ in range(JUDGEMENTS):
+            if self._epochs.floor(wire.known, realm, tags) is not None:
+                return
+            self.prepare(wire, realm, tags)
+            await wire.renew()
+        raise CacheUnavailableError("error", "Redis does not tell its epochs; grant the user EVAL and EVALSHA")

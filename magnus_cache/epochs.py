@@ -1,0 +1,189 @@
+"""Epochs: how a namespace, the whole prefix or a tag is invalidated in constant time, in the whole fleet.
+
+One clock at Redis issues all epochs, so any two of them compare. A value carries the highest epoch that its maker had
+seen *before* it was loaded, and is valid while that is no lower than the epochs of its namespace, of the whole prefix
+and of each of its tags. Who lags behind is only too careful.
+
+What a connection has read of an epoch is exact, as Redis announces on that very connection when it changes. What is
+missing at Redis is issued anew, never taken for valid.
+"""
+
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Final
+
+from magnus_cache.entries import Mark
+from magnus_cache.keys import Keyspace
+
+__all__ = ["Epochs", "Known", "Realm"]
+
+_MOST: Final = 100_000
+"""Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
+
+_MOST_EVENTS: Final = 4_096
+"""Tags invalidated by this process that are told apart; of older ones, all loads under way count as overtaken."""
+
+
+class Realm:
+    """A namespace as Redis knows it: what its values' names begin with, and the name of its epoch."""
+
+    __slots__ = ("control", "prefix")
+
+    def __init__(self, keyspace: Keyspace, namespace: str) -> None:
+        self.prefix = keyspace.namespace_prefix(namespace)
+        self.control = keyspace.control_name("epoch", str.__str__(namespace))
+
+
+class Known:
+    """The epochs that one connection has read and would hear about: those that need not be asked for.
+
+    :ivar current: the names of the control keys.
+    :ivar asked: the names that are being asked for.
+    :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
+    """
+
+    __slots__ = ("asked", "current", "deadline")
+
+    def __init__(self) -> None:
+        self.current: set[bytes] = set()
+        self.asked: set[bytes] = set()
+        self.deadline = math.inf
+
+    def forget(self) -> None:
+        """Have everything asked for again."""
+        self.current.clear()
+        self.asked.clear()
+
+
+class Epochs:
+    """The epochs that this process has seen, through any connection. Thread-safe.
+
+    :ivar highest: the highest of all; what a load that begins now may claim to know.
+    :ivar root: the name of the whole prefix' epoch.
+    :ivar clock: the name of the clock that issues epochs.
+    :ivar events: counts the tag invalidations of this process.
+    """
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self.root = keyspace.control_name("epoch")
+        self.clock = keyspace.control_name("clock")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child."""
+        self._lock = threading.Lock()
+        self.highest = 0
+        self._latest: dict[bytes, int] = {}
+        self._realms: dict[str, Realm] = {}
+        self._prefixes: dict[bytes, bytes] = {}
+        self._marks: weakref.WeakValueDictionary[bytes, Mark] = weakref.WeakValueDictionary()
+        self.events = 0
+        self._events: dict[bytes, int] = {}
+        self._blurred = 0
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    def realm(self, namespace: str) -> Realm:
+        """Return a namespace's names."""
+        realm = self._realms.get(namespace)
+        if realm is None:
+            realm = Realm(self._keyspace, namespace)
+            if len(self._realms) >= _MOST:
+                self._realms.clear()
+                self._prefixes.clear()
+            self._prefixes[realm.control] = realm.prefix
+            self._realms[str.__str__(namespace)] = realm
+        return realm
+
+    def tag_name(self, tag: str) -> bytes:
+        """Return the name of a tag's epoch."""
+        return self._keyspace.control_name("tag", tag)
+
+    def control_of(self, prefix: bytes) -> bytes:
+        """Return the name of the epoch of the values that begin so: those of a namespace, or all."""
+        namespace = prefix[len(self._keyspace.prefix) + 1 : -1]
+        return self.realm(namespace.decode()).control if namespace else self.root
+
+    def prefix_of(self, name: bytes) -> bytes | None:
+        """Return what the values begin with that an epoch is about, or None for a tag's epoch.
+
+        One whose namespace this process does not remember counts as that of the whole prefix.
+        """
+        if (prefix := self._prefixes.get(name)) is not None:
+            return prefix
+        everything = f"{self._keyspace.prefix}:".encode()
+        return everything if name.startswith(self.root) else None
+
+    def marks(self, tags: Iterable[str]) -> list[Mark]:
+        """Return the marks of some tags, for an entry."""
+        return [self._marks.setdefault(self.tag_name(tag), Mark()) for tag in tags]
+
+    def mark(self, name: bytes) -> Mark | None:
+        """Return the mark of a tag's epoch, if any entry has it."""
+        return self._marks.get(name)
+
+    # -- what is known --------------------------------------------------------------------------------------
+
+    def seen(self, name: bytes, epoch: int) -> None:
+        """Note an epoch that Redis told."""
+        with self._lock:
+            self.highest = max(self.highest, epoch)
+            # To the end: the first ones are those not seen for longest.
+            self._latest[name] = max(self._latest.pop(name, 0), epoch)
+            if len(self._latest) > _MOST:
+                for old in list(itertools.islice(self._latest, _MOST // 10)):
+                    del self._latest[old]
+
+    def latest(self, name: bytes) -> int:
+        """Return the last epoch seen of a control key; 0 if there is none."""
+        return self._latest.get(name, 0)
+
+    def names(self) -> list[bytes]:
+        """Return the names of the control keys that are known, at most a thousand."""
+        return [self.clock, *itertools.islice(list(self._latest), 999)]
+
+    def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+        """Return the names whose epochs a connection would have to ask for, to judge a value."""
+        current, latest = known.current, self._latest
+        names = (self.root, realm.control, *map(self.tag_name, tags))
+        return [name for name in names if name not in current or name not in latest]
+
+    def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+        """Return the epoch below which a value with such tags is invalid; None if that is not known."""
+        current, latest = known.current, self._latest
+        if realm.control not in current or self.root not in current:
+            return None
+        # The process may know more than the connection, whose push is still on its way.
+        floor, other = latest.get(realm.control), latest.get(self.root)
+        if floor is None or other is None:
+            return None
+        floor = max(floor, other)
+        for tag in tags:
+            name = self.tag_name(tag)
+            epoch = latest.get(name)
+            if epoch is None or name not in current:
+                return None
+            floor = max(floor, epoch)
+        return floor
+
+    # -- what this process invalidates ------------------------------------------------------------------------
+
+    def invalidated(self, names: Iterable[bytes]) -> None:
+        """Note that these tags were invalidated now, whatever Redis will say."""
+        with self._lock:
+            self.events += 1
+            for name in names:
+                self._events.pop(name, None)
+                self._events[name] = self.events
+            while len(self._events) > _MOST_EVENTS:
+                oldest = next(iter(self._events))
+                self._blurred = max(self._blurred, self._events.pop(oldest))
+
+    def overtaken(self, tags: Iterable[str], since: int) -> bool:
+        """Whether one of the tags was invalidated here since `events` had a value."""
+        names = [self.tag_name(tag) for tag in tags]
+        return bool(names) and (self._blurred > since or any(self._events.get(name, 0) > since for name in names))

@@ -1,0 +1,117 @@
+"""What the cache knows of one key: for people who ask why a value is served, or why it is not."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from magnus_cache.clock import monotonic
+from magnus_cache.codec import envelope
+from magnus_cache.entries import Entry
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.reads import Address, Reads
+from magnus_cache.redis import commands
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["Explanation", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The state of one key; never its value.
+
+    :ivar namespace: the namespace's name.
+    :ivar name: the value's full name in Redis.
+    :ivar level: where a `get` would find it now: ``"l1"``, ``"l2"``, or None for a miss.
+    :ivar verdict: what there is, or why it is a miss, in words.
+    :ivar age: seconds since it was stored, or None if that is not known.
+    :ivar left: seconds that it has left to live, or None.
+    :ivar epoch: the highest epoch that its maker had seen before it was loaded, or None.
+    :ivar floor: the epoch below which such a value is invalid, or None.
+    :ivar tags: its tags.
+    :ivar cost: seconds that its load took, or None.
+    :ivar size: bytes of the encoded value, or None.
+    :ivar lease_holder: who is loading it: host, process and acquisition, or None.
+    :ivar lease_left: seconds until that lease runs out unless it is renewed, or None.
+    """
+
+    namespace: str
+    name: str
+    level: str | None
+    verdict: str
+    age: float | None = None
+    left: float | None = None
+    epoch: int | None = None
+    floor: int | None = None
+    tags: tuple[str, ...] = ()
+    cost: float | None = None
+    size: int | None = None
+    lease_holder: str | None = None
+    lease_left: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.verdict}"]
+        if self.left is not None:
+            age = "unknown" if self.age is None else f"{self.age:.3f} s"
+            lines.append(f"  age {age}, {self.left:.3f} s left, load took {self.cost or 0:.3f} s, {self.size} bytes")
+        if self.epoch is not None:
+            lines.append(f"  epoch {self.epoch}, valid from {self.floor} on; tags: {', '.join(self.tags) or 'none'}")
+        if self.lease_holder is not None:
+            lines.append(f"  being loaded by {self.lease_holder}, lease runs out in {self.lease_left:.3f} s")
+        return "\n".join(lines)
+
+
+async def explain(reads: Reads, address: Address) -> Explanation:
+    """Return the state of one key. It is not counted, and nothing is brought near."""
+    state = reads.state
+    name = address.name.decode()
+    near = state.memory.hit(address.name)
+    wire = state.wire()
+    if wire is None:
+        return _local(address, name, near or state.memory.peek(address.name), "no Redis is configured")
+    try:
+        await reads.caught_up(wire, address)
+        raw, holder, left = await wire.execute(commands.look(address.name))
+        facts = await _facts(reads, wire, address, raw)
+    except CacheUnavailableError as error:
+        return _local(address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
+    if near is not None:
+        facts["level"], facts["verdict"] = "l1", f"near, and {facts['verdict']} in Redis"
+        # What is near has its own end, which may be sooner.
+        facts["left"] = near.deadline - monotonic()
+    lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
+    return Explanation(str(address.namespace), name, **facts, **lease)
+
+
+def _local(address: Address, name: str, entry: Entry | None, why: str) -> Explanation:
+    if entry is None:
+        return Explanation(str(address.namespace), name, None, f"not there; {why}")
+    left = entry.deadline - monotonic()
+    return Explanation(str(address.namespace), name, "l1", f"in this process; {why}", left=left, size=entry.size)
+
+
+async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:
+    if raw is None:
+        return {"level": None, "verdict": "not there"}
+    try:
+        header = envelope.read_header(raw)
+        tags, _ = envelope.read_tags(raw, header)
+        envelope.open_payload(raw, header, reads.limit(address))
+    except CacheDecodeError as error:
+        return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
+    await reads.epochs.settled(wire, address.realm, tags)
+    floor = reads.state.epochs.floor(wire.known, address.realm, tags)
+    left = wire.time.local(header.fresh_until) - monotonic()
+    facts: dict[str, Any] = {
+        "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
+        "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
+    }  # fmt: skip
+    if left <= 0:
+        verdict = "past its end"
+    elif floor is None or header.epoch < floor:
+        verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
+    elif reads.state.recovery.pending and reads.covered(address, tags):
+        verdict = "invalidated by this process while Redis was away, which is not told yet"
+    else:
+        facts["level"], verdict = "l2", "valid"
+    return facts | {"verdict": verdict}

@@ -1,0 +1,42 @@
+"""One load under way, and which load the running code is part of."""
+
+import asyncio
+from contextvars import ContextVar
+from typing import Final
+
+from magnus_cache.outcomes import Waiter
+
+__all__ = ["LOADING", "Flight"]
+
+LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
+"""The innermost load that the running code is part of."""
+
+
+class Flight:
+    """One load under way; given to the load itself.
+
+    :ivar key: what is being loaded.
+    :ivar loop: the event loop that runs the load; None if a blocking caller's thread does.
+    :ivar detached: whether the key was written or deleted since the load began, or the load was given up: its result
+        serves those who already wait and must not be stored.
+    :ivar done: whether the outcome is known.
+    :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
+    """
+
+    __slots__ = ("crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
+
+    def __init__(self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, detached: bool) -> None:
+        self.key = key
+        self.loop = loop
+        self.detached = detached
+        self.done = False
+        self.owner = owner
+        self.outer = LOADING.get()
+        self.crew: set[Waiter] = set()
+        self.needs: list[Flight] = []
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def waiters(self) -> int:
+        """How many callers wait; a thread that runs the load itself is not counted."""
+        return len(self.crew)

@@ -1,0 +1,299 @@
+"""Leases: the right to load a key, held by one process of the fleet at a time.
+
+After the leases of Facebook's Memcache (NSDI 2013): the token is unique to each acquisition, and whoever deletes or
+overwrites the key voids it, so that a load which began before can never be stored. The holder renews its lease while
+it loads; if it dies, the lease runs out and somebody else takes over. Who waits is woken by the server's announcement
+of a change of the value or the lease (ACQ has read both), or by the end of the lease, and never polls.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from magnus_cache.codec.envelope import new_version
+from magnus_cache.entries import Trust
+from magnus_cache.errors import CacheError
+from magnus_cache.flight import Flight
+from magnus_cache.outcomes import running_loop
+from magnus_cache.redis import scripts
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
+
+_RENEWALS: Final = 3
+"""A lease is renewed after this part of its time."""
+
+_Detach = Callable[[Flight], object]
+"""Told of a load under way that was overtaken: nobody may join it any more."""
+
+
+class _Nobody:
+    """The waiter of a request whose answer is of interest to its `receive` alone."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Do nothing."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Do nothing."""
+
+
+NOBODY: Final = _Nobody()
+
+
+class _Bell(Protocol):
+    def __call__(self) -> object: ...
+
+
+def new_token() -> bytes:
+    """Return a token that no other acquisition has, readable for people: host, process and a unique number."""
+    return f"{_host()}:{os.getpid()}:{new_version():016x}".encode()
+
+
+def _host() -> str:
+    global _hostname
+    if _hostname is None:
+        _hostname = socket.gethostname()
+    return _hostname
+
+
+_hostname: str | None = None
+
+
+class Lease:
+    """The right of one load to store its value.
+
+    :ivar trust: what its connection's announcements are good for; past it, the key may have been invalidated unheard.
+    :ivar void: whether it is known that nothing may be stored with it.
+    """
+
+    __slots__ = ("_owner", "_timer", "ended", "flight", "name", "seconds", "token", "trust", "void", "wire")
+
+    def __init__(
+        self, owner: "Leases", wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None
+    ) -> None:
+        self.wire = wire
+        self.name = name
+        self.token = token
+        self.seconds = seconds
+        self.flight = flight
+        self.trust: Trust = wire.trust
+        self.void = False
+        self.ended = False
+        self._owner = owner
+        self._timer: asyncio.TimerHandle | None = wire.loop.call_later(seconds / _RENEWALS, self._renew)
+
+    def _renew(self) -> None:
+        if self.ended:
+            return
+        if self.flight is not None and self.flight.done:
+            # A thread that was interrupted (Ctrl-C) in the wrong moment did not get to ending it.
+            self.close()
+            return
+        # While Redis is away it is tried again and again: the lease may have outlived the outage.
+        self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
+        with contextlib.suppress(CacheError):
+            self.wire.call(scripts.renew(self.name, self.token, round(self.seconds * 1000)), self._renewed, NOBODY)
+
+    def _renewed(self, reply: Any, source: "Source", _sent: float) -> None:
+        if not reply:
+            # Deleted, overwritten or taken over, whatever became of the announcement.
+            self._owner.voided(self)
+        else:
+            self.trust = source.trust
+
+    def close(self, *, filled: bool = False) -> None:
+        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves."""
+        if running_loop() is self.wire.loop:
+            self._close(filled)
+        else:
+            with contextlib.suppress(RuntimeError):
+                self.wire.loop.call_soon_threadsafe(self._close, filled)
+
+    def _close(self, filled: bool) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._owner.ended(self)
+        if not filled:
+            # Not waited for: this also runs when the load was cancelled. Failing that, the lease runs out.
+            with contextlib.suppress(CacheError):
+                self.wire.call(scripts.release(self.name, self.token), _ignored, NOBODY)
+
+
+def _ignored(_reply: Any, _source: "Source", _sent: float) -> None:
+    pass
+
+
+class Claim:
+    """What a load may do with its value; made before it begins.
+
+    :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
+    :ivar epoch: the highest epoch that this process had seen.
+    :ivar since: its count of tag invalidations.
+    :ivar mark: where its record of untold invalidations stood.
+    :ivar fresh: whether it is to replace a value that may be there.
+    :ivar storable: whether it may be kept at all.
+    """
+
+    __slots__ = ("epoch", "flight", "fresh", "lease", "mark", "since", "storable")
+
+    def __init__(
+        self,
+        flight: Flight,
+        *,
+        lease: Lease | None,
+        epoch: int,
+        since: int,
+        mark: int,
+        fresh: bool,
+        storable: bool = True,
+    ) -> None:
+        self.flight = flight
+        self.lease = lease
+        self.epoch = epoch
+        self.since = since
+        self.mark = mark
+        self.fresh = fresh
+        self.storable = storable
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the key is known to have been deleted or overwritten since."""
+        return self.flight.detached
+
+    def close(self) -> None:
+        """Give up the lease, unless it was used."""
+        if self.lease is not None:
+            self.lease.close()
+
+
+class Leases:
+    """The leases that this process holds, and the bells of those of its loads that wait for others'. Thread-safe.
+
+    :param detach: called with the load under way whose lease is void.
+    """
+
+    def __init__(self, detach: _Detach) -> None:
+        self._detach = detach
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child."""
+        self._lock = threading.Lock()
+        self._held: dict[bytes, Lease] = {}
+        self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        """Return how many leases are held."""
+        return len(self._held)
+
+    # -- held -----------------------------------------------------------------------------------------------
+
+    def hold(self, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
+        """Take charge of a lease that Redis has just granted. To be called inside the wire's reader."""
+        lease = Lease(self, wire, name, token, seconds, flight)
+        wire.holds += 1
+        with self._lock:
+            self._held[name] = lease
+        return lease
+
+    def ended(self, lease: Lease) -> None:
+        """Note that a lease is no longer held."""
+        lease.wire.holds -= 1
+        with self._lock:
+            if self._held.get(lease.name) is lease:
+                del self._held[lease.name]
+
+    def voided(self, lease: Lease) -> None:
+        """Note that a load was overtaken: it can store nothing, and nobody may join it or wait for its lease."""
+        lease.void = True
+        if lease.flight is not None:
+            self._detach(lease.flight)
+        lease.close()
+
+    def announced(self, name: bytes, wire: "Wire") -> None:
+        """Take the announcement, through a wire, that somebody changed a value's lease."""
+        lease = self._held.get(name)
+        # Through another wire it may be about a lease that went before.
+        if lease is not None and lease.wire is wire:
+            self.voided(lease)
+        self.ring(name)
+
+    def touched(self, name: bytes) -> None:
+        """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
+        lease = self._held.get(name)
+        if lease is not None:
+            self.voided(lease)
+        self.ring(name)
+
+    def touched_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Do what `touched` does for every name that satisfies a quick predicate."""
+        for name in [name for name in list(self._held) if predicate(name)]:
+            self.touched(name)
+
+    def flushed(self, wire: "Wire") -> None:
+        """Note that all leases at a server are gone."""
+        for lease in [lease for lease in list(self._held.values()) if lease.wire is wire]:
+            self.voided(lease)
+        self.ring_all()
+
+    def check(self, name: bytes, now: float) -> None:
+        """Let nobody join a load whose lease could have been voided unheard."""
+        lease = self._held.get(name)
+        if lease is not None and lease.flight is not None and lease.trust.deadline < now:
+            self._detach(lease.flight)
+
+    # -- waited for -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listening(self, name: bytes) -> Generator[asyncio.Event]:
+        """Yield an event of the running loop that is set whenever the value or its lease changes."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        with self._lock:
+            number = next(self._numbers)
+            self._bells.setdefault(name, {})[number] = (loop, event.set)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                bells = self._bells.get(name, {})
+                bells.pop(number, None)
+                if not bells:
+                    self._bells.pop(name, None)
+
+    def ring(self, name: bytes) -> None:
+        """Wake whoever waits for a change of a value."""
+        if name in self._bells:
+            with self._lock:
+                bells = list(self._bells.get(name, {}).values())
+            _ring(bells)
+
+    def ring_all(self) -> None:
+        """Wake everybody: a connection was lost, and with it the announcements."""
+        with self._lock:
+            bells = [bell for group in self._bells.values() for bell in group.values()]
+        _ring(bells)
+
+
+def _ring(bells: list[tuple[asyncio.AbstractEventLoop, _Bell]]) -> None:
+    for loop, bell in bells:
+        # On a closed loop nobody is left to be woken.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(bell)

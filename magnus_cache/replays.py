@@ -1,0 +1,123 @@
+"""Telling Redis what it missed, on its return and before anything it says about that is believed."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from magnus_cache.clock import monotonic
+from magnus_cache.epochs import Epochs
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.notices import Notices
+from magnus_cache.redis import scripts
+from magnus_cache.redis.reclaim import remove_names
+from magnus_cache.redis.recovery import Recovery
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["Owner", "Replays"]
+
+_PAUSE: Final = 1.0
+"""Seconds until a replay that Redis refused is tried again."""
+
+_EPOCHS_AT_ONCE: Final = 500
+
+
+class Owner(Protocol):
+    """Who is told what this process has to forget as well."""
+
+    def touch(self, names: Iterable[bytes]) -> None:
+        """Forget some values."""
+
+    def outdated(self, name: bytes) -> None:
+        """Forget all that an epoch is about."""
+
+
+class Replays:
+    """The replays of one cache's record, and the issue of epochs.
+
+    :param timeout: seconds that a caller waits for a replay.
+    """
+
+    def __init__(self, owner: Owner, recovery: Recovery, epochs: Epochs, notices: Notices, timeout: float) -> None:
+        self._owner = owner
+        self._recovery = recovery
+        self._epochs = epochs
+        self._notices = notices
+        self._timeout = timeout
+        self._replay_at = 0.0
+        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+
+    async def done(self, wire: "Wire") -> None:
+        """Return once Redis has been told what it missed; or has just refused to hear it; or takes its time.
+
+        In the latter cases the record stays, and stands in the way of whatever value it covers.
+
+        :raises CacheUnavailableError: when it went away again.
+        """
+        if monotonic() < self._replay_at:
+            return
+        task = self.begin(wire)
+        await asyncio.wait([task], timeout=self._timeout)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+    def begin(self, wire: "Wire") -> asyncio.Task[None]:
+        """Begin to tell what Redis missed, unless that is under way on this wire's loop."""
+        task = self._tasks.get(wire.loop)
+        if task is None or task.done():
+            task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
+            task.add_done_callback(self._replay_ended)
+            self._tasks[wire.loop] = task
+        return task
+
+    def _replay_ended(self, task: asyncio.Task[None]) -> None:
+        loop = task.get_loop()
+        if self._tasks.get(loop) is task:
+            del self._tasks[loop]
+        # A failure is Redis going away again, which the wire reports; the record stays.
+        if not task.cancelled():
+            task.exception()
+
+    async def _replay(self, wire: "Wire") -> None:
+        # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
+        if not wire.up:
+            await wire.renew()
+        missed = self._recovery.take()
+        controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
+        try:
+            # Epochs first: they may cover a million values, and take one exchange.
+            await self.bump(wire, controls)
+            await remove_names(wire, missed.names, self._owner.touch)
+        except CacheUnavailableError as error:
+            if not wire.up:
+                raise
+            # It is there and says no (an ACL, a replica): asking again with every read would not change its mind.
+            self._replay_at = monotonic() + _PAUSE
+            self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
+            return
+        self._recovery.settle(missed)
+
+    async def bump(self, wire: "Wire", names: Sequence[bytes]) -> int:
+        """Issue a new epoch to some control keys, and return it; 0 for none.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        epoch = 0
+        for start in range(0, len(names), _EPOCHS_AT_ONCE):
+            some = names[start : start + _EPOCHS_AT_ONCE]
+            command = scripts.bump(self._epochs.clock, some, self._epochs.highest)
+            epoch = await wire.execute(command, partial(self._bumped, some))
+        return epoch
+
+    def _bumped(self, names: Sequence[bytes], reply: Any, source: "Source", _sent: float) -> int:
+        """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""
+        epoch = int(reply)
+        for name in names:
+            self._epochs.seen(name, epoch)
+            source.known.current.add(name)
+            self._owner.outdated(name)
+        return epoch
