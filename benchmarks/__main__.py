@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import redis
 
 from benchmarks.budgets import judge
+from benchmarks.coherence import clears, invalidations
 from benchmarks.costs import entry_memory, import_time, misses
 from benchmarks.memory_hits import async_hits, blocking_hits
 from benchmarks.plan import PREFIX, Plan
@@ -35,12 +36,14 @@ BENCHMARKS: Final[dict[str, Callable[[Plan], Table]]] = {
     "l2-async": async_redis_hits,
     "l2-threads": blocking_redis_hits,
     "miss": misses,
+    "invalidation": invalidations,
+    "clear": clears,
 }
 """The benchmarks by name, in the order in which they run."""
 
-_FULL: Final = (9, 0.3, 100_000)
-_QUICK: Final = (3, 0.1, 100_000)
-"""Rounds, seconds of a turn, entries in memory."""
+_FULL: Final = (9, 0.3, 100_000, 1_000_000)
+_QUICK: Final = (3, 0.1, 100_000, 100_000)
+"""Rounds, seconds of a turn, entries in memory, values to be cleared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before the server starts: it inherits the core.
         os.sched_setaffinity(0, {options.pin})
     with _server(options.server_url) as (host, port):
-        rounds, turn, entries = _QUICK if options.quick else _FULL
-        plan = Plan(options.rounds or rounds, options.turn or turn, options.entries or entries, host, port)
+        rounds, turn, entries, cleared = _QUICK if options.quick else _FULL
+        plan = Plan(
+            options.rounds or rounds, options.turn or turn, options.entries or entries, options.cleared or cleared,
+            host, port,
+        )  # fmt: skip
         tables = _run(plan, options.only or list(BENCHMARKS))
         machine = facts(_server_version(plan))
         _clean_up(plan)
@@ -73,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contender")
     parser.add_argument("--turn", type=float, metavar="SECONDS", help="length of a contender's turn")
     parser.add_argument("--entries", type=int, metavar="N", help="entries in memory when their size is measured")
+    parser.add_argument("--cleared", type=int, metavar="N", help="values in the namespace whose clear is measured")
     return parser
 
 

@@ -31,6 +31,7 @@ class Plan:
     :ivar rounds: how often every contender has its turn.
     :ivar turn: seconds that a turn takes, about.
     :ivar entries: entries in the near cache when its memory is measured.
+    :ivar cleared: values in the namespace whose clear is measured.
     :ivar host: of the server.
     :ivar port: of the server.
     """
@@ -38,6 +39,7 @@ class Plan:
     rounds: int
     turn: float
     entries: int
+    cleared: int
     host: str
     port: int
 

@@ -12,8 +12,11 @@ for _peer in ("aiocache", "async_lru", "cachetools", "cashews", "dogpile.cache")
 
 from benchmarks.__main__ import BENCHMARKS, main  # noqa: E402  # after the peers were looked for
 from benchmarks.budgets import BUDGETS, Budget, judge  # noqa: E402  # likewise
+from benchmarks.coherence import note_round  # noqa: E402  # likewise
+from benchmarks.peer import peer, spread  # noqa: E402  # likewise
 from benchmarks.report import budget_text, figures, grid, table_text  # noqa: E402  # likewise
 from benchmarks.tables import OURS, Table, rotations  # noqa: E402  # likewise
+from magnus_cache.embedded import EmbeddedServer  # noqa: E402  # likewise
 
 
 def rates(**samples: list[float]) -> Table:
@@ -103,6 +106,38 @@ class TestBudgets:
             assert budget.table is None or (budget.at_most is None) != (budget.at_least is None)
 
 
+class TestCoherence:
+    def test_writes_have_columns_of_their_own_and_all_are_compared_with_the_same_publishes(self) -> None:
+        table = Table("invalidation", "", "us", less_is_better=True)
+        note_round(table, {"set": [2e-6] * 2, "delete": [4e-6] * 2, "PUBLISH": [1e-6, 3e-6]})
+        assert list(table.samples) == ["set p50", "set p99", "delete p50", "delete p99"]
+        assert table.median("set p50", OURS) == pytest.approx(2)
+        assert table.median("delete p50", OURS) == pytest.approx(4)
+        for write in ("set", "delete"):
+            assert table.contenders == [OURS, "PUBLISH"]
+            assert table.median(f"{write} p50", "PUBLISH") == pytest.approx(2)
+            assert table.median(f"{write} p99", "PUBLISH") == pytest.approx(2.98)
+
+    @pytest.mark.parametrize("count", [2, 3, 50, 199, 200, 201, 1000, 1_000_003])
+    def test_the_values_watched_are_few_and_no_value_is_watched_twice(self, count: int) -> None:
+        warm, fresh = spread(count, 100, 0), spread(count, 16, 1)
+        assert 0 < len(warm) <= 100
+        assert 0 < len(fresh) <= 16
+        assert len({*warm, *fresh}) == len(warm) + len(fresh)
+        assert max(int(key) for key in (*warm, *fresh)) < count
+        assert count < 1000 or int(warm[-1]) > count * 0.97
+
+
+@pytest.mark.anyio
+async def test_a_peer_process_that_fails_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with EmbeddedServer() as server:
+        port = server.port
+    with pytest.raises(RuntimeError, match="has failed"):
+        async with peer("prober", "127.0.0.1", port):
+            pass
+    assert "Connection" in capfd.readouterr().err
+
+
 class TestReport:
     def test_the_grid_aligns_numbers_to_the_right(self) -> None:
         assert grid([["a", "n"], ["long", "1"], ["b", "100"]]) == "a       n\n---------\nlong    1\nb     100"
@@ -135,7 +170,7 @@ def test_every_benchmark_runs(
     # The one peer that is optional; and its runtime keeps sockets for as long as the process lives.
     monkeypatch.setitem(sys.modules, "glide", None)
     path = tmp_path / "reports" / "bench.json"
-    assert main(["--rounds", "1", "--turn", "0.0001", "--entries", "50", "--json", str(path)]) == 0
+    assert main(["--rounds", "1", "--turn", "0.0001", "--entries", "50", "--cleared", "50", "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert list(report["tables"]) == list(BENCHMARKS)
     for table in report["tables"].values():
