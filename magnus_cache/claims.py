@@ -170,6 +170,14 @@ class Claims:
             claim.close()
         return claim
 
+    async def adopt(self, tags: tuple[str, ...], claim: Claim) -> None:
+        """Have tags that a load has made known to Redis as older than the load, where that is so."""
+        if claim.lease is not None and not claim.lease.void:
+            try:
+                await self._reads.epochs.adopt(claim.lease.wire, tags, claim.epoch)
+            except CacheUnavailableError as error:
+                self._state.stats.failed(error.reason)
+
     async def overtaken(self, address: Address, tags: tuple[str, ...], claim: Claim) -> bool:
         """Whether one of a value's tags was invalidated since its load was claimed, as far as can be known."""
         if self._state.epochs.overtaken(tags, claim.since):

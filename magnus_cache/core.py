@@ -342,7 +342,7 @@ class AsyncOperations:
             try:
                 total = await wire.execute(commands.DB_SIZE)
                 # Ours that are no values; leases come and go.
-                total -= await wire.execute(commands.count(state.epochs.names()))
+                total -= await wire.execute(commands.count(state.epochs.known_names()))
                 info = await wire.execute(commands.INFO_MEMORY)
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)

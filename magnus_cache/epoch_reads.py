@@ -1,11 +1,12 @@
 """Reading epochs: along with the values that are judged by them, once for each connection."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from magnus_cache.clock import monotonic
-from magnus_cache.epochs import Epochs, Known, Realm
+from magnus_cache.epochs import Epochs, Known, Realm, epoch_of
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import scripts
 
@@ -89,15 +90,34 @@ class EpochReads:
     def _told(self, name: bytes, raw: bytes | None, source: "Source", _sent: float) -> None:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew."""
         epochs = self._epochs
-        if raw is None or not raw.isdigit() or int(raw) < epochs.latest(name):
-            command = scripts.learn(epochs.clock, name, epochs.latest(name))
+        epoch = epoch_of(raw)
+        if not epoch or epoch < epochs.latest(name):
+            command = scripts.learn(epochs.names, name, epochs.latest(name))
             source.call(command, partial(self._issued, name), _Asking(source.known, name))
         else:
-            self._issued(name, raw, source, _sent)
+            epochs.seen(name, epoch)
+            source.known.current.add(name)
 
     def _issued(self, name: bytes, digits: bytes, source: "Source", _sent: float) -> None:
         self._epochs.seen(name, int(digits))
         source.known.current.add(name)
+
+    async def adopt(self, wire: "Wire", tags: Sequence[str], epoch: int) -> None:
+        """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        epochs = self._epochs
+        names = [epochs.tag_name(tag) for tag in tags]
+        waiters: list[asyncio.Future[None]] = []
+        for name in names:
+            if name not in wire.known.current or not epochs.latest(name):
+                waiters.append(wire.loop.create_future())
+                command = scripts.adopt(epochs.names, name, epochs.latest(name), epoch)
+                wire.call(command, partial(self._issued, name), waiters[-1])
+        for outcome in await asyncio.gather(*waiters, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def settled(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> None:
         """Return when the epochs are known that a value is judged by.

@@ -12,19 +12,36 @@ import itertools
 import math
 import threading
 import weakref
+import zlib
 from collections.abc import Iterable
 from typing import Final
 
 from magnus_cache.entries import Mark
 from magnus_cache.keys import Keyspace
 
-__all__ = ["Epochs", "Known", "Realm"]
+__all__ = ["LATEST_EPOCH", "ControlNames", "Epochs", "Known", "Realm", "epoch_of"]
+
+LATEST_EPOCH: Final = 9_000_000_000_000_000
+"""The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
+
+_DIGITS: Final = 16
+
+_BUCKETS: Final = 1_024
+"""Buckets of tags that are told apart in the guard."""
 
 _MOST: Final = 100_000
 """Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
 
 _MOST_EVENTS: Final = 4_096
 """Tags invalidated by this process that are told apart; of older ones, all loads under way count as overtaken."""
+
+
+def epoch_of(text: bytes | None) -> int:
+    """Return the epoch that Redis holds in a control key; 0 for none, and for what cannot be one."""
+    if text is None or len(text) > _DIGITS or not text.isdigit():
+        return 0
+    epoch = int(text)
+    return epoch if epoch <= LATEST_EPOCH else 0
 
 
 class Realm:
@@ -35,6 +52,27 @@ class Realm:
     def __init__(self, keyspace: Keyspace, namespace: str) -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
         self.control = keyspace.control_name("epoch", str.__str__(namespace))
+
+
+class ControlNames:
+    """The names of the control keys of one deployment.
+
+    :ivar root: the whole prefix' epoch.
+    :ivar clock: the clock that issues epochs.
+    :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
+    """
+
+    __slots__ = ("_tag_prefix", "clock", "guard", "root")
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self.root = keyspace.control_name("epoch")
+        self.clock = keyspace.control_name("clock")
+        self.guard = keyspace.control_name("guard")
+        self._tag_prefix = keyspace.control_name("tag", "-")[:-1]
+
+    def bucket(self, control: bytes) -> bytes:
+        """Return the field of the guard that a tag's epoch belongs to; nothing for other epochs."""
+        return b"%d" % (zlib.crc32(control) % _BUCKETS) if control.startswith(self._tag_prefix) else b""
 
 
 class Known:
@@ -62,15 +100,15 @@ class Epochs:
     """The epochs that this process has seen, through any connection. Thread-safe.
 
     :ivar highest: the highest of all; what a load that begins now may claim to know.
+    :ivar names: the names of the control keys.
     :ivar root: the name of the whole prefix' epoch.
-    :ivar clock: the name of the clock that issues epochs.
     :ivar events: counts the tag invalidations of this process.
     """
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
-        self.root = keyspace.control_name("epoch")
-        self.clock = keyspace.control_name("clock")
+        self.names = ControlNames(keyspace)
+        self.root = self.names.root
         self.reset()
 
     def reset(self) -> None:
@@ -142,9 +180,9 @@ class Epochs:
         """Return the last epoch seen of a control key; 0 if there is none."""
         return self._latest.get(name, 0)
 
-    def names(self) -> list[bytes]:
+    def known_names(self) -> list[bytes]:
         """Return the names of the control keys that are known, at most a thousand."""
-        return [self.clock, *itertools.islice(list(self._latest), 999)]
+        return [self.names.clock, self.names.guard, *itertools.islice(list(self._latest), 999)]
 
     def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""

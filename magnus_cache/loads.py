@@ -250,7 +250,9 @@ class Loads:
     ) -> Loaded[T]:
         """Store a value if it is to be, and return it for those who wait."""
         payload, ttl = self._judge(address, value, rule)
-        tags = rule.tags_of(value, tags)
+        if rule.tags is not None and rule.tags.of_value is not None:
+            tags = rule.tags_of(value, tags)
+            await self.claims.adopt(tags, claim)
         if payload is not None and ttl is not None:
             await self._writes.fill(address, value, payload, ttl, tags, cost, claim)
         return Loaded(value, payload, overtaken=bool(tags) and await self.claims.overtaken(address, tags, claim))

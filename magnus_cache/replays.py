@@ -109,7 +109,7 @@ class Replays:
         epoch = 0
         for start in range(0, len(names), _EPOCHS_AT_ONCE):
             some = names[start : start + _EPOCHS_AT_ONCE]
-            command = scripts.bump(self._epochs.clock, some, self._epochs.highest)
+            command = scripts.bump(self._epochs.names, some, self._epochs.highest)
             epoch = await wire.execute(command, partial(self._bumped, some))
         return epoch
 

@@ -4,37 +4,20 @@ Each test states the guard it stands for; take the guard away and it goes red.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, Namespace, codec
+from magnus_cache import Namespace, codec
 from magnus_cache.codec import envelope
+from tests.support.fleet_of_managers import fleet, near
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
 LATER = 2**52
 """An epoch that no invalidation in these tests reaches."""
-
-
-@asynccontextmanager
-async def fleet(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
-    """Managers with near caches of their own, as in so many processes."""
-    managers = [AsyncCacheManager(redis_url=url, **options) for _ in range(count)]
-    async with AsyncExitStack() as stack:
-        for manager in managers:
-            stack.push_async_callback(manager.aclose)
-        yield managers
-
-
-def near(manager: AsyncCacheManager, namespace: str, key: str) -> bool:
-    """Whether the near cache would serve the value now."""
-    state = manager._engine.state
-    return state.memory.hit(state.keyspace.value_name(namespace, key)) is not None
 
 
 async def test_a_peers_write_reaches_the_near_cache(url: str) -> None:

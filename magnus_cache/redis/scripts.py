@@ -5,15 +5,16 @@ Where a script writes a key, it reads it afterwards: our own write under NOLOOP 
 for us, and a read begins it anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha1
 from typing import Final
 
 from magnus_cache.codec.envelope import EPOCH_AT
+from magnus_cache.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache.keys import lease_name
 from magnus_cache.redis.commands import Command, pack
 
-__all__ = ["LEASED", "Script", "acquire", "bump", "fill", "learn", "reclaim", "release", "renew", "replace"]
+__all__ = ["LEASED", "Script", "acquire", "adopt", "bump", "fill", "learn", "reclaim", "release", "renew", "replace"]
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
@@ -90,29 +91,67 @@ return redis.call('DEL', KEYS[1])
 # A hybrid clock: microseconds of Redis' own clock, but always past whatever was issued, or known to a caller (after
 # a failover that lost the last writes, a caller may know more than Redis). Sixteen digits until the year 2286, well
 # within what Lua's numbers hold exactly.
-_ISSUE: Final = """
+_ISSUE: Final = f"""
+local function read(name)
+  local text = redis.pcall('GET', name)
+  local epoch = type(text) == 'string' and #text <= 16 and tonumber(text)
+  return epoch and epoch >= 0 and epoch <= {LATEST_EPOCH} and epoch or 0, text
+end
 local function issue(known)
   local time = redis.call('TIME')
-  local last = tonumber(redis.pcall('GET', KEYS[1])) or 0
+  local last = read(KEYS[1])
   local epoch = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(known) + 1)
   local text = string.format('%016.0f', epoch)
   redis.call('SET', KEYS[1], text)
-  for index = 2, #KEYS do
+  for index = 3, #KEYS do
     redis.call('SET', KEYS[index], text)
     redis.call('EXISTS', KEYS[index])
   end
+  redis.pcall('HSETNX', KEYS[2], 'since', text)
   return text
 end
 """
 
-_BUMP: Final = Script("BUMP", _ISSUE + "return issue(ARGV[1])\n")
+_BUMP: Final = Script(
+    "BUMP",
+    _ISSUE
+    + """
+local text = issue(ARGV[1])
+for index = 2, #ARGV do
+  if ARGV[index] ~= '' then redis.pcall('HSET', KEYS[2], ARGV[index], text) end
+end
+return text
+""",
+)
 
 _LEARN: Final = Script(
     "LEARN",
     _ISSUE
     + """
-local epoch = redis.pcall('GET', KEYS[2])
-if type(epoch) == 'string' and tonumber(epoch) and tonumber(epoch) >= tonumber(ARGV[1]) then return epoch end
+local epoch, text = read(KEYS[3])
+if epoch > 0 and epoch >= tonumber(ARGV[1]) then return text end
+return issue(ARGV[1])
+""",
+)
+
+# A tag that no value had before has no epoch. Issuing one now would make the value invalid that has just been loaded;
+# but where nobody has invalidated a tag of this bucket since the load began, the load's own epoch will do. The guard, a
+# hash of buckets, tells; if it was lost, its beginning is too late for that.
+_ADOPT: Final = Script(
+    "ADOPT",
+    _ISSUE
+    + """
+local epoch, text = read(KEYS[3])
+if epoch > 0 and epoch >= tonumber(ARGV[1]) then return text end
+local captured = tonumber(ARGV[2])
+local guard = redis.pcall('HMGET', KEYS[2], 'since', ARGV[3])
+local since, last = tonumber(guard[1] or ''), tonumber(guard[2] or '0')
+if since and since <= captured and last and last <= captured and tonumber(ARGV[1]) <= captured then
+  text = string.format('%016.0f', captured)
+  redis.call('SET', KEYS[3], text)
+  redis.call('EXISTS', KEYS[3])
+  return text
+end
 return issue(ARGV[1])
 """,
 )
@@ -169,14 +208,20 @@ def release(name: bytes, token: bytes) -> Command:
     return _RELEASE.command((lease_name(name),), token)
 
 
-def bump(clock: bytes, names: Iterable[bytes], known: int) -> Command:
+def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:
     """Pack the issue of a new epoch, higher than `known`, to some control keys; the reply is its digits."""
-    return _BUMP.command((clock, *names), known)
+    buckets = [names.bucket(control) for control in controls]
+    return _BUMP.command((names.clock, names.guard, *controls), known, *buckets)
 
 
-def learn(clock: bytes, name: bytes, known: int) -> Command:
+def learn(names: ControlNames, control: bytes, known: int) -> Command:
     """Pack the reading of an epoch, issued anew if it is missing or below what is `known`; the reply is its digits."""
-    return _LEARN.command((clock, name), known)
+    return _LEARN.command((names.clock, names.guard, control), known)
+
+
+def adopt(names: ControlNames, control: bytes, known: int, captured: int) -> Command:
+    """Pack the reading of a tag's epoch; if it is missing, that of the load that made the tag, if that is safe."""
+    return _ADOPT.command((names.clock, names.guard, control), known, captured, names.bucket(control))
 
 
 def reclaim(names: Sequence[bytes], epoch: int) -> Command:
