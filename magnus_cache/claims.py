@@ -53,8 +53,7 @@ class Claims:
         :param waiting: called when it turns out that another process holds the lease.
         """
         wire = self._state.wire()
-        if flight.detached:
-            # Whoever waited too long for another task's load.
+        if flight.alone:
             return self.unclaimed(flight, fresh=fresh, storable=False)
         if wire is None:
             entry = None if fresh else self._state.memory.hit(address.name)

@@ -4,16 +4,28 @@ No two hosts' clocks are ever compared. A value's end of life travels in Redis t
 translates it to its own monotonic clock through `RedisTime`, erring on the side of too early.
 """
 
+import contextlib
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Final
 
 from magnus_cache.errors import CacheArgumentError
 
-__all__ = ["MICROSECONDS", "Clock", "Duration", "RedisTime", "monotonic", "seconds"]
+__all__ = [
+    "MICROSECONDS",
+    "Clock",
+    "Duration",
+    "RedisTime",
+    "ahead",
+    "current_clock",
+    "monotonic",
+    "seconds",
+    "using_clock",
+]
 
 Clock = Callable[[], float]
 """Seconds on a clock that never goes back; what `time.monotonic` is by default."""
@@ -24,6 +36,30 @@ Duration = float | int | timedelta | str
 MICROSECONDS: Final = 1_000_000
 
 monotonic: Final[Clock] = time.monotonic
+
+_CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=monotonic)
+
+
+def current_clock() -> Clock:
+    """Return the clock of caches that are made in this context: `monotonic`, or what a test has put in its place."""
+    return _CLOCK.get()
+
+
+@contextlib.contextmanager
+def using_clock(clock: Clock) -> Generator[None]:
+    """Within it, let caches that are made go by another clock. For tests; see `testing.VirtualClock`."""
+    token = _CLOCK.set(clock)
+    try:
+        yield
+    finally:
+        _CLOCK.reset(token)
+
+
+def ahead(clock: Clock) -> float:
+    """Return the seconds that a clock is ahead of `monotonic`; a server's clock is seen as being so, too."""
+    seconds: float = getattr(clock, "ahead", 0.0)
+    return seconds
+
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")

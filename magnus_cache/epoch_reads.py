@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache.clock import monotonic
+from magnus_cache.clock import Clock
 from magnus_cache.epochs import Epochs, Known, Realm, epoch_of
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import scripts
@@ -62,8 +62,9 @@ class EpochReads:
     :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
     """
 
-    def __init__(self, epochs: Epochs, max_staleness: float) -> None:
+    def __init__(self, epochs: Epochs, max_staleness: float, clock: Clock) -> None:
         self._epochs = epochs
+        self._clock = clock
         self._max_staleness = max_staleness
 
     def prepare(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> None:
@@ -74,10 +75,10 @@ class EpochReads:
         :raises CacheUnavailableError: when Redis is known to be away.
         """
         known = wire.known
-        if known.deadline < monotonic():
+        if known.deadline < self._clock():
             # Nobody announces their changes here; for the staleness bound, they are as good as current.
             known.forget()
-            known.deadline = monotonic() + self._max_staleness
+            known.deadline = self._clock() + self._max_staleness
         for name in self._epochs.missing(known, realm, tags):
             if name not in known.asked:
                 asking = _Asking(known, name)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
@@ -68,25 +67,25 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     near = state.memory.hit(address.name)
     wire = state.wire()
     if wire is None:
-        return _local(address, name, near or state.memory.peek(address.name), "no Redis is configured")
+        return _local(reads, address, name, near or state.memory.peek(address.name), "no Redis is configured")
     try:
         await reads.caught_up(wire, address)
         raw, holder, left = await wire.execute(commands.look(address.name))
         facts = await _facts(reads, wire, address, raw)
     except CacheUnavailableError as error:
-        return _local(address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
+        return _local(reads, address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
     if near is not None:
         facts["level"], facts["verdict"] = "l1", f"near, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
-        facts["left"] = near.deadline - monotonic()
+        facts["left"] = near.deadline - state.clock()
     lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
     return Explanation(str(address.namespace), name, **facts, **lease)
 
 
-def _local(address: Address, name: str, entry: Entry | None, why: str) -> Explanation:
+def _local(reads: Reads, address: Address, name: str, entry: Entry | None, why: str) -> Explanation:
     if entry is None:
         return Explanation(str(address.namespace), name, None, f"not there; {why}")
-    left = entry.deadline - monotonic()
+    left = entry.deadline - reads.state.clock()
     return Explanation(str(address.namespace), name, "l1", f"in this process; {why}", left=left, size=entry.size)
 
 
@@ -101,7 +100,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
     await reads.epochs.settled(wire, address.realm, tags)
     floor = reads.state.epochs.floor(wire.known, address.realm, tags)
-    left = wire.time.local(header.fresh_until) - monotonic()
+    left = wire.time.local(header.fresh_until) - reads.state.clock()
     facts: dict[str, Any] = {
         "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,

@@ -19,16 +19,17 @@ class Flight:
     :ivar loop: the event loop that runs the load; None if a blocking caller's thread does.
     :ivar detached: whether the key was written or deleted since the load began, or the load was given up: its result
         serves those who already wait and must not be stored.
+    :ivar alone: whether it serves only its leader, who has waited too long for another's.
     :ivar done: whether the outcome is known.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
-    __slots__ = ("crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
+    __slots__ = ("alone", "crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
 
-    def __init__(self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, detached: bool) -> None:
+    def __init__(self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, alone: bool) -> None:
         self.key = key
         self.loop = loop
-        self.detached = detached
+        self.alone = self.detached = alone
         self.done = False
         self.owner = owner
         self.outer = LOADING.get()

@@ -211,7 +211,7 @@ class Flights:
             flight = None if alone else self._flights.get(key)
             leads = flight is None
             if flight is None:
-                flight = Flight(self, key, loop, detached=alone)
+                flight = Flight(self, key, loop, alone)
                 if not alone:
                     self._flights[key] = flight
             else:

@@ -204,7 +204,7 @@ class Loads:
         if fresh:
             self._state.flights.detach(address.name)
         elif self._state.reachable:
-            self._state.leases.check(address.name, monotonic())
+            self._state.leases.check(address.name, self._state.clock())
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
         """Call a function in this thread, a coroutine function on the background loop."""

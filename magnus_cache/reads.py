@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache import codec
-from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry, Fill, TaggedEntry, Trust
 from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
@@ -79,7 +78,8 @@ class Reads:
         self.state = state
         self._memory = state.memory
         self._settings = state.settings
-        self.epochs = EpochReads(state.epochs, state.settings.max_staleness)
+        self._clock = state.clock
+        self.epochs = EpochReads(state.epochs, state.settings.max_staleness, state.clock)
 
     def address(self, namespace: str, key: Any) -> Address:
         """Return where a value lives.
@@ -322,7 +322,7 @@ class Reads:
             self.unreadable(address, error)
             return None
         deadline = source.time.local(fresh_until)
-        if deadline <= monotonic():
+        if deadline <= self._clock():
             return None
         floor = self.state.epochs.floor(source.known, address.realm, tags)
         if floor is None:

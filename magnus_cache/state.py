@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.breaker import Breaker
-from magnus_cache.clock import monotonic
+from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Trust
 from magnus_cache.epochs import Epochs
@@ -81,9 +81,10 @@ class State:
 
     def __init__(self, settings: "CacheSettings") -> None:
         self.settings = settings
+        self.clock = current_clock()
         self.keyspace = Keyspace(settings.prefix)
         self.namespaces = default_registry
-        self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes)
+        self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
         self.flights = Flights()
         self.portal = Portal()
         self.stats = Stats()
@@ -146,7 +147,7 @@ class State:
         assert self.endpoint is not None
         settings = self.settings
         limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending)
-        wire = Wire(self.endpoint, limits, self.breaker, self)
+        wire = Wire(self.endpoint, limits, self.breaker, self, self.clock)
         with self._lock:
             # Again, under the lock: what is made after the last one was taken would never be closed.
             self.check_open()
@@ -176,7 +177,7 @@ class State:
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self.offline
-        return Trust(monotonic() + self.settings.max_staleness) if self.reachable else offline
+        return Trust(self.clock() + self.settings.max_staleness) if self.reachable else offline
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
@@ -251,7 +252,7 @@ class State:
 
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
-        self.stats.l2_latency.add(monotonic() - sent, reads)
+        self.stats.l2_latency.add(self.clock() - sent, reads)
 
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""

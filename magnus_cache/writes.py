@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import CapacityLimiter, to_thread
 
 from magnus_cache import codec
-from magnus_cache.clock import MICROSECONDS, monotonic
+from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Fill
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
@@ -46,6 +46,7 @@ class Writes:
         self.state = reads.state
         self._reads = reads
         self._memory = reads.state.memory
+        self._clock = reads.state.clock
         self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
             weakref.WeakKeyDictionary()
         )
@@ -138,7 +139,7 @@ class Writes:
         if not wire.up:
             # A value's end is told in Redis' time, which is known once the wire is up.
             await wire.renew()
-        fresh_until = wire.time.at(monotonic()) + int(ttl * MICROSECONDS)
+        fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
         pack = partial(
             envelope.pack, payload, version=held.version, fresh_until=fresh_until, epoch=held.epoch, cost=cost,
             life=ttl, tags=held.tags, compress=address.namespace.compress,
@@ -204,7 +205,7 @@ class Writes:
         """Store a value in this process alone, unless one of its tags was invalidated since."""
         if not address.namespace.l1:
             return False
-        now, generation = monotonic(), self._memory.generation
+        now, generation = self._clock(), self._memory.generation
         if self.state.epochs.overtaken(held.tags, since):
             return False
         entry = self._reads.entry(address, held, now + ttl, self.state.local_trust(), now, generation)
@@ -257,9 +258,9 @@ class Writes:
             except CacheUnavailableError as error:
                 self._reads.failed(address, error)
             else:
-                return None if header is None else wire.time.local(header.fresh_until) - monotonic()
+                return None if header is None else wire.time.local(header.fresh_until) - self._clock()
         entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
-        return None if entry is None else entry.deadline - monotonic()
+        return None if entry is None else entry.deadline - self._clock()
 
     async def prolong(self, address: Address, ttl: float) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was one."""
@@ -272,7 +273,7 @@ class Writes:
         entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
         if entry is None:
             return False
-        now = monotonic()
+        now = self._clock()
         trust = self.state.local_trust()
         return self._memory.put(address.name, entry.until(now + ttl, trust))
 
@@ -292,7 +293,7 @@ class Writes:
             return None, b"", b""
         await self._reads.epochs.settled(wire, address.realm, tags)
         floor = self.state.epochs.floor(wire.known, address.realm, tags)
-        dead = wire.time.local(header.fresh_until) <= monotonic() or floor is None or header.epoch < floor
+        dead = wire.time.local(header.fresh_until) <= self._clock() or floor is None or header.epoch < floor
         if dead or (self.state.recovery.pending and self._reads.covered(address, tags)):
             return None, b"", b""
         return header, raw, payload
@@ -304,7 +305,7 @@ class Writes:
             header, raw, payload = await self._header(wire, address)
             if header is None:
                 return False
-            fresh_until = wire.time.at(monotonic()) + int(ttl * MICROSECONDS)
+            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             version = envelope.new_version()
             again = envelope.pack(
                 payload, version=version, fresh_until=fresh_until, epoch=header.epoch, cost=header.cost,

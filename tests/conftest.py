@@ -12,8 +12,8 @@ import redis
 import trustme
 
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
+from magnus_cache.testing import Proxy
 from tests.support import leaks
-from tests.support.proxy import Proxy
 from tests.support.wait import wait_until
 
 

@@ -18,7 +18,7 @@ import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
-from tests.support.proxy import Proxy
+from magnus_cache.testing import Proxy
 
 
 def test_asyncio_run_again_and_again(url: str) -> None:

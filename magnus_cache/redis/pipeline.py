@@ -223,6 +223,9 @@ class Pipeline:
         """Tell everybody who is owed an answer that it will not come."""
         while self._sent:
             frame = self._sent.popleft()
+            if isinstance(frame.asked, list) and len(frame.asked) > 1:
+                # Perhaps the reply was too large to come in time; the next ones are made smaller.
+                self._value_bytes = max(self._value_bytes, 4 * _BATCH_BYTES / len(frame.asked))
             for asked in frame.asked if isinstance(frame.asked, list) else (frame.asked,):
                 self._fail(asked, error)
 

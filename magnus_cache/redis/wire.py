@@ -23,7 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from magnus_cache.breaker import Breaker
-from magnus_cache.clock import MICROSECONDS, RedisTime, monotonic
+from magnus_cache.clock import MICROSECONDS, Clock, RedisTime, ahead, monotonic
 from magnus_cache.entries import Trust
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
@@ -89,8 +89,11 @@ class Wire:
     :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
     """
 
-    def __init__(self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer) -> None:
+    def __init__(
+        self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer, clock: Clock = monotonic
+    ) -> None:
         self.loop = asyncio.get_running_loop()
+        self._clock = clock
         self.trust = Trust(-math.inf)
         self.known = Known()
         self.holds = 0
@@ -191,7 +194,7 @@ class Wire:
             self._doorbell.set_result(None)
 
     def _start(self) -> None:
-        if self._breaker.open and monotonic() < self._breaker.retry_at:
+        if self._breaker.open and self._clock() < self._breaker.retry_at:
             # Another wire of this process has just learned that Redis is away.
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
@@ -203,7 +206,7 @@ class Wire:
     async def _live(self) -> None:
         try:
             if self._error is not None:
-                await asyncio.sleep(self._breaker.retry_at - monotonic())
+                await asyncio.sleep(self._breaker.retry_at - self._clock())
             while True:
                 error = await self._connection()
                 self._lost(error)
@@ -212,7 +215,7 @@ class Wire:
                 if self._proved and error.reason == "lost":
                     continue
                 self._error = CacheUnavailableError(error.reason, error.problem)
-                pause = self._breaker.failed(monotonic())
+                pause = self._breaker.failed(self._clock())
                 self._observer.disconnected(self, error)
                 self._pipeline.fail_queued(error)
                 await asyncio.sleep(pause)
@@ -255,7 +258,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         """Ask for invalidations on this connection, and for the server's time."""
-        sent = monotonic()
+        sent = self._clock()
         await connection.send_packed_command([commands.TRACKING.packed, commands.TIME.packed], check_health=False)
         try:
             await connection.read_response(disable_decoding=True)
@@ -300,7 +303,7 @@ class Wire:
                     await self._doorbell
                 finally:
                     self._doorbell = None
-            chunks = self._pipeline.compose(monotonic())
+            chunks = self._pipeline.compose(self._clock())
             if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)
             self._schedule_beat()
@@ -316,7 +319,7 @@ class Wire:
         # Not overdue while answers keep coming: what is wanted may lie behind many megabytes. Up to a bound.
         timeout = self._limits.op_timeout
         due = min(max(oldest.sent, self._heard) + timeout, oldest.sent + _PATIENCE * timeout)
-        left = due - monotonic()
+        left = due - self._clock()
         if left <= 0 and oldest is overdue:
             if self._patience is not None:
                 self._patience.reschedule(self.loop.time())
@@ -365,7 +368,7 @@ class Wire:
         if frame is None:
             raise RedisConnectionError("Protocol error: a reply that nobody asked for")
         self._proved = True
-        self._heard = monotonic()
+        self._heard = self._clock()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
         self.trust.deadline = frame.sent + self._limits.max_staleness
         self._pipeline.answered(reply, self)
@@ -399,7 +402,8 @@ class Wire:
         return pulse
 
     def _took_time(self, reply: Any, _source: Source, sent: float) -> None:
-        self.time.sample(sent, monotonic(), int(reply[0]) * MICROSECONDS + int(reply[1]))
+        server = int(reply[0]) * MICROSECONDS + int(reply[1])
+        self.time.sample(sent, self._clock(), server + int(ahead(self._clock) * MICROSECONDS))
 
 
 def _as_it_is(reply: Any, _source: Source, _sent: float) -> Any:

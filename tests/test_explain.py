@@ -1,0 +1,76 @@
+"""`explain`: the truth about one key, for people; and never its value."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+from magnus_cache import AsyncCacheManager, CacheManager, Explanation
+from magnus_cache.testing import virtual_clock
+from tests.support.fleet_of_managers import Slow, fleet
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_states_of_a_key(url: str, raw: redis.Redis) -> None:
+    with virtual_clock() as clock:
+        async with fleet(url) as (one, two):
+            nothing = await one.explain("t", "k")
+            assert (nothing.level, nothing.verdict, nothing.name) == (None, "not there", "magnus:t:k")
+            await one.get_or_set("t", "k", lambda: "the value", ttl=60, tags=["x", "y"])
+            clock.advance(20)
+            near = await one.explain("t", "k")
+            far = await two.explain("t", "k")
+            assert (near.level, far.level) == ("l1", "l2") or (near.level, far.level) == ("l2", "l2")
+            assert far.age == pytest.approx(20, abs=1)
+            assert far.left == pytest.approx(40, abs=1)
+            assert far.tags == ("x", "y")
+            assert (far.epoch or 0) >= (far.floor or 0) > 0
+            assert far.lease_holder is None
+            assert "the value" not in str(far) + repr(far)
+            assert "x, y" in str(far)
+            await two.invalidate_tags("y")
+            await one.get_stats()
+            assert "invalidated" in (await one.explain("t", "k")).verdict
+            raw.set("magnus:t:k", b"junk")
+            await one.get_stats()
+            unreadable = await one.explain("t", "k")
+            assert (unreadable.level, unreadable.size) == (None, 4)
+            assert "unreadable" in unreadable.verdict
+            await one.set("t", "k", 1, ttl=5)
+            clock.advance(6)
+            assert (await one.explain("t", "k")).verdict == "past its end"
+            assert (await one.get_stats())["hit_count"] == 0
+
+
+async def test_the_holder_of_a_lease(url: str) -> None:
+    slow = Slow()
+    async with fleet(url) as (one, two):
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        seen = await two.explain("t", "k")
+        assert seen.lease_holder
+        assert 0 < (seen.lease_left or 0) <= 5
+        assert "being loaded by" in str(seen)
+        slow.finish()
+        await call
+        assert (await two.explain("t", "k")).lease_holder is None
+
+
+async def test_without_redis(proxy: Any) -> None:
+    async with AsyncCacheManager(redis_enabled=False) as cache:
+        assert (await cache.explain("t", "k")).verdict == "not there; no Redis is configured"
+        await cache.set("t", "k", 1, ttl=60)
+        here = await cache.explain("t", "k")
+        assert (here.level, here.verdict) == ("l1", "in this process; no Redis is configured")
+        assert here.left == pytest.approx(60, abs=1)
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+        proxy.black_hole()
+        assert "Redis is away" in (await cache.explain("t", "k")).verdict
+
+
+def test_blocking(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        cache.set("t", "k", 1)
+        assert isinstance(cache.explain("t", "k"), Explanation)

@@ -1,0 +1,274 @@
+"""Interleavings that went wrong once, each by itself: what happens between two steps of ours."""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, Namespace
+from magnus_cache.redis import commands
+from magnus_cache.redis.pipeline import Pipeline, Read
+from magnus_cache.testing import Proxy, no_leaks
+from tests.support.fleet_of_managers import fleet, near
+from tests.support.wait import wait_until_async
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_wire_that_is_cancelled_before_its_first_step_fails_its_callers(url: str) -> None:
+    async with fleet(url, 1) as (one,):
+        wire = one._engine.state.wire()
+        assert wire is not None
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        wire.call(commands.TIME, lambda *_: None, waiter)
+        wire.stop()
+        with pytest.raises(CacheUnavailableError, match="closed"):
+            await asyncio.wait_for(waiter, 5)
+        assert wire.over
+        assert await one.get("t", "k") is None
+
+
+async def test_a_delete_that_is_refused_voids_what_was_read_meanwhile(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of it is made first and the near cache emptied then: a read in between is void either way."""
+    async with fleet(url, 1) as (one,):
+        await one.set("t", "k", "old")
+
+        async def refused(*_: Any) -> int:
+            assert await one.get("t", "k") == "old"
+            assert near(one, "t", "k")
+            raise CacheUnavailableError("oom", "Redis refused")
+
+        monkeypatch.setattr("magnus_cache.writes.remove_names", refused)
+        await one.delete("t", "k")
+        assert not near(one, "t", "k")
+        monkeypatch.undo()
+        assert await one.get("t", "k") is None
+
+
+@pytest.mark.parametrize("how", ["delete", "set", "clear", "tags"])
+async def test_an_own_invalidation_counts_for_reads_of_other_loops_that_came_in_between(url: str, how: str) -> None:
+    """Between our emptying of the near cache and the server's doing, another loop's read brings the old value."""
+    async with fleet(url, 1) as (one,):
+        await one.set("t", "k", "old", tags="x")
+        await asyncio.to_thread(one.sync.get, "t", "other")
+        wire = one._engine.state.wire()
+        assert wire is not None
+        execute = wire.execute
+
+        async def late(*args: Any) -> Any:
+            # The other loop has its own connection, and hears of our doing only after we do.
+            await asyncio.to_thread(one.sync.get, "t", "k")
+            return await execute(*args)
+
+        wire.execute = late  # type: ignore[method-assign]
+        match how:
+            case "delete":
+                await one.delete("t", "k")
+            case "set":
+                await one.set("t", "k", "new", tags="x")
+            case "clear":
+                await one.clear("t")
+            case _:
+                await one.invalidate_tags("x")
+        wire.execute = execute  # type: ignore[method-assign]
+        entry = one._engine.state.memory.hit(b"magnus:t:k")
+        assert entry is None or entry.value == "new"
+        assert await one.get("t", "k") == ("new" if how == "set" else None)
+
+
+class _Waiter:
+    def __init__(self) -> None:
+        self.outcome: Any = None
+
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def set_result(self, result: Any) -> None:
+        self.outcome = result
+
+    def set_exception(self, exception: BaseException) -> None:
+        self.outcome = exception
+
+
+@pytest.mark.parametrize("reply", [[b"1"], [b"1", b"2", b"3"], b"OK", 7, [b"1", 2], None, [[b"1"], b"2"]])
+def test_a_reply_that_is_none_ends_the_connection_and_leaves_nobody_waiting(reply: Any) -> None:
+    pipeline = Pipeline(lambda *_: None)
+    waiters = [_Waiter(), _Waiter()]
+    for waiter in waiters:
+        pipeline.add(Read(b"k", lambda raw, *_: raw, waiter))
+    pipeline.compose(0.0)
+    with pytest.raises(RedisConnectionError):
+        pipeline.answered(reply, None)  # type: ignore[arg-type]  # not looked at
+    pipeline.fail_sent(CacheUnavailableError("protocol", "out of step"))
+    assert all(isinstance(waiter.outcome, CacheUnavailableError) for waiter in waiters)
+    assert pipeline.pending == 0
+
+
+async def test_many_megabytes_are_no_silence(server: Any) -> None:
+    """What is wanted may lie behind more than can be sent within one timeout; while something comes, Redis is there."""
+    far = Namespace("far", ttl=600, l1=False)
+    with Proxy(server.port) as proxy:
+        async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.15) as cache:
+            value = os.urandom(1_000_000)
+            for number in range(60):
+                assert await cache.set(far, number, value)
+            for number in range(60):
+                await cache.get(far, number)
+            started = time.monotonic()
+            found = await asyncio.gather(*(cache.get(far, number % 60) for number in range(300)))
+            took = time.monotonic() - started
+            assert [len(item) for item in found] == [1_000_000] * 300
+            stats = await cache.get_stats()
+            assert stats["errors"] == {}, took
+
+
+async def test_closing_can_be_cancelled_at_any_step(url: str) -> None:
+    for turns in range(1, 9):
+        manager = AsyncCacheManager(redis_url=url)
+        await manager.set("t", "k", 1)
+        await asyncio.to_thread(manager.sync.get, "t", "k")
+        wire = manager._engine.state.wire()
+        assert wire is not None
+        closing = asyncio.create_task(manager.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await wait_until_async(lambda wire=wire: wire.over)
+        await wait_until_async(lambda: not any("magnus-cache" in thread.name for thread in threading.enumerate()))
+
+
+async def test_closing_from_two_sides_at_once(url: str) -> None:
+    for _ in range(10):
+        manager = AsyncCacheManager(redis_url=url)
+        await manager.set("t", "k", 1)
+        await asyncio.to_thread(manager.sync.get, "t", "k")
+        await asyncio.wait_for(
+            asyncio.gather(manager.aclose(), asyncio.to_thread(manager.sync.close), manager.aclose()), 10
+        )
+        assert not any("magnus-cache" in thread.name for thread in threading.enumerate())
+
+
+async def test_a_cancelled_get_many_leaves_no_complaints(url: str, proxy: Any) -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+            await cache.get("t", "k")
+            proxy.black_hole()
+            call = asyncio.create_task(cache.get_many("t", range(50)))
+            await asyncio.sleep(0.02)
+            call.cancel()
+            await asyncio.wait([call])
+            await wait_until_async(lambda: not cache._engine.state.reachable)
+            gc.collect()
+            await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(before)
+    assert complaints == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are for POSIX")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_holds_our_locks() -> None:
+    """PITFALLS 12: the child finds them free."""
+    from magnus_cache import managers, namespaces
+    from magnus_cache.codec import registry
+
+    locks = (managers._lock, namespaces.default_registry._lock, registry._lock)
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks[0], locks[1], locks[2]:
+            held.set()
+            go.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(5)
+        for lock in locks:
+            with lock:
+                pass
+        os._exit(7)
+    go.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_compressing_waits_for_no_loader(url: str) -> None:
+    """Sync loaders fill anyio's threads and wait for a value whose compression needs a thread: it has its own."""
+    packed = Namespace("packed", ttl=60, compress=True)
+
+    async def main() -> None:
+        async with AsyncCacheManager(redis_url=url) as cache:
+            ready = threading.Event()
+
+            def wait() -> int:
+                ready.wait(20)
+                return 1
+
+            loads = [asyncio.create_task(cache.get_or_set("t", number, wait)) for number in range(45)]
+            await wait_until_async(lambda: len(cache._engine.state.leases) == 45)
+            await asyncio.wait_for(cache.set(packed, "k", "x" * 200_000), 10)
+            ready.set()
+            assert await asyncio.gather(*loads) == [1] * 45
+
+    asyncio.run(main())
+
+
+async def test_a_value_that_was_loaded_stays_tracked(url: str) -> None:
+    """FILL reads the key after it wrote it: a peer's later write is heard."""
+    async with fleet(url) as (one, two):
+        assert await one.get_or_set("t", "k", lambda: "loaded") == "loaded"
+        assert near(one, "t", "k")
+        await two.set("t", "k", "newer")
+        await one.get_stats()
+        assert not near(one, "t", "k")
+        assert await one.get("t", "k") == "newer"
+
+
+async def test_what_is_covered_by_an_untold_invalidation_only_holds_up_its_own_readers(proxy: Any) -> None:
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+        await cache.set_many("t", {"a": 1, "b": 2})
+        state = cache._engine.state
+        state.recovery.record([b"magnus:t:a"])
+        state.memory.clear(b"magnus:")
+        state.replays._replay_at = state.clock() + 60
+        assert await cache.get("t", "a") is None
+        assert await cache.get("t", "b") == 2
+
+
+async def test_a_busy_life_leaves_nothing_behind(url: str) -> None:
+    async with no_leaks():
+        manager = AsyncCacheManager(redis_url=url)
+        calls = [asyncio.create_task(manager.get_or_set("t", n % 7, lambda: asyncio.sleep(0.05))) for n in range(50)]
+        await asyncio.sleep(0.01)
+        for call in calls[::3]:
+            call.cancel()
+        await asyncio.to_thread(manager.sync.get_or_set_many, "t", range(20), lambda keys: dict.fromkeys(keys, 1))
+        await manager.clear("t")
+        await asyncio.wait(calls)
+        await manager.aclose()
+
+
+def test_threads_are_not_held_up_by_a_manager_made_in_a_closed_loop(url: str, raw: redis.Redis) -> None:
+    """A loop that ended with its wire up does not count as "Redis is there"."""
+    manager = AsyncCacheManager(redis_url=url)
+    asyncio.run(manager.set("t", "k", 1))
+    assert not manager._engine.state.reachable
+    with CacheManager._over(manager._engine) as blocking:
+        assert blocking.get("t", "k") == 1
