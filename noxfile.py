@@ -45,6 +45,21 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Switch the guards of the package off, one at a time; the tests have to notice each."""
+    install(session, "test")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run the state machine and the random schedules of the leases for long."""
+    install(session, "test")
+    tests = ["tests/test_state_machine.py", "tests/test_lease_schedules.py"]
+    session.run("python", "-m", "pytest", "--timeout", "0", *tests, *session.posargs, env={"MAGNUS_CACHE_SOAK": "1"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show what the cache does to six slow workloads, on a real server."""
     install(session)

@@ -134,7 +134,9 @@ class Batch:
             order = _Order(wanted, flight)
             self._orders.append(order)
             started = monotonic()
-            decided.tell()
+            if not decided.tell():
+                # It had to wait for somebody else's load, and nobody waits for it any more.
+                self._decided(0)
             value = await order.value
             if value is MISS:
                 # Nothing that could be shared: whoever joined asks its own loader.
@@ -194,7 +196,9 @@ class _Once:
     def __init__(self, callback: Callable[[int], None]) -> None:
         self._callback: Callable[[int], None] | None = callback
 
-    def tell(self) -> None:
+    def tell(self) -> bool:
+        """Tell it; return whether this was the first time."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback(1)
+        return callback is not None

@@ -1,5 +1,6 @@
 """Warming: load and store the values of many keys ahead of demand, some at a time."""
 
+import asyncio
 import importlib.util
 import sys
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -23,6 +24,9 @@ ProgressCallback = Callable[[int, int], object]
 """Called after each key with the number of keys done and the number of all."""
 
 _ERRORS_KEPT = 100
+
+_STEP = 500
+"""Keys looked at in one turn of the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ async def warm(
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
     rule = Rule(None if ttl is None else seconds(ttl))
     engine.state.keyspace.check_namespace(namespace)
-    work, unusable = _addressed(engine, namespace, keys)
+    work, unusable = await _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
         tally = _Tally(len(work) + len(unusable), callback)
         for key, problem in unusable:
@@ -123,13 +127,15 @@ async def warm(
     return tally.report()
 
 
-def _addressed(
+async def _addressed(
     engine: Engine, namespace: str, keys: Sequence[Any]
 ) -> tuple[dict[bytes, tuple[Any, Address]], list[tuple[Any, Exception]]]:
     """Return the work by name, as a key given twice is loaded once, and the keys that cannot be one."""
     work: dict[bytes, tuple[Any, Address]] = {}
     unusable: list[tuple[Any, Exception]] = []
-    for key in keys:
+    for number, key in enumerate(keys, 1):
+        if number % _STEP == 0:
+            await asyncio.sleep(0)
         try:
             address = engine.reads.address(namespace, key)
         except CacheArgumentError as error:

@@ -256,6 +256,19 @@ async def test_modes(url: str, enabled: bool) -> None:
         assert source.calls == [["a", "none", "b"], ["a"]]
 
 
+async def test_a_key_that_somebody_else_is_loading_holds_up_no_other(url: str, raw: Any) -> None:
+    """The loader is called for what this process has leased; and once more for what falls to it later."""
+    source = Source()
+    raw.set(lease_name(b"magnus:t:a"), "somebody:1:slow", px=60_000)
+    async with fleet(url, 1) as (one,):
+        call = asyncio.create_task(one.get_or_set_many("t", ["a", "b", "c"], source))
+        await wait_until_async(lambda: source.calls)
+        assert await one.get("t", "b") == ["b"]
+        raw.delete(lease_name(b"magnus:t:a"))
+        assert await call == {"a": ["a"], "b": ["b"], "c": ["c"]}
+        assert source.calls == [["b", "c"], ["a"]]
+
+
 async def test_a_thousand_keys(url: str) -> None:
     source = Source()
     async with fleet(url, 1) as (one,):

@@ -194,8 +194,11 @@ async def test_a_load_cancelled_while_its_lease_is_granted_gives_it_back(url: st
     """For every await ask: what if we are cancelled here? The lease may be ours without our knowing."""
     async with fleet(url, 1, lease=30.0) as (one,):
         await one.get("t", "k")
-        for turns in range(12):
+        for turns in range(6):
             call = asyncio.create_task(one.get_or_set("t", "k", Slow()))
+            # Granted at the server, while the answer is still on its way, or has just come.
+            while not raw.exists(LEASE):
+                await asyncio.sleep(0)
             for _ in range(turns):
                 await asyncio.sleep(0)
             call.cancel()
@@ -291,7 +294,8 @@ async def test_nobody_joins_a_load_whose_lease_could_be_void_unheard(url: str) -
 
 async def test_a_busy_holder_keeps_its_trust_alive(url: str) -> None:
     slow = Slow()
-    async with fleet(url, 1, max_staleness=0.15) as (one,):
+    # So long a lease that no renewal comes in between.
+    async with fleet(url, 1, max_staleness=0.15, lease=300) as (one,):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         wire = one._engine.state.wire()
@@ -339,17 +343,21 @@ async def test_the_holder_hears_of_a_delete_after_a_renewal(url: str, raw: redis
 
 
 async def test_a_flush_voids_what_is_being_loaded(url: str, raw: redis.Redis) -> None:
+    """Who waited for its lease takes over at once, and nobody joins it."""
     slow = Slow()
-    async with fleet(url, 1) as (one,):
+    async with fleet(url, 2, lease=60, max_staleness=60) as (one, two):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
+        waiting = asyncio.create_task(two.get_or_set("t", "k", slow))
+        await wait_until_async(lambda: two._engine.state.leases._bells)
+        await two.get_stats()
         raw.flushall()
-        await one.get_stats()
-        late = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun(2)
+        late = asyncio.create_task(one.get_or_set("t", "k", slow))
         slow.finish()
+        assert await call == 1
         slow.finish(2)
-        assert (await call, await late) == (1, 2)
+        assert (await waiting, await late) == (2, 2)
         assert await one.get("t", "k") == 2
 
 

@@ -14,12 +14,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, Namespace
 from magnus_cache.redis import commands
-from magnus_cache.redis.pipeline import Pipeline, Read
+from magnus_cache.redis.pipeline import Frame, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
+
+SIZE = 10_000_000
 
 
 async def test_a_wire_that_is_cancelled_before_its_first_step_fails_its_callers(url: str) -> None:
@@ -118,17 +120,36 @@ async def test_many_megabytes_are_no_silence(server: Any) -> None:
     far = Namespace("far", ttl=600, l1=False)
     with Proxy(server.port) as proxy:
         async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.15) as cache:
-            value = os.urandom(1_000_000)
-            for number in range(60):
+            value = os.urandom(SIZE)
+            for number in range(4):
                 assert await cache.set(far, number, value)
-            for number in range(60):
-                await cache.get(far, number)
+            for number in range(8):
+                await cache.get(far, number % 4)
             started = time.monotonic()
-            found = await asyncio.gather(*(cache.get(far, number % 60) for number in range(300)))
+            found = await asyncio.gather(*(cache.get(far, number % 4) for number in range(40)))
             took = time.monotonic() - started
-            assert [len(item) for item in found] == [1_000_000] * 300
+            assert [len(item) for item in found] == [SIZE] * 40
             stats = await cache.get_stats()
             assert stats["errors"] == {}, took
+
+
+async def test_who_is_being_answered_is_not_silent(url: str) -> None:
+    """The oldest request may lie behind others; it is overdue once *nothing* has come for as long as one may take."""
+    async with fleet(url, 1) as (one,):
+        await one.get("t", "k")
+        wire = one._engine.state.wire()
+        assert wire is not None
+        assert wire._patience is not None
+        now = one._engine.state.clock()
+        frame = Frame(now - 1.0, 1, [])
+        wire._pipeline._sent.appendleft(frame)
+        wire._heard = now
+        wire._check_silence(frame)
+        assert wire._patience.when() is None
+        wire._heard = now - 1.0
+        wire._check_silence(frame)
+        assert wire._patience.when() is not None
+        await wait_until_async(lambda: wire._patience is None or wire._patience.when() is None)
 
 
 async def test_closing_can_be_cancelled_at_any_step(url: str) -> None:

@@ -1,0 +1,483 @@
+"""Guards of the package, each of which can be switched off: a pytest plugin, and the list that `nox -s mutants` runs.
+
+``-p tests.support.mutants`` with ``MAGNUS_CACHE_MUTANT`` set to a name switches that guard off. A test that goes on to
+pass proves nothing about it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from magnus_cache import (
+    batches,
+    claims,
+    clears,
+    entries,
+    epoch_reads,
+    epochs,
+    flights,
+    leases,
+    loads,
+    memory,
+    reads,
+    state,
+    writes,
+)
+from magnus_cache.redis import commands, pipeline, reclaim, recovery, scripts, wire
+
+VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
+
+
+class Mutant(NamedTuple):
+    """One guard: how it is switched off, and the tests that have to notice."""
+
+    name: str
+    switch_off: Callable[[], object]
+    tests: tuple[str, ...]
+
+
+MUTANTS: Final[dict[str, Mutant]] = {}
+
+
+def guard(*tests: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    def register(switch_off: Callable[[], object]) -> Callable[[], object]:
+        name = switch_off.__name__.removeprefix("without_").replace("_", " ")
+        MUTANTS[name] = Mutant(name, switch_off, tests)
+        return switch_off
+
+    return register
+
+
+def pytest_configure() -> None:
+    name = os.environ.get(VARIABLE)
+    if name:
+        MUTANTS[name].switch_off()
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    setattr(owner, name, value)
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def edit(script: scripts.Script, old: str, new: str) -> None:
+    """Change the text of a script."""
+    assert old in script.text, f"{script.name} has no such line"
+    script.__init__(script.name, script.text.replace(old, new))  # type: ignore[misc]
+
+
+# -- leases -------------------------------------------------------------------------------------------------------
+
+LEASES: Final = "tests/test_leases.py"
+EPOCHS: Final = "tests/test_epochs.py"
+COHERENCE: Final = "tests/test_coherence.py"
+RACES: Final = "tests/test_races.py"
+BATCHES: Final = "tests/test_batches.py"
+FLIGHTS: Final = "tests/test_flights.py"
+OUTAGE: Final = "tests/test_outage.py"
+
+
+@guard(LEASES)
+def without_token_check_of_a_fill() -> None:
+    edit(scripts._FILL, "~= ARGV[1] then return 0 end", "== '?' then return 0 end")
+
+
+@guard(LEASES)
+def without_a_unique_token() -> None:
+    for module in (leases, claims):
+        put(module, "new_token", lambda: b"always the same")
+    put(leases, "new_version", lambda: 7)
+
+
+@guard(LEASES)
+def without_token_check_of_a_release() -> None:
+    edit(scripts._RELEASE, "~= ARGV[1] then return 0 end", "== '?' then return 0 end")
+
+
+@guard(LEASES)
+def without_the_lease_in_a_write() -> None:
+    put(commands, "lease_name", lambda name: b"elsewhere:" + name)
+
+
+@guard(LEASES)
+def without_detach_on_delete() -> None:
+    def touch(self: Any, names: Any) -> None:
+        for name in names:
+            self.memory.invalidate(name)
+
+    put(state.State, "touch", touch)
+
+
+@guard(LEASES, EPOCHS)
+def without_detach_on_clear() -> None:
+    put(state.State, "forget_prefix", lambda self, prefix: self.memory.clear(prefix))
+
+
+@guard(LEASES)
+def without_the_announcement_of_a_lost_lease() -> None:
+    put(leases.Leases, "announced", lambda self, name, _: self.ring(name))
+
+
+@guard(LEASES)
+def without_renewal() -> None:
+    put(leases.Lease, "_renew", nothing)
+
+
+@guard(LEASES)
+def without_reading_the_lease_after_its_renewal() -> None:
+    edit(scripts._RENEW, "return redis.call('EXISTS', KEYS[1])", "return 1")
+
+
+@guard(LEASES)
+def without_release_after_a_failure() -> None:
+    put(scripts, "release", lambda *_: commands.TIME)
+
+
+@guard(LEASES)
+def without_bells() -> None:
+    put(leases.Leases, "ring", nothing)
+
+
+@guard(LEASES)
+def without_a_bound_on_waiting() -> None:
+    put(claims, "monotonic", lambda: 0.0)
+
+
+@guard(LEASES)
+def without_a_check_of_trust_before_joining() -> None:
+    put(leases.Leases, "check", nothing)
+
+
+@guard(LEASES)
+def without_a_heartbeat_while_loading() -> None:
+    def on_beat(self: Any) -> None:
+        self._beat = None
+        if self._up and self.trust.used:
+            self.trust.used = False
+            self._pulse()
+
+    put(wire.Wire, "_on_beat", on_beat)
+
+
+@guard(LEASES)
+def without_giving_back_what_was_granted_to_the_cancelled() -> None:
+    put(claims, "_give_back", nothing)
+    original = claims.Claims._answered
+
+    def answered(self: Any, *args: Any) -> Any:
+        class Never:
+            def done(self) -> bool:
+                return False
+
+        return original(self, *args[:6], Never(), *args[7:])  # type: ignore[arg-type]
+
+    put(claims.Claims, "_answered", answered)
+
+
+@guard(LEASES)
+def without_an_end_for_leases_of_interrupted_threads() -> None:
+    original = leases.Lease._renew
+
+    def renew(self: Any) -> None:
+        flight, self.flight = self.flight, None
+        original(self)
+        self.flight = flight
+
+    put(leases.Lease, "_renew", renew)
+
+
+@guard(LEASES)
+def without_the_rejected_header() -> None:
+    original = scripts.acquire
+    put(scripts, "acquire", lambda name, _, *rest, **more: original(name, b"", *rest, **more))
+
+
+@guard(LEASES)
+def without_refusing_to_keep_what_was_loaded_alone() -> None:
+    original = claims.Claims.unclaimed
+    put(claims.Claims, "unclaimed", lambda self, flight, *, fresh, storable=True: original(self, flight, fresh=fresh))
+
+
+@guard(LEASES)
+def without_sending_forgotten_scripts_again() -> None:
+    put(pipeline, "NoScriptError", type("Other", (Exception,), {}))
+
+
+@guard(LEASES, RACES)
+def without_reading_the_value_after_a_fill() -> None:
+    edit(scripts._FILL, "return redis.call('EXISTS', KEYS[1])", "return 1")
+
+
+@guard(LEASES)
+def without_voiding_by_a_flush() -> None:
+    put(leases.Leases, "flushed", nothing)
+
+
+# -- the near cache -----------------------------------------------------------------------------------------------
+
+
+@guard("tests/test_memory.py")
+def without_the_identity_of_the_placeholder() -> None:
+    def fill(self: Any, placeholder: Any, entry: Any) -> bool:
+        with self._lock:
+            return bool(self._store(placeholder.name, entry))
+
+    put(memory.Memory, "fill", fill)
+
+
+@guard(COHERENCE)
+def without_trust() -> None:
+    put(entries.Trust, "kill", nothing)
+
+
+@guard(COHERENCE)
+def without_a_deadline_of_trust() -> None:
+    def make_hit(self: Any) -> Any:
+        def hit(name: bytes) -> Any:
+            entry = self._table.get(name)
+            return entry if entry is not None and self._clock() < entry and self._stands(name, entry) else None
+
+        return hit
+
+    put(memory.Memory, "_make_hit", make_hit)
+
+
+@guard(COHERENCE)
+def without_noloop() -> None:
+    put(commands, "TRACKING", commands.Command("TRACKING", commands.pack("CLIENT", "TRACKING", "ON")))
+
+
+@guard(COHERENCE)
+def without_reading_after_our_own_write() -> None:
+    original = commands.store
+
+    def store(name: bytes, *args: Any) -> Any:
+        command = original(name, *args)
+        command.packed = command.packed.replace(commands.pack(b"EXISTS", name), commands.pack(b"EXISTS", b"other"))
+        return command
+
+    put(commands, "store", store)
+    # The reply to EXISTS says that the value is there; without the key it would not.
+    put(writes.Writes, "_stored", _stored_always(writes.Writes._stored))
+
+
+def _stored_always(original: Any) -> Any:
+    def stored(self: Any, address: Any, fill: Any, held: Any, fresh_until: int, reply: Any, *rest: Any) -> Any:
+        if isinstance(reply, list):
+            reply = [*reply[:-1], 1]
+        return original(self, address, fill, held, fresh_until, reply, *rest)
+
+    return stored
+
+
+@guard(COHERENCE, OUTAGE)
+def without_distrust_of_a_lost_connection() -> None:
+    original = wire.Wire._lost
+
+    def lost(self: Any, error: Any) -> None:
+        trust, self.trust = self.trust, entries.Trust(0.0)
+        original(self, error)
+        self.trust = trust
+
+    put(wire.Wire, "_lost", lost)
+
+
+@guard(RACES)
+def without_touching_again_when_the_answer_comes() -> None:
+    put(reclaim, "_removed", lambda _touch, _names, reply, *_: reply)
+
+
+@guard(RACES)
+def without_voiding_after_the_record() -> None:
+    put(writes.Writes, "unsure", lambda self, names: self.state.recovery.record(names))
+
+
+# -- epochs -------------------------------------------------------------------------------------------------------
+
+
+@guard(EPOCHS)
+def without_capturing_the_epoch_before_the_load() -> None:
+    original = writes.Writes.fill
+
+    async def fill(self: Any, *args: Any) -> bool:
+        args[-1].epoch = self.state.epochs.highest
+        return await original(self, *args)
+
+    put(writes.Writes, "fill", fill)
+
+
+@guard(EPOCHS)
+def without_epochs() -> None:
+    put(epochs.Epochs, "floor", lambda *_: 0)
+
+
+@guard(EPOCHS)
+def without_issuing_a_missing_epoch() -> None:
+    def told(self: Any, name: bytes, raw: Any, source: Any, _sent: float) -> None:
+        self._epochs.seen(name, epochs.epoch_of(raw))
+        source.known.current.add(name)
+
+    put(epoch_reads.EpochReads, "_told", told)
+
+
+@guard(EPOCHS)
+def without_our_own_knowledge() -> None:
+    put(epochs.Epochs, "latest", lambda *_: 0)
+
+
+@guard(EPOCHS)
+def without_the_push_of_an_epoch() -> None:
+    put(state.State, "outdated", nothing)
+
+
+@guard(EPOCHS)
+def without_outdating_tagged_entries() -> None:
+    put(memory.Memory, "outdate", nothing)
+
+
+@guard(EPOCHS)
+def without_turning_away_who_joined_an_overtaken_load() -> None:
+    async def never(*_: Any) -> bool:
+        return False
+
+    put(claims.Claims, "overtaken", never)
+
+
+@guard(EPOCHS)
+def without_the_guard_of_adopted_tags() -> None:
+    edit(scripts._ADOPT, "if since and since <= captured and last and last <= captured and", "if")
+
+
+@guard(EPOCHS)
+def without_the_beginning_of_the_guard() -> None:
+    edit(scripts._ADOPT, "if since and since <= captured and", "if")
+
+
+@guard(EPOCHS)
+def without_the_age_in_a_reclaim() -> None:
+    edit(scripts._RECLAIM, "if type(epoch) ~= 'string'", "if true or type(epoch) ~= 'string'")
+
+
+@guard(EPOCHS)
+def without_last_plus_one() -> None:
+    edit(scripts._BUMP, "last + 1, tonumber(known) + 1", "0")
+
+
+@guard(EPOCHS)
+def without_an_end_of_epochs_nobody_announces() -> None:
+    put(epochs.Known, "forget", nothing)
+
+
+@guard(EPOCHS)
+def without_recording_clears() -> None:
+    put(recovery.Recovery, "record_prefix", nothing)
+
+
+@guard(EPOCHS)
+def without_recording_tags() -> None:
+    put(recovery.Recovery, "record_tags", nothing)
+
+
+@guard(EPOCHS)
+def without_a_bound_on_remembered_epochs() -> None:
+    put(epochs, "_MOST", 10**9)
+
+
+@guard(RACES)
+def without_voiding_reads_when_a_clear_is_answered() -> None:
+    put(clears.Clears, "_forget", nothing)
+    put(state.State, "outdated", nothing)
+
+
+# -- flights and batches ------------------------------------------------------------------------------------------
+
+
+@guard(FLIGHTS)
+def without_the_identity_of_a_flight() -> None:
+    put(flights.Flights, "_forget", lambda self, flight: self._flights.pop(flight.key, None))
+
+
+@guard(FLIGHTS)
+def without_waiter_counts() -> None:
+    original = flights.Flights._leave
+
+    def leave(self: Any, seat: Any, waiter: Any) -> None:
+        original(self, seat, waiter)
+        if seat.flight.task is not None and not seat.flight.done:
+            seat.flight.task.cancel()
+
+    put(flights.Flights, "_leave", leave)
+
+
+@guard(BATCHES)
+def without_leaving_waited_keys_out_of_the_first_call() -> None:
+    original = claims.Claims.claim
+
+    async def claim(self: Any, *args: Any, waiting: Any = None, **more: Any) -> Any:
+        return await original(self, *args, **more)
+
+    put(claims.Claims, "claim", claim)
+
+
+@guard(BATCHES)
+def without_one_call_for_all_keys() -> None:
+    put(batches.Batch, "_decided", _at_once)
+
+
+def _at_once(self: Any, count: int) -> None:
+    self._undecided -= count
+    self._start()
+
+
+@guard(BATCHES)
+def without_handing_left_out_keys_on() -> None:
+    put(loads.Loaded, "overtaken", property(lambda _: False, nothing))
+
+
+# -- outages ------------------------------------------------------------------------------------------------------
+
+
+@guard(OUTAGE)
+def without_the_record_of_what_redis_missed() -> None:
+    put(recovery.Recovery, "record", nothing)
+
+
+@guard(OUTAGE, RACES)
+def without_disbelief_until_it_is_told() -> None:
+    put(recovery.Recovery, "covers", lambda *_: False)
+
+
+@guard(RACES)
+def without_an_end_for_who_waits_for_a_wire() -> None:
+    put(wire.Wire, "_end", nothing)
+
+
+@guard(RACES)
+def without_a_look_at_replies() -> None:
+    put(pipeline, "_check_values", nothing)
+
+
+@guard(RACES)
+def without_patience_for_large_replies() -> None:
+    put(wire, "_PATIENCE", 1)
+
+
+@guard(RACES)
+def without_threads_of_its_own_for_compression() -> None:
+    put(writes, "CapacityLimiter", lambda _: None)
+
+
+@guard(RACES)
+def without_looking_at_cancelled_reads() -> None:
+    original = reads.Reads._read_many
+
+    async def read_many(self: Any, addresses: Any) -> Any:
+        wire_ = self.state.wire()
+        if wire_ is None or not wire_.up:
+            return await original(self, addresses)
+        waiters = [self._request(wire_, address)[0] for address in addresses]
+        return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+
+    put(reads.Reads, "_read_many", read_many)
