@@ -1,6 +1,7 @@
 """Reading epochs: along with the values that are judged by them, once for each connection."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -75,11 +76,16 @@ class EpochReads:
         :raises CacheUnavailableError: when Redis is known to be away.
         """
         known = wire.known
-        if known.deadline < self._clock():
+        if known.deadline != math.inf and known.deadline < self._clock():
             # Nobody announces their changes here; for the staleness bound, they are as good as current.
             known.forget()
             known.deadline = self._clock() + self._max_staleness
-        for name in self._epochs.missing(known, realm, tags):
+        if not tags and realm.control in known.ready:
+            return
+        missing = self._epochs.missing(known, realm, tags)
+        if not missing:
+            known.ready.add(realm.control)
+        for name in missing:
             if name not in known.asked:
                 asking = _Asking(known, name)
                 try:
@@ -128,6 +134,7 @@ class EpochReads:
         for _ in range(JUDGEMENTS):
             if self._epochs.floor(wire.known, realm, tags) is not None:
                 return
+            wire.known.ready.discard(realm.control)
             self.prepare(wire, realm, tags)
             await wire.renew()
         raise CacheUnavailableError("error", "Redis does not tell its epochs; grant the user EVAL and EVALSHA")

@@ -80,20 +80,28 @@ class Known:
 
     :ivar current: the names of the control keys.
     :ivar asked: the names that are being asked for.
+    :ivar ready: the epochs of namespaces whose values without tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
     """
 
-    __slots__ = ("asked", "current", "deadline")
+    __slots__ = ("asked", "current", "deadline", "ready")
 
     def __init__(self) -> None:
         self.current: set[bytes] = set()
         self.asked: set[bytes] = set()
+        self.ready: set[bytes] = set()
         self.deadline = math.inf
 
     def forget(self) -> None:
         """Have everything asked for again."""
+        self.ready.clear()
         self.current.clear()
         self.asked.clear()
+
+    def discard(self, name: bytes) -> None:
+        """Have one epoch asked for again."""
+        self.ready.clear()
+        self.current.discard(name)
 
 
 class Epochs:

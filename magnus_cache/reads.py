@@ -326,6 +326,7 @@ class Reads:
             return None
         floor = self.state.epochs.floor(source.known, address.realm, tags)
         if floor is None:
+            source.known.ready.discard(address.realm.control)
             raise UnsettledError(tags)
         if epoch < floor or (self.state.recovery.pending and self.covered(address, tags)):
             return None

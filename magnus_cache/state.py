@@ -212,7 +212,7 @@ class State:
             elif name.startswith(b"{"):
                 self.leases.announced(value_name(name), wire)
             else:
-                wire.known.current.discard(name)
+                wire.known.discard(name)
                 self.outdated(name)
 
     def outdated(self, name: bytes) -> None:

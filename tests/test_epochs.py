@@ -132,7 +132,7 @@ async def test_redis_behind_our_own_knowledge_is_corrected(url: str, raw: redis.
 async def test_epochs_only_grow_whatever_the_servers_clock_does(url: str, raw: redis.Redis) -> None:
     """PITFALLS 26: a hybrid clock, past whatever was issued and whatever the caller knows."""
     async with fleet(url, 1) as (one,):
-        await one.get("t", "k")
+        await one.set("t", "k", 1)
         wire = one._engine.state.wire()
         assert wire is not None
         future = 8_000_000_000_000_000
@@ -472,3 +472,19 @@ async def test_a_value_of_an_older_epoch_is_a_miss(url: str, raw: redis.Redis) -
             raw.set("magnus:t:k", value)
             await told(one)
             assert await one.get("t", "k") == expected
+
+
+async def test_epochs_that_were_forgotten_are_asked_for_again(url: str) -> None:
+    async with fleet(url, 1) as (one,):
+        await one.set("t", "k", 1)
+        state = one._engine.state
+        for forget in (state.epochs._latest.clear, lambda: state.memory.clear(b"")):
+            forget()
+            state.memory.clear(b"")
+            assert await one.get("t", "k") == 1
+        state.epochs._latest.clear()
+        assert await one.set("t", "k", 2)
+        state.epochs._latest.clear()
+        state.memory.clear(b"")
+        assert await one.get_or_set("t", "k", lambda: 3) == 2
+        assert await one.get_or_set("t", "other", lambda: 3) == 3
