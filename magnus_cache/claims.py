@@ -67,14 +67,18 @@ class Claims:
             return entry or self.unclaimed(flight, fresh=fresh)
 
     def unclaimed(self, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
-        """Return the claim of a load without a lease."""
-        return self._claim_with(None, flight, fresh=fresh, storable=storable)
+        """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
+        claim = self._claim_with(None, flight, fresh=fresh, storable=storable)
+        if self._state.endpoint is not None:
+            self._state.leases.without(flight.key, flight, claim.at + self._state.settings.max_staleness)
+        return claim
 
     def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
         epochs, mark = self._state.epochs, self._state.recovery.mark
         return Claim(
-            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh, storable=storable
-        )
+            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh, storable=storable,
+            offline=self._state.offline, at=self._state.clock(),
+        )  # fmt: skip
 
     async def _claimed(
         self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,

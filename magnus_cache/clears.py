@@ -66,11 +66,11 @@ class Clears:
         try:
             await _twice(lambda: state.replays.bump(wire, names))
         except asyncio.CancelledError:
-            state.recovery.record_tags(names)
+            state.missed(lambda recovery: recovery.record_tags(names))
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.recovery.record_tags(names)
+            state.missed(lambda recovery: recovery.record_tags(names))
             self._outdate(names)
             self._failed(error)
 
@@ -88,7 +88,7 @@ class Clears:
 
     def _unsure(self, scope: Scope) -> None:
         # In this order: a read that did not see the record finds its placeholder void.
-        self.state.recovery.record_prefix(scope.prefix)
+        self.state.missed(lambda recovery: recovery.record_prefix(scope.prefix))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:

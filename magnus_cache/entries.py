@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-__all__ = ["OVERHEAD", "Entry", "Fill", "Mark", "TaggedEntry", "Trust"]
+__all__ = ["OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -31,6 +31,12 @@ class Trust:
     def kill(self) -> None:
         """Make every entry that stands on this suspect, at once."""
         self.deadline = float("-inf")
+
+
+class LocalTrust(Trust):
+    """What values stand on that this process alone has, because Redis could not take them."""
+
+    __slots__ = ()
 
 
 class Entry(float):

@@ -89,7 +89,7 @@ class Lease:
         self.token = token
         self.seconds = seconds
         self.flight = flight
-        self.trust: Trust = wire.trust
+        self.trust: Trust = wire.trust if wire.tracking else Trust(wire.clock() + wire.max_staleness)
         self.void = False
         self.ended = False
         self._owner = owner
@@ -111,7 +111,7 @@ class Lease:
         if not reply:
             # Deleted, overwritten or taken over, whatever became of the announcement.
             self._owner.voided(self)
-        else:
+        elif source.tracking:
             self.trust = source.trust
 
     def close(self, *, filled: bool = False) -> None:
@@ -149,21 +149,16 @@ class Claim:
     :ivar mark: where its record of untold invalidations stood.
     :ivar fresh: whether it is to replace a value that may be there.
     :ivar storable: whether it may be kept at all.
+    :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away.
+    :ivar at: monotonic seconds.
     """
 
-    __slots__ = ("epoch", "flight", "fresh", "lease", "mark", "since", "storable")
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "since", "storable")
 
     def __init__(
-        self,
-        flight: Flight,
-        *,
-        lease: Lease | None,
-        epoch: int,
-        since: int,
-        mark: int,
-        fresh: bool,
-        storable: bool = True,
-    ) -> None:
+        self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool, storable: bool,
+        offline: Trust, at: float,
+    ) -> None:  # fmt: skip
         self.flight = flight
         self.lease = lease
         self.epoch = epoch
@@ -171,6 +166,8 @@ class Claim:
         self.mark = mark
         self.fresh = fresh
         self.storable = storable
+        self.offline = offline
+        self.at = at
 
     @property
     def overtaken(self) -> bool:
@@ -197,6 +194,7 @@ class Leases:
         """Forget everything, as in a forked child."""
         self._lock = threading.Lock()
         self._held: dict[bytes, Lease] = {}
+        self._alone: dict[bytes, tuple[Flight, float]] = {}
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()
 
@@ -213,6 +211,12 @@ class Leases:
         with self._lock:
             self._held[name] = lease
         return lease
+
+    def without(self, name: bytes, flight: Flight, deadline: float) -> None:
+        """Note a load that has no lease, and is to be joined until a monotonic second only, once Redis is there."""
+        with self._lock:
+            self._alone = {known: load for known, load in self._alone.items() if not load[0].done}
+            self._alone[name] = (flight, deadline)
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
@@ -259,6 +263,9 @@ class Leases:
         lease = self._held.get(name)
         if lease is not None and lease.flight is not None and lease.trust.deadline < now:
             self._detach(lease.flight)
+        alone = self._alone.get(name)
+        if alone is not None and alone[1] < now:
+            self._detach(alone[0])
 
     # -- waited for -----------------------------------------------------------------------------------------
 

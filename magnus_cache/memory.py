@@ -200,6 +200,11 @@ class Memory:
             self._pending.pop(name, None)
             return self._store(name, entry)
 
+    def void(self, name: _Name) -> None:
+        """Void a name's placeholder and keep its entry."""
+        with self._lock:
+            self._pending.pop(name, None)
+
     def invalidate(self, name: _Name) -> None:
         """Remove a name's entry and void its placeholder."""
         with self._lock:

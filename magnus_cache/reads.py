@@ -6,7 +6,7 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -259,42 +259,56 @@ class Reads:
     async def _read_many(self, addresses: Sequence[Address]) -> list[Entry | None]:
         """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
         wire = self.state.wire()
-        if wire is None or not wire.up or self.state.recovery.pending:
-            # One by one until the wire is up and Redis knows all; the first of them sees to that.
-            first = await self.read(addresses[0])
-            rest = addresses[1:]
-            if not rest:
-                return [first]
-            ready = wire is not None and wire.up and not self.state.recovery.pending
-            return [first, *(await self._read_many(rest) if ready else [await self.read(address) for address in rest])]
-        with contextlib.ExitStack() as fills:
+        if wire is None or not wire.up:
+            # The first one sees to it that the wire is up, if it can be.
+            first, rest = await self.read(addresses[0]), addresses[1:]
+            if wire is None or not wire.up:
+                return [first, *[await self.read(address) for address in rest]]
+            return [first, *(await self._read_many(rest) if rest else ())]
+        if self.state.recovery.pending:
+            covered = [address for address in addresses if self.state.recovery.covers(address.name)]
             with contextlib.suppress(CacheUnavailableError):
-                self.epochs.prepare(wire, addresses[0].realm)
-            waiters: list[asyncio.Future[Entry | None] | None] = []
-            for address in addresses:
-                try:
-                    waiter, fill = self._request(wire, address)
-                except CacheUnavailableError:
-                    waiters.append(None)
-                else:
+                for address in covered[:1]:
+                    await self.caught_up(wire, address)
+        answers: list[Entry | Exception | None] = [UnsettledError()] * len(addresses)
+        tags: set[str] = set()
+        for _ in range(JUDGEMENTS):
+            open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
+            if not open_:
+                break
+            for index, answer in zip(open_, await self._ask_many(wire, addresses, open_, tags), strict=True):
+                answers[index] = answer
+                if isinstance(answer, UnsettledError):
+                    tags.update(answer.tags)
+        # What was lost on the way goes the long way round.
+        return [
+            await self.read(address) if isinstance(answer, Exception) else answer
+            for answer, address in zip(answers, addresses, strict=True)
+        ]
+
+    async def _ask_many(
+        self, wire: "Wire", addresses: Sequence[Address], wanted: Sequence[int], tags: Iterable[str]
+    ) -> list[Entry | Exception | None]:
+        """Ask for some of the values, and for the epochs of tags that they turned out to have."""
+        waiters: list[asyncio.Future[Entry | None]] = []
+        with contextlib.ExitStack() as fills:
+            try:
+                self.epochs.prepare(wire, addresses[0].realm, tuple(tags))
+                for index in wanted:
+                    waiter, fill = self._request(wire, addresses[index])
                     waiters.append(waiter)
                     fills.callback(self.settle, fill)
+            except CacheUnavailableError as error:
+                refused: list[Exception] = [error] * (len(wanted) - len(waiters))
+            else:
+                refused = []
             try:
-                return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+                answers = await asyncio.gather(*waiters, return_exceptions=True)
             finally:
                 # Cancelled half-way, nobody is left to look at the rest.
-                for left in filter(None, waiters):
-                    if not left.cancel() and not left.cancelled():
-                        left.exception()
-
-    async def _either(self, waiter: asyncio.Future[Entry | None] | None, address: Address) -> Entry | None:
-        """Return what a queued read is answered, or, if it is not, what the long way round comes to."""
-        try:
-            return await waiter if waiter is not None else await self.read(address)
-        except UnsettledError as error:
-            return await self.read(address, error.tags)
-        except CacheUnavailableError:
-            return await self.read(address)
+                for waiter in waiters:
+                    waiter.cancel()
+        return [*(_no_cancellation(answer) for answer in answers), *refused]
 
     def expect(self, address: Address) -> Fill | None:
         """Reserve the value's place in the near cache, before it is asked for."""
@@ -361,3 +375,9 @@ class Reads:
         """Count an exchange with Redis that failed."""
         address.counters.errors += 1
         self.state.stats.failed(error.reason)
+
+
+def _no_cancellation(answer: Entry | BaseException | None) -> Entry | Exception | None:
+    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+        raise answer
+    return answer

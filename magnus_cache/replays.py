@@ -29,8 +29,8 @@ _EPOCHS_AT_ONCE: Final = 500
 class Owner(Protocol):
     """Who is told what this process has to forget as well."""
 
-    def touch(self, names: Iterable[bytes]) -> None:
-        """Forget some values."""
+    def removed(self, names: Iterable[bytes]) -> None:
+        """Forget what was read of some values that are gone from Redis."""
 
     def outdated(self, name: bytes) -> None:
         """Forget all that an epoch is about."""
@@ -83,23 +83,25 @@ class Replays:
             task.exception()
 
     async def _replay(self, wire: "Wire") -> None:
-        # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
-        if not wire.up:
-            await wire.renew()
-        missed = self._recovery.take()
-        controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
-        try:
-            # Epochs first: they may cover a million values, and take one exchange.
-            await self.bump(wire, controls)
-            await remove_names(wire, missed.names, self._owner.touch)
-        except CacheUnavailableError as error:
+        while self._recovery.pending:
+            # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
             if not wire.up:
-                raise
-            # It is there and says no (an ACL, a replica): asking again with every read would not change its mind.
-            self._replay_at = monotonic() + _PAUSE
-            self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
-            return
-        self._recovery.settle(missed)
+                await wire.renew()
+            missed = self._recovery.take()
+            controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
+            try:
+                # Epochs first: they may cover a million values, and take one exchange.
+                await self.bump(wire, controls)
+                await remove_names(wire, missed.names, self._owner.removed)
+            except CacheUnavailableError as error:
+                if not wire.up:
+                    raise
+                # It is there and says no (an ACL, a replica, too much at once): not to be asked with every read.
+                self._replay_at = monotonic() + _PAUSE
+                self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
+                await asyncio.sleep(_PAUSE)
+            else:
+                self._recovery.settle(missed)
 
     async def bump(self, wire: "Wire", names: Sequence[bytes]) -> int:
         """Issue a new epoch to some control keys, and return it; 0 for none.

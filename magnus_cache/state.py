@@ -10,7 +10,7 @@ import contextlib
 import math
 import re
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from enum import Enum
 from importlib import import_module
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Trust
+from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epochs import Epochs
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
@@ -93,7 +93,7 @@ class State:
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
         self.leases = Leases(self.flights.detach_flight)
-        self.offline = Trust(math.inf)
+        self.offline = LocalTrust(math.inf)
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.closed = False
         self.special = 0
@@ -169,15 +169,20 @@ class State:
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
 
-    def local_trust(self) -> Trust:
+    def local_trust(self, offline: Trust | None = None, since: float | None = None) -> Trust:
         """Return what a value stands on that could be stored in this process alone.
 
         While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
+
+        :param offline: what it would have stood on when its load began; Redis may have come and gone since.
+        :param since: monotonic seconds of that moment; None for now.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self.offline
-        return Trust(self.clock() + self.settings.max_staleness) if self.reachable else offline
+        present = self.offline
+        if self.reachable or (offline is not None and offline is not present):
+            return LocalTrust((self.clock() if since is None else since) + self.settings.max_staleness)
+        return present
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
@@ -242,6 +247,25 @@ class State:
             self.flights.detach(name)
             self.leases.touched(name)
 
+    def removed(self, names: Iterable[bytes]) -> None:
+        """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
+        for name in names:
+            entry = self.memory.peek(name)
+            if entry is not None and isinstance(entry.trust, LocalTrust):
+                self.memory.void(name)
+            else:
+                self.memory.invalidate(name)
+
+    def missed(self, record: Callable[[Recovery], int]) -> int:
+        """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
+        mark = record(self.recovery)
+        for wire in list(self._wires.values()):
+            if wire.up:
+                with contextlib.suppress(RuntimeError):
+                    wire.loop.call_soon_threadsafe(self.replays.begin, wire)
+                break
+        return mark
+
     def flushed(self, wire: "Wire") -> None:
         """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
         self.leases.flushed(wire)
@@ -257,7 +281,7 @@ class State:
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
         self.offline.kill()
-        self.offline = Trust(math.inf)
+        self.offline = LocalTrust(math.inf)
         if not wire.tracking:
             self.notices.warn("tracking", self._no_tracking())
         if self.notices.forget("redis"):
@@ -338,7 +362,7 @@ class State:
         self._lock = threading.Lock()
         self._wires, self.replays = {}, self._new_replays()
         self.special = 0
-        self.offline = Trust(math.inf)
+        self.offline = LocalTrust(math.inf)
         for part in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
             self.leases,

@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from magnus_cache import codec
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Fill
+from magnus_cache.entries import Fill, Trust
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.leases import Claim
 from magnus_cache.reads import MANY, Address, Held, Reads
@@ -64,17 +64,23 @@ class Writes:
         self._memory.invalidate(address.name)
         wire = self.state.wire()
         held = self._held(address, value, payload, tags)
-        if wire is None:
-            return self._keep(address, held, ttl, since)
         # An invalidation that is recorded from here on came after this write, and stays.
         mark = self.state.recovery.mark
+
+        def overtaken() -> bool:
+            known = map(self.state.epochs.tag_name, tags)
+            return self.state.epochs.overtaken(tags, since) or self.state.recovery.covers(address.name, known, mark)
+
+        if wire is None:
+            return self._keep(address, held, ttl, overtaken)
         try:
             await self._reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
             await self._send(wire, address, held, payload, ttl, 0.0, partial(commands.store, address.name))
         except CacheUnavailableError as error:
-            self._refused(address, error)
-            return self._keep(address, held, ttl, since)
+            late = overtaken()
+            mark = self._refused(address, error)
+            return not late and self._keep(address, held, ttl, overtaken)
         except asyncio.CancelledError:
             # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
             self.unsure((address.name,))
@@ -93,9 +99,13 @@ class Writes:
         """
         held = self._held(address, value, payload, tags)._replace(epoch=claim.epoch)
         lease, wire = claim.lease, self.state.wire()
+
+        def overtaken() -> bool:
+            return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
+
         if wire is None or lease is None:
-            alone = claim.storable and not claim.overtaken
-            return alone and self._keep(address, held, ttl, claim.since)
+            trust = self.state.local_trust(claim.offline, claim.at)
+            return claim.storable and self._keep(address, held, ttl, overtaken, trust)
         if lease.void:
             return False
         try:
@@ -108,7 +118,7 @@ class Writes:
                 # What it was to replace may still be there.
                 self.unsure((address.name,))
             lease.close()
-            return not claim.overtaken and self._keep(address, held, ttl, claim.since)
+            return self._keep(address, held, ttl, overtaken, self.state.local_trust(claim.offline, claim.at))
         except asyncio.CancelledError:
             if claim.fresh:
                 self.unsure((address.name,))
@@ -184,32 +194,43 @@ class Writes:
             self._memory.invalidate(address.name)
         return bool(parts[-1])
 
-    def _refused(self, address: Address, error: CacheUnavailableError) -> None:
-        """Note a write that Redis may not have: what it holds of this key is not to be believed."""
+    def _refused(self, address: Address, error: CacheUnavailableError) -> int:
+        """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
         self._reads.failed(address, error)
-        self.unsure((address.name,))
+        mark = self.unsure((address.name,))
         if self.state.reachable:
             address.counters.refused += 1
             self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
+        return mark
 
-    def unsure(self, names: Sequence[bytes]) -> None:
+    def unsure(self, names: Sequence[bytes]) -> int:
         """Believe nothing that Redis says about these values until it has been told that they are gone.
+
+        Returns the mark of the record.
 
         In this order: a read that did not see the record finds its placeholder void.
         """
-        self.state.recovery.record(names)
+        mark = self.state.missed(lambda recovery: recovery.record(names))
         for name in names:
             self._memory.invalidate(name)
+        return mark
 
-    def _keep(self, address: Address, held: Held, ttl: float, since: int) -> bool:
-        """Store a value in this process alone, unless one of its tags was invalidated since."""
+    def _keep(
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None
+    ) -> bool:
+        """Store a value in this process alone, unless something has overtaken it."""
         if not address.namespace.l1:
             return False
         now, generation = self._clock(), self._memory.generation
-        if self.state.epochs.overtaken(held.tags, since):
-            return False
-        entry = self._reads.entry(address, held, now + ttl, self.state.local_trust(), now, generation)
-        kept = self._memory.put(address.name, entry)
+        # Reserved before the question: what another thread does from here on voids the placeholder.
+        fill = self._memory.reserve(address.name)
+        try:
+            if overtaken():
+                return False
+            trust = trust or self.state.local_trust()
+            kept = self._memory.fill(fill, self._reads.entry(address, held, now + ttl, trust, now, generation))
+        finally:
+            self._memory.release(fill)
         address.counters.stores += kept
         return kept
 

@@ -48,8 +48,8 @@ class Recovery:
         """Whether anything waits to be told; costs no lock."""
         return any(self._missed)
 
-    def record(self, names: Iterable[bytes]) -> None:
-        """Remember that these values must not be believed when Redis is back."""
+    def record(self, names: Iterable[bytes]) -> int:
+        """Remember that these values must not be believed when Redis is back; return the record's mark."""
         with self._lock:
             self._marks += 1
             missed = self._missed
@@ -59,8 +59,9 @@ class Recovery:
                 # In this order, as `covers` takes no lock.
                 self._add_prefixes({_namespace_prefix(name) for name in missed.names})
                 missed.names.clear()
+            return self._marks
 
-    def record_prefix(self, prefix: bytes) -> None:
+    def record_prefix(self, prefix: bytes) -> int:
         """Remember that no value may be believed whose name begins like a namespace's, or with the root.
 
         One that goes on within a namespace counts as that namespace; one that ends before, as everything.
@@ -69,8 +70,9 @@ class Recovery:
             self._marks += 1
             whole = prefix.count(b":") >= 2 and prefix.startswith(self._root)
             self._add_prefixes({_namespace_prefix(prefix) if whole else self._root})
+            return self._marks
 
-    def record_tags(self, names: Iterable[bytes]) -> None:
+    def record_tags(self, names: Iterable[bytes]) -> int:
         """Remember that no value with one of these tags may be believed when Redis is back."""
         with self._lock:
             self._marks += 1
@@ -80,6 +82,7 @@ class Recovery:
             if len(tags) > self._most_scopes:
                 self._add_prefixes({self._root})
                 tags.clear()
+            return self._marks
 
     def _add_prefixes(self, prefixes: set[bytes]) -> None:
         record = self._missed.prefixes
@@ -90,12 +93,17 @@ class Recovery:
             for prefix in [prefix for prefix in record if prefix != self._root]:
                 del record[prefix]
 
-    def covers(self, name: bytes, tags: Iterable[bytes] = ()) -> bool:
-        """Whether a value of that name and with these tags, read from Redis now, may be one that was invalidated."""
+    def covers(self, name: bytes, tags: Iterable[bytes] = (), mark: int = -1) -> bool:
+        """Whether a value of that name and with these tags, read from Redis now, may be one that was invalidated.
+
+        :param mark: asks for what was recorded since then alone.
+        """
         names, prefixes, told = self._missed
-        if name in names or (prefixes and (self._root in prefixes or _namespace_prefix(name) in prefixes)):
+        if names.get(name, -1) > mark:
             return True
-        return bool(told) and any(tag in told for tag in tags)
+        if prefixes and max(prefixes.get(self._root, -1), prefixes.get(_namespace_prefix(name), -1)) > mark:
+            return True
+        return bool(told) and any(told.get(tag, -1) > mark for tag in tags)
 
     @property
     def mark(self) -> int:

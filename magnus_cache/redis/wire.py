@@ -93,7 +93,8 @@ class Wire:
         self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer, clock: Clock = monotonic
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._clock = clock
+        self.clock = clock
+        self.max_staleness = limits.max_staleness
         self.trust = Trust(-math.inf)
         self.known = Known()
         self.holds = 0
@@ -194,7 +195,7 @@ class Wire:
             self._doorbell.set_result(None)
 
     def _start(self) -> None:
-        if self._breaker.open and self._clock() < self._breaker.retry_at:
+        if self._breaker.open and self.clock() < self._breaker.retry_at:
             # Another wire of this process has just learned that Redis is away.
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
@@ -206,7 +207,7 @@ class Wire:
     async def _live(self) -> None:
         try:
             if self._error is not None:
-                await asyncio.sleep(self._breaker.retry_at - self._clock())
+                await asyncio.sleep(self._breaker.retry_at - self.clock())
             while True:
                 error = await self._connection()
                 self._lost(error)
@@ -215,7 +216,7 @@ class Wire:
                 if self._proved and error.reason == "lost":
                     continue
                 self._error = CacheUnavailableError(error.reason, error.problem)
-                pause = self._breaker.failed(self._clock())
+                pause = self._breaker.failed(self.clock())
                 self._observer.disconnected(self, error)
                 self._pipeline.fail_queued(error)
                 await asyncio.sleep(pause)
@@ -258,7 +259,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         """Ask for invalidations on this connection, and for the server's time."""
-        sent = self._clock()
+        sent = self.clock()
         await connection.send_packed_command([commands.TRACKING.packed, commands.TIME.packed], check_health=False)
         try:
             await connection.read_response(disable_decoding=True)
@@ -270,10 +271,10 @@ class Wire:
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
         self._took_time(reply, self, sent)
-        self.trust = Trust(sent + self._limits.max_staleness)
+        self.trust = Trust(sent + self.max_staleness)
         self.known = Known()
         if not self.tracking:
-            self.known.deadline = sent + self._limits.max_staleness
+            self.known.deadline = sent + self.max_staleness
 
     def _ready(self) -> None:
         self._up, self._error = True, None
@@ -303,7 +304,7 @@ class Wire:
                     await self._doorbell
                 finally:
                     self._doorbell = None
-            chunks = self._pipeline.compose(self._clock())
+            chunks = self._pipeline.compose(self.clock())
             if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)
             self._schedule_beat()
@@ -319,7 +320,7 @@ class Wire:
         # Not overdue while answers keep coming: what is wanted may lie behind many megabytes. Up to a bound.
         timeout = self._limits.op_timeout
         due = min(max(oldest.sent, self._heard) + timeout, oldest.sent + _PATIENCE * timeout)
-        left = due - self._clock()
+        left = due - self.clock()
         if left <= 0 and oldest is overdue:
             if self._patience is not None:
                 self._patience.reschedule(self.loop.time())
@@ -368,9 +369,9 @@ class Wire:
         if frame is None:
             raise RedisConnectionError("Protocol error: a reply that nobody asked for")
         self._proved = True
-        self._heard = self._clock()
+        self._heard = self.clock()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
-        self.trust.deadline = frame.sent + self._limits.max_staleness
+        self.trust.deadline = frame.sent + self.max_staleness
         self._pipeline.answered(reply, self)
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.
@@ -380,7 +381,7 @@ class Wire:
 
     def _schedule_beat(self) -> None:
         if self._beat is None and self._up:
-            self._beat = self.loop.call_later(self._limits.max_staleness / 3, self._on_beat)
+            self._beat = self.loop.call_later(self.max_staleness / 3, self._on_beat)
 
     def _on_beat(self) -> None:
         """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
@@ -403,7 +404,7 @@ class Wire:
 
     def _took_time(self, reply: Any, _source: Source, sent: float) -> None:
         server = int(reply[0]) * MICROSECONDS + int(reply[1])
-        self.time.sample(sent, self._clock(), server + int(ahead(self._clock) * MICROSECONDS))
+        self.time.sample(sent, self.clock(), server + int(ahead(self.clock) * MICROSECONDS))
 
 
 def _as_it_is(reply: Any, _source: Source, _sent: float) -> Any:
