@@ -13,13 +13,17 @@ from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.loads import Rule, called, check_callable, is_async
+from magnus_cache.outcomes import running_loop
 from magnus_cache.reads import MISS
 from magnus_cache.state import Mode
 
-__all__ = ["BatchLoader", "listed", "load_many", "load_many_blocking", "wanted_keys"]
+__all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
 
 BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], Awaitable[Mapping[Any, Any]]]
 """A function or coroutine function of a list of keys that returns a mapping of keys to values."""
+
+_STEP: Final = 100
+"""Keys handled in one turn of the loop."""
 
 _LOOK: Final = 1.0
 """Seconds after which a blocked thread looks whether the background loop is still there."""
@@ -38,34 +42,42 @@ def listed(keys: Iterable[Any], argument: str) -> list[Any]:
         raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
 
 
-def wanted_keys(engine: Engine, namespace: str, keys: Iterable[Any], rule: Rule) -> list[Wanted]:
-    """Return where the values of some keys live.
+Find = Callable[[Any], Wanted]
+"""Tells where the value of a key lives.
 
-    :raises CacheArgumentError: for a namespace or key that cannot be used.
+:raises CacheArgumentError: for a key that cannot be used.
+"""
+
+
+def finder(engine: Engine, namespace: str, rule: Rule) -> Find:
+    """Return what tells where the values of keys live.
+
+    :raises CacheArgumentError: for a namespace that cannot be used.
     """
+    engine.state.keyspace.check_namespace(namespace)
     tags = rule.tags.of_call({}) if rule.tags is not None else ()
-    return [Wanted(key, engine.reads.address(namespace, key), tags) for key in keys]
+    return lambda key: Wanted(key, engine.reads.address(namespace, key), tags)
 
 
 async def load_many(
-    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader, rule: Rule, *, fresh: bool = False
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False
 ) -> dict[Any, Any]:
-    """Return values by key, in the order in which they are wanted; load those that are missing.
+    """Return values by key, in the order of the keys; load those that are missing.
 
     :raises CacheBatchError: if some keys could not be loaded.
     :raises Exception: what the loader raised, if it was called for all keys there are no values of.
     """
     check_callable(loader, "batch_loader")
 
-    async def call(keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+    async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
         with engine.state.flights.joint(flights):
-            return await called(partial(loader, list(keys)))
+            return await called(partial(loader, list(some)))
 
-    return await _load(engine, wanted, call, rule, fresh=fresh)
+    return await _load(engine, keys, find, call, rule, fresh=fresh)
 
 
 def load_many_blocking(
-    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader, rule: Rule, *, fresh: bool = False
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False
 ) -> dict[Any, Any]:
     """Do what `load_many` does, for a thread: a plain function is called in this very thread.
 
@@ -74,35 +86,52 @@ def load_many_blocking(
     """
     check_callable(loader, "batch_loader")
     if is_async(loader):
-        values: dict[Any, Any] = engine.state.portal.call(partial(load_many, engine, wanted, loader, rule, fresh=fresh))
+        calling = partial(load_many, engine, keys, find, loader, rule, fresh=fresh)
+        values: dict[Any, Any] = engine.state.portal.call(calling)
         return values
-    return _Desk(engine, loader).run(lambda call: _load(engine, wanted, call, rule, fresh=fresh))
+    blocks = running_loop()
+    return _Desk(engine, loader).run(lambda call: _load(engine, keys, find, call, rule, fresh=fresh, blocks=blocks))
 
 
 async def _load(
-    engine: Engine, wanted: Sequence[Wanted], call: CallLoader, rule: Rule, *, fresh: bool
-) -> dict[Any, Any]:
+    engine: Engine, keys: Sequence[Any], find: Find, call: CallLoader, rule: Rule, *, fresh: bool,
+    blocks: asyncio.AbstractEventLoop | None = None,
+) -> dict[Any, Any]:  # fmt: skip
     mode = engine.state.mode
+    wanted: list[Wanted] = []
+    for start in range(0, len(keys), _STEP):
+        wanted += map(find, keys[start : start + _STEP])
+        await asyncio.sleep(0)
     if mode is Mode.DISABLED:
-        answers = await call([item.key for item in wanted], ())
-        return _in_order(wanted, _checked(answers))
+        return _in_order(wanted, _checked(await call([item.key for item in wanted], ())))
+    fresh = fresh or mode is Mode.BYPASS
     values: dict[Any, Any] = {}
     missing = {item.address.name: item for item in wanted}
-    if mode is Mode.NORMAL and not fresh:
-        found = await engine.reads.look_many([item.address for item in missing.values()])
-        for (entry, near), item in zip(found, list(missing.values()), strict=True):
-            value = engine.reads.opened(item.address, entry)
-            item.address.counters.count(hit=value is not MISS, near=near)
-            if value is not MISS:
-                values[item.key] = value
-                del missing[item.address.name]
+    if not fresh:
+        values = await _look(engine, list(missing.values()))
+        missing = {name: item for name, item in missing.items() if item.key not in values}
     if missing:
-        batch = Batch(engine.loads, rule, call, fresh=fresh or mode is Mode.BYPASS)
+        batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks)
         try:
             values |= await batch.run(list(missing.values()))
         except CacheBatchError as error:
             raise CacheBatchError(_in_order(wanted, values | error.results), error.errors) from error.__cause__
     return _in_order(wanted, values)
+
+
+async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[Any, Any]:
+    """Return the values that are there, by key."""
+    values: dict[Any, Any] = {}
+    for start in range(0, len(wanted), _STEP):
+        step = wanted[start : start + _STEP]
+        found = await engine.reads.look_many([item.address for item in step])
+        for (entry, near), item in zip(found, step, strict=True):
+            value = engine.reads.opened(item.address, entry)
+            item.address.counters.count(hit=value is not MISS, near=near)
+            if value is not MISS:
+                values[item.key] = value
+        await asyncio.sleep(0)
+    return values
 
 
 def _in_order(wanted: Sequence[Wanted], values: Mapping[Any, Any]) -> dict[Any, Any]:

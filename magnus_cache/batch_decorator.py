@@ -6,7 +6,7 @@ are missing. Its other arguments are part of every key.
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
 from magnus_cache.batches import Wanted
@@ -30,6 +30,25 @@ def make_batch_decorator(
     return decorator_for(engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude)
 
 
+class _Call(NamedTuple):
+    """One call: its keys, and its other arguments before and after them."""
+
+    site: Site
+    many: list[Any]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def find(self, key: Any) -> Wanted:
+        """Return where the value of one key lives."""
+        args = (*self.before, key, *self.after)
+        return Wanted(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
+
+    def load(self, keys: list[Any]) -> Any:
+        """Call the function with some of the keys."""
+        return self.site.function(*self.before, keys, *self.after, **self.kwargs)
+
+
 class _BatchSite(Site):
     """One decorated batch loader."""
 
@@ -43,35 +62,31 @@ class _BatchSite(Site):
         make.cache_info = self.info
         return make
 
-    def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Wanted], Callable[[list[Any]], Any]]:
-        """Return what a call wants, and the function that loads some of its keys."""
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
+        """Return what a call wants, and how some of its keys are loaded."""
         first = self.keys.first
         assert first is not None
         place, name = first
         if name in kwargs:
-            many, rest = kwargs[name], {other: value for other, value in kwargs.items() if other != name}
-            args_of: Callable[[Any], tuple[Any, ...]] = lambda keys: (*args, keys)  # noqa: E731  # one of two
-        else:
-            # Too few arguments: calling the function tells, in its own words.
-            many, rest = args[place] if len(args) > place else self.keys.bind(args, kwargs), kwargs
-            args_of = lambda keys: (*args[:place], keys, *args[place + 1 :])  # noqa: E731  # the other
-        wanted = [
-            Wanted(key, self.address(args_of(key), rest), self.tags(args_of(key), rest)) for key in listed(many, name)
-        ]
-        return wanted, lambda keys: self.function(*args_of(keys), **rest)
+            rest = {other: value for other, value in kwargs.items() if other != name}
+            return _Call(self, listed(kwargs[name], name), args, (), rest)
+        if len(args) <= place:
+            # Too few arguments: this raises as calling the function would.
+            self.keys.bind(args, kwargs)
+        return _Call(self, listed(args[place], name), args[:place], args[place + 1 :], kwargs)
 
     def _async_many(self) -> Any:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            wanted, loader = self._wanted(args, kwargs)
-            return await load_many(self.engine, wanted, loader, self.rule)
+            call = self._call(args, kwargs)
+            return await load_many(self.engine, call.many, call.find, call.load, self.rule)
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
-            wanted, _ = self._wanted(args, kwargs)
-            return await self.engine.writes.remove([item.address for item in wanted]) > 0
+            call = self._call(args, kwargs)
+            return await self.engine.writes.remove([call.find(key).address for key in call.many]) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
-            wanted, loader = self._wanted(args, kwargs)
-            return await load_many(self.engine, wanted, loader, self.rule, fresh=True)
+            call = self._call(args, kwargs)
+            return await load_many(self.engine, call.many, call.find, call.load, self.rule, fresh=True)
 
         return _with(wrapper, invalidate, refresh)
 
@@ -79,19 +94,19 @@ class _BatchSite(Site):
         state = self.engine.state
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            wanted, loader = self._wanted(args, kwargs)
+            call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(self.engine, wanted, loader, self.rule)
+            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule)
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
-            wanted, _ = self._wanted(args, kwargs)
+            call = self._call(args, kwargs)
             state.check_open()
-            return state.portal.call(self.engine.writes.remove, [item.address for item in wanted]) > 0
+            return state.portal.call(self.engine.writes.remove, [call.find(key).address for key in call.many]) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
-            wanted, loader = self._wanted(args, kwargs)
+            call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(self.engine, wanted, loader, self.rule, fresh=True)
+            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule, fresh=True)
 
         return _with(wrapper, invalidate, refresh)
 

@@ -23,6 +23,9 @@ __all__ = ["Batch", "CallLoader", "Wanted"]
 CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
 """Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
 
+_STARTED: Final = 50
+"""Keys whose flights are begun in one turn of the loop."""
+
 _AT_ONCE: Final = 500
 """Keys handed to one call of the loader at most, and handled by one batch."""
 
@@ -54,10 +57,15 @@ class Batch:
 
     :param call: calls the batch loader.
     :param fresh: take no values that are already there.
+    :param blocks: the event loop that the caller holds up meanwhile.
     """
 
-    def __init__(self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False) -> None:
+    def __init__(
+        self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> None:  # fmt: skip
         self._loads = loads
+        self._blocks = blocks
         self._claims: Claims = loads.claims
         self._rule = rule
         self._call = call
@@ -78,8 +86,12 @@ class Batch:
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
             self._sealed = False
-            tasks = [asyncio.create_task(self._one(item)) for item in some]
+            tasks: list[asyncio.Task[Any]] = []
             try:
+                for item in some:
+                    tasks.append(asyncio.create_task(self._one(item)))
+                    if len(tasks) % _STARTED == 0:
+                        await asyncio.sleep(0)
                 # One turn for the tasks to board, and one for the flights that they lead to begin.
                 for _ in range(2):
                     await asyncio.sleep(0)
@@ -124,7 +136,9 @@ class Batch:
 
         while True:
             self._loads.before(address, fresh=self._fresh)
-            loaded = await self._loads.flights.run(address.name, lead, wait_timeout=self._loads.wait_timeout)
+            loaded = await self._loads.flights.run(
+                address.name, lead, wait_timeout=self._loads.wait_timeout, blocks=self._blocks
+            )
             if led or not loaded.overtaken:
                 return loaded.take()
 

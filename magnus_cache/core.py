@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from magnus_cache.batch_calls import BatchLoader, listed, load_many, wanted_keys
+from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import Decorator, make_decorator, make_rule
@@ -197,8 +197,8 @@ class AsyncOperations:
         """
         check_callable(batch_loader, "batch_loader")
         rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
-        wanted = wanted_keys(self._engine, namespace, listed(keys, "keys"), rule)
-        return await load_many(self._engine, wanted, batch_loader, rule)
+        find = finder(self._engine, namespace, rule)
+        return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
 
     def _open_many(
         self,

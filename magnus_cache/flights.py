@@ -56,13 +56,17 @@ class Flights:
 
     # -- the two ways in --------------------------------------------------------------------------------------
 
-    async def run(self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float) -> T:
+    async def run(
+        self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:  # fmt: skip
         """Return what `load` returns, or what another caller's load of the same key does.
 
         :param load: called in a task of its own, in a copy of this caller's context; cancelled only when all who
             wait are gone.
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
             flight that is detached.
+        :param blocks: the event loop that is held up by whoever this is done for.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
         """
@@ -71,7 +75,7 @@ class Flights:
         alone = False
         while True:
             waiter = LoopWaiter(loop)
-            seat = self._board(key, waiter, loop, blocks=None, alone=alone)
+            seat = self._board(key, waiter, loop, blocks=blocks, alone=alone)
             try:
                 if seat.leads:
                     self._take_off(seat.flight, load, loop)

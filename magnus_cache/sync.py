@@ -10,7 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from magnus_cache.batch_calls import BatchLoader, listed, load_many_blocking, wanted_keys
+from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.decorators import Decorator
@@ -189,9 +189,9 @@ class BlockingOperations:
         """
         check_callable(batch_loader, "batch_loader")
         rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
-        wanted = wanted_keys(self._engine, namespace, listed(keys, "keys"), rule)
+        find = finder(self._engine, namespace, rule)
         self._state.check_open()
-        return load_many_blocking(self._engine, wanted, batch_loader, rule)
+        return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
 
     def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()

@@ -384,6 +384,21 @@ async def test_tags_of_a_value_that_are_none_fail_the_load() -> None:
         cache.get_or_set("t", "k", lambda: 1, tags=lambda value: [value])
 
 
+async def test_the_epoch_of_a_tag_ends_at_last_and_that_of_a_namespace_does_not(url: str, raw: redis.Redis) -> None:
+    """There may be any number of tags; what has one whose epoch is gone is loaded anew."""
+    async with fleet(url, 1) as (one,):
+        await one.set("t", "a", 1, tags="set")
+        await one.get_or_set("t", "b", lambda: 1, tags=lambda _: "made")
+        await one.invalidate_tags("invalidated")
+        for tag in ("set", "made", "invalidated"):
+            assert 0 < raw.pttl(f"magnus!tag:{tag}") <= scripts.TAG_LIFE
+        for name in ("magnus!epoch", "magnus!epoch:t", "magnus!clock", "magnus!guard"):
+            assert raw.pttl(name) == -1
+        raw.delete("magnus!tag:set")
+        await told(one)
+        assert await one.get("t", "a") is None
+
+
 async def test_awkward_tags_stay_apart(url: str, raw: redis.Redis) -> None:
     async with fleet(url) as (one, two):
         tags = ["a b", "a\nb", "{a}", "ä", "a:b", "a%20b", "🎉", "*"]

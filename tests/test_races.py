@@ -12,11 +12,11 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, Namespace
+from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, CacheUnavailableError, Namespace
 from magnus_cache.redis import commands
 from magnus_cache.redis.pipeline import Frame, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
-from tests.support.fleet_of_managers import fleet, near
+from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -119,7 +119,7 @@ async def test_many_megabytes_are_no_silence(server: Any) -> None:
     """What is wanted may lie behind more than can be sent within one timeout; while something comes, Redis is there."""
     far = Namespace("far", ttl=600, l1=False)
     with Proxy(server.port) as proxy:
-        async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
+        async with AsyncCacheManager(redis_url=proxy.url, op_timeout=1.0) as cache:
             value = os.urandom(SIZE)
             for number in range(4):
                 assert await cache.set(far, number, value)
@@ -293,3 +293,87 @@ def test_threads_are_not_held_up_by_a_manager_made_in_a_closed_loop(url: str, ra
     assert not manager._engine.state.reachable
     with CacheManager._over(manager._engine) as blocking:
         assert blocking.get("t", "k") == 1
+
+
+async def test_a_load_that_began_in_an_outage_is_joined_for_the_bound_only(proxy: Any, server: Any) -> None:
+    """Nobody announces to it what is deleted once Redis is back."""
+    slow = Slow()
+    async with fleet(server.url, 1) as (peer,), fleet(proxy.url, 1, op_timeout=0.2, max_staleness=0.3) as (one,):
+        proxy.refuse()
+        assert await one.get("t", "k") is None
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        proxy.resume()
+        await wait_until_async(lambda: one._engine.state.reachable)
+        await peer.set("t", "k", "new")
+        await peer.delete("t", "k")
+        await asyncio.sleep(0.3)
+        late = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun(2)
+        slow.finish()
+        slow.finish(2)
+        assert (await call, await late) == (1, 2)
+        assert await one.get("t", "k") == 2
+
+
+async def test_without_tracking_a_load_is_joined_for_the_bound_only(url: str, raw: redis.Redis) -> None:
+    slow = Slow()
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    try:
+        async with fleet(url.replace("redis://", "redis://limited:pw@"), 1, max_staleness=0.2) as (one,):
+            call = asyncio.create_task(one.get_or_set("t", "k", slow))
+            await slow.begun()
+            raw.delete(b"{magnus:t:k}:lease")
+            await asyncio.sleep(0.25)
+            late = asyncio.create_task(one.get_or_set("t", "k", slow))
+            await slow.begun(2)
+            slow.finish()
+            slow.finish(2)
+            assert (await call, await late) == (1, 2)
+    finally:
+        raw.acl_deluser("limited")
+
+
+async def test_redis_is_told_at_once_what_it_refused_while_it_was_there(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, 2) as (one, two):
+        await one.set("t", "k", "old")
+        assert await two.get("t", "k") == "old"
+        one._engine.state.missed(lambda recovery: recovery.record([b"magnus:t:k"]))
+        await wait_until_async(lambda: not one._engine.state.recovery.pending)
+        await two.get_stats()
+        assert await two.get("t", "k") is None
+
+
+async def test_a_delete_in_another_thread_overtakes_what_is_about_to_be_kept_here(proxy: Any) -> None:
+    """In an outage, between the last look and the near cache: the place is reserved before the look."""
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+        proxy.refuse()
+        await cache.get("t", "x")
+        await asyncio.to_thread(cache.sync.get, "t", "x")
+        reads = cache._engine.reads
+        entry = reads.entry
+
+        def late(*args: Any) -> Any:
+            reads.entry = entry  # type: ignore[method-assign]
+            thread = threading.Thread(target=cache.sync.delete, args=("t", "k"))
+            thread.start()
+            thread.join()
+            return entry(*args)
+
+        reads.entry = late  # type: ignore[method-assign]
+        assert await cache.get_or_set("t", "k", lambda: "old") == "old"
+        assert await cache.get("t", "k") is None
+
+
+def test_a_batch_that_waits_for_the_loop_it_holds_up_is_an_error(url: str) -> None:
+    async def main() -> None:
+        async with AsyncCacheManager(redis_url=url) as cache:
+            slow = Slow()
+            call = asyncio.create_task(cache.get_or_set("t", "k", slow))
+            await slow.begun()
+            with pytest.raises(CacheDeadlockError):
+                cache.sync.get_or_set_many("t", ["k"], lambda keys: dict.fromkeys(keys, 1))
+            slow.finish()
+            assert await call == 1
+
+    asyncio.run(main())

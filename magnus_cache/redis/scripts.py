@@ -14,7 +14,23 @@ from magnus_cache.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache.keys import lease_name
 from magnus_cache.redis.commands import Command, pack
 
-__all__ = ["LEASED", "Script", "acquire", "adopt", "bump", "fill", "learn", "reclaim", "release", "renew", "replace"]
+__all__ = [
+    "LEASED",
+    "TAG_LIFE",
+    "Script",
+    "acquire",
+    "adopt",
+    "bump",
+    "fill",
+    "learn",
+    "reclaim",
+    "release",
+    "renew",
+    "replace",
+]
+
+TAG_LIFE: Final = 30 * 86_400_000
+"""Milliseconds that a tag's epoch stays after it was issued; past it, values that have the tag are loaded anew."""
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
@@ -97,15 +113,20 @@ local function read(name)
   local epoch = type(text) == 'string' and #text <= 16 and tonumber(text)
   return epoch and epoch >= 0 and epoch <= {LATEST_EPOCH} and epoch or 0, text
 end
-local function issue(known)
+-- The epoch of a tag, which has a bucket, ends at last: there may be any number of tags. Missing is safe.
+local function put(name, text, bucket)
+  redis.call('SET', name, text)
+  if bucket ~= '' then redis.call('PEXPIRE', name, {TAG_LIFE}) end
+  redis.call('EXISTS', name)
+end
+local function issue(known, buckets)
   local time = redis.call('TIME')
   local last = read(KEYS[1])
   local epoch = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(known) + 1)
   local text = string.format('%016.0f', epoch)
   redis.call('SET', KEYS[1], text)
   for index = 3, #KEYS do
-    redis.call('SET', KEYS[index], text)
-    redis.call('EXISTS', KEYS[index])
+    put(KEYS[index], text, buckets[index - 2])
   end
   redis.pcall('HSETNX', KEYS[2], 'since', text)
   return text
@@ -116,9 +137,11 @@ _BUMP: Final = Script(
     "BUMP",
     _ISSUE
     + """
-local text = issue(ARGV[1])
-for index = 2, #ARGV do
-  if ARGV[index] ~= '' then redis.pcall('HSET', KEYS[2], ARGV[index], text) end
+local buckets = {}
+for index = 2, #ARGV do buckets[index - 1] = ARGV[index] end
+local text = issue(ARGV[1], buckets)
+for _, bucket in ipairs(buckets) do
+  if bucket ~= '' then redis.pcall('HSET', KEYS[2], bucket, text) end
 end
 return text
 """,
@@ -130,7 +153,7 @@ _LEARN: Final = Script(
     + """
 local epoch, text = read(KEYS[3])
 if epoch > 0 and epoch >= tonumber(ARGV[1]) then return text end
-return issue(ARGV[1])
+return issue(ARGV[1], {ARGV[2]})
 """,
 )
 
@@ -148,11 +171,10 @@ local guard = redis.pcall('HMGET', KEYS[2], 'since', ARGV[3])
 local since, last = tonumber(guard[1] or ''), tonumber(guard[2] or '0')
 if since and since <= captured and last and last <= captured and tonumber(ARGV[1]) <= captured then
   text = string.format('%016.0f', captured)
-  redis.call('SET', KEYS[3], text)
-  redis.call('EXISTS', KEYS[3])
+  put(KEYS[3], text, ARGV[3])
   return text
 end
-return issue(ARGV[1])
+return issue(ARGV[1], {ARGV[3]})
 """,
 )
 
@@ -216,7 +238,7 @@ def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:
 
 def learn(names: ControlNames, control: bytes, known: int) -> Command:
     """Pack the reading of an epoch, issued anew if it is missing or below what is `known`; the reply is its digits."""
-    return _LEARN.command((names.clock, names.guard, control), known)
+    return _LEARN.command((names.clock, names.guard, control), known, names.bucket(control))
 
 
 def adopt(names: ControlNames, control: bytes, known: int, captured: int) -> Command:
