@@ -216,7 +216,8 @@ class State:
                 self.leases.ring(name)
             elif name.startswith(b"{"):
                 self.leases.announced(value_name(name), wire)
-            else:
+            elif name in wire.known.current:
+                # An epoch that was not known stands for nothing yet: somebody has just issued the first one.
                 wire.known.discard(name)
                 self.outdated(name)
 
