@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.engine import Engine
-from magnus_cache.errors import CacheBatchError, CacheClosedError, CacheTypeError
+from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.loads import Rule, called, check_callable, is_async
 from magnus_cache.outcomes import running_loop
@@ -99,29 +99,47 @@ async def _load(
 ) -> dict[Any, Any]:  # fmt: skip
     mode = engine.state.mode
     wanted: list[Wanted] = []
+    names: dict[Any, bytes] = {}
     for start in range(0, len(keys), _STEP):
-        wanted += map(find, keys[start : start + _STEP])
+        for item in map(find, keys[start : start + _STEP]):
+            wanted.append(item)
+            if names.setdefault(item.key, item.address.name) != item.address.name:
+                problem = (
+                    f"{item.key!r} is equal to another key of another type, so that no mapping can tell them apart"
+                )
+                raise CacheArgumentError("keys", problem)
         await asyncio.sleep(0)
+    if not wanted:
+        return {}
     if mode is Mode.DISABLED:
-        return _in_order(wanted, _checked(await call([item.key for item in wanted], ())))
+        answers = _checked(await call([item.key for item in wanted], ()))
+        return {item.key: answers[item.key] for item in wanted if item.key in answers}
     fresh = fresh or mode is Mode.BYPASS
-    values: dict[Any, Any] = {}
-    missing = {item.address.name: item for item in wanted}
+    values: dict[bytes, Any] = {}
+    # Keys that are stored at one place are one.
+    missing: dict[bytes, Wanted] = {}
+    for item in wanted:
+        missing.setdefault(item.address.name, item)
     if not fresh:
         values = await _look(engine, list(missing.values()))
-        missing = {name: item for name, item in missing.items() if item.key not in values}
+        missing = {name: item for name, item in missing.items() if name not in values}
+    errors: dict[Any, Exception] = {}
     if missing:
         batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks)
-        try:
-            values |= await batch.run(list(missing.values()))
-        except CacheBatchError as error:
-            raise CacheBatchError(_in_order(wanted, values | error.results), error.errors) from error.__cause__
-    return _in_order(wanted, values)
+        loaded, errors = await batch.run(list(missing.values()))
+        values |= loaded
+    results = {item.key: values[item.address.name] for item in wanted if item.address.name in values}
+    if errors:
+        first, *rest = errors.values()
+        if len(errors) == len(missing) and all(error is first for error in rest):
+            raise first
+        raise CacheBatchError(results, errors) from first
+    return results
 
 
-async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[Any, Any]:
-    """Return the values that are there, by key."""
-    values: dict[Any, Any] = {}
+async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[bytes, Any]:
+    """Return the values that are there, by name."""
+    values: dict[bytes, Any] = {}
     for start in range(0, len(wanted), _STEP):
         step = wanted[start : start + _STEP]
         found = await engine.reads.look_many([item.address for item in step])
@@ -129,13 +147,9 @@ async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[Any, Any]:
             value = engine.reads.opened(item.address, entry)
             item.address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
-                values[item.key] = value
+                values[item.address.name] = value
         await asyncio.sleep(0)
     return values
-
-
-def _in_order(wanted: Sequence[Wanted], values: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {item.key: values[item.key] for item in wanted if item.key in values}
 
 
 def _checked(answers: Any) -> Mapping[Any, Any]:
@@ -160,6 +174,7 @@ class _Desk:
         self._task: asyncio.Task[Any] | None = None
 
     def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
+        self._portal.check_thread()
         context = copy_context()
         self._portal.submit(self._begin, partial(batch, self._call), context)
         try:
@@ -203,7 +218,9 @@ class _Desk:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._notes.put(partial(self._load, list(keys), flights, loop, answer))
-        result = await answer
+        error, result = await answer
+        if error is not None:
+            raise error
         # A lambda around a coroutine function does not look like one until it is called.
         return await result if inspect.isawaitable(result) else result
 
@@ -222,16 +239,16 @@ class _Desk:
             with self._engine.state.flights.joint(flights):
                 result = self._loader(keys)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome
-            self._tell(loop, answer.set_exception, answer, error)
+            self._tell(loop, answer, (error, None))
         else:
-            self._tell(loop, answer.set_result, answer, result)
+            self._tell(loop, answer, (None, result))
 
     def _tell(
-        self, loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: asyncio.Future[Any], what: Any
+        self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], what: tuple[Exception | None, Any]
     ) -> None:
         def in_time() -> None:
             if not answer.done():
-                tell(what)
+                answer.set_result(what)
 
         try:
             loop.call_soon_threadsafe(in_time)

@@ -5,7 +5,7 @@ are missing. Its other arguments are part of every key.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
@@ -41,6 +41,8 @@ class _Call(NamedTuple):
 
     def find(self, key: Any) -> Wanted:
         """Return where the value of one key lives."""
+        if not isinstance(key, Hashable):
+            raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
         args = (*self.before, key, *self.after)
         return Wanted(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
 
@@ -71,8 +73,8 @@ class _BatchSite(Site):
             rest = {other: value for other, value in kwargs.items() if other != name}
             return _Call(self, listed(kwargs[name], name), args, (), rest)
         if len(args) <= place:
-            # Too few arguments: this raises as calling the function would.
-            self.keys.bind(args, kwargs)
+            # Its default; or too few arguments, for which this raises as calling the function would.
+            return _Call(self, listed(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
         return _Call(self, listed(args[place], name), args[:place], args[place + 1 :], kwargs)
 
     def _async_many(self) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from magnus_cache.claims import Claims
 from magnus_cache.clock import monotonic
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheBatchError, CacheTypeError
+from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim
 from magnus_cache.loads import Loaded, Loads, Rule
@@ -42,14 +42,45 @@ class Wanted:
 
 
 class _Order:
-    """A key that this batch has claimed, and the future of its value."""
+    """A key that this batch has claimed, and the future of what the loader says: its value or its error."""
 
-    __slots__ = ("flight", "value", "wanted")
+    __slots__ = ("answer", "flight", "wanted")
 
     def __init__(self, wanted: Wanted, flight: Flight) -> None:
         self.wanted = wanted
         self.flight = flight
-        self.value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
+
+    def tell(self, error: BaseException | None, value: Any = None) -> None:
+        """Answer, unless there is an answer, or nobody waits any more."""
+        if not self.answer.done():
+            # Not as the future's exception: it could not be a StopIteration.
+            self.answer.set_result((error, value))
+
+
+class _Call:
+    """One call of the loader: it goes on for as long as anybody waits for one of its keys."""
+
+    __slots__ = ("left", "orders", "task")
+
+    def __init__(self, orders: list[_Order], load: Callable[[list[_Order]], Awaitable[None]]) -> None:
+        self.orders = orders
+        self.left = len(orders)
+        self.task = asyncio.ensure_future(load(orders))
+        # Also for a task that is cancelled before its first step.
+        self.task.add_done_callback(self._ended)
+        for order in orders:
+            order.answer.add_done_callback(self._gone)
+
+    def _gone(self, answer: asyncio.Future[Any]) -> None:
+        self.left -= 1
+        if not self.left:
+            self.task.cancel()
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        for order in self.orders:
+            order.tell(error or asyncio.CancelledError())
 
 
 class Batch:
@@ -73,47 +104,46 @@ class Batch:
         self._undecided = 0
         self._sealed = False
         self._orders: list[_Order] = []
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[_Call] = set()
 
-    async def run(self, wanted: Sequence[Wanted]) -> dict[Any, Any]:
-        """Return the values by key, without the keys that the loader did not answer.
-
-        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
-        :raises Exception: what the loader raised, if it did so for all that it was called for.
-        """
-        values: dict[Any, Any] = {}
+    async def run(self, wanted: Sequence[Wanted]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+        """Return the values by name, without those that the loader did not answer, and the errors by key."""
+        values: dict[bytes, Any] = {}
         errors: dict[Any, Exception] = {}
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
-            self._sealed = False
-            tasks: list[asyncio.Task[Any]] = []
-            try:
-                for item in some:
-                    tasks.append(asyncio.create_task(self._one(item)))
-                    if len(tasks) % _STARTED == 0:
-                        await asyncio.sleep(0)
-                # One turn for the tasks to board, and one for the flights that they lead to begin.
-                for _ in range(2):
-                    await asyncio.sleep(0)
-                self._sealed = True
-                self._decided(0)
-                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            finally:
-                for task in (*tasks, *self._calls):
-                    task.cancel()
-            for item, outcome in zip(some, outcomes, strict=True):
+            for item, outcome in zip(some, await self._some(some), strict=True):
                 if isinstance(outcome, Exception):
                     errors[item.key] = outcome
                 elif isinstance(outcome, BaseException):
                     raise outcome
                 elif outcome is not MISS:
-                    values[item.key] = outcome
-        if errors:
-            first, *rest = errors.values()
-            if not values and all(error is first for error in rest):
-                raise first
-            raise CacheBatchError(values, errors) from first
-        return values
+                    values[item.address.name] = outcome
+        return values, errors
+
+    async def _some(self, some: Sequence[Wanted]) -> list[Any]:
+        self._sealed = False
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            for item in some:
+                tasks.append(asyncio.create_task(self._one(item)))
+                if len(tasks) % _STARTED == 0:
+                    await asyncio.sleep(0)
+            # One turn for the tasks to board, and one for the flights that they lead to begin.
+            for _ in range(2):
+                await asyncio.sleep(0)
+            self._seal()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Cancelled before, others may have joined the flights: the loader is called for them.
+            self._seal()
+
+    def _seal(self) -> None:
+        """Note that all keys have boarded; from now on, the loader is called as soon as all are decided."""
+        self._sealed = True
+        self._decided(0)
 
     async def _one(self, wanted: Wanted) -> Any:
         address, led = wanted.address, False
@@ -139,25 +169,28 @@ class Batch:
             loaded = await self._loads.flights.run(
                 address.name, lead, wait_timeout=self._loads.wait_timeout, blocks=self._blocks
             )
-            if led or not loaded.overtaken:
+            if led or self._loads.stands(loaded):
                 return loaded.take()
 
     async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> Loaded[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
+        order = _Order(wanted, flight)
         try:
-            order = _Order(wanted, flight)
             self._orders.append(order)
             started = monotonic()
             if not decided.tell():
                 # It had to wait for somebody else's load, and nobody waits for it any more.
                 self._decided(0)
-            value = await order.value
+            error, value = await order.answer
+            if error is not None:
+                raise error
             if value is MISS:
                 # Nothing that could be shared: whoever joined asks its own loader.
                 return Loaded(MISS, None, overtaken=True)
             cost = self._loads.loaded(wanted.address, started)
             return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
         finally:
+            order.answer.cancel()
             claim.close()
 
     def _decided(self, count: int) -> None:
@@ -168,11 +201,11 @@ class Batch:
             asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
-        orders, self._orders = self._orders, []
+        orders, self._orders = [order for order in self._orders if not order.answer.done()], []
         if orders:
-            task = asyncio.create_task(self._load(orders))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            call = _Call(orders, self._load)
+            self._calls.add(call)
+            call.task.add_done_callback(lambda _: self._calls.discard(call))
 
     async def _load(self, orders: list[_Order]) -> None:
         try:
@@ -182,24 +215,18 @@ class Batch:
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
         except Exception as error:  # noqa: BLE001  # it goes to everybody who waits for one of the keys
             for order in orders:
-                _tell(order, error)
-        except BaseException:
-            for order in orders:
-                order.value.cancel()
-            raise
-        else:
-            for order in orders:
-                _tell(order, answers.get(order.wanted.key, MISS))
-
-
-def _tell(order: _Order, answer: Any) -> None:
-    if order.value.done():
-        return
-    # A loader may fail for some keys only: it gives their exceptions for values.
-    if isinstance(answer, Exception):
-        order.value.set_exception(answer)
-    else:
-        order.value.set_result(answer)
+                order.tell(error)
+            return
+        for order in orders:
+            try:
+                answer = answers.get(order.wanted.key, MISS)
+            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+                answer = error
+            # A loader may fail for some keys only: it gives their exceptions for values.
+            if isinstance(answer, Exception):
+                order.tell(answer)
+            else:
+                order.tell(None, answer)
 
 
 class _Once:

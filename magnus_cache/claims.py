@@ -84,14 +84,14 @@ class Claims:
         self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
         waiting: Callable[[], object] | None, *, fresh: bool,
     ) -> Claim | Entry:  # fmt: skip
-        deadline = monotonic() + self._state.settings.wait_timeout
+        deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
         reject, rejected, unsettled, lost = b"", 0, 0, 0
         wanted = tags
         while True:
             changed.clear()
             try:
                 await self._reads.caught_up(wire, address)
-                answer = await self._ask(wire, address, flight, wanted, reject, fresh=fresh)
+                answer = await self._ask(wire, address, flight, wanted, reject, token, fresh=fresh)
             except UnsettledError as error:
                 unsettled += 1
                 wanted = (*tags, *error.tags)
@@ -138,9 +138,17 @@ class Claims:
         return claim
 
     async def _ask(
-        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], reject: bytes, *, fresh: bool
+        self,
+        wire: "Wire",
+        address: Address,
+        flight: Flight,
+        tags: tuple[str, ...],
+        reject: bytes,
+        token: bytes,
+        *,
+        fresh: bool,
     ) -> "Claim | Entry | _Rejected | _Waiting":
-        token, seconds = new_token(), self._state.settings.lease
+        seconds = self._state.settings.lease
         self._reads.epochs.prepare(wire, address.realm, tags)
         fill = self._reads.expect(address)
         waiter: asyncio.Future[Claim | Entry | _Rejected | _Waiting] = wire.loop.create_future()

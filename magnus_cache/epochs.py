@@ -165,12 +165,16 @@ class Epochs:
         return everything if name.startswith(self.root) else None
 
     def marks(self, tags: Iterable[str]) -> list[Mark]:
-        """Return the marks of some tags, for an entry."""
-        return [self._marks.setdefault(self.tag_name(tag), Mark()) for tag in tags]
+        """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid."""
+        names = [self.tag_name(tag) for tag in tags]
+        # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
+        with self._lock:
+            return [self._marks.setdefault(name, Mark()) for name in names]
 
     def mark(self, name: bytes) -> Mark | None:
         """Return the mark of a tag's epoch, if any entry has it."""
-        return self._marks.get(name)
+        with self._lock:
+            return self._marks.get(name)
 
     # -- what is known --------------------------------------------------------------------------------------
 

@@ -86,15 +86,20 @@ class Loaded(Generic[T]):
     """What a load came to, for all who waited for it: each gets a value of its own.
 
     :ivar overtaken: whether a tag of the value was invalidated during the load: it is for its leader alone.
+    :ivar tags: its tags, and the count of tag invalidations when it was claimed: whoever joined looks again.
     """
 
-    __slots__ = ("_original", "_payload", "_value", "overtaken")
+    __slots__ = ("_original", "_payload", "_value", "overtaken", "since", "tags")
 
-    def __init__(self, value: T, payload: bytes | None, *, overtaken: bool = False) -> None:
+    def __init__(
+        self, value: T, payload: bytes | None, *, overtaken: bool = False, tags: tuple[str, ...] = (), since: int = 0
+    ) -> None:
         self._value = value
         self._payload = payload
         self._original = [value]
         self.overtaken = overtaken
+        self.tags = tags
+        self.since = since
 
     def take(self) -> T:
         """Return the value: the first taker gets the loader's own object, the others equal ones."""
@@ -159,7 +164,7 @@ class Loads:
         while True:
             self.before(address, fresh=fresh)
             loaded = await self.flights.run(address.name, lead, wait_timeout=self.wait_timeout)
-            if led or not loaded.overtaken:
+            if led or self.stands(loaded):
                 return loaded.take()
 
     def load_blocking(
@@ -196,8 +201,12 @@ class Loads:
         while True:
             self.before(address, fresh=fresh)
             loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout)
-            if led or not loaded.overtaken:
+            if led or self.stands(loaded):
                 return loaded.take()
+
+    def stands(self, loaded: Loaded[Any]) -> bool:
+        """Whether a load's value is good for who joined it, as far as its tags tell."""
+        return not loaded.overtaken and not self._state.epochs.overtaken(loaded.tags, loaded.since)
 
     def before(self, address: Address, *, fresh: bool) -> None:
         """Let the caller join no load that it must not have the value of."""
@@ -255,7 +264,8 @@ class Loads:
             await self.claims.adopt(tags, claim)
         if payload is not None and ttl is not None:
             await self._writes.fill(address, value, payload, ttl, tags, cost, claim)
-        return Loaded(value, payload, overtaken=bool(tags) and await self.claims.overtaken(address, tags, claim))
+        overtaken = bool(tags) and await self.claims.overtaken(address, tags, claim)
+        return Loaded(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
 
 
 async def called(loader: AnyLoader[T]) -> T:

@@ -136,10 +136,7 @@ class _Session:
     ) -> T:
         """Run a callback on the loop and wait for what the waiter is told."""
         if threading.get_ident() == self.thread.ident:
-            raise CacheDeadlockError(
-                "a blocking cache call inside the cache's own event loop would wait for itself; "
-                "await the same call on the async manager (`cache.aio`) instead"
-            )
+            raise _deadlock()
         self._waiting.add(waiter)
         try:
             self.post(callback, args)
@@ -314,6 +311,15 @@ class Portal:
         waiter: Waiter[T] = Waiter()
         return session.exchange(waiter, session.ask, (waiter, start), timeout)
 
+    def check_thread(self) -> None:
+        """Check that a call may block here.
+
+        :raises CacheDeadlockError: on the loop's own thread.
+        """
+        session = self._session
+        if session is not None and threading.get_ident() == session.thread.ident:
+            raise _deadlock()
+
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
         """Have ``fn(*args)`` called on the loop soon, from any thread; what it raises goes to the loop's handler.
 
@@ -391,6 +397,13 @@ class Portal:
         with self._lock:
             self._closed = True
             return [*self._replaced, *([self._session] if self._session is not None else [])]
+
+
+def _deadlock() -> CacheDeadlockError:
+    return CacheDeadlockError(
+        "a blocking cache call inside the cache's own event loop would wait for itself; "
+        "await the same call on the async manager (`cache.aio`) instead"
+    )
 
 
 def _closed() -> CacheClosedError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache import codec
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry, Fill, TaggedEntry, Trust
+from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust
 from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
 from magnus_cache.epochs import Realm
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
@@ -338,6 +338,7 @@ class Reads:
         deadline = source.time.local(fresh_until)
         if deadline <= self._clock():
             return None
+        marks = self.state.epochs.marks(tags) if tags else ()
         floor = self.state.epochs.floor(source.known, address.realm, tags)
         if floor is None:
             source.known.ready.discard(address.realm.control)
@@ -345,7 +346,7 @@ class Reads:
         if epoch < floor or (self.state.recovery.pending and self.covered(address, tags)):
             return None
         held = Held(None, payload, len(payload), version, epoch, tags)
-        entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation)
+        entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -359,17 +360,19 @@ class Reads:
         return source.trust if source.tracking else Trust(sent + self._settings.max_staleness)
 
     def entry(
-        self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int
-    ) -> Entry:
+        self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,
+        marks: Sequence[Mark] = (),
+    ) -> Entry:  # fmt: skip
         """Make an entry.
 
         :param since: when its life in this process is counted from.
         :param generation: the memory's, from before it was known that none of the tags is invalid.
+        :param marks: those of its tags, from before then as well.
         """
         if (cap := address.namespace.l1_ttl) is not None:
             deadline = min(deadline, since + cap)
         entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version)
-        return TaggedEntry.of(entry, self.state.epochs.marks(held.tags), generation) if held.tags else entry
+        return TaggedEntry.of(entry, marks, generation) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""

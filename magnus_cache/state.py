@@ -231,22 +231,23 @@ class State:
 
     def forget_prefix(self, prefix: bytes) -> None:
         """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
-        self.memory.clear(prefix)
+        # The loads first: one that ends between the two steps is to find itself overtaken, or its place void.
         self.flights.detach_prefix(prefix)
         self.leases.touched_matching(lambda name: name.startswith(prefix))
+        self.memory.clear(prefix)
 
     def forget_matching(self, regex: re.Pattern[bytes]) -> None:
         """Do what `forget_prefix` does for the names that an expression matches in full."""
-        self.memory.clear_matching(regex)
         self.flights.detach_matching(lambda name: regex.fullmatch(name) is not None)
         self.leases.touched_matching(lambda name: regex.fullmatch(name) is not None)
+        self.memory.clear_matching(regex)
 
     def touch(self, names: Iterable[bytes]) -> None:
         """Forget what this process knows of some values, and let no load that began before have a say about them."""
         for name in names:
-            self.memory.invalidate(name)
             self.flights.detach(name)
             self.leases.touched(name)
+            self.memory.invalidate(name)
 
     def removed(self, names: Iterable[bytes]) -> None:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""

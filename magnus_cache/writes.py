@@ -183,12 +183,12 @@ class Writes:
         for part in parts:
             if isinstance(part, Exception):
                 raise part
-        generation = self._memory.generation
+        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags)
         kept = False
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if parts[-1] and fill is not None and floor is not None and floor <= held.epoch:
             deadline, trust = source.time.local(fresh_until), self._reads.trust(source, sent)
-            kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation))
+            kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation, marks))
         if parts[-1] and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(address.name)
@@ -221,14 +221,15 @@ class Writes:
         """Store a value in this process alone, unless something has overtaken it."""
         if not address.namespace.l1:
             return False
-        now, generation = self._clock(), self._memory.generation
+        now, generation, marks = self._clock(), self._memory.generation, self.state.epochs.marks(held.tags)
         # Reserved before the question: what another thread does from here on voids the placeholder.
         fill = self._memory.reserve(address.name)
         try:
             if overtaken():
                 return False
             trust = trust or self.state.local_trust()
-            kept = self._memory.fill(fill, self._reads.entry(address, held, now + ttl, trust, now, generation))
+            entry = self._reads.entry(address, held, now + ttl, trust, now, generation, marks)
+            kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
         address.counters.stores += kept

@@ -66,8 +66,8 @@ if ARGV[4] ~= '' then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 elseif not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
   left = redis.call('PTTL', KEYS[2]) + 1
-  -- Without an end, it is nobody's lease.
-  if left <= 0 then
+  -- Without an end, it is nobody's lease. With our token, it was granted by an answer that was lost on the way.
+  if left <= 0 or redis.pcall('GET', KEYS[2]) == ARGV[2] then
     redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
     left = 0
   end
