@@ -133,11 +133,11 @@ class Lease:
         if not filled:
             # Not waited for: this also runs when the load was cancelled. Failing that, the lease runs out.
             with contextlib.suppress(CacheError):
-                self.wire.call(scripts.release(self.name, self.token), _ignored, NOBODY)
+                self.wire.call(scripts.release(self.name, self.token), self._released, NOBODY)
 
-
-def _ignored(_reply: Any, _source: "Source", _sent: float) -> None:
-    pass
+    def _released(self, _reply: Any, _source: "Source", _sent: float) -> None:
+        # Redis does not announce our own doings to us.
+        self._owner.ring(self.name)
 
 
 class Claim:

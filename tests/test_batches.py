@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheBatchError, CacheManager, CacheRecursionError
+from magnus_cache import AsyncCacheManager, CacheBatchError, CacheDeadlockError, CacheManager, CacheRecursionError
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.keys import lease_name
 from tests.support.fleet_of_managers import fleet, near
@@ -362,3 +362,98 @@ def test_what_cannot_be_a_batch_loader() -> None:
         for make in makers:
             with pytest.raises(CacheArgumentError):
                 make()
+
+
+# -- what loaders come up with ----------------------------------------------------------------------------------
+
+
+class Torn(dict[str, int]):
+    def get(self, key: str, default: Any = None) -> Any:
+        raise ConnectionError("the mapping is lazy, and its source away")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda keys: {key: StopIteration() for key in keys}, RuntimeError),
+        (lambda keys: Torn(), ConnectionError),
+        (lambda keys: next(iter(())), RuntimeError),
+    ],
+)
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_no_answer_leaves_anybody_waiting(url: str, raw: Any, answer: Any, error: Any, blocking: bool) -> None:
+    async def coroutine(keys: list[str]) -> Any:
+        return answer(keys)
+
+    async with fleet(url, 1) as (one,):
+        with pytest.raises((error, CacheBatchError)):
+            if blocking:
+                await asyncio.to_thread(one.sync.get_or_set_many, "t", ["a", "b"], answer)
+            else:
+                await one.get_or_set_many("t", ["a", "b"], coroutine)
+        await wait_until_async(lambda: not list(raw.scan_iter("{*")))
+        assert len(one._engine.state.flights) == 0
+
+
+async def test_a_cancelled_batch_goes_on_for_those_who_joined_it(url: str) -> None:
+    """Invariant 4: cancelled at any turn, it harms nobody else; one load, as long as somebody wants it."""
+    async with fleet(url, 1, wait_timeout=60) as (one,):
+        await one.get("t", "x")
+        for before in range(10):
+            for after in range(5):
+                source, key = Source(0.001), f"k{before}.{after}"
+                call = asyncio.create_task(one.get_or_set_many("t", [key, "none"], source))
+                for _ in range(before):
+                    await asyncio.sleep(0)
+                joined = asyncio.create_task(one.get_or_set_many("t", [key], source))
+                for _ in range(after):
+                    await asyncio.sleep(0)
+                call.cancel()
+                async with asyncio.timeout(10):
+                    assert await joined == {key: [key]}
+
+
+def test_keys_that_are_stored_at_one_place_are_one(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        calls: list[list[str]] = []
+
+        @cache.cached_many("t", key_func=str.upper)
+        def lengths(tickers: list[str]) -> dict[str, int]:
+            calls.append(tickers)
+            return {ticker: len(ticker) for ticker in tickers}
+
+        assert lengths(["aapl", "AAPL", "msft"]) == {"aapl": 4, "AAPL": 4, "msft": 4}
+        assert calls == [["aapl", "msft"]]
+
+
+def test_equal_keys_of_different_types_are_told_apart_or_refused(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        assert cache.get_or_set_many("t", [1, "1"], lambda keys: {key: repr(key) for key in keys}) == {
+            1: "1",
+            "1": "'1'",
+        }
+        with pytest.raises(CacheArgumentError, match="equal to another key"):
+            cache.get_or_set_many("t", [1, True], lambda keys: dict.fromkeys(keys, 1))
+
+
+def test_defaults_and_keys_that_cannot_be_hashed() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+
+        @cache.cached_many("t")
+        def numbers(ids: Any = ("a", "b")) -> dict[Any, int]:
+            return dict.fromkeys(ids, 1)
+
+        assert numbers() == {"a": 1, "b": 1}
+        with pytest.raises(CacheArgumentError, match="hashable"):
+            numbers([[1]])
+
+
+def test_a_blocking_batch_on_the_caches_own_loop_is_an_error(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+
+        async def load() -> Any:
+            return cache.get_or_set_many("t", ["a"], lambda keys: dict.fromkeys(keys, 1))
+
+        with pytest.raises(CacheDeadlockError):
+            cache.get_or_set("t", "k", load)
+        assert cache.get_or_set("t", "k", lambda: 1) == 1

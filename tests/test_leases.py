@@ -211,6 +211,24 @@ async def test_a_load_cancelled_while_its_lease_is_granted_gives_it_back(url: st
             assert wire.holds == 0
 
 
+async def test_who_follows_a_cancelled_load_does_not_wait_for_its_lease(url: str, raw: redis.Redis) -> None:
+    """Redis announces to us nothing of what we do ourselves, not even that a lease of ours has ended."""
+    async with fleet(url, 1, lease=30.0) as (one,):
+        await one.get("t", "x")
+        for turns in range(8):
+            key = f"k{turns}"
+            call = asyncio.create_task(one.get_or_set("t", key, Slow()))
+            while not raw.exists(lease_name(f"magnus:t:{key}".encode())):
+                await asyncio.sleep(0)
+            for _ in range(turns // 2):
+                await asyncio.sleep(0)
+            call.cancel()
+            for _ in range(turns % 2):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                assert await one.get_or_set("t", key, lambda: "next") == "next"
+
+
 async def test_who_waits_too_long_loads_for_itself_and_stores_nothing(url: str, raw: redis.Redis) -> None:
     """Invariant 10: every wait has a bound."""
     raw.set(LEASE, "somebody:1:slow", px=60_000)

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -13,6 +15,8 @@ import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, CacheUnavailableError, Namespace
+from magnus_cache.epochs import Epochs
+from magnus_cache.keys import Keyspace
 from magnus_cache.redis import commands
 from magnus_cache.redis.pipeline import Frame, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
@@ -377,3 +381,58 @@ def test_a_batch_that_waits_for_the_loop_it_holds_up_is_an_error(url: str) -> No
             assert await call == 1
 
     asyncio.run(main())
+
+
+def test_threads_that_meet_a_new_tag_at_once_get_one_mark() -> None:
+    """Of two marks, one would be known to no invalidation."""
+    epochs = Epochs(Keyspace("magnus"))
+    barrier = threading.Barrier(4)
+    found: list[list[Any]] = [[] for _ in range(4)]
+
+    def meet(place: int) -> None:
+        for number in range(2_000):
+            barrier.wait()
+            found[place] += epochs.marks([f"tag{number}"])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=meet, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(one is other for marks in zip(*found, strict=True) for one, other in itertools.pairwise(marks))
+
+
+async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> None:
+    """Between the judgement of a blocking load and its end, a tag may be invalidated and somebody join."""
+    cache = CacheManager(redis_enabled=False)
+    loads = cache._engine.loads
+    kept, calls = loads.kept, []
+
+    async def late(*args: Any) -> Any:
+        loaded = await kept(*args)
+        if not calls:
+            calls.append("joiner")
+            threading.Thread(target=lambda: results.append(cache.get_or_set("t", "k", lambda: "new", tags="x"))).start()
+            while cache._engine.state.flights.joined < 1:
+                await asyncio.sleep(0.001)
+        return loaded
+
+    results: list[str] = []
+    loads.kept = late  # type: ignore[method-assign]
+
+    def old() -> str:
+        cache.invalidate_tags("x")
+        return "old"
+
+    def load() -> str:
+        return cache.get_or_set("t", "k", old, tags="x")
+
+    assert await asyncio.to_thread(load) == "old"
+    await wait_until_async(lambda: results)
+    assert results == ["new"]
+    cache.close()
