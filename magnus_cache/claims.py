@@ -63,8 +63,11 @@ class Claims:
                 return await self._claimed(wire, address, flight, tags, changed, waiting, fresh=fresh)
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
-            entry = None if fresh else self._reads.fallback(address)
-            return entry or self.unclaimed(flight, fresh=fresh)
+            if not fresh and (entry := self._reads.fallback(address)) is not None:
+                return entry
+            claim = self.unclaimed(flight, fresh=fresh)
+            claim.refused = error.refused
+            return claim
 
     def unclaimed(self, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""

@@ -1,23 +1,15 @@
 """Invalidating many values at once: namespaces and tags by epochs, in constant time; other globs key by key."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Sequence
 
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Scope
+from magnus_cache.reads import twice
 from magnus_cache.redis.reclaim import Reclaimed, reclaim, remove_matching
 from magnus_cache.state import State
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Clears"]
-
-T = TypeVar("T")
-
-_REFUSALS: Final = frozenset({"oom", "readonly", "noperm", "error"})
-"""Reasons for which Redis, being there, does not do what was asked: asking again will not change that."""
 
 
 class Clears:
@@ -40,9 +32,9 @@ class Clears:
             return 0
         try:
             if not _whole(scope):
-                return await _twice(lambda: remove_matching(wire, scope, self.state.touch))
+                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await _twice(lambda: self.state.replays.bump(wire, (control,)))
+            epoch = await twice(lambda: self.state.replays.bump(wire, (control,)))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise
@@ -64,7 +56,7 @@ class Clears:
         if wire is None or not names:
             return
         try:
-            await _twice(lambda: state.replays.bump(wire, names))
+            await twice(lambda: state.replays.bump(wire, names))
         except asyncio.CancelledError:
             state.missed(lambda recovery: recovery.record_tags(names))
             self._outdate(names)
@@ -93,7 +85,7 @@ class Clears:
 
     def _failed(self, error: CacheUnavailableError) -> None:
         self.state.stats.failed(error.reason)
-        if error.reason in _REFUSALS:
+        if error.refused:
             raise error
 
     def _freed(self, reclaimed: Reclaimed) -> int:
@@ -109,13 +101,3 @@ class Clears:
 def _whole(scope: Scope) -> bool:
     """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
     return scope.regex is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2
-
-
-async def _twice(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again once if the connection was cut: a peer that hung up is often back at once."""
-    try:
-        return await ask()
-    except CacheUnavailableError as error:
-        if error.reason != "lost":
-            raise
-    return await ask()

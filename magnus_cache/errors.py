@@ -143,5 +143,10 @@ class CacheUnavailableError(CacheError, ConnectionError):
         self.reason = reason
         self.problem = problem
 
+    @property
+    def refused(self) -> bool:
+        """Whether Redis is there and says no, so that asking again would not help."""
+        return self.reason in {"oom", "readonly", "noperm", "error"}
+
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.reason, self.problem)

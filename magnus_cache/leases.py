@@ -151,9 +151,10 @@ class Claim:
     :ivar storable: whether it may be kept at all.
     :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away.
     :ivar at: monotonic seconds.
+    :ivar refused: whether Redis, being there, grants no lease.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "since", "storable")
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "refused", "since", "storable")
 
     def __init__(
         self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool, storable: bool,
@@ -168,6 +169,7 @@ class Claim:
         self.storable = storable
         self.offline = offline
         self.at = at
+        self.refused = False
 
     @property
     def overtaken(self) -> bool:

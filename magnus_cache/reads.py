@@ -6,9 +6,9 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from magnus_cache import codec
 from magnus_cache.codec import envelope
@@ -24,13 +24,29 @@ if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads"]
+__all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads", "twice"]
 
 MANY: Final = 500
 """Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
 
 _ATTEMPTS: Final = 2
 """A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
+
+
+T = TypeVar("T")
+
+
+async def twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask Redis again once if the connection was cut: a peer that hung up is often back at once.
+
+    :raises CacheUnavailableError: when that fails as well.
+    """
+    try:
+        return await ask()
+    except CacheUnavailableError as error:
+        if error.reason != "lost":
+            raise
+    return await ask()
 
 
 class Missing:

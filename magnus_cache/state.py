@@ -169,20 +169,15 @@ class State:
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
 
-    def local_trust(self, offline: Trust | None = None, since: float | None = None) -> Trust:
+    def local_trust(self) -> Trust:
         """Return what a value stands on that could be stored in this process alone.
 
         While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
-
-        :param offline: what it would have stood on when its load began; Redis may have come and gone since.
-        :param since: monotonic seconds of that moment; None for now.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        present = self.offline
-        if self.reachable or (offline is not None and offline is not present):
-            return LocalTrust((self.clock() if since is None else since) + self.settings.max_staleness)
-        return present
+        offline = self.offline
+        return LocalTrust(self.clock() + self.settings.max_staleness) if self.reachable else offline
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""

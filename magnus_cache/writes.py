@@ -16,10 +16,10 @@ from anyio import CapacityLimiter, to_thread
 from magnus_cache import codec
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Fill, Trust
+from magnus_cache.entries import Fill, LocalTrust, Trust
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.leases import Claim
-from magnus_cache.reads import MANY, Address, Held, Reads
+from magnus_cache.reads import MANY, Address, Held, Reads, twice
 from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names
@@ -76,7 +76,8 @@ class Writes:
         try:
             await self._reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, address, held, payload, ttl, 0.0, partial(commands.store, address.name))
+            command = partial(commands.store, address.name)
+            await twice(lambda: self._send(wire, address, held, payload, ttl, 0.0, command))
         except CacheUnavailableError as error:
             late = overtaken()
             mark = self._refused(address, error)
@@ -104,21 +105,20 @@ class Writes:
             return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
 
         if wire is None or lease is None:
-            trust = self.state.local_trust(claim.offline, claim.at)
-            return claim.storable and self._keep(address, held, ttl, overtaken, trust)
+            return claim.storable and self._keep_loaded(address, held, ttl, overtaken, claim, refused=claim.refused)
         if lease.void:
             return False
         try:
             self._reads.epochs.prepare(lease.wire, address.realm, tags)
             command = partial(scripts.fill, address.name, lease.token)
-            stored = await self._send(lease.wire, address, held, payload, ttl, cost, command)
+            stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, cost, command))
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
             if claim.fresh:
                 # What it was to replace may still be there.
                 self.unsure((address.name,))
             lease.close()
-            return self._keep(address, held, ttl, overtaken, self.state.local_trust(claim.offline, claim.at))
+            return self._keep_loaded(address, held, ttl, overtaken, claim, refused=error.refused)
         except asyncio.CancelledError:
             if claim.fresh:
                 self.unsure((address.name,))
@@ -235,6 +235,22 @@ class Writes:
         address.counters.stores += kept
         return kept
 
+    def _keep_loaded(
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim, *, refused: bool
+    ) -> bool:
+        """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
+
+        :param refused: whether Redis is there and does not take it: then the staleness bound is its bound.
+        """
+        offline = self.state.offline
+        if claim.offline is offline and not self.state.reachable:
+            trust: Trust = offline
+        elif refused:
+            trust = LocalTrust(claim.at + self.state.settings.max_staleness)
+        else:
+            return False
+        return self._keep(address, held, ttl, overtaken, trust)
+
     async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> None:
         """Store many values, each with its address, payload, time to live in seconds, and tags."""
         for start in range(0, len(items), MANY):
@@ -258,7 +274,7 @@ class Writes:
         if wire is None:
             return held
         try:
-            return await remove_names(wire, names, self.state.touch)
+            return await twice(lambda: remove_names(wire, names, self.state.touch))
         except asyncio.CancelledError:
             self.unsure(names)
             raise
