@@ -54,7 +54,7 @@ class Claims:
         """
         wire = self._state.wire()
         if flight.alone:
-            return self.unclaimed(flight, fresh=fresh, storable=False)
+            return self.unclaimed(flight, fresh=fresh)
         if wire is None:
             entry = None if fresh else self._state.memory.hit(address.name)
             return entry or self.unclaimed(flight, fresh=fresh)
@@ -69,18 +69,21 @@ class Claims:
             claim.refused = error.refused
             return claim
 
-    def unclaimed(self, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
+    def unclaimed(self, flight: Flight, *, fresh: bool) -> Claim:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
-        claim = self._claim_with(None, flight, fresh=fresh, storable=storable)
+        claim = self._claim_with(None, flight, fresh=fresh)
         if self._state.endpoint is not None:
             self._state.leases.without(flight.key, flight, claim.at + self._state.settings.max_staleness)
         return claim
 
-    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool, storable: bool = True) -> Claim:
+    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Claim:
         epochs, mark = self._state.epochs, self._state.recovery.mark
+        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        offline = self._state.offline
+        unheard = lease is None and self._state.reachable
         return Claim(
-            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh, storable=storable,
-            offline=self._state.offline, at=self._state.clock(),
+            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh,
+            offline=None if unheard else offline, at=self._state.clock(),
         )  # fmt: skip
 
     async def _claimed(
@@ -114,13 +117,13 @@ class Claims:
                 reject = answer.header
                 rejected += 1
                 if rejected > _REJECTIONS:
-                    return self.unclaimed(flight, fresh=fresh, storable=False)
+                    return self.unclaimed(flight, fresh=fresh)
                 continue
             if waiting is not None:
                 waiting()
             left = deadline - monotonic()
             if left <= 0:
-                return self.unclaimed(flight, fresh=fresh, storable=False)
+                return self.unclaimed(flight, fresh=fresh)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, answer.seconds)):
                     await changed.wait()

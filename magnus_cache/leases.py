@@ -148,17 +148,17 @@ class Claim:
     :ivar since: its count of tag invalidations.
     :ivar mark: where its record of untold invalidations stood.
     :ivar fresh: whether it is to replace a value that may be there.
-    :ivar storable: whether it may be kept at all.
-    :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away.
+    :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if
+        Redis was there and gave no lease: then others may overtake the load unheard.
     :ivar at: monotonic seconds.
     :ivar refused: whether Redis, being there, grants no lease.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "refused", "since", "storable")
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "refused", "since")
 
     def __init__(
-        self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool, storable: bool,
-        offline: Trust, at: float,
+        self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool,
+        offline: Trust | None, at: float,
     ) -> None:  # fmt: skip
         self.flight = flight
         self.lease = lease
@@ -166,7 +166,6 @@ class Claim:
         self.since = since
         self.mark = mark
         self.fresh = fresh
-        self.storable = storable
         self.offline = offline
         self.at = at
         self.refused = False

@@ -105,7 +105,7 @@ class Writes:
             return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
 
         if wire is None or lease is None:
-            return claim.storable and self._keep_loaded(address, held, ttl, overtaken, claim, refused=claim.refused)
+            return self._keep_loaded(address, held, ttl, overtaken, claim, refused=claim.refused)
         if lease.void:
             return False
         try:

@@ -12,6 +12,7 @@ from magnus_cache.entries import Trust
 from magnus_cache.keys import lease_name
 from magnus_cache.leases import new_token
 from magnus_cache.redis import commands, scripts
+from magnus_cache.testing import Proxy
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until, wait_until_async
 
@@ -237,6 +238,24 @@ async def test_who_waits_too_long_loads_for_itself_and_stores_nothing(url: str, 
         assert raw.get(NAME) is None
         assert raw.get(LEASE) == b"somebody:1:slow"
         assert not near(one, "t", "k")
+
+
+async def test_what_was_loaded_without_a_lease_is_not_kept_although_redis_went_away(
+    url: str, raw: redis.Redis, proxy: Proxy
+) -> None:
+    """Invariant 2: while Redis was there, somebody may have invalidated it, and nobody told who has no lease."""
+    raw.set(LEASE, "somebody:1:slow", px=60_000)
+    slow = Slow()
+    async with fleet(proxy.url, 1, wait_timeout=0.2) as (one,):
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        raw.set(NAME, b"a newer one")
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not one._engine.state.reachable)
+        slow.finish()
+        assert await call == 1
+        assert await one.get("t", "k") is None
 
 
 async def test_what_is_not_to_be_kept_frees_the_key(url: str, raw: redis.Redis) -> None:

@@ -23,6 +23,7 @@ from magnus_cache import (
     state,
     writes,
 )
+from magnus_cache.flight import Flight
 from magnus_cache.redis import commands, pipeline, reclaim, recovery, scripts, wire
 
 VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
@@ -197,7 +198,13 @@ def without_the_rejected_header() -> None:
 @guard(LEASES)
 def without_refusing_to_keep_what_was_loaded_alone() -> None:
     original = claims.Claims.unclaimed
-    put(claims.Claims, "unclaimed", lambda self, flight, *, fresh, storable=True: original(self, flight, fresh=fresh))
+
+    def unclaimed(self: claims.Claims, flight: Flight, *, fresh: bool) -> leases.Claim:
+        claim = original(self, flight, fresh=fresh)
+        claim.offline = self._state.offline
+        return claim
+
+    put(claims.Claims, "unclaimed", unclaimed)
 
 
 @guard(LEASES)
