@@ -6,6 +6,7 @@ Start with `get_cache_manager` and its `cached` decorator, or make a `CacheManag
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache.codec import register_type
+from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
 from magnus_cache.decorators import CacheInfo
 from magnus_cache.errors import (
     CacheArgumentError,
@@ -17,6 +18,7 @@ from magnus_cache.errors import (
     CacheError,
     CacheRecursionError,
     CacheSettingsError,
+    CacheTimeoutError,
     CacheTypeError,
     CacheUnavailableError,
     CacheValueTooLargeError,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from magnus_cache.settings import CacheSettings
 
 __all__ = [
+    "NOT_MODIFIED",
     "TTL_LONG",
     "TTL_MEDIUM",
     "TTL_REALTIME",
@@ -67,9 +70,11 @@ __all__ = [
     "CacheSettings",
     "CacheSettingsError",
     "CacheStats",
+    "CacheTimeoutError",
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
+    "CurrentLoad",
     "Explanation",
     "Namespace",
     "WarmReport",
@@ -77,6 +82,7 @@ __all__ = [
     "cache_delete",
     "cache_get",
     "cache_set",
+    "current_load",
     "get_async_cache_manager",
     "get_cache_manager",
     "register_namespace",

@@ -8,13 +8,13 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from magnus_cache.addresses import MISS
 from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.loads import Rule, called, check_callable, is_async
 from magnus_cache.outcomes import running_loop
-from magnus_cache.reads import MISS
 from magnus_cache.state import Mode
 
 __all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
@@ -122,12 +122,20 @@ async def _load(
         missing.setdefault(item.address.name, item)
     if not fresh:
         values = await _look(engine, list(missing.values()))
+        for name, item in list(missing.items()):
+            if name not in values and (value := engine.refreshes.held_back(item.address)) is not MISS:
+                values[name] = value
         missing = {name: item for name, item in missing.items() if name not in values}
     errors: dict[Any, Exception] = {}
     if missing:
         batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks)
         loaded, errors = await batch.run(list(missing.values()))
         values |= loaded
+        for item in missing.values():
+            error = errors.get(item.key)
+            if error is not None and not fresh and (value := engine.refreshes.instead(item.address, error)) is not MISS:
+                values[item.address.name] = value
+                del errors[item.key]
     results = {item.key: values[item.address.name] for item in wanted if item.address.name in values}
     if errors:
         first, *rest = errors.values()

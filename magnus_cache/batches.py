@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from magnus_cache.addresses import MISS, Address
 from magnus_cache.claims import Claims
 from magnus_cache.clock import monotonic
 from magnus_cache.entries import Entry
@@ -16,7 +17,6 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim
 from magnus_cache.loads import Loaded, Loads, Rule
-from magnus_cache.reads import MISS, Address
 
 __all__ = ["Batch", "CallLoader", "Wanted"]
 
@@ -183,6 +183,8 @@ class Batch:
                 self._decided(0)
             error, value = await order.answer
             if error is not None:
+                if isinstance(error, Exception):
+                    await self._loads.failed(wanted.address, error, wanted.tags, started, claim)
                 raise error
             if value is MISS:
                 # Nothing that could be shared: whoever joined asks its own loader.

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from magnus_cache.addresses import MISS, Address
 from magnus_cache.clock import monotonic
+from magnus_cache.codec import envelope
 from magnus_cache.codec.envelope import HEADER_BYTES
+from magnus_cache.current import Previous
 from magnus_cache.entries import Entry, Fill
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim, Lease, new_token
-from magnus_cache.reads import MISS, Address, Reads
+from magnus_cache.reads import Reads
 from magnus_cache.redis import scripts
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ _REJECTIONS: Final = 8
 
 
 class _Rejected(NamedTuple):
-    header: bytes
+    raw: bytes
+    entry: Entry | None
+    """What it is, if it is stale, or not wanted, and nothing worse."""
 
 
 class _Waiting(NamedTuple):
@@ -43,13 +48,14 @@ class Claims:
 
     async def claim(
         self, address: Address, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
-        waiting: Callable[[], object] | None = None,
+        unwanted: int | None = None, waiting: Callable[[], object] | None = None,
     ) -> Claim | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
 
         Waits while another process holds the lease, for `wait_timeout` at most; past it, the value may be loaded, but
         not kept. Where Redis is away, everybody may load for this process.
 
+        :param unwanted: the version of a value that is not to be returned, as it is what is to be refreshed.
         :param waiting: called when it turns out that another process holds the lease.
         """
         wire = self._state.wire()
@@ -60,7 +66,9 @@ class Claims:
             return entry or self.unclaimed(flight, fresh=fresh)
         try:
             with self._state.leases.listening(address.name) as changed:
-                return await self._claimed(wire, address, flight, tags, changed, waiting, fresh=fresh)
+                return await self._claimed(
+                    wire, address, flight, tags, changed, waiting, fresh=fresh, unwanted=unwanted
+                )
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
             if not fresh and (entry := self._reads.fallback(address)) is not None:
@@ -88,16 +96,18 @@ class Claims:
 
     async def _claimed(
         self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
-        waiting: Callable[[], object] | None, *, fresh: bool,
+        waiting: Callable[[], object] | None, *, fresh: bool, unwanted: int | None,
     ) -> Claim | Entry:  # fmt: skip
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
-        reject, rejected, unsettled, lost = b"", 0, 0, 0
+        reject: _Rejected | None = None
+        rejected, unsettled, lost = 0, 0, 0
         wanted = tags
         while True:
             changed.clear()
             try:
                 await self._reads.caught_up(wire, address)
-                answer = await self._ask(wire, address, flight, wanted, reject, token, fresh=fresh)
+                header = b"" if reject is None else reject.raw[:HEADER_BYTES]
+                answer = await self._ask(wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted)
             except UnsettledError as error:
                 unsettled += 1
                 wanted = (*tags, *error.tags)
@@ -110,11 +120,13 @@ class Claims:
                     raise
                 continue
             if isinstance(answer, Claim):
+                if reject is not None and reject.entry is not None:
+                    answer.previous = self._previous(address, reject.entry, reject.raw)
                 return await self._informed(wire, address, tags, answer)
             if isinstance(answer, Entry):
                 return answer
             if isinstance(answer, _Rejected):
-                reject = answer.header
+                reject = answer
                 rejected += 1
                 if rejected > _REJECTIONS:
                     return self.unclaimed(flight, fresh=fresh)
@@ -153,12 +165,13 @@ class Claims:
         token: bytes,
         *,
         fresh: bool,
+        unwanted: int | None,
     ) -> "Claim | Entry | _Rejected | _Waiting":
         seconds = self._state.settings.lease
         self._reads.epochs.prepare(wire, address.realm, tags)
         fill = self._reads.expect(address)
         waiter: asyncio.Future[Claim | Entry | _Rejected | _Waiting] = wire.loop.create_future()
-        receive = partial(self._answered, wire, address, flight, token, fill, fresh, waiter)
+        receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
         command = scripts.acquire(address.name, reject, token, round(seconds * 1000), force=fresh)
         try:
             wire.call(command, receive, waiter)
@@ -171,13 +184,12 @@ class Claims:
 
     def _answered(
         self, wire: "Wire", address: Address, flight: Flight, token: bytes, fill: Fill | None, fresh: bool,
-        waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
+        unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
     ) -> "Claim | Entry | _Rejected | _Waiting":  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         if isinstance(reply, bytes):
             entry = self._reads.received(address, fill, reply, source, sent)
-            unusable = entry is None or self._reads.opened(address, entry) is MISS
-            return _Rejected(reply[:HEADER_BYTES]) if entry is None or unusable else entry
+            return _Rejected(reply, entry) if entry is None or not self._good(address, entry, unwanted) else entry
         if reply != scripts.LEASED:
             return _Waiting(reply / 1000)
         lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)
@@ -186,6 +198,26 @@ class Claims:
             # Cancelled meanwhile: nobody would ever end it.
             claim.close()
         return claim
+
+    def _good(self, address: Address, entry: Entry, unwanted: int | None) -> bool:
+        """Whether it is what a load would be for: a fresh value, or an error that is to be raised again."""
+        if entry.version == unwanted:
+            return False
+        if entry.negative:
+            return self._reads.error(address, entry) is not None
+        return self._reads.opened(address, entry) is not MISS
+
+    def _previous(self, address: Address, entry: Entry, raw: bytes) -> Previous | None:
+        """Return what a load is to replace, for its loader to know."""
+        if entry.negative:
+            return None
+        try:
+            validator, _ = envelope.read_validator(raw, envelope.read_header(raw))
+        except CacheDecodeError:
+            return None
+        if self._reads.opened_anyway(address, entry) is MISS:
+            return None
+        return Previous(partial(self._reads.opened_anyway, address, entry), validator)
 
     async def adopt(self, tags: tuple[str, ...], claim: Claim) -> None:
         """Have tags that a load has made known to Redis as older than the load, where that is so."""

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
+from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.clock import Duration, seconds
@@ -18,8 +19,8 @@ from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError, CacheUnavailableError
 from magnus_cache.explain import Explanation, explain
-from magnus_cache.loads import AnyLoader, Rule, check_callable
-from magnus_cache.reads import MISS, Address
+from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
 from magnus_cache.redis import commands
 from magnus_cache.state import Mode
 from magnus_cache.stats import CacheStats
@@ -137,34 +138,42 @@ class AsyncOperations:
         return None if self._state.mode is Mode.DISABLED else await self._writes.left(address)
 
     async def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None, tags: AnyTags = ()
-    ) -> T:
+        self, namespace: str, key: Any, loader: AnyLoader[T],
+        ttl: "Duration | Callable[[Any], Duration | None] | None" = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
         :param loader: a coroutine function without arguments, or a function, which runs in a worker thread.
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
-        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises Exception: whatever the loader raises, the same for all who waited.
         """
         check_callable(loader, "loader")
-        address = self._reads.address(namespace, key)
-        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
-        return await self._loaded(address, loader, rule)
+        address = self._reads.address(namespace, key, freshness)
+        return await self._loaded(address, loader, Rule(checked_ttl(ttl), tags=TagRule(tags)))
 
     async def _loaded(self, address: Address, loader: AnyLoader[T], rule: Rule) -> T:
+        tags = rule.tags.of_call({}) if rule.tags is not None else ()
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(address.name)
             if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
                 address.counters.l1_hits += 1
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            if address.freshness is not PLAIN:
+                return await self._engine.refreshes.value(address, loader, rule, tags)
             if (value := self._reads.opened(address, await self._reads.read(address))) is not MISS:
                 address.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             address.counters.misses += 1
-        return await self._loads.load(address, loader, rule, rule.tags.of_call({}) if rule.tags is not None else ())
+        return await self._loads.load(address, loader, rule, tags)
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -291,6 +300,7 @@ class AsyncOperations:
         self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
         key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
         skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
 
@@ -301,9 +311,11 @@ class AsyncOperations:
             as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
         :param exclude: names of parameters that do not count, such as a database session.
+        :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        rule = make_rule(ttl, tags, skip_if)
+        rule = make_rule(ttl, tags, skip_if, freshness)
         return make_decorator(self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude)
 
     def cached_many(

@@ -10,12 +10,13 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
+from magnus_cache.addresses import MISS, Address
 from magnus_cache.callkeys import CallKeys
-from magnus_cache.clock import Duration, seconds
+from magnus_cache.clock import Duration
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
-from magnus_cache.loads import Rule, check_callable, is_async
-from magnus_cache.reads import MISS, Address
+from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
+from magnus_cache.loads import Rule, check_callable, checked_ttl, is_async
 from magnus_cache.state import Mode
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 
@@ -129,18 +130,19 @@ MakeRule = Callable[[CallKeys], Rule]
 
 
 def make_rule(
-    ttl: "Duration | Callable[[Any], Duration | None] | None", tags: AnyTags, skip_if: Callable[[Any], bool] | None
-) -> MakeRule:
+    ttl: "Duration | Callable[[Any], Duration | None] | None", tags: AnyTags, skip_if: Callable[[Any], bool] | None,
+    freshness: FreshnessOptions | None = None,
+) -> MakeRule:  # fmt: skip
     """Return what makes the rule for these options; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
     if skip_if is not None and not callable(skip_if):
         raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
-    life = ttl if ttl is None or callable(ttl) else seconds(ttl)
+    life = checked_ttl(ttl)
     if not callable(tags):
         check_tags(tags)
-    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None)
+    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness)
 
 
 def make_decorator(
@@ -191,6 +193,9 @@ class Site:
         self.rule = rule
         self.keys = keys
         self.function = function
+        if rule.freshness:
+            # A mistake in it is to be told where it is made.
+            merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
         self.counters = engine.state.stats.branch(namespace)
         self.memo: dict[Any, Address] = {}
 
@@ -199,7 +204,7 @@ class Site:
         state = self.engine.state
         policy = state.namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        address = self.engine.reads.address_of(policy, key, self.counters)
+        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
@@ -235,7 +240,7 @@ class Site:
 
     def _async_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
-        fast_call, tags = self.keys.fast_call, self.tags
+        fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
@@ -253,6 +258,9 @@ class Site:
                     if (value := reads.opened(address, entry)) is not MISS:
                         counters.l1_hits += 1
                         return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return await refreshes.value(address, loader, rule, tags(args, kwargs))
                 if (value := reads.opened(address, await reads.read(address))) is not MISS:
                     counters.l2_hits += 1
                     return value
@@ -270,7 +278,7 @@ class Site:
 
     def _blocking_wrapper(self) -> Any:
         state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
-        fast_call, tags = self.keys.fast_call, self.tags
+        fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
@@ -288,6 +296,9 @@ class Site:
                     if (value := reads.opened(address, entry)) is not MISS:
                         counters.l1_hits += 1
                         return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
                 if (value := reads.opened(address, reads.read_blocking(address))) is not MISS:
                     counters.l2_hits += 1
                     return value

@@ -5,6 +5,7 @@ from typing import Any
 from magnus_cache.clears import Clears
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
+from magnus_cache.refreshes import Refreshes
 from magnus_cache.state import State, make_state
 from magnus_cache.writes import Writes
 
@@ -14,7 +15,7 @@ __all__ = ["Engine"]
 class Engine:
     """One cache, without a face."""
 
-    __slots__ = ("clears", "loads", "reads", "state", "writes")
+    __slots__ = ("clears", "loads", "reads", "refreshes", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -22,6 +23,7 @@ class Engine:
         self.writes = Writes(self.reads)
         self.clears = Clears(state)
         self.loads = Loads(self.reads, self.writes)
+        self.refreshes = Refreshes(self.reads, self.loads)
 
     @classmethod
     def made(cls, settings: Any, overrides: dict[str, Any]) -> "Engine":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-__all__ = ["OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust"]
+__all__ = ["OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -13,6 +13,21 @@ _TAG_OVERHEAD: Final = 120
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
+_VERSION_MASK: Final = (1 << 64) - 1
+_SPAN_BITS: Final = 42
+_SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
+_MORE_BITS: Final = _SIZE_BITS + 64
+
+
+def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
+    """Return what an entry notes of the time after its deadline, for its `more`: 0 for an entry that just ends.
+
+    :param fresh: seconds that the value is fresh after the deadline.
+    :param stale: seconds that it may be served, stale, after that.
+    :param negative: whether it stands for an error.
+    """
+    # Rounded down: never later than was meant.
+    return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
 
 
 class Trust:
@@ -62,26 +77,32 @@ class Entry(float):
     lap: int
 
     def __new__(
-        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0
-    ) -> Self:
+        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0,
+        more: int = 0,
+    ) -> Self:  # fmt: skip
         """Make an entry.
 
         :param deadline: monotonic seconds.
         :param size: bytes of the encoded value, below 2**40, also if it is kept decoded.
         :param version: the unique version in its envelope, 64 bits.
+        :param more: what `afterlife` returns.
         """
         self = float.__new__(cls, deadline)
         self.value = value
         self.payload = payload
         self.trust = trust
-        # One int of 40 bytes for both instead of two of 64 together.
-        self._packed = version << _SIZE_BITS | size
+        # One int of 40 bytes instead of two of 64 together, and 52 where there is more.
+        self._packed = more << _MORE_BITS | version << _SIZE_BITS | size
         self.stamp = self.lap = 0
         return self
 
-    def until(self, deadline: float, trust: Trust) -> "Entry":
-        """Return the same value with another deadline, in monotonic seconds, and another trust."""
-        return Entry(self.value, self.payload, deadline, trust, self.size, self.version)
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
+        """Return the same value with another deadline, in monotonic seconds, and another trust.
+
+        :param more: what is to come after the deadline, see `afterlife`; None for the same as now.
+        """
+        more = self._packed >> _MORE_BITS if more is None else more
+        return Entry(self.value, self.payload, deadline, trust, self.size, self.version, more)
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -91,7 +112,7 @@ class Entry(float):
 
     @property
     def deadline(self) -> float:
-        """Monotonic seconds until which the value may be served."""
+        """Monotonic seconds until which the value may be served without a second thought."""
         return self.real
 
     @property
@@ -102,7 +123,23 @@ class Entry(float):
     @property
     def version(self) -> int:
         """The unique version in the value's envelope."""
-        return self._packed >> _SIZE_BITS
+        return self._packed >> _SIZE_BITS & _VERSION_MASK
+
+    @property
+    def negative(self) -> bool:
+        """Whether it stands for an error that loading raised."""
+        return bool(self._packed >> _MORE_BITS & 1)
+
+    @property
+    def fresh_until(self) -> float:
+        """Monotonic seconds until which the value is fresh: later than the deadline if it is due to be refreshed."""
+        return self.real + (self._packed >> (_MORE_BITS + 1) & _SPAN_MASK) / 1000
+
+    @property
+    def end(self) -> float:
+        """Monotonic seconds until which the value may be of any use."""
+        more = self._packed >> (_MORE_BITS + 1)
+        return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
 
 
 class Mark:
@@ -131,14 +168,16 @@ class TaggedEntry(Entry):
         :param generation: the memory's, from before it was known that none of the tags is invalid.
         """
         size = entry.size + _TAG_OVERHEAD * len(marks)
-        self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version)
+        more = entry._packed >> _MORE_BITS
+        self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version, more)
         self.marks = marks
         self.stamp = generation
         return self
 
-    def until(self, deadline: float, trust: Trust) -> "TaggedEntry":
-        """Return the same value with another deadline, in monotonic seconds, and another trust."""
-        again = type(self)(self.value, self.payload, deadline, trust, self.size, self.version)
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
+        """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
+        more = self._packed >> _MORE_BITS if more is None else more
+        again = type(self)(self.value, self.payload, deadline, trust, self.size, self.version, more)
         again.marks = self.marks
         again.stamp = self.stamp
         return again

@@ -17,6 +17,7 @@ __all__ = [
     "CacheError",
     "CacheRecursionError",
     "CacheSettingsError",
+    "CacheTimeoutError",
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
@@ -118,6 +119,25 @@ class CacheBatchError(CacheError):
 
     def __reduce__(self) -> tuple[type, tuple[dict[Any, Any], dict[Any, Exception]]]:
         return type(self), (self.results, self.errors)
+
+
+class CacheTimeoutError(CacheError, TimeoutError):
+    """A value was not loaded within its `hard_timeout`, and there is no stale one; the load goes on.
+
+    :ivar namespace: where it was to be stored.
+    :ivar seconds: how long the caller waited.
+    """
+
+    def __init__(self, namespace: str, seconds: float) -> None:
+        super().__init__(
+            f"a value for namespace {str(namespace)!r} was not loaded within its hard_timeout of {seconds:g} s; the "
+            "load goes on and will fill the cache: ask again later, or give the namespace a grace"
+        )
+        self.namespace = namespace
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[type, tuple[str, float]]:
+        return type(self), (self.namespace, self.seconds)
 
 
 class CacheRecursionError(CacheError, RuntimeError):

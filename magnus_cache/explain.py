@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
-from magnus_cache.reads import Address, Reads
+from magnus_cache.reads import Reads
 from magnus_cache.redis import commands
 
 if TYPE_CHECKING:
@@ -105,12 +106,15 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
         "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip
+    grace = left + address.freshness.grace
     if left <= 0:
-        verdict = "past its end"
+        verdict = f"past its end, and may be served stale for {grace:.3f} s more" if grace > 0 else "past its end"
     elif floor is None or header.epoch < floor:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
     elif reads.state.recovery.pending and reads.covered(address, tags):
         verdict = "invalidated by this process while Redis was away, which is not told yet"
     else:
         facts["level"], verdict = "l2", "valid"
+        if header.flags & envelope.NEGATIVE:
+            verdict = "an error that loading raised, remembered"
     return facts | {"verdict": verdict}

@@ -11,13 +11,15 @@ waits that carry the context on: awaiting, tasks, `asyncio.to_thread`, the backg
 
 import asyncio
 import contextlib
+import math
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
+from magnus_cache.circles import check_circle, enclosing
 from magnus_cache.clock import monotonic
-from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
+from magnus_cache.errors import CacheClosedError
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.outcomes import (
     Abandoned,
@@ -32,15 +34,27 @@ from magnus_cache.outcomes import (
     wake,
 )
 
-__all__ = ["Flights"]
+__all__ = ["Flights", "OutOfPatienceError"]
 
 T = TypeVar("T")
 
 
-class Flights:
-    """The flights of one cache. All methods may be called from any thread."""
+_MOST_UNATTENDED: Final = 64
+"""Loads that go on, or are begun, while nobody waits for them; more are given up, or not begun."""
 
-    def __init__(self) -> None:
+
+class OutOfPatienceError(Exception):
+    """The load goes on, but the caller has waited for as long as it wanted to."""
+
+
+class Flights:
+    """The flights of one cache. All methods may be called from any thread.
+
+    :param most_unattended: how many loads may go on at a time that nobody waits for.
+    """
+
+    def __init__(self, most_unattended: int = _MOST_UNATTENDED) -> None:
+        self._most_unattended = most_unattended
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
         self._tasks: dict[asyncio.Task[None], Flight] = {}
@@ -49,16 +63,22 @@ class Flights:
         self._closed = False
         self.joined = 0
         """How many callers found a load of their key under way."""
+        self._unattended: set[Flight] = set()
 
     def __len__(self) -> int:
         """Return how many loads are under way that a new caller could join."""
         return len(self._flights)
 
+    @property
+    def unattended(self) -> int:
+        """How many loads are under way that go on when nobody waits for them."""
+        return len(self._unattended)
+
     # -- the two ways in --------------------------------------------------------------------------------------
 
     async def run(
         self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float,
-        blocks: asyncio.AbstractEventLoop | None = None,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
     ) -> T:  # fmt: skip
         """Return what `load` returns, or what another caller's load of the same key does.
 
@@ -66,12 +86,15 @@ class Flights:
             wait are gone.
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
             flight that is detached.
+        :param patience: seconds to wait for any load, one's own included, which goes on when they are over.
         :param blocks: the event loop that is held up by whoever this is done for.
+        :raises OutOfPatienceError: when they are.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
         """
         loop = asyncio.get_running_loop()
         deadline = monotonic() + wait_timeout
+        end = math.inf if patience is None else monotonic() + patience
         alone = False
         while True:
             waiter = LoopWaiter(loop)
@@ -79,7 +102,11 @@ class Flights:
             try:
                 if seat.leads:
                     self._take_off(seat.flight, load, loop)
-                outcome = await waiter.wait(None if seat.leads else deadline - monotonic())
+                limit = min(end, math.inf if seat.leads else deadline)
+                outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
+                if isinstance(outcome, Expired) and limit == end:
+                    self._let_go_on(seat.flight)
+                    raise OutOfPatienceError
             finally:
                 self._leave(seat, waiter)
             if isinstance(outcome, Expired):
@@ -119,6 +146,30 @@ class Flights:
                     return cast("T", outcome.unwrap())
                 finally:
                     del outcome
+
+    def launch(self, key: bytes, load: Callable[[Flight], Awaitable[object]]) -> bool:
+        """Begin to load a key, on the running loop and for nobody; return whether that was done.
+
+        It is not if the key is being loaded already, or too many loads go on unattended, or after `aclose`.
+        """
+        loop = asyncio.get_running_loop()
+        for lost in [flight for flight in list(self._unattended) if flight.loop and flight.loop.is_closed()]:
+            self._dropped(lost)
+        with self._lock:
+            if self._closed or key in self._flights or len(self._unattended) >= self._most_unattended:
+                return False
+            flight = self._flights[key] = Flight(self, key, loop, False)
+            # Whoever causes it does not wait for it.
+            flight.outer = None
+            self._unattended.add(flight)
+        self._take_off(flight, load, loop)
+        return True
+
+    def _let_go_on(self, flight: Flight) -> None:
+        """Have a load go on when nobody waits for it, if there are not too many of these."""
+        with self._lock:
+            if flight.loop is not None and not flight.done and len(self._unattended) < self._most_unattended:
+                self._unattended.add(flight)
 
     @contextlib.contextmanager
     def joint(self, flights: Sequence[Flight]) -> Generator[None]:
@@ -190,7 +241,7 @@ class Flights:
             # A load that forked and returns in the child must not wake waiters that live in the parent.
             flight.done, flight.detached, flight.crew = True, True, set()
         self._flights, self._blocked = {}, {}
-        self._tasks = {}
+        self._tasks, self._unattended = {}, set()
         self.joined = 0
 
     # -- getting on and off -----------------------------------------------------------------------------------
@@ -205,7 +256,7 @@ class Flights:
         alone: bool,
     ) -> "_Seat":
         """Join the flight of a key or open one: on `loop` if an async caller would lead it."""
-        inner = self._enclosing(key)
+        inner = enclosing(self, key)
         present = self._flights.get(key)
         if present is not None and present.loop is not None and present.loop.is_closed():
             self._dropped(present)
@@ -219,7 +270,7 @@ class Flights:
                 if not alone:
                     self._flights[key] = flight
             else:
-                self._check_circle(flight, inner, blocks)
+                check_circle(flight, inner, blocks, self._blocked)
                 self.joined += 1
             if loop is not None or not leads:
                 flight.crew.add(waiter)
@@ -243,7 +294,7 @@ class Flights:
             if blocks is not None:
                 self._unblock(blocks, flight)
             flight.crew.discard(waiter)
-            if not flight.done and not flight.crew and flight.loop is not None:
+            if not flight.done and not flight.crew and flight.loop is not None and flight not in self._unattended:
                 # Out of the registry in the same step: who comes now starts anew instead of joining the cancelled.
                 self._forget(flight)
                 unwanted = flight.detached = True
@@ -326,6 +377,7 @@ class Flights:
                 return
             flight.done = True
             flight.detached = flight.detached or isinstance(outcome, Abandoned)
+            self._unattended.discard(flight)
             self._forget(flight)
             crew, flight.crew = flight.crew, set()
         wake(crew, outcome)
@@ -338,56 +390,6 @@ class Flights:
         if flight.task is not None:
             self._tasks.pop(flight.task, None)
         return True
-
-    # -- circles ----------------------------------------------------------------------------------------------
-
-    def _enclosing(self, key: bytes) -> Flight | None:
-        """Return the innermost load that the caller is part of.
-
-        :raises CacheRecursionError: if one of them loads the same key.
-        """
-        innermost: Flight | None = None
-        flight = LOADING.get()
-        # A task may outlive the load that started it; then nobody waits for it, and it may ask for anything.
-        while flight is not None and not flight.done:
-            if flight.owner is self:
-                if flight.key == key:
-                    raise CacheRecursionError(
-                        f"loading {_readable(key)} needs {_readable(key)} itself; let its loader compute the value "
-                        "without the cache"
-                    )
-                innermost = innermost or flight
-            flight = flight.outer
-        return innermost
-
-    def _check_circle(self, flight: Flight, inner: Flight | None, blocks: asyncio.AbstractEventLoop | None) -> None:
-        if inner is None and blocks is None:
-            return
-        for needed in self._needed_by(flight):
-            if blocks is not None and needed.loop is blocks:
-                raise CacheDeadlockError(
-                    f"this blocking call for {_readable(flight.key)} holds up the event loop that has to load it; "
-                    "await the async manager (`cache.aio`), or call from another thread (`asyncio.to_thread`)"
-                )
-            if needed is inner:
-                raise CacheRecursionError(
-                    f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs the former; "
-                    "let one of the two loaders compute its value without the cache"
-                )
-
-    def _needed_by(self, flight: Flight) -> Iterator[Flight]:
-        """Yield a flight and all that it waits for, directly or not."""
-        seen, found = {flight}, [flight]
-        while found:
-            current = found.pop()
-            yield current
-            needs: Iterable[Flight] = current.needs
-            if current.loop is not None and current.loop in self._blocked:
-                needs = (*needs, *self._blocked[current.loop])
-            for needed in needs:
-                if needed not in seen:
-                    seen.add(needed)
-                    found.append(needed)
 
 
 class _Seat(NamedTuple):
@@ -405,10 +407,6 @@ def _cancel(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> None
     else:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(task.cancel)
-
-
-def _readable(key: bytes) -> str:
-    return repr(key[:100].decode("utf-8", "backslashreplace"))
 
 
 def _closed() -> CacheClosedError:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from magnus_cache.codec.envelope import new_version
+from magnus_cache.current import Previous
 from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError
 from magnus_cache.flight import Flight
@@ -152,9 +153,10 @@ class Claim:
         Redis was there and gave no lease: then others may overtake the load unheard.
     :ivar at: monotonic seconds.
     :ivar refused: whether Redis, being there, grants no lease.
+    :ivar previous: the value that the load is to replace, if it is known.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "refused", "since")
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refused", "since")
 
     def __init__(
         self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool,
@@ -169,6 +171,7 @@ class Claim:
         self.offline = offline
         self.at = at
         self.refused = False
+        self.previous: Previous | None = None
 
     @property
     def overtaken(self) -> bool:

@@ -3,6 +3,7 @@
 The same rules for coroutines, whose load is a task of its own, and for threads, where the first one loads.
 """
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,18 +12,24 @@ from typing import Any, Generic, TypeVar, cast
 from anyio import to_thread
 
 from magnus_cache import codec
+from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.claims import Claims
 from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.codec import envelope
+from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheEncodeError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
+from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.leases import Claim
-from magnus_cache.reads import MISS, Address, Reads
+from magnus_cache.negatives import encode_error
+from magnus_cache.reads import Reads
 from magnus_cache.state import Mode
 from magnus_cache.tags import TagRule, check_tags
+from magnus_cache.throttle import Throttle
 from magnus_cache.writes import Writes
 
-__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "called", "check_callable", "is_async"]
+__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "called", "check_callable", "checked_ttl", "is_async"]
 
 T = TypeVar("T")
 
@@ -43,22 +50,33 @@ def check_callable(function: object, argument: str) -> None:
         raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
 
 
+def checked_ttl(ttl: "Duration | Callable[[Any], Duration | None] | None") -> Any:
+    """Return what a caller gave as `ttl` for a `Rule`: a duration in seconds.
+
+    :raises CacheArgumentError: naming `ttl`, for what is none.
+    """
+    return ttl if ttl is None or callable(ttl) else seconds(ttl)
+
+
 class Rule:
     """How a load's value is kept: for how long, under which tags, and which values are not.
 
     :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
     :ivar skip_if: says of a value that it is not to be kept.
     :ivar tags: the tags it gets.
+    :ivar freshness: in what it departs from its namespace's policy of freshness.
     """
 
-    __slots__ = ("skip_if", "tags", "ttl")
+    __slots__ = ("freshness", "skip_if", "tags", "ttl")
 
     def __init__(
         self,
         ttl: float | Callable[[Any], Duration | None] | None = None,
         skip_if: Callable[[Any], bool] | None = None,
         tags: TagRule | None = None,
+        freshness: FreshnessOptions | None = None,
     ) -> None:
+        self.freshness = freshness
         self.ttl = ttl
         self.skip_if = skip_if
         self.tags = tags
@@ -122,6 +140,7 @@ class Loads:
         self._state = reads.state
         self.claims = Claims(reads)
         self.flights = reads.state.flights
+        self.throttle = Throttle(reads.state.clock)
 
     @property
     def wait_timeout(self) -> float:
@@ -129,12 +148,16 @@ class Loads:
         return self._state.settings.wait_timeout
 
     async def load(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
-    ) -> T:
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:  # fmt: skip
         """Return the loader's value, from here or from whoever is loading the same key; keep it.
 
         :param tags: those of the value that are known already.
         :param fresh: take no value that is already there, and join no load that began before.
+        :param patience: seconds to wait; then the load goes on without the caller.
+        :param blocks: the event loop that is held up by whoever this is done for.
+        :raises OutOfPatienceError: when they are over.
         :raises Exception: whatever the loader raises, the same for all who waited.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheEncodeError: if the value's type cannot be stored.
@@ -148,24 +171,47 @@ class Loads:
         async def lead(flight: Flight) -> Loaded[T]:
             nonlocal led
             led = True
-            claim = await self.claims.claim(address, flight, tags, fresh=fresh)
-            if isinstance(claim, Entry):
-                found = self.found(address, claim)
-                if found is not None:
-                    return found
-                claim = self.claims.unclaimed(flight, fresh=fresh)
-            try:
-                started = monotonic()
-                value = await called(loader)
-                return await self.kept(address, value, rule, tags, self.loaded(address, started), claim)
-            finally:
-                claim.close()
+            return await self._lead(address, loader, rule, tags, flight, fresh=fresh)
 
         while True:
             self.before(address, fresh=fresh)
-            loaded = await self.flights.run(address.name, lead, wait_timeout=self.wait_timeout)
+            loaded = await self.flights.run(
+                address.name, lead, wait_timeout=self.wait_timeout, patience=patience, blocks=blocks
+            )
             if led or self.stands(loaded):
                 return loaded.take()
+
+    async def _lead(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
+        fresh: bool = False, unwanted: int | None = None,
+    ) -> Loaded[T]:  # fmt: skip
+        """Load a value for all who wait, or find that somebody else just has."""
+        claim = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
+        if isinstance(claim, Entry):
+            found = self.found(address, claim)
+            if found is not None:
+                return found
+            claim = self.claims.unclaimed(flight, fresh=fresh)
+        load = CurrentLoad(claim.previous)
+        started = monotonic()
+        try:
+            try:
+                with running(load):
+                    value = await called(loader)
+            except Exception as error:
+                await self.failed(address, error, tags, started, claim)
+                raise
+            return await self.kept(address, value, rule, tags, self.loaded(address, started), claim, load)
+        finally:
+            claim.close()
+
+    def begin(self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], unwanted: int) -> bool:
+        """Begin to load a key for nobody, and return whether that was done.
+
+        :param unwanted: the version of the value that is to be refreshed.
+        """
+        lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
+        return self.flights.launch(address.name, lead)
 
     def load_blocking(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
@@ -191,10 +237,16 @@ class Loads:
                 if found is not None:
                     return found
                 claim = self.claims.unclaimed(flight, fresh=fresh)
+            load = CurrentLoad(claim.previous)
+            started = monotonic()
             try:
-                started = monotonic()
-                value = self.called_blocking(loader)
-                return call(self.kept, address, value, rule, tags, self.loaded(address, started), claim)
+                try:
+                    with running(load):
+                        value = self.called_blocking(loader)
+                except Exception as error:
+                    call(self.failed, address, error, tags, started, claim)
+                    raise
+                return call(self.kept, address, value, rule, tags, self.loaded(address, started), claim, load)
             finally:
                 claim.close()
 
@@ -227,7 +279,13 @@ class Loads:
         return loaded
 
     def found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
-        """Return what somebody stored between this caller's look and its turn to load."""
+        """Return what somebody stored between this caller's look and its turn to load.
+
+        :raises Exception: if that is an error.
+        """
+        if entry is not None and (error := self._reads.error(address, entry)) is not None:
+            address.counters.negative_hits += 1
+            raise error
         value = self._reads.opened(address, entry)
         return None if entry is None or value is MISS else Loaded(value, entry.payload)
 
@@ -254,16 +312,50 @@ class Loads:
             return None, None
         return payload, rule.seconds(value, self._reads.ttl(address))
 
+    async def failed(
+        self, address: Address, error: Exception, tags: tuple[str, ...], started: float, claim: Claim
+    ) -> None:
+        """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
+        freshness = address.freshness
+        if freshness is PLAIN:
+            return
+        ttl = freshness.negative_ttl(error)
+        if ttl is None:
+            # Without a stale value, whoever asks again wants it tried again.
+            if freshness.grace or freshness.early:
+                self.throttle.failed(address.name, freshness.retry)
+                kind = type(error).__name__
+                self._state.notices.warn(
+                    f"load:{address.namespace}:{kind}",
+                    f"loading a value for namespace {str(address.namespace)!r} failed ({kind}); where there is a stale "
+                    f"one it is served, and the next attempt is in {freshness.retry:g} s",
+                )
+            return
+        payload = encode_error(error)
+        if len(payload) <= self._reads.limit(address):
+            held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
+            held = held._replace(cost=monotonic() - started)
+            await self._writes.fill(address, held, payload, ttl, claim)
+
     async def kept(
-        self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim
-    ) -> Loaded[T]:
+        self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
+        load: CurrentLoad | None = None,
+    ) -> Loaded[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
+        if value is NOT_MODIFIED:
+            if load is None or not load.has_previous:
+                problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
+                raise CacheTypeError("loader", problem)
+            value = load.previous
         payload, ttl = self._judge(address, value, rule)
         if rule.tags is not None and rule.tags.of_value is not None:
             tags = rule.tags_of(value, tags)
             await self.claims.adopt(tags, claim)
         if payload is not None and ttl is not None:
-            await self._writes.fill(address, value, payload, ttl, tags, cost, claim)
+            held = self._writes.held(address, value, payload, tags)
+            held = held._replace(cost=cost, validator=load.validator if load is not None else None)
+            await self._writes.fill(address, held, payload, ttl, claim)
+        self.throttle.succeeded(address.name)
         overtaken = bool(tags) and await self.claims.overtaken(address, tags, claim)
         return Loaded(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
 

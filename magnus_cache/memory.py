@@ -4,7 +4,8 @@ Three things end an entry's life, and none of them needs a timer or a scan while
 connection's `Trust`, and a clear. An entry dead by deadline or clear is found out when it is asked for; what nobody
 asks for is collected in small steps by the writes that follow. The collector goes round a queue of names, one for
 each entry, as Redis' own expiry cycle goes round its keys: a few steps for each write, more where many turn out to
-be dead. Names whose entry went another way leave the queue when their turn comes.
+be dead. Names whose entry went another way leave the queue when their turn comes. What may be of use after its deadline
+is kept until its end, but is no hit.
 
 A hit takes no lock: it is a few C calls, each atomic under the GIL, and an entry that another thread evicts in
 between is served for the last time. Everything that changes the table takes the lock for a bounded time. The lock
@@ -137,6 +138,20 @@ class Memory:
             pass
         return entry
 
+    def past(self, name: _Name, *, trusted: bool) -> Entry | None:
+        """Return the entry of a name, also one that is past its deadline and still of use; not one that was cleared.
+
+        :param trusted: whether what it stands on has to stand.
+        """
+        entry = self._table.get(name)
+        if entry is None:
+            return None
+        now = self._clock()
+        if not (now < entry.end and self._stands(name, entry)):
+            self._bury(name, entry, now)
+            return None
+        return entry if now < entry.trust.deadline or not trusted else None
+
     def _stands(self, name: _Name, entry: Entry) -> bool:
         """Return whether no clear has covered an entry; asks the floors once for each generation."""
         # In this order: a clear lays its floor first and opens its generation then.
@@ -151,9 +166,9 @@ class Memory:
         return True
 
     def _bury(self, name: _Name, entry: Entry, now: float) -> None:
-        """Remove a dead entry, unless a newer one has taken its place."""
+        """Remove a dead entry, unless it is of use after its deadline, or a newer one has taken its place."""
         with self._lock:
-            if self._table.get(name) is entry:
+            if self._table.get(name) is entry and not (now < entry.end and self._stands(name, entry)):
                 self._remove(name, entry)
                 self.expirations += now >= entry
 
@@ -311,7 +326,7 @@ class Memory:
             # Met before in this lap: a name that was removed and came back is in the queue twice.
             if entry is None or entry.lap == self._lap:
                 continue
-            if now < entry and self._stands(name, entry):
+            if now < entry.end and self._stands(name, entry):
                 entry.lap = self._lap
                 queue.append(name)
             else:

@@ -6,11 +6,12 @@ namespace registered under that name, or to one with the defaults.
 
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final, NoReturn, Self
+from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.forks import ForkLock
+from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
 
 __all__ = [
     "TTL_LONG",
@@ -88,6 +89,8 @@ class Namespace(str):
     :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
         not to change it.
     :param compress: compress large values.
+    :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
+        ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
     """
 
@@ -97,8 +100,9 @@ class Namespace(str):
     max_value_bytes: int | None
     share: bool
     compress: bool
+    freshness: Freshness
 
-    __slots__ = ("compress", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
+    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -107,6 +111,13 @@ class Namespace(str):
         "max_value_bytes": None,
         "share": False,
         "compress": False,
+        "grace": PLAIN.grace,
+        "soft_timeout": PLAIN.soft_timeout,
+        "hard_timeout": PLAIN.hard_timeout,
+        "early": PLAIN.early,
+        "jitter": PLAIN.jitter,
+        "retry": PLAIN.retry,
+        "negative": {},
     }
     """What each part of a policy is unless it is given."""
 
@@ -120,6 +131,7 @@ class Namespace(str):
         max_value_bytes: int | None = None,
         share: bool = False,
         compress: bool = False,
+        **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
         self = super().__new__(cls, check_name(name, "name"))
@@ -130,7 +142,43 @@ class Namespace(str):
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
         put(self, "compress", _flag(compress, "compress"))
+        put(self, "freshness", Freshness.of(freshness))
         return self
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which a value may be served after its end, stale."""
+        return self.freshness.grace
+
+    @property
+    def soft_timeout(self) -> float | None:
+        """Seconds that a caller waits for a load while there is a stale value; None for as long as it takes."""
+        return self.freshness.soft_timeout
+
+    @property
+    def hard_timeout(self) -> float | None:
+        """Seconds that a caller waits for a load at all; None for as long as it takes."""
+        return self.freshness.hard_timeout
+
+    @property
+    def early(self) -> float:
+        """How eagerly values are refreshed before their end; 0 for never."""
+        return self.freshness.early
+
+    @property
+    def jitter(self) -> float:
+        """The share of its time to live by which a value's life is shortened at most, at random."""
+        return self.freshness.jitter
+
+    @property
+    def retry(self) -> float:
+        """Seconds for which a stale value is served after a failed load."""
+        return self.freshness.retry
+
+    @property
+    def negative(self) -> dict[type[Exception], float]:
+        """Seconds for which exceptions of some kinds are remembered as the answer."""
+        return dict(self.freshness.negative)
 
     @property
     def policy(self) -> dict[str, Any]:

@@ -8,15 +8,18 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from random import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from magnus_cache import codec
+from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust
+from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
 from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
-from magnus_cache.epochs import Realm
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
+from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
+from magnus_cache.negatives import decode_error
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["MANY", "MISS", "Address", "Held", "Missing", "Reads", "twice"]
+__all__ = ["MANY", "Reads", "twice"]
 
 MANY: Final = 500
 """Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
@@ -49,44 +52,6 @@ async def twice(ask: Callable[[], Awaitable[T]]) -> T:
     return await ask()
 
 
-class Missing:
-    """The type of `MISS`, which stands for "not there": None is a value like any other."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "MISS"
-
-
-MISS: Final = Missing()
-
-
-class Address:
-    """Where a value lives: its namespace's policy and epoch, its name in Redis, and the counters it counts in."""
-
-    __slots__ = ("counters", "name", "namespace", "realm")
-
-    def __init__(self, namespace: Namespace, name: bytes, counters: Counters, realm: Realm) -> None:
-        self.namespace = namespace
-        self.name = name
-        self.counters = counters
-        self.realm = realm
-
-
-class Held(NamedTuple):
-    """What an entry is made of: the value itself where callers may share it, else its payload."""
-
-    value: Any
-    payload: bytes | None
-    size: int
-    """Bytes of the encoded value."""
-    version: int
-    """The unique version in its envelope."""
-    epoch: int = 0
-    """The highest epoch that its maker had seen before it was loaded."""
-    tags: tuple[str, ...] = ()
-
-
 class Reads:
     """The reads of one `State`, and the making of entries."""
 
@@ -97,29 +62,44 @@ class Reads:
         self._clock = state.clock
         self.epochs = EpochReads(state.epochs, state.settings.max_staleness, state.clock)
 
-    def address(self, namespace: str, key: Any) -> Address:
+    def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> Address:
         """Return where a value lives.
 
-        :raises CacheArgumentError: naming `namespace` or `key`, for one that cannot be used.
+        :param options: what a single call says about freshness.
+        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
         """
         state = self.state
         policy = state.namespaces.resolve(namespace)
-        return self.address_of(policy, key, state.stats.of(policy))
+        return self.address_of(policy, key, state.stats.of(policy), options)
 
-    def address_of(self, namespace: Namespace, key: Any, counters: Counters) -> Address:
+    def address_of(
+        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None
+    ) -> Address:
         """Return where a value lives, to be counted in counters of its own."""
-        state = self.state
-        return Address(namespace, state.keyspace.value_name(namespace, key), counters, state.epochs.realm(namespace))
+        state, freshness = self.state, namespace.freshness
+        if options:
+            freshness = merged(freshness, options)
+        name = state.keyspace.value_name(namespace, key)
+        return Address(namespace, name, counters, state.epochs.realm(namespace), freshness)
 
     # -- values in and out ----------------------------------------------------------------------------------
 
     def opened(self, address: Address, entry: Entry | None) -> Any:
-        """Return an entry's value, fresh for this caller unless it is immutable; MISS for none or an unreadable one."""
-        if entry is None:
+        """Return an entry's value, fresh for this caller unless it is immutable.
+
+        MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
+        """
+        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
             return MISS
+        return self.opened_anyway(address, entry)
+
+    def opened_anyway(self, address: Address, entry: Entry) -> Any:
+        """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
         payload = entry.payload
         if payload is None:
             return entry.value
+        if entry.negative:
+            return MISS
         try:
             value = codec.decode(payload)
         except CacheDecodeError as error:
@@ -130,6 +110,16 @@ class Reads:
             entry.value = value
             entry.payload = None
         return value
+
+    def error(self, address: Address, entry: Entry) -> Exception | None:
+        """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
+        if not entry.negative or entry.payload is None:
+            return None
+        try:
+            return decode_error(entry.payload, address.freshness)
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return None
 
     def encoded(self, address: Address, value: Any) -> bytes:
         """Return a value's payload.
@@ -259,7 +249,9 @@ class Reads:
 
     async def look(self, address: Address) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
-        return self._memory.hit(address.name) or await self.read(address)
+        entry = self._memory.hit(address.name) or await self.read(address)
+        good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
+        return entry if good else None
 
     async def look_many(self, addresses: Sequence[Address]) -> list[tuple[Entry | None, bool]]:
         """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
@@ -347,12 +339,12 @@ class Reads:
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
         try:
-            version, fresh_until, epoch, tags, payload = envelope.unseal(raw, self.limit(address))
+            version, fresh_until, epoch, tags, payload, cost, negative = envelope.unseal(raw, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
-        deadline = source.time.local(fresh_until)
-        if deadline <= self._clock():
+        freshness, deadline = address.freshness, source.time.local(fresh_until)
+        if deadline + freshness.grace <= self._clock() or (negative and not freshness.negative):
             return None
         marks = self.state.epochs.marks(tags) if tags else ()
         floor = self.state.epochs.floor(source.known, address.realm, tags)
@@ -361,7 +353,7 @@ class Reads:
             raise UnsettledError(tags)
         if epoch < floor or (self.state.recovery.pending and self.covered(address, tags)):
             return None
-        held = Held(None, payload, len(payload), version, epoch, tags)
+        held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
         entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
         if fill is not None:
             self._memory.fill(fill, entry)
@@ -381,13 +373,19 @@ class Reads:
     ) -> Entry:  # fmt: skip
         """Make an entry.
 
+        :param deadline: when the value ceases to be fresh.
         :param since: when its life in this process is counted from.
         :param generation: the memory's, from before it was known that none of the tags is invalid.
         :param marks: those of its tags, from before then as well.
         """
-        if (cap := address.namespace.l1_ttl) is not None:
-            deadline = min(deadline, since + cap)
-        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version)
+        freshness, more = address.freshness, 0
+        if freshness is not PLAIN:
+            early = 0.0 if held.negative else early_by(held.cost, freshness.early, random)
+            more = afterlife(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
+            deadline -= early
+        if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
+            deadline, more = since + cap, more & 1
+        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more)
         return TaggedEntry.of(entry, marks, generation) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:

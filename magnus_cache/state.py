@@ -197,6 +197,7 @@ class State:
             "fenced_fills": memory.fenced + self.stats.fenced_loads,
             "flights": len(self.flights),
             "flights_joined": self.flights.joined,
+            "unattended": self.flights.unattended,
             "unreplayed": self.recovery.pending,
         }
         return figures

@@ -20,7 +20,8 @@ class CacheStats(dict[str, Any]):
     Always there: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
     ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``,
     ``fenced_fills`` (values read or loaded that were overtaken, so that they were not kept),
-    ``flights``, ``flights_joined``, ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
+    ``flights``, ``flights_joined``, ``unattended`` (loads that go on though nobody waits for them),
+    ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``) and ``namespaces`` (figures of each).
     Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
     looked up while it does not, they give ``"N/A"``, so that a report need not know.
@@ -35,21 +36,35 @@ class CacheStats(dict[str, Any]):
 class Counters:
     """The counts of one namespace, or of one decorated function within it."""
 
-    __slots__ = ("errors", "l1_hits", "l2_hits", "loads", "misses", "refused", "stores", "unreadable")
+    __slots__ = (
+        "early_refreshes", "errors", "l1_hits", "l2_hits", "loads", "misses", "negative_hits", "refused", "stale_hits",
+        "stores", "timeouts", "unreadable",
+    )  # fmt: skip
+
+    early_refreshes: int
+    """Loads that were begun before a value's end."""
+    errors: int
+    l1_hits: int
+    l2_hits: int
+    loads: int
+    misses: int
+    negative_hits: int
+    """Errors that were raised again from memory or Redis."""
+    refused: int
+    stale_hits: int
+    """Values that were served past their end."""
+    stores: int
+    timeouts: int
+    """Callers that did not wait for a load any longer."""
+    unreadable: int
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Count from zero; in place, as many hold on to it."""
-        self.l1_hits = 0
-        self.l2_hits = 0
-        self.misses = 0
-        self.loads = 0
-        self.stores = 0
-        self.errors = 0
-        self.refused = 0
-        self.unreadable = 0
+        for name in self.__slots__:
+            setattr(self, name, 0)
 
     def count(self, *, hit: bool, near: bool) -> None:
         """Count the outcome of one look."""

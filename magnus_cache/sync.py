@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.decorators import Decorator
 from magnus_cache.engine import Engine
 from magnus_cache.explain import Explanation
-from magnus_cache.loads import AnyLoader, Rule, check_callable
-from magnus_cache.reads import MISS, Address
+from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
 from magnus_cache.state import Mode
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
@@ -138,29 +139,44 @@ class BlockingOperations:
         return left
 
     def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: Duration | None = None, tags: AnyTags = ()
-    ) -> T:
+        self, namespace: str, key: Any, loader: AnyLoader[T],
+        ttl: "Duration | Callable[[Any], Duration | None] | None" = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
         :param loader: a function without arguments, run in this thread, or a coroutine function, run on the
             background loop.
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
-        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
         :raises Exception: whatever the loader raises, the same for all who waited.
         """
         check_callable(loader, "loader")
-        address = self._reads.address(namespace, key)
+        address = self._reads.address(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        rule = Rule(None if ttl is None else seconds(ttl), tags=tag_rule)
+        rule = Rule(checked_ttl(ttl), tags=tag_rule)
         if self._state.mode is Mode.NORMAL:
+            if address.freshness is not PLAIN:
+                return self._under_policy(address, loader, rule, tag_rule.of_call({}))
             if (value := self._looked_up(address)) is not MISS:
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             address.counters.misses += 1
         return self._loads.load_blocking(address, loader, rule, tag_rule.of_call({}))
+
+    def _under_policy(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...]) -> T:
+        entry = self._state.memory.hit(address.name)
+        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
+            address.counters.l1_hits += 1
+            return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+        return self._engine.refreshes.value_blocking(address, loader, rule, tags)
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -258,6 +274,7 @@ class BlockingOperations:
         self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
         key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
         skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
 
@@ -268,9 +285,13 @@ class BlockingOperations:
             as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
         :param exclude: names of parameters that do not count, such as a database session.
+        :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        return self._async.cached(namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude)
+        return self._async.cached(
+            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, **freshness
+        )
 
     def cached_many(
         self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,

@@ -9,17 +9,20 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import CapacityLimiter, to_thread
 
 from magnus_cache import codec
+from magnus_cache.addresses import Address, Held
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Fill, LocalTrust, Trust
+from magnus_cache.entries import Fill, LocalTrust, Trust, afterlife
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
-from magnus_cache.reads import MANY, Address, Held, Reads, twice
+from magnus_cache.reads import MANY, Reads, twice
 from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names
@@ -63,7 +66,8 @@ class Writes:
         since = self.state.epochs.events
         self._memory.invalidate(address.name)
         wire = self.state.wire()
-        held = self._held(address, value, payload, tags)
+        held = self.held(address, value, payload, tags)
+        ttl = lifetime(ttl, address.freshness.jitter, random)
         # An invalidation that is recorded from here on came after this write, and stays.
         mark = self.state.recovery.mark
 
@@ -77,7 +81,7 @@ class Writes:
             await self._reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
             command = partial(commands.store, address.name)
-            await twice(lambda: self._send(wire, address, held, payload, ttl, 0.0, command))
+            await twice(lambda: self._send(wire, address, held, payload, ttl, command))
         except CacheUnavailableError as error:
             late = overtaken()
             mark = self._refused(address, error)
@@ -90,15 +94,14 @@ class Writes:
         address.counters.stores += 1
         return True
 
-    async def fill(
-        self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...], cost: float, claim: Claim
-    ) -> bool:
+    async def fill(self, address: Address, held: Held, payload: bytes, ttl: float, claim: Claim) -> bool:
         """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
 
+        :param held: what `held` returned for it, and whatever else is known of it.
         :param ttl: seconds.
-        :param cost: seconds that the load took.
         """
-        held = self._held(address, value, payload, tags)._replace(epoch=claim.epoch)
+        held, tags = held._replace(epoch=claim.epoch), held.tags
+        ttl = lifetime(ttl, address.freshness.jitter, random)
         lease, wire = claim.lease, self.state.wire()
 
         def overtaken() -> bool:
@@ -111,7 +114,7 @@ class Writes:
         try:
             self._reads.epochs.prepare(lease.wire, address.realm, tags)
             command = partial(scripts.fill, address.name, lease.token)
-            stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, cost, command))
+            stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, command))
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
             if claim.fresh:
@@ -132,7 +135,8 @@ class Writes:
             self.state.stats.fenced_loads += 1
         return stored
 
-    def _held(self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]) -> Held:
+    def held(self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]) -> Held:
+        """Return what is to be kept of a value, with a new version."""
         version = envelope.new_version()
         if codec.shareable(value):
             return Held(value, None, len(payload), version, tags=tags)
@@ -142,7 +146,7 @@ class Writes:
         return Held(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float, cost: float,
+        self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float,
         command: Callable[[bytes, int], Command],
     ) -> bool:  # fmt: skip
         """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
@@ -151,8 +155,9 @@ class Writes:
             await wire.renew()
         fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
         pack = partial(
-            envelope.pack, payload, version=held.version, fresh_until=fresh_until, epoch=held.epoch, cost=cost,
-            life=ttl, tags=held.tags, compress=address.namespace.compress,
+            envelope.pack, payload, version=held.version, fresh_until=fresh_until, epoch=held.epoch, cost=held.cost,
+            life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
+            negative=held.negative,
         )  # fmt: skip
         raw = await self._packed(pack, len(payload) if address.namespace.compress else 0)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
@@ -160,8 +165,9 @@ class Writes:
         self._memory.invalidate(address.name)
         fill = self._reads.expect(address)
         receive = partial(self._stored, address, fill, held, fresh_until)
+        life = ttl if held.negative else ttl + address.freshness.grace
         try:
-            stored: bool = await wire.execute(command(raw, _milliseconds(ttl)), receive)
+            stored: bool = await wire.execute(command(raw, _milliseconds(life)), receive)
         finally:
             self._reads.settle(fill)
         return stored
@@ -311,9 +317,8 @@ class Writes:
         entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
         if entry is None:
             return False
-        now = self._clock()
-        trust = self.state.local_trust()
-        return self._memory.put(address.name, entry.until(now + ttl, trust))
+        more = afterlife(0.0, address.freshness.grace)
+        return self._memory.put(address.name, entry.until(self._clock() + ttl, self.state.local_trust(), more))
 
     async def _header(self, wire: "Wire", address: Address) -> tuple[envelope.Header | None, bytes, bytes]:
         """Return a stored value's header, if it is alive, its bytes and its payload."""
@@ -332,6 +337,7 @@ class Writes:
         await self._reads.epochs.settled(wire, address.realm, tags)
         floor = self.state.epochs.floor(wire.known, address.realm, tags)
         dead = wire.time.local(header.fresh_until) <= self._clock() or floor is None or header.epoch < floor
+        dead = dead or bool(header.flags & envelope.NEGATIVE)
         if dead or (self.state.recovery.pending and self._reads.covered(address, tags)):
             return None, b"", b""
         return header, raw, payload
@@ -348,10 +354,11 @@ class Writes:
             again = envelope.pack(
                 payload, version=version, fresh_until=fresh_until, epoch=header.epoch, cost=header.cost,
                 life=ttl, tags=envelope.read_tags(raw, header)[0], compress=address.namespace.compress,
+                validator=envelope.read_validator(raw, header)[0],
             )  # fmt: skip
             self._memory.invalidate(address.name)
-            before = raw[: envelope.HEADER_BYTES]
-            if await wire.execute(scripts.replace(address.name, before, again, _milliseconds(ttl))):
+            before, life = raw[: envelope.HEADER_BYTES], _milliseconds(ttl + address.freshness.grace)
+            if await wire.execute(scripts.replace(address.name, before, again, life)):
                 return True
         return True
 

@@ -20,7 +20,13 @@ from magnus_cache.namespaces import (
     default_registry,
 )
 
-FULL = {"ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True}
+FRESHNESS: dict[str, Any] = {
+    "grace": 3600.0, "soft_timeout": 0.0, "hard_timeout": 2.5, "early": 1.0, "jitter": 0.1, "retry": 1.0,
+    "negative": {LookupError: 30.0},
+}  # fmt: skip
+FULL: dict[str, Any] = {
+    "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, **FRESHNESS,
+}  # fmt: skip
 
 
 def test_the_namespaces_that_come_with_the_package() -> None:
@@ -51,14 +57,15 @@ def test_a_namespace_is_its_name() -> None:
 def test_policy_and_its_defaults() -> None:
     assert Namespace("n").policy == Namespace.DEFAULTS
     assert Namespace("n", ttl=timedelta(seconds=90), l1=False, l1_ttl="5s", max_value_bytes=100, share=True,
-                     compress=True).policy == FULL  # fmt: skip
+                     compress=True, grace="1h", soft_timeout=0, hard_timeout=2.5, early=1, jitter=0.1, retry="1s",
+                     negative={LookupError: "30s"}).policy == FULL  # fmt: skip
     assert repr(Namespace("n", ttl="5m", share=True)) == "Namespace('n', ttl=300.0, share=True)"
     assert repr(Namespace("n")) == "Namespace('n')"
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_copies_keep_the_policy(protocol: int) -> None:
-    namespace = Namespace("n", **FULL)  # type: ignore[arg-type]
+    namespace = Namespace("n", **FULL)
     for twin in (pickle.loads(pickle.dumps(namespace, protocol)), copy.copy(namespace), copy.deepcopy(namespace)):
         assert type(twin) is Namespace
         assert twin == namespace

@@ -5,7 +5,8 @@ that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds 
 (f32, seconds), life (f32, seconds that it was given), length of the body (u32). The length makes every truncation
 certain to be seen, the CRC every burst of up to 32 flipped bits. Neither is a signature.
 
-The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8.
+The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8;
+and between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8.
 """
 
 import itertools
@@ -22,13 +23,16 @@ __all__ = [
     "EPOCH_AT",
     "HEADER_BYTES",
     "MOST_TAGS",
+    "NEGATIVE",
     "TAGGED",
+    "VALIDATED",
     "Header",
     "new_version",
     "open_payload",
     "pack",
     "read_header",
     "read_tags",
+    "read_validator",
     "reseed",
     "unseal",
 ]
@@ -52,11 +56,17 @@ COMPRESSED: Final = 0x01
 """The payload is zlib data."""
 
 TAGGED: Final = 0x02
-"""Tags stand in front of the payload. The other bits are kept for sealed (0x04) and negative (0x08) values."""
+"""Tags stand in front of the payload. The bit 0x04 is kept for sealed values."""
+
+NEGATIVE: Final = 0x08
+"""The payload describes an error that loading raised."""
+
+VALIDATED: Final = 0x10
+"""A validator stands in front of the payload."""
 
 MOST_TAGS: Final = 255
 
-_KNOWN_FLAGS: Final = COMPRESSED | TAGGED
+_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED
 _LEVEL: Final = 1
 _U64: Final = (1 << 64) - 1
 
@@ -82,7 +92,7 @@ class Header(NamedTuple):
 
 def pack(
     payload: bytes, *, version: int, fresh_until: int, epoch: int = 0, cost: float = 0.0, life: float = 0.0,
-    tags: Sequence[str] = (), compress: bool = False,
+    tags: Sequence[str] = (), compress: bool = False, validator: str | None = None, negative: bool = False,
 ) -> bytes:  # fmt: skip
     """Return header and payload as one stored value.
 
@@ -93,6 +103,8 @@ def pack(
     :param life: seconds the value is to live.
     :param tags: at most 255.
     :param compress: compress with zlib, if that makes the payload smaller.
+    :param validator: what the source tells the value's versions apart by; up to 65,535 bytes of UTF-8.
+    :param negative: whether the payload describes an error.
     :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
     """
     flags = 0
@@ -100,7 +112,12 @@ def pack(
         smaller = zlib.compress(payload, _LEVEL)
         if len(smaller) < len(payload):
             payload, flags = smaller, COMPRESSED
+    if negative:
+        flags |= NEGATIVE
     try:
+        if validator is not None:
+            text = validator.encode()
+            payload, flags = _LENGTH.pack(len(text)) + text + payload, flags | VALIDATED
         if tags:
             payload, flags = _tag_block(tags) + payload, flags | TAGGED
         rest = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, len(payload)) + payload
@@ -135,30 +152,49 @@ def _tag_block(tags: Sequence[str]) -> bytes:
 
 
 def read_tags(raw: bytes, header: Header) -> tuple[tuple[str, ...], int]:
-    """Return a stored value's tags, and where its payload begins.
+    """Return a stored value's tags, and where what follows them begins.
 
     :raises CacheDecodeError: with the reason ``"malformed"``.
     """
     if not header.flags & TAGGED:
         return (), HEADER_BYTES
+    if len(raw) == HEADER_BYTES:
+        raise _malformed("tags")
     place, tags = HEADER_BYTES + 1, list[str]()
+    for _ in range(raw[HEADER_BYTES]):
+        tag, place = _text(raw, place, "tags")
+        tags.append(tag)
+    return tuple(tags), place
+
+
+def read_validator(raw: bytes, header: Header) -> tuple[str | None, int]:
+    """Return a stored value's validator, or None, and where its payload begins.
+
+    :raises CacheDecodeError: with the reason ``"malformed"``.
+    """
+    _, place = read_tags(raw, header)
+    return _text(raw, place, "validator") if header.flags & VALIDATED else (None, place)
+
+
+def _text(raw: bytes, place: int, what: str) -> tuple[str, int]:
+    """Return a text that stands somewhere, after its length, and where it ends."""
     try:
-        for _ in range(raw[HEADER_BYTES]):
-            end = place + _LENGTH.size + _LENGTH.unpack_from(raw, place)[0]
-            text = raw[place + _LENGTH.size : end]
-            if end > len(raw):
-                break
-            tags.append(text.decode())
-            place = end
-        else:
-            return tuple(tags), place
-    except (struct.error, IndexError, UnicodeDecodeError):
+        end = place + _LENGTH.size + _LENGTH.unpack_from(raw, place)[0]
+        if end <= len(raw):
+            return raw[place + _LENGTH.size : end].decode(), end
+    except (struct.error, UnicodeDecodeError):
         pass
-    raise CacheDecodeError("malformed", "the stored value's tags cannot be read")
+    raise _malformed(what)
 
 
-def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes]:
-    """Return version, fresh-until, epoch, tags and payload of a stored value: all its readers in one.
+def _malformed(what: str) -> CacheDecodeError:
+    return CacheDecodeError("malformed", f"the stored value's {what} cannot be read")
+
+
+def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool]:
+    """Return version, fresh-until, epoch, tags, payload, cost of a stored value, and whether it stands for an error.
+
+    All its readers in one.
 
     :param limit: the most bytes the payload may have.
     :raises CacheDecodeError: as those do.
@@ -166,12 +202,13 @@ def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     size = len(raw) - HEADER_BYTES
     # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
-        checksum, flags, version, fresh_until, epoch, _, _, length = _HEADER.unpack_from(raw)
+        checksum, flags, version, fresh_until, epoch, cost, _, length = _HEADER.unpack_from(raw)
         if not flags and length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
-            return version, fresh_until, epoch, (), raw[HEADER_BYTES:]
+            return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False
     header = read_header(raw)
     tags, _ = read_tags(raw, header)
-    return header.version, header.fresh_until, header.epoch, tags, open_payload(raw, header, limit)
+    payload, negative = open_payload(raw, header, limit), bool(header.flags & NEGATIVE)
+    return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative
 
 
 def _foreign(raw: bytes) -> CacheDecodeError:
@@ -190,7 +227,7 @@ def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
     :raises CacheDecodeError: with the reason ``"too_large"``, or for damaged compressed data ``"truncated"``,
         ``"trailing"`` or ``"malformed"``.
     """
-    _, start = read_tags(raw, header)
+    _, start = read_validator(raw, header)
     if not header.flags & COMPRESSED:
         if len(raw) - start > limit:
             raise _too_large(limit)

@@ -1,0 +1,175 @@
+"""Values under a policy of freshness: what is served, what is loaded for it, and who waits for that.
+
+This is where calls go in whose namespace, or who themselves, ask for more than a time to live, once the near cache had
+nothing that could be served without a second thought.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from magnus_cache.addresses import MISS, Address
+from magnus_cache.entries import Entry
+from magnus_cache.errors import CacheError, CacheTimeoutError
+from magnus_cache.flights import OutOfPatienceError
+from magnus_cache.freshness import Standing, standing
+from magnus_cache.loads import AnyLoader, Loads, Rule
+from magnus_cache.outcomes import running_loop
+from magnus_cache.reads import Reads
+
+__all__ = ["Refreshes"]
+
+T = TypeVar("T")
+
+_FRESH: Final = frozenset({Standing.FRESH, Standing.EARLY})
+
+
+class Refreshes:
+    """The way to a value under a policy. `value` runs on any event loop, `value_blocking` in any thread."""
+
+    def __init__(self, reads: Reads, loads: Loads) -> None:
+        self._reads = reads
+        self._loads = loads
+        self._state = reads.state
+
+    async def value(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:  # fmt: skip
+        """Return a fresh value, or a stale one where the policy says so; see `Freshness`.
+
+        :param blocks: the event loop that is held up by whoever this is done for.
+        :raises CacheTimeoutError: after the policy's `hard_timeout`, if there is no stale value.
+        :raises Exception: whatever the loader raises, now or, if it is remembered, before.
+        """
+        entry, near = self._state.memory.past(address.name, trusted=True), True
+        if entry is None:
+            entry, near = self._left(address, await self._reads.read(address, tags)), False
+        stands = self._standing(entry)
+        value = self._opened(address, entry, stands, near=near)
+        if value is not MISS and entry is not None and stands in _FRESH:
+            if stands is Standing.EARLY:
+                self._refresh_early(address, loader, rule, tags, entry)
+            return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+        if value is not MISS and self._loads.throttle.holds(address.name):
+            return self._stale(address, value)  # type: ignore[no-any-return]  # likewise
+        address.counters.misses += 1
+        return await self._loaded(address, loader, rule, tags, value, blocks)
+
+    async def _loaded(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], stale: Any,
+        blocks: asyncio.AbstractEventLoop | None,
+    ) -> T:  # fmt: skip
+        """Return what is loaded, or, if that takes too long or fails, a stale value if there is one."""
+        policy = address.freshness
+        soft = policy.soft_timeout if stale is not MISS else None
+        patience = soft if soft is not None else policy.hard_timeout
+        try:
+            return await self._loads.load(address, loader, rule, tags, patience=patience, blocks=blocks)
+        except OutOfPatienceError:
+            address.counters.timeouts += 1
+            if stale is MISS:
+                raise CacheTimeoutError(address.namespace, patience or 0.0) from None
+        except Exception as error:
+            if not self._excused(address, error, stale):
+                raise
+        return self._stale(address, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
+
+    def value_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = ()) -> T:
+        """Do what `value` does, for a thread.
+
+        The loader runs in this very thread, unless the policy knows timeouts or early refreshes: loads that may have to
+        go on without the caller run on the background loop or, if they block, in its worker threads.
+
+        :raises CacheTimeoutError: as `value` does.
+        :raises Exception: as `value` does.
+        """
+        if address.freshness.in_tasks:
+            self._state.check_open()
+            there: Callable[[], Any] = partial(self.value, address, loader, rule, tags, blocks=running_loop())
+            value: T = self._state.portal.call(there)
+            return value
+        entry, near = self._state.memory.past(address.name, trusted=True), True
+        if entry is None:
+            entry, near = self._left(address, self._reads.read_blocking(address)), False
+        stands = self._standing(entry)
+        held = self._opened(address, entry, stands, near=near)
+        if held is not MISS and stands in _FRESH:
+            return held  # type: ignore[no-any-return]  # what was stored is what the loader returned
+        if held is not MISS and self._loads.throttle.holds(address.name):
+            return self._stale(address, held)  # type: ignore[no-any-return]  # likewise
+        address.counters.misses += 1
+        try:
+            return self._loads.load_blocking(address, loader, rule, tags)
+        except Exception as error:
+            if not self._excused(address, error, held):
+                raise
+        return self._stale(address, held)  # type: ignore[no-any-return]  # likewise
+
+    # -- for batches ------------------------------------------------------------------------------------------
+
+    def held_back(self, address: Address) -> Any:
+        """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS."""
+        return self._past(address) if self._loads.throttle.holds(address.name) else MISS
+
+    def instead(self, address: Address, error: Exception) -> Any:
+        """Return the stale value that is served in place of a load's error; MISS for none."""
+        if not address.freshness.grace or not self._excused(address, error, None):
+            return MISS
+        return self._past(address)
+
+    def _past(self, address: Address) -> Any:
+        entry = self._state.memory.past(address.name, trusted=self._state.reachable)
+        value = MISS if entry is None else self._reads.opened_anyway(address, entry)
+        return value if value is MISS else self._stale(address, value)
+
+    # -- what both do -----------------------------------------------------------------------------------------
+
+    def _left(self, address: Address, entry: Entry | None) -> Entry | None:
+        """Return what was read; if Redis could not be asked, whatever this process still has."""
+        if entry is None and not self._state.reachable:
+            return self._state.memory.past(address.name, trusted=False)
+        return entry
+
+    def _standing(self, entry: Entry | None) -> Standing:
+        if entry is None:
+            return Standing.GONE
+        return standing(self._state.clock(), entry.deadline, entry.fresh_until, entry.end)
+
+    def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> Any:
+        """Return an entry's value, fresh or stale; MISS for none.
+
+        :raises Exception: if it stands for an error that is remembered.
+        """
+        if entry is None or stands is Standing.GONE:
+            return MISS
+        if stands is Standing.FRESH and (error := self._reads.error(address, entry)) is not None:
+            address.counters.negative_hits += 1
+            raise error
+        value = self._reads.opened_anyway(address, entry)
+        if value is not MISS and stands in _FRESH:
+            address.counters.count(hit=True, near=near)
+        return value
+
+    def _refresh_early(
+        self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], entry: Entry
+    ) -> None:
+        if self._state.closed or self._loads.throttle.holds(address.name):
+            return
+        if self._loads.begin(address, loader, rule, tags, entry.version):
+            address.counters.early_refreshes += 1
+
+    def _excused(self, address: Address, error: Exception, stale: Any) -> bool:
+        """Whether a stale value is to be served instead of a load's error.
+
+        Not if there is none; not for an error that is an answer, as the policy's `negative` says; and not for one that
+        tells of a mistake in the program.
+        """
+        if stale is MISS or address.freshness.negative_ttl(error) is not None:
+            return False
+        return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)
+
+    def _stale(self, address: Address, value: Any) -> Any:
+        address.counters.stale_hits += 1
+        return value
