@@ -155,9 +155,8 @@ class Loads:
 
         :param tags: those of the value that are known already.
         :param fresh: take no value that is already there, and join no load that began before.
-        :param patience: seconds to wait; then the load goes on without the caller.
+        :param patience: seconds to wait; then the load goes on without the caller, who gets `OutOfPatienceError`.
         :param blocks: the event loop that is held up by whoever this is done for.
-        :raises OutOfPatienceError: when they are over.
         :raises Exception: whatever the loader raises, the same for all who waited.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheEncodeError: if the value's type cannot be stored.
