@@ -1,32 +1,64 @@
 """When to try Redis again: the decisions of a circuit breaker, without any I/O.
 
 One breaker stands for one Redis and is shared by every connection of the process to it, so that what one of
-them learned the hard way costs the others nothing.
+them learned the hard way costs the others nothing::
+
+    unknown -> closed -> open -> half-open -> closed      it is back: who waits is told at once
+                                     `-----> open         the pause grows
 """
 
 import math
 import random
-from typing import Final
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-__all__ = ["Breaker"]
+__all__ = ["Breaker", "Outage"]
 
 _FIRST: Final = 0.2
 _LONGEST: Final = 3.0
+_TRIAL: Final = 10.0
+"""Seconds after which a trial of which nothing was heard is taken for lost, as its event loop may be."""
+
+
+class Outage(NamedTuple):
+    """The present outage, or the last one.
+
+    :ivar reason: one word, as in `CacheUnavailableError`.
+    :ivar began: monotonic seconds.
+    :ivar attempts: failed attempts to connect, the first failure included.
+    """
+
+    reason: str
+    began: float
+    attempts: int
 
 
 class Breaker:
-    """Closed while Redis answers; open from a failure until the next success.
+    """Closed while Redis answers; open from a failure until the next success. Thread-safe.
 
-    While it is open, one connection attempt is due at `retry_at`; each failed one doubles the pause (0.2 s to 3 s),
-    shortened at random by up to a half so that a fleet does not come back in step.
+    While it is open, one connection attempt is due at `retry_at`, and only one is admitted at a time; each failed one
+    doubles the pause (0.2 s to 3 s), shortened at random by up to a half so that a fleet does not come back in step.
+
+    :ivar outages: how many there were.
+    :ivar outage: the present or last one, or None.
     """
 
-    __slots__ = ("_failures", "_known", "_retry_at")
+    __slots__ = ("_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial_until", "outage", "outages")
 
-    def __init__(self) -> None:
-        self._failures = 0
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._random = uniform
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child."""
+        self._lock = threading.Lock()
+        self._bells: set[Callable[[], object]] = set()
+        self._failures = self.outages = 0
         self._known = False
         self._retry_at = 0.0
+        self._trial_until = -math.inf
+        self.outage: Outage | None = None
 
     @property
     def closed(self) -> bool:
@@ -43,20 +75,72 @@ class Breaker:
         """Monotonic seconds of the next attempt; in the past when one is due."""
         return self._retry_at
 
-    def failed(self, now: float) -> float:
+    def admit(self, now: float) -> float:
+        """Return 0 if an attempt may be made now, which is the caller's then; else the seconds until one may be.
+
+        It ends by `failed` or `succeeded`.
+        """
+        with self._lock:
+            if not self._failures:
+                return 0.0
+            wait = max(self._retry_at, self._trial_until) - now
+            if wait > 0:
+                return wait
+            self._trial_until = now + _TRIAL
+            return 0.0
+
+    def withdrawn(self) -> None:
+        """Note that an attempt was given up without an outcome: another may be made."""
+        with self._lock:
+            self._trial_until = -math.inf
+
+    def failed(self, now: float, reason: str = "") -> float:
         """Note a failure and return the pause until the next attempt, in seconds."""
-        # A second connection that reports the same outage must not push the attempt further away.
-        if self._failures and now < self._retry_at:
-            return self._retry_at - now
-        pause = min(_LONGEST, _FIRST * math.exp2(min(self._failures, 10))) * random.uniform(0.5, 1.0)
-        self._failures += 1
-        self._retry_at = now + pause
-        return pause
+        with self._lock:
+            self._trial_until = -math.inf
+            # A second connection that reports the same outage must not push the attempt further away.
+            if self._failures and now < self._retry_at:
+                return self._retry_at - now
+            pause = min(_LONGEST, _FIRST * math.exp2(min(self._failures, 10))) * self._random(0.5, 1.0)
+            if not self._failures or self.outage is None:
+                self.outages += 1
+                self.outage = Outage(reason, now, 0)
+            self._failures += 1
+            self.outage = Outage(reason, self.outage.began, self._failures)
+            self._retry_at = now + pause
+            return pause
 
     def succeeded(self) -> None:
-        """Note that Redis answered."""
-        self._known, self._failures, self._retry_at = True, 0, 0.0
+        """Note that Redis answered, and tell all who wait for that."""
+        with self._lock:
+            self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf
+            bells, self._bells = self._bells, set()
+        for bell in bells:
+            bell()
 
-    def reset(self) -> None:
-        """Forget everything, as in a forked child."""
-        self._known, self._failures, self._retry_at = False, 0, 0.0
+    def listen(self, bell: Callable[[], object]) -> None:
+        """Have something called, in whatever thread, when Redis answers again; once."""
+        with self._lock:
+            if self._failures:
+                self._bells.add(bell)
+                return
+        bell()
+
+    def unlisten(self, bell: Callable[[], object]) -> None:
+        """Not have it called any more."""
+        with self._lock:
+            self._bells.discard(bell)
+
+    def figures(self, now: float) -> dict[str, Any]:
+        """Return its state, how many outages there were, and of the present or last one when it began and why."""
+        outage, failing = self.outage, self._failures > 0
+        state = "unknown" if not self._known and not failing else "closed"
+        if failing:
+            state = "half-open" if self._trial_until > now else "open"
+        return {
+            "state": state,
+            "outages": self.outages,
+            "reason": outage.reason if outage else None,
+            "seconds_ago": round(now - outage.began, 3) if outage else None,
+            "attempts": outage.attempts if outage else 0,
+        }

@@ -142,11 +142,13 @@ class State:
         return None if self.endpoint is None else self._new_wire(loop)
 
     def _new_wire(self, loop: asyncio.AbstractEventLoop) -> "Wire":
-        from magnus_cache.redis.wire import Limits, Wire
+        from magnus_cache.redis.owner import Limits
+        from magnus_cache.redis.wire import Wire
 
         assert self.endpoint is not None
         settings = self.settings
-        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending)
+        probe = f"{self.keyspace.prefix}!probe".encode()
+        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe)
         wire = Wire(self.endpoint, limits, self.breaker, self, self.clock)
         with self._lock:
             # Again, under the lock: what is made after the last one was taken would never be closed.
@@ -199,6 +201,7 @@ class State:
             "flights_joined": self.flights.joined,
             "unattended": self.flights.unattended,
             "unreplayed": self.recovery.pending,
+            "breaker": self.breaker.figures(self.clock()),
         }
         return figures
 
@@ -283,7 +286,10 @@ class State:
         if not wire.tracking:
             self.notices.warn("tracking", self._no_tracking())
         if self.notices.forget("redis"):
-            logger.info("Redis at %s is back", self.endpoint.display if self.endpoint else "")
+            where, outage = self.endpoint.display if self.endpoint else "", self.breaker.outage
+            away = f" after {self.clock() - outage.began:.1f} s" if outage else ""
+            missed = "; it is told what was invalidated meanwhile" if self.recovery.pending else ""
+            logger.info("Redis at %s is back%s%s", where, away, missed)
         if self.recovery.pending:
             self.replays.begin(wire)
 

@@ -441,7 +441,7 @@ async def test_cancelling_a_caller_that_has_a_timeout_cancels_the_load_if_nobody
 
 async def test_a_value_is_refreshed_before_its_end(caller: Opened, clock: VirtualClock) -> None:
     """XFetch: with a beta that makes it certain, a hit begins a refresh, and no caller ever waits or misses."""
-    namespace, calls = Namespace("t", early=1000.0), 0
+    namespace, calls = Namespace("t", early=1e6), 0
 
     async def slow() -> int:
         nonlocal calls

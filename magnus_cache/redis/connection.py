@@ -20,7 +20,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
-__all__ = ["Push", "explain", "opened", "refused"]
+__all__ = ["Push", "explain", "opened", "refused", "unable"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -86,8 +86,6 @@ async def opened(endpoint: "Endpoint", timeout: float) -> AsyncGenerator[Abstrac
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:
     """Return what an error reply to one command means; the connection itself is sound."""
-    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
-    code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
     if isinstance(error, errors.OutOfMemoryError):
         return CacheUnavailableError("oom", f"Redis refused {command}: it is out of memory; raise maxmemory or evict")
     if isinstance(error, errors.ReadOnlyError):
@@ -100,7 +98,38 @@ def refused(error: Exception, command: str) -> CacheUnavailableError:
             f"Redis refused {command}: its ACL forbids it; grant the user this command, on the keys "
             f"'<prefix>*' and '{{<prefix>*'",
         )
-    return CacheUnavailableError("error", f"Redis refused {command}: {code}")
+    return CacheUnavailableError("error", f"Redis refused {command}: {_code(error)}")
+
+
+_UNABLE: Final = {
+    "LOADING": ("loading", "it is still loading its data; the cache waits for it"),
+    "BUSY": ("busy", "it is busy with a script or a function; the cache waits for it (SCRIPT KILL ends one)"),
+    "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary; the cache waits for it"),
+    "CLUSTERDOWN": ("clusterdown", "its cluster is down; the cache waits for it"),
+    "NOAUTH": ("auth", "it wants a password; set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user)"),
+}
+"""What a server answers to everything, by the code of its error: it is there, and cannot serve."""
+
+
+def unable(error: Exception) -> tuple[str, str] | None:
+    """Return why a server serves nobody at all, in one word and in a sentence; None if it only refused one command."""
+    for kind, code in _KINDS:
+        if isinstance(error, kind):
+            return _UNABLE[code]
+    return _UNABLE.get(_code(error))
+
+
+_KINDS: Final = (
+    (errors.BusyLoadingError, "LOADING"),
+    (errors.MasterDownError, "MASTERDOWN"),
+    (errors.ClusterDownError, "CLUSTERDOWN"),
+)
+"""Errors from whose text redis-py takes the code away. The second is a kind of the third."""
+
+
+def _code(error: Exception) -> str:
+    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
+    return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
 
 
 def explain(error: BaseException, endpoint: "Endpoint") -> CacheUnavailableError:
@@ -127,8 +156,9 @@ def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
     text = " ".join(str(link) for link in chain)
     if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
         return "auth", "it refused the user or password; set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user)"
-    if _any(chain, errors.BusyLoadingError):
-        return "loading", "it is still loading its data; the cache waits for it"
+    for link in chain:
+        if isinstance(link, Exception) and (why := unable(link)) is not None:
+            return why
     if _any(chain, ssl.SSLCertVerificationError):
         return "tls", "its TLS certificate is not trusted; set REDIS_SSL_CA_CERTS to the authority's file"
     if _any(chain, ssl.SSLError):

@@ -16,11 +16,11 @@ import contextlib
 import math
 from concurrent.futures import Future
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import MICROSECONDS, Clock, RedisTime, ahead, monotonic
@@ -29,52 +29,24 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import Push, explain, opened
+from magnus_cache.redis.connection import Push, explain, opened, unable
+from magnus_cache.redis.owner import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
+from magnus_cache.redis.trials import turn
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
-__all__ = ["Limits", "Observer", "Wire"]
+__all__ = ["Wire"]
 
 _YIELD_REPLIES: Final = 256
 """Replies handled before the loop gets a turn; a full socket buffer would otherwise be one long step."""
 
+_MOVING: Final = 5.0
+"""Seconds between two attempts to find the primary by connecting anew."""
+
 _PATIENCE: Final = 20
 """Timeouts that a request may wait while the answers to others keep coming."""
-
-
-class Observer(Protocol):
-    """What a wire tells its owner; all calls come from the wire's loop and must not block."""
-
-    def invalidated(self, names: list[bytes], wire: "Wire") -> None:
-        """Tell that the server announced a change of these keys."""
-
-    def flushed(self, wire: "Wire") -> None:
-        """Tell that the server announced that everything is gone."""
-
-    def cut(self, wire: "Wire") -> None:
-        """Tell that a connection was lost, and with it what it would have announced."""
-
-    def measured(self, sent: float, reads: int) -> None:
-        """Tell that some reads were answered, which were sent at a monotonic second."""
-
-    def connected(self, wire: "Wire") -> None:
-        """Tell that the wire is up (again)."""
-
-    def disconnected(self, wire: "Wire", error: CacheUnavailableError) -> None:
-        """Tell that Redis cannot be reached through this wire."""
-
-
-class Limits(NamedTuple):
-    """The bounds of a wire."""
-
-    op_timeout: float
-    """Seconds that any one request, and any one attempt to connect, may take."""
-    max_staleness: float
-    """Seconds that an entry is trusted after the last answer was asked for."""
-    max_pending: int
-    """Requests that may wait at a time."""
 
 
 class Wire:
@@ -108,7 +80,7 @@ class Wire:
         self.over = False
         self.ended: Future[None] = Future()
         self._up = False
-        self._heard = -math.inf
+        self._heard = self._moved = -math.inf
         self._proved = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
@@ -195,7 +167,7 @@ class Wire:
             self._doorbell.set_result(None)
 
     def _start(self) -> None:
-        if self._breaker.open and self.clock() < self._breaker.retry_at:
+        if self._breaker.open:
             # Another wire of this process has just learned that Redis is away.
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
@@ -206,9 +178,8 @@ class Wire:
 
     async def _live(self) -> None:
         try:
-            if self._error is not None:
-                await asyncio.sleep(self._breaker.retry_at - self.clock())
             while True:
+                await turn(self._breaker, self.clock)
                 error = await self._connection()
                 self._lost(error)
                 # Who served us and hung up may be back at once, as after CLIENT KILL or a restart: let callers
@@ -216,10 +187,9 @@ class Wire:
                 if self._proved and error.reason == "lost":
                     continue
                 self._error = CacheUnavailableError(error.reason, error.problem)
-                pause = self._breaker.failed(self.clock())
+                self._breaker.failed(self.clock(), error.reason)
                 self._observer.disconnected(self, error)
                 self._pipeline.fail_queued(error)
-                await asyncio.sleep(pause)
         finally:
             self._end()
 
@@ -250,6 +220,10 @@ class Wire:
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
             return explain(error, self._endpoint)
+        except BaseException:
+            if not self._up:
+                self._breaker.withdrawn()
+            raise
         finally:
             self._patience = None
             if writer is not None:
@@ -260,7 +234,8 @@ class Wire:
     async def _introduce(self, connection: AbstractConnection) -> None:
         """Ask for invalidations on this connection, and for the server's time."""
         sent = self.clock()
-        await connection.send_packed_command([commands.TRACKING.packed, commands.TIME.packed], check_health=False)
+        asked = [commands.TRACKING.packed, commands.TIME.packed, commands.get_many((self._limits.probe,))]
+        await connection.send_packed_command(asked, check_health=False)
         try:
             await connection.read_response(disable_decoding=True)
             self.tracking = True
@@ -268,6 +243,12 @@ class Wire:
             # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
             self.tracking = False
         reply = await connection.read_response(disable_decoding=True)
+        try:
+            # All the others are answered by a server, too, that is loading its data, or has lost its primary.
+            await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            if unable(error) is not None:
+                raise
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
         self._took_time(reply, self, sent)
@@ -368,6 +349,9 @@ class Wire:
         frame = self._pipeline.oldest
         if frame is None:
             raise RedisConnectionError("Protocol error: a reply that nobody asked for")
+        if isinstance(reply, Exception) and unable(reply) is not None:
+            # It says no to everything: all who wait learn it now, and nobody else has to ask.
+            raise reply
         self._proved = True
         self._heard = self.clock()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
@@ -376,6 +360,10 @@ class Wire:
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.
             self._ring()
+        if isinstance(reply, ReadOnlyError) and self._heard > self._moved + _MOVING:
+            # It was demoted. A new connection may lead to its successor, which the name stands for by now.
+            self._moved = self._heard
+            raise RedisConnectionError("the primary has become a replica")
 
     # -- trust and time -------------------------------------------------------------------------------------
 

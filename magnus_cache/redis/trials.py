@@ -1,0 +1,30 @@
+"""Whose turn it is to try Redis again: one connection's at a time, of whatever event loop."""
+
+import asyncio
+import contextlib
+
+from magnus_cache.breaker import Breaker
+from magnus_cache.clock import Clock
+
+__all__ = ["turn"]
+
+
+async def turn(breaker: Breaker, clock: Clock) -> None:
+    """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded."""
+    loop = asyncio.get_running_loop()
+    while (wait := breaker.admit(clock())) > 0:
+        back = asyncio.Event()
+
+        def bell(back: asyncio.Event = back) -> None:
+            # That loop may have ended.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(back.set)
+
+        breaker.listen(bell)
+        try:
+            async with asyncio.timeout(wait):
+                await back.wait()
+        except TimeoutError:
+            pass
+        finally:
+            breaker.unlisten(bell)

@@ -1,0 +1,180 @@
+"""The breaker: a state machine of Hypothesis under a clock of its own, and its bells."""
+
+import asyncio
+import math
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from magnus_cache import AsyncCacheManager
+from magnus_cache.breaker import Breaker
+from magnus_cache.testing import Proxy
+from tests.support.wait import wait_until_async
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Several connections, one after the other or at once, of a Redis that comes and goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.shares: list[float] = []
+        self.breaker = Breaker(lambda low, high: low + (high - low) * (self.shares.pop() if self.shares else 1.0))
+        self.trials = 0
+        """Attempts under way."""
+        self.failing = self.known = False
+        self.outages = 0
+        self.failed_at = -math.inf
+        self.rung = 0
+        self.listening = 0
+
+    @initialize()
+    def begin(self) -> None:
+        assert self.breaker.figures(self.now)["state"] == "unknown"
+
+    @rule(seconds=st.floats(0, 20))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        if self.trials and seconds >= 10:
+            self.trials = 0  # taken for lost
+
+    @rule()
+    def tries(self) -> None:
+        wait = self.breaker.admit(self.now)
+        assert wait >= 0
+        if not self.failing:
+            assert wait == 0
+        elif wait == 0:
+            assert self.trials == 0, "two at a time"
+            self.trials = 1
+        else:
+            assert wait <= 10
+
+    @rule(share=st.floats(0, 1))
+    def fails(self, share: float) -> None:
+        self.shares = [share]
+        before = self.breaker.retry_at
+        pause = self.breaker.failed(self.now, "timeout")
+        if self.failing and self.now < before:
+            # Somebody else's report of the same failure.
+            assert self.breaker.retry_at == before
+        else:
+            assert 0.1 <= pause <= 3.0
+            self.failed_at = self.now
+        self.outages += not self.failing
+        self.failing, self.trials = True, 0
+
+    @rule()
+    def succeeds(self) -> None:
+        self.breaker.succeeded()
+        self.failing, self.known, self.trials = False, True, 0
+        assert self.rung == self.listening
+
+    @rule()
+    def gives_up(self) -> None:
+        self.breaker.withdrawn()
+        self.trials = 0
+
+    @rule()
+    def listens(self) -> None:
+        self.listening += 1
+
+        def bell() -> None:
+            self.rung += 1
+
+        self.breaker.listen(bell)
+        assert self.failing or self.rung == self.listening
+
+    @invariant()
+    def tells_what_it_is(self) -> None:
+        figures = self.breaker.figures(self.now)
+        assert self.breaker.open == self.failing
+        assert self.breaker.closed == (self.known and not self.failing)
+        assert figures["outages"] == self.outages
+        assert (figures["state"] in {"open", "half-open"}) == self.failing
+
+    @invariant()
+    def an_attempt_is_due_soon(self) -> None:
+        """Invariant 10: no outage is waited out for longer than three seconds, nor a lost trial for longer than ten."""
+        if self.failing:
+            assert self.breaker.retry_at <= self.failed_at + 3.0
+
+
+TestBreaker = BreakerMachine.TestCase
+
+
+@given(st.integers(1, 40), st.floats(0, 1))
+def test_pauses_double_up_to_three_seconds(failures: int, share: float) -> None:
+    breaker, now = Breaker(lambda low, high: low + (high - low) * share), 0.0
+    for number in range(failures):
+        longest = min(3.0, 0.2 * 2**number)
+        assert longest / 2 <= breaker.failed(now) <= longest
+        now = breaker.retry_at
+
+
+def test_the_first_attempt_is_within_a_second() -> None:
+    breaker = Breaker()
+    assert breaker.failed(0.0) < 1.0
+
+
+def test_only_one_of_many_threads_gets_the_trial() -> None:
+    breaker = Breaker()
+    breaker.failed(0.0)
+    barrier, granted = threading.Barrier(8), []
+
+    def ask() -> None:
+        barrier.wait()
+        if breaker.admit(5.0) == 0:
+            granted.append(1)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(granted) == 1
+
+
+@pytest.mark.anyio
+async def test_one_loop_knocks_and_all_come_back(proxy: Proxy) -> None:
+    """Half-open: of the event loops of a process, one tries; the others are told and connect at once."""
+    async with AsyncCacheManager(redis_url=proxy.url) as manager:
+        await manager.set("t", "k", 1)
+        stop = asyncio.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def use() -> None:
+            loops.append(asyncio.get_running_loop())
+            await manager.get("t", "not near")
+            gone = asyncio.Event()
+            gates.append(gone)
+            await gone.wait()
+
+        gates: list[asyncio.Event] = []
+        threads = [threading.Thread(target=asyncio.run, args=(use(),)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            await wait_until_async(lambda: len(gates) == 3)
+            state = manager._engine.state
+            assert sum(wire.up for wire in state._wires.values()) == 4
+            proxy.refuse()
+            proxy.cut()
+            await wait_until_async(lambda: not any(wire.up for wire in state._wires.values()))
+            await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
+            before = proxy.counts.connections
+            proxy.resume()
+            await wait_until_async(lambda: all(wire.up for wire in state._wires.values()))
+            assert proxy.counts.connections - before == 4
+            figures: dict[str, Any] = (await manager.get_stats())["breaker"]
+            assert (figures["state"], figures["outages"], figures["reason"]) == ("closed", 1, "refused")
+        finally:
+            stop.set()
+            for loop, gate in zip(loops, gates, strict=True):
+                loop.call_soon_threadsafe(gate.set)
+            for thread in threads:
+                thread.join()
