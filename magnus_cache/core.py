@@ -360,7 +360,7 @@ class AsyncOperations:
                 state.stats.failed(error.reason)
             else:
                 figures["redis_total_keys"] = total
-                figures["redis_used_memory"] = _info(info, b"used_memory_human")
+                figures["redis_used_memory"] = commands.info(info, b"used_memory_human") or "unknown"
         figures["redis_available"] = state.redis_available
         return figures
 
@@ -395,12 +395,3 @@ def _steps(items: list[T]) -> Iterator[list[T]]:
     """Yield a long list in pieces: between two of them the event loop gets a turn."""
     for start in range(0, len(items), _STEP):
         yield items[start : start + _STEP]
-
-
-def _info(reply: Any, field: bytes) -> str:
-    text = bytes(reply if isinstance(reply, bytes) else getattr(reply, "data", reply))
-    for line in text.splitlines():
-        name, _, value = line.partition(b":")
-        if name == field:
-            return value.decode()
-    return "unknown"

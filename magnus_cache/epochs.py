@@ -60,14 +60,16 @@ class ControlNames:
     :ivar root: the whole prefix' epoch.
     :ivar clock: the clock that issues epochs.
     :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
+    :ivar server: tells which server's history the values belong to.
     """
 
-    __slots__ = ("_tag_prefix", "clock", "guard", "root")
+    __slots__ = ("_tag_prefix", "clock", "guard", "root", "server")
 
     def __init__(self, keyspace: Keyspace) -> None:
         self.root = keyspace.control_name("epoch")
         self.clock = keyspace.control_name("clock")
         self.guard = keyspace.control_name("guard")
+        self.server = keyspace.control_name("server")
         self._tag_prefix = keyspace.control_name("tag", "-")[:-1]
 
     def bucket(self, control: bytes) -> bytes:
@@ -194,7 +196,7 @@ class Epochs:
 
     def known_names(self) -> list[bytes]:
         """Return the names of the control keys that are known, at most a thousand."""
-        return [self.names.clock, self.names.guard, *itertools.islice(list(self._latest), 999)]
+        return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
 
     def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""

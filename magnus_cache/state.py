@@ -20,7 +20,7 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.entries import LocalTrust, Trust
-from magnus_cache.epochs import Epochs
+from magnus_cache.epochs import Epochs, epoch_of
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forks import watch
@@ -30,6 +30,8 @@ from magnus_cache.memory import Memory
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
+from magnus_cache.redis import scripts
+from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
 from magnus_cache.stats import CacheStats, Stats
@@ -100,6 +102,7 @@ class State:
         self._lock = threading.Lock()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
+        self._server: bytes | None = None
         self.replays = self._new_replays()
         watch(self)
 
@@ -278,6 +281,24 @@ class State:
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
         self.stats.l2_latency.add(self.clock() - sent, reads)
+
+    def greeting(self, identity: bytes) -> Command | None:
+        """Return what a server is sent that this process has not met: whether all became invalid with its arrival."""
+        return None if identity == self._server else scripts.arrive(self.epochs.names, identity, self.epochs.highest)
+
+    def greeted(self, identity: bytes, reply: Any) -> None:
+        """Forget all that was known before a server that may have gone back in time."""
+        if isinstance(reply, Exception):
+            if self._server is None:
+                # Nobody here knows of anything that it could have lost.
+                return
+            # It cannot be told (a replica, an ACL): until it is, nothing that it has is believed.
+            self.recovery.record_prefix(self._values)
+            self.outdated(self.epochs.root)
+        elif reply:
+            self.epochs.seen(self.epochs.root, epoch_of(reply))
+            self.outdated(self.epochs.root)
+        self._server = identity
 
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""

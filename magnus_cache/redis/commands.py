@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from hiredis import pack_command
 
@@ -13,11 +13,14 @@ from magnus_cache.keys import lease_name
 __all__ = [
     "DB_SIZE",
     "INFO_MEMORY",
+    "INFO_REPLICATION",
+    "INFO_SERVER",
     "TIME",
     "TRACKING",
     "Command",
     "count",
     "get_many",
+    "info",
     "look",
     "pack",
     "read",
@@ -59,6 +62,19 @@ TIME: Final = Command("TIME", pack(b"TIME"))
 TRACKING: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"))
 DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))
+INFO_SERVER: Final = Command("INFO", pack(b"INFO", b"server"))
+INFO_REPLICATION: Final = Command("INFO", pack(b"INFO", b"replication"))
+
+
+def info(reply: Any, field: bytes) -> str | None:
+    """Return a field of an INFO reply, or None."""
+    # In RESP3 a verbatim string, for which parsers have types of their own.
+    text: bytes = bytes(getattr(reply, "data", reply))
+    for line in text.splitlines():
+        name, _, value = line.partition(b":")
+        if name == field:
+            return value.decode()
+    return None
 
 
 def get_many(names: Iterable[bytes]) -> bytes:

@@ -16,11 +16,12 @@ from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.redis.commands import info
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
-__all__ = ["Push", "explain", "opened", "refused", "unable"]
+__all__ = ["Push", "answers", "explain", "opened", "refused", "server_identity", "unable"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -82,6 +83,40 @@ async def opened(endpoint: "Endpoint", timeout: float) -> AsyncGenerator[Abstrac
         # (a TLS one takes several turns to close) must not be left to it half-closed; redis-py bounds that wait.
         with contextlib.suppress(errors.RedisError, OSError):
             await connection.disconnect(nowait=not orderly)
+
+
+async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:
+    """Send some commands during the handshake, and return the answers, errors to single ones included.
+
+    What a server says that serves nobody at all is raised, as redis-py's own error.
+    """
+    await connection.send_packed_command(list(packed), check_health=False)
+    replies: list[Any] = []
+    while len(replies) < len(packed):
+        try:
+            reply = await connection.read_response(disable_decoding=True, push_request=True)
+        except errors.ResponseError as error:
+            reply = error
+            if unable(error) is not None:
+                raise
+        if not isinstance(reply, Push):
+            replies.append(reply)
+    return replies
+
+
+def server_identity(server: Any, replication: Any) -> bytes:
+    """Return what tells one server's history of writes from another's; nothing where it is not told.
+
+    It changes when the server is started anew, and when it becomes a primary: either may have lost the latest writes.
+
+    :param server: the reply to INFO server, or an error.
+    :param replication: the reply to INFO replication, or an error.
+    """
+    parts: list[str] = []
+    for reply, field in ((server, b"run_id"), (replication, b"master_replid")):
+        if not isinstance(reply, Exception) and (value := info(reply, field)):
+            parts.append(value)
+    return ":".join(parts).encode()
 
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:

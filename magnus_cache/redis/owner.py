@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Protocol
 
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.redis.commands import Command
 
 __all__ = ["Limits", "Observer"]
 
@@ -21,6 +22,12 @@ class Observer(Protocol):
 
     def measured(self, sent: float, reads: int) -> None:
         """Tell that some reads were answered, which were sent at a monotonic second."""
+
+    def greeting(self, identity: bytes) -> Command | None:
+        """Return what a server is to be sent, before anything that it says is believed, that is new to the owner."""
+
+    def greeted(self, identity: bytes, reply: Any) -> None:
+        """Tell what it answered: perhaps an error."""
 
     def connected(self, wire: Any) -> None:
         """Tell that the wire is up (again)."""

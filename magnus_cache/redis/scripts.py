@@ -20,6 +20,7 @@ __all__ = [
     "Script",
     "acquire",
     "adopt",
+    "arrive",
     "bump",
     "fill",
     "learn",
@@ -125,8 +126,8 @@ local function issue(known, buckets)
   local epoch = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(known) + 1)
   local text = string.format('%016.0f', epoch)
   redis.call('SET', KEYS[1], text)
-  for index = 3, #KEYS do
-    put(KEYS[index], text, buckets[index - 2])
+  for index, bucket in ipairs(buckets) do
+    put(KEYS[index + 2], text, bucket)
   end
   redis.pcall('HSETNX', KEYS[2], 'since', text)
   return text
@@ -143,6 +144,19 @@ local text = issue(ARGV[1], buckets)
 for _, bucket in ipairs(buckets) do
   if bucket ~= '' then redis.pcall('HSET', KEYS[2], bucket, text) end
 end
+return text
+""",
+)
+
+# A server that is another one than before, or has become a primary, may have gone back in time: what was removed from
+# it may be there again. The first to meet it invalidates everything; the others find that done.
+_ARRIVE: Final = Script(
+    "ARRIVE",
+    _ISSUE
+    + """
+if redis.pcall('GET', KEYS[4]) == ARGV[2] then return '' end
+local text = issue(ARGV[1], {''})
+redis.call('SET', KEYS[4], ARGV[2])
 return text
 """,
 )
@@ -234,6 +248,14 @@ def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:
     """Pack the issue of a new epoch, higher than `known`, to some control keys; the reply is its digits."""
     buckets = [names.bucket(control) for control in controls]
     return _BUMP.command((names.clock, names.guard, *controls), known, *buckets)
+
+
+def arrive(names: ControlNames, identity: bytes, known: int) -> Command:
+    """Pack the arrival at a server; the reply is the digits of the epoch by which all became invalid, or nothing.
+
+    :param identity: what tells this server's history from any other.
+    """
+    return _ARRIVE.command((names.clock, names.guard, names.root, names.server), known, identity)
 
 
 def learn(names: ControlNames, control: bytes, known: int) -> Command:

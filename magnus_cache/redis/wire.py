@@ -29,7 +29,7 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import Push, explain, opened, unable
+from magnus_cache.redis.connection import Push, answers, explain, opened, server_identity, unable
 from magnus_cache.redis.owner import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.trials import turn
@@ -232,30 +232,34 @@ class Wire:
         raise AssertionError("unreachable: a connection ends by an error")
 
     async def _introduce(self, connection: AbstractConnection) -> None:
-        """Ask for invalidations on this connection, and for the server's time."""
+        """Ask for invalidations on this connection, for the server's time, and whether and since when it serves."""
         sent = self.clock()
-        asked = [commands.TRACKING.packed, commands.TIME.packed, commands.get_many((self._limits.probe,))]
-        await connection.send_packed_command(asked, check_health=False)
-        try:
-            await connection.read_response(disable_decoding=True)
-            self.tracking = True
-        except ResponseError:
-            # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
-            self.tracking = False
-        reply = await connection.read_response(disable_decoding=True)
-        try:
+        tracking, time, _, server, replication = await answers(
+            connection,
+            commands.TRACKING.packed,
+            commands.TIME.packed,
             # All the others are answered by a server, too, that is loading its data, or has lost its primary.
-            await connection.read_response(disable_decoding=True)
-        except ResponseError as error:
-            if unable(error) is not None:
-                raise
+            commands.get_many((self._limits.probe,)),
+            commands.INFO_SERVER.packed,
+            commands.INFO_REPLICATION.packed,
+        )
+        # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
+        self.tracking = not isinstance(tracking, Exception)
+        if isinstance(time, Exception):
+            raise time
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
-        self._took_time(reply, self, sent)
+        self._took_time(time, self, sent)
         self.trust = Trust(sent + self.max_staleness)
         self.known = Known()
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
+        identity = server_identity(server, replication)
+        greeting = self._observer.greeting(identity) if identity else None
+        if greeting is not None:
+            words = greeting.again().packed if greeting.again is not None else greeting.packed
+            (reply,) = await answers(connection, words)
+            self._observer.greeted(identity, reply)
 
     def _ready(self) -> None:
         self._up, self._error = True, None

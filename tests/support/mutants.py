@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from magnus_cache import (
     batches,
+    breaker,
     claims,
     clears,
     entries,
@@ -24,7 +25,7 @@ from magnus_cache import (
     writes,
 )
 from magnus_cache.flight import Flight
-from magnus_cache.redis import commands, pipeline, reclaim, recovery, scripts, wire
+from magnus_cache.redis import commands, connection, pipeline, reclaim, recovery, scripts, wire
 
 VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
 
@@ -78,6 +79,9 @@ RACES: Final = "tests/test_races.py"
 BATCHES: Final = "tests/test_batches.py"
 FLIGHTS: Final = "tests/test_flights.py"
 OUTAGE: Final = "tests/test_outage.py"
+ROLLBACK: Final = "tests/test_rollback.py"
+BREAKER: Final = "tests/test_breaker.py"
+REACTIONS: Final = "tests/test_reactions.py"
 
 
 @guard(LEASES)
@@ -488,3 +492,52 @@ def without_looking_at_cancelled_reads() -> None:
         return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
 
     put(reads.Reads, "_read_many", read_many)
+
+
+# -- Redis' own troubles ------------------------------------------------------------------------------------------
+
+
+@guard(ROLLBACK)
+def without_asking_for_a_servers_history() -> None:
+    put(state.State, "greeting", nothing)
+
+
+@guard(ROLLBACK)
+def without_telling_that_everything_is_invalidated() -> None:
+    edit(scripts._ARRIVE, "if redis.pcall('GET', KEYS[4]) == ARGV[2] then return '' end", "return ''")
+
+
+@guard(ROLLBACK)
+def without_telling_it_once() -> None:
+    edit(scripts._ARRIVE, "redis.call('SET', KEYS[4], ARGV[2])", "")
+
+
+@guard(BREAKER)
+def without_one_trial_at_a_time() -> None:
+    put(breaker.Breaker, "admit", lambda self, now: max(0.0, self.retry_at - now) if self.open else 0.0)
+
+
+@guard(BREAKER)
+def without_telling_those_who_wait_for_redis() -> None:
+    original = breaker.Breaker.listen
+    put(breaker.Breaker, "listen", lambda self, bell: original(self, nothing))
+
+
+@guard(REACTIONS)
+def without_the_probe() -> None:
+    original = connection.answers
+
+    async def answers(link: Any, *packed: bytes) -> list[Any]:
+        return await original(link, *(commands.TIME.packed if b"!probe" in word else word for word in packed))
+
+    put(wire, "answers", answers)
+
+
+@guard(REACTIONS)
+def without_leaving_a_demoted_server() -> None:
+    put(wire, "ReadOnlyError", type("Other", (Exception,), {}))
+
+
+@guard(REACTIONS)
+def without_knowing_who_serves_nobody() -> None:
+    put(wire, "unable", nothing)

@@ -1,0 +1,139 @@
+"""A server that comes back with old data: what was removed from it before it died is there again, and is not served."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache.embedded import EmbeddedServer
+from tests.support.wait import wait_until, wait_until_async
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[..., EmbeddedServer]
+NAME = "magnus:t:k"
+
+
+def snapshot(server: EmbeddedServer) -> None:
+    with redis.Redis(port=server.port, protocol=2) as admin:
+        admin.save()
+
+
+def stored(server: EmbeddedServer) -> Any:
+    with redis.Redis(port=server.port, protocol=2) as admin:
+        return admin.get(NAME)
+
+
+@pytest.mark.parametrize("how", ["delete", "overwrite", "clear", "tag", "clear all"])
+@pytest.mark.parametrize("who", ["who did it", "a peer", "somebody new"])
+async def test_invariant_7_what_was_invalidated_before_the_crash_does_not_come_back(
+    private_server: EmbeddedServer, how: str, who: str
+) -> None:
+    """Redis confirmed the invalidation and lost it with its latest writes; nobody recorded it."""
+    url = private_server.url
+    async with AsyncCacheManager(redis_url=url) as one, AsyncCacheManager(redis_url=url) as two:
+        await one.set("t", "k", "old", tags="x")
+        assert await two.get("t", "k") == "old"
+        snapshot(private_server)
+        if how == "delete":
+            await one.delete("t", "k")
+        elif how == "overwrite":
+            await one.set("t", "k", "new", 0.001)
+            await asyncio.sleep(0.01)
+        elif how == "clear":
+            await one.clear("t")
+        elif how == "tag":
+            await one.invalidate_tags("x")
+        else:
+            await one.clear("magnus:*")
+        private_server.kill()
+        await wait_until_async(lambda: not one.redis_available)
+        private_server.restart()
+        assert stored(private_server) is not None
+        if who == "somebody new":
+            # The two that know of the crash come back first, as they live.
+            await wait_until_async(lambda: one.redis_available and two.redis_available)
+            async with AsyncCacheManager(redis_url=url) as new:
+                assert await new.get("t", "k") is None
+            return
+        asked = one if who == "who did it" else two
+        await wait_until_async(lambda: asked.redis_available)
+        assert await asked.get("t", "k") is None
+        assert await asyncio.to_thread(asked.sync.get, "t", "k") is None
+
+
+async def test_somebody_new_does_not_believe_a_server_that_was_started_anew(private_server: EmbeddedServer) -> None:
+    """Nobody is left who knew of the invalidation: the server's own history tells that it may be missing."""
+    async with AsyncCacheManager(redis_url=private_server.url) as one:
+        await one.set("t", "k", "old")
+        snapshot(private_server)
+        await one.delete("t", "k")
+    private_server.kill()
+    private_server.restart()
+    async with AsyncCacheManager(redis_url=private_server.url) as new:
+        assert await new.get("t", "k") is None
+        assert await new.get_or_set("t", "k", lambda: "new") == "new"
+
+
+async def test_a_fleet_invalidates_everything_once_for_each_start(private_server: EmbeddedServer) -> None:
+    """What the first one loads afterwards is good for those who come later."""
+    url = private_server.url
+    managers = [AsyncCacheManager(redis_url=url) for _ in range(4)]
+    try:
+        for manager in managers:
+            await manager.get("t", "k")
+        private_server.kill()
+        await wait_until_async(lambda: not any(manager.redis_available for manager in managers))
+        private_server.restart()
+        loads = 0
+
+        def load() -> str:
+            nonlocal loads
+            loads += 1
+            return "value"
+
+        for manager in managers:
+            await wait_until_async(lambda manager=manager: manager.redis_available)
+            assert await manager.get_or_set("t", "k", load) == "value"
+        assert loads == 1
+        async with AsyncCacheManager(redis_url=url) as late:
+            assert await late.get_or_set("t", "k", load) == "value"
+        assert loads == 1
+    finally:
+        for manager in managers:
+            await manager.aclose()
+
+
+async def test_a_connection_that_is_lost_invalidates_nothing(url: str, raw: redis.Redis) -> None:
+    async with AsyncCacheManager(redis_url=url) as one:
+        await one.set("t", "k", "value")
+        raw.client_kill_filter(_type="normal", skipme=True)
+        assert await one.get("t", "k") == "value"
+
+
+async def test_a_promoted_replica_may_lack_the_last_writes(private_server: EmbeddedServer) -> None:
+    """Replication is asynchronous: the identity of a server's history changes when it becomes a primary."""
+    async with AsyncCacheManager(redis_url=private_server.url) as one:
+        await one.set("t", "k", "old")
+        with redis.Redis(port=private_server.port, protocol=2) as admin:
+            admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+            admin.execute_command("REPLICAOF", "NO", "ONE")
+            admin.client_kill_filter(_type="normal", skipme=True)
+        await one.get_stats()
+        await wait_until_async(lambda: one.redis_available)
+        assert await one.get("t", "k") is None
+
+
+async def test_who_may_not_ask_is_served_as_before(private_server: EmbeddedServer) -> None:
+    """Without INFO a server's history cannot be told: then the bound is what Redis itself promises."""
+    with redis.Redis(port=private_server.port, protocol=2) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-info")
+    with CacheManager(redis_url=f"redis://app:pw@127.0.0.1:{private_server.port}/0") as cache:
+        assert cache.set("t", "k", 1)
+        assert cache.redis_available
+        cache._engine.state.memory.clear()
+        assert cache.get("t", "k") == 1
+        wait_until(lambda: cache.redis_available)
