@@ -1,0 +1,132 @@
+"""What a source has, what caches were told, and whether a read got what it must not.
+
+Three things hold at any time:
+
+(a) what a process has invalidated itself, it is never served again, whether or not Redis could be told;
+(b) what a peer has invalidated, and Redis was told of, no connected process is served beyond the staleness bound;
+(c) what was invalidated in an outage is told on the return, and from then on (b) holds for it as well.
+
+A process that cannot reach Redis serves what it has: only (a) holds for it, until it is back and a bound has passed.
+"""
+
+import threading
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from magnus_cache.state import State
+
+__all__ = ["Cache", "Ledger", "Stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A read that got what it must not."""
+
+    rule: str
+    key: str
+    got: int
+    floor: int
+    cache: int
+    seconds: float
+    """Since the invalidation."""
+
+
+@dataclass
+class Cache:
+    """What is known of one process's cache, as the rules need it."""
+
+    number: int
+    state: State
+    floors: dict[str, int] = field(default_factory=dict)
+    """The oldest version that (a) allows."""
+    untold: list[tuple[str, int, bytes]] = field(default_factory=list)
+    """Invalidations that Redis could not be told of."""
+    apart: float = 0.0
+    """When it last was without Redis."""
+
+
+class Ledger:
+    """The source and the judge. Thread-safe. Versions grow, one count for all keys.
+
+    :param bound: seconds.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.loads = 0
+        self.stale: list[Stale] = []
+        self._lock = threading.Lock()
+        self._versions: dict[str, int] = {}
+        self._last = 0
+        self._told: dict[str, tuple[list[float], list[int]]] = {}
+
+    def load(self, key: str) -> list[Any]:
+        """Return what the source has now."""
+        with self._lock:
+            self.loads += 1
+            return [key, self._versions.get(key, 0)]
+
+    def change(self, keys: list[str]) -> dict[str, int]:
+        """Change the source; the caches are to be told next."""
+        with self._lock:
+            for key in keys:
+                self._last += 1
+                self._versions[key] = self._last
+            return {key: self._versions[key] for key in keys}
+
+    def told(self, cache: Cache, versions: dict[str, int]) -> None:
+        """Note that a cache has been told, and returned."""
+        now = time.monotonic()
+        with self._lock:
+            for key, version in versions.items():
+                cache.floors[key] = max(cache.floors.get(key, 0), version)
+                name = cache.state.keyspace.value_name("chaos", key)
+                if cache.state.recovery.pending:
+                    cache.untold.append((key, version, name))
+                else:
+                    self._publish(key, version, now)
+
+    def look(self, caches: list[Cache]) -> None:
+        """Note who is apart from Redis, and what it was told at last. To be called all the time."""
+        now = time.monotonic()
+        for cache in caches:
+            if not cache.state.reachable:
+                cache.apart = now
+            if cache.untold and not cache.state.recovery.pending:
+                with self._lock:
+                    for key, version, _ in cache.untold:
+                        self._publish(key, version, now)
+                    cache.untold.clear()
+
+    def _publish(self, key: str, version: int, now: float) -> None:
+        moments, versions = self._told.setdefault(key, ([], []))
+        moments.append(now)
+        versions.append(version)
+
+    def begins(self, cache: Cache, key: str) -> int:
+        """Return the oldest version that a read may get by (a) which begins now."""
+        with self._lock:
+            return cache.floors.get(key, 0)
+
+    def ended(self, cache: Cache, key: str, value: Any, began: float, floor: int) -> None:
+        """Judge what a read got."""
+        assert value[0] == key, f"{key} got the value of {value[0]}"
+        got: int = value[1]
+        if got < floor:
+            self._accuse("a", key, got, floor, cache, 0.0)
+        # Without Redis now, or a moment ago: what it serves may be what it had.
+        if not cache.state.reachable or began - cache.apart <= self.bound:
+            return
+        with self._lock:
+            moments, versions = self._told.get(key, ([], []))
+            due = bisect_left(moments, began - self.bound)
+            newest = max(versions[:due], default=0)
+            if got < newest:
+                first = next(index for index, top in enumerate(accumulate(versions, max)) if top > got)
+                self._accuse("b", key, got, newest, cache, began - moments[first])
+
+    def _accuse(self, rule: str, key: str, got: int, floor: int, cache: Cache, seconds: float) -> None:
+        self.stale.append(Stale(rule, key, got, floor, cache.number, seconds))
