@@ -40,6 +40,7 @@ class Clears:
             raise
         except CacheUnavailableError as error:
             self._unsure(scope)
+            await self.state.recorded()
             self._failed(error)
             return 0
         return self._freed(await reclaim(wire, scope.pattern, epoch))
@@ -64,6 +65,7 @@ class Clears:
         except CacheUnavailableError as error:
             state.missed(lambda recovery: recovery.record_tags(names))
             self._outdate(names)
+            await state.recorded()
             self._failed(error)
 
     def _outdate(self, names: Sequence[bytes]) -> None:

@@ -6,7 +6,7 @@ import weakref
 from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["ForkLock", "Forked", "watch"]
+__all__ = ["ForkLock", "Forked", "Parted", "part", "watch"]
 
 
 class Forked(Protocol):
@@ -14,6 +14,16 @@ class Forked(Protocol):
 
     def after_fork(self) -> None:
         """Begin anew in the child."""
+
+
+class Parted(Protocol):
+    """What must not be in use at the moment of a fork."""
+
+    def before_fork(self) -> None:
+        """Get ready, in the thread that forks."""
+
+    def after_fork_in_parent(self) -> None:
+        """Go on in the parent."""
 
 
 class ForkLock:
@@ -39,19 +49,41 @@ class ForkLock:
 
 
 _WATCHED: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
+_PARTED: Final[weakref.WeakSet[Parted]] = weakref.WeakSet()
 _lock: Final = ForkLock()
 _watching = False
 
 
 def watch(thing: Forked) -> None:
     """Have `after_fork` called in every child that this process forks, as long as the thing lives."""
-    global _watching
     with _lock:
         _WATCHED.add(thing)
-        # Registered with the first one, not at import: importing this package has no side effect.
-        if not _watching and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_in_child)
-            _watching = True
+        _register()
+
+
+def part(thing: Parted) -> None:
+    """Have a thing told before and after every fork of this process, as long as it lives."""
+    with _lock:
+        _PARTED.add(thing)
+        _register()
+
+
+def _register() -> None:
+    global _watching
+    # Registered with the first one, not at import: importing this package has no side effect.
+    if not _watching and hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+        _watching = True
+
+
+def _before() -> None:
+    for thing in list(_PARTED):
+        thing.before_fork()
+
+
+def _in_parent() -> None:
+    for thing in list(_PARTED):
+        thing.after_fork_in_parent()
 
 
 def _in_child() -> None:

@@ -15,6 +15,7 @@ from magnus_cache.redis.reclaim import remove_names
 from magnus_cache.redis.recovery import Recovery
 
 if TYPE_CHECKING:
+    from magnus_cache.redis.journal import Journal
     from magnus_cache.redis.pipeline import Source
     from magnus_cache.redis.wire import Wire
 
@@ -42,12 +43,16 @@ class Replays:
     :param timeout: seconds that a caller waits for a replay.
     """
 
-    def __init__(self, owner: Owner, recovery: Recovery, epochs: Epochs, notices: Notices, timeout: float) -> None:
+    def __init__(
+        self, owner: Owner, recovery: Recovery, epochs: Epochs, notices: Notices, timeout: float,
+        journal: "Journal | None" = None,
+    ) -> None:  # fmt: skip
         self._owner = owner
         self._recovery = recovery
         self._epochs = epochs
         self._notices = notices
         self._timeout = timeout
+        self._journal = journal
         self._replay_at = 0.0
         self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
@@ -87,6 +92,8 @@ class Replays:
             # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
             if not wire.up:
                 await wire.renew()
+            if self._journal is not None:
+                await self._journal.read()
             missed = self._recovery.take()
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:

@@ -110,6 +110,9 @@ class CacheSettings(BaseSettings):
     l1_max_bytes: int = Field(64 * 2**20, ge=0)
     max_value_bytes: int = Field(16 * 2**20, ge=1)
     max_pending: int = Field(65_536, ge=1, description="requests that may wait for Redis at a time, per event loop")
+    recovery_path: Path | None = Field(
+        None, description="file that keeps what Redis could not be told, so that it outlives this process"
+    )
 
     def __init__(self, **values: Any) -> None:
         fields = type(self).model_fields
@@ -164,6 +167,21 @@ class CacheSettings(BaseSettings):
             return check_name(value, "prefix", also="!")
         except CacheArgumentError as error:
             raise ValueError(error.problem) from None
+
+    @field_validator("recovery_path")
+    @classmethod
+    def _usable_path(cls, value: Path | None) -> Path | None:
+        # Told at the start, where somebody looks: in an outage, all that is left is a line in the log.
+        if value is None:
+            return None
+        path = value.expanduser().absolute()
+        if path.is_dir():
+            raise ValueError("it is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise ValueError("its folder does not exist; make it, for files that only this user may read")
+        if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+            raise ValueError("this user may not write there; the file and its folder must be writable")
+        return path
 
     @field_validator("redis_url")
     @classmethod

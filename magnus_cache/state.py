@@ -23,7 +23,7 @@ from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epochs import Epochs, epoch_of
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
-from magnus_cache.forks import watch
+from magnus_cache.forks import part, watch
 from magnus_cache.keys import Keyspace, value_name
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
@@ -37,6 +37,7 @@ from magnus_cache.replays import Replays
 from magnus_cache.stats import CacheStats, Stats
 
 if TYPE_CHECKING:
+    from magnus_cache.redis.journal import Journal
     from magnus_cache.redis.wire import Wire
     from magnus_cache.settings import CacheSettings
 
@@ -103,11 +104,26 @@ class State:
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self._server: bytes | None = None
+        self.journal = self._new_journal()
         self.replays = self._new_replays()
         watch(self)
 
     def _new_replays(self) -> Replays:
-        return Replays(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout)
+        return Replays(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout, self.journal)
+
+    def _new_journal(self) -> "Journal | None":
+        path = self.settings.recovery_path
+        if path is None or self.endpoint is None:
+            return None
+        # Deferred: SQLite is for those who want a journal.
+        from magnus_cache.redis.journal import Journal
+        from magnus_cache.redis.journal_file import JournalFile
+
+        file = JournalFile(path, f"{self.endpoint.display} {self.keyspace.prefix}", self._values)
+        journal = Journal(file, self.recovery, self.notices.warn, self.settings.op_timeout)
+        part(journal)
+        journal.begin_doubt()
+        return journal
 
     # -- what the present context wants ---------------------------------------------------------------------
 
@@ -206,6 +222,8 @@ class State:
             "unreplayed": self.recovery.pending,
             "breaker": self.breaker.figures(self.clock()),
         }
+        if self.journal is not None:
+            figures["journal"] = self.journal.figures()
         return figures
 
     # -- what wires tell us ---------------------------------------------------------------------------------
@@ -270,6 +288,11 @@ class State:
                 break
         return mark
 
+    async def recorded(self) -> None:
+        """Return once what was recorded would survive this process, as far as there is a journal and its disk works."""
+        if self.journal is not None:
+            await self.journal.written()
+
     def flushed(self, wire: "Wire") -> None:
         """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
         self.leases.flushed(wire)
@@ -277,6 +300,9 @@ class State:
     def cut(self, wire: "Wire") -> None:
         """Wake whoever waits for an announcement that will not come on a lost connection."""
         self.leases.ring_all()
+        if self.journal is not None:
+            # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
+            self.journal.begin_doubt()
 
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
@@ -311,6 +337,9 @@ class State:
             away = f" after {self.clock() - outage.began:.1f} s" if outage else ""
             missed = "; it is told what was invalidated meanwhile" if self.recovery.pending else ""
             logger.info("Redis at %s is back%s%s", where, away, missed)
+        if self.journal is not None:
+            # Again: the file may have been made by another process since the last connection was lost.
+            self.journal.begin_doubt()
         if self.recovery.pending:
             self.replays.begin(wire)
 
@@ -345,10 +374,14 @@ class State:
             if waited:
                 await asyncio.wait(waited, timeout=CLOSE_TIMEOUT)
             await self.portal.aclose()
+            if self.journal is not None:
+                await self.journal.aclose(CLOSE_TIMEOUT)
         finally:
             # Whoever is cancelled here leaves nothing that goes on: what did not end was asked to.
             self._stop_wires()
             self.portal.end()
+            if self.journal is not None:
+                self.journal.end()
             self._let_go()
 
     def close(self) -> None:
@@ -363,6 +396,8 @@ class State:
                 with contextlib.suppress(TimeoutError):
                     wire.ended.result(CLOSE_TIMEOUT)
         self.portal.close()
+        if self.journal is not None:
+            self.journal.close(CLOSE_TIMEOUT)
         self._let_go()
 
     def _stop_wires(self) -> "list[Wire]":
@@ -388,8 +423,11 @@ class State:
         self._wires, self.replays = {}, self._new_replays()
         self.special = 0
         self.offline = LocalTrust(math.inf)
-        for part in (
+        for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
             self.leases,
         ):  # fmt: skip
-            part.reset()
+            own.reset()
+        if self.journal is not None:
+            self.journal.reset()
+            self.journal.begin_doubt()

@@ -85,7 +85,9 @@ class Writes:
         except CacheUnavailableError as error:
             late = overtaken()
             mark = self._refused(address, error)
-            return not late and self._keep(address, held, ttl, overtaken)
+            kept = not late and self._keep(address, held, ttl, overtaken)
+            await self.state.recorded()
+            return kept
         except asyncio.CancelledError:
             # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
             self.unsure((address.name,))
@@ -121,7 +123,9 @@ class Writes:
                 # What it was to replace may still be there.
                 self.unsure((address.name,))
             lease.close()
-            return self._keep_loaded(address, held, ttl, overtaken, claim, refused=error.refused)
+            kept = self._keep_loaded(address, held, ttl, overtaken, claim, refused=error.refused)
+            await self.state.recorded()
+            return kept
         except asyncio.CancelledError:
             if claim.fresh:
                 self.unsure((address.name,))
@@ -289,6 +293,7 @@ class Writes:
             self.unsure(names)
             if self.state.reachable:
                 self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
+            await self.state.recorded()
             return held
 
     # -- time to live ---------------------------------------------------------------------------------------

@@ -6,16 +6,20 @@ value over a peer's newer one would turn an outage into a wrong answer.
 """
 
 import threading
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["Missed", "Recovery"]
+__all__ = ["MOST_NAMES", "MOST_SCOPES", "Keeper", "Kind", "Missed", "Recovery", "namespace_prefix"]
 
-_MOST_NAMES: Final = 10_000
+MOST_NAMES: Final = 10_000
 """Single keys remembered at most; one more, and their whole namespaces are cleared instead: never forgotten."""
 
-_MOST_SCOPES: Final = 1_000
+MOST_SCOPES: Final = 1_000
 """Namespaces, and tags, remembered at most; one more, and everything is cleared instead."""
+
+
+Kind: TypeAlias = Literal["names", "prefixes", "tags"]
+"""The parts of a record, as the fields of `Missed`."""
 
 
 class Missed(NamedTuple):
@@ -29,36 +33,63 @@ class Missed(NamedTuple):
     """Tags by the names of their epochs."""
 
 
+_KINDS: Final[tuple[Kind, ...]] = ("names", "prefixes", "tags")
+
+
+class Keeper(Protocol):
+    """Who keeps a copy of a record where it outlives the process. Called under the record's lock: must not block."""
+
+    def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        """Note what was recorded, with its marks."""
+
+    def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        """Note what need not be told any more; what has a higher mark by now still has to be."""
+
+
 class Recovery:
     """The record of invalidations that Redis has not confirmed. Thread-safe, bounded, in memory.
 
     :param root: what all values' names begin with.
+    :ivar keeper: is told of every change, in their order.
     """
 
-    def __init__(self, root: bytes, most_names: int = _MOST_NAMES, most_scopes: int = _MOST_SCOPES) -> None:
+    def __init__(self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES) -> None:
         self._root = root
         self._most_names = most_names
         self._most_scopes = most_scopes
         self._lock = threading.Lock()
         self._missed = Missed({}, {}, {})
         self._marks = 0
+        self._doubt = 0
+        self.keeper: Keeper | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether anything waits to be told; costs no lock."""
-        return any(self._missed)
+        """Whether anything waits to be told, or may; costs no lock."""
+        return self._doubt > 0 or any(self._missed)
+
+    @property
+    def doubt(self) -> int:
+        """What `believe` wants back: not 0 while there may be more to tell than is recorded here."""
+        return self._doubt
+
+    def begin_doubt(self) -> None:
+        """Let everything count as invalidated until it is known what else there is to tell."""
+        with self._lock:
+            self._marks += 1
+            self._doubt = self._marks
+
+    def believe(self, doubt: int) -> None:
+        """Let the record count as complete again, unless another doubt has begun since."""
+        with self._lock:
+            if self._doubt == doubt:
+                self._doubt = 0
 
     def record(self, names: Iterable[bytes]) -> int:
         """Remember that these values must not be believed when Redis is back; return the record's mark."""
         with self._lock:
             self._marks += 1
-            missed = self._missed
-            for name in names:
-                missed.names[name] = self._marks
-            if len(missed.names) > self._most_names:
-                # In this order, as `covers` takes no lock.
-                self._add_prefixes({_namespace_prefix(name) for name in missed.names})
-                missed.names.clear()
+            self._add_names(names, kept=False)
             return self._marks
 
     def record_prefix(self, prefix: bytes) -> int:
@@ -68,40 +99,93 @@ class Recovery:
         """
         with self._lock:
             self._marks += 1
-            whole = prefix.count(b":") >= 2 and prefix.startswith(self._root)
-            self._add_prefixes({_namespace_prefix(prefix) if whole else self._root})
+            self._add_prefixes({self._whole(prefix)}, kept=False)
             return self._marks
 
     def record_tags(self, names: Iterable[bytes]) -> int:
         """Remember that no value with one of these tags may be believed when Redis is back."""
         with self._lock:
             self._marks += 1
-            tags = self._missed.tags
-            for name in names:
-                tags[name] = self._marks
-            if len(tags) > self._most_scopes:
-                self._add_prefixes({self._root})
-                tags.clear()
+            self._add_tags(names, kept=False)
             return self._marks
 
-    def _add_prefixes(self, prefixes: set[bytes]) -> None:
+    def restore(self, kind: Kind, names: Iterable[bytes]) -> int:
+        """Remember what the keeper has kept of another life or process; return the record's mark."""
+        with self._lock:
+            self._marks += 1
+            if kind == "names":
+                self._add_names(names, kept=True)
+            elif kind == "tags":
+                self._add_tags(names, kept=True)
+            else:
+                self._add_prefixes(set(names), kept=True)
+            return self._marks
+
+    def fits(self, kind: Kind, name: bytes) -> bool:
+        """Whether something could have been recorded here; what somebody has edited need not."""
+        if kind == "tags":
+            return name.startswith(self._root[:-1])
+        return self._whole(name) == name if kind == "prefixes" else self._is_whole(name)
+
+    def _is_whole(self, name: bytes) -> bool:
+        return name.count(b":") >= 2 and name.startswith(self._root)
+
+    def _whole(self, prefix: bytes) -> bytes:
+        return namespace_prefix(prefix) if self._is_whole(prefix) else self._root
+
+    def _add_names(self, names: Iterable[bytes], *, kept: bool) -> None:
+        record, added = self._missed.names, dict.fromkeys(names, self._marks)
+        record.update(added)
+        if len(record) > self._most_names:
+            # In this order, as `covers` takes no lock.
+            self._add_prefixes({namespace_prefix(name) for name in record}, kept=False)
+            self._drop("names", dict(record))
+            record.clear()
+        elif not kept:
+            self._keep("names", added)
+
+    def _add_prefixes(self, prefixes: set[bytes], *, kept: bool) -> None:
         record = self._missed.prefixes
-        for prefix in prefixes:
-            record[prefix] = self._marks
+        record.update(dict.fromkeys(prefixes, self._marks))
         if len(record) > self._most_scopes:
             record[self._root] = self._marks
-            for prefix in [prefix for prefix in record if prefix != self._root]:
+            self._keep("prefixes", {self._root: self._marks})
+            others = {prefix: mark for prefix, mark in record.items() if prefix != self._root}
+            self._drop("prefixes", others)
+            for prefix in others:
                 del record[prefix]
+        elif not kept:
+            self._keep("prefixes", dict.fromkeys(prefixes, self._marks))
+
+    def _add_tags(self, names: Iterable[bytes], *, kept: bool) -> None:
+        record, added = self._missed.tags, dict.fromkeys(names, self._marks)
+        record.update(added)
+        if len(record) > self._most_scopes:
+            self._add_prefixes({self._root}, kept=False)
+            self._drop("tags", dict(record))
+            record.clear()
+        elif not kept:
+            self._keep("tags", added)
+
+    def _keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        if self.keeper is not None and marks:
+            self.keeper.keep(kind, marks)
+
+    def _drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        if self.keeper is not None and marks:
+            self.keeper.drop(kind, marks)
 
     def covers(self, name: bytes, tags: Iterable[bytes] = (), mark: int = -1) -> bool:
         """Whether a value of that name and with these tags, read from Redis now, may be one that was invalidated.
 
         :param mark: asks for what was recorded since then alone.
         """
+        if self._doubt and mark < 0:
+            return True
         names, prefixes, told = self._missed
         if names.get(name, -1) > mark:
             return True
-        if prefixes and max(prefixes.get(self._root, -1), prefixes.get(_namespace_prefix(name), -1)) > mark:
+        if prefixes and max(prefixes.get(self._root, -1), prefixes.get(namespace_prefix(name), -1)) > mark:
             return True
         return bool(told) and any(told.get(tag, -1) > mark for tag in tags)
 
@@ -116,7 +200,7 @@ class Recovery:
         if names:
             with self._lock:
                 if names.get(name, mark + 1) <= mark:
-                    del names[name]
+                    self._drop("names", {name: names.pop(name)})
 
     def take(self) -> Missed:
         """Return what is to be told."""
@@ -127,17 +211,22 @@ class Recovery:
     def settle(self, told: Missed) -> None:
         """Forget what has been told, except what was recorded again since it was taken."""
         with self._lock:
-            for record, done in zip(self._missed, told, strict=True):
-                for key, mark in done.items():
-                    if record.get(key) == mark:
-                        del record[key]
+            for kind in _KINDS:
+                record: dict[bytes, int] = getattr(self._missed, kind)
+                done: dict[bytes, int] = getattr(told, kind)
+                over = {name: mark for name, mark in done.items() if record.get(name) == mark}
+                for name in over:
+                    del record[name]
+                self._drop(kind, over)
 
     def reset(self) -> None:
         """Forget everything, as in a forked child, whose parent keeps the duty."""
         self._lock = threading.Lock()
         self._missed = Missed({}, {}, {})
+        self._doubt = 0
 
 
-def _namespace_prefix(name: bytes) -> bytes:
+def namespace_prefix(name: bytes) -> bytes:
+    """Return what the names of all values begin with that are in the same namespace as this one."""
     prefix, namespace, _ = name.split(b":", 2)
     return b"%b:%b:" % (prefix, namespace)

@@ -1,0 +1,381 @@
+"""The journal of one cache: what its `Recovery` holds, kept on disk by a thread of its own.
+
+Every change of the record is queued under the record's lock and written in that order. Callers wait, for a bounded
+time, until what they have invalidated is in the file; event loops never touch the disk. If the disk fails, the record
+in memory is all there is, as without a journal; once the disk works again, it is written anew.
+
+What is in the file is read back whenever a connection to Redis is made. From the moment that one is lost until that is
+done, and Redis has been told, nothing that Redis says is believed (`Recovery.begin_doubt`).
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final, NamedTuple, TypeAlias, get_args
+
+from magnus_cache.redis.journal_file import JournalFile, Row
+from magnus_cache.redis.recovery import Kind, Recovery
+
+__all__ = ["THREAD_NAME", "Journal"]
+
+THREAD_NAME: Final = "magnus-cache-journal"
+
+_AT_ONCE: Final = 1_000
+"""Requests that are written in one transaction at most."""
+
+_STEP: Final = 1_000
+"""Names that are recorded at a time: the record's lock is wanted by event loops too."""
+
+_MOVES: Final = 5
+"""How often a file may be replaced by others while something is written to it."""
+
+_FORK_WAIT: Final = 1.0
+"""Seconds that a fork waits for the end of a transaction."""
+
+
+class _Change(NamedTuple):
+    """Something that was recorded, or need not be told any more."""
+
+    kept: bool
+    kind: Kind
+    marks: Mapping[bytes, int]
+
+
+class _Sync(NamedTuple):
+    """Somebody who waits until all before it is written; and, if he asks for it, until all there is has been read."""
+
+    done: "Future[None]"
+    doubt: int = 0
+
+
+class _Known(NamedTuple):
+    """A row that stands for something in the record."""
+
+    mark: int
+    id: int
+
+
+_Request: TypeAlias = _Change | _Sync | None
+"""None asks the thread to end."""
+
+
+class Journal:
+    """Keeps a record on disk, and reads back what other lives and processes have left there. Thread-safe.
+
+    Its thread is started by the first thing there is to write or to read, and ended by `close`.
+
+    :param file: where to.
+    :param warn: takes a topic and a message, once in a while.
+    :param timeout: seconds that a caller waits for the disk.
+    """
+
+    def __init__(self, file: JournalFile, recovery: Recovery, warn: Callable[[str, str], None], timeout: float) -> None:
+        self._file = file
+        self._recovery = recovery
+        self._warn = warn
+        self._timeout = timeout
+        # Held while the file is in use; whoever forks waits for it.
+        self._busy = threading.Lock()
+        self._begin()
+        recovery.keeper = self
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: SimpleQueue[_Request] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._behind = False
+        self._late = False
+        self._forking = False
+        self._kept = 0
+        self._written = 0
+        self._restored = 0
+        self._failures = 0
+        self._rows: dict[tuple[Kind, bytes], _Known] = {}
+        self._rows_of: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._file.path
+
+    def figures(self) -> dict[str, int]:
+        """Return how many rows stand for this record, how many were read back, and how often the disk failed."""
+        return {"rows": len(self._rows), "restored": self._restored, "failures": self._failures}
+
+    # -- what the record tells us -----------------------------------------------------------------------------
+
+    def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        """Write what was recorded."""
+        self._kept += 1
+        self._ask(_Change(True, kind, marks))
+
+    def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
+        """Delete what need not be told any more."""
+        if self._thread is not None:
+            self._ask(_Change(False, kind, marks))
+
+    # -- waiting ----------------------------------------------------------------------------------------------
+
+    def begin_doubt(self) -> None:
+        """Distrust Redis until what is in the file has been read, if there is one."""
+        if self._file.exists:
+            self._recovery.begin_doubt()
+
+    async def written(self) -> None:
+        """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
+        if self._kept != self._written and not self._late and not self._closed:
+            await self._waited(_Sync(_pending()))
+
+    async def read(self) -> None:
+        """Return once the record holds all that is in the file; if that takes too long, it holds everything."""
+        doubt = self._recovery.doubt
+        if doubt and (self._late or not await self._waited(_Sync(_pending(), doubt))):
+            self._give_up(doubt)
+
+    def wait(self, timeout: float) -> bool:
+        """Block until all that was recorded so far is in the file; return whether that was in time.
+
+        :param timeout: seconds.
+        """
+        sync = _Sync(_pending())
+        self._ask(sync)
+        try:
+            sync.done.result(timeout)
+        except FutureTimeoutError:
+            return False
+        return True
+
+    async def _waited(self, sync: _Sync) -> bool:
+        self._ask(sync)
+        done, _ = await asyncio.wait([asyncio.wrap_future(sync.done)], timeout=self._timeout)
+        if not done:
+            # Nobody else waits for a disk that hangs, until it has moved on.
+            self._late = True
+            self._warn(
+                "journal",
+                f"the recovery journal {self.path} takes longer than {self._timeout:g} s; invalidations of an outage "
+                "are kept in memory meanwhile. Put MAGNUS_CACHE_RECOVERY_PATH on a local disk",
+            )
+        return bool(done)
+
+    def _give_up(self, doubt: int) -> None:
+        """Distrust everything, as nobody knows what is in the file."""
+        self._recovery.record_prefix(b"")
+        self._recovery.believe(doubt)
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def end(self) -> "Future[None] | None":
+        """Begin to end: what is queued is still written. Returns what tells the end, if there is one to wait for."""
+        with self._lock:
+            self._closed = True
+            if self._thread is None or not self._thread.is_alive():
+                return None
+            sync = _Sync(_pending())
+            self._queue.put(sync)
+            self._queue.put(None)
+            return sync.done
+
+    async def aclose(self, timeout: float) -> None:
+        """Write what is queued, and end the thread.
+
+        :param timeout: seconds to wait for the disk.
+        """
+        done = self.end()
+        if done is not None and (await asyncio.wait([asyncio.wrap_future(done)], timeout=timeout))[0]:
+            self._join(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Do what `aclose` does, for a thread.
+
+        :param timeout: seconds to wait for the disk.
+        """
+        if self.end() is not None:
+            self._join(timeout)
+
+    def _join(self, timeout: float) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # -- forks ------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Close the file: SQLite's idea of what is locked must not be copied into another process."""
+        if self._busy.acquire(timeout=_FORK_WAIT):
+            self._forking = True
+            self._file.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the file is opened again when it is needed."""
+        if self._forking:
+            self._forking = False
+            self._busy.release()
+
+    def reset(self) -> None:
+        """Begin anew in a forked child: the rows are its parent's."""
+        self._file.abandon()
+        self._busy = threading.Lock()
+        self._begin()
+
+    # -- the thread -------------------------------------------------------------------------------------------
+
+    def _ask(self, request: _Request) -> None:
+        if self._thread is None:
+            self._start()
+        self._queue.put(request)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        requests: list[_Request] = []
+        while not requests or requests[-1] is not None:
+            requests = [self._queue.get()]
+            while requests[-1] is not None and len(requests) < _AT_ONCE:
+                try:
+                    requests.append(self._queue.get_nowait())
+                except Empty:
+                    break
+            with self._busy:
+                self._handle([request for request in requests if request is not None])
+        with self._busy:
+            self._file.close()
+
+    def _handle(self, requests: list[_Change | _Sync]) -> None:
+        changes = [request for request in requests if isinstance(request, _Change)]
+        waiting = [request for request in requests if isinstance(request, _Sync)]
+        doubts = [request.doubt for request in waiting if request.doubt]
+        try:
+            try:
+                self._do(changes, doubts)
+            except Exception as error:
+                if not self._file.unusable(error):
+                    raise
+                self._file.replace()
+                self._say_moved(error)
+                if not doubts:
+                    self._recovery.begin_doubt()
+                self._do(changes, doubts)
+        # An invalidation that cannot be written must not fail for its caller: it stands in memory.
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            for doubt in doubts:
+                self._give_up(doubt)
+        else:
+            self._late = False
+        finally:
+            self._written += sum(change.kept for change in changes)
+            for sync in waiting:
+                sync.done.set_result(None)
+
+    def _do(self, changes: list[_Change], doubts: list[int]) -> None:
+        for _ in range(_MOVES):
+            self._file.open()
+            if self._file.identity != self._rows_of:
+                # Ids are those of one file.
+                self._rows, self._rows_of, self._behind = {}, self._file.identity, True
+            if self._behind:
+                self._write_all()
+            else:
+                self._write(changes)
+            if doubts:
+                self._restore(self._file.rows())
+            if not self._file.moved:
+                break
+            # Moved aside, or removed, in between: what was written is where nobody looks for it.
+            self._file.close()
+        for doubt in doubts:
+            self._recovery.believe(doubt)
+
+    def _write(self, changes: list[_Change]) -> None:
+        keep: dict[tuple[Kind, bytes], int] = {}
+        drop: set[tuple[Kind, bytes]] = set()
+        for change in changes:
+            for name, mark in change.marks.items():
+                place = (change.kind, name)
+                if change.kept:
+                    keep[place] = mark
+                    continue
+                if keep.get(place, mark + 1) <= mark:
+                    del keep[place]
+                known = self._rows.get(place)
+                if known is not None and known.mark <= mark:
+                    drop.add(place)
+        self._change(keep, drop)
+
+    def _write_all(self) -> None:
+        """Bring the file up to the record, after it was another one, or could not be written."""
+        missed = self._recovery.take()
+        # Also what there is a row of: if that is another process's, it goes when that one has told Redis of its own.
+        keep = {(kind, name): mark for kind in get_args(Kind) for name, mark in getattr(missed, kind).items()}
+        self._behind = False
+        self._change(keep, self._rows.keys() - keep.keys())
+
+    def _change(self, keep: Mapping[tuple[Kind, bytes], int], drop: Iterable[tuple[Kind, bytes]]) -> None:
+        gone = list(drop)
+        if not keep and not gone:
+            return
+        self._behind = True
+        ids = self._file.change(keep, [self._rows[place].id for place in gone])
+        self._behind = False
+        for place in gone:
+            del self._rows[place]
+        for place, number in ids.items():
+            self._rows[place] = _Known(keep[place], number)
+        if keep and self._file.bound():
+            # Namespaces stand for what was written by name, maybe by others: they are to be told too.
+            self._recovery.begin_doubt()
+
+    def _restore(self, rows: list[Row]) -> None:
+        """Record what others have left, and what this process recorded in another life."""
+        news: dict[Kind, list[Row]] = {"names": [], "prefixes": [], "tags": []}
+        for row in rows:
+            known = self._rows.get((row.kind, row.name))
+            if known is None or known.id != row.id:
+                news[row.kind].append(row)
+        for kind, found in news.items():
+            for start in range(0, len(found), _STEP):
+                self._restore_some(kind, found[start : start + _STEP])
+
+    def _restore_some(self, kind: Kind, found: list[Row]) -> None:
+        fitting = [row for row in found if self._recovery.fits(kind, row.name)]
+        if len(fitting) < len(found):
+            # Somebody has edited the file: whatever was meant, everything covers it.
+            self._recovery.record_prefix(b"")
+            self._file.change((), [row.id for row in found if row not in fitting])
+        mark = self._recovery.restore(kind, [row.name for row in fitting])
+        for row in fitting:
+            self._rows[row.kind, row.name] = _Known(mark, row.id)
+        self._restored += len(fitting)
+
+    def _say_moved(self, error: Exception) -> None:
+        if self._file.aside is not None:
+            self._warn(
+                "journal:moved",
+                f"the recovery journal {self.path} could not be read ({error}) and was moved to "
+                f"{self._file.aside.name}; as nobody knows what was in it, all values of this cache count as invalid",
+            )
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        self._warn(
+            "journal",
+            f"the recovery journal {self.path} cannot be used ({error}); invalidations of an outage are kept in memory "
+            "only, and end with this process. Make room on the disk, and let this user write to file and folder",
+        )
+
+
+def _pending() -> "Future[None]":
+    """Return a future that nobody who waits for it can cancel."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+    return done
