@@ -97,7 +97,7 @@ class Journal:
         self._restored = 0
         self._failures = 0
         self._rows: dict[tuple[Kind, bytes], _Known] = {}
-        self._rows_of: tuple[int, int] | None = None
+        self._rows_of = 0
 
     @property
     def path(self) -> Path:
@@ -279,10 +279,12 @@ class Journal:
 
     def _do(self, changes: list[_Change], doubts: list[int]) -> None:
         for _ in range(_MOVES):
+            if self._file.moved:
+                # Moved aside, or removed: what is written there is where nobody looks for it.
+                self._file.forsake()
             self._file.open()
-            if self._file.identity != self._rows_of:
-                # Ids are those of one file.
-                self._rows, self._rows_of, self._behind = {}, self._file.identity, True
+            if self._file.generation != self._rows_of:
+                self._rows, self._rows_of, self._behind = {}, self._file.generation, True
             if self._behind:
                 self._write_all()
             else:
@@ -291,8 +293,6 @@ class Journal:
                 self._restore(self._file.rows())
             if not self._file.moved:
                 break
-            # Moved aside, or removed, in between: what was written is where nobody looks for it.
-            self._file.close()
         for doubt in doubts:
             self._recovery.believe(doubt)
 

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from sqlite3 import Error as SQLiteError
 from typing import Final, NamedTuple, cast, get_args
 
 from magnus_cache.redis.recovery import MOST_NAMES, MOST_SCOPES, Kind, namespace_prefix
@@ -50,7 +51,7 @@ class Row(NamedTuple):
     name: bytes
 
 
-class _ForeignError(Exception):
+class _ForeignError(SQLiteError):
     """The file is no journal, or one of a later version."""
 
 
@@ -59,6 +60,7 @@ class JournalFile:
 
     :param cache: what tells this cache's rows from those of others in the same file.
     :param root: what all values' names begin with.
+    :ivar generation: a new one for each new file: ids are those of one file.
     :ivar aside: where a file was moved to that could not be used.
     """
 
@@ -67,6 +69,7 @@ class JournalFile:
     ) -> None:
         self.path = path
         self.aside: Path | None = None
+        self.generation = 0
         self._cache = cache
         self._root = root
         self._most_names = most_names
@@ -76,23 +79,24 @@ class JournalFile:
 
     @property
     def exists(self) -> bool:
-        """Whether there may be something to read."""
-        return self.path.exists()
+        """Whether there may be something to read: also where this user is not allowed to look."""
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def open(self) -> sqlite3.Connection:
         """Open the file, or make it, unless that is done.
 
-        :raises sqlite3.Error: when that is impossible; see `unusable`.
+        :raises SQLiteError: when that is impossible; see `unusable`.
         :raises OSError: likewise.
         """
         if self._connection is None:
             self._connection = self._connected(lossy=False)
         return self._connection
-
-    @property
-    def identity(self) -> tuple[int, int] | None:
-        """Which file was opened last: ids are those of one file."""
-        return self._identity
 
     @property
     def moved(self) -> bool:
@@ -105,7 +109,7 @@ class JournalFile:
     def change(self, keep: Iterable[tuple[Kind, bytes]], drop: Iterable[int]) -> dict[tuple[Kind, bytes], int]:
         """Add some rows and delete others, and return the ids of those added; all of it or nothing.
 
-        :raises sqlite3.Error: when the disk is full, read-only or broken.
+        :raises SQLiteError: when the disk is full, read-only or broken.
         :raises OSError: likewise.
         """
         ids: dict[tuple[Kind, bytes], int] = {}
@@ -120,7 +124,7 @@ class JournalFile:
 
         Each process's record is bounded, and so is what they leave behind together.
 
-        :raises sqlite3.Error: when the disk is full, read-only or broken.
+        :raises SQLiteError: when the disk is full, read-only or broken.
         :raises OSError: likewise.
         """
         connection = self.open()
@@ -143,7 +147,7 @@ class JournalFile:
     def rows(self) -> list[Row]:
         """Return all rows of this cache, whoever has written them.
 
-        :raises sqlite3.Error: when the file cannot be read.
+        :raises SQLiteError: when the file cannot be read.
         :raises OSError: likewise.
         """
         connection = self.open()
@@ -158,6 +162,12 @@ class JournalFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def forsake(self) -> None:
+        """Close a file that the path does not lead to any more; the next one is another, even if it looks the same."""
+        self.close()
+        # File systems give the number of a removed file to the next.
+        self._identity = None
 
     def abandon(self) -> None:
         """Forget the file without a word to SQLite, in a child that was forked while it was open."""
@@ -177,7 +187,7 @@ class JournalFile:
         :raises OSError: if that is not allowed.
         """
         before = self._identity
-        self.close()
+        self.forsake()
         if before is None or before == _identity(self.path):
             # Not if another process has just done so: then the path leads to a good one.
             self.aside = self._put_aside()
@@ -198,7 +208,9 @@ class JournalFile:
     def _connected(self, *, lossy: bool) -> sqlite3.Connection:
         # Made here and not by SQLite, for its mode; SQLite gives the same one to the files beside it.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._identity = _identity(self.path)
+        identity = _identity(self.path)
+        self.generation += identity != self._identity
+        self._identity = identity
         # Its own thread uses it, and whoever forks closes it.
         connection = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:

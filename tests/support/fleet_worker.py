@@ -96,6 +96,12 @@ class Worker:
         await self._cache.clear(namespace)
         return time.monotonic()
 
+    async def call(self, method: str, *, blocking: bool, arguments: list[Any], options: dict[str, Any]) -> Any:
+        """Do anything else that both faces can."""
+        if blocking:
+            return await self.in_thread(lambda: getattr(self._sync, method)(*arguments, **options))
+        return await getattr(self._cache, method)(*arguments, **options)
+
     async def stats(self) -> dict[str, Any]:
         """Return the figures; as replies come in order with pushes, all that was announced is known by then."""
         return dict(await self._cache.get_stats())

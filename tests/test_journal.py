@@ -1,0 +1,653 @@
+"""What Redis could not be told outlives the process: killed half-way, the next one on that path tells it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import magnus_cache
+from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
+from magnus_cache.errors import CacheSettingsError
+from magnus_cache.forks import part
+from magnus_cache.redis.journal import THREAD_NAME, Journal
+from magnus_cache.redis.journal_file import JournalFile
+from magnus_cache.redis.recovery import Missed, Recovery
+from tests.support.fleet import Fleet, Worker
+from tests.support.wait import wait_until, wait_until_async
+
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = b"magnus:"
+CACHE = "redis://there:6379/0 magnus"
+REPOSITORY = Path(magnus_cache.__file__).parents[1]
+
+SECONDS = 10.0
+"""What a sound disk may take in a test, before that is a fault."""
+
+
+class Life:
+    """A record and its journal, as one process has them."""
+
+    def __init__(self, path: Path, cache: str = CACHE, **bounds: int) -> None:
+        self.warnings: list[str] = []
+        self.recovery = Recovery(ROOT, **bounds)
+        self.file = JournalFile(path, cache, ROOT, **bounds)
+        self.journal = Journal(self.file, self.recovery, lambda _, message: self.warnings.append(message), SECONDS)
+        self.journal.begin_doubt()
+
+    def write(self) -> None:
+        assert self.journal.wait(SECONDS)
+
+    def read(self) -> Missed:
+        """Do what a replay does first; return what is to be told."""
+        asyncio.run(self.journal.read())
+        assert self.recovery.doubt == 0
+        return self.recovery.take()
+
+    def replay(self) -> None:
+        self.recovery.settle(self.read())
+        self.write()
+
+    def crash(self) -> None:
+        """End as by SIGKILL: what was written stays, what is only in memory is gone."""
+        self.write()
+        self.recovery.keeper = None
+        self.journal.close(SECONDS)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "recovery.db"
+
+
+@pytest.fixture
+def live(path: Path) -> Iterator[Callable[..., Life]]:
+    """Starts lives on one path, and ends them."""
+    lives: list[Life] = []
+
+    def start(**options: Any) -> Life:
+        lives.append(Life(path, **options))
+        return lives[-1]
+
+    yield start
+    for life in lives:
+        life.journal.close(SECONDS)
+
+
+def held(path: Path) -> set[tuple[str, bytes]]:
+    """Return what is in the file, past the journal."""
+    connection = sqlite3.connect(path)
+    try:
+        return set(connection.execute("SELECT kind, name FROM missed"))
+    finally:
+        connection.close()
+
+
+# -- the record and the file --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_started_or_made_before_there_is_something_to_write(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    assert not life.recovery.pending
+    assert life.journal.figures() == {"rows": 0, "restored": 0, "failures": 0}
+    assert not path.exists()
+    assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_one_life_has_recorded_is_told_by_the_next(path: Path, live: Callable[..., Life]) -> None:
+    first = live()
+    first.recovery.record([b"magnus:t:k", b"magnus:t:l"])
+    first.recovery.record_prefix(b"magnus:u:")
+    first.recovery.record_tags([b"magnus!tag:x"])
+    first.crash()
+    second = live()
+    # Until it has been read, it may be about anything.
+    assert second.recovery.pending
+    assert second.recovery.covers(b"magnus:other:k")
+    missed = second.read()
+    assert (set(missed.names), set(missed.prefixes), set(missed.tags)) == (
+        {b"magnus:t:k", b"magnus:t:l"},
+        {b"magnus:u:"},
+        {b"magnus!tag:x"},
+    )
+    assert not second.recovery.covers(b"magnus:other:k")
+    assert second.journal.figures()["restored"] == 4
+    second.replay()
+    assert held(path) == set()
+    assert second.journal.figures()["rows"] == 0
+
+
+def test_what_was_overwritten_or_told_leaves_the_file(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    mark = life.recovery.record([b"magnus:t:k", b"magnus:t:l"])
+    life.recovery.overwritten(b"magnus:t:k", mark)
+    life.write()
+    assert held(path) == {("names", b"magnus:t:l")}
+    life.recovery.settle(life.recovery.take())
+    life.write()
+    assert held(path) == set()
+
+
+def test_a_row_that_was_recorded_again_is_not_deleted_by_who_told_the_first(
+    path: Path, live: Callable[..., Life]
+) -> None:
+    """Rows go by their ids: what came after they were read is somebody else's duty."""
+    first, second = live(), live()
+    first.recovery.record([b"magnus:t:k"])
+    first.write()
+    second.recovery.begin_doubt()
+    told = second.read()
+    first.recovery.record([b"magnus:t:k"])
+    first.write()
+    second.recovery.settle(told)
+    second.write()
+    assert held(path) == {("names", b"magnus:t:k")}
+    first.replay()
+    assert held(path) == set()
+
+
+def test_caches_of_other_servers_share_a_file(path: Path, live: Callable[..., Life]) -> None:
+    here, there = live(), live(cache="redis://elsewhere:6379/0 magnus")
+    here.recovery.record([b"magnus:t:k"])
+    here.crash()
+    there.recovery.begin_doubt()
+    assert not any(there.read())
+    assert held(path) == {("names", b"magnus:t:k")}
+
+
+def test_too_many_names_become_namespaces_and_too_many_of_those_everything(
+    path: Path, live: Callable[..., Life]
+) -> None:
+    life = live(most_names=3, most_scopes=2)
+    life.recovery.record([b"magnus:t:%d" % number for number in range(5)])
+    life.write()
+    assert held(path) == {("prefixes", b"magnus:t:")}
+    for namespace in (b"magnus:u:", b"magnus:v:"):
+        life.recovery.record_prefix(namespace)
+    life.write()
+    assert held(path) == {("prefixes", b"magnus:")}
+
+
+def test_what_many_processes_leave_behind_is_bounded_too(path: Path, live: Callable[..., Life]) -> None:
+    for process in range(4):
+        life = live(most_names=5, most_scopes=3)
+        life.recovery.record([b"magnus:t%d:%d" % (process % 2, 10 * process + number) for number in range(4)])
+        life.recovery.record_tags([b"magnus!tag:%d" % process])
+        life.crash()
+        assert len([kind for kind, _ in held(path) if kind == "names"]) <= 5
+        assert len([kind for kind, _ in held(path) if kind != "names"]) <= 6
+    last = live(most_names=5, most_scopes=3)
+    last.read()
+    for process in range(4):
+        assert last.recovery.covers(b"magnus:t%d:%d" % (process % 2, 10 * process), [b"magnus!tag:%d" % process])
+        assert last.recovery.covers(b"magnus:other:k", [b"magnus!tag:%d" % process])
+
+
+def test_ten_thousand_rows_are_read_without_holding_up_the_loop(live: Callable[..., Life]) -> None:
+    """Invariant 10."""
+    first = live()
+    first.recovery.record([b"magnus:t:%d" % number for number in range(10_000)])
+    first.crash()
+    second, longest = live(), 0.0
+
+    async def main() -> None:
+        nonlocal longest
+        reading = asyncio.create_task(second.journal.read())
+        while not reading.done():
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - began)
+
+    asyncio.run(main())
+    assert len(second.recovery.take().names) == 10_000
+    # The loop's own time: what others do with the machine is not counted.
+    assert longest < 0.005
+
+
+def test_the_file_is_for_this_user_alone(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:k"])
+    life.write()
+    files = list(path.parent.glob("recovery.db*"))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+# -- files that cannot be used ------------------------------------------------------------------------------------
+
+
+def foreign_database(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (id INTEGER)")
+    connection.close()
+
+
+def later_version(path: Path) -> None:
+    life = Life(path)
+    life.recovery.record([b"magnus:t:k"])
+    life.crash()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+def torn(path: Path) -> None:
+    life = Life(path)
+    life.recovery.record([b"magnus:t:%d" % number for number in range(1000)])
+    life.crash()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.write_bytes(b"no database at all" * 100), foreign_database, later_version, torn]
+)
+def test_a_file_that_cannot_be_read_is_moved_aside_and_everything_is_distrusted(
+    path: Path, live: Callable[..., Life], spoil: Callable[[Path], None]
+) -> None:
+    spoil(path)
+    before = path.read_bytes()
+    life = live()
+    assert set(life.read().prefixes) == {ROOT}
+    assert "moved to recovery.db.damaged-1" in life.warnings[0]
+    assert path.with_name("recovery.db.damaged-1").read_bytes() == before
+    life.replay()
+    life.crash()
+    # Every other cache that used the file is told as well, once.
+    for cache, expected in ((CACHE, set[bytes]()), ("redis://elsewhere:6379/0 magnus", {ROOT})):
+        other = live(cache=cache)
+        assert set(other.read().prefixes) == expected
+        other.replay()
+
+
+def test_a_file_that_is_found_damaged_while_writing_is_replaced(path: Path, live: Callable[..., Life]) -> None:
+    foreign_database(path)
+    life = live()
+    life.recovery.record([b"magnus:t:k"])
+    life.write()
+    assert ("names", b"magnus:t:k") in held(path)
+    assert set(life.read().prefixes) == {ROOT}
+
+
+def test_a_file_that_is_removed_in_use_is_written_anew(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:k"])
+    life.write()
+    for file in path.parent.glob("recovery.db*"):
+        file.unlink()
+    life.recovery.record([b"magnus:t:l"])
+    life.write()
+    assert held(path) == {("names", b"magnus:t:k"), ("names", b"magnus:t:l")}
+
+
+def test_rows_that_somebody_has_edited_count_as_everything(path: Path, live: Callable[..., Life]) -> None:
+    first = live()
+    first.recovery.record([b"magnus:t:k"])
+    first.crash()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE missed SET name = 'gibberish'")
+    connection.commit()
+    connection.close()
+    second = live()
+    assert set(second.read().prefixes) == {ROOT}
+    second.replay()
+    assert held(path) == set()
+
+
+def test_while_the_disk_refuses_memory_is_all_there_is_and_then_it_is_written_anew(
+    path: Path, live: Callable[..., Life]
+) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:a"])
+    life.write()
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    life.recovery.record([b"magnus:t:b"])
+    wait_until(lambda: life.warnings)
+    assert "invalidations of an outage are kept in memory only" in life.warnings[0]
+    assert life.recovery.covers(b"magnus:t:b")
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    life.recovery.record([b"magnus:t:c"])
+    life.write()
+    assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:b", b"magnus:t:c"}
+
+
+def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:
+    recovery, said = Recovery(ROOT), list[str]()
+    journal = Journal(JournalFile(path, CACHE, ROOT), recovery, lambda _, message: said.append(message), 0.05)
+
+    async def main() -> None:
+        for _ in range(20):
+            recovery.record([b"magnus:t:k"])
+            await journal.written()
+
+    # Held as by a call of the operating system that does not come back.
+    with journal._busy:
+        began = time.monotonic()
+        asyncio.run(main())
+        assert time.monotonic() - began < 20 * 0.05
+    assert len(said) == 1
+    assert "local disk" in said[0]
+    assert journal.wait(SECONDS)
+    assert held(path) == {("names", b"magnus:t:k")}
+    journal.close(SECONDS)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_journal_of_its_own(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:parent"])
+    life.write()
+    part(life.journal)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        life.recovery.reset()
+        life.journal.reset()
+        life.recovery.record([b"magnus:t:child"])
+        os._exit(7 if life.journal.wait(SECONDS) else 1)
+    life.recovery.record([b"magnus:t:parent 2"])
+    life.write()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert {name for _, name in held(path)} == {b"magnus:t:parent", b"magnus:t:child", b"magnus:t:parent 2"}
+
+
+NAMES = [b"magnus:a:1", b"magnus:a:2", b"magnus:b:1"]
+STEPS = st.one_of(
+    st.tuples(st.just("record"), st.integers(0, 1), st.sampled_from(NAMES)),
+    st.tuples(st.just("prefix"), st.integers(0, 1), st.sampled_from([b"magnus:a:", b"magnus:b:"])),
+    st.tuples(st.just("overwrite"), st.integers(0, 1), st.sampled_from(NAMES)),
+    st.tuples(
+        st.sampled_from(["take", "settle", "read", "crash", "write", "rewrite"]), st.integers(0, 1), st.just(b"")
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEPS, max_size=25))
+def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bytes]]) -> None:
+    """Two processes on one path, that may crash at any step: what was recorded is told to Redis, or still known.
+
+    The model is Redis: what each key was last invalidated by, and what it was told since.
+    """
+    path = tmp_path_factory.mktemp("model") / "recovery.db"
+    lives = [Life(path), Life(path)]
+    taken: list[tuple[Missed, int] | None] = [None, None]
+    untold: dict[bytes, int] = {}
+    try:
+        for moment, (what, who, name) in enumerate(steps, 1):
+            life = lives[who]
+            if what == "record":
+                life.recovery.record([name])
+                untold[name] = moment
+                life.write()
+            elif what == "prefix":
+                life.recovery.record_prefix(name)
+                untold |= {each: moment for each in NAMES if each.startswith(name)}
+                life.write()
+            elif what == "overwrite":
+                # A write that Redis has confirmed: whatever it held of the key before is gone.
+                life.recovery.overwritten(name, life.recovery.mark)
+                untold.pop(name, None)
+            elif what == "take":
+                told = life.read()
+                taken[who] = told, moment
+                for each in [*untold]:
+                    if each in told.names or any(each.startswith(prefix) for prefix in told.prefixes):
+                        del untold[each]
+            elif what == "settle" and (sent := taken[who]) is not None:
+                life.recovery.settle(sent[0])
+                taken[who] = None
+            elif what == "read":
+                life.recovery.begin_doubt()
+                life.read()
+            elif what == "crash":
+                life.crash()
+                lives[who], taken[who] = Life(path), None
+            elif what == "rewrite":
+                life.journal._behind = True
+        for life in lives:
+            life.crash()
+        last = Life(path)
+        lives.append(last)
+        last.read()
+        assert all(last.recovery.covers(each) for each in untold)
+    finally:
+        for life in lives:
+            life.journal.close(SECONDS)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_path_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CacheSettings().recovery_path is None
+    monkeypatch.setenv("MAGNUS_CACHE_RECOVERY_PATH", "recovery.db")
+    # Where it is does not change with the working directory.
+    assert CacheSettings().recovery_path == tmp_path / "recovery.db"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CacheSettings(recovery_path="~/r.db").recovery_path == tmp_path / "r.db"
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"), [(".", "it is a folder; name a file in it"), ("none/r.db", "its folder does not exist")]
+)
+def test_a_path_that_cannot_be_one_is_named(place: str, problem: str) -> None:
+    with pytest.raises(CacheSettingsError, match=rf"recovery_path \(MAGNUS_CACHE_RECOVERY_PATH\).*{problem}"):
+        CacheSettings(recovery_path=place)
+
+
+# -- a cache ------------------------------------------------------------------------------------------------------
+
+
+def away(cache: CacheManager, proxy: Any) -> None:
+    """Take Redis away from a cache."""
+    proxy.refuse()
+    proxy.cut()
+    wait_until(lambda: cache.get("t", "unknown") is None and not cache.redis_available)
+
+
+def test_closing_in_an_outage_keeps_what_has_to_be_told(server: Any, proxy: Any, path: Path) -> None:
+    options: dict[str, Any] = {"redis_url": proxy.url, "op_timeout": 0.3, "recovery_path": path}
+    with CacheManager(**options) as cache:
+        cache.set("t", "k", "old")
+        away(cache, proxy)
+        cache.delete("t", "k")
+        assert held(path) == {("names", b"magnus:t:k")}
+        figures = cache.get_stats()
+        assert figures["unreplayed"] is True
+        assert figures["journal"] == {"rows": 1, "restored": 0, "failures": 0}
+    assert held(path) == {("names", b"magnus:t:k")}
+    proxy.resume()
+    with CacheManager(**options) as cache:
+        assert cache.get("t", "k") is None
+        wait_until(lambda: held(path) == set())
+        assert cache.get_stats()["unreplayed"] is False
+        assert cache.get_stats()["journal"]["restored"] == 1
+
+
+@pytest.mark.anyio
+async def test_several_loops_and_threads_write_one_journal(server: Any, proxy: Any, path: Path) -> None:
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.3, recovery_path=path) as cache:
+        await cache.set("t", "k", 1)
+        await asyncio.to_thread(cache.sync.get, "t", "k")
+        proxy.refuse()
+        proxy.cut()
+
+        def elsewhere() -> None:
+            async def deletes() -> None:
+                await asyncio.gather(*(cache.delete("t", f"l{number}") for number in range(10)))
+
+            asyncio.run(deletes())
+
+        await asyncio.gather(
+            *(cache.delete("t", f"a{number}") for number in range(10)),
+            *(asyncio.to_thread(cache.sync.delete, "t", f"b{number}") for number in range(10)),
+            asyncio.to_thread(elsewhere),
+        )
+        assert {name for _, name in held(path)} == {b"magnus:t:%c%d" % (c, n) for c in b"abl" for n in range(10)}
+        proxy.resume()
+        await wait_until_async(lambda: cache.redis_available)
+        await cache.get("t", "k")
+        await wait_until_async(lambda: held(path) == set())
+
+
+def test_what_a_peer_left_is_read_at_the_next_reconnection(server: Any, proxy: Any, path: Path) -> None:
+    """Not at the start alone: what another process could not tell is told by whoever reaches Redis first."""
+    with CacheManager(redis_url=proxy.url, op_timeout=0.3, recovery_path=path) as cache:
+        cache.set("t", "k", "old")
+        away(cache, proxy)
+        # A process that cannot reach Redis either, and ends before it can.
+        peer = Life(path, f"{cache._state.endpoint.display if cache._state.endpoint else ''} magnus")
+        peer.recovery.record([b"magnus:t:k"])
+        peer.crash()
+        proxy.resume()
+        wait_until(lambda: cache.redis_available)
+        assert cache.get("t", "k") is None
+        wait_until(lambda: held(path) == set())
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    try:
+        yield fleet
+    finally:
+        fleet.end()
+
+
+@pytest.fixture
+def hire(processes: Fleet) -> Iterator[Callable[..., list[Worker]]]:
+    try:
+        yield processes.hire
+    finally:
+        processes.dismiss()
+
+
+def call(worker: Worker, method: str, *arguments: Any, blocking: bool = False, **options: Any) -> Any:
+    return worker.ask("call", method=method, blocking=blocking, arguments=list(arguments), options=options)
+
+
+INVALIDATIONS: dict[str, tuple[Any, ...]] = {
+    "delete": ("delete", "t", "k"),
+    "clear": ("clear", "t"),
+    "everything": ("clear", "magnus:*"),
+    "tag": ("invalidate_tags", "x"),
+    "overwrite": ("set", "t", "k", "new"),
+}
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "blocking"])
+@pytest.mark.parametrize("what", INVALIDATIONS)
+def test_a_process_that_is_killed_in_the_outage_loses_no_invalidation(
+    hire: Callable[..., list[Worker]], server: Any, proxy: Any, raw: Any, path: Path, what: str, blocking: bool
+) -> None:
+    """Invariant 7: killed as soon as its call has returned, and Redis comes back with the old value."""
+    with CacheManager(redis_url=server.url) as peer:
+        (worker,) = hire(1, proxy.url, server=server.url, op_timeout=0.3, recovery_path=str(path))
+        call(worker, "set", "t", "k", "old", tags=["x"])
+        assert peer.get("t", "k") == "old"
+        proxy.refuse()
+        proxy.cut()
+        method, *arguments = INVALIDATIONS[what]
+        call(worker, method, *arguments, blocking=blocking)
+        worker.kill()
+        assert raw.exists("magnus:t:k")
+        proxy.resume()
+        with CacheManager(redis_url=proxy.url, recovery_path=path) as successor:
+            assert successor.get("t", "k") is None
+            wait_until(lambda: peer.get("t", "k") is None)
+            assert successor.get_or_set("t", "k", lambda: "newer") == "newer"
+            wait_until(lambda: held(path) == set())
+        assert peer.get("t", "k") == "newer"
+
+
+def test_two_processes_on_one_path_are_killed_at_once(
+    hire: Callable[..., list[Worker]], server: Any, proxy: Any, raw: Any, path: Path
+) -> None:
+    with CacheManager(redis_url=server.url) as peer:
+        keys = [f"k{number}" for number in range(40)]
+        peer.set_many("t", dict.fromkeys(keys, "old"))
+        workers = hire(2, proxy.url, server=server.url, op_timeout=0.3, recovery_path=str(path))
+        proxy.refuse()
+        proxy.cut()
+        futures = [
+            worker.send("call", method="delete", blocking=number % 2 == 0, arguments=["t", key], options={})
+            for worker, mine in zip(workers, (keys[:25], keys[15:]), strict=True)
+            for number, key in enumerate(mine)
+        ]
+        for future in futures:
+            future.result(30)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        for worker in workers:
+            worker.kill()
+        proxy.resume()
+        assert raw.exists("magnus:t:k0")
+        # The whole fleet starts again, on the same path.
+        with (
+            CacheManager(redis_url=proxy.url, recovery_path=path) as first,
+            CacheManager(redis_url=proxy.url, recovery_path=path) as second,
+        ):
+            assert first.get_many("t", keys) == {}
+            assert second.get_many("t", keys) == {}
+            wait_until(lambda: peer.get_many("t", keys) == {})
+            wait_until(lambda: held(path) == set())
+
+
+BROKEN = """
+import logging, os, resource, sys
+from magnus_cache import CacheManager
+logging.basicConfig(level=logging.WARNING)
+with CacheManager(redis_url=sys.argv[1], recovery_path=sys.argv[2]) as cache:
+    if sys.argv[3] == "full":
+        # Every write to a file fails, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    else:
+        os.chmod(os.path.dirname(sys.argv[2]), 0o500)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+    for number in range(10):
+        cache.set("t", "k", number)
+        assert cache.get("t", "k") == number
+        cache.delete("t", "k")
+        cache.clear("t")
+        cache.invalidate_tags("x")
+    assert cache._state.recovery.covers(b"magnus:t:k")
+    print(cache.get_stats()["journal"]["failures"] > 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_a_disk_that_refuses_is_told_once_and_callers_go_on(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, url, str(folder / "r.db"), how],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    folder.chmod(0o700)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+    lines = [line for line in done.stderr.splitlines() if "recovery journal" in line]
+    assert len(lines) == 1
+    assert "kept in memory only" in lines[0]
