@@ -23,6 +23,7 @@ class CacheStats(dict[str, Any]):
     ``flights``, ``flights_joined``, ``unattended`` (loads that go on though nobody waits for them),
     ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``) and ``namespaces`` (figures of each).
+    With a `recovery_path`: ``journal`` (``rows`` that wait to be told, ``restored`` ones, ``failures`` of the disk).
     Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
     looked up while it does not, they give ``"N/A"``, so that a report need not know.
     """

@@ -4,6 +4,7 @@
 pass proves nothing about it.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -25,7 +26,17 @@ from magnus_cache import (
     writes,
 )
 from magnus_cache.flight import Flight
-from magnus_cache.redis import commands, connection, pipeline, reclaim, recovery, scripts, wire
+from magnus_cache.redis import (
+    commands,
+    connection,
+    journal,
+    journal_file,
+    pipeline,
+    reclaim,
+    recovery,
+    scripts,
+    wire,
+)
 
 VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
 
@@ -541,3 +552,67 @@ def without_leaving_a_demoted_server() -> None:
 @guard(REACTIONS)
 def without_knowing_who_serves_nobody() -> None:
     put(wire, "unable", nothing)
+
+
+# -- the journal --------------------------------------------------------------------------------------------------
+
+JOURNAL: Final = "tests/test_journal.py"
+
+
+@guard(JOURNAL)
+def without_doubt_until_the_journal_is_read() -> None:
+    put(recovery.Recovery, "begin_doubt", nothing)
+
+
+@guard(JOURNAL)
+def without_waiting_for_the_journal() -> None:
+    async def written(_: Any) -> None:
+        return None
+
+    put(journal.Journal, "written", written)
+
+
+@guard(JOURNAL)
+def without_a_new_id_for_what_is_recorded_again() -> None:
+    original = journal_file.JournalFile._insert
+
+    def insert(self: Any, connection: Any, kind: str, name: bytes) -> int:
+        found = connection.execute("SELECT id FROM missed WHERE kind = ? AND name = ?", (kind, name)).fetchone()
+        return found[0] if found else original(self, connection, kind, name)
+
+    put(journal_file.JournalFile, "_insert", insert)
+
+
+@guard(JOURNAL)
+def without_a_bound_on_what_processes_leave_together() -> None:
+    put(journal_file.JournalFile, "bound", lambda _: False)
+
+
+@guard(JOURNAL)
+def without_distrust_after_a_damaged_journal() -> None:
+    put(journal_file.JournalFile, "_admit_loss", nothing)
+
+
+@guard(JOURNAL)
+def without_a_look_where_the_journal_is() -> None:
+    put(journal_file.JournalFile, "moved", False)
+
+
+@guard(JOURNAL)
+def without_writing_the_journal_anew() -> None:
+    put(journal.Journal, "_write_all", lambda self: put(self, "_behind", False))
+
+
+@guard(JOURNAL)
+def without_the_bound_on_waiting_for_the_disk() -> None:
+    async def waited(self: Any, sync: Any) -> bool:
+        self._ask(sync)
+        await asyncio.wrap_future(sync.done)
+        return True
+
+    put(journal.Journal, "_waited", waited)
+
+
+@guard(JOURNAL)
+def without_dropping_what_was_told_from_the_journal() -> None:
+    put(journal.Journal, "drop", nothing)
