@@ -53,10 +53,17 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the state machine and the random schedules of the leases for long."""
+    """Run the state machine, the random schedules of the leases, and random faults under load, for long."""
     install(session, "test")
-    tests = ["tests/test_state_machine.py", "tests/test_lease_schedules.py"]
+    tests = ["tests/test_state_machine.py", "tests/test_lease_schedules.py", "tests/test_chaos.py"]
     session.run("python", "-m", "pytest", "--timeout", "0", *tests, *session.posargs, env={"MAGNUS_CACHE_SOAK": "1"})
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Strike the cache with real faults under load; a row about each, and the same black hole for other caches."""
+    install(session, "bench")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
 
 
 @nox.session

@@ -35,6 +35,9 @@ class Clears:
                 return await twice(lambda: remove_matching(wire, scope, self.state.touch))
             control = self.state.epochs.control_of(scope.prefix)
             epoch = await twice(lambda: self.state.replays.bump(wire, (control,)))
+            if not epoch:
+                # There was no room for an epoch that would tell the old values from later ones.
+                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise

@@ -19,6 +19,7 @@ from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError, CacheUnavailableError
 from magnus_cache.explain import Explanation, explain
+from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
 from magnus_cache.redis import commands
@@ -348,7 +349,7 @@ class AsyncOperations:
 
     async def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""
-        state, figures = self._state, self._state.local_figures()
+        state, figures = self._state, local_figures(self._state)
         wire = state.wire()
         if wire is not None:
             try:

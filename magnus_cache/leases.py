@@ -32,6 +32,9 @@ __all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
 _RENEWALS: Final = 3
 """A lease is renewed after this part of its time."""
 
+_MOST_UNRELEASED: Final = 1_000
+"""Leases that are remembered to be given back; more run out by themselves."""
+
 _Detach = Callable[[Flight], object]
 """Told of a load under way that was overtaken: nobody may join it any more."""
 
@@ -132,13 +135,27 @@ class Lease:
             self._timer = None
         self._owner.ended(self)
         if not filled:
-            # Not waited for: this also runs when the load was cancelled. Failing that, the lease runs out.
-            with contextlib.suppress(CacheError):
-                self.wire.call(scripts.release(self.name, self.token), self._released, NOBODY)
+            # Not waited for: this also runs when the load was cancelled.
+            self._owner.release(self.wire, self.name, self.token, self.wire.clock() + self.seconds)
 
-    def _released(self, _reply: Any, _source: "Source", _sent: float) -> None:
-        # Redis does not announce our own doings to us.
-        self._owner.ring(self.name)
+
+class _Release:
+    """The waiter of a release: if it fails, it is to be said again once Redis is back."""
+
+    __slots__ = ("_again",)
+
+    def __init__(self, again: Callable[[], object]) -> None:
+        self._again = again
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Do nothing."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Remember it."""
+        self._again()
 
 
 class Claim:
@@ -201,6 +218,7 @@ class Leases:
         self._alone: dict[bytes, tuple[Flight, float]] = {}
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()
+        self._unreleased: dict[bytes, tuple[bytes, float]] = {}
 
     def __len__(self) -> int:
         """Return how many leases are held."""
@@ -228,6 +246,35 @@ class Leases:
         with self._lock:
             if self._held.get(lease.name) is lease:
                 del self._held[lease.name]
+
+    def release(self, wire: "Wire", name: bytes, token: bytes, until: float) -> None:
+        """Give a lease back, now or, if Redis is away, on its return; on the wire's loop.
+
+        :param until: monotonic seconds of its end in any case.
+        """
+
+        def again() -> None:
+            with self._lock:
+                if len(self._unreleased) < _MOST_UNRELEASED:
+                    self._unreleased[name] = (token, until)
+
+        def released(_reply: Any, _source: "Source", _sent: float) -> None:
+            # Redis does not announce our own doings to us.
+            self.ring(name)
+
+        try:
+            wire.call(scripts.release(name, token), released, _Release(again))
+        except CacheError:
+            again()
+
+    def release_lost(self, wire: "Wire") -> None:
+        """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
+        with self._lock:
+            lost, self._unreleased = self._unreleased, {}
+        now = wire.clock()
+        for name, (token, until) in lost.items():
+            if now < until:
+                self.release(wire, name, token, until)
 
     def voided(self, lease: Lease) -> None:
         """Note that a load was overtaken: it can store nothing, and nobody may join it or wait for its lease."""

@@ -10,7 +10,7 @@ from magnus_cache.clock import monotonic
 from magnus_cache.epochs import Epochs
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.notices import Notices
-from magnus_cache.redis import scripts
+from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.reclaim import remove_names
 from magnus_cache.redis.recovery import Recovery
 
@@ -111,7 +111,10 @@ class Replays:
                 self._recovery.settle(missed)
 
     async def bump(self, wire: "Wire", names: Sequence[bytes]) -> int:
-        """Issue a new epoch to some control keys, and return it; 0 for none.
+        """Issue a new epoch to some control keys, and return it; 0 for none, and where there is no room for one.
+
+        A server that is out of memory takes no new epoch, but lets the old one go: a missing epoch is never taken for
+        valid, so until there is room again, nothing that it is about is served.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -119,8 +122,22 @@ class Replays:
         for start in range(0, len(names), _EPOCHS_AT_ONCE):
             some = names[start : start + _EPOCHS_AT_ONCE]
             command = scripts.bump(self._epochs.names, some, self._epochs.highest)
-            epoch = await wire.execute(command, partial(self._bumped, some))
+            try:
+                epoch = await wire.execute(command, partial(self._bumped, some))
+            except CacheUnavailableError as error:
+                if error.reason != "oom":
+                    raise
+                # With the guard, so that no tag is adopted by a load that began before this.
+                await wire.execute(commands.remove_keys((self._epochs.names.guard, *some)), partial(self._gone, some))
+                epoch = 0
         return epoch
+
+    def _gone(self, names: Sequence[bytes], reply: Any, source: "Source", _sent: float) -> Any:
+        """Know nothing of some epochs any more. Runs inside the reader."""
+        for name in names:
+            source.known.discard(name)
+            self._owner.outdated(name)
+        return reply
 
     def _bumped(self, names: Sequence[bytes], reply: Any, source: "Source", _sent: float) -> int:
         """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""

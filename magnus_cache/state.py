@@ -34,7 +34,7 @@ from magnus_cache.redis import scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
-from magnus_cache.stats import CacheStats, Stats
+from magnus_cache.stats import Stats
 
 if TYPE_CHECKING:
     from magnus_cache.redis.journal import Journal
@@ -205,27 +205,6 @@ class State:
         where = self.endpoint.display if self.endpoint else "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
-    def local_figures(self) -> CacheStats:
-        """Return the figures that take no exchange with Redis."""
-        memory, figures = self.memory, self.stats.figures()
-        memory.sweep()
-        figures |= {
-            "redis_available": self.redis_available,
-            "in_memory_keys": len(memory),
-            "in_memory_bytes": memory.bytes,
-            "evictions": memory.evictions,
-            "expirations": memory.expirations,
-            "fenced_fills": memory.fenced + self.stats.fenced_loads,
-            "flights": len(self.flights),
-            "flights_joined": self.flights.joined,
-            "unattended": self.flights.unattended,
-            "unreplayed": self.recovery.pending,
-            "breaker": self.breaker.figures(self.clock()),
-        }
-        if self.journal is not None:
-            figures["journal"] = self.journal.figures()
-        return figures
-
     # -- what wires tell us ---------------------------------------------------------------------------------
 
     def invalidated(self, names: list[bytes], wire: "Wire") -> None:
@@ -330,6 +309,7 @@ class State:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
         self.offline.kill()
         self.offline = LocalTrust(math.inf)
+        self.leases.release_lost(wire)
         if not wire.tracking:
             self.notices.warn("tracking", self._no_tracking())
         if self.notices.forget("redis"):

@@ -458,3 +458,22 @@ async def test_a_manager_of_memory_alone_needs_no_leases() -> None:
         assert await asyncio.gather(*calls) == [1] * 10
         assert await late == 2
         assert await cache.get("t", "k") == 2
+
+
+async def test_what_could_not_be_given_back_in_an_outage_is_on_the_return(
+    server: Any, raw: redis.Redis, proxy: Proxy
+) -> None:
+    """Nobody waits out the lease of a load that failed, or could not store its value, while Redis was away."""
+    slow = Slow()
+    async with fleet(proxy.url, 1, lease=30.0) as (one,), fleet(server.url, 1, lease=30.0) as (other,):
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not one._engine.state.reachable)
+        slow.finish()
+        assert await call == 1
+        assert raw.exists(LEASE)
+        proxy.resume()
+        async with asyncio.timeout(5):
+            assert await other.get_or_set("t", "k", lambda: "other") == "other"

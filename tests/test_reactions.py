@@ -85,6 +85,9 @@ async def test_out_of_memory(start: Start, caplog: pytest.LogCaptureFixture) -> 
     server = start()
     async with AsyncCacheManager(redis_url=server.url) as cache, AsyncCacheManager(redis_url=server.url) as peer:
         await cache.set("t", "before", "kept")
+        await cache.set("tagged", "k", "old", tags="x")
+        await cache.set("whole", "k", "old")
+        assert await peer.get_many("tagged", ["k"]) == await peer.get_many("whole", ["k"]) == {"k": "old"}
         with administrator(server) as admin:
             admin.config_set("maxmemory-policy", "noeviction")
             admin.config_set("maxmemory", 1)
@@ -100,9 +103,43 @@ async def test_out_of_memory(start: Start, caplog: pytest.LogCaptureFixture) -> 
             lines = warnings(caplog)
             assert len(lines) == 1
             assert "out of memory; raise maxmemory or evict" in lines[0]
+            await cache.invalidate_tags("x")
+            assert await cache.clear("whole") == 1
+            for manager in (cache, peer):
+                await manager.get_stats()
+                assert await manager.get("tagged", "k") is None
+                assert await manager.get("whole", "k") is None
             admin.config_set("maxmemory", 0)
             await cache.set("t", "after", 1)
             assert await peer.get("t", "after") == 1
+            for manager in (cache, peer):
+                assert await manager.get("tagged", "k") is None
+                assert await manager.get("whole", "k") is None
+            for manager in (cache, peer):
+                assert await manager.get_or_set("tagged", "k", lambda: "new", tags="x") == "new"
+
+
+async def test_no_tag_is_adopted_from_before_an_invalidation_for_which_there_was_no_room(start: Start) -> None:
+    """Invariant 2: a load that began before it stores nothing valid, though the epoch is gone without a trace."""
+    server, gate = start(), asyncio.Event()
+    async with AsyncCacheManager(redis_url=server.url) as cache, AsyncCacheManager(redis_url=server.url) as peer:
+        await cache.set("t", "other", 1, tags="y")
+
+        async def load() -> str:
+            await gate.wait()
+            return "old"
+
+        call = asyncio.create_task(cache.get_or_set("t", "k", load, tags=lambda value: "x"))
+        await wait_until_async(lambda: len(cache._engine.state.leases) == 1)
+        with administrator(server) as admin:
+            admin.config_set("maxmemory-policy", "noeviction")
+            admin.config_set("maxmemory", 1)
+            await peer.invalidate_tags("x")
+            admin.config_set("maxmemory", 0)
+        gate.set()
+        assert await call == "old"
+        for manager in (cache, peer):
+            assert await manager.get("t", "k") is None
 
 
 async def test_demoted_to_a_replica(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(FAULTS), help="this fault; may be given again")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each fault lasts")
     parser.add_argument("--callers", type=int, default=200)
-    parser.add_argument("--server", choices=["redis", "valkey"], default="redis")
+    parser.add_argument("--server", choices=["redis", "valkey"], default="valkey")
     parser.add_argument("--json", type=Path, default=Path(".reports/chaos.json"))
     arguments = parser.parse_args()
     logging.getLogger("magnus_cache").setLevel(logging.ERROR)

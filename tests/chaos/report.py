@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.chaos.ledger import Stale
 from tests.chaos.load import Callers, Seen
 from tests.chaos.world import World, world
 
-__all__ = ["Row", "strike", "table", "written"]
+__all__ = ["Row", "soak", "strike", "table", "written"]
 
 _PATIENCE = 20.0
 
@@ -35,7 +36,7 @@ class Row:
     examples: list[dict[str, Any]]
 
 
-def strike(name: str, seconds: float = 2.0, callers: int = 200, kind: str = "redis", quiet: float = 1.0) -> Row:
+def strike(name: str, seconds: float = 2.0, callers: int = 200, kind: str = "valkey", quiet: float = 1.0) -> Row:
     """Let a fault strike for some seconds, and return what callers saw of it."""
     with world(kind) as here:
         return asyncio.run(_strike(here, name, seconds, callers, quiet))
@@ -70,6 +71,33 @@ async def _strike(here: World, name: str, seconds: float, count: int, quiet: flo
         looking.cancel()
         for manager in here.managers:
             await manager.aclose()
+
+
+async def soak(here: World, seconds: float, count: int, seed: int) -> tuple[Seen, list[str]]:
+    """Let faults strike at random for so long, and return what callers saw, and which faults it were."""
+    dice, callers, struck = random.Random(seed), Callers(here, count), list[str]()
+    # The primary dies for good in one of them.
+    names = [name for name in FAULTS if name != "replica promoted"]
+    calling = asyncio.create_task(callers.run())
+    looking = asyncio.create_task(_look(here))
+    try:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            name = dice.choice(names)
+            struck.append(name)
+            await asyncio.to_thread(FAULTS[name], here, dice.uniform(0.1, 1.5))
+            # Often the next one comes before all is well.
+            await asyncio.sleep(dice.expovariate(1.0))
+        healed = time.monotonic()
+        while not await _well(here):
+            assert time.monotonic() - healed < _PATIENCE, f"not well again after {struck[-3:]}"
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(here.ledger.bound + 0.5)
+    finally:
+        callers.stop()
+        await asyncio.gather(calling, return_exceptions=True)
+        looking.cancel()
+    return callers.take(), struck
 
 
 async def _look(here: World) -> None:

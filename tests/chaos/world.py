@@ -45,10 +45,12 @@ class World:
 
 
 @contextlib.contextmanager
-def world(kind: str = "redis") -> Iterator[World]:
+def world(kind: str = "valkey") -> Iterator[World]:
     """Start it all; the caches are left to be closed by whoever uses them."""
     binary = find_redis() if kind == "redis" else find_valkey()
-    options: dict[str, str] = {"enable-debug-command": "yes", "requirepass": SECRET, "masterauth": SECRET}
+    options: dict[str, str] = {
+        "enable-debug-command": "yes", "requirepass": SECRET, "masterauth": SECRET, "repl-diskless-sync-delay": "0",
+    }  # fmt: skip
     with EmbeddedServer(binary, **options) as server, EmbeddedServer(binary, **options) as spare:
         with Proxy(server.port) as proxy:
             url = f"redis://:{SECRET}@127.0.0.1:{proxy.port}/0"

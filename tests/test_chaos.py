@@ -1,0 +1,102 @@
+"""Each fault once, for a moment, under load: no caller sees an error, no read is stale, and all is well again.
+
+`nox -s chaos` does the same for longer, with two hundred callers, and prints what it cost them; `nox -s soak` lets
+faults strike at random for minutes.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+from typing import Final
+
+import psutil
+import pytest
+
+from magnus_cache.testing import no_leaks
+from tests.chaos.faults import FAULTS
+from tests.chaos.ledger import Cache, Ledger
+from tests.chaos.report import soak, strike
+from tests.chaos.world import world
+
+SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))
+
+_GROWTH: Final = 80_000_000
+"""Bytes that a process may grow by: its allocator keeps some, and the ledger notes every invalidation."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    # asyncio tells of transports that a real peer reset while they were being written to.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", FAULTS)
+def test_callers_notice_nothing(name: str) -> None:
+    """Invariants 1, 5, 7, 10 and 11 at once; PITFALLS 5 and 6."""
+    row = strike(name, seconds=0.7, callers=30, quiet=0.3)
+    assert row.errors == 0, row.error_kinds
+    assert row.stale == 0, row.examples
+    assert row.recovery >= 0, "it was not used again"
+    assert row.requests > 100
+
+
+@pytest.mark.timeout(600 if SOAK else 60)
+def test_nothing_is_left_after_many_faults() -> None:
+    """Memory, tasks, sockets and threads are back at the base line; and still nobody has noticed anything."""
+    seconds = 300.0 if SOAK else 5.0
+    process = psutil.Process()
+
+    async def run() -> None:
+        seen, struck = await soak(here, seconds, 40, seed=int.from_bytes(os.urandom(4), "big"))
+        for cache in here.caches:
+            state = cache.state
+            assert len(state.flights) == len(state.leases) == state.memory.pending == 0
+            assert not state.recovery.pending
+            assert state.flights.unattended == 0
+        for manager in here.managers:
+            await manager.aclose()
+        assert not seen.errors, (seen.errors[:3], struck)
+        assert not here.ledger.stale, (here.ledger.stale[:3], struck)
+
+    before = process.memory_info().rss
+    with no_leaks():
+        with world() as here:
+            asyncio.run(run())
+    gc.collect()
+    assert process.memory_info().rss - before < _GROWTH
+
+
+# -- that the ledger finds faults ---------------------------------------------------------------------------------
+
+
+class _Now:
+    """A cache's state, as far as the ledger looks at it."""
+
+    reachable = True
+
+
+def test_the_ledger_accuses_who_serves_what_it_invalidated_itself() -> None:
+    ledger, cache = Ledger(1.0), Cache(0, _Now())  # type: ignore[arg-type]
+    ledger.ended(cache, "k", ["k", 1], 0.0, floor=2)
+    assert [stale.rule for stale in ledger.stale] == ["a"]
+
+
+@pytest.mark.parametrize(("began", "stale"), [(10.5, 0), (11.5, 1)])
+def test_the_ledger_accuses_who_serves_what_a_peer_invalidated_more_than_the_bound_ago(
+    began: float, stale: int
+) -> None:
+    ledger, cache = Ledger(1.0), Cache(0, _Now(), apart=-10.0)  # type: ignore[arg-type]
+    ledger._publish("k", 5, 10.0)
+    ledger.ended(cache, "k", ["k", 4], began, floor=0)
+    assert len(ledger.stale) == stale
+    ledger.ended(cache, "k", ["k", 5], began, floor=0)
+    assert len(ledger.stale) == stale
+
+
+def test_the_ledger_excuses_who_was_without_redis() -> None:
+    ledger, cache = Ledger(1.0), Cache(0, _Now(), apart=11.0)  # type: ignore[arg-type]
+    ledger._publish("k", 5, 10.0)
+    ledger.ended(cache, "k", ["k", 4], 11.5, floor=0)
+    assert not ledger.stale
