@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from magnus_cache.addresses import MISS
+from magnus_cache.batch_reads import look_many
 from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
@@ -150,7 +151,7 @@ async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[bytes, Any]:
     values: dict[bytes, Any] = {}
     for start in range(0, len(wanted), _STEP):
         step = wanted[start : start + _STEP]
-        found = await engine.reads.look_many([item.address for item in step])
+        found = await look_many(engine.reads, [item.address for item in step])
         for (entry, near), item in zip(found, step, strict=True):
             value = engine.reads.opened(item.address, entry)
             item.address.counters.count(hit=value is not MISS, near=near)

@@ -93,9 +93,16 @@ class Breaker:
         """Note that an attempt was given up without an outcome: another may be made."""
         with self._lock:
             self._trial_until = -math.inf
+        self._ring()
 
     def failed(self, now: float, reason: str = "") -> float:
         """Note a failure and return the pause until the next attempt, in seconds."""
+        try:
+            return self._failed(now, reason)
+        finally:
+            self._ring()
+
+    def _failed(self, now: float, reason: str) -> float:
         with self._lock:
             self._trial_until = -math.inf
             # A second connection that reports the same outage must not push the attempt further away.
@@ -111,15 +118,19 @@ class Breaker:
             return pause
 
     def succeeded(self) -> None:
-        """Note that Redis answered, and tell all who wait for that."""
+        """Note that Redis answered."""
         with self._lock:
             self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf
+        self._ring()
+
+    def _ring(self) -> None:
+        with self._lock:
             bells, self._bells = self._bells, set()
         for bell in bells:
             bell()
 
     def listen(self, bell: Callable[[], object]) -> None:
-        """Have something called, in whatever thread, when Redis answers again; once."""
+        """Have something called, in whatever thread, when an attempt has ended: once, at once if Redis answers."""
         with self._lock:
             if self._failures:
                 self._bells.add(bell)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
+from magnus_cache.batch_reads import look_many
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import Decorator, make_decorator, make_rule
 from magnus_cache.engine import Engine
@@ -187,7 +188,7 @@ class AsyncOperations:
         for step in _steps(listed(keys, "keys")):
             addresses = [self._reads.address(namespace, key) for key in step]
             if self._state.mode is Mode.NORMAL:
-                self._open_many(step, addresses, await self._reads.look_many(addresses), found)
+                self._open_many(step, addresses, await look_many(self._reads, addresses), found)
                 await asyncio.sleep(0)
         return found
 

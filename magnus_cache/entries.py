@@ -121,6 +121,11 @@ class Entry(float):
         return self._packed & _SIZE_MASK
 
     @property
+    def length(self) -> int:
+        """Bytes of the encoded value, without what its tags are counted for."""
+        return self.size
+
+    @property
     def version(self) -> int:
         """The unique version in the value's envelope."""
         return self._packed >> _SIZE_BITS & _VERSION_MASK
@@ -145,12 +150,14 @@ class Entry(float):
 class Mark:
     """A tag, as the entries know it that have it.
 
+    :ivar tag: its text.
     :ivar generation: the memory's generation in which it was last invalidated; older entries are gone.
     """
 
-    __slots__ = ("__weakref__", "generation")
+    __slots__ = ("__weakref__", "generation", "tag")
 
-    def __init__(self) -> None:
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
         self.generation = 0
 
 
@@ -173,6 +180,11 @@ class TaggedEntry(Entry):
         self.marks = marks
         self.stamp = generation
         return self
+
+    @property
+    def length(self) -> int:
+        """Bytes of the encoded value, without what its tags are counted for."""
+        return self.size - _TAG_OVERHEAD * len(self.marks)
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""

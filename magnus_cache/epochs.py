@@ -168,10 +168,10 @@ class Epochs:
 
     def marks(self, tags: Iterable[str]) -> list[Mark]:
         """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid."""
-        names = [self.tag_name(tag) for tag in tags]
+        named = [(self.tag_name(tag), tag) for tag in tags]
         # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
         with self._lock:
-            return [self._marks.setdefault(name, Mark()) for name in names]
+            return [self._marks.setdefault(name, Mark(tag)) for name, tag in named]
 
     def mark(self, name: bytes) -> Mark | None:
         """Return the mark of a tag's epoch, if any entry has it."""

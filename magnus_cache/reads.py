@@ -5,8 +5,7 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +19,7 @@ from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableEr
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
 from magnus_cache.negatives import decode_error
+from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
 
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["MANY", "Reads", "twice"]
-
-MANY: Final = 500
-"""Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
+__all__ = ["Reads", "twice"]
 
 _ATTEMPTS: Final = 2
 """A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
@@ -60,6 +57,7 @@ class Reads:
         self._memory = state.memory
         self._settings = state.settings
         self._clock = state.clock
+        self._compares = True
         self.epochs = EpochReads(state.epochs, state.settings.max_staleness, state.clock)
 
     def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> Address:
@@ -166,7 +164,7 @@ class Reads:
                     if (entry := self._memory.hit(address.name)) is not None:
                         return entry
                 self.epochs.prepare(wire, address.realm, tags)
-                waiter, fill = self._request(wire, address)
+                waiter, fill = self.request(wire, address)
                 try:
                     return await waiter
                 finally:
@@ -175,6 +173,10 @@ class Reads:
                 tags = error.tags
             except CacheUnavailableError as error:
                 self.failed(address, error)
+                if error.reason == "noperm" and self._compares:
+                    # Perhaps it was the script; what is not permitted has to be read in full.
+                    self._compares = False
+                    continue
                 lost += 1
                 if error.reason != "lost" or lost == _ATTEMPTS:
                     break
@@ -198,12 +200,18 @@ class Reads:
         held = self._memory.peek(address.name)
         return held is not None and held.trust is wire.trust
 
-    def _request(self, wire: "Wire", address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+    def request(self, wire: "Wire", address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there."""
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
-        fill = self._memory.reserve(address.name) if address.namespace.l1 else None
+        held = self._memory.peek(address.name) if address.namespace.l1 and self._compares else None
+        fill = self.expect(address)
         try:
-            wire.read(address.name, partial(self.received, address, fill), waiter)
+            if held is None or not comparable(held, wire):
+                wire.read(address.name, partial(self.received, address, fill), waiter)
+            else:
+                tags = tags_of(held)
+                self.epochs.prepare(wire, address.realm, tags)
+                wire.call(comparison(address.name, held, tags), partial(self.compared, address, fill, held), waiter)
         except CacheUnavailableError:
             self.settle(fill)
             raise
@@ -253,71 +261,6 @@ class Reads:
         good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
         return entry if good else None
 
-    async def look_many(self, addresses: Sequence[Address]) -> list[tuple[Entry | None, bool]]:
-        """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
-        found = [(self._memory.hit(address.name), True) for address in addresses]
-        missing = [index for index, (entry, _) in enumerate(found) if entry is None]
-        for start in range(0, len(missing), MANY):
-            step = missing[start : start + MANY]
-            entries = await self._read_many([addresses[index] for index in step])
-            for index, entry in zip(step, entries, strict=True):
-                found[index] = (entry, False)
-        return found
-
-    async def _read_many(self, addresses: Sequence[Address]) -> list[Entry | None]:
-        """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
-        wire = self.state.wire()
-        if wire is None or not wire.up:
-            # The first one sees to it that the wire is up, if it can be.
-            first, rest = await self.read(addresses[0]), addresses[1:]
-            if wire is None or not wire.up:
-                return [first, *[await self.read(address) for address in rest]]
-            return [first, *(await self._read_many(rest) if rest else ())]
-        if self.state.recovery.pending:
-            covered = [address for address in addresses if self.state.recovery.covers(address.name)]
-            with contextlib.suppress(CacheUnavailableError):
-                for address in covered[:1]:
-                    await self.caught_up(wire, address)
-        answers: list[Entry | Exception | None] = [UnsettledError()] * len(addresses)
-        tags: set[str] = set()
-        for _ in range(JUDGEMENTS):
-            open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
-            if not open_:
-                break
-            for index, answer in zip(open_, await self._ask_many(wire, addresses, open_, tags), strict=True):
-                answers[index] = answer
-                if isinstance(answer, UnsettledError):
-                    tags.update(answer.tags)
-        # What was lost on the way goes the long way round.
-        return [
-            await self.read(address) if isinstance(answer, Exception) else answer
-            for answer, address in zip(answers, addresses, strict=True)
-        ]
-
-    async def _ask_many(
-        self, wire: "Wire", addresses: Sequence[Address], wanted: Sequence[int], tags: Iterable[str]
-    ) -> list[Entry | Exception | None]:
-        """Ask for some of the values, and for the epochs of tags that they turned out to have."""
-        waiters: list[asyncio.Future[Entry | None]] = []
-        with contextlib.ExitStack() as fills:
-            try:
-                self.epochs.prepare(wire, addresses[0].realm, tuple(tags))
-                for index in wanted:
-                    waiter, fill = self._request(wire, addresses[index])
-                    waiters.append(waiter)
-                    fills.callback(self.settle, fill)
-            except CacheUnavailableError as error:
-                refused: list[Exception] = [error] * (len(wanted) - len(waiters))
-            else:
-                refused = []
-            try:
-                answers = await asyncio.gather(*waiters, return_exceptions=True)
-            finally:
-                # Cancelled half-way, nobody is left to look at the rest.
-                for waiter in waiters:
-                    waiter.cancel()
-        return [*(_no_cancellation(answer) for answer in answers), *refused]
-
     def expect(self, address: Address) -> Fill | None:
         """Reserve the value's place in the near cache, before it is asked for."""
         return self._memory.reserve(address.name) if address.namespace.l1 else None
@@ -343,17 +286,41 @@ class Reads:
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
-        freshness, deadline = address.freshness, source.time.local(fresh_until)
-        if deadline + freshness.grace <= self._clock() or (negative and not freshness.negative):
+        held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
+        return self._judged(address, fill, held, fresh_until, source, sent, generation)
+
+    def compared(
+        self, address: Address, fill: Fill | None, near: Entry, reply: Any, source: "Source", sent: float
+    ) -> Entry | None:
+        """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
+
+        :raises UnsettledError: for a value whose epochs are not known on this connection.
+        """
+        generation = self._memory.generation
+        try:
+            held, fresh_until, raw = recognized(near, reply)
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
             return None
-        marks = self.state.epochs.marks(tags) if tags else ()
-        floor = self.state.epochs.floor(source.known, address.realm, tags)
+        if held is None:
+            return self.received(address, fill, raw, source, sent)
+        return self._judged(address, fill, held, fresh_until, source, sent, generation)
+
+    def _judged(
+        self, address: Address, fill: Fill | None, held: Held, fresh_until: int, source: "Source", sent: float,
+        generation: int,
+    ) -> Entry | None:  # fmt: skip
+        """Return the entry of what Redis has, if it is still of use, and keep it."""
+        freshness, deadline = address.freshness, source.time.local(fresh_until)
+        if deadline + freshness.grace <= self._clock() or (held.negative and not freshness.negative):
+            return None
+        marks = self.state.epochs.marks(held.tags) if held.tags else ()
+        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if floor is None:
             source.known.ready.discard(address.realm.control)
-            raise UnsettledError(tags)
-        if epoch < floor or (self.state.recovery.pending and self.covered(address, tags)):
+            raise UnsettledError(tuple(held.tags))
+        if held.epoch < floor or (self.state.recovery.pending and self.covered(address, held.tags)):
             return None
-        held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
         entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
         if fill is not None:
             self._memory.fill(fill, entry)
@@ -392,9 +359,3 @@ class Reads:
         """Count an exchange with Redis that failed."""
         address.counters.errors += 1
         self.state.stats.failed(error.reason)
-
-
-def _no_cancellation(answer: Entry | BaseException | None) -> Entry | Exception | None:
-    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-        raise answer
-    return answer

@@ -16,13 +16,14 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache import codec
 from magnus_cache.addresses import Address, Held
+from magnus_cache.batch_reads import MANY
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Fill, LocalTrust, Trust, afterlife
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
-from magnus_cache.reads import MANY, Reads, twice
+from magnus_cache.reads import Reads, twice
 from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names

@@ -67,6 +67,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.failed_at = self.now
         self.outages += not self.failing
         self.failing, self.trials = True, 0
+        assert self.rung == self.listening
 
     @rule()
     def succeeds(self) -> None:
@@ -78,6 +79,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def gives_up(self) -> None:
         self.breaker.withdrawn()
         self.trials = 0
+        assert self.rung == self.listening
 
     @rule()
     def listens(self) -> None:

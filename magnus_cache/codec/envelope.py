@@ -26,7 +26,10 @@ __all__ = [
     "NEGATIVE",
     "TAGGED",
     "VALIDATED",
+    "VERSION_AT",
     "Header",
+    "glance",
+    "head_bytes",
     "new_version",
     "open_payload",
     "pack",
@@ -46,8 +49,9 @@ _HEADER: Final = struct.Struct(">3xIBQqQffI")
 _LENGTH: Final = struct.Struct(">H")
 HEADER_BYTES: Final = _HEADER.size
 _SUMMED: Final = _SUM.size
+VERSION_AT: Final = 8
 EPOCH_AT: Final = 24
-"""Where the epoch's eight bytes begin: scripts compare them."""
+"""Where the eight bytes of the version and of the epoch begin: scripts compare them."""
 
 _COPIED_BYTES: Final = 2048
 """Up to here, copying a value for its checksum is faster than making a view of it."""
@@ -144,6 +148,22 @@ def read_header(raw: bytes) -> Header:
     if header.flags & ~_KNOWN_FLAGS:
         raise CacheDecodeError("flags", "the stored value uses a feature that this version lacks")
     return header
+
+
+def glance(head: bytes) -> tuple[Header, tuple[str, ...]]:
+    """Return header and tags of a stored value of which only the beginning is here, and which is known to be sound.
+
+    :raises CacheDecodeError: with the reason ``"malformed"``, if it does not go far enough.
+    """
+    if len(head) < HEADER_BYTES:
+        raise _malformed("header")
+    header: Header = _new(Header, _HEADER.unpack_from(head))
+    return header, read_tags(head, header)[0]
+
+
+def head_bytes(tags: Sequence[str]) -> int:
+    """Return how much of the beginning of a stored value with such tags is needed for a `glance`."""
+    return HEADER_BYTES + (len(_tag_block(tags)) if tags else 0)
 
 
 def _tag_block(tags: Sequence[str]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import Final
 
-from magnus_cache.codec.envelope import EPOCH_AT
+from magnus_cache.codec.envelope import EPOCH_AT, VERSION_AT
 from magnus_cache.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache.keys import lease_name
 from magnus_cache.redis.commands import Command, pack
@@ -22,6 +22,7 @@ __all__ = [
     "adopt",
     "arrive",
     "bump",
+    "compare",
     "fill",
     "learn",
     "reclaim",
@@ -220,6 +221,16 @@ return redis.call('EXISTS', KEYS[1])
 )
 
 
+_COMPARE: Final = Script(
+    "COMPARE",
+    f"""
+local head = redis.call('GETRANGE', KEYS[1], 0, ARGV[2] - 1)
+if string.sub(head, {VERSION_AT + 1}, {VERSION_AT + 8}) == ARGV[1] then return {{1, head}} end
+return {{0, redis.call('GET', KEYS[1])}}
+""",
+)
+
+
 def acquire(name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False) -> Command:
     """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
 
@@ -227,6 +238,14 @@ def acquire(name: bytes, reject: bytes, token: bytes, milliseconds: int, *, forc
     :param force: take the lease whatever there is, from whoever holds it.
     """
     return _ACQUIRE.command((name, lease_name(name)), reject, token, milliseconds, b"1" if force else b"")
+
+
+def compare(name: bytes, version: int, size: int) -> Command:
+    """Pack a read of a value by who has one version of it: the reply is ``[1, its first bytes]`` or ``[0, value]``.
+
+    :param size: how many of its first bytes are wanted if it is that version.
+    """
+    return _COMPARE.command((name,), version.to_bytes(8, "big"), size)
 
 
 def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int) -> Command:

@@ -153,7 +153,8 @@ class Wire:
     def _enqueue(self, asked: Read | Call) -> None:
         if self._task is None:
             self._start()
-        if self._error is not None:
+        # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
+        if self._error is not None and (self.over or self._breaker.open):
             # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
             raise CacheUnavailableError(self._error.reason, self._error.problem)
         if self._pipeline.pending >= self._limits.max_pending:

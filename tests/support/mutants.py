@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import (
+    batch_reads,
     batches,
     breaker,
     claims,
@@ -493,16 +494,16 @@ def without_threads_of_its_own_for_compression() -> None:
 
 @guard(RACES)
 def without_looking_at_cancelled_reads() -> None:
-    original = reads.Reads._read_many
+    original = batch_reads._read_many
 
     async def read_many(self: Any, addresses: Any) -> Any:
         wire_ = self.state.wire()
         if wire_ is None or not wire_.up:
             return await original(self, addresses)
-        waiters = [self._request(wire_, address)[0] for address in addresses]
-        return [await self._either(waiter, address) for waiter, address in zip(waiters, addresses, strict=True)]
+        waiters = [self.request(wire_, address)[0] for address in addresses]
+        return [await waiter for waiter in waiters]
 
-    put(reads.Reads, "_read_many", read_many)
+    put(batch_reads, "_read_many", read_many)
 
 
 # -- Redis' own troubles ------------------------------------------------------------------------------------------
@@ -552,6 +553,49 @@ def without_leaving_a_demoted_server() -> None:
 @guard(REACTIONS)
 def without_knowing_who_serves_nobody() -> None:
     put(wire, "unable", nothing)
+
+
+# -- warm reconnection --------------------------------------------------------------------------------------------
+
+WARM: Final = "tests/test_warm_reconnect.py"
+
+
+@guard(WARM)
+def without_comparing_with_what_is_here() -> None:
+    put(reads, "comparable", lambda *_: False)
+
+
+@guard(WARM)
+def without_looking_at_the_version() -> None:
+    edit(scripts._COMPARE, "== ARGV[1] then return {1, head} end", "then return {1, head} end")
+
+
+@guard(WARM)
+def without_judging_what_was_recognized() -> None:
+    original = reads.recognized
+
+    def recognized(near: Any, reply: Any) -> Any:
+        held, fresh_until, raw = original(near, reply)
+        return (held and held._replace(epoch=1 << 62, tags=())), fresh_until, raw
+
+    put(reads, "recognized", recognized)
+
+
+@guard(WARM)
+def without_reading_where_comparing_is_forbidden() -> None:
+    put(reads, "JUDGEMENTS", 1)
+
+
+@guard(WARM)
+def without_waiting_for_a_connection_that_is_being_made() -> None:
+    original = wire.Wire._enqueue
+
+    def enqueue(self: Any, asked: Any) -> None:
+        if self._error is not None:
+            raise self._error
+        original(self, asked)
+
+    put(wire.Wire, "_enqueue", enqueue)
 
 
 # -- the journal --------------------------------------------------------------------------------------------------
