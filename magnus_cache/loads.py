@@ -18,7 +18,7 @@ from magnus_cache.clock import Duration, monotonic, seconds
 from magnus_cache.codec import envelope
 from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheEncodeError, CacheTypeError, CacheValueTooLargeError
+from magnus_cache.errors import CacheEncodeError, CacheError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.leases import Claim
@@ -320,21 +320,24 @@ class Loads:
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
-            # Without a stale value, whoever asks again wants it tried again.
-            if freshness.grace or freshness.early:
-                self.throttle.failed(address.name, freshness.retry)
-                kind = type(error).__name__
-                self._state.notices.warn(
-                    f"load:{address.namespace}:{kind}",
-                    f"loading a value for namespace {str(address.namespace)!r} failed ({kind}); where there is a stale "
-                    f"one it is served, and the next attempt is in {freshness.retry:g} s",
-                )
+            self._hold_back(address, error)
             return
         payload = encode_error(error)
         if len(payload) <= self._reads.limit(address):
             held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
             held = held._replace(cost=monotonic() - started)
             await self._writes.fill(address, held, payload, ttl, claim)
+
+    def _hold_back(self, address: Address, error: Exception) -> None:
+        freshness, kind = address.freshness, type(error).__name__
+        # Without a stale value, whoever asks again wants it tried again.
+        if freshness.grace or freshness.early:
+            self.throttle.failed(address.name, freshness.retry)
+            self._state.notices.warn(
+                f"load:{address.namespace}:{kind}",
+                f"loading a value for namespace {str(address.namespace)!r} failed ({kind}); where there is a stale "
+                f"one it is served, and the next attempt is in {freshness.retry:g} s",
+            )
 
     async def kept(
         self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
@@ -346,9 +349,16 @@ class Loads:
                 problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
                 raise CacheTypeError("loader", problem)
             value = load.previous
-        payload, ttl = self._judge(address, value, rule)
-        if rule.tags is not None and rule.tags.of_value is not None:
+        try:
+            payload, ttl = self._judge(address, value, rule)
             tags = rule.tags_of(value, tags)
+        except CacheError:
+            raise
+        except Exception as error:
+            # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
+            self._hold_back(address, error)
+            raise
+        if rule.tags is not None and rule.tags.of_value is not None:
             await self.claims.adopt(tags, claim)
         if payload is not None and ttl is not None:
             held = self._writes.held(address, value, payload, tags)

@@ -5,6 +5,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -218,6 +219,43 @@ async def test_a_mistake_in_the_program_is_not_hidden_by_a_stale_value(caller: O
             await cache.get_or_set(namespace, object)
 
 
+@pytest.mark.parametrize("which", ["ttl", "skip_if", "tags"])
+async def test_a_value_that_its_rules_choke_on_is_as_good_as_none(
+    caller: Opened, clock: VirtualClock, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    """As from a source whose answer lacks the field that tells for how long it is good."""
+    reply: dict[str, Any] = {"for": 10, "drop": False, "tag": "x"}
+    calls = 0
+
+    def load() -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        return dict(reply)
+
+    async def load_async() -> dict[str, Any]:
+        return load()
+
+    namespace = Namespace("t", grace=60, retry=5)
+    async with caller() as cache:
+        decorate = cache.manager.cached(
+            namespace=namespace,
+            ttl=lambda value: value["for"],
+            skip_if=lambda value: value["drop"],
+            tags=lambda value: value["tag"],
+        )
+        call = decorate(load_async) if cache.way == "async" else partial(asyncio.to_thread, decorate(load))
+        first = await call()
+        clock.advance(11)
+        del reply[{"ttl": "for", "skip_if": "drop", "tags": "tag"}[which]]
+        assert await call() == first
+        assert await call() == first
+        assert calls == 2, "tried again at once"
+        assert "failed (KeyError)" in caplog.text
+        clock.advance(61)
+        with pytest.raises(KeyError):
+            await call()
+
+
 async def test_get_serves_nothing_stale(caller: Opened, clock: VirtualClock) -> None:
     """Who only looks has no source, so that nobody would refresh it."""
     namespace = Namespace("t", grace=60)
@@ -262,6 +300,26 @@ async def test_in_an_outage_a_stale_value_is_better_than_none(
         source.error = None
         clock.advance(6)
         assert await cache.get_or_set(namespace, source) == [3]
+
+
+@pytest.mark.parametrize("age", [1, 11])
+async def test_what_a_peer_deleted_while_we_were_cut_off_is_served_neither_fresh_nor_stale(
+    url: str, proxy: Proxy, caller: Opened, clock: VirtualClock, age: int
+) -> None:
+    """Invariant 5: what was read through a connection that broke is not good enough for an excuse either."""
+    source, namespace = Source(), Namespace("t", grace=60)
+    async with AsyncCacheManager(redis_url=url) as peer, caller(redis_url=proxy.url) as cache:
+        await cache.get_or_set(namespace, source)
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not cache.manager._engine.state.reachable)
+        await peer.delete("t", "k")
+        clock.advance(age)
+        proxy.resume()
+        await wait_until_async(lambda: cache.manager._engine.state.reachable)
+        source.error = SourceError("away as well")
+        with pytest.raises(SourceError):
+            await cache.get_or_set(namespace, source)
 
 
 # -- stale while revalidate, timeouts -----------------------------------------------------------------------------
@@ -473,6 +531,28 @@ async def test_an_early_refresh_that_fails_harms_nobody(caller: Opened, clock: V
         clock.advance(5)
         with pytest.raises(SourceError):
             await cache.get_or_set(namespace, source, 5)
+
+
+async def test_an_early_refresh_is_no_part_of_the_load_that_happens_to_cause_it(url: str, clock: VirtualClock) -> None:
+    """The one does not wait for the other, so that the other may wait for the one."""
+    part, whole, got = Namespace("part", early=1e6), Namespace("t"), asyncio.Event()
+
+    async def load_part() -> list[Any]:
+        await asyncio.sleep(0.01)
+        return [1] if not got.is_set() else [2, await cache.get_or_set(whole, "k", load_whole)]
+
+    async def load_whole() -> list[Any]:
+        found = await cache.get_or_set(part, "p", load_part, 5)
+        got.set()
+        await asyncio.sleep(0.05)
+        return found
+
+    async with AsyncCacheManager(redis_url=url) as cache:
+        assert await cache.get_or_set(part, "p", load_part, 5) == [1]
+        clock.advance(4.5)
+        assert await cache.get_or_set(whole, "k", load_whole) == [1]
+        await wait_until_async(lambda: not cache._engine.state.flights.unattended)
+        assert await cache.get(part, "p") == [2, [1]]
 
 
 async def test_an_early_refresh_takes_what_somebody_else_has_just_refreshed(url: str, clock: VirtualClock) -> None:

@@ -5,6 +5,8 @@ pass proves nothing about it.
 """
 
 import asyncio
+import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -15,17 +17,24 @@ from magnus_cache import (
     breaker,
     claims,
     clears,
+    current,
     entries,
     epoch_reads,
     epochs,
     flights,
+    freshness,
     leases,
     loads,
     memory,
+    negatives,
     reads,
+    refreshes,
     state,
+    throttle,
     writes,
 )
+from magnus_cache.addresses import MISS, Address
+from magnus_cache.codec import envelope
 from magnus_cache.flight import Flight
 from magnus_cache.redis import (
     commands,
@@ -553,6 +562,194 @@ def without_leaving_a_demoted_server() -> None:
 @guard(REACTIONS)
 def without_knowing_who_serves_nobody() -> None:
     put(wire, "unable", nothing)
+
+
+# -- policies of freshness ----------------------------------------------------------------------------------------
+
+FRESHNESS: Final = "tests/test_freshness.py"
+POLICIES: Final = "tests/test_policies.py"
+
+
+@guard(POLICIES)
+def without_trust_in_what_is_stale() -> None:
+    original = memory.Memory.past
+    put(memory.Memory, "past", lambda self, name, *, trusted: original(self, name, trusted=False))
+
+
+@guard(POLICIES)
+def without_what_is_left_in_an_outage() -> None:
+    put(refreshes.Refreshes, "_left", lambda self, address, entry: entry)
+
+
+@guard(POLICIES)
+def without_a_pause_after_a_failed_load() -> None:
+    put(throttle.Throttle, "holds", lambda *_: False)
+
+
+@guard(POLICIES)
+def without_an_end_of_the_pause() -> None:
+    put(throttle.Throttle, "holds", lambda self, name: name in self._until)
+
+
+@guard(POLICIES)
+def without_a_pause_after_a_value_that_its_rules_choke_on() -> None:
+    original = loads.Loads._hold_back
+
+    def hold_back(self: Any, address: Any, error: Exception) -> None:
+        if not isinstance(error, KeyError):
+            original(self, address, error)
+
+    put(loads.Loads, "_hold_back", hold_back)
+
+
+@guard(POLICIES)
+def without_a_bound_on_loads_that_nobody_waits_for() -> None:
+    original = flights.Flights.__init__
+    put(flights.Flights, "__init__", lambda self: original(self, 1 << 30))
+
+
+@guard(POLICIES)
+def without_letting_a_load_go_on() -> None:
+    put(flights.Flights, "_let_go_on", nothing)
+
+
+@guard(POLICIES)
+def without_an_end_of_waiting() -> None:
+    original = flights.Flights.run
+
+    async def run(self: Any, key: bytes, load: Any, **options: Any) -> Any:
+        return await original(self, key, load, **{**options, "patience": None})
+
+    put(flights.Flights, "run", run)
+
+
+@guard(POLICIES)
+def without_cancelling_what_goes_on_at_the_end() -> None:
+    put(flights.Flights, "_call_off", nothing)
+
+
+@guard(POLICIES)
+def without_a_context_of_its_own_for_an_early_load() -> None:
+    class Nested(Flight):
+        __slots__ = ("_outer",)
+
+        @property
+        def outer(self) -> Any:
+            return self._outer
+
+        @outer.setter
+        def outer(self, outer: Any) -> None:
+            self._outer = outer or getattr(self, "_outer", None)
+
+    put(flights, "Flight", Nested)
+
+
+@guard(POLICIES)
+def without_telling_what_is_to_be_refreshed() -> None:
+    original = claims.Claims._good
+    put(claims.Claims, "_good", lambda self, address, entry, _: original(self, address, entry, None))
+
+
+@guard(POLICIES)
+def without_the_class_of_a_remembered_error() -> None:
+    put(negatives, "_named", lambda _, base: base)
+
+
+@guard(POLICIES)
+def without_asking_who_wants_remembered_errors() -> None:
+    put(negatives, "_named", lambda name, _: {"builtins:LookupError": LookupError}.get(name, RuntimeError))
+    original = negatives.decode_error
+    everybody = freshness.Freshness(negative=((Exception, 1.0),))
+    put(reads, "decode_error", lambda payload, _: original(payload, everybody))
+
+
+@guard(POLICIES)
+def without_remembering_errors() -> None:
+    put(freshness.Freshness, "negative_ttl", nothing)
+
+
+@guard(POLICIES)
+def without_telling_errors_from_values() -> None:
+    put(entries.Entry, "negative", False)
+
+
+@guard(POLICIES)
+def without_grace_in_redis_expiry() -> None:
+    original = writes.Writes._send
+
+    async def send(self: Any, address: Any, *rest: Any) -> bool:
+        graceless = Address(
+            address.namespace, address.name, address.counters, address.realm,
+            dataclasses.replace(address.freshness, grace=0.0),
+        )  # fmt: skip
+        return await original(self, graceless, *rest)
+
+    put(writes.Writes, "_send", send)
+
+
+@guard(POLICIES)
+def without_keeping_what_is_stale_near() -> None:
+    put(entries.Entry, "end", property(lambda self: self.real))
+
+
+@guard(POLICIES)
+def without_refusing_what_is_stale_to_who_only_looks() -> None:
+    put(reads.Reads, "opened", reads.Reads.opened_anyway)
+
+
+@guard(POLICIES)
+def without_telling_mistakes_from_failures() -> None:
+    put(refreshes.Refreshes, "_excused", lambda self, address, error, stale: stale is not MISS)
+
+
+@guard(FRESHNESS, POLICIES)
+def without_an_end_of_grace() -> None:
+    original = freshness.standing
+
+    def standing(now: float, due: float, fresh_until: float, end: float) -> Any:
+        return original(now, due, fresh_until, max(end, now + 1))
+
+    put(freshness, "standing", standing)
+    put(refreshes, "standing", standing)
+    put(entries.Entry, "end", property(lambda self: math.inf))
+    put(reads, "afterlife", lambda fresh, stale, *, negative=False: entries.afterlife(fresh, 1e6, negative=negative))
+
+
+@guard(FRESHNESS, POLICIES)
+def without_refreshing_early() -> None:
+    for module in (freshness, reads):
+        put(module, "early_by", lambda *_: 0.0)
+
+
+@guard(POLICIES)
+def without_jitter() -> None:
+    put(writes, "lifetime", lambda ttl, *_: ttl)
+
+
+@guard(FRESHNESS)
+def without_a_bound_on_jitter() -> None:
+    put(freshness, "lifetime", lambda ttl, jitter, random: ttl * (1 + jitter * random()))
+
+
+@guard(FRESHNESS)
+def without_a_least_draw() -> None:
+    put(freshness, "_LEAST", 0.0)
+
+
+@guard(POLICIES)
+def without_asking_what_was_not_modified() -> None:
+    put(current.CurrentLoad, "has_previous", True)
+
+
+@guard(POLICIES)
+def without_the_validator() -> None:
+    original = envelope.read_validator
+    put(envelope, "read_validator", lambda raw, header: (None, original(raw, header)[1]))
+
+
+@guard(LEASES)
+def without_giving_back_leases_that_an_outage_kept() -> None:
+    put(leases.Leases, "release_lost", nothing)
 
 
 # -- warm reconnection --------------------------------------------------------------------------------------------
