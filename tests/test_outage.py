@@ -70,30 +70,53 @@ def test_the_background_loop_reconnects_without_a_call(private_server: Any) -> N
         wait_until(lambda: cache.redis_available)
 
 
-@pytest.mark.parametrize("what", ["delete", "clear", "pattern", "overwrite"])
-def test_what_was_invalidated_in_the_outage_never_comes_back(server: Any, proxy: Any, what: str) -> None:
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", ["async", "blocking"])
+@pytest.mark.parametrize("what", ["delete", "delete many", "clear", "pattern", "everything", "tag", "overwrite"])
+async def test_what_was_invalidated_in_the_outage_never_comes_back(
+    server: Any, proxy: Any, what: str, way: str
+) -> None:
     """Invariant 7: Redis keeps the old value all through the outage; nobody is served it afterwards."""
-    peer = CacheManager(redis_url=server.url)
-    with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
-        cache.set("t", "k", "old")
-        assert peer.get("t", "k") == "old"
+    async with (
+        AsyncCacheManager(redis_url=server.url) as peer,
+        AsyncCacheManager(redis_url=proxy.url, op_timeout=0.3) as cache,
+    ):
+
+        async def call(name: str, *args: Any, **options: Any) -> Any:
+            if way == "async":
+                return await getattr(cache, name)(*args, **options)
+            return await asyncio.to_thread(getattr(cache.sync, name), *args, **options)
+
+        await call("set", "t", "k", "old", tags="x")
+        assert await peer.get("t", "k") == "old"
         proxy.refuse()
         proxy.cut()
-        wait_until(lambda: cache.get("t", "unknown") is None and not cache.redis_available)
-        if what == "delete":
-            assert cache.delete("t", "k") is True
-        elif what == "clear":
-            cache.clear("t")
-        elif what == "pattern":
-            cache.clear("magnus:t:*")
-        else:
-            assert cache.set("t", "k", "new") is True
-        assert cache.get("t", "k") == ("new" if what == "overwrite" else None)
+        while await call("get", "t", "unknown") is not None or cache.redis_available:
+            await asyncio.sleep(0.01)
+        match what:
+            case "delete":
+                assert await call("delete", "t", "k") is True
+            case "delete many":
+                await call("delete_many", "t", ["j", "k"])
+            case "clear":
+                await call("clear", "t")
+            case "pattern":
+                await call("clear", "magnus:t:*")
+            case "everything":
+                await call("clear", "magnus:*")
+            case "tag":
+                await call("invalidate_tags", "x")
+            case _:
+                assert await call("set", "t", "k", "new") is True
+        assert await call("get", "t", "k") == ("new" if what == "overwrite" else None)
         proxy.resume()
-        wait_until(lambda: cache.redis_available)
+        await wait_until_async(lambda: cache.redis_available)
         # The local value of the outage is not trusted, the old one of Redis is not believed.
-        assert cache.get("t", "k") is None
-        wait_until(lambda: peer.get("t", "k") is None)
+        assert await call("get", "t", "k") is None
+        while await peer.get("t", "k") is not None:
+            await asyncio.sleep(0.01)
+        assert await call("get_or_set", "t", "k", lambda: "loaded") == "loaded"
+        assert await peer.get("t", "k") == "loaded"
 
 
 def test_a_conflict_with_a_peers_newer_write_ends_in_an_invalidation(server: Any, proxy: Any) -> None:
