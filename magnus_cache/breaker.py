@@ -10,15 +10,32 @@ them learned the hard way costs the others nothing::
 import math
 import random
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Breaker", "Outage"]
+__all__ = ["Breaker", "Change", "Outage"]
 
 _FIRST: Final = 0.2
 _LONGEST: Final = 3.0
 _TRIAL: Final = 10.0
 """Seconds after which a trial of which nothing was heard is taken for lost, as its event loop may be."""
+
+_EVENTS: Final = 32
+"""Changes of state that are remembered: of the last minute or so of an outage, at the longest pause."""
+
+
+class Change(NamedTuple):
+    """The breaker became something.
+
+    :ivar at: monotonic seconds.
+    :ivar state: ``"closed"``, ``"open"`` or ``"half-open"``.
+    :ivar reason: why, in one word as in `CacheUnavailableError`; None unless it opened.
+    """
+
+    at: float
+    state: str
+    reason: str | None = None
 
 
 class Outage(NamedTuple):
@@ -42,9 +59,13 @@ class Breaker:
 
     :ivar outages: how many there were.
     :ivar outage: the present or last one, or None.
+    :ivar changes: the latest changes of state, the last one at the end; at most 32.
     """
 
-    __slots__ = ("_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial_until", "outage", "outages")
+    __slots__ = (
+        "_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial_until", "changes", "outage",
+        "outages",
+    )  # fmt: skip
 
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._random = uniform
@@ -59,6 +80,7 @@ class Breaker:
         self._retry_at = 0.0
         self._trial_until = -math.inf
         self.outage: Outage | None = None
+        self.changes: deque[Change] = deque(maxlen=_EVENTS)
 
     @property
     def closed(self) -> bool:
@@ -87,11 +109,14 @@ class Breaker:
             if wait > 0:
                 return wait
             self._trial_until = now + _TRIAL
+            self.changes.append(Change(now, "half-open"))
             return 0.0
 
-    def withdrawn(self) -> None:
+    def withdrawn(self, now: float) -> None:
         """Note that an attempt was given up without an outcome: another may be made."""
         with self._lock:
+            if self._trial_until > now:
+                self.changes.append(Change(now, "open", "withdrawn"))
             self._trial_until = -math.inf
         self._ring()
 
@@ -115,11 +140,14 @@ class Breaker:
             self._failures += 1
             self.outage = Outage(reason, self.outage.began, self._failures)
             self._retry_at = now + pause
+            self.changes.append(Change(now, "open", reason))
             return pause
 
-    def succeeded(self) -> None:
+    def succeeded(self, now: float) -> None:
         """Note that Redis answered."""
         with self._lock:
+            if self._failures or not self._known:
+                self.changes.append(Change(now, "closed"))
             self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf
         self._ring()
 
@@ -143,8 +171,9 @@ class Breaker:
             self._bells.discard(bell)
 
     def figures(self, now: float) -> dict[str, Any]:
-        """Return its state, how many outages there were, and of the present or last one when it began and why."""
-        outage, failing = self.outage, self._failures > 0
+        """Return its state, how many outages there were, when and why the last one, and the latest changes."""
+        with self._lock:
+            outage, failing, changes = self.outage, self._failures > 0, list(self.changes)
         state = "unknown" if not self._known and not failing else "closed"
         if failing:
             state = "half-open" if self._trial_until > now else "open"
@@ -154,4 +183,8 @@ class Breaker:
             "reason": outage.reason if outage else None,
             "seconds_ago": round(now - outage.began, 3) if outage else None,
             "attempts": outage.attempts if outage else 0,
+            "events": [
+                {"state": change.state, "reason": change.reason, "seconds_ago": round(now - change.at, 3)}
+                for change in changes
+            ],
         }

@@ -1,6 +1,7 @@
 """The breaker: a state machine of Hypothesis under a clock of its own, and its bells."""
 
 import asyncio
+import itertools
 import math
 import threading
 from typing import Any
@@ -71,13 +72,13 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def succeeds(self) -> None:
-        self.breaker.succeeded()
+        self.breaker.succeeded(self.now)
         self.failing, self.known, self.trials = False, True, 0
         assert self.rung == self.listening
 
     @rule()
     def gives_up(self) -> None:
-        self.breaker.withdrawn()
+        self.breaker.withdrawn(self.now)
         self.trials = 0
         assert self.rung == self.listening
 
@@ -98,6 +99,18 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.closed == (self.known and not self.failing)
         assert figures["outages"] == self.outages
         assert (figures["state"] in {"open", "half-open"}) == self.failing
+
+    @invariant()
+    def tells_how_it_came_to_that(self) -> None:
+        figures = self.breaker.figures(self.now)
+        states = [event["state"] for event in figures["events"]]
+        assert len(states) <= 32
+        # A trial of which nothing was heard any more ends without an event.
+        assert states[-1:] == ([figures["state"]] if states else []) or states[-1] == "half-open"
+        assert bool(states) == (self.failing or self.known)
+        assert not any(one == other == "closed" for one, other in itertools.pairwise(states))
+        ages = [event["seconds_ago"] for event in figures["events"]]
+        assert ages == sorted(ages, reverse=True)
 
     @invariant()
     def an_attempt_is_due_soon(self) -> None:

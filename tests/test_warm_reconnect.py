@@ -168,7 +168,7 @@ async def test_whoever_asks_when_redis_is_back_waits_for_the_connection_that_is_
         await parted(cache, proxy)
         state = cache._engine.state
         # Should this loop's connection be trying right now, it must not keep the other one from it.
-        state.breaker.withdrawn()
+        state.breaker.withdrawn(state.clock())
         proxy.resume()
         wait_until(lambda: state.reachable)
         assert await read_all(cache, how) == [text(number) for number in range(COUNT)]

@@ -223,7 +223,7 @@ class Wire:
             return explain(error, self._endpoint)
         except BaseException:
             if not self._up:
-                self._breaker.withdrawn()
+                self._breaker.withdrawn(self.clock())
             raise
         finally:
             self._patience = None
@@ -264,7 +264,7 @@ class Wire:
 
     def _ready(self) -> None:
         self._up, self._error = True, None
-        self._breaker.succeeded()
+        self._breaker.succeeded(self.clock())
         self._observer.connected(self)
         self._schedule_beat()
 
