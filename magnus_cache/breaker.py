@@ -59,12 +59,13 @@ class Breaker:
 
     :ivar outages: how many there were.
     :ivar outage: the present or last one, or None.
+    :ivar succeeded_at: monotonic seconds of the last success.
     :ivar changes: the latest changes of state, the last one at the end; at most 32.
     """
 
     __slots__ = (
         "_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial_until", "changes", "outage",
-        "outages",
+        "outages", "succeeded_at",
     )  # fmt: skip
 
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
@@ -77,6 +78,7 @@ class Breaker:
         self._bells: set[Callable[[], object]] = set()
         self._failures = self.outages = 0
         self._known = False
+        self.succeeded_at = -math.inf
         self._retry_at = 0.0
         self._trial_until = -math.inf
         self.outage: Outage | None = None
@@ -146,6 +148,7 @@ class Breaker:
     def succeeded(self, now: float) -> None:
         """Note that Redis answered."""
         with self._lock:
+            self.succeeded_at = now
             if self._failures or not self._known:
                 self.changes.append(Change(now, "closed"))
             self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf

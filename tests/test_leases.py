@@ -30,8 +30,10 @@ async def test_invariant_3_one_load_for_the_fleet(url: str) -> None:
         await slow.begun()
         slow.finish()
         assert await asyncio.gather(*calls) == [1] * 100
-        assert slow.calls == 1
+        # A push that comes in two pieces may keep it from being near at once, never for longer.
+        assert [await manager.get("t", "k") for manager in managers] == [1] * 5
         assert all(near(manager, "t", "k") for manager in managers)
+        assert slow.calls == 1
 
 
 async def test_the_lease_is_the_one_of_the_design(url: str, raw: redis.Redis) -> None:

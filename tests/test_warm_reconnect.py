@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager
+from magnus_cache import AsyncCacheManager, CacheUnavailableError
+from magnus_cache.redis.wire import Wire
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 
@@ -35,7 +36,8 @@ async def parted(cache: AsyncCacheManager, proxy: Proxy) -> None:
     proxy.cut()
 
     async def noticed() -> bool:
-        return await cache.get("t", "nothing") is None and not cache.redis_available
+        missed = await cache.get("t", "nothing") is None
+        return missed and not cache.redis_available and not cache._engine.state.reachable
 
     while not await noticed():
         await asyncio.sleep(0.01)
@@ -172,3 +174,26 @@ async def test_whoever_asks_when_redis_is_back_waits_for_the_connection_that_is_
         proxy.resume()
         wait_until(lambda: state.reachable)
         assert await read_all(cache, how) == [text(number) for number in range(COUNT)]
+
+
+async def test_an_attempt_that_began_before_another_succeeded_proves_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a loop that was held up: its failure is read long after Redis has come back."""
+    connect, failures = Wire._connection, 0
+
+    async def connection(wire: Wire) -> CacheUnavailableError:
+        nonlocal failures
+        if failures:
+            return await connect(wire)
+        failures += 1
+        await asyncio.sleep(0.01)
+        wire._breaker.succeeded(wire.clock())
+        return CacheUnavailableError("refused", "nothing listened there")
+
+    async with AsyncCacheManager(redis_url=url) as peer, AsyncCacheManager(redis_url=url) as cache:
+        await peer.set("t", "k", 1)
+        monkeypatch.setattr(Wire, "_connection", connection)
+        assert await cache.get("t", "k") == 1
+        assert failures == 1
+        assert (await cache.get_stats())["breaker"]["outages"] == 0

@@ -81,7 +81,7 @@ class Wire:
         self.ended: Future[None] = Future()
         self._up = False
         self._heard = self._moved = -math.inf
-        self._proved = False
+        self._proved = self._stood = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
         self._doorbell: asyncio.Future[None] | None = None
@@ -181,8 +181,12 @@ class Wire:
         try:
             while True:
                 await turn(self._breaker, self.clock)
+                began = self.clock()
                 error = await self._connection()
                 self._lost(error)
+                if not self._stood and self._breaker.succeeded_at > began:
+                    # Another wire has connected since: what this one met is over.
+                    continue
                 # Who served us and hung up may be back at once, as after CLIENT KILL or a restart: let callers
                 # wait for one attempt. Who fell silent or refused us would make all of them wait in vain.
                 if self._proved and error.reason == "lost":
@@ -206,7 +210,7 @@ class Wire:
 
     async def _connection(self) -> CacheUnavailableError:
         """Hold one connection for as long as it lasts, and return why it ended."""
-        self._proved = False
+        self._proved = self._stood = False
         writer: asyncio.Task[None] | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -263,8 +267,9 @@ class Wire:
             self._observer.greeted(identity, reply)
 
     def _ready(self) -> None:
-        self._up, self._error = True, None
+        # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
         self._breaker.succeeded(self.clock())
+        self._up, self._stood, self._error = True, True, None
         self._observer.connected(self)
         self._schedule_beat()
 

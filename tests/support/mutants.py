@@ -795,6 +795,17 @@ def without_waiting_for_a_connection_that_is_being_made() -> None:
     put(wire.Wire, "_enqueue", enqueue)
 
 
+@guard(WARM)
+def without_telling_failures_of_before_from_those_of_now() -> None:
+    original = breaker.Breaker.succeeded
+
+    def succeeded(self: Any, now: float) -> None:
+        original(self, now)
+        self.succeeded_at = -math.inf
+
+    put(breaker.Breaker, "succeeded", succeeded)
+
+
 # -- the journal --------------------------------------------------------------------------------------------------
 
 JOURNAL: Final = "tests/test_journal.py"
