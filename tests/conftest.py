@@ -146,6 +146,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_stays() -> None:
+    """Look for garbage, after each test, among what the tests made: all else would take most of the suite's time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left(running: Callable[[str], EmbeddedServer]) -> Iterator[None]:
     """Fail a test that leaves a thread or a socket behind."""
