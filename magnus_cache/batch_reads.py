@@ -73,7 +73,7 @@ async def _ask_many(
         try:
             reads.epochs.prepare(wire, addresses[0].realm, tuple(tags))
             for index in wanted:
-                waiter, fill = reads.request(wire, addresses[index])
+                waiter, fill = reads.request(wire, addresses[index], reads.held(addresses[index]))
                 waiters.append(waiter)
                 fills.callback(reads.settle, fill)
         except CacheUnavailableError as error:

@@ -155,20 +155,24 @@ class Reads:
         wire = self.state.wire()
         if wire is None:
             return self._memory.hit(address.name)
-        lost = 0
+        recovery, lost = self.state.recovery, 0
         for _ in range(JUDGEMENTS):
             try:
-                await self.caught_up(wire, address)
-                if self._lapsed(wire, address):
+                if recovery.pending:
+                    await self.caught_up(wire, address)
+                held = self.held(address)
+                if held is not None and held.trust is wire.trust:
+                    # Its trust has lapsed for want of talk: any answer on its wire renews that.
                     await wire.renew()
                     if (entry := self._memory.hit(address.name)) is not None:
                         return entry
                 self.epochs.prepare(wire, address.realm, tags)
-                waiter, fill = self.request(wire, address)
+                waiter, fill = self.request(wire, address, held)
                 try:
                     return await waiter
                 finally:
-                    self.settle(fill)
+                    if fill is not None:
+                        self.settle(fill)
             except UnsettledError as error:
                 tags = error.tags
             except CacheUnavailableError as error:
@@ -193,20 +197,21 @@ class Reads:
 
     # -- asking ---------------------------------------------------------------------------------------------
 
-    def _lapsed(self, wire: "Wire", address: Address) -> bool:
-        """Whether it is here, and only its trust has lapsed for want of talk: any answer on its wire renews that."""
-        if not address.namespace.l1:
-            return False
-        held = self._memory.peek(address.name)
-        return held is not None and held.trust is wire.trust
+    def held(self, address: Address) -> Entry | None:
+        """Return what is here, trusted or not, and may be near."""
+        return self._memory.peek(address.name) if address.namespace.l1 else None
 
-    def request(self, wire: "Wire", address: Address) -> tuple[asyncio.Future[Entry | None], Fill | None]:
-        """Queue a read; the second item of the answer is to be settled when the first is there."""
+    def request(
+        self, wire: "Wire", address: Address, held: Entry | None
+    ) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+        """Queue a read; the second item of the answer is to be settled when the first is there.
+
+        :param held: what is here, see `held`.
+        """
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
-        held = self._memory.peek(address.name) if address.namespace.l1 and self._compares else None
         fill = self.expect(address)
         try:
-            if held is None or not comparable(held, wire):
+            if held is None or not self._compares or not comparable(held, wire):
                 wire.read(address.name, partial(self.received, address, fill), waiter)
             else:
                 tags = tags_of(held)
@@ -224,7 +229,7 @@ class Reads:
         if state.endpoint is None:
             return self._memory.hit(address.name)
         tags: tuple[str, ...] = ()
-        if not state.recovery.pending and (not address.namespace.l1 or self._memory.peek(address.name) is None):
+        if not state.recovery.pending and self.held(address) is None:
             fill = self.expect(address)
             try:
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))

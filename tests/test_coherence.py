@@ -107,7 +107,7 @@ async def test_a_reply_overtaken_by_an_own_write_on_another_loop_is_not_kept(url
         state.memory.invalidate(address.name)
         wire = state.wire()
         assert wire is not None
-        waiter, fill = reads.request(wire, address)
+        waiter, fill = reads.request(wire, address, None)
         # Two turns for our request to leave; then the blocking face writes, on a wire of its own, and keeps this loop
         # from reading the answer, which has the old value.
         for _ in range(2):
@@ -262,7 +262,7 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
             raw: bytes = pack()
             wire = one._engine.state.wire()
             assert wire is not None
-            queued.append(reads.request(wire, address))
+            queued.append(reads.request(wire, address, None))
             return raw
 
         monkeypatch.setattr("magnus_cache.writes.to_thread.run_sync", compress_while_somebody_reads)

@@ -509,7 +509,7 @@ def without_looking_at_cancelled_reads() -> None:
         wire_ = self.state.wire()
         if wire_ is None or not wire_.up:
             return await original(self, addresses)
-        waiters = [self.request(wire_, address)[0] for address in addresses]
+        waiters = [self.request(wire_, address, None)[0] for address in addresses]
         return [await waiter for waiter in waiters]
 
     put(batch_reads, "_read_many", read_many)
