@@ -147,10 +147,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _what_is_there_stays() -> None:
+def _what_is_there_stays() -> Iterator[None]:
     """Look for garbage, after each test, among what the tests made: all else would take most of the suite's time."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
