@@ -152,7 +152,9 @@ class Claims:
             except BaseException:
                 claim.close()
                 raise
-            claim.epoch, claim.since = epochs.highest, epochs.events
+        # Now, right before the load. The first epoch of a namespace may have come since the lease was granted, in the
+        # same piece: a value that bore an older one would be as good as none to everybody.
+        claim.epoch, claim.since = epochs.highest, epochs.events
         return claim
 
     async def _ask(

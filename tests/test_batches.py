@@ -262,7 +262,7 @@ async def test_a_key_that_somebody_else_is_loading_holds_up_no_other(url: str, r
     raw.set(lease_name(b"magnus:t:a"), "somebody:1:slow", px=60_000)
     async with fleet(url, 1) as (one,):
         call = asyncio.create_task(one.get_or_set_many("t", ["a", "b", "c"], source))
-        await wait_until_async(lambda: source.calls)
+        await wait_until_async(lambda: source.calls and raw.exists("magnus:t:b"))
         assert await one.get("t", "b") == ["b"]
         raw.delete(lease_name(b"magnus:t:a"))
         assert await call == {"a": ["a"], "b": ["b"], "c": ["c"]}

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, codec
+from magnus_cache.claims import Claims
 from magnus_cache.codec import envelope
 from magnus_cache.epochs import Epochs, Known
 from magnus_cache.errors import CacheArgumentError
@@ -503,3 +504,24 @@ async def test_epochs_that_were_forgotten_are_asked_for_again(url: str) -> None:
         state.memory.clear(b"")
         assert await one.get_or_set("t", "k", lambda: 3) == 2
         assert await one.get_or_set("t", "other", lambda: 3) == 3
+
+
+async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 3: loaded under an older one, the value would be none to anybody, and be loaded again by all."""
+    answered = Claims._answered
+
+    def with_an_epoch(self: Claims, wire: Any, address: Any, *rest: Any) -> Any:
+        claim = answered(self, wire, address, *rest)
+        epochs = self._state.epochs
+        epochs.seen(address.realm.control, epochs.highest + 1)
+        wire.known.current.add(address.realm.control)
+        return claim
+
+    async with AsyncCacheManager(redis_url=url) as cache:
+        monkeypatch.setattr(Claims, "_answered", with_an_epoch)
+        assert await cache.get_or_set("t", "k", lambda: 1) == 1
+        stored = raw.get("magnus:t:k")
+        assert isinstance(stored, bytes)
+        assert envelope.read_header(stored).epoch == cache._engine.state.epochs.highest

@@ -423,6 +423,19 @@ def without_voiding_reads_when_a_clear_is_answered() -> None:
     put(state.State, "outdated", nothing)
 
 
+@guard(EPOCHS)
+def without_the_epoch_that_came_with_the_lease() -> None:
+    original = claims.Claims._informed
+
+    async def informed(self: Any, wire_: Any, address: Any, tags: Any, claim: Any) -> Any:
+        epoch, known = claim.epoch, self._state.epochs.floor(wire_.known, address.realm, tags) is not None
+        claim = await original(self, wire_, address, tags, claim)
+        claim.epoch = epoch if known else claim.epoch
+        return claim
+
+    put(claims.Claims, "_informed", informed)
+
+
 # -- flights and batches ------------------------------------------------------------------------------------------
 
 
