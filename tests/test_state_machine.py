@@ -17,7 +17,8 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.errors import Flaky
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from magnus_cache import AsyncCacheManager, CacheStats
 from magnus_cache.codec import envelope
@@ -159,6 +160,7 @@ class Coherence(RuleBasedStateMachine):
         """Check a value that a read got which began when the oldest allowed version was `floor`."""
         assert value[:2] == list(key), f"{key} got the value of another key: {value}"
         version = value[2]
+        self.counts["stale"] += version < floor
         assert version >= floor, f"{key} got version {version}, which was invalidated before the call: {floor}"
         assert version <= self.truth.versions[key]
         assert begun <= self.truth.ends[version], f"{key} got version {version} past its end"
@@ -170,6 +172,9 @@ class Coherence(RuleBasedStateMachine):
             await wait_until_async(lambda manager=manager: not manager._engine.state.recovery.pending)
         for manager in self.managers:
             await manager.get_stats()
+            if manager._engine.state.portal.running:
+                # What its threads have read hears of changes on a connection of its own.
+                await asyncio.to_thread(manager.sync.get_stats)
 
     async def calm(self) -> None:
         """Let calls end that can, and check what they got."""
@@ -315,38 +320,43 @@ class Coherence(RuleBasedStateMachine):
         task = self.runner.get_loop().create_task(call())
         self.calls.append(Call(task, floors, self.clock()))
 
-    @precondition(lambda self: len(self.calls) < 12)
     @rule(who=MANAGERS, keys=SOME_KEYS, ttl=TTLS, late=st.booleans())
     def loads(self, who: int, keys: list[Key], ttl: float, late: bool) -> None:
+        # No precondition here and below: which rules there are must not depend on which calls have ended already.
+        if len(self.calls) >= 12:
+            return
+
         async def load() -> None:
             self.begin(who, keys, ttl, paused=False, late=late)
             await self.calm()
 
         self.run_in_loop(load())
 
-    @precondition(lambda self: len(self.paused) < 4)
     @rule(who=MANAGERS, keys=SOME_KEYS, ttl=TTLS, late=st.booleans())
     def begins_to_load(self, who: int, keys: list[Key], ttl: float, late: bool) -> None:
+        if len(self.paused) >= 4:
+            return
+
         async def load() -> None:
             self.begin(who, keys, ttl, paused=True, late=late)
             await self.calm()
 
         self.run_in_loop(load())
 
-    @precondition(lambda self: self.paused)
     @rule(which=st.integers(0, 3))
     def lets_a_load_go_on(self, which: int) -> None:
         async def go_on() -> None:
-            self.paused.pop(which % len(self.paused)).gate.set()
+            if self.paused:
+                self.paused.pop(which % len(self.paused)).gate.set()
             await self.calm()
 
         self.run_in_loop(go_on())
 
-    @precondition(lambda self: self.calls)
     @rule(which=st.integers(0, 11))
     def cancels_a_caller(self, which: int) -> None:
         async def cancel() -> None:
-            self.calls[which % len(self.calls)].task.cancel()
+            if self.calls:
+                self.calls[which % len(self.calls)].task.cancel()
             await asyncio.sleep(0)
             await self.calm()
 
@@ -442,8 +452,10 @@ class Coherence(RuleBasedStateMachine):
                 name = state.keyspace.value_name(*key)
                 entry, raw = state.memory.hit(name), self.raw.get(name)
                 if entry is not None:
+                    same = raw is not None and entry.version == envelope.read_header(raw).version
+                    self.counts["stale"] += not same
                     assert raw is not None, f"{key} is kept near, but not in Redis"
-                    assert entry.version == envelope.read_header(raw).version, f"{key} kept near is not Redis' value"
+                    assert same, f"{key} kept near is not Redis' value"
         for who in (0, 1):
             await self.seen_by(who, KEYS)
 
@@ -461,23 +473,24 @@ async def answered(get_stats: Callable[[], Coroutine[Any, Any, CacheStats]]) -> 
         await asyncio.sleep(0.01)
 
 
-def walk(server: EmbeddedServer, proxy: Proxy, *, examples: int, steps: int, shrink: bool = True) -> "Counter[str]":
-    """Let machines walk, and return what they met."""
-    counts: Counter[str] = Counter()
+def walk(
+    server: EmbeddedServer, proxy: Proxy, counts: "Counter[str]", *, examples: int, steps: int, shrink: bool = True
+) -> None:
+    """Let machines walk, and count what they meet."""
     profile = settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, database=None,
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     run_state_machine_as_test(lambda: Coherence(server, proxy, counts), settings=profile)
-    return counts
 
 
 @pytest.mark.timeout(1200 if SOAK else 120)
 def test_invariant_1_nothing_invalidated_is_ever_read_again(server: EmbeddedServer, proxy: Proxy) -> None:
     """Whatever two caches do in whatever order: no read gets what was invalidated before it, none a value past its end,
     and in the end both near caches have what Redis has."""
-    counts = walk(server, proxy, examples=210 if SOAK else 15, steps=50 if SOAK else 30)
+    counts: Counter[str] = Counter()
+    walk(server, proxy, counts, examples=210 if SOAK else 15, steps=50 if SOAK else 30)
     print(dict(counts))
     # It would prove nothing if all reads were misses.
     assert counts["values"] > counts["steps"] / 10
@@ -535,5 +548,8 @@ def test_the_machine_finds_a_fault(
 ) -> None:
     """With one guard switched off, somebody gets what was invalidated."""
     fault(monkeypatch)
-    with pytest.raises(AssertionError, match="invalidated before the call|near"):
-        walk(server, proxy, examples=210, steps=50, shrink=False)
+    counts: Counter[str] = Counter()
+    # Found once, it is looked for again, where the same steps may meet another timing: Hypothesis calls that flaky.
+    with pytest.raises((AssertionError, Flaky)):
+        walk(server, proxy, counts, examples=210, steps=50, shrink=False)
+    assert counts["stale"]
