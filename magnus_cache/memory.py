@@ -200,6 +200,12 @@ class Memory:
             fill.filled = True
             return self._store(fill.name, entry)
 
+    def drop(self, fill: Fill) -> None:
+        """Remove the entry of a name, if nothing has touched that since it was reserved: there is no value any more."""
+        with self._lock:
+            if self._pending.get(fill.name) is fill and (entry := self._table.get(fill.name)) is not None:
+                self._remove(fill.name, entry)
+
     def release(self, fill: Fill) -> None:
         """Give up a placeholder; with its last holder it is gone. Nothing happens if it is void already."""
         with self._lock:

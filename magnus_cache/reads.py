@@ -283,6 +283,7 @@ class Reads:
         :raises UnsettledError: for a value whose epochs are not known on this connection.
         """
         if raw is None:
+            self._gone(fill)
             return None
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
@@ -325,11 +326,17 @@ class Reads:
             source.known.ready.discard(address.realm.control)
             raise UnsettledError(tuple(held.tags))
         if held.epoch < floor or (self.state.recovery.pending and self.covered(address, held.tags)):
+            self._gone(fill)
             return None
         entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
+
+    def _gone(self, fill: Fill | None) -> None:
+        """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
+        if fill is not None:
+            self._memory.drop(fill)
 
     def covered(self, address: Address, tags: Sequence[str]) -> bool:
         """Whether an invalidation that Redis was not told of yet is about such a value."""

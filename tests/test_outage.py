@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache.redis.recovery import Recovery
 from tests.support.wait import wait_until, wait_until_async
 
@@ -117,6 +117,42 @@ async def test_what_was_invalidated_in_the_outage_never_comes_back(
             await asyncio.sleep(0.01)
         assert await call("get_or_set", "t", "k", lambda: "loaded") == "loaded"
         assert await peer.get("t", "k") == "loaded"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("grace", [0, 60])
+@pytest.mark.parametrize("what", ["delete", "tag"])
+async def test_what_redis_said_is_gone_does_not_come_back_in_the_next_outage(
+    server: Any, proxy: Any, what: str, grace: int
+) -> None:
+    """An outage falls back on what is here, trusted or not; but not on what is known to be no more."""
+
+    async def part() -> None:
+        proxy.refuse()
+        proxy.cut()
+        while await cache.get("t", "unknown") is not None or cache.redis_available:
+            await asyncio.sleep(0.01)
+
+    namespace = Namespace("t", grace=grace)
+    async with (
+        AsyncCacheManager(redis_url=server.url) as peer,
+        AsyncCacheManager(redis_url=proxy.url, op_timeout=0.3) as cache,
+    ):
+        await cache.set(namespace, "k", "old", tags="x")
+        await part()
+        if what == "delete":
+            await peer.delete("t", "k")
+        else:
+            await peer.invalidate_tags("x")
+        # What is here is still the best there is.
+        assert await cache.get(namespace, "k") == "old"
+        proxy.resume()
+        await wait_until_async(lambda: cache.redis_available)
+        assert await cache.get(namespace, "k") is None
+        await part()
+        assert await cache.get(namespace, "k") is None
+        assert await cache.get_or_set(namespace, "k", lambda: "loaded") == "loaded"
+        proxy.resume()
 
 
 def test_a_conflict_with_a_peers_newer_write_ends_in_an_invalidation(server: Any, proxy: Any) -> None:

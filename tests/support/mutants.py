@@ -494,6 +494,11 @@ def without_disbelief_until_it_is_told() -> None:
     put(recovery.Recovery, "covers", lambda *_: False)
 
 
+@guard(OUTAGE)
+def without_letting_go_of_what_redis_has_no_more() -> None:
+    put(memory.Memory, "drop", nothing)
+
+
 @guard(RACES)
 def without_an_end_for_who_waits_for_a_wire() -> None:
     put(wire.Wire, "_end", nothing)
