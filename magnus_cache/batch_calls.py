@@ -11,6 +11,7 @@ from typing import Any, Final
 from magnus_cache.addresses import MISS
 from magnus_cache.batch_reads import look_many
 from magnus_cache.batches import Batch, CallLoader, Wanted
+from magnus_cache.current import CurrentLoad, running
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
@@ -245,7 +246,8 @@ class _Desk:
         self, keys: list[Any], flights: Sequence[Flight], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any]
     ) -> None:
         try:
-            with self._engine.state.flights.joint(flights):
+            # A loader of many keys replaces no single value, also within the load of one.
+            with self._engine.state.flights.joint(flights), running(CurrentLoad()):
                 result = self._loader(keys)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome
             self._tell(loop, answer, (error, None))

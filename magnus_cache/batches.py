@@ -12,6 +12,7 @@ from typing import Any, Final
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.claims import Claims
 from magnus_cache.clock import monotonic
+from magnus_cache.current import CurrentLoad, running
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
@@ -211,7 +212,9 @@ class Batch:
 
     async def _load(self, orders: list[_Order]) -> None:
         try:
-            answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
+            # A loader of many keys replaces no single value, also within the load of one.
+            with running(CurrentLoad()):
+                answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")

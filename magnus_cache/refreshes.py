@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheError, CacheTimeoutError
+from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
 from magnus_cache.flights import OutOfPatienceError
 from magnus_cache.freshness import Standing, standing
 from magnus_cache.loads import AnyLoader, Loads, Rule
@@ -71,6 +71,10 @@ class Refreshes:
             address.counters.timeouts += 1
             if stale is MISS:
                 raise CacheTimeoutError(address.namespace, patience or 0.0) from None
+        except CacheDeadlockError:
+            # Who would not have waited anyway holds nobody up.
+            if soft is None:
+                raise
         except Exception as error:
             if not self._excused(address, error, stale):
                 raise

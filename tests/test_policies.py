@@ -887,3 +887,48 @@ async def test_loads_whose_loop_is_gone_make_room(url: str) -> None:
             await asyncio.to_thread(asyncio.run, once(number))
         assert manager._engine.state.flights.unattended <= 1
         await manager.aclose()
+
+
+# -- inside one another -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_batch_within_a_load_has_nothing_to_replace(url: str, clock: VirtualClock, blocking: bool) -> None:
+    """A validator that it sets is not the outer value's."""
+    seen: list[Any] = []
+
+    def many(keys: list[str]) -> dict[str, int]:
+        load = current_load()
+        seen.append((load.has_previous, load.validator))
+        load.validator = "of the batch"
+        return dict.fromkeys(keys, 1)
+
+    async def many_async(keys: list[str]) -> dict[str, int]:
+        return many(keys)
+
+    async with AsyncCacheManager(redis_url=url) as cache:
+        namespace = Namespace("t", grace=60)
+
+        async def load() -> int:
+            current_load().validator = current_load().validator or "of the load"
+            await cache.get_or_set_many("part", [f"p{len(seen)}"], many if blocking else many_async)
+            seen.append(current_load().validator)
+            return 1
+
+        for _ in range(2):
+            await cache.get_or_set(namespace, "k", load, 10)
+            clock.advance(11)
+        assert seen == [(False, None), "of the load"] * 2
+
+
+async def test_a_blocking_call_on_the_loop_that_revalidates_is_served(url: str, clock: VirtualClock) -> None:
+    """It would not have waited for that load: there is nothing to be stuck on."""
+    slow, namespace = Slow(), Namespace("t", grace=60, soft_timeout=0)
+    async with AsyncCacheManager(redis_url=url) as cache:
+        slow.finish()
+        assert await cache.get_or_set(namespace, "k", slow, 10) == 1
+        clock.advance(11)
+        assert await cache.get_or_set(namespace, "k", slow, 10) == 1
+        assert cache.sync.get_or_set(namespace, "k", slow, 10) == 1
+        slow.finish(2)
+        await wait_until_async(lambda: not cache._engine.state.flights.unattended)
