@@ -48,7 +48,10 @@ def decode_error(payload: bytes, freshness: Freshness) -> Exception | None:
             raise CacheDecodeError("malformed", "the stored error is none")
     if kind is None:
         return None
-    return _made(kind, args, attributes)
+    try:
+        return _made(kind, args, attributes)
+    except Exception as error:  # a class of the program's own, whose making may do anything
+        raise CacheDecodeError("malformed", f"the stored {kind.__name__} cannot be made again") from error
 
 
 def _made(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:

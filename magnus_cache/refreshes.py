@@ -46,7 +46,7 @@ class Refreshes:
         entry, near = self._state.memory.past(address.name, trusted=True), True
         if entry is None:
             entry, near = self._left(address, await self._reads.read(address, tags)), False
-        stands = self._standing(entry)
+        stands = self._standing(address, entry)
         value = self._opened(address, entry, stands, near=near)
         if value is not MISS and entry is not None and stands in _FRESH:
             if stands is Standing.EARLY:
@@ -97,7 +97,7 @@ class Refreshes:
         entry, near = self._state.memory.past(address.name, trusted=True), True
         if entry is None:
             entry, near = self._left(address, self._reads.read_blocking(address)), False
-        stands = self._standing(entry)
+        stands = self._standing(address, entry)
         held = self._opened(address, entry, stands, near=near)
         if held is not MISS and stands in _FRESH:
             return held  # type: ignore[no-any-return]  # what was stored is what the loader returned
@@ -136,10 +136,12 @@ class Refreshes:
             return self._state.memory.past(address.name, trusted=False)
         return entry
 
-    def _standing(self, entry: Entry | None) -> Standing:
+    def _standing(self, address: Address, entry: Entry | None) -> Standing:
         if entry is None:
             return Standing.GONE
-        return standing(self._state.clock(), entry.deadline, entry.fresh_until, entry.end)
+        # Whoever brought it near may have asked for a longer grace than this caller.
+        end = min(entry.end, entry.fresh_until + address.freshness.grace)
+        return standing(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
     def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> Any:
         """Return an entry's value, fresh or stale; MISS for none.

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
@@ -932,3 +932,36 @@ async def test_a_blocking_call_on_the_loop_that_revalidates_is_served(url: str, 
         assert cache.sync.get_or_set(namespace, "k", slow, 10) == 1
         slow.finish(2)
         await wait_until_async(lambda: not cache._engine.state.flights.unattended)
+
+
+async def test_a_calls_grace_is_its_own(caller: Opened, clock: VirtualClock) -> None:
+    """Not that of whoever stored the value."""
+    source = Source()
+    async with caller() as cache:
+        assert await cache.get_or_set("t", source, grace="1h") == [1]
+        clock.advance(60)
+        source.error = SourceError("away")
+        for options in ({"grace": "10s"}, {"jitter": 0.1}, {"grace": 0, "retry": 1}):
+            with pytest.raises(SourceError):
+                await cache.get_or_set("t", source, **options)
+        assert await cache.get_or_set("t", source, grace="1h") == [1]
+
+
+class PickyError(Exception):
+    """An error that is not made of just anything."""
+
+    def __new__(cls, code: Any = None) -> Self:
+        if not isinstance(code, int):
+            raise TypeError("code must be int")
+        return super().__new__(cls, code)
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+async def test_an_error_that_cannot_be_made_again_is_not_replaced_by_another(caller: Opened) -> None:
+    source = Source(PickyError(7))
+    async with caller() as cache:
+        for _ in range(2):
+            with pytest.raises(PickyError):
+                await cache.get_or_set("t", source, negative={PickyError: 60})
