@@ -11,13 +11,15 @@ from typing import Any, Final
 from magnus_cache.addresses import MISS
 from magnus_cache.batch_reads import look_many
 from magnus_cache.batches import Batch, CallLoader, Wanted
-from magnus_cache.current import CurrentLoad, running
+from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running, unmodified
 from magnus_cache.engine import Engine
+from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
-from magnus_cache.loads import Rule, called, check_callable, is_async
+from magnus_cache.loads import Rule, check_callable
+from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
-from magnus_cache.state import Mode
+from magnus_cache.workers import is_async
 
 __all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
 
@@ -73,7 +75,7 @@ async def load_many(
 
     async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
         with engine.state.flights.joint(flights):
-            return await called(partial(loader, list(some)))
+            return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     return await _load(engine, keys, find, call, rule, fresh=fresh)
 
@@ -114,18 +116,20 @@ async def _load(
     if not wanted:
         return {}
     if mode is Mode.DISABLED:
-        answers = _checked(await call([item.key for item in wanted], ()))
+        with running(CurrentLoad()):
+            answers = _checked(await call([item.key for item in wanted], ()))
         return {item.key: answers[item.key] for item in wanted if item.key in answers}
     fresh = fresh or mode is Mode.BYPASS
     values: dict[bytes, Any] = {}
+    stale: dict[bytes, Entry] = {}
     # Keys that are stored at one place are one.
     missing: dict[bytes, Wanted] = {}
     for item in wanted:
         missing.setdefault(item.address.name, item)
     if not fresh:
-        values = await _look(engine, list(missing.values()))
+        values, stale = await _look(engine, list(missing.values()))
         for name, item in list(missing.items()):
-            if name not in values and (value := engine.refreshes.held_back(item.address)) is not MISS:
+            if name not in values and (value := engine.refreshes.held_back(item.address, stale.get(name))) is not MISS:
                 values[name] = value
         missing = {name: item for name, item in missing.items() if name not in values}
     errors: dict[Any, Exception] = {}
@@ -134,9 +138,11 @@ async def _load(
         loaded, errors = await batch.run(list(missing.values()))
         values |= loaded
         for item in missing.values():
-            error = errors.get(item.key)
-            if error is not None and not fresh and (value := engine.refreshes.instead(item.address, error)) is not MISS:
-                values[item.address.name] = value
+            error, name = errors.get(item.key), item.address.name
+            if error is None or fresh:
+                continue
+            if (value := engine.refreshes.instead(item.address, error, stale.get(name))) is not MISS:
+                values[name] = value
                 del errors[item.key]
     results = {item.key: values[item.address.name] for item in wanted if item.address.name in values}
     if errors:
@@ -147,9 +153,10 @@ async def _load(
     return results
 
 
-async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[bytes, Any]:
-    """Return the values that are there, by name."""
+async def _look(engine: Engine, wanted: Sequence[Wanted]) -> tuple[dict[bytes, Any], dict[bytes, Entry]]:
+    """Return the values that are there, by name, and what there is of others, past its end."""
     values: dict[bytes, Any] = {}
+    stale: dict[bytes, Entry] = {}
     for start in range(0, len(wanted), _STEP):
         step = wanted[start : start + _STEP]
         found = await look_many(engine.reads, [item.address for item in step])
@@ -158,18 +165,27 @@ async def _look(engine: Engine, wanted: Sequence[Wanted]) -> dict[bytes, Any]:
             item.address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
                 values[item.address.name] = value
+            elif entry is not None and not entry.negative:
+                stale[item.address.name] = entry
         await asyncio.sleep(0)
-    return values
+    return values, stale
 
 
 def _checked(answers: Any) -> Mapping[Any, Any]:
     if not isinstance(answers, Mapping):
         kind = type(answers).__name__
         raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
-    errors = {key: value for key, value in answers.items() if isinstance(value, Exception)}
+    errors = {key: error for key, value in answers.items() if (error := _mistake(value)) is not None}
     if errors:
         raise CacheBatchError({key: value for key, value in answers.items() if key not in errors}, errors)
     return answers
+
+
+def _mistake(value: Any) -> Exception | None:
+    """Return the error that a key has for its value, or that it is to have such a value."""
+    if value is NOT_MODIFIED:
+        return unmodified()
+    return value if isinstance(value, Exception) else None
 
 
 class _Desk:

@@ -14,7 +14,8 @@ from magnus_cache.callkeys import CallKeys
 from magnus_cache.decorators import Decorator, Site, decorator_for
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
-from magnus_cache.loads import Rule, is_async
+from magnus_cache.loads import Rule
+from magnus_cache.workers import is_async
 
 __all__ = ["make_batch_decorator"]
 

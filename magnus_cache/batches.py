@@ -168,8 +168,9 @@ class Batch:
         while True:
             self._loads.before(address, fresh=self._fresh)
             loaded = await self._loads.flights.run(
-                address.name, lead, wait_timeout=self._loads.wait_timeout, blocks=self._blocks
-            )
+                address.name, lead, wait_timeout=self._loads.wait_timeout, namespace=str(address.namespace),
+                blocks=self._blocks,
+            )  # fmt: skip
             if led or self._loads.stands(loaded):
                 return loaded.take()
 
@@ -178,7 +179,7 @@ class Batch:
         order = _Order(wanted, flight)
         try:
             self._orders.append(order)
-            started = monotonic()
+            flight.began, started = self._loads.clock(), monotonic()
             if not decided.tell():
                 # It had to wait for somebody else's load, and nobody waits for it any more.
                 self._decided(0)

@@ -71,7 +71,8 @@ class Claims:
                 )
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
-            if not fresh and (entry := self._reads.fallback(address)) is not None:
+            entry = None if fresh else self._reads.fallback(address)
+            if entry is not None and entry.version != unwanted:
                 return entry
             claim = self.unclaimed(flight, fresh=fresh)
             claim.refused = error.refused
@@ -87,7 +88,7 @@ class Claims:
     def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Claim:
         epochs, mark = self._state.epochs, self._state.recovery.mark
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self._state.offline
+        offline = self._state.eras.offline
         unheard = lease is None and self._state.reachable
         return Claim(
             flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh,

@@ -23,8 +23,8 @@ from magnus_cache.explain import Explanation, explain
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
+from magnus_cache.modes import Mode
 from magnus_cache.redis import commands
-from magnus_cache.state import Mode
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport, warm
@@ -175,7 +175,7 @@ class AsyncOperations:
                 address.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             address.counters.misses += 1
-        return await self._loads.load(address, loader, rule, tags)
+        return await self._engine.refreshes.load(address, loader, rule, tags)
 
     # -- many values ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "running"]
+__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "running", "unmodified"]
 
 _LONGEST: Final = 4096
 """Bytes of a validator. An ETag is some dozens."""
@@ -107,6 +107,12 @@ def current_load() -> CurrentLoad:
     invalidation, nor while Redis is away. Loaders of many keys at once have none.
     """
     return _CURRENT.get() or CurrentLoad()
+
+
+def unmodified() -> CacheTypeError:
+    """Return the error of a loader that says `NOT_MODIFIED` where there is nothing to say it of."""
+    problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
+    return CacheTypeError("loader", problem)
 
 
 @contextlib.contextmanager

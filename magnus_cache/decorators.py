@@ -16,9 +16,10 @@ from magnus_cache.clock import Duration
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
-from magnus_cache.loads import Rule, check_callable, checked_ttl, is_async
-from magnus_cache.state import Mode
+from magnus_cache.loads import Rule, check_callable, checked_ttl
+from magnus_cache.modes import Mode
 from magnus_cache.tags import AnyTags, TagRule, check_tags
+from magnus_cache.workers import is_async
 
 __all__ = [
     "AsyncCached", "CacheInfo", "Cached", "CachedMethod", "Decorator", "MakeRule", "Site", "decorator_for",
@@ -239,7 +240,7 @@ class Site:
     # more call between would cost it a fifth of that.
 
     def _async_wrapper(self) -> Any:
-        state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        state, reads = self.engine.state, self.engine.reads
         fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
@@ -265,19 +266,19 @@ class Site:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return await loads.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+            return await refreshes.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return await loads.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         return _with(wrapper, invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        state, reads, loads = self.engine.state, self.engine.reads, self.engine.loads
+        state, reads = self.engine.state, self.engine.reads
         fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
@@ -303,7 +304,8 @@ class Site:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return loads.load_blocking(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+            loader = functools.partial(function, *args, **kwargs)
+            return refreshes.load_blocking(address, loader, rule, tags(args, kwargs))
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             address = self.address(args, kwargs)
@@ -312,7 +314,7 @@ class Site:
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return loads.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         return _with(wrapper, invalidate=invalidate, refresh=refresh)
 

@@ -11,6 +11,8 @@ OVERHEAD: Final = 250
 _TAG_OVERHEAD: Final = 120
 """Bytes that a tag takes beside its text, for each entry that has it."""
 
+_RETIRED: Final = -1
+
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
 _VERSION_MASK: Final = (1 << 64) - 1
@@ -34,18 +36,26 @@ class Trust:
     """What the entries of one connection stand on: proof that no invalidation of them was missed.
 
     :ivar deadline: monotonic seconds until which they may be served.
+    :ivar era: between which outages it stood: in an outage, what the last connections were good for is better than
+        nothing, and what stood on earlier ones may have been invalidated unheard.
     :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
-    __slots__ = ("deadline", "used")
+    __slots__ = ("deadline", "era", "used")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, era: int = 0) -> None:
         self.deadline = deadline
+        self.era = era
         self.used = False
 
     def kill(self) -> None:
         """Make every entry that stands on this suspect, at once."""
         self.deadline = float("-inf")
+
+    def retire(self) -> None:
+        """Do what `kill` does, for good: what stands on this is no fallback in the next outage either."""
+        self.kill()
+        self.era = _RETIRED
 
 
 class LocalTrust(Trust):

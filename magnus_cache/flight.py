@@ -11,6 +11,9 @@ __all__ = ["LOADING", "Flight"]
 LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
 """The innermost load that the running code is part of."""
 
+_TOLERANCE: Final = 2.0
+"""Of the time that callers wait for a load. Who came late has had that time, too."""
+
 
 class Flight:
     """One load under way; given to the load itself.
@@ -21,17 +24,31 @@ class Flight:
         serves those who already wait and must not be stored.
     :ivar alone: whether it serves only its leader, who has waited too long for another's.
     :ivar done: whether the outcome is known.
+    :ivar namespace: whose places it takes if nobody waits for it.
+    :ivar began: when it, or its loader, began, in seconds of the registry's clock.
+    :ivar tolerance: how often the time that callers wait for a load has to pass before this one is taken for hung.
+    :ivar overdue: whether it was: the next caller begins another.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
-    __slots__ = ("alone", "crew", "detached", "done", "key", "loop", "needs", "outer", "owner", "task")
+    __slots__ = (
+        "alone", "began", "crew", "detached", "done", "key", "loop", "namespace", "needs", "outer", "overdue", "owner",
+        "task", "tolerance",
+    )  # fmt: skip
 
-    def __init__(self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, alone: bool) -> None:
+    def __init__(
+        self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, alone: bool, namespace: str = "",
+        began: float = 0.0,
+    ) -> None:  # fmt: skip
         self.key = key
         self.loop = loop
         self.alone = self.detached = alone
         self.done = False
         self.owner = owner
+        self.namespace = namespace
+        self.began = began
+        self.tolerance = _TOLERANCE
+        self.overdue = False
         self.outer = LOADING.get()
         self.crew: set[Waiter] = set()
         self.needs: list[Flight] = []

@@ -15,10 +15,10 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from magnus_cache.circles import check_circle, enclosing
-from magnus_cache.clock import monotonic
+from magnus_cache.clock import Clock, monotonic
 from magnus_cache.errors import CacheClosedError
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.outcomes import (
@@ -33,51 +33,35 @@ from magnus_cache.outcomes import (
     running_loop,
     wake,
 )
+from magnus_cache.registry import Registry
+from magnus_cache.unattended import MOST_UNATTENDED, OutOfPatienceError, Unattended
+from magnus_cache.workers import JOB, Job
 
-__all__ = ["Flights", "OutOfPatienceError"]
+__all__ = ["Flights"]
 
 T = TypeVar("T")
 
 
-_MOST_UNATTENDED: Final = 64
-"""Loads that go on, or are begun, while nobody waits for them; more are given up, or not begun."""
-
-
-class OutOfPatienceError(Exception):
-    """The load goes on, but the caller has waited for as long as it wanted to."""
-
-
-class Flights:
+class Flights(Registry):
     """The flights of one cache. All methods may be called from any thread.
 
-    :param most_unattended: how many loads may go on at a time that nobody waits for.
+    :param most_unattended: how many loads of one namespace may go on at a time that nobody waits for.
+    :param clock: what the age of loads is told by.
     """
 
-    def __init__(self, most_unattended: int = _MOST_UNATTENDED) -> None:
-        self._most_unattended = most_unattended
-        self._lock = threading.Lock()
-        self._flights: dict[bytes, Flight] = {}
+    def __init__(self, most_unattended: int = MOST_UNATTENDED, clock: Clock = monotonic) -> None:
+        super().__init__(Unattended(most_unattended), clock)
         self._tasks: dict[asyncio.Task[None], Flight] = {}
         # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
         self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
         self._closed = False
         self.joined = 0
         """How many callers found a load of their key under way."""
-        self._unattended: set[Flight] = set()
-
-    def __len__(self) -> int:
-        """Return how many loads are under way that a new caller could join."""
-        return len(self._flights)
-
-    @property
-    def unattended(self) -> int:
-        """How many loads are under way that go on when nobody waits for them."""
-        return len(self._unattended)
 
     # -- the two ways in --------------------------------------------------------------------------------------
 
     async def run(
-        self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float,
+        self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float, namespace: str = "",
         patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
     ) -> T:  # fmt: skip
         """Return what `load` returns, or what another caller's load of the same key does.
@@ -86,7 +70,9 @@ class Flights:
             wait are gone.
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
             flight that is detached.
-        :param patience: seconds to wait for any load, one's own included, which goes on when they are over.
+        :param namespace: whose places the load takes if it goes on when nobody waits.
+        :param patience: seconds to wait for any load, one's own included, which goes on when they are over. With 0, it
+            is not begun if it could not go on.
         :param blocks: the event loop that is held up by whoever this is done for.
         :raises OutOfPatienceError: when they are.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
@@ -98,15 +84,15 @@ class Flights:
         alone = False
         while True:
             waiter = LoopWaiter(loop)
-            seat = self._board(key, waiter, loop, blocks=blocks, alone=alone)
+            seat = self._board(key, waiter, loop, namespace, blocks=blocks, alone=alone, for_nobody=patience == 0)
             try:
                 if seat.leads:
                     self._take_off(seat.flight, load, loop)
                 limit = min(end, math.inf if seat.leads else deadline)
                 outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
                 if isinstance(outcome, Expired) and limit == end:
-                    self._let_go_on(seat.flight)
-                    raise OutOfPatienceError
+                    crowded = not self._let_go_on(seat.flight)
+                    raise OutOfPatienceError(crowded=crowded, given_up=crowded and seat.leads)
             finally:
                 self._leave(seat, waiter)
             if isinstance(outcome, Expired):
@@ -132,7 +118,7 @@ class Flights:
         alone = False
         while True:
             waiter = ThreadWaiter()
-            seat = self._board(key, waiter, None, blocks=blocks, alone=alone)
+            seat = self._board(key, waiter, None, "", blocks=blocks, alone=alone)
             try:
                 if seat.leads:
                     return self._fly_here(seat.flight, load)
@@ -147,29 +133,38 @@ class Flights:
                 finally:
                     del outcome
 
-    def launch(self, key: bytes, load: Callable[[Flight], Awaitable[object]]) -> bool:
+    def launch(self, key: bytes, load: Callable[[Flight], Awaitable[object]], namespace: str = "") -> bool:
         """Begin to load a key, on the running loop and for nobody; return whether that was done.
 
         It is not if the key is being loaded already, or too many loads go on unattended, or after `aclose`.
         """
         loop = asyncio.get_running_loop()
-        for lost in [flight for flight in list(self._unattended) if flight.loop and flight.loop.is_closed()]:
-            self._dropped(lost)
+        self._sweep(namespace)
         with self._lock:
-            if self._closed or key in self._flights or len(self._unattended) >= self._most_unattended:
+            if self._closed or self._joinable(key) is not None:
                 return False
-            flight = self._flights[key] = Flight(self, key, loop, False)
+            flight = self._new(key, loop, namespace)
             # Whoever causes it does not wait for it.
             flight.outer = None
-            self._unattended.add(flight)
+            if not self._unattended.add(flight):
+                return False
+            replaced = self._enter(flight)
+        self._cancel_unwanted(replaced)
         self._take_off(flight, load, loop)
         return True
 
-    def _let_go_on(self, flight: Flight) -> None:
+    def _let_go_on(self, flight: Flight) -> bool:
         """Have a load go on when nobody waits for it, if there are not too many of these."""
+        self._sweep(flight.namespace)
         with self._lock:
-            if flight.loop is not None and not flight.done and len(self._unattended) < self._most_unattended:
-                self._unattended.add(flight)
+            # One that was replaced ends with the last who waits for it.
+            return flight.loop is None or flight.done or flight.overdue or self._unattended.add(flight)
+
+    def _sweep(self, namespace: str) -> None:
+        with self._lock:
+            lost = self._unattended.lost(namespace)
+        for flight in lost:
+            self._dropped(flight)
 
     @contextlib.contextmanager
     def joint(self, flights: Sequence[Flight]) -> Generator[None]:
@@ -192,30 +187,7 @@ class Flights:
                 for flight in others:
                     flight.needs.remove(last)
 
-    # -- invalidation and the end -----------------------------------------------------------------------------
-
-    def detach(self, key: bytes) -> None:
-        """Let no later caller join the present load of this key, and keep its result from being stored."""
-        with self._lock:
-            flight = self._flights.pop(key, None)
-            if flight is not None:
-                flight.detached = True
-
-    def detach_flight(self, flight: Flight) -> None:
-        """Do what `detach` does for this very load, not for one that may have followed it."""
-        with self._lock:
-            flight.detached = True
-            self._forget(flight)
-
-    def detach_matching(self, predicate: Callable[[bytes], object]) -> None:
-        """Do what `detach` does for every key that satisfies a quick predicate (which must not use the cache)."""
-        with self._lock:
-            for key in [key for key in self._flights if predicate(key)]:
-                self._flights.pop(key).detached = True
-
-    def detach_prefix(self, prefix: bytes) -> None:
-        """Do what `detach` does for every key that starts with a prefix."""
-        self.detach_matching(lambda key: key.startswith(prefix))
+    # -- the end -----------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Cancel the loads that run in tasks and take no more. Their callers get `CacheClosedError`.
@@ -241,34 +213,39 @@ class Flights:
             # A load that forked and returns in the child must not wake waiters that live in the parent.
             flight.done, flight.detached, flight.crew = True, True, set()
         self._flights, self._blocked = {}, {}
-        self._tasks, self._unattended = {}, set()
+        self._tasks = {}
+        self._unattended.clear()
         self.joined = 0
 
     # -- getting on and off -----------------------------------------------------------------------------------
 
     def _board(
-        self,
-        key: bytes,
-        waiter: Waiter,
-        loop: asyncio.AbstractEventLoop | None,
-        *,
-        blocks: asyncio.AbstractEventLoop | None,
-        alone: bool,
-    ) -> "_Seat":
-        """Join the flight of a key or open one: on `loop` if an async caller would lead it."""
+        self, key: bytes, waiter: Waiter, loop: asyncio.AbstractEventLoop | None, namespace: str, *,
+        blocks: asyncio.AbstractEventLoop | None, alone: bool, for_nobody: bool = False,
+    ) -> "_Seat":  # fmt: skip
+        """Join the flight of a key or open one: on `loop` if an async caller would lead it.
+
+        :param for_nobody: whether it would have to go on without the caller at once.
+        :raises OutOfPatienceError: if it would, and too many do already.
+        """
         inner = enclosing(self, key)
         present = self._flights.get(key)
         if present is not None and present.loop is not None and present.loop.is_closed():
             self._dropped(present)
+        if for_nobody:
+            self._sweep(namespace)
+        replaced: Flight | None = None
         with self._lock:
             if self._closed:
                 raise _closed()
-            flight = None if alone else self._flights.get(key)
+            flight = None if alone else self._joinable(key)
             leads = flight is None
             if flight is None:
-                flight = Flight(self, key, loop, alone)
+                flight = self._new(key, loop, namespace, alone=alone)
+                if for_nobody and not alone and not self._unattended.add(flight):
+                    raise OutOfPatienceError(crowded=True)
                 if not alone:
-                    self._flights[key] = flight
+                    replaced = self._enter(flight)
             else:
                 check_circle(flight, inner, blocks, self._blocked)
                 self.joined += 1
@@ -278,10 +255,22 @@ class Flights:
                 inner.needs.append(flight)
             if blocks is not None:
                 self._blocked.setdefault(blocks, []).append(flight)
-        return _Seat(flight, leads, inner, blocks)
+        self._cancel_unwanted(replaced)
+        # A thread that leads has its loader to run; any other of ours that comes here only waits.
+        job = None if leads and loop is None else JOB.get()
+        if job is not None:
+            job.pause()
+        return _Seat(flight, leads, inner, blocks, job)
+
+    def _cancel_unwanted(self, flight: Flight | None) -> None:
+        """Cancel a flight that was replaced, unless somebody waits for it, who does without a time limit then."""
+        if flight is not None and not flight.crew and flight.task is not None and flight.loop is not None:
+            _cancel(flight.task, flight.loop)
 
     def _leave(self, seat: "_Seat", waiter: Waiter) -> None:
-        flight, leads, inner, blocks = seat
+        flight, leads, inner, blocks, job = seat
+        if job is not None:
+            job.resume()
         if leads and flight.loop is None:
             # Only after Ctrl-C in the wrong moment is this the first to tell those who wait.
             self._settle(flight, Abandoned(KeyboardInterrupt()))
@@ -308,11 +297,6 @@ class Flights:
         if not held:
             self._blocked.pop(loop, None)
 
-    def _forget(self, flight: Flight) -> None:
-        # Only itself: a flight that was detached may have a successor by now.
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
-
     # -- the load ---------------------------------------------------------------------------------------------
 
     def _take_off(
@@ -334,10 +318,15 @@ class Flights:
 
     async def _fly(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
         LOADING.set(flight)  # in this task's own context
+        JOB.set(None)
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
             self._settle(flight, Failed(error, error.__traceback__))
+        except SystemExit as error:
+            # It is the leader's, in its own task or thread. Raised by this one, it would end the whole loop also where
+            # that is the background loop, which is not the leader's to end.
+            self._settle(flight, Abandoned(error))
         except BaseException as error:
             self._settle(flight, Abandoned(error))
             raise
@@ -399,6 +388,8 @@ class _Seat(NamedTuple):
     """The load that the caller is part of: it needs this flight."""
     blocks: asyncio.AbstractEventLoop | None
     """The event loop that the caller holds up."""
+    job: Job | None
+    """The thread that waits with the caller, whose place another loader has meanwhile."""
 
 
 def _cancel(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> None:

@@ -10,8 +10,10 @@ processes, which is what spreads them, and a hit stays free of it.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, TypedDict
 
@@ -21,6 +23,7 @@ from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
 __all__ = ["PLAIN", "Freshness", "FreshnessOptions", "Standing", "early_by", "lifetime", "merged", "standing"]
 
 _RETRY: Final = 5.0
+_NOTHING: Final = re.compile(r"\s*0+(?:\.0+)?\s*(?:ms|s|m|h|d|w)\s*", re.IGNORECASE)
 _LEAST: Final = 2.0**-64
 
 
@@ -91,6 +94,11 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
         if name not in parts:
             raise CacheTypeError(name, f"no such option; there are {', '.join(parts)}")
         parts[name] = _CHECKS[name](value, name)
+    if options.get("soft_timeout") is None:
+        # An inherited one gives way: to who wants nothing stale, and to who waits for less.
+        inherited, hard = parts["soft_timeout"], parts["hard_timeout"]
+        if inherited is not None:
+            parts["soft_timeout"] = None if not parts["grace"] else inherited if hard is None else min(inherited, hard)
     result = Freshness(**parts)
     if result == PLAIN:
         return PLAIN
@@ -152,7 +160,8 @@ def _span(value: Any, argument: str) -> float:
     """Return a duration in seconds that may be nought."""
     if value is None:
         return 0.0
-    return 0.0 if type(value) in (int, float) and value == 0 else seconds(value, argument)
+    nothing = _NOTHING.fullmatch(value) if isinstance(value, str) else value == 0 and not isinstance(value, bool)
+    return 0.0 if nothing or value == timedelta() else seconds(value, argument)
 
 
 def _timeout(value: Any, argument: str) -> float | None:

@@ -9,6 +9,7 @@ of a change of the value or the lease (ACQ has read both), or by the end of the 
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import socket
 import threading
@@ -31,6 +32,9 @@ __all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
 
 _RENEWALS: Final = 3
 """A lease is renewed after this part of its time."""
+
+_LONGEST: Final = 3600.0
+"""Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
 
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
@@ -83,7 +87,7 @@ class Lease:
     :ivar void: whether it is known that nothing may be stored with it.
     """
 
-    __slots__ = ("_owner", "_timer", "ended", "flight", "name", "seconds", "token", "trust", "void", "wire")
+    __slots__ = ("_left", "_owner", "_timer", "ended", "flight", "name", "seconds", "token", "trust", "void", "wire")
 
     def __init__(
         self, owner: "Leases", wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None
@@ -97,6 +101,7 @@ class Lease:
         self.void = False
         self.ended = False
         self._owner = owner
+        self._left = math.ceil(_LONGEST * _RENEWALS / seconds)
         self._timer: asyncio.TimerHandle | None = wire.loop.call_later(seconds / _RENEWALS, self._renew)
 
     def _renew(self) -> None:
@@ -104,6 +109,10 @@ class Lease:
             return
         if self.flight is not None and self.flight.done:
             # A thread that was interrupted (Ctrl-C) in the wrong moment did not get to ending it.
+            self.close()
+            return
+        self._left -= 1
+        if self._left <= 0:
             self.close()
             return
         # While Redis is away it is tried again and again: the lease may have outlived the outage.
@@ -282,6 +291,13 @@ class Leases:
         if lease.flight is not None:
             self._detach(lease.flight)
         lease.close()
+
+    def let_go(self, flight: Flight) -> None:
+        """Give back the lease of a load that seems to hang."""
+        lease = self._held.get(flight.key)
+        if lease is not None and lease.flight is flight:
+            lease.void = True
+            lease.close()
 
     def announced(self, name: bytes, wire: "Wire") -> None:
         """Take the announcement, through a wire, that somebody changed a value's lease."""

@@ -9,37 +9,31 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from anyio import to_thread
-
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.claims import Claims
 from magnus_cache.clock import Duration, monotonic, seconds
 from magnus_cache.codec import envelope
-from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running
+from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running, unmodified
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheEncodeError, CacheError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.leases import Claim
+from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.reads import Reads
-from magnus_cache.state import Mode
 from magnus_cache.tags import TagRule, check_tags
 from magnus_cache.throttle import Throttle
+from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
 
-__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "called", "check_callable", "checked_ttl", "is_async"]
+__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "check_callable", "checked_ttl"]
 
 T = TypeVar("T")
 
 AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
 """A function or coroutine function without arguments."""
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine: for functions, partials, and objects with an async `__call__`."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
 
 
 def check_callable(function: object, argument: str) -> None:
@@ -140,6 +134,7 @@ class Loads:
         self._state = reads.state
         self.claims = Claims(reads)
         self.flights = reads.state.flights
+        self.clock = reads.state.clock
         self.throttle = Throttle(reads.state.clock)
 
     @property
@@ -155,7 +150,8 @@ class Loads:
 
         :param tags: those of the value that are known already.
         :param fresh: take no value that is already there, and join no load that began before.
-        :param patience: seconds to wait; then the load goes on without the caller, who gets `OutOfPatienceError`.
+        :param patience: seconds to wait; then the load goes on without the caller, who gets `OutOfPatienceError`. With
+            0 it is not begun if too many go on already.
         :param blocks: the event loop that is held up by whoever this is done for.
         :raises Exception: whatever the loader raises, the same for all who waited.
         :raises CacheRecursionError: if loading the key needs the key.
@@ -163,7 +159,8 @@ class Loads:
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            return await called(loader)
+            with running(CurrentLoad()):
+                return _modified(await self._called(address, loader))
         fresh = fresh or mode is Mode.BYPASS
         led = False
 
@@ -175,8 +172,9 @@ class Loads:
         while True:
             self.before(address, fresh=fresh)
             loaded = await self.flights.run(
-                address.name, lead, wait_timeout=self.wait_timeout, patience=patience, blocks=blocks
-            )
+                address.name, lead, wait_timeout=self.wait_timeout, namespace=str(address.namespace),
+                patience=patience, blocks=blocks,
+            )  # fmt: skip
             if led or self.stands(loaded):
                 return loaded.take()
 
@@ -192,11 +190,12 @@ class Loads:
                 return found
             claim = self.claims.unclaimed(flight, fresh=fresh)
         load = CurrentLoad(claim.previous)
-        started = monotonic()
+        # What was waited for a lease does not count.
+        flight.began, started = self.clock(), monotonic()
         try:
             try:
                 with running(load):
-                    value = await called(loader)
+                    value = await self._called(address, loader)
             except Exception as error:
                 await self.failed(address, error, tags, started, claim)
                 raise
@@ -209,8 +208,9 @@ class Loads:
 
         :param unwanted: the version of the value that is to be refreshed.
         """
+        self.before(address, fresh=False)
         lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
-        return self.flights.launch(address.name, lead)
+        return self.flights.launch(address.name, lead, str(address.namespace))
 
     def load_blocking(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
@@ -222,7 +222,8 @@ class Loads:
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            return self.called_blocking(loader)
+            with running(CurrentLoad()):
+                return _modified(self.called_blocking(loader))
         fresh = fresh or mode is Mode.BYPASS
         call = self._state.portal.call
         led = False
@@ -237,7 +238,7 @@ class Loads:
                     return found
                 claim = self.claims.unclaimed(flight, fresh=fresh)
             load = CurrentLoad(claim.previous)
-            started = monotonic()
+            flight.began, started = self.clock(), monotonic()
             try:
                 try:
                     with running(load):
@@ -260,11 +261,24 @@ class Loads:
         return not loaded.overtaken and not self._state.epochs.overtaken(loaded.tags, loaded.since)
 
     def before(self, address: Address, *, fresh: bool) -> None:
-        """Let the caller join no load that it must not have the value of."""
+        """Let the caller join no load that it must not have the value of, nor one that will not end."""
         if fresh:
             self._state.flights.detach(address.name)
-        elif self._state.reachable:
+            return
+        hung = self.flights.overdue(address.name, self.wait_timeout)
+        if hung is not None:
+            self._state.leases.let_go(hung)
+            self._state.notices.warn(
+                f"hung:{address.namespace}",
+                f"loading a value for namespace {str(address.namespace)!r} has taken {self.clock() - hung.began:.0f} "
+                "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
+                "wait_timeout higher",
+            )
+        if self._state.reachable:
             self._state.leases.check(address.name, self._state.clock())
+
+    async def _called(self, address: Address, loader: AnyLoader[T]) -> T:
+        return await self._state.workers.call(loader, str(address.namespace))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
         """Call a function in this thread, a coroutine function on the background loop."""
@@ -315,6 +329,7 @@ class Loads:
         self, address: Address, error: Exception, tags: tuple[str, ...], started: float, claim: Claim
     ) -> None:
         """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
+        address.counters.load_errors += 1
         freshness = address.freshness
         if freshness is PLAIN:
             return
@@ -323,21 +338,30 @@ class Loads:
             self._hold_back(address, error)
             return
         payload = encode_error(error)
-        if len(payload) <= self._reads.limit(address):
+        if payload is None:
+            kind = type(error).__name__
+            self._state.notices.warn(
+                f"negative:{address.namespace}:{kind}",
+                f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as not all of its parts can be "
+                "stored; let the loader raise an error that has plain data only",
+            )
+        elif len(payload) <= self._reads.limit(address):
             held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
             held = held._replace(cost=monotonic() - started)
             await self._writes.fill(address, held, payload, ttl, claim)
 
     def _hold_back(self, address: Address, error: Exception) -> None:
         freshness, kind = address.freshness, type(error).__name__
+        if not freshness.grace and not freshness.in_tasks:
+            # The callers are told, all of them.
+            return
+        then = ""
         # Without a stale value, whoever asks again wants it tried again.
         if freshness.grace or freshness.early:
             self.throttle.failed(address.name, freshness.retry)
-            self._state.notices.warn(
-                f"load:{address.namespace}:{kind}",
-                f"loading a value for namespace {str(address.namespace)!r} failed ({kind}); where there is a stale "
-                f"one it is served, and the next attempt is in {freshness.retry:g} s",
-            )
+            then = f"; where there is a stale one it is served, and the next attempt is in {freshness.retry:g} s"
+        what = f"loading a value for namespace {str(address.namespace)!r} failed ({kind}){then}"
+        self._state.notices.warn(f"load:{address.namespace}:{kind}", what)
 
     async def kept(
         self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
@@ -346,8 +370,7 @@ class Loads:
         """Store a value if it is to be, and return it for those who wait."""
         if value is NOT_MODIFIED:
             if load is None or not load.has_previous:
-                problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
-                raise CacheTypeError("loader", problem)
+                raise unmodified()
             value = load.previous
         try:
             payload, ttl = self._judge(address, value, rule)
@@ -369,12 +392,10 @@ class Loads:
         return Loaded(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
 
 
-async def called(loader: AnyLoader[T]) -> T:
-    """Await a coroutine function; run any other in a worker thread, so that it holds up nobody else."""
-    if is_async(loader):
-        return await cast("Callable[[], Awaitable[T]]", loader)()
-    value = await to_thread.run_sync(loader, abandon_on_cancel=True)
-    return await value if inspect.isawaitable(value) else cast("T", value)
+def _modified(value: T) -> T:
+    if value is NOT_MODIFIED:
+        raise unmodified()
+    return value
 
 
 async def _awaited(value: Awaitable[T]) -> T:

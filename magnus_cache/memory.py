@@ -124,12 +124,12 @@ class Memory:
         return hit
 
     def peek(self, name: _Name) -> Entry | None:
-        """Return the entry of a name whether it can be trusted or not: neither expired nor cleared."""
+        """Return the entry of a name whether it can be trusted or not: fresh, if due for a refresh, and uncleared."""
         entry = self._table.get(name)
         if entry is None:
             return None
         now = self._clock()
-        if not (now < entry and self._stands(name, entry)):
+        if not (now < entry.fresh_until and self._stands(name, entry)):
             self._bury(name, entry, now)
             return None
         try:

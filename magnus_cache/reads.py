@@ -154,14 +154,14 @@ class Reads:
         """
         wire = self.state.wire()
         if wire is None:
-            return self._memory.hit(address.name)
+            return self._memory.peek(address.name)
         recovery, lost = self.state.recovery, 0
         for _ in range(JUDGEMENTS):
             try:
                 if recovery.pending:
                     await self.caught_up(wire, address)
                 held = self.held(address)
-                if held is not None and held.trust is wire.trust:
+                if held is not None and held.trust is wire.trust and self._clock() < held:
                     # Its trust has lapsed for want of talk: any answer on its wire renews that.
                     await wire.renew()
                     if (entry := self._memory.hit(address.name)) is not None:
@@ -227,7 +227,7 @@ class Reads:
         portal, state = self.state.portal, self.state
         state.check_open()
         if state.endpoint is None:
-            return self._memory.hit(address.name)
+            return self._memory.peek(address.name)
         tags: tuple[str, ...] = ()
         if not state.recovery.pending and self.held(address) is None:
             fill = self.expect(address)
@@ -255,10 +255,18 @@ class Reads:
             waiter.set_exception(error)
 
     def fallback(self, address: Address) -> Entry | None:
-        """Return what this process still holds, trusted or not, if Redis is away; if it is not, nothing."""
-        if self.state.reachable:
-            return None
-        return self._memory.peek(address.name)
+        """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
+        return None if self.state.reachable else self._of_this_era(self._memory.peek(address.name))
+
+    def last(self, address: Address) -> Entry | None:
+        """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
+
+        It need not be trusted, but must have been until the outage.
+        """
+        return None if self.state.reachable else self._of_this_era(self._memory.past(address.name, trusted=False))
+
+    def _of_this_era(self, entry: Entry | None) -> Entry | None:
+        return entry if entry is not None and entry.trust.era == self.state.eras.now else None
 
     async def look(self, address: Address) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
@@ -344,7 +352,7 @@ class Reads:
 
     def trust(self, source: "Source", sent: float) -> Trust:
         """Return what an answer stands on: its connection, or without tracking only a moment."""
-        return source.trust if source.tracking else Trust(sent + self._settings.max_staleness)
+        return source.trust if source.tracking else Trust(sent + self._settings.max_staleness, self.state.eras.now)
 
     def entry(
         self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,

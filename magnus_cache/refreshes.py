@@ -10,13 +10,15 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from magnus_cache.addresses import MISS, Address
+from magnus_cache.clock import monotonic
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
-from magnus_cache.flights import OutOfPatienceError
 from magnus_cache.freshness import Standing, standing
 from magnus_cache.loads import AnyLoader, Loads, Rule
+from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
 from magnus_cache.reads import Reads
+from magnus_cache.unattended import OutOfPatienceError
 
 __all__ = ["Refreshes"]
 
@@ -43,9 +45,10 @@ class Refreshes:
         :raises CacheTimeoutError: after the policy's `hard_timeout`, if there is no stale value.
         :raises Exception: whatever the loader raises, now or, if it is remembered, before.
         """
+        began = monotonic()
         entry, near = self._state.memory.past(address.name, trusted=True), True
         if entry is None:
-            entry, near = self._left(address, await self._reads.read(address, tags)), False
+            entry, near = await self._read(address, tags), False
         stands = self._standing(address, entry)
         value = self._opened(address, entry, stands, near=near)
         if value is not MISS and entry is not None and stands in _FRESH:
@@ -55,30 +58,81 @@ class Refreshes:
         if value is not MISS and self._loads.throttle.holds(address.name):
             return self._stale(address, value)  # type: ignore[no-any-return]  # likewise
         address.counters.misses += 1
-        return await self._loaded(address, loader, rule, tags, value, blocks)
+        return await self._loaded(address, loader, rule, tags, value, began, blocks)
+
+    async def _read(self, address: Address, tags: tuple[str, ...]) -> Entry | None:
+        """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
+        try:
+            async with asyncio.timeout(address.freshness.hard_timeout):
+                entry = await self._reads.read(address, tags)
+        except TimeoutError:
+            entry = None
+        return self._reads.last(address) if entry is None else entry
 
     async def _loaded(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], stale: Any,
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], stale: Any, began: float,
         blocks: asyncio.AbstractEventLoop | None,
     ) -> T:  # fmt: skip
-        """Return what is loaded, or, if that takes too long or fails, a stale value if there is one."""
+        """Return what is loaded, or, if that takes too long or fails, a stale value if there is one.
+
+        :param began: when the caller began to wait, in monotonic seconds.
+        """
         policy = address.freshness
         soft = policy.soft_timeout if stale is not MISS else None
-        patience = soft if soft is not None else policy.hard_timeout
+        allowed = soft if soft is not None else policy.hard_timeout
+        patience = None if allowed is None else max(0.0, began + allowed - monotonic())
         try:
             return await self._loads.load(address, loader, rule, tags, patience=patience, blocks=blocks)
-        except OutOfPatienceError:
-            address.counters.timeouts += 1
+        except OutOfPatienceError as error:
+            self._impatient(address, error)
             if stale is MISS:
-                raise CacheTimeoutError(address.namespace, patience or 0.0) from None
+                raise CacheTimeoutError(address.namespace, allowed or 0.0) from None
         except CacheDeadlockError:
             # Who would not have waited anyway holds nobody up.
             if soft is None:
+                raise
+        except asyncio.CancelledError:
+            # The load's own, unless it is this caller that is cancelled.
+            task = asyncio.current_task()
+            if stale is MISS or task is None or task.cancelling():
                 raise
         except Exception as error:
             if not self._excused(address, error, stale):
                 raise
         return self._stale(address, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
+
+    async def load(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:  # fmt: skip
+        """Load a value that is missing, or is to be replaced, within the policy's `hard_timeout`.
+
+        :param fresh: take no value that is already there.
+        :param blocks: the event loop that is held up by whoever this is done for.
+        :raises CacheTimeoutError: after that.
+        :raises Exception: whatever the loader raises.
+        """
+        patience = None if self._state.mode is Mode.DISABLED else address.freshness.hard_timeout
+        try:
+            return await self._loads.load(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
+        except OutOfPatienceError as error:
+            self._impatient(address, error)
+            raise CacheTimeoutError(address.namespace, patience or 0.0) from None
+
+    def load_blocking(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+    ) -> T:
+        """Do what `load` does, for a thread.
+
+        :raises CacheTimeoutError: as `load` does.
+        :raises Exception: as `load` does.
+        """
+        if address.freshness.hard_timeout is None or self._state.mode is Mode.DISABLED:
+            return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
+        self._state.check_open()
+        there: Callable[[], Any] = partial(self.load, address, loader, rule, tags, fresh=fresh, blocks=running_loop())
+        value: T = self._state.portal.call(there)
+        return value
 
     def value_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = ()) -> T:
         """Do what `value` does, for a thread.
@@ -96,7 +150,8 @@ class Refreshes:
             return value
         entry, near = self._state.memory.past(address.name, trusted=True), True
         if entry is None:
-            entry, near = self._left(address, self._reads.read_blocking(address)), False
+            entry, near = self._reads.read_blocking(address), False
+            entry = self._reads.last(address) if entry is None else entry
         stands = self._standing(address, entry)
         held = self._opened(address, entry, stands, near=near)
         if held is not MISS and stands in _FRESH:
@@ -113,28 +168,37 @@ class Refreshes:
 
     # -- for batches ------------------------------------------------------------------------------------------
 
-    def held_back(self, address: Address) -> Any:
-        """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS."""
-        return self._past(address) if self._loads.throttle.holds(address.name) else MISS
+    def held_back(self, address: Address, entry: Entry | None) -> Any:
+        """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS.
 
-    def instead(self, address: Address, error: Exception) -> Any:
-        """Return the stale value that is served in place of a load's error; MISS for none."""
-        if not address.freshness.grace or not self._excused(address, error, None):
+        :param entry: what was found of it.
+        """
+        return self._past(address, entry) if self._loads.throttle.holds(address.name) else MISS
+
+    def instead(self, address: Address, error: Exception, entry: Entry | None) -> Any:
+        """Return the stale value that is served in place of a load's error; MISS for none.
+
+        :param entry: what was found of it, before the load.
+        """
+        return self._past(address, entry) if self._excused(address, error, None) else MISS
+
+    def _past(self, address: Address, entry: Entry | None) -> Any:
+        if not address.freshness.grace:
             return MISS
-        return self._past(address)
-
-    def _past(self, address: Address) -> Any:
-        entry = self._state.memory.past(address.name, trusted=self._state.reachable)
-        value = MISS if entry is None else self._reads.opened_anyway(address, entry)
+        entry = entry or self._state.memory.past(address.name, trusted=True) or self._reads.last(address)
+        if entry is None or self._standing(address, entry) is Standing.GONE:
+            return MISS
+        value = self._reads.opened_anyway(address, entry)
         return value if value is MISS else self._stale(address, value)
 
     # -- what both do -----------------------------------------------------------------------------------------
 
-    def _left(self, address: Address, entry: Entry | None) -> Entry | None:
-        """Return what was read; if Redis could not be asked, whatever this process still has."""
-        if entry is None and not self._state.reachable:
-            return self._state.memory.past(address.name, trusted=False)
-        return entry
+    def _impatient(self, address: Address, error: OutOfPatienceError) -> None:
+        """Count a caller that does not wait any longer; let the next ones not begin what has to be given up again."""
+        address.counters.timeouts += 1
+        address.counters.overloads += error.crowded
+        if error.given_up:
+            self._loads.throttle.failed(address.name, address.freshness.retry)
 
     def _standing(self, address: Address, entry: Entry | None) -> Standing:
         if entry is None:

@@ -7,12 +7,9 @@ is in `paths`.
 
 import asyncio
 import contextlib
-import math
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable
-from contextvars import ContextVar
-from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,12 +18,14 @@ from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epochs import Epochs, epoch_of
+from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forks import part, watch
 from magnus_cache.keys import Keyspace, value_name
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
+from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
@@ -35,26 +34,15 @@ from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
 from magnus_cache.stats import Stats
+from magnus_cache.workers import Workers
 
 if TYPE_CHECKING:
     from magnus_cache.redis.journal import Journal
     from magnus_cache.redis.wire import Wire
     from magnus_cache.settings import CacheSettings
 
-__all__ = ["Mode", "State", "make_state"]
+__all__ = ["State", "make_state"]
 
-
-class Mode(Enum):
-    """How calls in the present context treat the cache."""
-
-    NORMAL = "normal"
-    BYPASS = "bypass"
-    """Read nothing from the cache, but store what is loaded: a one-off fresh read."""
-    DISABLED = "disabled"
-    """As if there were no cache at all."""
-
-
-_MODE: Final[ContextVar[Mode]] = ContextVar("magnus_cache_mode", default=Mode.NORMAL)
 
 _abandoned: Final[list[object]] = []
 
@@ -77,10 +65,7 @@ def make_state(settings: "CacheSettings | None", overrides: dict[str, Any]) -> "
 
 
 class State:
-    """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call.
-
-    :ivar offline: what entries written while Redis is away stand on; worthless once it is back.
-    """
+    """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
         self.settings = settings
@@ -88,7 +73,8 @@ class State:
         self.keyspace = Keyspace(settings.prefix)
         self.namespaces = default_registry
         self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
-        self.flights = Flights()
+        self.flights = Flights(clock=self.clock)
+        self.workers = Workers()
         self.portal = Portal()
         self.stats = Stats()
         self.notices = Notices()
@@ -96,7 +82,7 @@ class State:
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
         self.leases = Leases(self.flights.detach_flight)
-        self.offline = LocalTrust(math.inf)
+        self.eras = Eras()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.closed = False
         self.special = 0
@@ -131,12 +117,12 @@ class State:
     def mode(self) -> Mode:
         """How calls in this context treat the cache."""
         # The counter keeps the context variable off the hot path while nobody uses it.
-        return _MODE.get() if self.special else Mode.NORMAL
+        return MODE.get() if self.special else Mode.NORMAL
 
     @contextlib.contextmanager
     def switched(self, mode: Mode) -> Generator[None]:
         """Treat the cache in another way within this context: this task or thread, and what it starts."""
-        token = _MODE.set(mode)
+        token = MODE.set(mode)
         with self._lock:
             self.special += 1
         try:
@@ -144,7 +130,7 @@ class State:
         finally:
             with self._lock:
                 self.special -= 1
-            _MODE.reset(token)
+            MODE.reset(token)
 
     # -- wires ----------------------------------------------------------------------------------------------
 
@@ -175,7 +161,10 @@ class State:
             # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
-                    old.trust.kill()
+                    if self.reachable:
+                        old.trust.retire()
+                    else:
+                        old.trust.kill()
                     del self._wires[old_loop]
             self._wires[loop] = wire
         return wire
@@ -183,7 +172,10 @@ class State:
     @property
     def reachable(self) -> bool:
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
-        return any(wire.up and not wire.closed and wire.loop.is_running() for wire in list(self._wires.values()))
+        return any(map(_lives, self._all_wires()))
+
+    def _all_wires(self) -> "list[Wire]":
+        return list(self._wires.values())
 
     @property
     def redis_available(self) -> bool:
@@ -197,8 +189,8 @@ class State:
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self.offline
-        return LocalTrust(self.clock() + self.settings.max_staleness) if self.reachable else offline
+        offline = self.eras.offline
+        return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now) if self.reachable else offline
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
@@ -251,7 +243,7 @@ class State:
     def removed(self, names: Iterable[bytes]) -> None:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
         for name in names:
-            entry = self.memory.peek(name)
+            entry = self.memory.past(name, trusted=False)
             if entry is not None and isinstance(entry.trust, LocalTrust):
                 self.memory.void(name)
             else:
@@ -260,7 +252,7 @@ class State:
     def missed(self, record: Callable[[Recovery], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
         mark = record(self.recovery)
-        for wire in list(self._wires.values()):
+        for wire in self._all_wires():
             if wire.up:
                 with contextlib.suppress(RuntimeError):
                     wire.loop.call_soon_threadsafe(self.replays.begin, wire)
@@ -307,8 +299,7 @@ class State:
 
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
-        self.offline.kill()
-        self.offline = LocalTrust(math.inf)
+        self.eras.connected(wire, first=not any(_lives(other) for other in self._all_wires() if other is not wire))
         self.leases.release_lost(wire)
         if not wire.tracking:
             self.notices.warn("tracking", self._no_tracking())
@@ -392,7 +383,7 @@ class State:
 
     def _let_go(self) -> None:
         self.memory.reset()
-        self.offline.kill()
+        self.eras.offline.kill()
 
     def after_fork(self) -> None:
         """Start anew in a forked child: its parent's sockets, threads and loads are not its own."""
@@ -402,12 +393,16 @@ class State:
         self._lock = threading.Lock()
         self._wires, self.replays = {}, self._new_replays()
         self.special = 0
-        self.offline = LocalTrust(math.inf)
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases,
+            self.leases, self.eras,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:
             self.journal.reset()
             self.journal.begin_doubt()
+
+
+def _lives(wire: "Wire") -> bool:
+    """Whether a wire is connected, and its loop would notice if it were not."""
+    return wire.up and not wire.closed and wire.loop.is_running()

@@ -38,8 +38,8 @@ class Counters:
     """The counts of one namespace, or of one decorated function within it."""
 
     __slots__ = (
-        "early_refreshes", "errors", "l1_hits", "l2_hits", "loads", "misses", "negative_hits", "refused", "stale_hits",
-        "stores", "timeouts", "unreadable",
+        "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "loads", "misses", "negative_hits",
+        "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -47,10 +47,15 @@ class Counters:
     errors: int
     l1_hits: int
     l2_hits: int
+    load_errors: int
+    """Loads that raised."""
     loads: int
+    """Loads that returned."""
     misses: int
     negative_hits: int
     """Errors that were raised again from memory or Redis."""
+    overloads: int
+    """Loads that were not begun, or were given up, because too many went on unattended."""
     refused: int
     stale_hits: int
     """Values that were served past their end."""

@@ -19,7 +19,7 @@ from magnus_cache.engine import Engine
 from magnus_cache.explain import Explanation
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
-from magnus_cache.state import Mode
+from magnus_cache.modes import Mode
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport
@@ -169,7 +169,7 @@ class BlockingOperations:
             if (value := self._looked_up(address)) is not MISS:
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             address.counters.misses += 1
-        return self._loads.load_blocking(address, loader, rule, tag_rule.of_call({}))
+        return self._engine.refreshes.load_blocking(address, loader, rule, tag_rule.of_call({}))
 
     def _under_policy(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...]) -> T:
         entry = self._state.memory.hit(address.name)

@@ -253,11 +253,11 @@ class Writes:
 
         :param refused: whether Redis is there and does not take it: then the staleness bound is its bound.
         """
-        offline = self.state.offline
+        offline = self.state.eras.offline
         if claim.offline is offline and not self.state.reachable:
             trust: Trust = offline
         elif refused:
-            trust = LocalTrust(claim.at + self.state.settings.max_staleness)
+            trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
         else:
             return False
         return self._keep(address, held, ttl, overtaken, trust)
@@ -310,7 +310,7 @@ class Writes:
             else:
                 return None if header is None else wire.time.local(header.fresh_until) - self._clock()
         entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
-        return None if entry is None else entry.deadline - self._clock()
+        return None if entry is None else entry.fresh_until - self._clock()
 
     async def prolong(self, address: Address, ttl: float) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was one."""

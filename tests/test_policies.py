@@ -965,3 +965,217 @@ async def test_an_error_that_cannot_be_made_again_is_not_replaced_by_another(cal
         for _ in range(2):
             with pytest.raises(PickyError):
                 await cache.get_or_set("t", source, negative={PickyError: 60})
+
+
+# -- what is due early, and what may not be fallen back on ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("redis", [True, False])
+async def test_without_redis_what_is_due_for_a_refresh_is_as_fresh_as_ever(
+    proxy: Proxy, caller: Opened, clock: VirtualClock, redis: bool
+) -> None:
+    namespace, source = Namespace("t", ttl=100, early=1e9), Source()
+    options = {"redis_url": proxy.url} if redis else {"redis_enabled": False}
+    async with caller(**options) as cache:
+        await cache.get_or_set(namespace, source)
+        memory = cache.manager._engine.state.memory
+        if redis:
+            proxy.refuse()
+            proxy.cut()
+            await wait_until_async(lambda: not cache.manager._engine.state.reachable)
+        clock.advance(1)
+        assert memory.hit(NAME) is None, "it should be due by now"
+        manager = cache.manager
+        assert await manager.get(namespace, "k") == [1]
+        assert await manager.contains(namespace, "k")
+        assert await manager.get_many(namespace, ["k"]) == {"k": [1]}
+        assert await manager.ttl(namespace, "k") == pytest.approx(9, abs=0.1)
+        if cache.way == "blocking":
+            assert await asyncio.to_thread(manager.sync.get, namespace, "k") == [1]
+        assert await manager.touch(namespace, "k", 200)
+        clock.advance(100)
+        assert await manager.get(namespace, "k") == [1]
+
+
+@pytest.mark.parametrize("how", ["delete", "tag"])
+async def test_what_was_invalidated_between_two_outages_is_no_fallback_in_the_second(
+    url: str, proxy: Proxy, caller: Opened, clock: VirtualClock, how: str
+) -> None:
+    """Nobody asked for it in between, so that nobody here was told."""
+    source, namespace = Source(), Namespace("t", grace=60)
+
+    async def outage() -> None:
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not cache.manager._engine.state.reachable)
+
+    async def end() -> None:
+        proxy.resume()
+        await wait_until_async(lambda: cache.manager._engine.state.reachable)
+
+    async with AsyncCacheManager(redis_url=url) as peer, caller(redis_url=proxy.url) as cache:
+        await cache.get_or_set(namespace, source, tags="day")
+        await cache.manager.set(namespace, "other", 1)
+        await outage()
+        await (peer.delete("t", "k") if how == "delete" else peer.invalidate_tags("day"))
+        await end()
+        assert await cache.manager.get(namespace, "other") == 1
+        await outage()
+        assert await cache.manager.get(namespace, "k") is None
+        assert await cache.manager.get(namespace, "other") == 1
+        source.error = SourceError("away as well")
+        with pytest.raises(SourceError):
+            await cache.get_or_set(namespace, source)
+
+
+# -- within a bound -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["read", "bypass", "refresh"])
+async def test_a_hard_timeout_bounds_all_that_is_waited_for(url: str, proxy: Proxy, way: str, how: str) -> None:
+    async with AsyncCacheManager(redis_url=proxy.url if how == "read" else url, op_timeout=5) as manager:
+        await manager.set("t", "other", 1)
+        faces: Any = manager if way == "async" else manager.sync
+
+        @faces.cached("t", hard_timeout=0.1)  # type: ignore[untyped-decorator]  # of either face
+        def function(key: str) -> Any:
+            threading.Event().wait(0.5)
+            return key
+
+        async def call(fn: Any, *args: Any, **options: Any) -> Any:
+            return await fn(*args, **options) if way == "async" else await asyncio.to_thread(fn, *args, **options)
+
+        if way == "async":
+
+            async def coroutine(key: str) -> Any:
+                await asyncio.sleep(0.5)
+                return key
+
+            function = manager.cached("t", hard_timeout=0.1)(coroutine)
+
+        if how == "read":
+            proxy.freeze()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(CacheTimeoutError):
+            if how == "refresh":
+                await call(function.refresh, "k")
+            elif how == "bypass":
+                with manager.bypass():
+                    await call(faces.get_or_set, "t", "k", lambda: threading.Event().wait(0.5), hard_timeout=0.1)
+            else:
+                await call(function, "k")
+        assert asyncio.get_running_loop().time() - began < 0.4
+
+
+async def test_a_load_that_fails_after_its_caller_has_gone_is_told(
+    caller: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def load() -> None:
+        gate.wait(10)
+        raise SourceError("a secret")
+
+    async with caller() as cache:
+        with pytest.raises(CacheTimeoutError):
+            await cache.get_or_set("t", load, hard_timeout=0.05)
+        gate.set()
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        assert cache.figures()["load_errors"] == 1
+    assert "loading a value for namespace 't' failed (SourceError)" in caplog.text
+    assert "secret" not in caplog.text
+
+
+# -- smaller ones ---------------------------------------------------------------------------------------------------
+
+
+async def test_batches_serve_what_is_stale_from_redis_too(url: str, way: str, clock: VirtualClock) -> None:
+    """A namespace without a near cache, or one that has forgotten the value, has its grace all the same."""
+    namespace, calls = Namespace("t", ttl=10, grace=60, retry=5, l1=False), 0
+    failing = False
+
+    def load(keys: list[str]) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if failing:
+            raise SourceError("away")
+        return {key: [key] for key in keys}
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+
+        async def get(**options: Any) -> Any:
+            if way == "async":
+                return await manager.get_or_set_many(options.get("namespace", namespace), ["a"], load)
+            return await asyncio.to_thread(
+                manager.sync.get_or_set_many, options.get("namespace", namespace), ["a"], load
+            )
+
+        await get()
+        clock.advance(21)
+        failing = True
+        for _ in range(3):
+            assert await get() == {"a": ["a"]}
+        assert calls == 2
+        with pytest.raises(SourceError):
+            await get(namespace=Namespace("t", grace=5, l1=False))
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_without_the_cache_a_load_within_another_replaces_nothing(
+    caller: Opened, clock: VirtualClock, many: bool
+) -> None:
+    seen: list[Any] = []
+
+    async with caller() as cache:
+        sync = cache.manager.sync
+
+        def inner(*_: Any) -> Any:
+            seen.append((current_load().has_previous, current_load().validator))
+            return {"x": NOT_MODIFIED} if many else NOT_MODIFIED
+
+        def outer() -> int:
+            current_load().validator = "outer"
+            with sync.disabled():
+                if many:
+                    with pytest.raises(CacheBatchError) as caught:
+                        sync.get_or_set_many("t", ["x"], inner)
+                    assert isinstance(caught.value.errors["x"], CacheTypeError)
+                else:
+                    with pytest.raises(CacheTypeError, match="NOT_MODIFIED"):
+                        sync.get_or_set("t", "x", inner)
+            return 1
+
+        for _ in range(2):
+            await cache.get_or_set("t", outer, grace=60)
+            clock.advance(11)
+    assert seen == [(False, None)] * 2
+
+
+async def test_a_load_that_cancels_itself_is_a_load_that_failed(url: str, clock: VirtualClock) -> None:
+    async def load() -> int:
+        raise asyncio.CancelledError
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+        await manager.set(Namespace("t", grace=60), "k", 1, 10)
+        clock.advance(11)
+        assert await manager.get_or_set("t", "k", load, grace=60) == 1
+        task = asyncio.create_task(manager.get_or_set("t", "k", Slow(), grace=60))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_call_may_do_without_what_its_namespace_has(caller: Opened, clock: VirtualClock) -> None:
+    """No stale value for this one call; or less patience. Neither has to know of the namespace's soft timeout."""
+    namespace, source = Namespace("t", ttl=10, grace="1h", soft_timeout=2), Source()
+    async with caller() as cache:
+        for grace in (0, "0s", None):
+            await cache.get_or_set(namespace, source)
+            clock.advance(11)
+            source.error = SourceError()
+            with pytest.raises(SourceError):
+                await cache.get_or_set(namespace, source, grace=grace)
+            source.error = None
+            clock.advance(6)
+        assert await cache.get_or_set(namespace, source, hard_timeout=1) == [7]

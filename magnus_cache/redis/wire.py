@@ -348,8 +348,9 @@ class Wire:
         if frame[1] is None:
             # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
             deadline = self.trust.deadline
-            self.trust.kill()
-            self.trust = Trust(deadline)
+            era = self.trust.era
+            self.trust.retire()
+            self.trust = Trust(deadline, era)
             self.known = Known()
             self._observer.flushed(self)
         else:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import (
+    batch_calls,
     batch_reads,
     batches,
     breaker,
@@ -21,6 +22,7 @@ from magnus_cache import (
     entries,
     epoch_reads,
     epochs,
+    eras,
     flights,
     freshness,
     leases,
@@ -29,8 +31,10 @@ from magnus_cache import (
     negatives,
     reads,
     refreshes,
+    registry,
     state,
     throttle,
+    workers,
     writes,
 )
 from magnus_cache.addresses import MISS, Address
@@ -623,7 +627,7 @@ def without_a_pause_after_a_value_that_its_rules_choke_on() -> None:
 @guard(POLICIES)
 def without_a_bound_on_loads_that_nobody_waits_for() -> None:
     original = flights.Flights.__init__
-    put(flights.Flights, "__init__", lambda self: original(self, 1 << 30))
+    put(flights.Flights, "__init__", lambda self, *_, **options: original(self, 1 << 30, **options))
 
 
 @guard(POLICIES)
@@ -659,7 +663,7 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
         def outer(self, outer: Any) -> None:
             self._outer = outer or getattr(self, "_outer", None)
 
-    put(flights, "Flight", Nested)
+    put(registry, "Flight", Nested)
 
 
 @guard(POLICIES)
@@ -768,6 +772,159 @@ def without_the_validator() -> None:
 @guard(LEASES)
 def without_giving_back_leases_that_an_outage_kept() -> None:
     put(leases.Leases, "release_lost", nothing)
+
+
+@guard(POLICIES)
+def without_telling_what_outages_a_value_has_been_through() -> None:
+    original = eras.Eras.connected
+
+    def connected(self: Any, wire: Any, *, first: bool) -> None:
+        original(self, wire, first=False)
+
+    put(eras.Eras, "connected", connected)
+    put(entries.Trust, "retire", entries.Trust.kill)
+
+
+@guard(POLICIES)
+def without_what_is_due_for_a_refresh() -> None:
+    put(memory.Memory, "peek", lambda self, name: self.hit(name))
+
+
+@guard(POLICIES)
+def without_a_bound_on_reading() -> None:
+    async def read(self: Any, address: Any, tags: Any) -> Any:
+        entry = await self._reads.read(address, tags)
+        return self._reads.last(address) if entry is None else entry
+
+    put(refreshes.Refreshes, "_read", read)
+
+
+@guard(POLICIES)
+def without_stale_values_for_batches() -> None:
+    original = batch_calls._look
+
+    async def look(engine: Any, wanted: Any) -> Any:
+        return (await original(engine, wanted))[0], {}
+
+    put(batch_calls, "_look", look)
+
+
+# -- loaders that block, hang, pile up -----------------------------------------------------------------------------
+
+LOADERS: Final = "tests/test_loader_threads.py"
+ERRORS: Final = "tests/test_remembered_errors.py"
+
+
+@guard(LOADERS)
+def without_making_room_while_waiting() -> None:
+    put(workers.Job, "pause", nothing)
+    put(workers.Job, "resume", nothing)
+
+
+@guard(LOADERS)
+def without_places_for_each_namespace() -> None:
+    original = workers.Workers._in_thread
+    put(workers.Workers, "_in_thread", lambda self, loader, _: original(self, loader, ""))
+
+
+@guard(LOADERS)
+def without_counting_threads_to_their_end() -> None:
+    original = workers.Workers._in_thread
+
+    async def in_thread(self: Any, loader: Any, namespace: str) -> Any:
+        jobs: list[Any] = []
+        made = workers.Job
+        put(workers, "Job", lambda *args: jobs.append(made(*args)) or jobs[-1])
+        try:
+            return await original(self, loader, namespace)
+        except asyncio.CancelledError:
+            jobs[-1]._places.release_on_behalf_of(jobs[-1])
+            put(jobs[-1].__class__, "end", nothing)
+            raise
+        finally:
+            put(workers, "Job", made)
+
+    put(workers.Workers, "_in_thread", in_thread)
+
+
+@guard(LOADERS)
+def without_asking_for_a_place_first() -> None:
+    original = flights.Flights._board
+    put(flights.Flights, "_board", lambda *args, **options: original(*args, **{**options, "for_nobody": False}))
+
+
+@guard(LOADERS)
+def without_leaving_alone_what_was_given_up() -> None:
+    put(refreshes.Refreshes, "_impatient", nothing)
+
+
+@guard(LOADERS)
+def without_an_age_of_loads() -> None:
+    put(registry.Registry, "overdue", nothing)
+
+
+@guard(LOADERS)
+def without_giving_back_the_lease_of_what_hangs() -> None:
+    put(leases.Leases, "let_go", nothing)
+
+
+@guard(LOADERS)
+def without_more_time_for_the_next_attempt() -> None:
+    original = registry.Registry._enter
+
+    def enter(self: Any, flight: Any) -> Any:
+        replaced = original(self, flight)
+        flight.tolerance = 2.0
+        return replaced
+
+    put(registry.Registry, "_enter", enter)
+
+
+@guard(LOADERS)
+def without_cancelling_what_was_replaced() -> None:
+    put(flights.Flights, "_cancel_unwanted", nothing)
+
+
+@guard(LOADERS)
+def without_an_end_of_renewals() -> None:
+    original = leases.Lease.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._left = 1 << 30
+
+    put(leases.Lease, "__init__", init)
+
+
+@guard(LOADERS)
+def without_leaving_the_exit_to_the_leader() -> None:
+    original = flights.Flights._fly
+
+    async def fly(self: Any, flight: Any, load: Any) -> None:
+        raised: list[SystemExit] = []
+
+        async def loading(flight: Any) -> Any:
+            try:
+                return await load(flight)
+            except SystemExit as error:
+                raised.append(error)
+                raise
+
+        await original(self, flight, loading)
+        if raised:
+            raise raised[0]
+
+    put(flights.Flights, "_fly", fly)
+
+
+@guard(ERRORS)
+def without_comparing_what_came_back() -> None:
+    put(negatives, "_alike", lambda *_: True)
+
+
+@guard(ERRORS)
+def without_the_built_in_class_beneath() -> None:
+    put(negatives, "_base", lambda kind: kind)
 
 
 # -- warm reconnection --------------------------------------------------------------------------------------------

@@ -1,0 +1,20 @@
+"""How the cache is to be treated by the present context: as usual, or not at all."""
+
+from contextvars import ContextVar
+from enum import Enum
+from typing import Final
+
+__all__ = ["MODE", "Mode"]
+
+
+class Mode(Enum):
+    """How calls in the present context treat the cache."""
+
+    NORMAL = "normal"
+    BYPASS = "bypass"
+    """Read nothing from the cache, but store what is loaded: a one-off fresh read."""
+    DISABLED = "disabled"
+    """As if there were no cache at all."""
+
+
+MODE: Final[ContextVar[Mode]] = ContextVar("magnus_cache_mode", default=Mode.NORMAL)

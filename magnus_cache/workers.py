@@ -1,0 +1,135 @@
+"""Threads for loaders that block: how many of one namespace run at a time on an event loop.
+
+anyio has the threads; the limit is our own, as it has to hold where anyio's does not. A thread counts until its loader
+has returned, also when nobody waits for it any more: it cannot be stopped, and uncounted ones would add up without end.
+It does not count while its loader waits for another load of the cache: forty loaders that need forty others would wait
+for ever for their own places. And each namespace has places of its own: a source that hangs takes only those.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import math
+import weakref
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar, cast
+
+from anyio import CapacityLimiter, to_thread
+
+__all__ = ["JOB", "Job", "Workers", "is_async"]
+
+T = TypeVar("T")
+
+_MOST: Final = 40
+"""Threads for one namespace on one event loop; as many as anyio and others have in all."""
+
+
+class Job:
+    """A loader in a thread."""
+
+    __slots__ = ("_left", "_loop", "_places")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: CapacityLimiter) -> None:
+        self._loop = loop
+        self._places = places
+        self._left = [None]
+
+    def begin(self) -> bool:
+        """Return whether this is the first call. Its thread makes one, and so does a caller that gives up before."""
+        try:
+            self._left.pop()
+        except IndexError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Give its place to another; from any thread."""
+        self._soon(self._places.release_on_behalf_of, self)
+
+    def pause(self) -> None:
+        """Let another loader run while this one waits; from any thread."""
+        self._soon(self._more, 1)
+
+    def resume(self) -> None:
+        """Count again, at once: for a moment there may be more threads than places. From any thread."""
+        self._soon(self._more, -1)
+
+    def _more(self, places: int) -> None:
+        self._places.total_tokens += places
+
+    def _soon(self, callback: Callable[..., object], *args: Any) -> None:
+        # On a closed loop nobody waits for a place.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *args)
+
+
+JOB: Final[ContextVar[Job | None]] = ContextVar("magnus_cache_job", default=None)
+"""The thread that the running code is part of, or that waits for it."""
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: for functions, partials, and objects with an async `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
+
+
+class Workers:
+    """The threads of one cache.
+
+    :param most: how many of one namespace run at a time, for each event loop.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
+        self._places: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CapacityLimiter]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def call(self, loader: Callable[[], T] | Callable[[], Awaitable[T]], namespace: str) -> T:
+        """Await a coroutine function; run any other in a thread, so that it holds up nobody else.
+
+        :raises Exception: whatever the loader raises.
+        """
+        if is_async(loader):
+            return await cast("Callable[[], Awaitable[T]]", loader)()
+        outer = JOB.get()
+        if outer is not None:
+            outer.pause()
+        try:
+            value: Any = await self._in_thread(loader, namespace)
+        finally:
+            if outer is not None:
+                outer.resume()
+        # A lambda around a coroutine function does not look like one until it is called.
+        return cast("T", await value if inspect.isawaitable(value) else value)
+
+    async def _in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
+        loop = asyncio.get_running_loop()
+        lanes = self._places.setdefault(loop, {})
+        places = lanes.setdefault(namespace, CapacityLimiter(self._most))
+        job = Job(loop, places)
+
+        def work() -> Any:
+            if not job.begin():
+                return None
+            JOB.set(job)  # in this call's own context
+            try:
+                return loader()
+            finally:
+                job.end()
+
+        try:
+            await places.acquire_on_behalf_of(job)
+            try:
+                # Those that anyio lets have a thread have a place of ours.
+                unlimited = CapacityLimiter(math.inf)
+                value = await to_thread.run_sync(work, abandon_on_cancel=True, limiter=unlimited)
+            except BaseException:
+                if job.begin():
+                    # Cancelled before its thread took it up, which will find that it need not.
+                    job.end()
+                raise
+        finally:
+            if not places.borrowed_tokens and not places.statistics().tasks_waiting and lanes.get(namespace) is places:
+                del lanes[namespace]
+        return value

@@ -1,0 +1,362 @@
+"""Loaders that block, hang, pile up or end the program: what the others notice of them, which is nothing."""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace, leases
+from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
+from magnus_cache.workers import Workers
+from tests.support.wait import wait_until, wait_until_async
+
+pytestmark = pytest.mark.anyio
+
+PLACES = 40
+"""Threads for one namespace on one event loop."""
+
+UNATTENDED = 64
+"""Loads of one namespace that go on though nobody waits for them."""
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Loaders that wait for it end with the test at the latest."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def clock() -> Iterator[VirtualClock]:
+    with virtual_clock() as clock:
+        yield clock
+
+
+def in_threads(calls: list[Callable[[], Any]]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=call, daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def ended(threads: list[threading.Thread], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+# -- places -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["policy", "plain", "batch", "disabled", "coroutine"])
+def test_loaders_that_need_others_do_not_wait_for_their_own_places(inner: str) -> None:
+    """As many as there are places, each of which needs another: they end."""
+    all_there = threading.Barrier(PLACES)
+    with CacheManager(redis_enabled=False) as cache:
+
+        async def number(key: int) -> int:
+            return key
+
+        def needed(key: int) -> int:
+            match inner:
+                case "policy":
+                    return cache.get_or_set("t", key, lambda: key, early=1.0)
+                case "plain":
+                    return cache.get_or_set("t", key, lambda: cache.get_or_set("t", -key - 1, lambda: key, early=1.0))
+                case "batch":
+                    return cache.get_or_set_many("t", [key], lambda keys: {key: key for key in keys})[key]
+                case "coroutine":
+                    return cache.get_or_set("t", key, lambda: number(key))
+                case _:
+                    with cache.disabled():
+                        return cache.get_or_set("t", key, lambda: key, hard_timeout=30)
+
+        def outer(key: int) -> int:
+            def load() -> int:
+                all_there.wait(10)
+                return needed(key)
+
+            return cache.get_or_set("outer", key, load, early=1.0)
+
+        got: list[int] = []
+        threads = in_threads([lambda key=key: got.append(outer(key)) for key in range(PLACES)])  # type: ignore[misc]
+        assert ended(threads, 10)
+        assert sorted(got) == list(range(PLACES))
+
+
+def test_a_loader_that_joins_one_in_the_queue_gives_it_its_place() -> None:
+    """What all the running ones wait for was asked for before, and waits for a place."""
+    begun, go = threading.Semaphore(0), threading.Event()
+    with CacheManager(redis_enabled=False) as cache:
+
+        def wanted() -> str:
+            return cache.get_or_set("t", "wanted", lambda: "there", early=1.0)
+
+        def load() -> str:
+            begun.release()
+            go.wait(10)
+            return wanted()
+
+        got: list[str] = []
+        threads = in_threads(
+            [lambda key=key: got.append(cache.get_or_set("t", key, load, early=1.0)) for key in range(PLACES)]  # type: ignore[misc]
+        )
+        for _ in range(PLACES):
+            assert begun.acquire(timeout=10)
+        threads += in_threads([lambda: got.append(wanted())])
+        wait_until(lambda: len(cache._engine.state.flights) == PLACES + 1)
+        go.set()
+        assert ended(threads, 10)
+        assert got == ["there"] * (PLACES + 1)
+
+
+def test_a_source_that_hangs_takes_no_places_of_others(gate: threading.Event) -> None:
+    with CacheManager(redis_enabled=False) as cache:
+
+        def hung(key: int) -> None:
+            with pytest.raises(CacheTimeoutError):
+                cache.get_or_set("hangs", key, gate.wait, hard_timeout=0.2)
+
+        threads = in_threads([lambda key=key: hung(key) for key in range(PLACES + 5)])  # type: ignore[misc]
+        assert ended(threads, 10)
+        assert cache.get_or_set("works", "k", lambda: "there", hard_timeout=5) == "there"
+        gate.set()
+
+
+async def test_threads_count_until_they_have_ended(gate: threading.Event) -> None:
+    """A thread cannot be stopped: who does not wait for it any longer does not make room for another."""
+    running = most = 0
+
+    def load() -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        gate.wait(10)
+        running -= 1
+        return 1
+
+    workers = Workers(2)
+    tasks = [asyncio.create_task(workers.call(load, "t")) for _ in range(2)]
+    await wait_until_async(lambda: running == 2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    late = asyncio.create_task(workers.call(load, "t"))
+    other = asyncio.create_task(workers.call(lambda: "there", "other"))
+    assert await other == "there"
+    await asyncio.sleep(0.05)
+    assert most == 2
+    gate.set()
+    assert await late == 1
+    assert most == 2
+    assert not workers._places[asyncio.get_running_loop()]
+
+
+async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
+    workers, called = Workers(1), []
+    first = asyncio.create_task(workers.call(gate.wait, "t"))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(workers.call(lambda: called.append(1), "t"))
+    await asyncio.sleep(0.02)
+    second.cancel()
+    await asyncio.wait([second])
+    gate.set()
+    assert await first
+    assert await workers.call(lambda: "next", "t") == "next"
+    assert not called
+
+
+# -- unattended ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_could_not_go_on_is_not_begun(url: str, clock: VirtualClock) -> None:
+    """Stale-while-revalidate with all places taken: the stale value, and no load that is cancelled at once."""
+    gate, calls = asyncio.Event(), 0
+    namespace, other = Namespace("t", grace=60, soft_timeout=0), Namespace("o", grace=60, soft_timeout=0)
+
+    async def slow() -> int:
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+        return 2
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+        await manager.set_many(namespace, dict.fromkeys(range(UNATTENDED + 1), 1), 10)
+        await manager.set(other, "k", 1, 10)
+        clock.advance(11)
+        for key in range(UNATTENDED):
+            assert await manager.get_or_set(namespace, key, slow) == 1
+        for _ in range(20):
+            assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
+        await wait_until_async(lambda: calls == UNATTENDED)
+        assert (await manager.get_stats())["namespaces"]["t"]["overloads"] == 20
+        # Another namespace has places of its own.
+        assert await manager.get_or_set(other, "k", slow) == 1
+        await wait_until_async(lambda: calls == UNATTENDED + 1)
+        gate.set()
+        await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+        assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
+        await wait_until_async(lambda: calls == UNATTENDED + 2)
+
+
+async def test_what_had_to_be_given_up_is_not_begun_again_at_once(url: str, clock: VirtualClock) -> None:
+    """A caller that waits for a while begins a load; if there is no place for it then, the key is left alone."""
+    gate, calls = asyncio.Event(), 0
+    hanging, namespace = Namespace("t", grace=60, soft_timeout=0), Namespace("t", grace=60, soft_timeout=0.02, retry=5)
+
+    async def slow() -> int:
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+        return 2
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+        await manager.set_many(hanging, dict.fromkeys(range(UNATTENDED + 1), 1), 10)
+        clock.advance(11)
+        for key in range(UNATTENDED):
+            assert await manager.get_or_set(hanging, key, slow) == 1
+        await wait_until_async(lambda: calls == UNATTENDED)
+        for _ in range(5):
+            assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
+        assert calls == UNATTENDED + 1
+        clock.advance(6)
+        assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
+        assert calls == UNATTENDED + 2
+        gate.set()
+
+
+# -- loads that hang ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+async def test_a_load_that_hangs_is_replaced(url: str, clock: VirtualClock, gate: threading.Event, kind: str) -> None:
+    """A lost socket of one load does not lock its key for good, here or in the fleet."""
+    calls = 0
+
+    def count() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    async def coroutine() -> int:
+        if (number := count()) == 1:
+            await asyncio.Event().wait()
+        return number
+
+    def function() -> int:
+        if (number := count()) == 1:
+            gate.wait(10)
+        return number
+
+    loader: Any = coroutine if kind == "coroutine" else function
+    async with AsyncCacheManager(redis_url=url) as manager, AsyncCacheManager(redis_url=url) as peer:
+        for advance in (0, 30, 29):
+            clock.advance(advance)
+            with pytest.raises(CacheTimeoutError):
+                await manager.get_or_set("t", "k", loader, hard_timeout=0.05)
+        assert calls == 1
+        clock.advance(2)
+        assert await manager.get_or_set("t", "k", loader, hard_timeout=5) == 2
+        assert await peer.get("t", "k") == 2
+        await wait_until_async(lambda: not manager._engine.state.flights._tasks)
+        gate.set()
+        await asyncio.sleep(0.02)
+        assert await manager.get("t", "k") == 2
+
+
+async def test_who_waits_for_a_load_that_is_replaced_gets_its_value(url: str, clock: VirtualClock) -> None:
+    """It may be no more than slow: nobody who waits is disturbed, and its value, of an earlier time, is not kept."""
+    slow, quick, begun = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def first() -> int:
+        begun.append(1)
+        await slow.wait()
+        return 1
+
+    async def second() -> int:
+        begun.append(2)
+        await quick.wait()
+        return 2
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+        one = asyncio.create_task(manager.get_or_set("t", "k", first))
+        await wait_until_async(lambda: begun == [1])
+        clock.advance(61)
+        two = asyncio.create_task(manager.get_or_set("t", "k", second))
+        await wait_until_async(lambda: begun == [1, 2])
+        slow.set()
+        assert await one == 1
+        quick.set()
+        assert await two == 2
+        assert await manager.get("t", "k") == 2
+
+
+async def test_a_source_that_is_only_slow_is_given_twice_the_time_with_each_attempt(url: str) -> None:
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(redis_url=url) as manager:
+            gates: list[asyncio.Event] = []
+
+            async def slow() -> int:
+                gates.append(asyncio.Event())
+                number = len(gates)
+                await gates[-1].wait()
+                return number
+
+            async def ask() -> None:
+                with pytest.raises(CacheTimeoutError):
+                    await manager.get_or_set("t", "k", slow, hard_timeout=0.03)
+
+            for seconds, attempts in ((0, 1), (61, 2), (61, 2), (60, 3), (239, 3)):
+                clock.advance(seconds)
+                await ask()
+                assert len(gates) == attempts
+            gates[2].set()
+            await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+            assert await manager.get("t", "k") == 3
+
+
+async def test_a_lease_is_not_renewed_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody asks again in the process that hangs, the fleet goes on without it all the same."""
+    monkeypatch.setattr(leases, "_LONGEST", 1.5)
+    gate = asyncio.Event()
+
+    async def hung() -> int:
+        await gate.wait()
+        return 1
+
+    async def load() -> int:
+        return 2
+
+    async with AsyncCacheManager(redis_url=url, lease=1) as manager, AsyncCacheManager(redis_url=url) as peer:
+        one = asyncio.create_task(manager.get_or_set("t", "k", hung))
+        await wait_until_async(lambda: len(manager._engine.state.leases) == 1)
+        assert await asyncio.wait_for(peer.get_or_set("t", "k", load), 5) == 2
+        gate.set()
+        assert await one == 1
+        assert await peer.get("t", "k") == 2
+        assert await manager.get("t", "k") == 2
+
+
+# -- the end of a program ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [{"hard_timeout": 5}, {}])
+def test_a_loader_that_ends_its_caller_leaves_the_others_alone(policy: dict[str, Any]) -> None:
+    go = threading.Event()
+    with no_leaks(), CacheManager(redis_enabled=False) as cache:
+        got: list[Any] = []
+        other = in_threads(
+            [lambda: got.append(cache.get_or_set("t", "other", lambda: go.wait(10) and "there", hard_timeout=10))]
+        )
+        wait_until(lambda: len(cache._engine.state.flights) == 1)
+        with pytest.raises(SystemExit):
+            cache.get_or_set("t", "k", lambda: sys.exit(3), **policy)
+        go.set()
+        assert ended(other, 10)
+        assert got == ["there"]
