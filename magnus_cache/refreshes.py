@@ -62,11 +62,15 @@ class Refreshes:
 
     async def _read(self, address: Address, tags: tuple[str, ...]) -> Entry | None:
         """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
-        try:
-            async with asyncio.timeout(address.freshness.hard_timeout):
-                entry = await self._reads.read(address, tags)
-        except TimeoutError:
-            entry = None
+        limit = address.freshness.hard_timeout
+        if limit is None:
+            entry = await self._reads.read(address, tags)
+        else:
+            try:
+                async with asyncio.timeout(limit):
+                    entry = await self._reads.read(address, tags)
+            except TimeoutError:
+                entry = None
         return self._reads.last(address) if entry is None else entry
 
     async def _loaded(
