@@ -30,6 +30,7 @@ from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
 from magnus_cache.redis import scripts
+from magnus_cache.redis.abandoned import Abandoned
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
@@ -78,6 +79,7 @@ class State:
         self.portal = Portal()
         self.stats = Stats()
         self.notices = Notices()
+        self.abandoned = Abandoned(self.notices.warn)
         self.breaker = Breaker()
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
@@ -395,7 +397,7 @@ class State:
         self.special = 0
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases, self.eras,
+            self.leases, self.eras, self.abandoned,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

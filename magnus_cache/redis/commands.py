@@ -11,6 +11,7 @@ from hiredis import pack_command
 from magnus_cache.keys import lease_name
 
 __all__ = [
+    "CLIENT_ID",
     "DB_SIZE",
     "INFO_MEMORY",
     "INFO_REPLICATION",
@@ -21,6 +22,7 @@ __all__ = [
     "count",
     "get_many",
     "info",
+    "kill",
     "look",
     "pack",
     "read",
@@ -60,6 +62,7 @@ _EXEC: Final = pack(b"EXEC")
 
 TIME: Final = Command("TIME", pack(b"TIME"))
 TRACKING: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"))
+CLIENT_ID: Final = Command("CLIENT ID", pack(b"CLIENT", b"ID"))
 DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))
 INFO_SERVER: Final = Command("INFO", pack(b"INFO", b"server"))
@@ -75,6 +78,11 @@ def info(reply: Any, field: bytes) -> str | None:
         if name == field:
             return value.decode()
     return None
+
+
+def kill(client: int) -> Command:
+    """Pack the end of a connection, by its number at the server; the reply is 1, or 0 if there is none."""
+    return Command("CLIENT KILL", pack(b"CLIENT", b"KILL", b"ID", client))
 
 
 def get_many(names: Iterable[bytes]) -> bytes:

@@ -7,8 +7,10 @@ every frame to whoever reads, in order with the replies, which is what makes cli
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import AsyncGenerator
+import struct
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as errors
@@ -25,6 +27,9 @@ __all__ = ["Push", "answers", "explain", "opened", "refused", "server_identity",
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
+
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER that throws away what the kernel has not delivered."""
 
 
 class Push:
@@ -64,25 +69,46 @@ def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
 
 
 @contextlib.asynccontextmanager
-async def opened(endpoint: "Endpoint", timeout: float) -> AsyncGenerator[AbstractConnection]:
+async def opened(
+    endpoint: "Endpoint", timeout: float, settled: Callable[[], bool] = lambda: False
+) -> AsyncGenerator[AbstractConnection]:
     """Connect, authenticate and select the database; disconnect on the way out, whatever happens.
 
     :param timeout: seconds for the connection and its handshake together are the caller's to bound; this one
         bounds the TCP and TLS part inside redis-py.
+    :param settled: whether all was answered that was asked; else what is still on its way is not to arrive any more.
     """
     connection = _build(endpoint, timeout)
+    writer: asyncio.StreamWriter | None = None
     orderly = False
     try:
         await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without
+        # redis-py has no public name for it. Without it, the end is an ordinary one.
+        writer = getattr(connection, "_writer", None)
         yield connection
     except asyncio.CancelledError:
         orderly = True
         raise
     finally:
+        if writer is not None and not settled():
+            _abort(writer.transport)
         # A peer that failed must not keep us. On an orderly end the loop itself may be about to end, and a transport
         # (a TLS one takes several turns to close) must not be left to it half-closed; redis-py bounds that wait.
         with contextlib.suppress(errors.RedisError, OSError):
             await connection.disconnect(nowait=not orderly)
+
+
+def _abort(transport: asyncio.WriteTransport) -> None:
+    """End a connection by a reset.
+
+    Closed in the ordinary way, it would have the kernel deliver what was sent for many minutes to come: a value that
+    was deleted meanwhile, and a socket that stays for as long.
+    """
+    own = transport.get_extra_info("socket")
+    # It may be closed already, or no socket of the kernel's.
+    with contextlib.suppress(OSError, AttributeError):
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    transport.abort()
 
 
 async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:
@@ -110,11 +136,11 @@ def server_identity(server: Any, replication: Any) -> bytes:
     It changes when the server is started anew, and when it becomes a primary: either may have lost the latest writes.
 
     :param server: the reply to INFO server, or an error.
-    :param replication: the reply to INFO replication, or an error.
+    :param replication: the reply to INFO replication, an error, or None to tell its starts apart alone.
     """
     parts: list[str] = []
     for reply, field in ((server, b"run_id"), (replication, b"master_replid")):
-        if not isinstance(reply, Exception) and (value := info(reply, field)):
+        if reply is not None and not isinstance(reply, Exception) and (value := info(reply, field)):
             parts.append(value)
     return ":".join(parts).encode()
 

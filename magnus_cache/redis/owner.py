@@ -3,13 +3,19 @@
 from typing import Any, NamedTuple, Protocol
 
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.redis.abandoned import Abandoned
 from magnus_cache.redis.commands import Command
 
 __all__ = ["Limits", "Observer"]
 
 
 class Observer(Protocol):
-    """What a wire tells its owner, itself included; all calls come from the wire's loop and must not block."""
+    """What a wire tells its owner, itself included; all calls come from the wire's loop and must not block.
+
+    :ivar abandoned: the connections that all wires of the owner have given up.
+    """
+
+    abandoned: Abandoned
 
     def invalidated(self, names: list[bytes], wire: Any) -> None:
         """Tell that the server announced a change of these keys."""

@@ -136,6 +136,11 @@ class Pipeline:
         self.pending += 1
         self._queue.append(asked)
 
+    def add_first(self, asked: Call) -> None:
+        """Queue a request before all others."""
+        self.pending += 1
+        self._queue.appendleft(asked)
+
     def compose(self, now: float) -> list[bytes]:
         """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it."""
         queue, chunks, size = self._queue, list[bytes](), 0

@@ -29,7 +29,8 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import Push, answers, explain, opened, server_identity, unable
+from magnus_cache.redis.connection import Push, answers, explain, opened, unable
+from magnus_cache.redis.handshake import introduce
 from magnus_cache.redis.owner import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.trials import turn
@@ -80,6 +81,7 @@ class Wire:
         self.over = False
         self.ended: Future[None] = Future()
         self._up = False
+        self._run, self._client, self._told = b"", 0, set[int]()
         self._heard = self._moved = -math.inf
         self._proved = self._stood = False
         self._error: CacheUnavailableError | None = None
@@ -215,7 +217,9 @@ class Wire:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(self._limits.op_timeout):
-                    connection = await stack.enter_async_context(opened(self._endpoint, self._limits.op_timeout))
+                    connection = await stack.enter_async_context(
+                        opened(self._endpoint, self._limits.op_timeout, self._settled)
+                    )
                     await self._introduce(connection)
                 self._ready()
                 writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
@@ -237,34 +241,23 @@ class Wire:
         raise AssertionError("unreachable: a connection ends by an error")
 
     async def _introduce(self, connection: AbstractConnection) -> None:
-        """Ask for invalidations on this connection, for the server's time, and whether and since when it serves."""
         sent = self.clock()
-        tracking, time, _, server, replication = await answers(
-            connection,
-            commands.TRACKING.packed,
-            commands.TIME.packed,
-            # All the others are answered by a server, too, that is loading its data, or has lost its primary.
-            commands.get_many((self._limits.probe,)),
-            commands.INFO_SERVER.packed,
-            commands.INFO_REPLICATION.packed,
-        )
-        # Some managed services lack tracking, some ACLs forbid it. The staleness bound holds without.
-        self.tracking = not isinstance(tracking, Exception)
-        if isinstance(time, Exception):
-            raise time
+        server = await introduce(connection, self._limits.probe)
+        # The staleness bound holds without.
+        self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
-        self._took_time(time, self, sent)
+        self._took_time(server.time, self, sent)
         self.trust = Trust(sent + self.max_staleness)
         self.known = Known()
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
-        identity = server_identity(server, replication)
-        greeting = self._observer.greeting(identity) if identity else None
+        greeting = self._observer.greeting(server.identity) if server.identity else None
         if greeting is not None:
             words = greeting.again().packed if greeting.again is not None else greeting.packed
             (reply,) = await answers(connection, words)
-            self._observer.greeted(identity, reply)
+            self._observer.greeted(server.identity, reply)
+        self._run, self._client = server.run, server.client
 
     def _ready(self) -> None:
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
@@ -272,6 +265,9 @@ class Wire:
         self._up, self._stood, self._error = True, True, None
         self._observer.connected(self)
         self._schedule_beat()
+
+    def _settled(self) -> bool:
+        return self._up and self._pipeline.oldest is None
 
     def _lost(self, error: CacheUnavailableError) -> None:
         """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
@@ -281,6 +277,11 @@ class Wire:
             if timer is not None:
                 timer.cancel()
         self._watch = self._beat = None
+        if self._pipeline.oldest is not None:
+            # First: once its callers know, whatever they do instead is to come after all that they did here.
+            self._observer.abandoned.leave(self._run, self._client)
+        self._run, self._client = b"", 0
+        self._told.clear()
         self._pipeline.fail_sent(error)
         self._observer.cut(self)
 
@@ -295,6 +296,9 @@ class Wire:
                     await self._doorbell
                 finally:
                     self._doorbell = None
+            if self._observer.abandoned.waiting:
+                for command, ending in self._observer.abandoned.ends(self._run, self._told):
+                    self._pipeline.add_first(Call(command, _as_it_is, ending))
             chunks = self._pipeline.compose(self.clock())
             if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)

@@ -41,6 +41,7 @@ from magnus_cache.addresses import MISS, Address
 from magnus_cache.codec import envelope
 from magnus_cache.flight import Flight
 from magnus_cache.redis import (
+    abandoned,
     commands,
     connection,
     journal,
@@ -107,6 +108,7 @@ OUTAGE: Final = "tests/test_outage.py"
 ROLLBACK: Final = "tests/test_rollback.py"
 BREAKER: Final = "tests/test_breaker.py"
 REACTIONS: Final = "tests/test_reactions.py"
+LATE: Final = "tests/test_late_delivery.py"
 
 
 @guard(LEASES)
@@ -535,6 +537,19 @@ def without_looking_at_cancelled_reads() -> None:
         return [await waiter for waiter in waiters]
 
     put(batch_reads, "_read_many", read_many)
+
+
+# -- what arrives late -------------------------------------------------------------------------------------------
+
+
+@guard(LATE)
+def without_ending_what_was_given_up() -> None:
+    put(abandoned.Abandoned, "ends", lambda *_: [])
+
+
+@guard(LATE)
+def without_a_reset_of_what_was_given_up() -> None:
+    put(connection, "_abort", nothing)
 
 
 # -- Redis' own troubles ------------------------------------------------------------------------------------------
