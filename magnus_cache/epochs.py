@@ -84,15 +84,17 @@ class Known:
     :ivar asked: the names that are being asked for.
     :ivar ready: the epochs of namespaces whose values without tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
+    :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
     """
 
-    __slots__ = ("asked", "current", "deadline", "ready")
+    __slots__ = ("asked", "current", "deadline", "ready", "sealed")
 
     def __init__(self) -> None:
         self.current: set[bytes] = set()
         self.asked: set[bytes] = set()
         self.ready: set[bytes] = set()
         self.deadline = math.inf
+        self.sealed = False
 
     def forget(self) -> None:
         """Have everything asked for again."""
@@ -207,7 +209,7 @@ class Epochs:
     def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which a value with such tags is invalid; None if that is not known."""
         current, latest = known.current, self._latest
-        if realm.control not in current or self.root not in current:
+        if known.sealed or realm.control not in current or self.root not in current:
             return None
         # The process may know more than the connection, whose push is still on its way.
         floor, other = latest.get(realm.control), latest.get(self.root)

@@ -8,7 +8,9 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.embedded import EmbeddedServer
+from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
+from magnus_cache.testing import Proxy
+from tests.conftest import SERVERS
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +127,58 @@ async def test_a_promoted_replica_may_lack_the_last_writes(private_server: Embed
         await one.get_stats()
         await wait_until_async(lambda: one.redis_available)
         assert await one.get("t", "k") is None
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(kind: str) -> None:
+    """The connection stands all the while: that the data was dropped is all that this process hears."""
+    binary = find_valkey() if kind == "valkey" else find_redis()
+    options = {"repl_diskless_sync_delay": "0"}
+    with EmbeddedServer(binary, **options) as first, EmbeddedServer(binary, **options) as second:
+        with (
+            redis.Redis(port=first.port, protocol=2) as old,
+            redis.Redis(port=second.port, protocol=2) as new,
+        ):
+
+            async def follows(follower: redis.Redis, port: int) -> None:
+                follower.replicaof("127.0.0.1", port)  # type: ignore[no-untyped-call]
+                await wait_until_async(lambda: follower.info("replication")["master_link_status"] == "up")
+
+            async with AsyncCacheManager(redis_url=first.url) as cache:
+                await cache.set("t", "k", "old")
+                await follows(new, first.port)
+                new.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+                await cache.delete("t", "k")
+                await follows(old, second.port)
+                assert old.get(NAME) is not None
+                assert await cache.get("t", "k") is None
+                old.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+                await wait_until_async(lambda: not cache._engine.state.recovery.pending)
+                assert await cache.get("t", "k") is None
+                assert (await cache.get_stats())["breaker"]["outages"] == 0
+
+
+async def test_who_empties_the_server_disconnects_nobody(
+    server: EmbeddedServer, raw: redis.Redis, proxy: Proxy
+) -> None:
+    """What is asked at that moment is answered, and nothing is loaded twice."""
+    async with AsyncCacheManager(redis_url=proxy.url) as cache:
+        loads = 0
+
+        def load() -> int:
+            nonlocal loads
+            loads += 1
+            return loads
+
+        for round_ in range(1, 6):
+            assert await cache.get_or_set("t", "k", load) == round_
+            assert await cache.get("t", "k") == round_
+            asked = [asyncio.create_task(cache.get_or_set("t", number, lambda: 0)) for number in range(50)]
+            await asyncio.to_thread(raw.flushall)
+            assert await asyncio.gather(*asked) == [0] * 50
+            await wait_until_async(lambda: cache._engine.state.memory.hit(NAME.encode()) is None)
+        assert proxy.connections == 1
+        assert (await cache.get_stats())["errors"] == {}
 
 
 async def test_who_may_not_ask_is_served_as_before(private_server: EmbeddedServer) -> None:

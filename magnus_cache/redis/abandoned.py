@@ -98,5 +98,6 @@ class Abandoned:
         self._warn(
             "kill",
             "Redis refuses CLIENT ID or CLIENT KILL, so what was sent over a connection that was lost may still come "
-            "to be carried out, and a value that was deleted be stored again. Grant the user '+client|kill' and '+client|id'",
+            "to be carried out, and a value that was deleted be stored again. Grant the user '+client|id' and "
+            "'+client|kill'",
         )

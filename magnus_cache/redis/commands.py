@@ -26,6 +26,7 @@ __all__ = [
     "look",
     "pack",
     "read",
+    "recognize",
     "remove",
     "remove_keys",
     "scan",
@@ -83,6 +84,14 @@ def info(reply: Any, field: bytes) -> str | None:
 def kill(client: int) -> Command:
     """Pack the end of a connection, by its number at the server; the reply is 1, or 0 if there is none."""
     return Command("CLIENT KILL", pack(b"CLIENT", b"KILL", b"ID", client))
+
+
+def recognize(probe: bytes) -> Command:
+    """Pack the question whose history a server has; the reply is that to INFO.
+
+    The read comes first: a server that is loading another one's data answers INFO as if it still had its own.
+    """
+    return Command("INFO", get_many((probe,)) + INFO_REPLICATION.packed, replies=2)
 
 
 def get_many(names: Iterable[bytes]) -> bytes:

@@ -135,7 +135,7 @@ def server_identity(server: Any, replication: Any) -> bytes:
 
     It changes when the server is started anew, and when it becomes a primary: either may have lost the latest writes.
 
-    :param server: the reply to INFO server, or an error.
+    :param server: the reply to INFO server, an error, or None for what only tells when it became a primary.
     :param replication: the reply to INFO replication, an error, or None to tell its starts apart alone.
     """
     parts: list[str] = []

@@ -1,13 +1,17 @@
 """The handshake of a connection: what a server is asked before anything that it says is believed."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from magnus_cache.epochs import Known
+from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
+from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import answers, server_identity
 
-__all__ = ["Introduction", "introduce"]
+__all__ = ["STRANGER", "Introduction", "Recognition", "greet", "introduce"]
 
 
 class Introduction(NamedTuple):
@@ -19,10 +23,18 @@ class Introduction(NamedTuple):
     """Its clock, as the reply to TIME."""
     identity: bytes
     """What tells its history of writes from another's; empty where it is not told."""
+    history: bytes
+    """The part of it that may change while the connection stands."""
     run: bytes
     """What tells this start of this server from any other; empty where it is not told."""
     client: int
     """The connection's number there; 0 where it is not told."""
+    ended: set[int]
+    """The numbers of the connections that it was told to end."""
+
+
+STRANGER: Final = Introduction(False, None, b"", b"", b"", 0, set())
+"""No server."""
 
 
 async def introduce(connection: AbstractConnection, probe: bytes) -> Introduction:
@@ -46,6 +58,48 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
         tracking=not isinstance(tracking, Exception),
         time=time,
         identity=server_identity(server, replication),
+        history=server_identity(None, replication),
         run=server_identity(server, None),
         client=client if isinstance(client, int) else 0,
+        ended=set(),
     )
+
+
+async def greet(connection: AbstractConnection, greeting: Command) -> Any:
+    """Return what a server answers to a script that it need not know, an error included."""
+    words = greeting if greeting.again is None else greeting.again()
+    (reply,) = await answers(connection, words.packed)
+    return reply
+
+
+class Recognition:
+    """The waiter of the question whether a server that has dropped its data still has the history that was met.
+
+    A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
+    stands. Until the answer, nothing read through it can be judged.
+    """
+
+    __slots__ = ("_history", "_known")
+
+    def __init__(self, known: Known, history: bytes) -> None:
+        self._known = known
+        self._history = history
+        known.sealed = True
+
+    def done(self) -> bool:
+        """Return False: the answer is always of interest."""
+        return False
+
+    def set_result(self, reply: Any, /) -> None:
+        """Go on with the server, or leave it, to meet it anew.
+
+        :raises RedisConnectionError: if its history is another one.
+        """
+        if server_identity(None, reply) != self._history:
+            raise RedisConnectionError("the server has taken over another one's data")
+        self._known.sealed = False
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Go on as with any server that may not be asked; unless it is the end of the connection."""
+        if isinstance(exception, CacheUnavailableError) and exception.reason in {"noperm", "error"}:
+            self._known.sealed = False

@@ -29,8 +29,8 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import Push, answers, explain, opened, unable
-from magnus_cache.redis.handshake import introduce
+from magnus_cache.redis.connection import Push, explain, opened, unable
+from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.owner import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.trials import turn
@@ -81,7 +81,7 @@ class Wire:
         self.over = False
         self.ended: Future[None] = Future()
         self._up = False
-        self._run, self._client, self._told = b"", 0, set[int]()
+        self._server = STRANGER
         self._heard = self._moved = -math.inf
         self._proved = self._stood = False
         self._error: CacheUnavailableError | None = None
@@ -254,10 +254,8 @@ class Wire:
             self.known.deadline = sent + self.max_staleness
         greeting = self._observer.greeting(server.identity) if server.identity else None
         if greeting is not None:
-            words = greeting.again().packed if greeting.again is not None else greeting.packed
-            (reply,) = await answers(connection, words)
-            self._observer.greeted(server.identity, reply)
-        self._run, self._client = server.run, server.client
+            self._observer.greeted(server.identity, await greet(connection, greeting))
+        self._server = server
 
     def _ready(self) -> None:
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
@@ -279,9 +277,8 @@ class Wire:
         self._watch = self._beat = None
         if self._pipeline.oldest is not None:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
-            self._observer.abandoned.leave(self._run, self._client)
-        self._run, self._client = b"", 0
-        self._told.clear()
+            self._observer.abandoned.leave(self._server.run, self._server.client)
+        self._server = STRANGER
         self._pipeline.fail_sent(error)
         self._observer.cut(self)
 
@@ -297,7 +294,7 @@ class Wire:
                 finally:
                     self._doorbell = None
             if self._observer.abandoned.waiting:
-                for command, ending in self._observer.abandoned.ends(self._run, self._told):
+                for command, ending in self._observer.abandoned.ends(self._server.run, self._server.ended):
                     self._pipeline.add_first(Call(command, _as_it_is, ending))
             chunks = self._pipeline.compose(self.clock())
             if self._watch is None:
@@ -356,6 +353,10 @@ class Wire:
             self.trust.retire()
             self.trust = Trust(deadline, era)
             self.known = Known()
+            if self._server.history:
+                recognition = Recognition(self.known, self._server.history)
+                self._pipeline.add_first(Call(commands.recognize(self._limits.probe), _as_it_is, recognition))
+                self._ring()
             self._observer.flushed(self)
         else:
             self._observer.invalidated(frame[1], self)

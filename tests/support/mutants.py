@@ -44,6 +44,7 @@ from magnus_cache.redis import (
     abandoned,
     commands,
     connection,
+    handshake,
     journal,
     journal_file,
     pipeline,
@@ -558,6 +559,12 @@ def without_a_reset_of_what_was_given_up() -> None:
 @guard(ROLLBACK)
 def without_asking_for_a_servers_history() -> None:
     put(state.State, "greeting", nothing)
+
+
+@guard(ROLLBACK)
+def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
+    put(handshake.Recognition, "__init__", lambda self, known, _: put(self, "_known", known))
+    put(handshake.Recognition, "set_result", nothing)
 
 
 @guard(ROLLBACK)
