@@ -46,8 +46,8 @@ class Freshness:
     :ivar grace: for how long after its end a value may still be served, stale.
     :ivar soft_timeout: how long a caller waits for a load while there is a stale value; the load goes on. Zero is
         stale-while-revalidate; None, waiting until the load ends or fails.
-    :ivar hard_timeout: how long a caller waits at all, for Redis and for the load, which goes on. None for as long as it
-        takes.
+    :ivar hard_timeout: how long a caller waits at all, for Redis and for the load, which goes on. None for as long as
+        it takes.
     :ivar early: how eagerly a value is refreshed before its end: XFetch's beta, 1 being its optimum; 0 for never.
     :ivar jitter: the share of its time to live, 0 to below 1, by which a value's life is shortened at most, at random.
     :ivar retry: how long a stale value is served after a failed load before the next attempt.
