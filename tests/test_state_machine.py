@@ -24,6 +24,7 @@ from magnus_cache import AsyncCacheManager, CacheStats
 from magnus_cache.codec import envelope
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.entries import Trust
+from magnus_cache.eras import Eras
 from magnus_cache.leases import Claim
 from magnus_cache.memory import Memory
 from magnus_cache.redis.wire import Wire
@@ -417,6 +418,39 @@ class Coherence(RuleBasedStateMachine):
         self.run_in_loop(prove())
         self.proxy.cut()
 
+    @rule(key=A_KEY, kind=SINGLE_CHANGES, ttl=TTLS, looks=st.lists(A_KEY, unique=True))
+    def is_cut_off(self, key: Key, kind: str, ttl: float, looks: list[Key]) -> None:
+        """Manager 1 goes on with what was good when its outage began, and with nothing older."""
+        keys, tell, untagged = self.how(kind, key, ttl)
+        manager = self.managers[1]
+
+        async def outage() -> None:
+            await self.told()
+            await self.seen_by(1, looks)
+            floors = dict(self.truth.floors)
+            self.proxy.refuse()
+            self.proxy.cut()
+            await wait_until_async(lambda: not manager._engine.state.reachable)
+            versions = self.truth.change(keys)
+            await tell(self.managers[0], versions)
+            self.truth.told(versions)
+            if untagged is not None:
+                (self.truth.untagged.update if untagged else self.truth.untagged.difference_update)(versions)
+            for look in KEYS:
+                begun = self.clock()
+                if (value := await manager.get(*look)) is not None:
+                    self.check(look, value, floors[look], begun)
+                    self.counts["cut off"] += 1
+            self.proxy.resume()
+            await answered(manager.get_stats)
+            if manager._engine.state.portal.running:
+                await answered(partial(asyncio.to_thread, manager.sync.get_stats))
+            await self.told()
+            await self.calm()
+
+        if keys:
+            self.run_in_loop(outage())
+
     @rule()
     def loses_everything(self) -> None:
         self.raw.flushall()
@@ -493,6 +527,7 @@ def test_invariant_1_nothing_invalidated_is_ever_read_again(server: EmbeddedServ
     # It would prove nothing if all reads were misses.
     assert counts["values"] > counts["steps"] / 10
     assert counts["near"] > counts["steps"] / 50
+    assert counts["cut off"]
 
 
 # -- that it finds faults -----------------------------------------------------------------------------------------
@@ -538,6 +573,12 @@ def _trust_a_lost_connection(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Wire, "_lost", forgiving)
 
 
+def _fall_back_on_anything(patch: pytest.MonkeyPatch) -> None:
+    """In an outage, what stood on any connection is served, not only what was good when it began."""
+    patch.setattr(Trust, "retire", Trust.kill)
+    patch.setattr(Eras, "connected", lambda self, wire, first: None)
+
+
 def _walked_into(machine: "Coherence") -> None:
     """Take the steps that lead into `_joined_after_a_delete`: walks at random of 210 x 50 steps did not."""
     key = KEYS[0]
@@ -569,7 +610,7 @@ def test_the_machine_notices_who_joins_what_was_overtaken(
 
 @pytest.mark.skipif(not SOAK, reason="takes minutes; set MAGNUS_CACHE_SOAK=1")
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("fault", [_epoch_at_the_end, _trust_a_lost_connection])
+@pytest.mark.parametrize("fault", [_epoch_at_the_end, _trust_a_lost_connection, _fall_back_on_anything])
 def test_the_machine_finds_a_fault(
     server: EmbeddedServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
