@@ -18,9 +18,6 @@ __all__ = ["Breaker", "Change", "Outage"]
 
 _FIRST: Final = 0.2
 _LONGEST: Final = 3.0
-_TRIAL: Final = 10.0
-"""Seconds after which a trial of which nothing was heard is taken for lost, as its event loop may be."""
-
 _EVENTS: Final = 32
 """Changes of state that are remembered: of the last minute or so of an outage, at the longest pause."""
 
@@ -57,6 +54,7 @@ class Breaker:
     While it is open, one connection attempt is due at `retry_at`, and only one is admitted at a time; each failed one
     doubles the pause (0.2 s to 3 s), shortened at random by up to a half so that a fleet does not come back in step.
 
+    :param trial: seconds after which a trial of which nothing was heard is taken for lost, as its event loop may be.
     :ivar outages: how many there were.
     :ivar outage: the present or last one, or None.
     :ivar succeeded_at: monotonic seconds of the last success.
@@ -64,11 +62,12 @@ class Breaker:
     """
 
     __slots__ = (
-        "_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial_until", "changes", "outage",
-        "outages", "succeeded_at",
+        "_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial", "_trial_until", "changes",
+        "outage", "outages", "succeeded_at",
     )  # fmt: skip
 
-    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(self, trial: float = 1.0, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._trial = trial
         self._random = uniform
         self.reset()
 
@@ -110,9 +109,15 @@ class Breaker:
             wait = max(self._retry_at, self._trial_until) - now
             if wait > 0:
                 return wait
-            self._trial_until = now + _TRIAL
+            self._trial_until = now + self._trial
             self.changes.append(Change(now, "half-open"))
             return 0.0
+
+    def hurry(self) -> None:
+        """Make the next attempt due now."""
+        with self._lock:
+            self._retry_at = 0.0
+        self._ring()
 
     def withdrawn(self, now: float) -> None:
         """Note that an attempt was given up without an outcome: another may be made."""

@@ -177,10 +177,15 @@ class Claims:
         receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
         command = scripts.acquire(address.name, reject, token, round(seconds * 1000), force=fresh)
         try:
+            self._state.leases.asked(wire, address.name, token)
             wire.call(command, receive, waiter)
             return await waiter
         except asyncio.CancelledError:
             _give_back(waiter)
+            raise
+        except CacheUnavailableError as error:
+            if error.refused:
+                self._state.leases.told(token)
             raise
         finally:
             self._reads.settle(fill)
@@ -190,6 +195,7 @@ class Claims:
         unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
     ) -> "Claim | Entry | _Rejected | _Waiting":  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
+        self._state.leases.told(token)
         if isinstance(reply, bytes):
             entry = self._reads.received(address, fill, reply, source, sent)
             return _Rejected(reply, entry) if entry is None or not self._good(address, entry, unwanted) else entry

@@ -36,6 +36,9 @@ _RENEWALS: Final = 3
 _LONGEST: Final = 3600.0
 """Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
 
+_FEW: Final = 100
+"""Loads without a lease among which the ended ones need not be looked for."""
+
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
 
@@ -228,6 +231,8 @@ class Leases:
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
+        self._asked: dict[bytes, tuple[bytes, Trust]] = {}
+        self._pruned = 0
 
     def __len__(self) -> int:
         """Return how many leases are held."""
@@ -246,8 +251,19 @@ class Leases:
     def without(self, name: bytes, flight: Flight, deadline: float) -> None:
         """Note a load that has no lease, and is to be joined until a monotonic second only, once Redis is there."""
         with self._lock:
-            self._alone = {known: load for known, load in self._alone.items() if not load[0].done}
             self._alone[name] = (flight, deadline)
+            # When there are twice as many as the last time: each is looked at twice on the average, however many load.
+            if len(self._alone) > 2 * self._pruned + _FEW:
+                self._alone = {known: load for known, load in self._alone.items() if not load[0].done}
+                self._pruned = len(self._alone)
+
+    def asked(self, wire: "Wire", name: bytes, token: bytes) -> None:
+        """Note that a lease is asked for: if its connection is lost first, it may have been granted to nobody."""
+        self._asked[token] = (name, wire.trust)
+
+    def told(self, token: bytes) -> None:
+        """Note that Redis has said whether it grants a lease."""
+        self._asked.pop(token, None)
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
@@ -280,6 +296,10 @@ class Leases:
         """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
+        for token, (name, trust) in list(self._asked.items()):
+            if trust.deadline == -math.inf and self._asked.pop(token, None) is not None:
+                # Granted when Redis has come round to it, however late: nobody knows when it would run out.
+                lost[name] = (token, math.inf)
         now = wire.clock()
         for name, (token, until) in lost.items():
             if now < until:

@@ -1,15 +1,18 @@
 """Telling Redis what it missed, on its return and before anything it says about that is believed."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from magnus_cache.breaker import Breaker
 from magnus_cache.clock import monotonic
 from magnus_cache.epochs import Epochs
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.notices import Notices
+from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.reclaim import remove_names
 from magnus_cache.redis.recovery import Recovery
@@ -69,6 +72,43 @@ class Replays:
         await asyncio.wait([task], timeout=self._timeout)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             raise error
+
+    async def farewell(self, wire: "Wire", breaker: Breaker) -> None:
+        """Tell Redis what it missed while there is somebody left to tell it: one attempt, in the time of one call.
+
+        On the wire's loop.
+        """
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def bell() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+        self._replay_at = 0.0
+        try:
+            async with asyncio.timeout(self._timeout):
+                if breaker.open:
+                    breaker.hurry()
+                    breaker.listen(bell)
+                    await ended.wait()
+                if not breaker.open:
+                    await self.done(wire)
+        except (TimeoutError, CacheUnavailableError):
+            pass  # Then nobody could have told it.
+        finally:
+            breaker.unlisten(bell)
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Begin to end what goes on, and return what the running loop may wait for."""
+        here, ending = running_loop(), list[asyncio.Task[None]]()
+        for loop, task in list(self._tasks.items()):
+            if loop is here:
+                task.cancel()
+                ending.append(task)
+            else:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(task.cancel)
+        return ending
 
     def begin(self, wire: "Wire") -> asyncio.Task[None]:
         """Begin to tell what Redis missed, unless that is under way on this wire's loop."""

@@ -28,6 +28,7 @@ from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
+from magnus_cache.outcomes import running_loop
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
 from magnus_cache.redis import scripts
 from magnus_cache.redis.abandoned import Abandoned
@@ -38,6 +39,8 @@ from magnus_cache.stats import Stats
 from magnus_cache.workers import Workers
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from magnus_cache.redis.journal import Journal
     from magnus_cache.redis.wire import Wire
     from magnus_cache.settings import CacheSettings
@@ -80,7 +83,7 @@ class State:
         self.stats = Stats()
         self.notices = Notices()
         self.abandoned = Abandoned(self.notices.warn)
-        self.breaker = Breaker()
+        self.breaker = Breaker(2 * settings.op_timeout)
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
         self.leases = Leases(self.flights.detach_flight)
@@ -255,7 +258,7 @@ class State:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
         mark = record(self.recovery)
         for wire in self._all_wires():
-            if wire.up:
+            if _lives(wire):
                 with contextlib.suppress(RuntimeError):
                     wire.loop.call_soon_threadsafe(self.replays.begin, wire)
                 break
@@ -341,6 +344,10 @@ class State:
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
+            if (last := self._farewell()) is not None:
+                await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
+            if replays := self.replays.stop():
+                await asyncio.wait(replays)
             ending = [wire for wire in self._stop_wires() if wire.loop in (here, self.portal.loop)]
             # Waited for: cancelled once more by the end of its loop, one would leave its transport half-closed.
             waited = [asyncio.wrap_future(wire.ended) for wire in ending]
@@ -364,6 +371,10 @@ class State:
             if self.portal.running:
                 # Loads on it end with it anyway; this also tells those who wait on other loops.
                 self.portal.call(self.flights.aclose)
+        if (last := self._farewell(but=running_loop())) is not None:
+            with contextlib.suppress(TimeoutError):
+                last.result(CLOSE_TIMEOUT)
+        self.replays.stop()
         for wire in self._stop_wires():
             if wire.loop is self.portal.loop:
                 with contextlib.suppress(TimeoutError):
@@ -372,6 +383,18 @@ class State:
         if self.journal is not None:
             self.journal.close(CLOSE_TIMEOUT)
         self._let_go()
+
+    def _farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+        """Begin to tell Redis what it was not told yet, on a loop that runs.
+
+        :param but: a loop that does not, as this call holds it up.
+        """
+        if not self.recovery.pending:
+            return None
+        for wire in self._all_wires():
+            if wire.started and not wire.over and wire.loop.is_running() and wire.loop is not but:
+                return asyncio.run_coroutine_threadsafe(self.replays.farewell(wire, self.breaker), wire.loop)
+        return None
 
     def _stop_wires(self) -> "list[Wire]":
         """Begin to close all wires, and return those that will tell their end."""

@@ -24,7 +24,7 @@ class BreakerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.shares: list[float] = []
-        self.breaker = Breaker(lambda low, high: low + (high - low) * (self.shares.pop() if self.shares else 1.0))
+        self.breaker = Breaker(10.0, lambda low, high: low + (high - low) * (self.shares.pop() if self.shares else 1.0))
         self.trials = 0
         """Attempts under way."""
         self.failing = self.known = False
@@ -53,7 +53,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert self.trials == 0, "two at a time"
             self.trials = 1
         else:
-            assert wait <= 10
+            assert wait <= 10.001
 
     @rule(share=st.floats(0, 1))
     def fails(self, share: float) -> None:
@@ -124,7 +124,7 @@ TestBreaker = BreakerMachine.TestCase
 
 @given(st.integers(1, 40), st.floats(0, 1))
 def test_pauses_double_up_to_three_seconds(failures: int, share: float) -> None:
-    breaker, now = Breaker(lambda low, high: low + (high - low) * share), 0.0
+    breaker, now = Breaker(10.0, lambda low, high: low + (high - low) * share), 0.0
     for number in range(failures):
         longest = min(3.0, 0.2 * 2**number)
         assert longest / 2 <= breaker.failed(now) <= longest

@@ -32,6 +32,7 @@ from magnus_cache import (
     reads,
     refreshes,
     registry,
+    replays,
     state,
     throttle,
     workers,
@@ -1001,6 +1002,36 @@ def without_telling_failures_of_before_from_those_of_now() -> None:
         self.succeeded_at = -math.inf
 
     put(breaker.Breaker, "succeeded", succeeded)
+
+
+# -- what an outage leaves to be done -----------------------------------------------------------------------------
+
+LAST: Final = "tests/test_last_words.py"
+
+
+@guard(LAST)
+def without_giving_back_what_was_granted_to_nobody() -> None:
+    put(leases.Leases, "asked", nothing)
+
+
+@guard(LAST)
+def without_last_words() -> None:
+    put(state.State, "_farewell", nothing)
+
+
+@guard(LAST)
+def without_ending_replays() -> None:
+    put(replays.Replays, "stop", lambda _: [])
+
+
+@guard(LAST)
+def without_hurry_at_the_end() -> None:
+    put(breaker.Breaker, "hurry", nothing)
+
+
+@guard(LAST)
+def without_asking_whether_a_loop_runs() -> None:
+    put(state, "_lives", lambda wire: wire.up)
 
 
 # -- the journal --------------------------------------------------------------------------------------------------
