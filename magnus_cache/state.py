@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from magnus_cache.arrivals import Arrivals
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.entries import LocalTrust, Trust
-from magnus_cache.epochs import Epochs, epoch_of
 from magnus_cache.eras import Eras
+from magnus_cache.epochs import Epochs
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forks import part, watch
@@ -30,7 +31,6 @@ from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
 from magnus_cache.outcomes import running_loop
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
-from magnus_cache.redis import scripts
 from magnus_cache.redis.abandoned import Abandoned
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
@@ -94,7 +94,7 @@ class State:
         self._lock = threading.Lock()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
-        self._server: bytes | None = None
+        self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
         self.journal = self._new_journal()
         self.replays = self._new_replays()
         watch(self)
@@ -212,6 +212,8 @@ class State:
                 self.leases.ring(name)
             elif name.startswith(b"{"):
                 self.leases.announced(value_name(name), wire)
+            elif name == self.epochs.names.server:
+                self.arrivals.vouch(wire)
             elif name in wire.known.current:
                 # An epoch that was not known stands for nothing yet: somebody has just issued the first one.
                 wire.known.discard(name)
@@ -272,6 +274,7 @@ class State:
     def flushed(self, wire: "Wire") -> None:
         """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
         self.leases.flushed(wire)
+        self.arrivals.vouch(wire)
 
     def cut(self, wire: "Wire") -> None:
         """Wake whoever waits for an announcement that will not come on a lost connection."""
@@ -286,26 +289,17 @@ class State:
 
     def greeting(self, identity: bytes) -> Command | None:
         """Return what a server is sent that this process has not met: whether all became invalid with its arrival."""
-        return None if identity == self._server else scripts.arrive(self.epochs.names, identity, self.epochs.highest)
+        return self.arrivals.greeting(identity)
 
     def greeted(self, identity: bytes, reply: Any) -> None:
         """Forget all that was known before a server that may have gone back in time."""
-        if isinstance(reply, Exception):
-            if self._server is None:
-                # Nobody here knows of anything that it could have lost.
-                return
-            # It cannot be told (a replica, an ACL): until it is, nothing that it has is believed.
-            self.recovery.record_prefix(self._values)
-            self.outdated(self.epochs.root)
-        elif reply:
-            self.epochs.seen(self.epochs.root, epoch_of(reply))
-            self.outdated(self.epochs.root)
-        self._server = identity
+        self.arrivals.greeted(identity, reply)
 
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
         self.eras.connected(wire, first=not any(_lives(other) for other in self._all_wires() if other is not wire))
         self.leases.release_lost(wire)
+        self.arrivals.vouch(wire)
         if not wire.tracking:
             self.notices.warn("tracking", self._no_tracking())
         if self.notices.forget("redis"):

@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import ResponseError
 
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache.arrivals import Arrivals
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
+from magnus_cache.epochs import Epochs
+from magnus_cache.keys import Keyspace
+from magnus_cache.redis.handshake import STRANGER
+from magnus_cache.redis.recovery import Recovery
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until, wait_until_async
@@ -156,6 +162,78 @@ async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(ki
                 await wait_until_async(lambda: not cache._engine.state.recovery.pending)
                 assert await cache.get("t", "k") is None
                 assert (await cache.get_stats())["breaker"]["outages"] == 0
+
+
+@pytest.mark.parametrize("how", ["evicted", "flushed"])
+async def test_that_a_server_was_met_is_known_as_long_as_somebody_is_connected(
+    url: str, raw: redis.Redis, how: str
+) -> None:
+    """Who starts when its key is gone, as by eviction, does not take it for a server that has gone back in time."""
+    async with AsyncCacheManager(redis_url=url) as one:
+        for _ in range(3):
+            assert await one.get("t", "k") is None
+            identity = raw.get("magnus!server")
+            assert identity
+            raw.delete("magnus!server") if how == "evicted" else raw.flushall()
+            await wait_until_async(lambda identity=identity: raw.get("magnus!server") == identity)
+        await one.set("t", "k", "value")
+        epoch = raw.get("magnus!epoch")
+        async with AsyncCacheManager(redis_url=url) as new:
+            assert await new.get("t", "k") == "value"
+            await new.aclose()
+        assert raw.get("magnus!epoch") == epoch
+
+
+async def test_a_server_whose_key_was_lost_with_its_latest_writes_is_not_believed(
+    private_server: EmbeddedServer,
+) -> None:
+    """The snapshot was made when the key was not there."""
+    async with (
+        AsyncCacheManager(redis_url=private_server.url) as one,
+        AsyncCacheManager(redis_url=private_server.url) as two,
+    ):
+        await one.set("t", "k", "old")
+        await two.get("t", "k")
+        with redis.Redis(port=private_server.port, protocol=2) as admin:
+            pipeline = admin.pipeline(transaction=False)
+            pipeline.delete("magnus!server")
+            pipeline.save()
+            pipeline.execute()
+        await one.delete("t", "k")
+        private_server.kill()
+        await wait_until_async(lambda: not one.redis_available)
+        private_server.restart()
+        assert stored(private_server) is not None
+        await wait_until_async(lambda: one.redis_available and two.redis_available)
+        for cache in (one, two):
+            assert await cache.get("t", "k") is None
+        async with AsyncCacheManager(redis_url=private_server.url) as new:
+            assert await new.get("t", "k") is None
+
+
+@pytest.mark.parametrize("reply", [b"", b"1795455194053949"])
+def test_nobody_vouches_for_what_could_not_be_settled(reply: bytes) -> None:
+    """A server that could not be told to invalidate everything may have old values, whoever comes later."""
+    calls: list[Any] = []
+
+    class Stub:
+        server = STRANGER._replace(identity=b"run:one")
+
+        def call(self, *call: Any) -> None:
+            calls.append(call)
+
+    keyspace = Keyspace("magnus")
+    arrivals = Arrivals(Epochs(keyspace), Recovery(b"magnus:"), b"magnus:", lambda _: None)
+    wire: Any = Stub()
+    arrivals.greeted(b"run:zero", b"")
+    arrivals.vouch(wire)
+    arrivals.greeted(b"run:one", ResponseError("OOM"))
+    arrivals.vouch(wire)
+    assert not calls
+    assert arrivals.greeting(b"run:one") is None
+    arrivals.greeted(b"run:one", reply)
+    arrivals.vouch(wire)
+    assert len(calls) == 1
 
 
 async def test_who_empties_the_server_disconnects_nobody(

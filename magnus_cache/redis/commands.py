@@ -29,6 +29,7 @@ __all__ = [
     "recognize",
     "remove",
     "remove_keys",
+    "restore",
     "scan",
     "store",
 ]
@@ -114,6 +115,14 @@ def store(name: bytes, raw: bytes, milliseconds: int) -> Command:
     lease = pack(b"DEL", lease_name(name))
     packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
     return Command("SET", packed, replies=5)
+
+
+def restore(name: bytes, value: bytes) -> Command:
+    """Pack the write of a key that is there for good, unless it is there; the reply is 1.
+
+    The server announces its next change.
+    """
+    return Command("SET", pack(b"SET", name, value, b"NX") + pack(b"EXISTS", name), replies=2)
 
 
 def remove(names: Sequence[bytes]) -> Command:

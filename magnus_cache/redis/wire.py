@@ -57,6 +57,7 @@ class Wire:
     :ivar known: the epochs that need not be asked for on the present connection.
     :ivar holds: leases held through this wire.
     :ivar time: the estimate of this server's clock.
+    :ivar server: what the server of the present connection has told about itself.
     :ivar over: whether it was closed.
     :ivar ended: done when it is, for whoever waits in another thread.
     :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
@@ -81,7 +82,7 @@ class Wire:
         self.over = False
         self.ended: Future[None] = Future()
         self._up = False
-        self._server = STRANGER
+        self.server = STRANGER
         self._heard = self._moved = -math.inf
         self._proved = self._stood = False
         self._error: CacheUnavailableError | None = None
@@ -255,7 +256,7 @@ class Wire:
         greeting = self._observer.greeting(server.identity) if server.identity else None
         if greeting is not None:
             self._observer.greeted(server.identity, await greet(connection, greeting))
-        self._server = server
+        self.server = server
 
     def _ready(self) -> None:
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
@@ -277,8 +278,8 @@ class Wire:
         self._watch = self._beat = None
         if self._pipeline.oldest is not None:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
-            self._observer.abandoned.leave(self._server.run, self._server.client)
-        self._server = STRANGER
+            self._observer.abandoned.leave(self.server.run, self.server.client)
+        self.server = STRANGER
         self._pipeline.fail_sent(error)
         self._observer.cut(self)
 
@@ -294,7 +295,7 @@ class Wire:
                 finally:
                     self._doorbell = None
             if self._observer.abandoned.waiting:
-                for command, ending in self._observer.abandoned.ends(self._server.run, self._server.ended):
+                for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
                     self._pipeline.add_first(Call(command, _as_it_is, ending))
             chunks = self._pipeline.compose(self.clock())
             if self._watch is None:
@@ -353,8 +354,8 @@ class Wire:
             self.trust.retire()
             self.trust = Trust(deadline, era)
             self.known = Known()
-            if self._server.history:
-                recognition = Recognition(self.known, self._server.history)
+            if self.server.history:
+                recognition = Recognition(self.known, self.server.history)
                 self._pipeline.add_first(Call(commands.recognize(self._limits.probe), _as_it_is, recognition))
                 self._ring()
             self._observer.flushed(self)

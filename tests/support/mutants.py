@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from magnus_cache import (
     batch_calls,
+    arrivals,
     batch_reads,
     batches,
     breaker,
@@ -566,6 +567,11 @@ def without_asking_for_a_servers_history() -> None:
 def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
     put(handshake.Recognition, "__init__", lambda self, known, _: put(self, "_known", known))
     put(handshake.Recognition, "set_result", nothing)
+
+
+@guard(ROLLBACK)
+def without_vouching_for_a_server() -> None:
+    put(arrivals.Arrivals, "vouch", nothing)
 
 
 @guard(ROLLBACK)
