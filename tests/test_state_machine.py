@@ -25,7 +25,7 @@ from magnus_cache.codec import envelope
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.entries import Trust
 from magnus_cache.eras import Eras
-from magnus_cache.leases import Claim
+from magnus_cache.leases import Claim, Leases
 from magnus_cache.memory import Memory
 from magnus_cache.redis.wire import Wire
 from magnus_cache.state import State
@@ -534,13 +534,14 @@ def test_invariant_1_nothing_invalidated_is_ever_read_again(server: EmbeddedServ
 
 
 def _joined_after_a_delete(patch: pytest.MonkeyPatch) -> None:
-    """A delete does not keep later callers from joining the load that it overtook."""
+    """A delete does not keep later callers from joining the load that it overtook, nor does the news of it."""
 
     def touch(self: State, names: Iterable[bytes]) -> None:
         for name in names:
             self.memory.invalidate(name)
 
     patch.setattr(State, "touch", touch)
+    patch.setattr(Leases, "announced", lambda *_: None)
 
 
 def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:

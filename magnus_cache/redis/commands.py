@@ -18,6 +18,7 @@ __all__ = [
     "INFO_SERVER",
     "TIME",
     "TRACKING",
+    "TRACKING_ALL",
     "Command",
     "count",
     "get_many",
@@ -39,17 +40,45 @@ class Command:
     """Packed bytes, the number of replies they call for, and a name for messages.
 
     :ivar again: gives what to send instead where the server turns out not to know the script; None for no script.
+    :ivar writes: how many commands are in it, or in its transaction, whose changes the server is not to announce to
+        us; 0 where it may.
     """
 
-    __slots__ = ("again", "name", "packed", "replies")
+    __slots__ = ("again", "name", "packed", "replies", "writes")
 
     def __init__(
-        self, name: str, packed: bytes, replies: int = 1, again: "Callable[[], Command] | None" = None
+        self,
+        name: str,
+        packed: bytes,
+        replies: int = 1,
+        again: "Callable[[], Command] | None" = None,
+        writes: int = 0,
     ) -> None:
         self.name = name
         self.packed = packed
         self.replies = replies
         self.again = again
+        self.writes = writes
+
+    def quiet(self) -> tuple[list[bytes | memoryview], int]:
+        """Return what to send so that its own changes are not announced, and the number of replies.
+
+        A connection that is not under NOLOOP is put under it for the commands alone, and not for what the server does
+        before each: evicting other keys, and ceasing to track some, both of which have to be heard of.
+
+        Not for what only removes: it does no harm to hear of it, and Redis 7 takes no transaction when out of memory.
+        """
+        body: bytes | memoryview = self.packed
+        if self.replies > self.writes:
+            body = memoryview(self.packed)[len(_MULTI) : -len(_EXEC)]
+        return [_QUIET, body, _LOUD], self.writes + 4
+
+    def reply(self, replies: list[Any]) -> Any:
+        """Return its reply, given that to the transaction which `quiet` makes of it."""
+        own = replies[1:-1]
+        if self.replies > self.writes:
+            return own
+        return next((reply for reply in own if isinstance(reply, Exception)), own[-1])
 
 
 def pack(*words: bytes | str | int) -> bytes:
@@ -61,10 +90,14 @@ def pack(*words: bytes | str | int) -> bytes:
 
 _MULTI: Final = pack(b"MULTI")
 _EXEC: Final = pack(b"EXEC")
+_QUIET: Final = _MULTI + pack(b"CLIENT", b"TRACKING", b"ON", b"NOLOOP")
+_TRACKING_ALL: Final = pack(b"CLIENT", b"TRACKING", b"ON")
+_LOUD: Final = _TRACKING_ALL + _EXEC
 
 TIME: Final = Command("TIME", pack(b"TIME"))
 TRACKING: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"))
 CLIENT_ID: Final = Command("CLIENT ID", pack(b"CLIENT", b"ID"))
+TRACKING_ALL: Final = (_MULTI, _TRACKING_ALL, _EXEC)
 DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))
 INFO_SERVER: Final = Command("INFO", pack(b"INFO", b"server"))
@@ -114,7 +147,7 @@ def store(name: bytes, raw: bytes, milliseconds: int) -> Command:
     """
     lease = pack(b"DEL", lease_name(name))
     packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
-    return Command("SET", packed, replies=5)
+    return Command("SET", packed, replies=5, writes=3)
 
 
 def restore(name: bytes, value: bytes) -> Command:
@@ -122,7 +155,7 @@ def restore(name: bytes, value: bytes) -> Command:
 
     The server announces its next change.
     """
-    return Command("SET", pack(b"SET", name, value, b"NX") + pack(b"EXISTS", name), replies=2)
+    return Command("SET", pack(b"SET", name, value, b"NX") + pack(b"EXISTS", name), replies=2, writes=2)
 
 
 def remove(names: Sequence[bytes]) -> Command:

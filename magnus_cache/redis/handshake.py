@@ -8,10 +8,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
-from magnus_cache.redis.commands import Command
+from magnus_cache.redis.commands import Command, info
 from magnus_cache.redis.connection import answers, server_identity
 
 __all__ = ["STRANGER", "Introduction", "Recognition", "greet", "introduce"]
+
+_ORDERLY: Final = 7
+"""The first Redis that announces what a command has changed after its reply, and not in the midst of it."""
 
 
 class Introduction(NamedTuple):
@@ -19,6 +22,8 @@ class Introduction(NamedTuple):
 
     tracking: bool
     """Whether it announces changes. Some managed services lack that, some ACLs forbid it."""
+    echoes: bool
+    """Whether it announces all changes, also those that our own commands bring about."""
     time: Any
     """Its clock, as the reply to TIME."""
     identity: bytes
@@ -33,7 +38,7 @@ class Introduction(NamedTuple):
     """The numbers of the connections that it was told to end."""
 
 
-STRANGER: Final = Introduction(False, None, b"", b"", b"", 0, set())
+STRANGER: Final = Introduction(False, False, None, b"", b"", b"", 0, set())
 """No server."""
 
 
@@ -42,9 +47,12 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
 
     :param probe: a key that need not exist.
     """
-    tracking, time, _, server, replication, client = await answers(
+    tracking, *_, switched, time, _, server, replication, client = await answers(
         connection,
         commands.TRACKING.packed,
+        # With NOLOOP, it announces neither what it evicts to make room for a command of ours, nor what it ceases to
+        # track. In a transaction, as the writes are to be that turn it on for themselves.
+        *commands.TRACKING_ALL,
         commands.TIME.packed,
         # All the others are answered by a server, too, that is loading its data, or has lost its primary.
         commands.get_many((probe,)),
@@ -54,8 +62,15 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
     )
     if isinstance(time, Exception):
         raise time
+    tracks = not isinstance(tracking, Exception)
+    echoes = type(switched) is list and not isinstance(switched[0], Exception) and _orderly(server)
+    if tracks and not echoes:
+        # Whatever became of the other one, such as by an ACL without MULTI.
+        (tracking,) = await answers(connection, commands.TRACKING.packed)
+        tracks = not isinstance(tracking, Exception)
     return Introduction(
-        tracking=not isinstance(tracking, Exception),
+        tracking=tracks,
+        echoes=echoes,
         time=time,
         identity=server_identity(server, replication),
         history=server_identity(None, replication),
@@ -63,6 +78,13 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
         client=client if isinstance(client, int) else 0,
         ended=set(),
     )
+
+
+def _orderly(server: Any) -> bool:
+    """Whether a server announces what a command changes after its reply."""
+    version = None if isinstance(server, Exception) else info(server, b"redis_version")
+    major = (version or "").split(".")[0]
+    return major.isdigit() and int(major) >= _ORDERLY
 
 
 async def greet(connection: AbstractConnection, greeting: Command) -> Any:

@@ -95,14 +95,18 @@ class Call:
 
 
 class Frame:
-    """What was sent and is owed an answer: a batch of reads, or a call with `replies` still to come."""
+    """What was sent and is owed an answer: a batch of reads, or a call with `replies` still to come.
 
-    __slots__ = ("asked", "error", "replies", "sent")
+    :ivar quiet: the command that was sent within a transaction which keeps it from being announced; None for others.
+    """
 
-    def __init__(self, sent: float, replies: int, asked: list[Read] | Call) -> None:
+    __slots__ = ("asked", "error", "quiet", "replies", "sent")
+
+    def __init__(self, sent: float, replies: int, asked: list[Read] | Call, quiet: Command | None = None) -> None:
         self.sent = sent
         self.replies = replies
         self.asked = asked
+        self.quiet = quiet
         self.error: Exception | None = None
 
 
@@ -141,14 +145,23 @@ class Pipeline:
         self.pending += 1
         self._queue.appendleft(asked)
 
-    def compose(self, now: float) -> list[bytes]:
-        """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it."""
-        queue, chunks, size = self._queue, list[bytes](), 0
+    def compose(self, now: float, *, quiet: bool = False) -> list[bytes | memoryview]:
+        """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it.
+
+        :param quiet: whether the server would announce our own writes to us, unless it is told not to.
+        """
+        queue, chunks, size = self._queue, list[bytes | memoryview](), 0
         while queue and size < _BATCH_BYTES:
             asked = queue.popleft()
             if isinstance(asked, Call):
-                packed = asked.command.packed
-                self._sent.append(Frame(now, asked.command.replies, asked))
+                command, packed = asked.command, asked.command.packed
+                if quiet and command.writes:
+                    pieces, replies = command.quiet()
+                    self._sent.append(Frame(now, replies, asked, command))
+                    chunks += pieces
+                    size += len(packed)
+                    continue
+                self._sent.append(Frame(now, command.replies, asked))
             else:
                 batch = self._gather(asked)
                 packed = commands.get_many([read.name for read in batch])
@@ -170,16 +183,18 @@ class Pipeline:
             queue.popleft()
         return batch
 
-    def answered(self, reply: Any, source: Source) -> None:
-        """Hand a reply to the oldest frame; there must be one."""
+    def answered(self, reply: Any, source: Source) -> Any:
+        """Hand a reply to the oldest frame; there must be one. Return what it comes to: an error within, if any."""
         frame = self._sent[0]
         frame.replies -= 1
         # In a transaction the first error names the cause (OOM, NOPERM); EXEC's only says that it was aborted.
         if frame.error is None and isinstance(reply, Exception):
             frame.error = reply
         if frame.replies:
-            return
+            return reply
         reply = frame.error or reply
+        if frame.quiet is not None and type(reply) is list:
+            reply = frame.quiet.reply(reply)
         if type(frame.asked) is list and not isinstance(reply, Exception):
             # While the frame still counts as owed: if this ends the connection, its callers are told.
             _check_values(reply, len(frame.asked))
@@ -187,13 +202,14 @@ class Pipeline:
         if isinstance(frame.asked, Call):
             if isinstance(reply, NoScriptError) and frame.asked.command.again is not None:
                 self._queue.append(frame.asked.said_again())
-                return
+                return reply
             self._settle(frame.asked, reply, source, frame.sent)
         elif isinstance(reply, Exception):
             for read in frame.asked:
                 self._settle(read, reply, source, frame.sent)
         else:
             self._settle_batch(frame.asked, reply, source, frame.sent)
+        return reply
 
     def _settle_batch(self, batch: list[Read], values: list[bytes | None], source: Source, sent: float) -> None:
         size = 0

@@ -1,8 +1,8 @@
 """The Lua scripts: what must happen at Redis in one step. They compare bytes and judge nothing.
 
 Sent as EVALSHA; a server that does not know the script (it restarted, or somebody flushed it) is sent the text once.
-Where a script writes a key, it reads it afterwards: our own write under NOLOOP ends the server's tracking of the key
-for us, and a read begins it anew.
+Where a script writes a key, it reads it afterwards: our own write under NOLOOP (see `Command.quiet`) ends the server's
+tracking of the key for us, and a read begins it anew.
 """
 
 from collections.abc import Sequence
@@ -39,20 +39,28 @@ LEASED: Final = 0
 
 
 class Script:
-    """One script: its name for messages, its text, and the digest that the server knows it by."""
+    """One script: its name for messages, its text, and the digest that the server knows it by.
 
-    __slots__ = ("digest", "name", "text")
+    :ivar writes: 1 if the server is not to announce to us what it changes.
+    """
 
-    def __init__(self, name: str, text: str) -> None:
+    __slots__ = ("digest", "name", "text", "writes")
+
+    def __init__(self, name: str, text: str, writes: int = 1) -> None:
         self.name = name
         self.text = text
+        self.writes = writes
         self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[bytes], *arguments: bytes | int) -> Command:
         """Pack a call of it; should the server not know it, the wire sends what `again` packs."""
         rest = (len(keys), *keys, *arguments)
         packed = pack("EVALSHA", self.digest, *rest)
-        return Command(self.name, packed, again=lambda: Command(self.name, pack("EVAL", self.text, *rest)))
+
+        def again() -> Command:
+            return Command(self.name, pack("EVAL", self.text, *rest), writes=self.writes)
+
+        return Command(self.name, packed, again=again, writes=self.writes)
 
 
 _ACQUIRE: Final = Script(
@@ -104,6 +112,7 @@ _RELEASE: Final = Script(
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """,
+    writes=0,
 )
 
 # A hybrid clock: microseconds of Redis' own clock, but always past whatever was issued, or known to a caller (after
@@ -209,6 +218,7 @@ for index = 2, #ARGV do
 end
 return removed
 """,
+    writes=0,
 )
 
 _REPLACE: Final = Script(
@@ -228,6 +238,7 @@ local head = redis.call('GETRANGE', KEYS[1], 0, ARGV[2] - 1)
 if string.sub(head, {VERSION_AT + 1}, {VERSION_AT + 8}) == ARGV[1] then return {{1, head}} end
 return {{0, redis.call('GET', KEYS[1])}}
 """,
+    writes=0,
 )
 
 

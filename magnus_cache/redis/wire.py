@@ -297,12 +297,12 @@ class Wire:
             if self._observer.abandoned.waiting:
                 for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
                     self._pipeline.add_first(Call(command, _as_it_is, ending))
-            chunks = self._pipeline.compose(self.clock())
+            chunks = self._pipeline.compose(self.clock(), quiet=self.server.echoes)
             if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)
             self._schedule_beat()
             # A failure here closes the transport, which the reader sees and reports.
-            await connection.send_packed_command(chunks, check_health=False)
+            await connection.send_packed_command(chunks, check_health=False)  # type: ignore[arg-type]  # any buffers
 
     def _check_silence(self, overdue: Frame | None) -> None:
         """Run when the oldest request may be overdue: the one deadline of the wire, instead of two a command."""
@@ -373,7 +373,7 @@ class Wire:
         self._heard = self.clock()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
         self.trust.deadline = frame.sent + self.max_staleness
-        self._pipeline.answered(reply, self)
+        reply = self._pipeline.answered(reply, self)
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.
             self._ring()

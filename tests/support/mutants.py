@@ -111,6 +111,7 @@ OUTAGE: Final = "tests/test_outage.py"
 ROLLBACK: Final = "tests/test_rollback.py"
 BREAKER: Final = "tests/test_breaker.py"
 REACTIONS: Final = "tests/test_reactions.py"
+EVICTION: Final = "tests/test_eviction.py"
 LATE: Final = "tests/test_late_delivery.py"
 
 
@@ -328,6 +329,8 @@ def without_distrust_of_a_lost_connection() -> None:
 @guard(RACES)
 def without_touching_again_when_the_answer_comes() -> None:
     put(reclaim, "_removed", lambda _touch, _names, reply, *_: reply)
+    # Where our own removals are announced, that does it as well.
+    put(handshake, "_ORDERLY", 1_000)
 
 
 @guard(RACES)
@@ -540,6 +543,30 @@ def without_looking_at_cancelled_reads() -> None:
         return [await waiter for waiter in waiters]
 
     put(batch_reads, "_read_many", read_many)
+
+
+# -- what our own commands bring about ---------------------------------------------------------------------------
+
+
+@guard(EVICTION)
+def without_hearing_of_what_our_own_commands_evict() -> None:
+    put(handshake, "_ORDERLY", 1_000)
+
+
+@guard(EVICTION)
+def without_quiet_writes() -> None:
+    compose = pipeline.Pipeline.compose
+    put(pipeline.Pipeline, "compose", lambda self, now, quiet=False: compose(self, now))
+
+
+@guard(EVICTION)
+def without_going_back_to_noloop_where_writes_cannot_be_quiet() -> None:
+    original = handshake.answers
+
+    async def answers(link: Any, *packed: bytes) -> Any:
+        return [b"OK"] if packed == (commands.TRACKING.packed,) else await original(link, *packed)
+
+    put(handshake, "answers", answers)
 
 
 # -- what arrives late -------------------------------------------------------------------------------------------
