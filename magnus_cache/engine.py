@@ -1,12 +1,13 @@
 """What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
 
+from importlib import import_module
 from typing import Any
 
 from magnus_cache.clears import Clears
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
 from magnus_cache.refreshes import Refreshes
-from magnus_cache.state import State, make_state
+from magnus_cache.state import State
 from magnus_cache.writes import Writes
 
 __all__ = ["Engine"]
@@ -31,4 +32,13 @@ class Engine:
 
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
-        return cls(make_state(settings, overrides))
+        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so that
+        # neither is imported by the first call, on somebody's event loop.
+        from magnus_cache.settings import CacheSettings
+
+        import_module("magnus_cache.redis.wire")
+        if settings is None:
+            settings = CacheSettings(**overrides)
+        elif overrides:
+            settings = settings.changed(overrides)
+        return cls(State(settings))

@@ -10,7 +10,6 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.arrivals import Arrivals
@@ -18,8 +17,8 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.entries import LocalTrust, Trust
-from magnus_cache.eras import Eras
 from magnus_cache.epochs import Epochs
+from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forks import part, watch
@@ -45,27 +44,10 @@ if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire
     from magnus_cache.settings import CacheSettings
 
-__all__ = ["State", "make_state"]
+__all__ = ["State"]
 
 
 _abandoned: Final[list[object]] = []
-
-
-def make_state(settings: "CacheSettings | None", overrides: dict[str, Any]) -> "State":
-    """Return a new state; settings come from the environment where neither argument gives them.
-
-    :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
-    """
-    # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so that
-    # neither is imported by the first call, on somebody's event loop.
-    from magnus_cache.settings import CacheSettings
-
-    import_module("magnus_cache.redis.wire")
-    if settings is None:
-        settings = CacheSettings(**overrides)
-    elif overrides:
-        settings = settings.changed(overrides)
-    return State(settings)
 
 
 class State:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import (
-    batch_calls,
     arrivals,
+    batch_calls,
     batch_reads,
     batches,
     breaker,
