@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -223,6 +223,37 @@ def test_the_file_is_for_this_user_alone(path: Path, live: Callable[..., Life]) 
     life.write()
     files = list(path.parent.glob("recovery.db*"))
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+OTHER: Final = """
+import sys
+from pathlib import Path
+from magnus_cache.redis.journal_file import JournalFile
+file = JournalFile(Path(sys.argv[1]), "redis://elsewhere:6379/0 magnus", b"magnus:")
+file.change([("names", b"magnus:t:other")], ())
+file.close()
+"""
+
+
+def test_two_caches_of_one_process_keep_others_from_removing_the_file_in_use(
+    path: Path, live: Callable[..., Life]
+) -> None:
+    """POSIX locks are the process's: whoever closes a descriptor of the file lets go of all connections' locks."""
+    first = live()
+    first.recovery.record([b"magnus:t:k"])
+    first.write()
+    second = live(cache="redis://there:6379/0 second")
+    second.recovery.record([b"magnus:t:k"])
+    second.write()
+    beside = path.with_name(f"{path.name}-wal").stat().st_ino
+    subprocess.run(
+        [sys.executable, "-c", OTHER, str(path)],
+        timeout=30, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert path.with_name(f"{path.name}-wal").stat().st_ino == beside
+    first.recovery.record([b"magnus:t:late"])
+    first.write()
+    assert {name for _, name in held(path)} == {b"magnus:t:k", b"magnus:t:other", b"magnus:t:late"}
 
 
 # -- files that cannot be used ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlite3 import Error as SQLiteError
 from typing import Final, NamedTuple, cast, get_args
 
+from magnus_cache.forks import ForkLock
 from magnus_cache.redis.recovery import MOST_NAMES, MOST_SCOPES, Kind, namespace_prefix
 
 __all__ = ["JournalFile", "Row"]
@@ -39,6 +40,7 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {_FORMAT}",
 )
 
+_MAKING: Final = ForkLock()
 
 _ABANDONED: Final[list[sqlite3.Connection]] = []
 
@@ -206,8 +208,7 @@ class JournalFile:
     # -- opening --------------------------------------------------------------------------------------------
 
     def _connected(self, *, lossy: bool) -> sqlite3.Connection:
-        # Made here and not by SQLite, for its mode; SQLite gives the same one to the files beside it.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._make()
         identity = _identity(self.path)
         self.generation += identity != self._identity
         self._identity = identity
@@ -219,6 +220,16 @@ class JournalFile:
             connection.close()
             raise
         return connection
+
+    def _make(self) -> None:
+        """Make the file, unless it is there: here and not by SQLite, for its mode, which the files beside it get too.
+
+        One that is there must not be opened except by SQLite. With the end of any descriptor of a file, a process lets
+        go of all its locks on it, also of another connection's: the next to end then removes what is still in use.
+        """
+        # Nobody of this process has it open yet, and all who are about to come this way.
+        with _MAKING, contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _prepare(self, connection: sqlite3.Connection, *, lossy: bool) -> None:
         connection.execute("PRAGMA synchronous = OFF")

@@ -1129,3 +1129,11 @@ def without_the_bound_on_waiting_for_the_disk() -> None:
 @guard(JOURNAL)
 def without_dropping_what_was_told_from_the_journal() -> None:
     put(journal.Journal, "drop", nothing)
+
+
+@guard(JOURNAL)
+def without_leaving_an_open_journal_to_sqlite() -> None:
+    def make(self: Any) -> None:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    put(journal_file.JournalFile, "_make", make)
