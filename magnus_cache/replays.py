@@ -70,7 +70,7 @@ class Replays:
             return
         task = self.begin(wire)
         await asyncio.wait([task], timeout=self._timeout)
-        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        if task.done() and not task.cancelled() and isinstance(error := task.exception(), CacheUnavailableError):
             raise error
 
     async def farewell(self, wire: "Wire", breaker: Breaker) -> None:
@@ -123,9 +123,21 @@ class Replays:
         loop = task.get_loop()
         if self._tasks.get(loop) is task:
             del self._tasks[loop]
-        # A failure is Redis going away again, which the wire reports; the record stays.
-        if not task.cancelled():
-            task.exception()
+        # Redis going away again is what the wire reports; the record stays, whatever it was.
+        if task.cancelled() or (error := task.exception()) is None or isinstance(error, CacheUnavailableError):
+            return
+        # No reader is to get this, nor to ask for it all the time.
+        self._replay_at = monotonic() + _PAUSE
+        self._notices.warn(
+            "replay:failed",
+            f"Redis cannot be told what it missed ({error!r}): this is a fault of magnus_cache, please report it. "
+            "All values of this cache count as invalid",
+        )
+        # Everything stands for what could not be told, which is not tried again.
+        untold = self._recovery.take()
+        self._recovery.record_prefix(b"")
+        self._recovery.settle(untold)
+        self._owner.outdated(self._epochs.root)
 
     async def _replay(self, wire: "Wire") -> None:
         while self._recovery.pending:

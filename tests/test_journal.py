@@ -324,18 +324,35 @@ def test_a_file_that_is_removed_in_use_is_written_anew(path: Path, live: Callabl
     assert held(path) == {("names", b"magnus:t:k"), ("names", b"magnus:t:l")}
 
 
-def test_rows_that_somebody_has_edited_count_as_everything(path: Path, live: Callable[..., Life]) -> None:
+@pytest.mark.parametrize(
+    ("column", "content"),
+    [
+        ("name", b"gibberish"),
+        ("name", b"magnus:n\xf3:k"),
+        ("kind", "gibberish"),
+        ("kind", b"\xff"),
+        # Told as a tag, it would be overwritten by an epoch.
+        ("kind", "tags"),
+    ],
+)
+def test_rows_that_somebody_has_edited_count_as_everything(
+    path: Path, live: Callable[..., Life], column: str, content: Any
+) -> None:
     first = live()
     first.recovery.record([b"magnus:t:k"])
     first.crash()
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE missed SET name = 'gibberish'")
+    connection.execute(f"UPDATE missed SET {column} = CAST(? AS TEXT)", (content,))
     connection.commit()
     connection.close()
     second = live()
-    assert set(second.read().prefixes) == {ROOT}
+    missed = second.read()
+    assert (set(missed.names), set(missed.prefixes), set(missed.tags)) == (set(), {ROOT}, set())
+    assert "make no sense" in second.warnings[0]
     second.replay()
     assert held(path) == set()
+    second.crash()
+    assert not any(live().read())
 
 
 def test_while_the_disk_refuses_memory_is_all_there_is_and_then_it_is_written_anew(
@@ -552,6 +569,23 @@ def test_what_a_peer_left_is_read_at_the_next_reconnection(server: Any, proxy: A
         wait_until(lambda: cache.redis_available)
         assert cache.get("t", "k") is None
         wait_until(lambda: held(path) == set())
+
+
+def test_a_replay_that_fails_for_no_known_reason_distrusts_everything_and_no_reader_hears_of_it(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CacheManager(redis_url=url) as cache:
+        cache.set("t", "k", "old")
+        cache.set("u", "k", "old")
+        # Nothing that can be told.
+        cache._state.recovery.restore("prefixes", [b"magnus:t\xf3:"])
+        cache._state.recovery.restore("names", [b"magnus:t:gone"])
+        assert cache.get("t", "gone") is None
+        wait_until(lambda: any("cannot be told" in line for line in caplog.messages))
+        assert cache.get_or_set("t", "k", lambda: "new") == "new"
+        wait_until(lambda: cache.get("u", "k") is None and not cache._state.recovery.pending)
+        assert cache.get_or_set("t", "l", lambda: 1) == 1
+        assert len([line for line in caplog.messages if "cannot be told" in line]) == 1
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

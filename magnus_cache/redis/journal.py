@@ -37,6 +37,8 @@ _MOVES: Final = 5
 _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the end of a transaction."""
 
+_KINDS: Final[Mapping[str, Kind]] = {kind: kind for kind in get_args(Kind)}
+
 
 class _Change(NamedTuple):
     """Something that was recorded, or need not be told any more."""
@@ -337,25 +339,36 @@ class Journal:
 
     def _restore(self, rows: list[Row]) -> None:
         """Record what others have left, and what this process recorded in another life."""
-        news: dict[Kind, list[Row]] = {"names": [], "prefixes": [], "tags": []}
+        news: dict[Kind, list[Row]] = {kind: [] for kind in get_args(Kind)}
+        damaged: list[Row] = []
         for row in rows:
-            known = self._rows.get((row.kind, row.name))
+            kind = _KINDS.get(row.kind)
+            if kind is None or not self._recovery.fits(kind, row.name):
+                damaged.append(row)
+                continue
+            known = self._rows.get((kind, row.name))
             if known is None or known.id != row.id:
-                news[row.kind].append(row)
+                news[kind].append(row)
+        if damaged:
+            # Somebody has edited the file, or the disk is bad: whatever was meant, everything covers it.
+            mark = self._recovery.record_prefix(b"")
+            ids = self._file.change([("prefixes", self._file.root)], [row.id for row in damaged])
+            for place, number in ids.items():
+                self._rows[place] = _Known(mark, number)
+            self._warn(
+                "journal:rows",
+                f"{len(damaged)} rows of the recovery journal {self.path} make no sense; as nobody knows what they "
+                "were about, all values of this cache count as invalid. Look after its disk",
+            )
         for kind, found in news.items():
             for start in range(0, len(found), _STEP):
                 self._restore_some(kind, found[start : start + _STEP])
 
     def _restore_some(self, kind: Kind, found: list[Row]) -> None:
-        fitting = [row for row in found if self._recovery.fits(kind, row.name)]
-        if len(fitting) < len(found):
-            # Somebody has edited the file: whatever was meant, everything covers it.
-            self._recovery.record_prefix(b"")
-            self._file.change((), [row.id for row in found if row not in fitting])
-        mark = self._recovery.restore(kind, [row.name for row in fitting])
-        for row in fitting:
-            self._rows[row.kind, row.name] = _Known(mark, row.id)
-        self._restored += len(fitting)
+        mark = self._recovery.restore(kind, [row.name for row in found])
+        for row in found:
+            self._rows[kind, row.name] = _Known(mark, row.id)
+        self._restored += len(found)
 
     def _say_moved(self, error: Exception) -> None:
         if self._file.aside is not None:

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from sqlite3 import Error as SQLiteError
-from typing import Final, NamedTuple, cast, get_args
+from typing import Final, NamedTuple
 
 from magnus_cache.forks import ForkLock
 from magnus_cache.redis.recovery import MOST_NAMES, MOST_SCOPES, Kind, namespace_prefix
@@ -46,10 +46,10 @@ _ABANDONED: Final[list[sqlite3.Connection]] = []
 
 
 class Row(NamedTuple):
-    """One thing that Redis could not be told."""
+    """One thing that Redis could not be told; if the file was tampered with, of a kind that there is not."""
 
     id: int
-    kind: Kind
+    kind: str
     name: bytes
 
 
@@ -61,7 +61,7 @@ class JournalFile:
     """The rows of one cache in a file; for one thread at a time. The file is opened when it is first needed.
 
     :param cache: what tells this cache's rows from those of others in the same file.
-    :param root: what all values' names begin with.
+    :param root: what all values' names begin with; also an attribute.
     :ivar generation: a new one for each new file: ids are those of one file.
     :ivar aside: where a file was moved to that could not be used.
     """
@@ -73,7 +73,7 @@ class JournalFile:
         self.aside: Path | None = None
         self.generation = 0
         self._cache = cache
-        self._root = root
+        self.root = root
         self._most_names = most_names
         self._most_scopes = most_scopes
         self._connection: sqlite3.Connection | None = None
@@ -143,7 +143,7 @@ class JournalFile:
             if "tags" in over or "prefixes" in self._overflows(connection):
                 for kind in ("tags", "prefixes"):
                     self._delete(connection, kind)
-                self._insert(connection, "prefixes", self._root)
+                self._insert(connection, "prefixes", self.root)
         return bool(over)
 
     def rows(self) -> list[Row]:
@@ -155,9 +155,9 @@ class JournalFile:
         connection = self.open()
         self._admit_loss(connection)
         found = connection.execute(
-            "SELECT id, kind, CAST(name AS BLOB) FROM missed WHERE cache = ? ORDER BY id", (self._cache,)
+            "SELECT id, CAST(kind AS BLOB), CAST(name AS BLOB) FROM missed WHERE cache = ? ORDER BY id", (self._cache,)
         )
-        return [Row(number, cast("Kind", kind), name) for number, kind, name in found if kind in get_args(Kind)]
+        return [Row(number, kind.decode(errors="replace"), name) for number, kind, name in found]
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -253,7 +253,7 @@ class JournalFile:
         if told == {""}:
             with _Transaction(connection):
                 connection.execute("INSERT OR REPLACE INTO loss VALUES (?)", (self._cache,))
-                self._insert(connection, "prefixes", self._root)
+                self._insert(connection, "prefixes", self.root)
 
     @staticmethod
     def _is_new(connection: sqlite3.Connection) -> bool:

@@ -122,9 +122,13 @@ class Recovery:
             return self._marks
 
     def fits(self, kind: Kind, name: bytes) -> bool:
-        """Whether something could have been recorded here; what somebody has edited need not."""
+        """Whether something could have been recorded here; what somebody has edited, or a bad disk, need not."""
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            return False
         if kind == "tags":
-            return name.startswith(self._root[:-1])
+            return name.startswith(self._root[:-1] + b"!tag:")
         return self._whole(name) == name if kind == "prefixes" else self._is_whole(name)
 
     def _is_whole(self, name: bytes) -> bool:

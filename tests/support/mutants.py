@@ -1137,3 +1137,8 @@ def without_leaving_an_open_journal_to_sqlite() -> None:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     put(journal_file.JournalFile, "_make", make)
+
+
+@guard(JOURNAL)
+def without_a_look_at_what_rows_say() -> None:
+    put(recovery.Recovery, "fits", lambda *_: True)
