@@ -144,8 +144,10 @@ class Replays:
             # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
             if not wire.up:
                 await wire.renew()
-            if self._journal is not None:
-                await self._journal.read()
+            unread = self._journal is not None and not await self._journal.read()
+            if unread:
+                # No reader waits for that: until it is read, what Redis has is not believed.
+                self._replay_at = monotonic() + _PAUSE + self._timeout
             missed = self._recovery.take()
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:
@@ -161,6 +163,10 @@ class Replays:
                 await asyncio.sleep(_PAUSE)
             else:
                 self._recovery.settle(missed)
+                if unread:
+                    await asyncio.sleep(_PAUSE)
+                else:
+                    self._replay_at = 0.0
 
     async def bump(self, wire: "Wire", names: Sequence[bytes]) -> int:
         """Issue a new epoch to some control keys, and return it; 0 for none, and where there is no room for one.

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import magnus_cache
-from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
+from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, replays
 from magnus_cache.errors import CacheSettingsError
 from magnus_cache.forks import part
 from magnus_cache.redis.journal import THREAD_NAME, Journal
@@ -313,6 +313,23 @@ def test_a_file_that_is_found_damaged_while_writing_is_replaced(path: Path, live
     assert set(life.read().prefixes) == {ROOT}
 
 
+def test_a_damaged_file_that_cannot_be_moved_is_told_once(
+    path: Path, live: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign_database(path)
+    life = live()
+
+    def refuse(_: JournalFile) -> None:
+        raise PermissionError("the folder is read-only")
+
+    monkeypatch.setattr(JournalFile, "_put_aside", refuse)
+    assert set(life.read().prefixes) == {ROOT}
+    life.recovery.settle(life.recovery.take())
+    for _ in range(2):
+        life.recovery.begin_doubt()
+        assert not any(life.read())
+
+
 def test_a_file_that_is_removed_in_use_is_written_anew(path: Path, live: Callable[..., Life]) -> None:
     life = live()
     life.recovery.record([b"magnus:t:k"])
@@ -586,6 +603,42 @@ def test_a_replay_that_fails_for_no_known_reason_distrusts_everything_and_no_rea
         wait_until(lambda: cache.get("u", "k") is None and not cache._state.recovery.pending)
         assert cache.get_or_set("t", "l", lambda: 1) == 1
         assert len([line for line in caplog.messages if "cannot be told" in line]) == 1
+
+
+def test_while_a_journal_cannot_be_read_its_process_alone_believes_nothing(
+    url: str, raw: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody keeps the file locked, a backup or a browser of databases: that is not the fleet's affair."""
+    monkeypatch.setattr(replays, "_PAUSE", 0.1)
+    with CacheManager(redis_url=url) as healthy:
+        healthy.set_many("t", {"k": "there", "l": "there"})
+        earlier = Life(path, f"{url} magnus")
+        earlier.recovery.record([b"magnus:t:l"])
+        earlier.crash()
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("PRAGMA locking_mode = EXCLUSIVE")
+        blocker.execute("BEGIN EXCLUSIVE")
+        try:
+            with CacheManager(redis_url=url, recovery_path=path, op_timeout=0.2) as sick:
+                before = raw.get("magnus!epoch")
+                assert sick.get("t", "k") is None
+                began = time.monotonic()
+                for number in range(5):
+                    assert sick.get("t", f"m{number}") is None
+                    assert sick.get_or_set("t", f"m{number}", lambda: "loaded") == "loaded"
+                # Nobody waits for the file any more.
+                assert time.monotonic() - began < 1
+                assert healthy.get("t", "m0") == "loaded"
+                assert healthy.get("t", "k") == "there"
+                assert raw.get("magnus!epoch") == before
+                assert sick._state.recovery.pending
+                assert not any(sick._state.recovery.take())
+                blocker.close()
+                wait_until(lambda: sick.get("t", "k") == "there")
+                wait_until(lambda: healthy.get("t", "l") is None)
+                assert raw.get("magnus!epoch") == before
+        finally:
+            blocker.close()
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class Journal:
         self._timeout = timeout
         # Held while the file is in use; whoever forks waits for it.
         self._busy = threading.Lock()
+        self._damaged: tuple[int, int] | None = None
         self._begin()
         recovery.keeper = self
 
@@ -100,6 +101,7 @@ class Journal:
         self._failures = 0
         self._rows: dict[tuple[Kind, bytes], _Known] = {}
         self._rows_of = 0
+        self._reading: _Sync | None = None
 
     @property
     def path(self) -> Path:
@@ -132,13 +134,33 @@ class Journal:
     async def written(self) -> None:
         """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
         if self._kept != self._written and not self._late and not self._closed:
-            await self._waited(_Sync(_pending()))
+            sync = _Sync(_pending())
+            self._ask(sync)
+            await self._answered(sync)
 
-    async def read(self) -> None:
-        """Return once the record holds all that is in the file; if that takes too long, it holds everything."""
+    async def read(self) -> bool:
+        """Return whether the record holds all that is in the file; if not in time, nothing is to be believed yet.
+
+        Nothing is told to others for that: what nobody here can read now may be read later, or hold nothing at all.
+        """
         doubt = self._recovery.doubt
-        if doubt and (self._late or not await self._waited(_Sync(_pending(), doubt))):
-            self._give_up(doubt)
+        if not doubt:
+            return True
+        reading = self._reading
+        if reading is None or reading.done.done() or not (self._late or reading.doubt == doubt):
+            # While the disk hangs, one waits for it at a time.
+            reading = self._reading = _Sync(_pending(), doubt)
+            self._ask(reading)
+        if not self._late:
+            await self._answered(reading)
+        if self._recovery.doubt != doubt:
+            return True
+        self._warn(
+            "journal:unread",
+            f"the recovery journal {self.path} cannot be read now; until it can, nothing that Redis has is believed by "
+            "this process, whose loads go on. Look for who keeps it locked, and let this user read it",
+        )
+        return False
 
     def wait(self, timeout: float) -> bool:
         """Block until all that was recorded so far is in the file; return whether that was in time.
@@ -153,8 +175,7 @@ class Journal:
             return False
         return True
 
-    async def _waited(self, sync: _Sync) -> bool:
-        self._ask(sync)
+    async def _answered(self, sync: _Sync) -> None:
         done, _ = await asyncio.wait([asyncio.wrap_future(sync.done)], timeout=self._timeout)
         if not done:
             # Nobody else waits for a disk that hangs, until it has moved on.
@@ -164,12 +185,6 @@ class Journal:
                 f"the recovery journal {self.path} takes longer than {self._timeout:g} s; invalidations of an outage "
                 "are kept in memory meanwhile. Put MAGNUS_CACHE_RECOVERY_PATH on a local disk",
             )
-        return bool(done)
-
-    def _give_up(self, doubt: int) -> None:
-        """Distrust everything, as nobody knows what is in the file."""
-        self._recovery.record_prefix(b"")
-        self._recovery.believe(doubt)
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -262,16 +277,13 @@ class Journal:
             except Exception as error:
                 if not self._file.unusable(error):
                     raise
-                self._file.replace()
-                self._say_moved(error)
+                self._replace(error, doubts)
                 if not doubts:
                     self._recovery.begin_doubt()
                 self._do(changes, doubts)
         # An invalidation that cannot be written must not fail for its caller: it stands in memory.
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
-            for doubt in doubts:
-                self._give_up(doubt)
         else:
             self._late = False
         finally:
@@ -369,6 +381,20 @@ class Journal:
         for row in found:
             self._rows[kind, row.name] = _Known(mark, row.id)
         self._restored += len(found)
+
+    def _replace(self, error: Exception, doubts: list[int]) -> None:
+        """Have a new file instead of a damaged one; where that is not allowed, everything is distrusted, once."""
+        damaged = self._file.identity
+        try:
+            self._file.replace()
+        except OSError:
+            if damaged is None or damaged != self._damaged:
+                self._recovery.record_prefix(b"")
+            self._damaged = damaged
+            for doubt in doubts:
+                self._recovery.believe(doubt)
+            raise
+        self._say_moved(error)
 
     def _say_moved(self, error: Exception) -> None:
         if self._file.aside is not None:

@@ -90,6 +90,11 @@ class JournalFile:
             return True
         return True
 
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """What tells the file that the path leads to from another, if there is one."""
+        return _identity(self.path)
+
     def open(self) -> sqlite3.Connection:
         """Open the file, or make it, unless that is done.
 

@@ -1118,12 +1118,10 @@ def without_writing_the_journal_anew() -> None:
 
 @guard(JOURNAL)
 def without_the_bound_on_waiting_for_the_disk() -> None:
-    async def waited(self: Any, sync: Any) -> bool:
-        self._ask(sync)
+    async def answered(_: Any, sync: Any) -> None:
         await asyncio.wrap_future(sync.done)
-        return True
 
-    put(journal.Journal, "_waited", waited)
+    put(journal.Journal, "_answered", answered)
 
 
 @guard(JOURNAL)
@@ -1142,3 +1140,17 @@ def without_leaving_an_open_journal_to_sqlite() -> None:
 @guard(JOURNAL)
 def without_a_look_at_what_rows_say() -> None:
     put(recovery.Recovery, "fits", lambda *_: True)
+
+
+@guard(JOURNAL)
+def without_telling_a_journal_that_is_locked_from_a_damaged_one() -> None:
+    original = journal.Journal.read
+
+    async def read(self: Any) -> bool:
+        doubt = self._recovery.doubt
+        if not await original(self):
+            self._recovery.record_prefix(b"")
+            self._recovery.believe(doubt)
+        return True
+
+    put(journal.Journal, "read", read)
