@@ -1,6 +1,7 @@
 """What Redis could not be told outlives the process: killed half-way, the next one on that path tells it."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, replays
 from magnus_cache.errors import CacheSettingsError
 from magnus_cache.forks import part
+from magnus_cache.redis import journal
 from magnus_cache.redis.journal import THREAD_NAME, Journal
 from magnus_cache.redis.journal_file import JournalFile
 from magnus_cache.redis.recovery import Missed, Recovery
@@ -389,6 +391,32 @@ def test_while_the_disk_refuses_memory_is_all_there_is_and_then_it_is_written_an
     life.recovery.record([b"magnus:t:c"])
     life.write()
     assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:b", b"magnus:t:c"}
+
+
+def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_when_it_can(
+    path: Path, live: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork closes the file; the process may be out of descriptors when it is to be opened again."""
+    monkeypatch.setattr(journal, "_RETRY", 0.05)
+    life = live()
+    life.recovery.record([b"magnus:t:a"])
+    life.write()
+    life.journal.before_fork()
+    life.journal.after_fork_in_parent()
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(JournalFile, "_connected", refuse)
+        life.recovery.record([b"magnus:t:k"])
+        life.write()
+        assert life.journal.figures()["failures"] > 0
+    # Without anything else to write.
+    wait_until(lambda: {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k"})
+    life.recovery.record([b"magnus:t:b"])
+    life.write()
+    assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k", b"magnus:t:b"}
 
 
 def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:

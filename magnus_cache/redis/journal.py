@@ -34,6 +34,9 @@ _STEP: Final = 1_000
 _MOVES: Final = 5
 """How often a file may be replaced by others while something is written to it."""
 
+_RETRY: Final = 1.0
+"""Seconds until what could not be written is tried again, if nothing else is asked for meanwhile."""
+
 _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the end of a transaction."""
 
@@ -256,7 +259,10 @@ class Journal:
     def _serve(self) -> None:
         requests: list[_Request] = []
         while not requests or requests[-1] is not None:
-            requests = [self._queue.get()]
+            try:
+                requests = [self._queue.get(timeout=_RETRY if self._behind else None)]
+            except Empty:
+                requests = [_Sync(_pending())]
             while requests[-1] is not None and len(requests) < _AT_ONCE:
                 try:
                     requests.append(self._queue.get_nowait())
@@ -406,6 +412,8 @@ class Journal:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
+        # Also where not even opening it was possible: what was asked for is in the record alone.
+        self._behind = True
         self._warn(
             "journal",
             f"the recovery journal {self.path} cannot be used ({error}); invalidations of an outage are kept in memory "

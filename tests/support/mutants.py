@@ -1154,3 +1154,15 @@ def without_telling_a_journal_that_is_locked_from_a_damaged_one() -> None:
         return True
 
     put(journal.Journal, "read", read)
+
+
+@guard(JOURNAL)
+def without_another_attempt_to_write_the_journal() -> None:
+    original = journal.Journal._failed
+
+    def failed(self: Any, error: Exception) -> None:
+        behind = self._behind
+        original(self, error)
+        self._behind = behind
+
+    put(journal.Journal, "_failed", failed)
