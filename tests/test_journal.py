@@ -26,7 +26,7 @@ from magnus_cache.forks import part
 from magnus_cache.redis import journal
 from magnus_cache.redis.journal import THREAD_NAME, Journal
 from magnus_cache.redis.journal_file import JournalFile
-from magnus_cache.redis.recovery import Missed, Recovery
+from magnus_cache.redis.recovery import MOST_NAMES, Missed, Recovery
 from tests.support.fleet import Fleet, Worker
 from tests.support.wait import wait_until, wait_until_async
 
@@ -417,6 +417,33 @@ def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_wh
     life.recovery.record([b"magnus:t:b"])
     life.write()
     assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k", b"magnus:t:b"}
+
+
+def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[..., Life]) -> None:
+    """As is the record: what is queued beyond is written with all of it."""
+    life = live()
+    life.recovery.record([b"magnus:t:first"])
+    life.write()
+    most = 2 * MOST_NAMES
+    with life.journal._busy:
+        for number in range(3 * most // 1000):
+            # Overwritten at once: the queue grows, the record does not.
+            names = [b"magnus:t:%d:%d" % (number, each) for each in range(1000)]
+            mark = life.recovery.record(names)
+            for name in names:
+                life.recovery.overwritten(name, mark)
+        life.recovery.record([b"magnus:t:last"])
+        life.recovery.settle(Missed({b"magnus:t:first": 1}, {}, {}))
+        assert life.journal._queue._requests.qsize() < most + 100
+    life.write()
+    assert held(path) == {("names", b"magnus:t:last")}
+    # And it is as before.
+    life.recovery.record([b"magnus:t:k"])
+    life.write()
+    asyncio.run(asyncio.wait_for(life.journal.written(), SECONDS))
+    assert held(path) == {("names", b"magnus:t:last"), ("names", b"magnus:t:k")}
+    assert life.journal._kept == life.journal._written
+    assert life.journal._queue._added == life.journal._queue._done
 
 
 def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:

@@ -15,18 +15,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple, TypeAlias, get_args
+from typing import Final, NamedTuple, get_args
 
 from magnus_cache.redis.journal_file import JournalFile, Row
+from magnus_cache.redis.journal_queue import Batch, Change, JournalQueue, Sync, pending
 from magnus_cache.redis.recovery import Kind, Recovery
 
 __all__ = ["THREAD_NAME", "Journal"]
 
 THREAD_NAME: Final = "magnus-cache-journal"
-
-_AT_ONCE: Final = 1_000
-"""Requests that are written in one transaction at most."""
 
 _STEP: Final = 1_000
 """Names that are recorded at a time: the record's lock is wanted by event loops too."""
@@ -43,30 +40,11 @@ _FORK_WAIT: Final = 1.0
 _KINDS: Final[Mapping[str, Kind]] = {kind: kind for kind in get_args(Kind)}
 
 
-class _Change(NamedTuple):
-    """Something that was recorded, or need not be told any more."""
-
-    kept: bool
-    kind: Kind
-    marks: Mapping[bytes, int]
-
-
-class _Sync(NamedTuple):
-    """Somebody who waits until all before it is written; and, if he asks for it, until all there is has been read."""
-
-    done: "Future[None]"
-    doubt: int = 0
-
-
 class _Known(NamedTuple):
     """A row that stands for something in the record."""
 
     mark: int
     id: int
-
-
-_Request: TypeAlias = _Change | _Sync | None
-"""None asks the thread to end."""
 
 
 class Journal:
@@ -92,7 +70,7 @@ class Journal:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._queue: SimpleQueue[_Request] = SimpleQueue()
+        self._queue = JournalQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._behind = False
@@ -104,7 +82,7 @@ class Journal:
         self._failures = 0
         self._rows: dict[tuple[Kind, bytes], _Known] = {}
         self._rows_of = 0
-        self._reading: _Sync | None = None
+        self._reading: Sync | None = None
 
     @property
     def path(self) -> Path:
@@ -120,12 +98,13 @@ class Journal:
     def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Write what was recorded."""
         self._kept += 1
-        self._ask(_Change(True, kind, marks))
+        self._started()
+        self._queue.change(Change(self._kept, True, kind, marks))
 
     def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Delete what need not be told any more."""
         if self._thread is not None:
-            self._ask(_Change(False, kind, marks))
+            self._queue.change(Change(self._kept, False, kind, marks))
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -137,7 +116,7 @@ class Journal:
     async def written(self) -> None:
         """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
         if self._kept != self._written and not self._late and not self._closed:
-            sync = _Sync(_pending())
+            sync = Sync(pending())
             self._ask(sync)
             await self._answered(sync)
 
@@ -152,7 +131,7 @@ class Journal:
         reading = self._reading
         if reading is None or reading.done.done() or not (self._late or reading.doubt == doubt):
             # While the disk hangs, one waits for it at a time.
-            reading = self._reading = _Sync(_pending(), doubt)
+            reading = self._reading = Sync(pending(), doubt)
             self._ask(reading)
         if not self._late:
             await self._answered(reading)
@@ -170,7 +149,7 @@ class Journal:
 
         :param timeout: seconds.
         """
-        sync = _Sync(_pending())
+        sync = Sync(pending())
         self._ask(sync)
         try:
             sync.done.result(timeout)
@@ -178,7 +157,7 @@ class Journal:
             return False
         return True
 
-    async def _answered(self, sync: _Sync) -> None:
+    async def _answered(self, sync: Sync) -> None:
         done, _ = await asyncio.wait([asyncio.wrap_future(sync.done)], timeout=self._timeout)
         if not done:
             # Nobody else waits for a disk that hangs, until it has moved on.
@@ -197,9 +176,9 @@ class Journal:
             self._closed = True
             if self._thread is None or not self._thread.is_alive():
                 return None
-            sync = _Sync(_pending())
-            self._queue.put(sync)
-            self._queue.put(None)
+            sync = Sync(pending())
+            self._queue.ask(sync)
+            self._queue.ask(None)
             return sync.done
 
     async def aclose(self, timeout: float) -> None:
@@ -245,38 +224,34 @@ class Journal:
 
     # -- the thread -------------------------------------------------------------------------------------------
 
-    def _ask(self, request: _Request) -> None:
-        if self._thread is None:
-            self._start()
-        self._queue.put(request)
+    def _ask(self, sync: Sync) -> None:
+        self._started()
+        self._queue.ask(sync)
 
-    def _start(self) -> None:
+    def _started(self) -> None:
+        if self._thread is not None:
+            return
         with self._lock:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
                 self._thread.start()
 
     def _serve(self) -> None:
-        requests: list[_Request] = []
-        while not requests or requests[-1] is not None:
-            try:
-                requests = [self._queue.get(timeout=_RETRY if self._behind else None)]
-            except Empty:
-                requests = [_Sync(_pending())]
-            while requests[-1] is not None and len(requests) < _AT_ONCE:
-                try:
-                    requests.append(self._queue.get_nowait())
-                except Empty:
-                    break
+        last = False
+        while not last:
+            batch = self._queue.batch(_RETRY if self._behind else None)
+            last = batch.last
             with self._busy:
-                self._handle([request for request in requests if request is not None])
+                self._handle(batch)
         with self._busy:
             self._file.close()
 
-    def _handle(self, requests: list[_Change | _Sync]) -> None:
-        changes = [request for request in requests if isinstance(request, _Change)]
-        waiting = [request for request in requests if isinstance(request, _Sync)]
-        doubts = [request.doubt for request in waiting if request.doubt]
+    def _handle(self, batch: Batch) -> None:
+        changes, waiting = batch.changes, batch.waiting
+        doubts = [sync.doubt for sync in waiting if sync.doubt]
+        self._behind = self._behind or batch.whole
+        # Before the record is looked at: what is kept has been recorded.
+        written = self._kept if self._behind else max((change.number for change in changes), default=self._written)
         try:
             try:
                 self._do(changes, doubts)
@@ -293,11 +268,12 @@ class Journal:
         else:
             self._late = False
         finally:
-            self._written += sum(change.kept for change in changes)
+            self._written = max(written, self._written)
+            self._queue.done(changes)
             for sync in waiting:
                 sync.done.set_result(None)
 
-    def _do(self, changes: list[_Change], doubts: list[int]) -> None:
+    def _do(self, changes: list[Change], doubts: list[int]) -> None:
         for _ in range(_MOVES):
             if self._file.moved:
                 # Moved aside, or removed: what is written there is where nobody looks for it.
@@ -316,7 +292,7 @@ class Journal:
         for doubt in doubts:
             self._recovery.believe(doubt)
 
-    def _write(self, changes: list[_Change]) -> None:
+    def _write(self, changes: list[Change]) -> None:
         keep: dict[tuple[Kind, bytes], int] = {}
         drop: set[tuple[Kind, bytes]] = set()
         for change in changes:
@@ -419,10 +395,3 @@ class Journal:
             f"the recovery journal {self.path} cannot be used ({error}); invalidations of an outage are kept in memory "
             "only, and end with this process. Make room on the disk, and let this user write to file and folder",
         )
-
-
-def _pending() -> "Future[None]":
-    """Return a future that nobody who waits for it can cancel."""
-    done: Future[None] = Future()
-    done.set_running_or_notify_cancel()
-    return done

@@ -49,6 +49,7 @@ from magnus_cache.redis import (
     handshake,
     journal,
     journal_file,
+    journal_queue,
     pipeline,
     reclaim,
     recovery,
@@ -1166,3 +1167,8 @@ def without_another_attempt_to_write_the_journal() -> None:
         self._behind = behind
 
     put(journal.Journal, "_failed", failed)
+
+
+@guard(JOURNAL)
+def without_a_bound_on_what_waits_for_the_journal() -> None:
+    put(journal_queue, "_MOST", math.inf)
