@@ -419,6 +419,41 @@ def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_wh
     assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k", b"magnus:t:b"}
 
 
+def test_closing_does_not_wait_for_who_keeps_the_file_locked(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:first"])
+    life.write()
+    blocker = sqlite3.connect(path, isolation_level=None)
+    try:
+        blocker.execute("BEGIN IMMEDIATE")
+        for number in range(3000):
+            life.recovery.record([b"magnus:t:%d" % number])
+        began = time.monotonic()
+        life.journal.close(SECONDS)
+        assert time.monotonic() - began < 1.5
+        assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
+    finally:
+        blocker.close()
+
+
+def test_what_is_locked_for_a_moment_is_written_before_the_end(path: Path, live: Callable[..., Life]) -> None:
+    life = live()
+    life.recovery.record([b"magnus:t:first"])
+    life.write()
+    blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    blocker.execute("BEGIN IMMEDIATE")
+    letting_go = threading.Timer(0.2, blocker.close)
+    letting_go.start()
+    try:
+        for number in range(3000):
+            life.recovery.record([b"magnus:t:%d" % number])
+        life.journal.close(SECONDS)
+    finally:
+        letting_go.join()
+    assert life.journal.figures()["failures"] == 0
+    assert len(held(path)) == 3001
+
+
 def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[..., Life]) -> None:
     """As is the record: what is queued beyond is written with all of it."""
     life = live()

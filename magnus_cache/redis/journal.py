@@ -9,8 +9,10 @@ done, and Redis has been told, nothing that Redis says is believed (`Recovery.be
 """
 
 import asyncio
+import math
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -33,6 +35,12 @@ _MOVES: Final = 5
 
 _RETRY: Final = 1.0
 """Seconds until what could not be written is tried again, if nothing else is asked for meanwhile."""
+
+_BUSY: Final = 2.0
+"""Seconds that a file may be locked by others until that counts as a failure."""
+
+_LAST: Final = 0.5
+"""Seconds that remain for that once the journal is being closed."""
 
 _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the end of a transaction."""
@@ -73,6 +81,7 @@ class Journal:
         self._queue = JournalQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._until = math.inf
         self._behind = False
         self._late = False
         self._forking = False
@@ -116,9 +125,7 @@ class Journal:
     async def written(self) -> None:
         """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
         if self._kept != self._written and not self._late and not self._closed:
-            sync = Sync(pending())
-            self._ask(sync)
-            await self._answered(sync)
+            await self._answered(self._ask(Sync(pending())))
 
     async def read(self) -> bool:
         """Return whether the record holds all that is in the file; if not in time, nothing is to be believed yet.
@@ -131,8 +138,7 @@ class Journal:
         reading = self._reading
         if reading is None or reading.done.done() or not (self._late or reading.doubt == doubt):
             # While the disk hangs, one waits for it at a time.
-            reading = self._reading = Sync(pending(), doubt)
-            self._ask(reading)
+            reading = self._reading = self._ask(Sync(pending(), doubt))
         if not self._late:
             await self._answered(reading)
         if self._recovery.doubt != doubt:
@@ -149,10 +155,8 @@ class Journal:
 
         :param timeout: seconds.
         """
-        sync = Sync(pending())
-        self._ask(sync)
         try:
-            sync.done.result(timeout)
+            self._ask(Sync(pending())).done.result(timeout)
         except FutureTimeoutError:
             return False
         return True
@@ -173,6 +177,8 @@ class Journal:
     def end(self) -> "Future[None] | None":
         """Begin to end: what is queued is still written. Returns what tells the end, if there is one to wait for."""
         with self._lock:
+            if not self._closed:
+                self._until = time.monotonic() + _LAST
             self._closed = True
             if self._thread is None or not self._thread.is_alive():
                 return None
@@ -224,9 +230,10 @@ class Journal:
 
     # -- the thread -------------------------------------------------------------------------------------------
 
-    def _ask(self, sync: Sync) -> None:
+    def _ask(self, sync: Sync) -> Sync:
         self._started()
         self._queue.ask(sync)
+        return sync
 
     def _started(self) -> None:
         if self._thread is not None:
@@ -239,7 +246,7 @@ class Journal:
     def _serve(self) -> None:
         last = False
         while not last:
-            batch = self._queue.batch(_RETRY if self._behind else None)
+            batch = self._queue.batch(_RETRY if self._behind else None, whole=self._closed)
             last = batch.last
             with self._busy:
                 self._handle(batch)
@@ -254,14 +261,14 @@ class Journal:
         written = self._kept if self._behind else max((change.number for change in changes), default=self._written)
         try:
             try:
-                self._do(changes, doubts)
+                self._do_patiently(changes, doubts)
             except Exception as error:
                 if not self._file.unusable(error):
                     raise
                 self._replace(error, doubts)
                 if not doubts:
                     self._recovery.begin_doubt()
-                self._do(changes, doubts)
+                self._do_patiently(changes, doubts)
         # An invalidation that cannot be written must not fail for its caller: it stands in memory.
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
@@ -272,6 +279,19 @@ class Journal:
             self._queue.done(changes)
             for sync in waiting:
                 sync.done.set_result(None)
+
+    def _do_patiently(self, changes: list[Change], doubts: list[int]) -> None:
+        """Try again while others have the file locked, in steps: the end must not wait for them."""
+        until = time.monotonic() + _BUSY
+        while True:
+            try:
+                return self._do(changes, doubts)
+            except sqlite3.Error as error:
+                if not self._file.busy(error) or time.monotonic() > min(until, self._until):
+                    raise
+                # What was begun is done as a whole.
+                self._behind = True
+                time.sleep(0.01)
 
     def _do(self, changes: list[Change], doubts: list[int]) -> None:
         for _ in range(_MOVES):

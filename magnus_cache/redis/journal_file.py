@@ -26,8 +26,8 @@ _MINE: Final = 0x4D61676E
 
 _FORMAT: Final = 1
 
-_BUSY: Final = 2.0
-"""Seconds to wait for another process that writes to the same file."""
+_BUSY: Final = 0.1
+"""Seconds that one statement waits for another process that writes to the same file."""
 
 _UNUSABLE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
@@ -187,6 +187,10 @@ class JournalFile:
         """Whether an error means that the file is damaged, and not the disk full or the file locked."""
         code = getattr(error, "sqlite_errorcode", 0)
         return isinstance(error, _ForeignError) or (code & 0xFF) in _UNUSABLE
+
+    def busy(self, error: Exception) -> bool:
+        """Whether an error means that another process has the file locked: soon it may have let go."""
+        return (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_BUSY
 
     def replace(self) -> None:
         """Move a file aside that cannot be used, and begin a new one that says so to each cache; nothing is deleted.

@@ -76,15 +76,18 @@ class JournalQueue:
         """Add somebody who waits, or the end."""
         self._requests.put(request)
 
-    def batch(self, timeout: float | None) -> Batch:
-        """Wait for something to do; after `timeout` seconds, that is nothing."""
+    def batch(self, timeout: float | None, *, whole: bool) -> Batch:
+        """Wait for something to do; after `timeout` seconds, that is nothing.
+
+        :param whole: asks for all there is at once.
+        """
         try:
             requests = [self._requests.get(timeout=timeout)]
         except Empty:
             return Batch([], [], whole=False, last=False)
         # In this order, and then all there is: what is skipped from here on makes the record be written once more, and
         # no row is written later whose end is missing.
-        whole, self._skipped = self._skipped, False
+        whole, self._skipped = whole or self._skipped, False
         while requests[-1] is not None and (whole or len(requests) < _AT_ONCE):
             try:
                 requests.append(self._requests.get_nowait())

@@ -1172,3 +1172,13 @@ def without_another_attempt_to_write_the_journal() -> None:
 @guard(JOURNAL)
 def without_a_bound_on_what_waits_for_the_journal() -> None:
     put(journal_queue, "_MOST", math.inf)
+
+
+@guard(JOURNAL)
+def without_a_bound_on_the_last_wait_for_a_locked_journal() -> None:
+    put(journal, "_LAST", math.inf)
+
+
+@guard(JOURNAL)
+def without_patience_with_a_locked_journal() -> None:
+    put(journal, "_BUSY", 0)
