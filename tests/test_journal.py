@@ -170,6 +170,24 @@ def test_caches_of_other_servers_share_a_file(path: Path, live: Callable[..., Li
     assert held(path) == {("names", b"magnus:t:k")}
 
 
+def test_what_waits_for_another_address_of_this_prefix_is_named(path: Path, live: Callable[..., Life]) -> None:
+    """It may be another name of the same server, or another server: its rows stay, and somebody has to look."""
+    alias, quiet = "redis://localhost:6379/0 magnus", "redis://there:6379/0 other-magnus"
+    for cache in (alias, quiet):
+        earlier = live(cache=cache)
+        earlier.recovery.record([b"magnus:t:k"])
+        earlier.crash()
+    life = live()
+    for _ in range(3):
+        life.recovery.begin_doubt()
+        assert not any(life.read())
+    (said,) = life.warnings
+    assert "invalidations wait for redis://localhost:6379/0; this process uses redis://there:6379/0 and" in said
+    same = live(cache=alias)
+    same.replay()
+    assert not same.warnings
+
+
 def test_too_many_names_become_namespaces_and_too_many_of_those_everything(
     path: Path, live: Callable[..., Life]
 ) -> None:

@@ -307,6 +307,8 @@ class Journal:
                 self._write(changes)
             if doubts:
                 self._restore(self._file.rows())
+                if others := self._file.others():
+                    self._warn("journal:others", others)
             if not self._file.moved:
                 break
         for doubt in doubts:

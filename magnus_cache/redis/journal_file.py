@@ -40,6 +40,8 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {_FORMAT}",
 )
 
+_CACHES: Final = "SELECT DISTINCT CAST(cache AS BLOB) FROM missed"
+
 _MAKING: Final = ForkLock()
 
 _ABANDONED: Final[list[sqlite3.Connection]] = []
@@ -72,6 +74,7 @@ class JournalFile:
         self.path = path
         self.aside: Path | None = None
         self.generation = 0
+        self._looked = 0
         self._cache = cache
         self.root = root
         self._most_names = most_names
@@ -163,6 +166,28 @@ class JournalFile:
             "SELECT id, CAST(kind AS BLOB), CAST(name AS BLOB) FROM missed WHERE cache = ? ORDER BY id", (self._cache,)
         )
         return [Row(number, kind.decode(errors="replace"), name) for number, kind, name in found]
+
+    def others(self) -> str:
+        """Return what to say, once for each file, of rows of this prefix that wait for another address; or nothing.
+
+        They are not replayed: nobody knows whether that is this server, and if not, its rows must stay.
+
+        :raises SQLiteError: when the file cannot be read.
+        :raises OSError: likewise.
+        """
+        connection = self.open()
+        if self._looked == self.generation:
+            return ""
+        self._looked = self.generation
+        caches = [cache.decode(errors="replace") for (cache,) in connection.execute(_CACHES)]
+        here, end = self._cache, f" {self.root[:-1].decode()}"
+        addresses = sorted(cache.removesuffix(end) for cache in caches if cache.endswith(end) and cache != here)
+        if not addresses:
+            return ""
+        return (
+            f"in the recovery journal {self.path} invalidations wait for {', '.join(addresses)}; this process uses "
+            f"{here.removesuffix(end)} and does not tell them. If that is the same server, name it as before"
+        )
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""

@@ -1182,3 +1182,8 @@ def without_a_bound_on_the_last_wait_for_a_locked_journal() -> None:
 @guard(JOURNAL)
 def without_patience_with_a_locked_journal() -> None:
     put(journal, "_BUSY", 0)
+
+
+@guard(JOURNAL)
+def without_a_look_at_what_waits_for_other_addresses() -> None:
+    put(journal_file.JournalFile, "others", lambda _: "")
