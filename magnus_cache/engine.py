@@ -32,8 +32,8 @@ class Engine:
 
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
-        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so that
-        # neither is imported by the first call, on somebody's event loop.
+        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so
+        # that neither is imported by the first call, on somebody's event loop.
         from magnus_cache.settings import CacheSettings
 
         import_module("magnus_cache.redis.wire")

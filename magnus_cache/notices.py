@@ -11,6 +11,7 @@ __all__ = ["Notices", "logger"]
 logger: Final = logging.getLogger("magnus_cache")
 
 _PAUSE: Final = 60.0
+_AGAIN: Final = 10.0
 _TOPICS: Final = 256
 
 
@@ -25,6 +26,7 @@ class Notices:
         self._clock = clock
         self._lock = threading.Lock()
         self._last: dict[str, tuple[float, int]] = {}
+        self._open: set[str] = set()
 
     def warn(self, topic: str, message: str) -> None:
         """Log a warning unless one on this topic was logged within the last minute."""
@@ -36,13 +38,23 @@ class Notices:
                 return
             if len(self._last) >= _TOPICS:
                 self._last.clear()
+                self._open.clear()
             self._last[topic] = (now, 0)
+            self._open.add(topic)
         logger.warning("%s%s", message, f" ({held} more like this)" if held else "")
 
     def forget(self, topic: str) -> bool:
-        """Let the next warning on this topic through, as the matter was mended; return whether there was one."""
+        """Let the next warning on this topic through sooner, as the matter was mended; return whether there was one.
+
+        Not at once: what is mended and breaks again all the time is one matter.
+        """
         with self._lock:
-            return self._last.pop(topic, None) is not None
+            if topic not in self._open:
+                return False
+            self._open.discard(topic)
+            logged, held = self._last[topic]
+            self._last[topic] = (logged - _PAUSE + _AGAIN, held)
+            return True
 
     def reset(self) -> None:
         """Take a fresh lock, as in a forked child."""

@@ -14,6 +14,7 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.claims import Claims
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Leases
+from magnus_cache.notices import Notices
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 
@@ -178,3 +179,21 @@ def test_a_hurried_attempt_is_made_at_once() -> None:
     breaker.hurry()
     assert rung.is_set()
     assert breaker.admit(0.01) == 0
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_what_breaks_again_all_the_time_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    now = 1000.0
+    notices = Notices(lambda: now)
+    for _ in range(9):
+        notices.warn("redis", "Redis is away")
+        notices.forget("redis")
+        now += 1
+    assert [record.getMessage() for record in caplog.records] == ["Redis is away"]
+    now += 2
+    notices.warn("redis", "Redis is away")
+    assert caplog.records[-1].getMessage() == "Redis is away (8 more like this)"
+    assert notices.forget("redis")
+    assert not notices.forget("redis"), "nothing was said that could be taken back"

@@ -1,6 +1,7 @@
 """Interleavings that went wrong once, each by itself: what happens between two steps of ours."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -147,11 +149,11 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
         now = one._engine.state.clock()
         frame = Frame(now - 1.0, 1, [])
         wire._pipeline._sent.appendleft(frame)
-        wire._heard = now
-        wire._check_silence(frame)
+        wire._silence.heard = now
+        wire._silence.check(frame)
         assert wire._patience.when() is None
-        wire._heard = now - 1.0
-        wire._check_silence(frame)
+        wire._silence.heard = now - 1.0
+        wire._silence.check(frame)
         assert wire._patience.when() is not None
         await wait_until_async(lambda: wire._patience is None or wire._patience.when() is None)
 
@@ -436,3 +438,46 @@ async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> N
     await wait_until_async(lambda: results)
     assert results == ["new"]
     cache.close()
+
+
+@contextlib.asynccontextmanager
+async def slow_link(port: int, rate: float) -> AsyncIterator[str]:
+    """A way to a local server that lets so many bytes a second through, each way; yields its URL."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(len(data) / rate)
+        writer.close()
+
+    ends: set[asyncio.Task[Any]] = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        ends.add(task)
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    link = await asyncio.start_server(forward, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{link.sockets[0].getsockname()[1]}/0"
+    finally:
+        link.close()
+        if ends:
+            await asyncio.wait(ends)
+
+
+async def test_a_value_may_take_longer_to_come_over_than_a_timeout(server: Any) -> None:
+    """While bytes flow, the connection is alive, and everybody keeps it."""
+    large = Namespace("large", ttl=600, l1=False)
+    value = os.urandom(12 << 20)
+    async with AsyncCacheManager(redis_url=server.url) as near_by:
+        assert await near_by.set(large, "k", value)
+    async with slow_link(server.port, 12e6) as url, AsyncCacheManager(redis_url=url, op_timeout=0.3) as cache:
+        found, small = await asyncio.gather(cache.get(large, "k"), cache.get_or_set("t", "k", lambda: 1))
+        assert (found == value, small) == (True, 1)
+        stats = await cache.get_stats()
+        assert (stats["errors"], stats["breaker"]["outages"]) == ({}, 0)

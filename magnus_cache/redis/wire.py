@@ -32,7 +32,8 @@ from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, explain, opened, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.owner import Limits, Observer
-from magnus_cache.redis.pipeline import Call, Frame, Pipeline, Read, Receive, Source, Waiter
+from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
+from magnus_cache.redis.silence import Silence
 from magnus_cache.redis.trials import turn
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ _YIELD_REPLIES: Final = 256
 
 _MOVING: Final = 5.0
 """Seconds between two attempts to find the primary by connecting anew."""
-
-_PATIENCE: Final = 20
-"""Timeouts that a request may wait while the answers to others keep coming."""
 
 
 class Wire:
@@ -83,13 +81,13 @@ class Wire:
         self.ended: Future[None] = Future()
         self._up = False
         self.server = STRANGER
-        self._heard = self._moved = -math.inf
+        self._silence = Silence(limits.op_timeout, clock, lambda: self._pipeline.oldest, self._give_up)
+        self._moved = -math.inf
         self._proved = self._stood = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
         self._doorbell: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None
-        self._watch: asyncio.TimerHandle | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Future[None] | None = None
 
@@ -224,8 +222,9 @@ class Wire:
                     await self._introduce(connection)
                 self._ready()
                 writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
-                async with asyncio.timeout(None) as self._patience:
-                    await self._read(connection)
+                with self._silence.listening(connection):
+                    async with asyncio.timeout(None) as self._patience:
+                        await self._read(connection)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
@@ -272,10 +271,10 @@ class Wire:
         """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
         self._up = False
         self.trust.kill()
-        for timer in (self._watch, self._beat):
-            if timer is not None:
-                timer.cancel()
-        self._watch = self._beat = None
+        self._silence.end()
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
         if self._pipeline.oldest is not None:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
             self._observer.abandoned.leave(self.server.run, self.server.client)
@@ -298,30 +297,14 @@ class Wire:
                 for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
                     self._pipeline.add_first(Call(command, _as_it_is, ending))
             chunks = self._pipeline.compose(self.clock(), quiet=self.server.echoes)
-            if self._watch is None:
-                self._watch = self.loop.call_later(self._limits.op_timeout, self._check_silence, None)
+            self._silence.begin()
             self._schedule_beat()
             # A failure here closes the transport, which the reader sees and reports.
             await connection.send_packed_command(chunks, check_health=False)  # type: ignore[arg-type]  # any buffers
 
-    def _check_silence(self, overdue: Frame | None) -> None:
-        """Run when the oldest request may be overdue: the one deadline of the wire, instead of two a command."""
-        self._watch = None
-        oldest = self._pipeline.oldest
-        if oldest is None:
-            return
-        # Not overdue while answers keep coming: what is wanted may lie behind many megabytes. Up to a bound.
-        timeout = self._limits.op_timeout
-        due = min(max(oldest.sent, self._heard) + timeout, oldest.sent + _PATIENCE * timeout)
-        left = due - self.clock()
-        if left <= 0 and oldest is overdue:
-            if self._patience is not None:
-                self._patience.reschedule(self.loop.time())
-            return
-        # Overdue for the first time: if it was *our* loop that was held up, the answer lies in the socket and is
-        # read before the next timer. Only who is overdue twice in a row is given up.
-        grace = timeout / 10
-        self._watch = self.loop.call_later(max(left, grace), self._check_silence, oldest if left <= 0 else None)
+    def _give_up(self) -> None:
+        if self._patience is not None:
+            self._patience.reschedule(self.loop.time())
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -370,16 +353,16 @@ class Wire:
             # It says no to everything: all who wait learn it now, and nobody else has to ask.
             raise reply
         self._proved = True
-        self._heard = self.clock()
+        self._silence.heard = now = self.clock()
         # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
         self.trust.deadline = frame.sent + self.max_staleness
         reply = self._pipeline.answered(reply, self)
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.
             self._ring()
-        if isinstance(reply, ReadOnlyError) and self._heard > self._moved + _MOVING:
+        if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:
             # It was demoted. A new connection may lead to its successor, which the name stands for by now.
-            self._moved = self._heard
+            self._moved = now
             raise RedisConnectionError("the primary has become a replica")
 
     # -- trust and time -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ pass proves nothing about it.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import os
@@ -54,6 +55,7 @@ from magnus_cache.redis import (
     reclaim,
     recovery,
     scripts,
+    silence,
     wire,
 )
 
@@ -523,8 +525,13 @@ def without_a_look_at_replies() -> None:
 
 
 @guard(RACES)
+def without_hearing_parts_of_answers() -> None:
+    put(silence.Silence, "listening", lambda self, _: contextlib.nullcontext())
+
+
+@guard(RACES)
 def without_patience_for_large_replies() -> None:
-    put(wire, "_PATIENCE", 1)
+    put(silence, "_PATIENCE", 1)
 
 
 @guard(RACES)
