@@ -281,7 +281,7 @@ class Leases:
         def again() -> None:
             with self._lock:
                 if len(self._unreleased) < _MOST_UNRELEASED:
-                    self._unreleased[name] = (token, until)
+                    self._unreleased[token] = (name, until)
 
         def released(_reply: Any, _source: "Source", _sent: float) -> None:
             # Redis does not announce our own doings to us.
@@ -299,9 +299,9 @@ class Leases:
         for token, (name, trust) in list(self._asked.items()):
             if trust.deadline == -math.inf and self._asked.pop(token, None) is not None:
                 # Granted when Redis has come round to it, however late: nobody knows when it would run out.
-                lost[name] = (token, math.inf)
+                lost[token] = (name, math.inf)
         now = wire.clock()
-        for name, (token, until) in lost.items():
+        for token, (name, until) in lost.items():
             if now < until:
                 self.release(wire, name, token, until)
 
