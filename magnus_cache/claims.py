@@ -177,18 +177,27 @@ class Claims:
         receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
         command = scripts.acquire(address.name, reject, token, round(seconds * 1000), force=fresh)
         try:
-            self._state.leases.asked(wire, address.name, token)
+            # If this raises, nothing was asked.
             wire.call(command, receive, waiter)
+            return await self._granted(address, token, waiter)
+        finally:
+            self._reads.settle(fill)
+
+    async def _granted(
+        self, address: Address, token: bytes, waiter: "asyncio.Future[Claim | Entry | _Rejected | _Waiting]"
+    ) -> "Claim | Entry | _Rejected | _Waiting":
+        """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
+        try:
             return await waiter
         except asyncio.CancelledError:
+            if waiter.cancelled():
+                self._state.leases.unwanted(address.name, token)
             _give_back(waiter)
             raise
         except CacheUnavailableError as error:
-            if error.refused:
-                self._state.leases.told(token)
+            if not error.refused:
+                self._state.leases.unwanted(address.name, token)
             raise
-        finally:
-            self._reads.settle(fill)
 
     def _answered(
         self, wire: "Wire", address: Address, flight: Flight, token: bytes, fill: Fill | None, fresh: bool,

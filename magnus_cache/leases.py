@@ -231,7 +231,6 @@ class Leases:
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
-        self._asked: dict[bytes, tuple[bytes, Trust]] = {}
         self._pruned = 0
 
     def __len__(self) -> int:
@@ -257,13 +256,16 @@ class Leases:
                 self._alone = {known: load for known, load in self._alone.items() if not load[0].done}
                 self._pruned = len(self._alone)
 
-    def asked(self, wire: "Wire", name: bytes, token: bytes) -> None:
-        """Note that a lease is asked for: if its connection is lost first, it may have been granted to nobody."""
-        self._asked[token] = (name, wire.trust)
+    def unwanted(self, name: bytes, token: bytes) -> None:
+        """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
+        with self._lock:
+            if len(self._unreleased) < _MOST_UNRELEASED:
+                self._unreleased[token] = (name, math.inf)
 
     def told(self, token: bytes) -> None:
         """Note that Redis has said whether it grants a lease."""
-        self._asked.pop(token, None)
+        if self._unreleased:
+            self._unreleased.pop(token, None)
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
@@ -296,10 +298,6 @@ class Leases:
         """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
-        for token, (name, trust) in list(self._asked.items()):
-            if trust.deadline == -math.inf and self._asked.pop(token, None) is not None:
-                # Granted when Redis has come round to it, however late: nobody knows when it would run out.
-                lost[token] = (name, math.inf)
         now = wire.clock()
         for token, (name, until) in lost.items():
             if now < until:

@@ -1052,7 +1052,7 @@ LAST: Final = "tests/test_last_words.py"
 
 @guard(LAST)
 def without_giving_back_what_was_granted_to_nobody() -> None:
-    put(leases.Leases, "asked", nothing)
+    put(leases.Leases, "unwanted", nothing)
 
 
 @guard(LAST)
