@@ -105,8 +105,8 @@ def _abort(transport: asyncio.WriteTransport) -> None:
     was deleted meanwhile, and a socket that stays for as long.
     """
     own = transport.get_extra_info("socket")
-    # It may be closed already, or no socket of the kernel's.
-    with contextlib.suppress(OSError, AttributeError):
+    # It may be closed already (a ValueError by uvloop), or no socket of the kernel's.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     transport.abort()
 
