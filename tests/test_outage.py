@@ -155,6 +155,27 @@ async def test_what_redis_said_is_gone_does_not_come_back_in_the_next_outage(
         proxy.resume()
 
 
+@pytest.mark.anyio
+async def test_nor_does_it_where_nothing_announces_changes(url: str, server: Any, proxy: Any, raw: Any) -> None:
+    """Without tracking the connection stands, and only the answer says that a value is gone."""
+    rights = ["+@all", "-client|tracking"]
+    raw.acl_setuser("untracked", enabled=True, passwords=["+pw"], keys=["*"], commands=rights)
+    limited = proxy.url.replace("redis://", "redis://untracked:pw@")
+    namespace = Namespace("t", grace=60)
+    async with AsyncCacheManager(redis_url=limited, op_timeout=0.3, max_staleness=0.1) as cache:
+        await cache.set(namespace, "k", "old")
+        raw.delete("magnus:t:k")
+        await wait_until_async(lambda: cache._engine.state.memory.hit(b"magnus:t:k") is None)
+        assert await cache.get(namespace, "k") is None
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not cache.redis_available)
+        assert await cache.get(namespace, "k") is None
+        assert await cache.get_or_set(namespace, "k", lambda: "loaded") == "loaded"
+        proxy.resume()
+    raw.acl_deluser("untracked")
+
+
 def test_a_conflict_with_a_peers_newer_write_ends_in_an_invalidation(server: Any, proxy: Any) -> None:
     peer = CacheManager(redis_url=server.url)
     with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
@@ -197,9 +218,13 @@ async def test_a_lost_connection_makes_entries_suspect_at_once(server: Any, prox
         await cache.set("t", "k", "old")
         memory = cache._engine.state.memory
         assert memory.hit(b"magnus:t:k") is not None
+        # At once, and not by the next connection.
+        proxy.refuse()
         proxy.cut()
         await wait_until_async(lambda: memory.hit(b"magnus:t:k") is None)
         raw.delete("magnus:t:k")
+        proxy.resume()
+        await wait_until_async(lambda: cache.redis_available)
         assert await cache.get("t", "k") is None
 
 

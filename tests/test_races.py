@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from anyio import to_thread
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, CacheUnavailableError, Namespace
@@ -236,23 +237,19 @@ def test_a_fork_while_another_thread_holds_our_locks() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_compressing_waits_for_no_loader(url: str) -> None:
-    """Sync loaders fill anyio's threads and wait for a value whose compression needs a thread: it has its own."""
+def test_compressing_waits_for_nobody_elses_thread(url: str) -> None:
+    """What a service does with anyio's threads may wait for the value whose compression needs one: it has its own."""
     packed = Namespace("packed", ttl=60, compress=True)
 
     async def main() -> None:
         async with AsyncCacheManager(redis_url=url) as cache:
             ready = threading.Event()
-
-            def wait() -> int:
-                ready.wait(20)
-                return 1
-
-            loads = [asyncio.create_task(cache.get_or_set("t", number, wait)) for number in range(45)]
-            await wait_until_async(lambda: len(cache._engine.state.leases) == 45)
+            waiting = [asyncio.create_task(to_thread.run_sync(ready.wait, 20)) for _ in range(45)]
+            places = to_thread.current_default_thread_limiter()
+            await wait_until_async(lambda: places.borrowed_tokens == places.total_tokens)
             await asyncio.wait_for(cache.set(packed, "k", "x" * 200_000), 10)
             ready.set()
-            assert await asyncio.gather(*loads) == [1] * 45
+            assert all(await asyncio.gather(*waiting))
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from magnus_cache.arrivals import Arrivals
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.epochs import Epochs
 from magnus_cache.keys import Keyspace
+from magnus_cache.redis import scripts
 from magnus_cache.redis.handshake import STRANGER
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.testing import Proxy
@@ -115,6 +116,23 @@ async def test_a_fleet_invalidates_everything_once_for_each_start(private_server
             await manager.aclose()
 
 
+def test_of_those_who_come_at_once_only_the_first_invalidates_everything(raw: redis.Redis) -> None:
+    """That a server was met is left there in the same step: nobody arrives in between."""
+    names = Epochs(Keyspace("magnus")).names
+    raw.delete(names.server)
+    arrival = scripts.arrive(names, b"run:history", 0)
+    assert arrival.again is not None
+    words = arrival.again().packed
+    with raw.client() as client:
+        connection = client.connection
+        replies = []
+        for _ in range(2):
+            connection.send_packed_command([words])
+            replies.append(connection.read_response())
+    assert [bool(reply) for reply in replies] == [True, False]
+    raw.delete(names.server)
+
+
 async def test_a_connection_that_is_lost_invalidates_nothing(url: str, raw: redis.Redis) -> None:
     async with AsyncCacheManager(redis_url=url) as one:
         await one.set("t", "k", "value")
@@ -135,11 +153,13 @@ async def test_a_promoted_replica_may_lack_the_last_writes(private_server: Embed
         assert await one.get("t", "k") is None
 
 
+@pytest.mark.parametrize("writes", ["refused", "taken"])
 @pytest.mark.parametrize("kind", SERVERS)
-async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(kind: str) -> None:
+async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(kind: str, writes: str) -> None:
     """The connection stands all the while: that the data was dropped is all that this process hears."""
     binary = find_valkey() if kind == "valkey" else find_redis()
-    options = {"repl_diskless_sync_delay": "0"}
+    # A replica that takes writes never says what it is.
+    options = {"repl_diskless_sync_delay": "0", "replica_read_only": "yes" if writes == "refused" else "no"}
     with EmbeddedServer(binary, **options) as first, EmbeddedServer(binary, **options) as second:
         with (
             redis.Redis(port=first.port, protocol=2) as old,
