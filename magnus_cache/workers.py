@@ -28,11 +28,12 @@ _MOST: Final = 40
 class Job:
     """A loader in a thread."""
 
-    __slots__ = ("_left", "_loop", "_places")
+    __slots__ = ("_left", "_loop", "_on_end", "_places")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, places: CapacityLimiter) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: CapacityLimiter, on_end: Callable[[], object]) -> None:
         self._loop = loop
         self._places = places
+        self._on_end = on_end
         self._left = [None]
 
     def begin(self) -> bool:
@@ -45,7 +46,7 @@ class Job:
 
     def end(self) -> None:
         """Give its place to another; from any thread."""
-        self._soon(self._places.release_on_behalf_of, self)
+        self._soon(self._release)
 
     def pause(self) -> None:
         """Let another loader run while this one waits; from any thread."""
@@ -54,6 +55,10 @@ class Job:
     def resume(self) -> None:
         """Count again, at once: for a moment there may be more threads than places. From any thread."""
         self._soon(self._more, -1)
+
+    def _release(self) -> None:
+        self._places.release_on_behalf_of(self)
+        self._on_end()
 
     def _more(self, places: int) -> None:
         self._places.total_tokens += places
@@ -107,7 +112,12 @@ class Workers:
         loop = asyncio.get_running_loop()
         lanes = self._places.setdefault(loop, {})
         places = lanes.setdefault(namespace, CapacityLimiter(self._most))
-        job = Job(loop, places)
+
+        def forget() -> None:
+            if not places.borrowed_tokens and not places.statistics().tasks_waiting and lanes.get(namespace) is places:
+                del lanes[namespace]
+
+        job = Job(loop, places, forget)
 
         def work() -> Any:
             if not job.begin():
@@ -120,16 +130,15 @@ class Workers:
 
         try:
             await places.acquire_on_behalf_of(job)
-            try:
-                # Those that anyio lets have a thread have a place of ours.
-                unlimited = CapacityLimiter(math.inf)
-                value = await to_thread.run_sync(work, abandon_on_cancel=True, limiter=unlimited)
-            except BaseException:
-                if job.begin():
-                    # Cancelled before its thread took it up, which will find that it need not.
-                    job.end()
-                raise
-        finally:
-            if not places.borrowed_tokens and not places.statistics().tasks_waiting and lanes.get(namespace) is places:
-                del lanes[namespace]
-        return value
+        except BaseException:
+            forget()
+            raise
+        try:
+            # Those that anyio lets have a thread have a place of ours.
+            unlimited = CapacityLimiter(math.inf)
+            return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=unlimited)
+        except BaseException:
+            if job.begin():
+                # Cancelled before its thread took it up, which will find that it need not.
+                job.end()
+            raise
