@@ -75,7 +75,7 @@ class Claims:
             if entry is not None and entry.version != unwanted:
                 return entry
             claim = self.unclaimed(flight, fresh=fresh)
-            claim.refused = error.refused
+            claim.refusal = error if error.refused else None
             return claim
 
     def unclaimed(self, flight: Flight, *, fresh: bool) -> Claim:

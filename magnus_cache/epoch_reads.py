@@ -137,4 +137,5 @@ class EpochReads:
             wire.known.ready.discard(realm.control)
             self.prepare(wire, realm, tags)
             await wire.renew()
-        raise CacheUnavailableError("error", "Redis does not tell its epochs; grant the user EVAL and EVALSHA")
+        problem = "Redis does not tell its epochs; grant the user EVAL and EVALSHA"
+        raise CacheUnavailableError("error", problem, refused=True)

@@ -5,6 +5,8 @@ reach them is a mistake in the program, and its message names the argument and t
 No message contains a cached value or a secret.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 __all__ = [
@@ -90,7 +92,7 @@ class CacheValueTooLargeError(CacheError, ValueError):
 
     def __init__(self, namespace: str, size: int, limit: int) -> None:
         super().__init__(
-            f"the value for namespace {namespace!r} takes {size} bytes, more than max_value_bytes={limit}; "
+            f"the value for namespace {str(namespace)!r} takes {size} bytes, more than max_value_bytes={limit}; "
             "store less, or raise max_value_bytes on the Namespace or in the settings"
         )
         self.namespace = namespace
@@ -122,22 +124,29 @@ class CacheBatchError(CacheError):
 
 
 class CacheTimeoutError(CacheError, TimeoutError):
-    """A value was not loaded within its `hard_timeout`, and there is no stale one; the load goes on.
+    """A value was not loaded within its `hard_timeout`, and there is no stale one.
 
     :ivar namespace: where it was to be stored.
     :ivar seconds: how long the caller waited.
+    :ivar goes_on: whether the load goes on although nobody may wait for it; if not, too many of the namespace do so.
     """
 
-    def __init__(self, namespace: str, seconds: float) -> None:
+    def __init__(self, namespace: str, seconds: float, *, goes_on: bool = True) -> None:
+        then = (
+            "the load goes on and will fill the cache: ask again later, or give the namespace a grace"
+            if goes_on
+            else "the load ends with the last who waits for it, as too many of this namespace go on by themselves: "
+            "give its loader a time limit of its own, or the namespace a longer hard_timeout"
+        )
         super().__init__(
-            f"a value for namespace {str(namespace)!r} was not loaded within its hard_timeout of {seconds:g} s; the "
-            "load goes on and will fill the cache: ask again later, or give the namespace a grace"
+            f"a value for namespace {str(namespace)!r} was not loaded within its hard_timeout of {seconds:g} s; {then}"
         )
         self.namespace = namespace
         self.seconds = seconds
+        self.goes_on = goes_on
 
-    def __reduce__(self) -> tuple[type, tuple[str, float]]:
-        return type(self), (self.namespace, self.seconds)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, float]]:
+        return partial(type(self), goes_on=self.goes_on), (self.namespace, self.seconds)
 
 
 class CacheRecursionError(CacheError, RuntimeError):
@@ -156,17 +165,14 @@ class CacheUnavailableError(CacheError, ConnectionError):
     """Redis did not answer; callers of the cache get the fallback instead of this error.
 
     :ivar reason: one word for the statistics: ``"refused"``, ``"timeout"``, ``"auth"``, ...
+    :ivar refused: whether Redis is there and said no to this one request, so that asking again would not help.
     """
 
-    def __init__(self, reason: str, problem: str) -> None:
+    def __init__(self, reason: str, problem: str, *, refused: bool = False) -> None:
         super().__init__(problem)
         self.reason = reason
         self.problem = problem
+        self.refused = refused
 
-    @property
-    def refused(self) -> bool:
-        """Whether Redis is there and says no, so that asking again would not help."""
-        return self.reason in {"oom", "readonly", "noperm", "error"}
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.reason, self.problem)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return partial(type(self), refused=self.refused), (self.reason, self.problem)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from magnus_cache.codec.envelope import new_version
 from magnus_cache.current import Previous
 from magnus_cache.entries import Trust
-from magnus_cache.errors import CacheError
+from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import scripts
@@ -181,11 +181,11 @@ class Claim:
     :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if
         Redis was there and gave no lease: then others may overtake the load unheard.
     :ivar at: monotonic seconds.
-    :ivar refused: whether Redis, being there, grants no lease.
+    :ivar refusal: why Redis, being there, grants no lease, or None.
     :ivar previous: the value that the load is to replace, if it is known.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refused", "since")
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refusal", "since")
 
     def __init__(
         self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool,
@@ -199,7 +199,7 @@ class Claim:
         self.fresh = fresh
         self.offline = offline
         self.at = at
-        self.refused = False
+        self.refusal: CacheUnavailableError | None = None
         self.previous: Previous | None = None
 
     @property

@@ -90,7 +90,7 @@ class Refreshes:
         except OutOfPatienceError as error:
             self._impatient(address, error)
             if stale is MISS:
-                raise CacheTimeoutError(address.namespace, allowed or 0.0) from None
+                raise CacheTimeoutError(address.namespace, allowed or 0.0, goes_on=not error.crowded) from None
         except CacheDeadlockError:
             # Who would not have waited anyway holds nobody up.
             if soft is None:
@@ -121,7 +121,7 @@ class Refreshes:
             return await self._loads.load(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
         except OutOfPatienceError as error:
             self._impatient(address, error)
-            raise CacheTimeoutError(address.namespace, patience or 0.0) from None
+            raise CacheTimeoutError(address.namespace, patience or 0.0, goes_on=not error.crowded) from None
 
     def load_blocking(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False

@@ -111,7 +111,7 @@ class Writes:
             return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
 
         if wire is None or lease is None:
-            return self._keep_loaded(address, held, ttl, overtaken, claim, refused=claim.refused)
+            return self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
         if lease.void:
             return False
         try:
@@ -124,7 +124,7 @@ class Writes:
                 # What it was to replace may still be there.
                 self.unsure((address.name,))
             lease.close()
-            kept = self._keep_loaded(address, held, ttl, overtaken, claim, refused=error.refused)
+            kept = self._keep_loaded(address, held, ttl, overtaken, claim, error if error.refused else None)
             await self.state.recorded()
             return kept
         except asyncio.CancelledError:
@@ -210,9 +210,12 @@ class Writes:
         self._reads.failed(address, error)
         mark = self.unsure((address.name,))
         if self.state.reachable:
-            address.counters.refused += 1
-            self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
+            self._stays_here(address, error)
         return mark
+
+    def _stays_here(self, address: Address, error: CacheUnavailableError) -> None:
+        address.counters.refused += 1
+        self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def unsure(self, names: Sequence[bytes]) -> int:
         """Believe nothing that Redis says about these values until it has been told that they are gone.
@@ -247,16 +250,18 @@ class Writes:
         return kept
 
     def _keep_loaded(
-        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim, *, refused: bool
-    ) -> bool:
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim,
+        refusal: CacheUnavailableError | None,
+    ) -> bool:  # fmt: skip
         """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
 
-        :param refused: whether Redis is there and does not take it: then the staleness bound is its bound.
+        :param refusal: why Redis, being there, does not take it: then the staleness bound is its bound.
         """
         offline = self.state.eras.offline
         if claim.offline is offline and not self.state.reachable:
             trust: Trust = offline
-        elif refused:
+        elif refusal is not None:
+            self._stays_here(address, refusal)
             trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
         else:
             return False

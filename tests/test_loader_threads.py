@@ -1,6 +1,7 @@
 """Loaders that block, hang, pile up or end the program: what the others notice of them, which is nothing."""
 
 import asyncio
+import pickle
 import sys
 import threading
 import time
@@ -155,7 +156,8 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
     gate.set()
     assert await late == 1
     assert most == 2
-    assert not workers._places[asyncio.get_running_loop()]
+    # The threads that nobody waited for end when they are scheduled, not when a later one does.
+    await wait_until_async(lambda: running == 0 and not workers._places[asyncio.get_running_loop()])
 
 
 async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
@@ -203,6 +205,34 @@ async def test_what_could_not_go_on_is_not_begun(url: str, clock: VirtualClock) 
         await wait_until_async(lambda: not manager._engine.state.flights.unattended)
         assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
         await wait_until_async(lambda: calls == UNATTENDED + 2)
+
+
+@pytest.mark.parametrize("face", ["async", "blocking", "refresh"])
+async def test_who_is_told_of_a_timeout_is_told_whether_the_load_goes_on(
+    url: str, face: str, gate: threading.Event
+) -> None:
+    namespace, over = Namespace("t", hard_timeout=0.05), asyncio.Event()
+
+    async def slow() -> int:
+        await over.wait()
+        return 2
+
+    async with AsyncCacheManager(redis_url=url) as manager:
+        calls = [manager.get_or_set(namespace, key, slow) for key in range(UNATTENDED)]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(error, CacheTimeoutError) and error.goes_on for error in errors)
+        with pytest.raises(CacheTimeoutError, match="the load ends with the last who waits for it") as caught:
+            if face == "async":
+                await manager.get_or_set(namespace, "more", slow)
+            elif face == "refresh":
+                await manager.cached(namespace)(slow).refresh()
+            else:
+                await asyncio.to_thread(manager.sync.get_or_set, namespace, "more", lambda: gate.wait(5))
+        assert not caught.value.goes_on
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (str(copy), copy.goes_on) == (str(caught.value), False)
+        over.set()
+        await wait_until_async(lambda: not manager._engine.state.flights.unattended)
 
 
 async def test_what_had_to_be_given_up_is_not_begun_again_at_once(url: str, clock: VirtualClock) -> None:

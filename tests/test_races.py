@@ -54,7 +54,7 @@ async def test_a_delete_that_is_refused_voids_what_was_read_meanwhile(
         async def refused(*_: Any) -> int:
             assert await one.get("t", "k") == "old"
             assert near(one, "t", "k")
-            raise CacheUnavailableError("oom", "Redis refused")
+            raise CacheUnavailableError("oom", "Redis refused", refused=True)
 
         monkeypatch.setattr("magnus_cache.writes.remove_names", refused)
         await one.delete("t", "k")

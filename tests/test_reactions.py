@@ -308,6 +308,38 @@ async def test_rights_are_taken_away(start: Start, caplog: pytest.LogCaptureFixt
             await back(cache)
 
 
+async def test_a_script_may_be_called_and_not_what_it_calls(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    server = start()
+    with administrator(server) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-time")
+        admin.execute_command("ACL", "SETUSER", "app", "+time", "-set")
+        url = f"redis://app:pw@127.0.0.1:{server.port}/0"
+        async with AsyncCacheManager(redis_url=url) as cache:
+            assert await cache.get_or_set("t", "k", lambda: 1) == 1
+            stats = await cache.get_stats()
+            assert stats["errors"]["noperm"] > 0
+            assert stats["namespaces"]["t"]["refused"] == 1
+    assert any("its ACL forbids it; grant the user +" in line for line in warnings(caplog))
+
+
+async def test_a_handshake_that_is_not_permitted(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is served by such a server, and nobody hears of it as an error, be it one who clears."""
+    server = start()
+    with administrator(server) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-time")
+        url = f"redis://app:pw@127.0.0.1:{server.port}/0"
+        async with AsyncCacheManager(redis_url=url) as cache:
+            for round_ in range(2):
+                await nothing_raises(cache, round_)
+                await cache.invalidate_tags("x")
+                await cache.clear("t")
+            assert not cache.redis_available
+            assert cache._engine.state.breaker.figures(0)["reason"] == "noperm"
+            assert sum("grant the user +time" in line for line in warnings(caplog)) == 1
+            admin.execute_command("ACL", "SETUSER", "app", "+time")
+            await back(cache)
+
+
 async def test_who_may_not_read_the_probe_is_served_all_the_same(start: Start) -> None:
     """The probe asks whether the server serves, not whether we may read that key."""
     server = start()

@@ -38,7 +38,7 @@ class Ending:
 
     def set_exception(self, exception: BaseException, /) -> None:
         """Forget it if the server will not do it; else another connection is to say it."""
-        if isinstance(exception, CacheUnavailableError) and exception.reason in {"noperm", "error"}:
+        if isinstance(exception, CacheUnavailableError) and exception.refused:
             self._owner.refused(self._client)
 
 

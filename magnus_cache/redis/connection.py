@@ -7,6 +7,7 @@ every frame to whoever reads, in order with the replies, which is what makes cli
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import struct
@@ -148,18 +149,29 @@ def server_identity(server: Any, replication: Any) -> bytes:
 def refused(error: Exception, command: str) -> CacheUnavailableError:
     """Return what an error reply to one command means; the connection itself is sound."""
     if isinstance(error, errors.OutOfMemoryError):
-        return CacheUnavailableError("oom", f"Redis refused {command}: it is out of memory; raise maxmemory or evict")
-    if isinstance(error, errors.ReadOnlyError):
-        return CacheUnavailableError(
-            "readonly", f"Redis refused {command}: it is a replica; point REDIS_HOST at the primary"
-        )
-    if isinstance(error, errors.NoPermissionError):
-        return CacheUnavailableError(
-            "noperm",
-            f"Redis refused {command}: its ACL forbids it; grant the user this command, on the keys "
-            f"'<prefix>*' and '{{<prefix>*'",
-        )
-    return CacheUnavailableError("error", f"Redis refused {command}: {_code(error)}")
+        reason, problem = "oom", "it is out of memory; raise maxmemory or evict"
+    elif isinstance(error, errors.ReadOnlyError):
+        reason, problem = "readonly", "it is a replica; point REDIS_HOST at the primary"
+    elif isinstance(error, errors.NoPermissionError) or _FORBIDDEN.search(str(error)):
+        what = _forbidden(error) or _GRANTS
+        reason = "noperm"
+        problem = f"its ACL forbids it; grant the user {what}, on the keys '<prefix>*' and '{{<prefix>*'"
+    else:
+        reason, problem = "error", _code(error)
+    return CacheUnavailableError(reason, f"Redis refused {command}: {problem}", refused=True)
+
+
+_FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script can't", re.IGNORECASE)
+"""What a script meets that may be called, but not call what it calls: Redis 7 and Valkey, Redis 6."""
+
+
+_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +dbsize +info"
+
+
+def _forbidden(error: object) -> str | None:
+    """Return the grant that an error of the ACL says is missing, such as ``+time``."""
+    match = re.search(r"run the '([\w|]+)' command", str(error))
+    return f"+{match[1]}" if match else None
 
 
 _UNABLE: Final = {
@@ -220,6 +232,9 @@ def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
     for link in chain:
         if isinstance(link, Exception) and (why := unable(link)) is not None:
             return why
+        if isinstance(link, errors.NoPermissionError):
+            what = _forbidden(link) or _GRANTS
+            return "noperm", f"its ACL forbids what the cache cannot do without; grant the user {what}"
     if _any(chain, ssl.SSLCertVerificationError):
         return "tls", "its TLS certificate is not trusted; set REDIS_SSL_CA_CERTS to the authority's file"
     if _any(chain, ssl.SSLError):

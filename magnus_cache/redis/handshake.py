@@ -123,5 +123,5 @@ class Recognition:
 
     def set_exception(self, exception: BaseException, /) -> None:
         """Go on as with any server that may not be asked; unless it is the end of the connection."""
-        if isinstance(exception, CacheUnavailableError) and exception.reason in {"noperm", "error"}:
+        if isinstance(exception, CacheUnavailableError) and exception.refused:
             self._known.sealed = False
