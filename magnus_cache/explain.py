@@ -78,7 +78,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     if near is not None:
         facts["level"], facts["verdict"] = "l1", f"near, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
-        facts["left"] = near.deadline - state.clock()
+        facts["left"] = near.fresh_until - state.clock()
     lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
     return Explanation(str(address.namespace), name, **facts, **lease)
 
@@ -86,7 +86,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
 def _local(reads: Reads, address: Address, name: str, entry: Entry | None, why: str) -> Explanation:
     if entry is None:
         return Explanation(str(address.namespace), name, None, f"not there; {why}")
-    left = entry.deadline - reads.state.clock()
+    left = entry.fresh_until - reads.state.clock()
     return Explanation(str(address.namespace), name, "l1", f"in this process; {why}", left=left, size=entry.size)
 
 

@@ -345,7 +345,12 @@ class Loads:
                 f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as not all of its parts can be "
                 "stored; let the loader raise an error that has plain data only",
             )
-        elif len(payload) <= self._reads.limit(address):
+            return
+        try:
+            self._reads.check_size(address, payload)
+        except CacheValueTooLargeError as too_large:
+            self._state.notices.warn(f"size:{address.namespace}", f"not remembered: {too_large}")
+        else:
             held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
             held = held._replace(cost=monotonic() - started)
             await self._writes.fill(address, held, payload, ttl, claim)

@@ -126,10 +126,14 @@ class Reads:
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
         payload = codec.encode(value)
+        self.check_size(address, payload)
+        return payload
+
+    def check_size(self, address: Address, payload: bytes) -> None:
+        """:raises CacheValueTooLargeError: for more bytes than the namespace allows."""
         limit = self.limit(address)
         if len(payload) > limit:
             raise CacheValueTooLargeError(address.namespace, len(payload), limit)
-        return payload
 
     def limit(self, address: Address) -> int:
         """Return the most bytes that an encoded value of this namespace may have."""
@@ -367,7 +371,9 @@ class Reads:
         """
         freshness, more = address.freshness, 0
         if freshness is not PLAIN:
-            early = 0.0 if held.negative else early_by(held.cost, freshness.early, random)
+            # Not earlier than now, however eager.
+            most = max(0.0, deadline - since)
+            early = 0.0 if held.negative else min(most, early_by(held.cost, freshness.early, random))
             more = afterlife(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
             deadline -= early
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:

@@ -2,7 +2,7 @@
 
 `CacheManager` and `AsyncCacheManager` are views of one `State`. It owns what has a life: one wire per event loop,
 the background loop for blocking callers, and the duty to tell Redis what it missed. What is done with all this
-is in `paths`.
+is in `core`.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.arrivals import Arrivals
@@ -333,32 +334,26 @@ class State:
             if self.journal is not None:
                 await self.journal.aclose(CLOSE_TIMEOUT)
         finally:
-            # Whoever is cancelled here leaves nothing that goes on: what did not end was asked to.
-            self._stop_wires()
-            self.portal.end()
-            if self.journal is not None:
-                self.journal.end()
-            self._let_go()
+            self._end()
 
     def close(self) -> None:
         """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn."""
         self.closed = True
-        with contextlib.suppress(CacheClosedError):
-            if self.portal.running:
-                # Loads on it end with it anyway; this also tells those who wait on other loops.
-                self.portal.call(self.flights.aclose)
-        if (last := self._farewell(but=running_loop())) is not None:
-            with contextlib.suppress(TimeoutError):
-                last.result(CLOSE_TIMEOUT)
-        self.replays.stop()
-        for wire in self._stop_wires():
-            if wire.loop is self.portal.loop:
-                with contextlib.suppress(TimeoutError):
-                    wire.ended.result(CLOSE_TIMEOUT)
-        self.portal.close()
-        if self.journal is not None:
-            self.journal.close(CLOSE_TIMEOUT)
-        self._let_go()
+        try:
+            with contextlib.suppress(CacheClosedError):
+                if self.portal.running:
+                    # Loads on it end with it anyway; this also tells those who wait on other loops.
+                    self.portal.call(self.flights.aclose)
+            if (last := self._farewell(but=running_loop())) is not None:
+                # Its loop may end meanwhile, and take it along: what it came to is not asked.
+                wait([last], CLOSE_TIMEOUT)
+            self.replays.stop()
+            wait([wire.ended for wire in self._stop_wires() if wire.loop is self.portal.loop], CLOSE_TIMEOUT)
+            self.portal.close()
+            if self.journal is not None:
+                self.journal.close(CLOSE_TIMEOUT)
+        finally:
+            self._end()
 
     def _farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
@@ -368,8 +363,14 @@ class State:
         if not self.recovery.pending:
             return None
         for wire in self._all_wires():
-            if wire.started and not wire.over and wire.loop.is_running() and wire.loop is not but:
-                return asyncio.run_coroutine_threadsafe(self.replays.farewell(wire, self.breaker), wire.loop)
+            if not wire.started or wire.over or not wire.loop.is_running() or wire.loop is but:
+                continue
+            words = self.replays.farewell(wire, self.breaker)
+            try:
+                return asyncio.run_coroutine_threadsafe(words, wire.loop)
+            except RuntimeError:
+                # The loop was closed in between.
+                words.close()
         return None
 
     def _stop_wires(self) -> "list[Wire]":
@@ -382,7 +383,12 @@ class State:
                 wire.loop.call_soon_threadsafe(wire.stop)
         return [wire for wire in wires if wire.started and not wire.closed]
 
-    def _let_go(self) -> None:
+    def _end(self) -> None:
+        """Let go of everything; whoever was interrupted before leaves nothing that goes on unasked."""
+        self._stop_wires()
+        self.portal.end()
+        if self.journal is not None:
+            self.journal.end()
         self.memory.reset()
         self.eras.offline.kill()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, Explanation
+from magnus_cache import AsyncCacheManager, CacheManager, Explanation, Namespace
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import Slow, fleet
 
@@ -42,6 +42,21 @@ async def test_the_states_of_a_key(url: str, raw: redis.Redis) -> None:
             clock.advance(6)
             assert (await one.explain("t", "k")).verdict == "past its end"
             assert (await one.get_stats())["hit_count"] == 0
+
+
+@pytest.mark.parametrize("redis_enabled", [True, False])
+async def test_what_is_left_of_a_value_that_is_due_early(url: str, *, redis_enabled: bool) -> None:
+    """What it has left to live, not until somebody refreshes it."""
+    namespace = Namespace("t", early=1e6)
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(redis_url=url, redis_enabled=redis_enabled) as manager:
+
+            async def slow() -> int:
+                clock.advance(1)
+                return 1
+
+            await manager.get_or_set(namespace, "k", slow, ttl=60)
+            assert (await manager.explain(namespace, "k")).left == pytest.approx(60, abs=0.5)
 
 
 async def test_the_holder_of_a_lease(url: str) -> None:

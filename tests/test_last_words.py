@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from magnus_cache.claims import Claims
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Leases
 from magnus_cache.notices import Notices
+from magnus_cache.replays import Replays
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 
@@ -147,6 +149,40 @@ async def test_close_waits_no_longer_than_a_call_does(proxy: Proxy) -> None:
         await manager.delete("t", "k")
         began = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - began < 1.0
+
+
+def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task is cancelled by the end of `asyncio.run`, which is nothing to whoever closes the cache elsewhere."""
+    manager = AsyncCacheManager(redis_url=private_server.url, op_timeout=2)
+    begin, begun, deleted, over = Replays.farewell, threading.Event(), threading.Event(), threading.Event()
+
+    async def farewell(*args: Any) -> None:
+        begun.set()
+        await begin(*args)
+
+    async def life() -> None:
+        await manager.set("t", "k", 1)
+        private_server.pause()
+        await manager.delete("t", "k")
+        deleted.set()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Replays, "farewell", farewell)
+    with ThreadPoolExecutor(2) as threads:
+        living = threads.submit(asyncio.run, life())
+        try:
+            assert deleted.wait(10)
+            closing = threads.submit(manager.sync.close)
+            assert begun.wait(10)
+            over.set()
+            closing.result(10)
+            living.result(10)
+        finally:
+            over.set()
+            private_server.resume()
+    assert not manager._engine.state._wires
+    assert not len(manager._engine.state.memory)
 
 
 @pytest.mark.anyio

@@ -360,9 +360,13 @@ async def test_a_soft_timeout_lets_a_quick_load_win(caller: Opened, clock: Virtu
 async def test_a_hard_timeout_ends_the_waiting_and_not_the_load(caller: Opened) -> None:
     slow, namespace = Slow(), Namespace("t", hard_timeout=0.05)
     async with caller() as cache:
-        with pytest.raises(CacheTimeoutError, match=r"namespace 't' was not loaded within its hard_timeout of 0\.05 s"):
+        with pytest.raises(
+            CacheTimeoutError,
+            match=r"namespace 't' was not loaded within its hard_timeout of 0\.05 s; the load goes on",
+        ) as caught:
             await cache.get_or_set(namespace, slow)
         assert isinstance(CacheTimeoutError("t", 1.0), TimeoutError)
+        assert caught.value.goes_on
         slow.finish()
         await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
         assert await cache.get_or_set(namespace, slow) == 1
@@ -516,6 +520,17 @@ async def test_a_value_is_refreshed_before_its_end(caller: Opened, clock: Virtua
         assert cache.figures()["early_refreshes"] == 1
         assert cache.figures()["miss_count"] == 1
         assert await cache.manager.get(namespace, "k") == 2
+
+
+async def test_no_beta_is_too_great(caller: Opened) -> None:
+    """What is due before it was made is due at once."""
+    namespace, source = Namespace("t", early=1e308), Source()
+    async with caller() as cache:
+        assert await cache.get_or_set(namespace, source, 5) == [1]
+        assert await cache.manager.get(namespace, "k") == [1]
+        await cache.forget()
+        assert await cache.get_or_set(namespace, source, 5) == [1]
+        assert (await cache.manager.explain(namespace, "k")).left == pytest.approx(5, abs=0.5)
 
 
 async def test_an_early_refresh_that_fails_harms_nobody(caller: Opened, clock: VirtualClock) -> None:

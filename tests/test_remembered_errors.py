@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import CacheManager, codec
+from magnus_cache import CacheManager, Namespace, codec
 from magnus_cache.errors import CacheDecodeError
 from magnus_cache.freshness import Freshness
 from magnus_cache.negatives import decode_error, encode_error
@@ -157,6 +157,24 @@ def test_what_would_lose_a_part_is_not_remembered(error: Exception, caplog: pyte
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert f"a {type(error).__name__} of namespace 't' is not remembered" in told[0]
+
+
+def test_one_that_is_too_large_is_not_remembered_which_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    namespace, calls = Namespace("t", max_value_bytes=1000, negative={LookupError: 60}), 0
+
+    def load() -> None:
+        nonlocal calls
+        calls += 1
+        raise LookupError("x" * 2000)
+
+    with CacheManager(redis_enabled=False) as cache, caplog.at_level(logging.WARNING, "magnus_cache"):
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                cache.get_or_set(namespace, "k", load)
+    assert calls == 3
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "not remembered: the value for namespace 't' takes" in told
+    assert "xxx" not in told
 
 
 def test_no_code_of_the_program_runs_to_make_it_again() -> None:
