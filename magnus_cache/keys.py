@@ -168,10 +168,6 @@ class Keyspace:
         """
         return f"{self._head(namespace)}{key_text(key)}".encode()
 
-    def value_name_from_text(self, namespace: str, text: str) -> bytes:
-        """Return the name of a value whose key's text was made by `key_text` or `CallKeys.text`."""
-        return f"{self._head(namespace)}{text}".encode()
-
     def namespace_prefix(self, namespace: str) -> bytes:
         """Return what the names of all values of a namespace, and of no other, begin with."""
         return self._head(namespace).encode()
@@ -180,10 +176,6 @@ class Keyspace:
         """Return the name of a control key, such as ``magnus!epoch:portfolio``; `text` is escaped."""
         name = f"{self.prefix}!{kind}"
         return (f"{name}:{escape(text, alone=True)}" if text else name).encode()
-
-    def scan_pattern(self, namespace: str) -> bytes:
-        """Return the glob for SCAN MATCH that matches the values of a namespace and of no other."""
-        return self.prefix_pattern(self.namespace_prefix(namespace))
 
     def prefix_pattern(self, prefix: bytes) -> bytes:
         """Return the glob for SCAN MATCH that matches the names that begin with these bytes."""

@@ -183,15 +183,11 @@ class Loads:
         fresh: bool = False, unwanted: int | None = None,
     ) -> Loaded[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
-        claim = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
-        if isinstance(claim, Entry):
-            found = self.found(address, claim)
-            if found is not None:
-                return found
-            claim = self.claims.unclaimed(flight, fresh=fresh)
-        load = CurrentLoad(claim.previous)
-        # What was waited for a lease does not count.
-        flight.began, started = self.clock(), monotonic()
+        got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
+        claim = self._to_load(address, got, flight, fresh=fresh)
+        if isinstance(claim, Loaded):
+            return claim
+        load, started = CurrentLoad(claim.previous), monotonic()
         try:
             try:
                 with running(load):
@@ -202,6 +198,20 @@ class Loads:
             return await self.kept(address, value, rule, tags, self.loaded(address, started), claim, load)
         finally:
             claim.close()
+
+    def _to_load(self, address: Address, got: Claim | Entry, flight: Flight, *, fresh: bool) -> "Claim | Loaded[Any]":
+        """Return the claim to load under, or what somebody else just has loaded.
+
+        :param got: what asking for a claim came to.
+        """
+        if isinstance(got, Entry):
+            found = self.found(address, got)
+            if found is not None:
+                return found
+            got = self.claims.unclaimed(flight, fresh=fresh)
+        # What was waited for a lease does not count.
+        flight.began = self.clock()
+        return got
 
     def begin(self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], unwanted: int) -> bool:
         """Begin to load a key for nobody, and return whether that was done.
@@ -231,14 +241,11 @@ class Loads:
         def lead(flight: Flight) -> Loaded[T]:
             nonlocal led
             led = True
-            claim: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
-            if isinstance(claim, Entry):
-                found = self.found(address, claim)
-                if found is not None:
-                    return found
-                claim = self.claims.unclaimed(flight, fresh=fresh)
-            load = CurrentLoad(claim.previous)
-            flight.began, started = self.clock(), monotonic()
+            got: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
+            claim = self._to_load(address, got, flight, fresh=fresh)
+            if isinstance(claim, Loaded):
+                return claim
+            load, started = CurrentLoad(claim.previous), monotonic()
             try:
                 try:
                     with running(load):

@@ -50,15 +50,12 @@ class Refreshes:
         if entry is None:
             entry, near = await self._read(address, tags), False
         stands = self._standing(address, entry)
-        value = self._opened(address, entry, stands, near=near)
-        if value is not MISS and entry is not None and stands in _FRESH:
-            if stands is Standing.EARLY:
-                self._refresh_early(address, loader, rule, tags, entry)
-            return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-        if value is not MISS and self._loads.throttle.holds(address.name):
-            return self._stale(address, value)  # type: ignore[no-any-return]  # likewise
-        address.counters.misses += 1
-        return await self._loaded(address, loader, rule, tags, value, began, blocks)
+        served, value = self._served(address, entry, stands, near=near)
+        if not served:
+            return await self._loaded(address, loader, rule, tags, value, began, blocks)
+        if stands is Standing.EARLY and entry is not None:
+            self._refresh_early(address, loader, rule, tags, entry)
+        return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
     async def _read(self, address: Address, tags: tuple[str, ...]) -> Entry | None:
         """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
@@ -156,13 +153,9 @@ class Refreshes:
         if entry is None:
             entry, near = self._reads.read_blocking(address), False
             entry = self._reads.last(address) if entry is None else entry
-        stands = self._standing(address, entry)
-        held = self._opened(address, entry, stands, near=near)
-        if held is not MISS and stands in _FRESH:
+        served, held = self._served(address, entry, self._standing(address, entry), near=near)
+        if served:
             return held  # type: ignore[no-any-return]  # what was stored is what the loader returned
-        if held is not MISS and self._loads.throttle.holds(address.name):
-            return self._stale(address, held)  # type: ignore[no-any-return]  # likewise
-        address.counters.misses += 1
         try:
             return self._loads.load_blocking(address, loader, rule, tags)
         except Exception as error:
@@ -210,6 +203,20 @@ class Refreshes:
         # Whoever brought it near may have asked for a longer grace than this caller.
         end = min(entry.end, entry.fresh_until + address.freshness.grace)
         return standing(self._state.clock(), entry.deadline, entry.fresh_until, end)
+
+    def _served(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> tuple[bool, Any]:
+        """Return whether a value is served without a load; and it, or else the stale one that there is, or MISS.
+
+        :raises Exception: if it stands for an error that is remembered.
+        """
+        value = self._opened(address, entry, stands, near=near)
+        if value is not MISS:
+            if stands in _FRESH:
+                return True, value
+            if self._loads.throttle.holds(address.name):
+                return True, self._stale(address, value)
+        address.counters.misses += 1
+        return False, value
 
     def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> Any:
         """Return an entry's value, fresh or stale; MISS for none.

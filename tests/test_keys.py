@@ -369,10 +369,9 @@ def test_names() -> None:
     space = Keyspace()
     name = space.value_name(CacheNamespaces.OPTIONS_CHAINS, "AAPL_2025-03-21")
     assert name == b"magnus:options_chains:AAPL_2025-03-21"
-    assert space.value_name_from_text("options_chains", "AAPL_2025-03-21") == name
     assert lease_name(name) == b"{magnus:options_chains:AAPL_2025-03-21}:lease"
     assert space.namespace_prefix("portfolio") == b"magnus:portfolio:"
-    assert space.scan_pattern("portfolio") == b"magnus:portfolio:*"
+    assert space.prefix_pattern(b"magnus:portfolio:") == b"magnus:portfolio:*"
     assert space.control_name("clock") == b"magnus!clock"
     assert space.control_name("tag", "a b") == b"magnus!tag:a%20b"
 
