@@ -162,6 +162,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
 
     async def life() -> None:
         await manager.set("t", "k", 1)
+        await manager.set("t", "stays", 1)
         private_server.pause()
         await manager.delete("t", "k")
         deleted.set()

@@ -26,6 +26,7 @@ from magnus_cache import (
     epoch_reads,
     epochs,
     eras,
+    errors,
     flights,
     freshness,
     leases,
@@ -650,6 +651,21 @@ def without_leaving_a_demoted_server() -> None:
 
 
 @guard(REACTIONS)
+def without_counting_loads_that_redis_does_not_take() -> None:
+    put(writes.Writes, "_stays_here", nothing)
+
+
+@guard(REACTIONS)
+def without_telling_what_is_refused_from_who_is() -> None:
+    original = errors.CacheUnavailableError.__init__
+
+    def init(self: Any, reason: str, problem: str, *, refused: bool = False) -> None:
+        original(self, reason, problem, refused=refused or reason in {"noperm", "error"})
+
+    put(errors.CacheUnavailableError, "__init__", init)
+
+
+@guard(REACTIONS)
 def without_knowing_who_serves_nobody() -> None:
     put(wire, "unable", nothing)
 
@@ -1052,6 +1068,12 @@ def without_telling_failures_of_before_from_those_of_now() -> None:
 # -- what an outage leaves to be done -----------------------------------------------------------------------------
 
 LAST: Final = "tests/test_last_words.py"
+
+
+@guard(LAST)
+def without_an_end_of_what_close_has_begun_to_end() -> None:
+    original = state.State._end
+    put(state.State, "_end", lambda self: None if self.recovery.pending else original(self))
 
 
 @guard(LAST)
