@@ -17,7 +17,7 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim
-from magnus_cache.loads import Loaded, Loads, Rule
+from magnus_cache.loads import LoadedValue, Loads, Rule
 
 __all__ = ["Batch", "CallLoader", "Wanted"]
 
@@ -149,7 +149,7 @@ class Batch:
     async def _one(self, wanted: Wanted) -> Any:
         address, led = wanted.address, False
 
-        async def lead(flight: Flight) -> Loaded[Any]:
+        async def lead(flight: Flight) -> LoadedValue[Any]:
             nonlocal led
             led = True
             self._undecided += 1
@@ -174,7 +174,7 @@ class Batch:
             if led or self._loads.stands(loaded):
                 return loaded.take()
 
-    async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> Loaded[Any]:
+    async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
         order = _Order(wanted, flight)
         try:
@@ -190,7 +190,7 @@ class Batch:
                 raise error
             if value is MISS:
                 # Nothing that could be shared: whoever joined asks its own loader.
-                return Loaded(MISS, None, overtaken=True)
+                return LoadedValue(MISS, None, overtaken=True)
             cost = self._loads.loaded(wanted.address, started)
             return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
         finally:

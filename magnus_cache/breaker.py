@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Breaker", "Change", "Outage"]
+__all__ = ["Breaker", "Outage", "Transition"]
 
 _FIRST: Final = 0.2
 _LONGEST: Final = 3.0
@@ -22,7 +22,7 @@ _EVENTS: Final = 32
 """Changes of state that are remembered: of the last minute or so of an outage, at the longest pause."""
 
 
-class Change(NamedTuple):
+class Transition(NamedTuple):
     """The breaker became something.
 
     :ivar at: monotonic seconds.
@@ -81,7 +81,7 @@ class Breaker:
         self._retry_at = 0.0
         self._trial_until = -math.inf
         self.outage: Outage | None = None
-        self.changes: deque[Change] = deque(maxlen=_EVENTS)
+        self.changes: deque[Transition] = deque(maxlen=_EVENTS)
 
     @property
     def closed(self) -> bool:
@@ -110,7 +110,7 @@ class Breaker:
             if wait > 0:
                 return wait
             self._trial_until = now + self._trial
-            self.changes.append(Change(now, "half-open"))
+            self.changes.append(Transition(now, "half-open"))
             return 0.0
 
     def hurry(self) -> None:
@@ -123,7 +123,7 @@ class Breaker:
         """Note that an attempt was given up without an outcome: another may be made."""
         with self._lock:
             if self._trial_until > now:
-                self.changes.append(Change(now, "open", "withdrawn"))
+                self.changes.append(Transition(now, "open", "withdrawn"))
             self._trial_until = -math.inf
         self._ring()
 
@@ -147,7 +147,7 @@ class Breaker:
             self._failures += 1
             self.outage = Outage(reason, self.outage.began, self._failures)
             self._retry_at = now + pause
-            self.changes.append(Change(now, "open", reason))
+            self.changes.append(Transition(now, "open", reason))
             return pause
 
     def succeeded(self, now: float) -> None:
@@ -155,7 +155,7 @@ class Breaker:
         with self._lock:
             self.succeeded_at = now
             if self._failures or not self._known:
-                self.changes.append(Change(now, "closed"))
+                self.changes.append(Transition(now, "closed"))
             self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf
         self._ring()
 

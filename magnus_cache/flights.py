@@ -21,6 +21,7 @@ from magnus_cache.circles import check_circle, enclosing
 from magnus_cache.clock import Clock, monotonic
 from magnus_cache.errors import CacheClosedError
 from magnus_cache.flight import LOADING, Flight
+from magnus_cache.flight_registry import FlightRegistry
 from magnus_cache.outcomes import (
     Abandoned,
     Expired,
@@ -33,7 +34,6 @@ from magnus_cache.outcomes import (
     running_loop,
     wake,
 )
-from magnus_cache.registry import Registry
 from magnus_cache.unattended import MOST_UNATTENDED, OutOfPatienceError, Unattended
 from magnus_cache.workers import JOB, Job
 
@@ -42,7 +42,7 @@ __all__ = ["Flights"]
 T = TypeVar("T")
 
 
-class Flights(Registry):
+class Flights(FlightRegistry):
     """The flights of one cache. All methods may be called from any thread.
 
     :param most_unattended: how many loads of one namespace may go on at a time that nobody waits for.

@@ -28,7 +28,7 @@ from magnus_cache.throttle import Throttle
 from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
 
-__all__ = ["AnyLoader", "Loaded", "Loads", "Rule", "check_callable", "checked_ttl"]
+__all__ = ["AnyLoader", "LoadedValue", "Loads", "Rule", "check_callable", "checked_ttl"]
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class Rule:
         return check_tags(self.tags.of_value(value))
 
 
-class Loaded(Generic[T]):
+class LoadedValue(Generic[T]):
     """What a load came to, for all who waited for it: each gets a value of its own.
 
     :ivar overtaken: whether a tag of the value was invalidated during the load: it is for its leader alone.
@@ -164,7 +164,7 @@ class Loads:
         fresh = fresh or mode is Mode.BYPASS
         led = False
 
-        async def lead(flight: Flight) -> Loaded[T]:
+        async def lead(flight: Flight) -> LoadedValue[T]:
             nonlocal led
             led = True
             return await self._lead(address, loader, rule, tags, flight, fresh=fresh)
@@ -181,11 +181,11 @@ class Loads:
     async def _lead(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
         fresh: bool = False, unwanted: int | None = None,
-    ) -> Loaded[T]:  # fmt: skip
+    ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
         got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
         claim = self._to_load(address, got, flight, fresh=fresh)
-        if isinstance(claim, Loaded):
+        if isinstance(claim, LoadedValue):
             return claim
         load, started = CurrentLoad(claim.previous), monotonic()
         try:
@@ -199,8 +199,10 @@ class Loads:
         finally:
             claim.close()
 
-    def _to_load(self, address: Address, got: Claim | Entry, flight: Flight, *, fresh: bool) -> "Claim | Loaded[Any]":
-        """Return the claim to load under, or what somebody else just has loaded.
+    def _to_load(
+        self, address: Address, got: Claim | Entry, flight: Flight, *, fresh: bool
+    ) -> "Claim | LoadedValue[Any]":
+        """Return the claim to load under, or what somebody else has just loaded.
 
         :param got: what asking for a claim came to.
         """
@@ -238,12 +240,12 @@ class Loads:
         call = self._state.portal.call
         led = False
 
-        def lead(flight: Flight) -> Loaded[T]:
+        def lead(flight: Flight) -> LoadedValue[T]:
             nonlocal led
             led = True
             got: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
             claim = self._to_load(address, got, flight, fresh=fresh)
-            if isinstance(claim, Loaded):
+            if isinstance(claim, LoadedValue):
                 return claim
             load, started = CurrentLoad(claim.previous), monotonic()
             try:
@@ -263,7 +265,7 @@ class Loads:
             if led or self.stands(loaded):
                 return loaded.take()
 
-    def stands(self, loaded: Loaded[Any]) -> bool:
+    def stands(self, loaded: LoadedValue[Any]) -> bool:
         """Whether a load's value is good for who joined it, as far as its tags tell."""
         return not loaded.overtaken and not self._state.epochs.overtaken(loaded.tags, loaded.since)
 
@@ -298,7 +300,7 @@ class Loads:
         loaded: T = value
         return loaded
 
-    def found(self, address: Address, entry: Entry | None) -> Loaded[Any] | None:
+    def found(self, address: Address, entry: Entry | None) -> LoadedValue[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load.
 
         :raises Exception: if that is an error.
@@ -307,7 +309,7 @@ class Loads:
             address.counters.negative_hits += 1
             raise error
         value = self._reads.opened(address, entry)
-        return None if entry is None or value is MISS else Loaded(value, entry.payload)
+        return None if entry is None or value is MISS else LoadedValue(value, entry.payload)
 
     def loaded(self, address: Address, started: float) -> float:
         """Count a load that began at a monotonic second, and return the seconds that it took."""
@@ -378,7 +380,7 @@ class Loads:
     async def kept(
         self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
         load: CurrentLoad | None = None,
-    ) -> Loaded[T]:  # fmt: skip
+    ) -> LoadedValue[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
         if value is NOT_MODIFIED:
             if load is None or not load.has_previous:
@@ -401,7 +403,7 @@ class Loads:
             await self._writes.fill(address, held, payload, ttl, claim)
         self.throttle.succeeded(address.name)
         overtaken = bool(tags) and await self.claims.overtaken(address, tags, claim)
-        return Loaded(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
+        return LoadedValue(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
 
 
 def _modified(value: T) -> T:

@@ -31,7 +31,7 @@ from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices, logger
 from magnus_cache.outcomes import running_loop
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
-from magnus_cache.redis.abandoned import Abandoned
+from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
@@ -65,7 +65,7 @@ class State:
         self.portal = Portal()
         self.stats = Stats()
         self.notices = Notices()
-        self.abandoned = Abandoned(self.notices.warn)
+        self.abandoned = AbandonedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
@@ -135,7 +135,7 @@ class State:
         return None if self.endpoint is None else self._new_wire(loop)
 
     def _new_wire(self, loop: asyncio.AbstractEventLoop) -> "Wire":
-        from magnus_cache.redis.owner import Limits
+        from magnus_cache.redis.observer import Limits
         from magnus_cache.redis.wire import Wire
 
         assert self.endpoint is not None

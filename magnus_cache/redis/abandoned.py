@@ -13,7 +13,7 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 
-__all__ = ["Abandoned", "Ending"]
+__all__ = ["AbandonedConnections", "Ending"]
 
 _MOST: Final = 256
 """Connections remembered; those that a server no longer has are forgotten first."""
@@ -24,7 +24,7 @@ class Ending:
 
     __slots__ = ("_client", "_owner")
 
-    def __init__(self, owner: "Abandoned", client: int) -> None:
+    def __init__(self, owner: "AbandonedConnections", client: int) -> None:
         self._owner = owner
         self._client = client
 
@@ -42,7 +42,7 @@ class Ending:
             self._owner.refused(self._client)
 
 
-class Abandoned:
+class AbandonedConnections:
     """The abandoned connections of one process. Thread-safe, bounded.
 
     :param warn: called with a topic and a message.

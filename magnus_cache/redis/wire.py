@@ -31,7 +31,7 @@ from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, explain, opened, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
-from magnus_cache.redis.owner import Limits, Observer
+from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.silence import Silence
 from magnus_cache.redis.trials import turn

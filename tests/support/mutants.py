@@ -27,6 +27,7 @@ from magnus_cache import (
     epochs,
     eras,
     errors,
+    flight_registry,
     flights,
     freshness,
     leases,
@@ -35,7 +36,6 @@ from magnus_cache import (
     negatives,
     reads,
     refreshes,
-    registry,
     replays,
     state,
     throttle,
@@ -498,7 +498,7 @@ def _at_once(self: Any, count: int) -> None:
 
 @guard(BATCHES)
 def without_handing_left_out_keys_on() -> None:
-    put(loads.Loaded, "overtaken", property(lambda _: False, nothing))
+    put(loads.LoadedValue, "overtaken", property(lambda _: False, nothing))
 
 
 # -- outages ------------------------------------------------------------------------------------------------------
@@ -587,7 +587,7 @@ def without_going_back_to_noloop_where_writes_cannot_be_quiet() -> None:
 
 @guard(LATE)
 def without_ending_what_was_given_up() -> None:
-    put(abandoned.Abandoned, "ends", lambda *_: [])
+    put(abandoned.AbandonedConnections, "ends", lambda *_: [])
 
 
 @guard(LATE)
@@ -747,7 +747,7 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
         def outer(self, outer: Any) -> None:
             self._outer = outer or getattr(self, "_outer", None)
 
-    put(registry, "Flight", Nested)
+    put(flight_registry, "Flight", Nested)
 
 
 @guard(POLICIES)
@@ -944,7 +944,7 @@ def without_leaving_alone_what_was_given_up() -> None:
 
 @guard(LOADERS)
 def without_an_age_of_loads() -> None:
-    put(registry.Registry, "overdue", nothing)
+    put(flight_registry.FlightRegistry, "overdue", nothing)
 
 
 @guard(LOADERS)
@@ -954,14 +954,14 @@ def without_giving_back_the_lease_of_what_hangs() -> None:
 
 @guard(LOADERS)
 def without_more_time_for_the_next_attempt() -> None:
-    original = registry.Registry._enter
+    original = flight_registry.FlightRegistry._enter
 
     def enter(self: Any, flight: Any) -> Any:
         replaced = original(self, flight)
         flight.tolerance = 2.0
         return replaced
 
-    put(registry.Registry, "_enter", enter)
+    put(flight_registry.FlightRegistry, "_enter", enter)
 
 
 @guard(LOADERS)

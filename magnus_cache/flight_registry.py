@@ -8,10 +8,10 @@ from magnus_cache.clock import Clock
 from magnus_cache.flight import Flight
 from magnus_cache.unattended import Unattended
 
-__all__ = ["Registry"]
+__all__ = ["FlightRegistry"]
 
 
-class Registry:
+class FlightRegistry:
     """Loads by key. Thread-safe, but for what begins with an underscore: that is for who holds the lock.
 
     :param unattended: those that go on though nobody waits for them.

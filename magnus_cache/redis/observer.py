@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple, Protocol
 
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.redis.abandoned import Abandoned
+from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 
 __all__ = ["Limits", "Observer"]
@@ -15,7 +15,7 @@ class Observer(Protocol):
     :ivar abandoned: the connections that all wires of the owner have given up.
     """
 
-    abandoned: Abandoned
+    abandoned: AbandonedConnections
 
     def invalidated(self, names: list[bytes], wire: Any) -> None:
         """Tell that the server announced a change of these keys."""
