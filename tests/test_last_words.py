@@ -57,7 +57,8 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
         monkeypatch.setattr(Claims, "_ask", freezing)
         load = asyncio.create_task(manager.get_or_set("t", "k", lambda: 2))
         if caller == "is gone":
-            await asyncio.sleep(0.1)
+            await wait_until_async(lambda: frozen)
+            await asyncio.sleep(0.05)  # so that the request is sent
             load.cancel()
             # Whoever comes now asks again, behind the first request, which is the one that will be granted.
             await manager.get_or_set("t", "k", lambda: 2)

@@ -163,9 +163,11 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
 async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
     workers, called = Workers(1), []
     first = asyncio.create_task(workers.call(gate.wait, "t"))
-    await asyncio.sleep(0.02)
+    await wait_until_async(lambda: workers._places)
+    places = workers._places[asyncio.get_running_loop()]["t"]
+    await wait_until_async(lambda: places.borrowed_tokens == 1)
     second = asyncio.create_task(workers.call(lambda: called.append(1), "t"))
-    await asyncio.sleep(0.02)
+    await wait_until_async(lambda: places.statistics().tasks_waiting == 1)
     second.cancel()
     await asyncio.wait([second])
     gate.set()

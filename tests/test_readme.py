@@ -21,7 +21,7 @@ def test_an_example_runs(block: str, server: EmbeddedServer, monkeypatch: pytest
     if "get_stock_price" in names:
         assert names["get_stock_price"]("AAPL") == names["get_stock_price"]("AAPL") == {"ticker": "AAPL"}
         assert names["get_stock_price"].cache_info()[:3] == (1, 1, 1)
-    if "options_chains" in names:
+    if "options_chain" in names:
         assert names["options_chain"].cache_info().loads == 2
     if "cache" in names:
         names["cache"].close()

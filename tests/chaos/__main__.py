@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.chaos.blackhole import compare
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import strike, table, written
+from tests.chaos.world import OP_TIMEOUT
 
 
 def main() -> int:
@@ -28,6 +29,7 @@ def main() -> int:
         if len(rows) == 1:
             print(table(rows).splitlines()[-1], flush=True)
     times = {} if arguments.only else compare()
+    late = bool(times) and next(iter(times.values())) >= 2 * OP_TIMEOUT
     if times:
         print("\na black hole, 100 calls at once, all of them:")
         for who, seconds in times.items():
@@ -37,7 +39,9 @@ def main() -> int:
     bad = [row for row in rows if row.errors or row.stale or row.recovery < 0]
     for row in bad:
         print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}")
-    return 1 if bad else 0
+    if late:
+        print(f"ours took more than twice the op_timeout of {OP_TIMEOUT:g} s")
+    return 1 if bad or late else 0
 
 
 if __name__ == "__main__":
