@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from magnus_cache.codec import register_type
 from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
-from magnus_cache.decorators import CacheInfo
 from magnus_cache.errors import (
     CacheArgumentError,
     CacheBatchError,
@@ -43,6 +42,7 @@ from magnus_cache.namespaces import (
     Namespace,
     register_namespace,
 )
+from magnus_cache.protocols import CacheInfo
 from magnus_cache.stats import CacheStats
 from magnus_cache.warming import WarmReport
 

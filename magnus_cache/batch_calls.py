@@ -11,14 +11,14 @@ from typing import Any, Final
 from magnus_cache.addresses import MISS
 from magnus_cache.batch_reads import look_many
 from magnus_cache.batches import Batch, CallLoader, Wanted
-from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running, unmodified
+from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import Flight
-from magnus_cache.loads import Rule, check_callable
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
+from magnus_cache.rules import Rule, check_callable
 from magnus_cache.workers import is_async
 
 __all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
@@ -183,7 +183,7 @@ def _checked(answers: Any) -> Mapping[Any, Any]:
 
 def _mistake(value: Any) -> Exception | None:
     """Return the error that a key has for its value, or that it is to have such a value."""
-    if value is NOT_MODIFIED:
+    if is_unmodified(value):
         return unmodified()
     return value if isinstance(value, Exception) else None
 

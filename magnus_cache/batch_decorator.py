@@ -6,15 +6,16 @@ are missing. Its other arguments are part of every key.
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
 from magnus_cache.batches import Wanted
 from magnus_cache.callkeys import CallKeys
-from magnus_cache.decorators import Decorator, Site, decorator_for
+from magnus_cache.decorators import Site, decorator_for
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
-from magnus_cache.loads import Rule
+from magnus_cache.protocols import BatchDecorator
+from magnus_cache.rules import Rule
 from magnus_cache.workers import is_async
 
 __all__ = ["make_batch_decorator"]
@@ -23,12 +24,13 @@ __all__ = ["make_batch_decorator"]
 def make_batch_decorator(
     engine: Engine, namespace: str, rule: Callable[[CallKeys], Rule], *,
     key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str],
-) -> Decorator:  # fmt: skip
+) -> BatchDecorator:  # fmt: skip
     """Return the decorator; see `CacheManager.cached_many`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    return decorator_for(engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude)
+    made = decorator_for(engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude)
+    return cast("BatchDecorator", made)
 
 
 class _Call(NamedTuple):

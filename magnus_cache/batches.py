@@ -17,7 +17,8 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim
-from magnus_cache.loads import LoadedValue, Loads, Rule
+from magnus_cache.loads import LoadedValue, Loads
+from magnus_cache.rules import Rule
 
 __all__ = ["Batch", "CallLoader", "Wanted"]
 

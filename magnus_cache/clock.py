@@ -72,12 +72,13 @@ _DRIFT: Final = 100e-6
 """How fast two clocks may part, in seconds a second: quartz stays well within 100 ppm."""
 
 
-def seconds(duration: Duration, argument: str = "ttl") -> float:
+def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) -> float:
     """Return a duration in seconds.
 
     :param duration: seconds as int or float, a `timedelta`, or text of numbers with the units
         ``ms s m h d w``, as in ``"1h30m"``.
     :param argument: the argument's name for the error message.
+    :param zero: whether it may be zero.
     :raises CacheArgumentError: (a `ValueError`) for zero, negative, NaN, infinite or bool
         durations, for more than a century, and for text that is no duration.
     """
@@ -92,16 +93,14 @@ def seconds(duration: Duration, argument: str = "ttl") -> float:
     elif isinstance(duration, str):
         amount = _parse(duration, argument)
     elif isinstance(duration, int | float):
-        return seconds(int(duration) if isinstance(duration, int) else float(duration), argument)
+        return seconds(int(duration) if isinstance(duration, int) else float(duration), argument, zero=zero)
     else:
         raise CacheArgumentError(
             argument, f"a duration is seconds, a timedelta or text such as '90s', not {type(duration).__name__}"
         )
-    if not 0 < amount <= _LONGEST:
-        got = duration if isinstance(duration, float) else amount
-        raise CacheArgumentError(
-            argument, f"a duration must be more than zero and at most a century, got {got:g} seconds"
-        )
+    if not 0 < amount <= _LONGEST and not (zero and amount == 0):
+        got, least = duration if isinstance(duration, float) else amount, "zero or more" if zero else "more than zero"
+        raise CacheArgumentError(argument, f"a duration must be {least} and at most a century, got {got:g} seconds")
     return amount
 
 

@@ -5,26 +5,27 @@ Each method reads as one path through the cache: check the arguments, try the ne
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.batch_reads import look_many
 from magnus_cache.clock import Duration, seconds
-from magnus_cache.decorators import Decorator, make_decorator, make_rule
+from magnus_cache.decorators import make_decorator, make_rule
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError, CacheUnavailableError
 from magnus_cache.explain import Explanation, explain
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
-from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
 from magnus_cache.modes import Mode
+from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.redis import commands
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport, warm
@@ -139,9 +140,18 @@ class AsyncOperations:
         address = self._reads.address(namespace, key)
         return None if self._state.mode is Mode.DISABLED else await self._writes.left(address)
 
+    @overload
     async def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T],
-        ttl: "Duration | Callable[[Any], Duration | None] | None" = None, tags: AnyTags = (),
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    @overload
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
         **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
@@ -299,9 +309,9 @@ class AsyncOperations:
     # -- decorating -----------------------------------------------------------------------------------------
 
     def cached(
-        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
-        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (),
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -321,10 +331,10 @@ class AsyncOperations:
         return make_decorator(self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude)
 
     def cached_many(
-        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
-        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
-    ) -> Decorator:  # fmt: skip
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
         Each value is cached for itself, and the function is called with the list of keys that are missing and that

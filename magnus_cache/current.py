@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Never, cast
 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "running", "unmodified"]
+__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "is_unmodified", "running", "unmodified"]
 
 _LONGEST: Final = 4096
 """Bytes of a validator. An ETag is some dozens."""
@@ -25,11 +25,18 @@ class _NotModified:
         return "NOT_MODIFIED"
 
 
-NOT_MODIFIED: Final[Any] = _NotModified()
+_MARK: Final = _NotModified()
+
+NOT_MODIFIED: Final[Never] = cast("Never", _MARK)
 """What a loader returns to say that the value it was to replace is still right: that is kept for another term.
 
-Of type Any, so that a function that returns it keeps its annotation.
+To type checkers it is of no type, so that a function that returns it keeps its annotation.
 """
+
+
+def is_unmodified(value: object) -> bool:
+    """Whether a loader returned `NOT_MODIFIED`."""
+    return value is _MARK
 
 
 class Previous:

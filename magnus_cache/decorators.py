@@ -7,131 +7,31 @@ kin, reached through an instance, know whose they are.
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.callkeys import CallKeys
-from magnus_cache.clock import Duration
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
-from magnus_cache.loads import Rule, check_callable, checked_ttl
 from magnus_cache.modes import Mode
+from magnus_cache.protocols import CacheInfo, Decorator
+from magnus_cache.rules import AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.workers import is_async
 
-__all__ = [
-    "AsyncCached", "CacheInfo", "Cached", "CachedMethod", "Decorator", "MakeRule", "Site", "decorator_for",
-    "make_decorator", "make_rule",
-]  # fmt: skip
-
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-S = TypeVar("S")
+__all__ = ["CachedMethod", "MakeRule", "Site", "decorator_for", "make_decorator", "make_rule"]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
-
-
-class CacheInfo(NamedTuple):
-    """What a decorated function's cache did so far, in this process."""
-
-    hits: int
-    misses: int
-    loads: int
-    namespace: str
-    ttl: float | None
-    """Seconds, or None where it is computed from the value."""
-
-
-class Cached(Protocol[P, R_co]):
-    """A cached function: call it as before, or ask for more."""
-
-    @property
-    def __wrapped__(self) -> Callable[P, R_co]:
-        """The function itself, without the cache."""
-        ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return the function's value for these arguments, from the cache if it is there."""
-        ...
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove the value for these arguments everywhere; return whether there was one."""
-        ...
-
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the function now, store its value and return it."""
-        ...
-
-    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Return the key that these arguments have in the namespace."""
-        ...
-
-    def cache_info(self) -> CacheInfo:
-        """Return the figures of this function."""
-        ...
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> "Cached[P, R_co]": ...
-    @overload
-    def __get__(self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type) -> "Cached[Q, R]": ...
-
-
-class AsyncCached(Protocol[P, R_co]):
-    """A cached coroutine function: call it as before, or ask for more."""
-
-    @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R_co]]:
-        """The coroutine function itself, without the cache."""
-        ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
-        """Return the function's value for these arguments, from the cache if it is there."""
-        ...
-
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove the value for these arguments everywhere; return whether there was one."""
-        ...
-
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the function now, store its value and return it."""
-        ...
-
-    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Return the key that these arguments have in the namespace."""
-        ...
-
-    def cache_info(self) -> CacheInfo:
-        """Return the figures of this function."""
-        ...
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> "AsyncCached[P, R_co]": ...
-    @overload
-    def __get__(self: "AsyncCached[Concatenate[S, Q], R]", instance: S, owner: type) -> "AsyncCached[Q, R]": ...
-
-
-class Decorator(Protocol):
-    """What `cached` returns: takes a function of either kind and returns one of the same kind."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncCached[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
-
 
 MakeRule = Callable[[CallKeys], Rule]
 """Makes the rule of a function's values, given its parameters."""
 
 
 def make_rule(
-    ttl: "Duration | Callable[[Any], Duration | None] | None", tags: AnyTags, skip_if: Callable[[Any], bool] | None,
+    ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
     freshness: FreshnessOptions | None = None,
 ) -> MakeRule:  # fmt: skip
     """Return what makes the rule for these options; see `CacheManager.cached`.
@@ -154,17 +54,21 @@ def make_decorator(
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    return decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude)
+    made = decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude)
+    return cast("Decorator", made)
 
 
 def decorator_for(
     engine: Engine, namespace: str, rule: MakeRule, kind: "type[Site]", *,
     key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str],
-) -> Decorator:  # fmt: skip
+) -> Callable[[Any], Any]:  # fmt: skip
     """Return the decorator that makes a site of some kind of what it is given.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
+    if callable(namespace):
+        problem = "a name is needed, not the function: write the decorator with parentheses, @cache.cached('name')"
+        raise CacheTypeError("namespace", problem)
     engine.state.keyspace.check_namespace(namespace)
 
     def decorate(function: Any) -> Any:
@@ -180,7 +84,7 @@ def decorator_for(
             return CachedMethod(wrapper, of_class=isinstance(function, classmethod))
         return wrapper
 
-    return cast("Decorator", decorate)
+    return decorate
 
 
 class Site:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from magnus_cache.clears import Clears
+from magnus_cache.errors import CacheTypeError
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
 from magnus_cache.refreshes import Refreshes
@@ -30,6 +31,7 @@ class Engine:
     def made(cls, settings: Any, overrides: dict[str, Any]) -> "Engine":
         """Return a new one; settings come from the environment where neither argument gives them.
 
+        :raises CacheTypeError: for settings that are none.
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
         # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so
@@ -39,6 +41,9 @@ class Engine:
         import_module("magnus_cache.redis.wire")
         if settings is None:
             settings = CacheSettings(**overrides)
+        elif not isinstance(settings, CacheSettings):
+            problem = f"a CacheSettings is needed, not {type(settings).__name__}; single settings are keywords"
+            raise CacheTypeError("settings", f"{problem}, such as redis_url='redis://localhost:6379/0'")
         elif overrides:
             settings = settings.changed(overrides)
         return cls(State(settings))

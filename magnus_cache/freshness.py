@@ -10,10 +10,8 @@ processes, which is what spreads them, and a hit stays free of it.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, TypedDict
 
@@ -23,20 +21,22 @@ from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
 __all__ = ["PLAIN", "Freshness", "FreshnessOptions", "Standing", "early_by", "lifetime", "merged", "standing"]
 
 _RETRY: Final = 5.0
-_NOTHING: Final = re.compile(r"\s*0+(?:\.0+)?\s*(?:ms|s|m|h|d|w)\s*", re.IGNORECASE)
 _LEAST: Final = 2.0**-64
 
 
 class FreshnessOptions(TypedDict, total=False):
-    """What a namespace, or a single call, may say about its values' freshness; see `Freshness`."""
+    """What a namespace, or a single call, may say about its values' freshness; see `Freshness`.
 
-    grace: Duration
-    soft_timeout: Duration
-    hard_timeout: Duration
-    early: float
-    jitter: float
-    retry: Duration
-    negative: Mapping[type[Exception], Duration]
+    None, or zero where a number is asked for, switches off what the namespace has; of `retry` it is the default.
+    """
+
+    grace: Duration | None
+    soft_timeout: Duration | None
+    hard_timeout: Duration | None
+    early: float | None
+    jitter: float | None
+    retry: Duration | None
+    negative: Mapping[type[Exception], Duration] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +158,8 @@ def lifetime(ttl: float, jitter: float, random: Callable[[], float]) -> float:
 
 
 def _span(value: Any, argument: str) -> float:
-    """Return a duration in seconds that may be nought."""
-    if value is None:
-        return 0.0
-    nothing = _NOTHING.fullmatch(value) if isinstance(value, str) else value == 0 and not isinstance(value, bool)
-    return 0.0 if nothing or value == timedelta() else seconds(value, argument)
+    """Return a duration in seconds that may be zero."""
+    return 0.0 if value is None else seconds(value, argument, zero=True)
 
 
 def _timeout(value: Any, argument: str) -> float | None:
@@ -171,6 +168,14 @@ def _timeout(value: Any, argument: str) -> float | None:
 
 def _lasting(value: Any, argument: str) -> float | None:
     return None if value is None else seconds(value, argument)
+
+
+def _pause(value: Any, argument: str) -> float:
+    try:
+        return _RETRY if value is None else seconds(value, argument)
+    except CacheArgumentError as error:
+        hint = "for an attempt with nearly every call give a short one, such as '1ms'"
+        raise type(error)(argument, f"{error.problem}; {hint}") from None
 
 
 def _number(value: Any, argument: str) -> float:
@@ -210,6 +215,6 @@ _CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "hard_timeout": _lasting,
     "early": _number,
     "jitter": _share,
-    "retry": lambda value, argument: _RETRY if value is None else seconds(value, argument),
+    "retry": _pause,
     "negative": _negative,
 }

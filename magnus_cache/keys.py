@@ -192,7 +192,7 @@ class Keyspace:
         :raises CacheArgumentError: for a name that cannot be a namespace.
         """
         if not isinstance(target, str) or not is_pattern(target):
-            prefix = self.namespace_prefix(target)
+            prefix = self.namespace_prefix(check_name(target, "namespace_or_pattern"))
             return Scope(prefix, self.prefix_pattern(prefix), None)
         glob, root = str.__str__(target).encode("utf-8", "surrogatepass"), f"{self.prefix}:".encode()
         if not glob.strip(b"*"):

@@ -12,86 +12,25 @@ from typing import Any, Generic, TypeVar, cast
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.claims import Claims
-from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
-from magnus_cache.current import NOT_MODIFIED, CurrentLoad, running, unmodified
+from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheEncodeError, CacheError, CacheTypeError, CacheValueTooLargeError
+from magnus_cache.errors import CacheEncodeError, CacheError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
-from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.freshness import PLAIN
 from magnus_cache.leases import Claim
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.reads import Reads
-from magnus_cache.tags import TagRule, check_tags
+from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.throttle import Throttle
 from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
 
-__all__ = ["AnyLoader", "LoadedValue", "Loads", "Rule", "check_callable", "checked_ttl"]
+__all__ = ["LoadedValue", "Loads"]
 
 T = TypeVar("T")
-
-AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
-"""A function or coroutine function without arguments."""
-
-
-def check_callable(function: object, argument: str) -> None:
-    """:raises CacheTypeError: naming the argument, for what cannot be called or would give a generator."""
-    if not callable(function):
-        raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
-
-
-def checked_ttl(ttl: "Duration | Callable[[Any], Duration | None] | None") -> Any:
-    """Return what a caller gave as `ttl` for a `Rule`: a duration in seconds.
-
-    :raises CacheArgumentError: naming `ttl`, for what is none.
-    """
-    return ttl if ttl is None or callable(ttl) else seconds(ttl)
-
-
-class Rule:
-    """How a load's value is kept: for how long, under which tags, and which values are not.
-
-    :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
-    :ivar skip_if: says of a value that it is not to be kept.
-    :ivar tags: the tags it gets.
-    :ivar freshness: in what it departs from its namespace's policy of freshness.
-    """
-
-    __slots__ = ("freshness", "skip_if", "tags", "ttl")
-
-    def __init__(
-        self,
-        ttl: float | Callable[[Any], Duration | None] | None = None,
-        skip_if: Callable[[Any], bool] | None = None,
-        tags: TagRule | None = None,
-        freshness: FreshnessOptions | None = None,
-    ) -> None:
-        self.freshness = freshness
-        self.ttl = ttl
-        self.skip_if = skip_if
-        self.tags = tags
-
-    def seconds(self, value: Any, default: float) -> float:
-        """Return the value's time to live.
-
-        :raises CacheArgumentError: naming `ttl`, if its function returns what is no duration.
-        """
-        ttl = self.ttl(value) if callable(self.ttl) else self.ttl
-        return default if ttl is None else seconds(ttl)
-
-    def tags_of(self, value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the value's tags.
-
-        :param known: those that were known before the load.
-        :raises CacheArgumentError: naming `tags`, if their function returns what are no tags.
-        """
-        if self.tags is None or self.tags.of_value is None:
-            return known
-        return check_tags(self.tags.of_value(value))
 
 
 class LoadedValue(Generic[T]):
@@ -382,7 +321,7 @@ class Loads:
         load: CurrentLoad | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
-        if value is NOT_MODIFIED:
+        if is_unmodified(value):
             if load is None or not load.has_previous:
                 raise unmodified()
             value = load.previous
@@ -407,7 +346,7 @@ class Loads:
 
 
 def _modified(value: T) -> T:
-    if value is NOT_MODIFIED:
+    if is_unmodified(value):
         raise unmodified()
     return value
 

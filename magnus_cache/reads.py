@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.codec import envelope
+from magnus_cache.current import is_unmodified
 from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
 from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
-from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
+from magnus_cache.errors import (
+    CacheDecodeError,
+    CacheEncodeError,
+    CacheError,
+    CacheTypeError,
+    CacheUnavailableError,
+    CacheValueTooLargeError,
+)
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
 from magnus_cache.negatives import decode_error
@@ -125,7 +133,13 @@ class Reads:
         :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        payload = codec.encode(value)
+        try:
+            payload = codec.encode(value)
+        except CacheEncodeError:
+            if is_unmodified(value):
+                problem = "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term"
+                raise CacheTypeError("value", problem) from None
+            raise
         self.check_size(address, payload)
         return payload
 

@@ -14,10 +14,11 @@ from magnus_cache.clock import monotonic
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
 from magnus_cache.freshness import Standing, standing
-from magnus_cache.loads import AnyLoader, Loads, Rule
+from magnus_cache.loads import Loads
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
 from magnus_cache.reads import Reads
+from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.unattended import OutOfPatienceError
 
 __all__ = ["Refreshes"]

@@ -1,7 +1,7 @@
 """The settings of a cache, from keywords, the environment and a `.env` file, in this order of precedence.
 
 The connection's settings have the guide's names (``REDIS_HOST`` and so on); all others begin with ``MAGNUS_CACHE_``.
-What is wrong is told with the keyword and the _variable, and never with a secret.
+What is wrong is told with the keyword and the variable, and never with a secret.
 """
 
 import difflib
@@ -42,7 +42,7 @@ _Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
 def _variable(field: str) -> str:
-    """Return the environment _variable of a setting."""
+    """Return the environment variable of a setting."""
     plain = field.startswith("redis_") and field != "redis_enabled"
     return field.upper() if plain else f"MAGNUS_CACHE_{field.upper()}"
 
@@ -81,7 +81,7 @@ def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
 class CacheSettings(BaseSettings):
     """All there is to set. Durations are seconds, or text such as ``"500ms"``; sizes are bytes.
 
-    :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment _variable.
+    :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment variable.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -148,7 +148,7 @@ class CacheSettings(BaseSettings):
         """Take what `__init__` has put together; layers of a URL and its parts are more than pydantic can merge."""
         return (init_settings,)
 
-    @field_validator("redis_url", "redis_password", "redis_username", mode="before")
+    @field_validator("redis_url", "redis_password", "redis_username", "recovery_path", mode="before")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -174,9 +174,13 @@ class CacheSettings(BaseSettings):
         # Told at the start, where somebody looks: in an outage, all that is left is a line in the log.
         if value is None:
             return None
+        if value.name == ":memory:":
+            raise ValueError("what is in memory does not outlive the process; name a file")
         path = value.expanduser().absolute()
         if path.is_dir():
             raise ValueError("it is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise ValueError("it is there, and no ordinary file; name another")
         if not path.parent.is_dir():
             raise ValueError("its folder does not exist; make it, for files that only this user may read")
         if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):

@@ -4,22 +4,22 @@ A hit in memory is served in the calling thread. Everything else goes to the bac
 the same paths as for coroutines, over one connection for all threads.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
-from magnus_cache.decorators import Decorator
 from magnus_cache.engine import Engine
 from magnus_cache.explain import Explanation
 from magnus_cache.freshness import PLAIN, FreshnessOptions
-from magnus_cache.loads import AnyLoader, Rule, check_callable, checked_ttl
 from magnus_cache.modes import Mode
+from magnus_cache.protocols import BatchDecorator, Decorator
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport
@@ -138,9 +138,18 @@ class BlockingOperations:
         left: float | None = self._call(self._async.ttl, namespace, key)
         return left
 
+    @overload
     def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T],
-        ttl: "Duration | Callable[[Any], Duration | None] | None" = None, tags: AnyTags = (),
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    @overload
+    def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
         **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
@@ -271,9 +280,9 @@ class BlockingOperations:
     # -- decorating -----------------------------------------------------------------------------------------
 
     def cached(
-        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
-        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (),
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -294,10 +303,10 @@ class BlockingOperations:
         )
 
     def cached_many(
-        self, namespace: str, ttl: "Duration | Callable[[Any], Duration | None] | None" = None,
-        key_func: Callable[..., Any] | None = None, *, key: str | None = None, tags: AnyTags = (),
-        skip_if: Callable[[Any], bool] | None = None, exclude: Iterable[str] = (),
-    ) -> Decorator:  # fmt: skip
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
         Each value is cached for itself, and the function is called with the list of keys that are missing and that

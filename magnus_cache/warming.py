@@ -15,8 +15,8 @@ from magnus_cache.addresses import Address
 from magnus_cache.clock import Duration, monotonic, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.loads import Rule, check_callable
 from magnus_cache.notices import logger
+from magnus_cache.rules import Rule, check_callable
 
 __all__ = ["ProgressCallback", "WarmReport", "warm"]
 

@@ -1,12 +1,13 @@
 """Bad input gets a clear error that names the argument; nothing is stored, nothing is lost."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from magnus_cache import CacheManager, Namespace
+from magnus_cache import NOT_MODIFIED, AsyncCacheManager, CacheManager, Namespace
 from magnus_cache.errors import (
     CacheArgumentError,
     CacheEncodeError,
@@ -87,7 +88,7 @@ def test_a_ttl_function_that_returns_nonsense(cache: CacheManager) -> None:
     def function() -> int:
         return 1
 
-    with pytest.raises(CacheArgumentError, match="^ttl: "):
+    with pytest.raises(CacheArgumentError, match=r"^ttl: what its function returned: .* more than zero.*skip_if"):
         function()
 
 
@@ -135,6 +136,55 @@ def test_settings_that_are_wrong() -> None:
         CacheManager(redis_url="http://localhost")
     with pytest.raises(CacheSettingsError, match=r"op_timeout \(MAGNUS_CACHE_OP_TIMEOUT\)"):
         CacheManager(op_timeout=0)
+
+
+@pytest.mark.parametrize("settings", ["redis://localhost:6379/0", {"redis_host": "localhost"}, 5])
+@pytest.mark.parametrize("manager", [CacheManager, AsyncCacheManager])
+def test_settings_that_are_none(manager: Any, settings: Any) -> None:
+    with pytest.raises(CacheTypeError, match=r"^settings: .*redis_url='redis://"):
+        manager(settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [(":memory:", "does not outlive the process"), (os.devnull, "no ordinary file"), (os.curdir, "it is a folder")],
+)
+def test_a_journal_that_would_keep_nothing(path: str, problem: str) -> None:
+    with pytest.raises(CacheSettingsError, match=rf"^recovery_path \(MAGNUS_CACHE_RECOVERY_PATH\): .*{problem}"):
+        CacheManager(recovery_path=path)
+
+
+def test_an_empty_setting_is_none() -> None:
+    with CacheManager(recovery_path="", redis_url="", redis_password="") as cache:
+        assert cache._engine.state.settings.recovery_path is None
+        assert cache._engine.state.journal is None
+
+
+@pytest.mark.parametrize("name", ["cached", "cached_many"])
+def test_a_decorator_without_parentheses(cache: CacheManager, name: str) -> None:
+    with pytest.raises(CacheTypeError, match=r"^namespace: .*with parentheses, @cache\.cached\('name'\)"):
+        getattr(cache, name)(lambda ticker: ticker)
+
+
+@pytest.mark.parametrize("name", ["grace", "soft_timeout"])
+def test_a_duration_that_may_be_zero_is_not_negative(name: str) -> None:
+    for nothing in (0, 0.0, "0s", " 0.0 MS", timedelta(0), None):
+        assert not getattr(Namespace("t", **{name: nothing, **({"grace": 1} if name != "grace" else {})}), name)
+    for wrong, problem in ((-1, "zero or more"), ("-1s", "no duration"), (False, "is a bool"), (10**30, "a century")):
+        with pytest.raises(CacheArgumentError, match=f"^{name}: .*{problem}"):
+            Namespace("t", **{name: wrong})
+
+
+def test_no_pause_at_all_after_a_failed_load() -> None:
+    with pytest.raises(CacheArgumentError, match=r"^retry: .*more than zero.*give a short one, such as '1ms'"):
+        Namespace("t", grace=60, retry=0)
+    assert Namespace("t", grace=60, retry=None).freshness.retry == 5.0
+
+
+def test_what_only_loaders_return(cache: CacheManager) -> None:
+    for call in (lambda: cache.set("t", "k", NOT_MODIFIED), lambda: cache.set_many("t", {"k": NOT_MODIFIED})):
+        with pytest.raises(CacheTypeError, match=r"^value: NOT_MODIFIED is for loaders"):
+            call()
 
 
 def test_clear_of_nothing_meant(cache: CacheManager) -> None:

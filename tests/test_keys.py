@@ -456,9 +456,9 @@ def test_what_a_clear_covers(target: str, covered: list[int]) -> None:
 
 
 def test_a_clear_of_what_is_no_name_is_refused() -> None:
-    with pytest.raises(CacheArgumentError, match="^namespace: "):
+    with pytest.raises(CacheArgumentError, match="^namespace_or_pattern: "):
         Keyspace().scope("magnus:portfolio")
-    with pytest.raises(CacheTypeError, match="^namespace: "):
+    with pytest.raises(CacheTypeError, match="^namespace_or_pattern: "):
         Keyspace().scope(5)  # type: ignore[arg-type]
     assert not is_pattern("stock_prices")
 
