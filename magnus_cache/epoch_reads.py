@@ -4,11 +4,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache.clock import Clock
 from magnus_cache.epochs import Epochs, Known, Realm, epoch_of
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError, Reason
 from magnus_cache.redis import scripts
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class UnsettledError(CacheUnavailableError):
     """
 
     def __init__(self, tags: tuple[str, ...] = ()) -> None:
-        super().__init__("unsettled", "the epochs of a value are not known yet")
+        super().__init__(cast("Reason", "unsettled"), "the epochs of a value are not known yet")
         self.tags = tags
 
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:  # type: ignore[override]  # made otherwise

@@ -7,7 +7,7 @@ No message contains a cached value or a secret.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "CacheArgumentError",
@@ -23,7 +23,18 @@ __all__ = [
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
+    "Reason",
 ]
+
+Reason = Literal[
+    "auth", "busy", "closed", "clusterdown", "database", "down", "error", "loading", "lost", "masterdown", "noperm",
+    "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "unknown_host",
+    "version",
+]  # fmt: skip
+"""Why Redis did not answer, or not with what was asked for; the README tells what each means.
+
+What is not there, ``"unsettled"``, never leaves the cache.
+"""
 
 
 class CacheError(Exception):
@@ -164,13 +175,13 @@ class CacheClosedError(CacheError, RuntimeError):
 class CacheUnavailableError(CacheError, ConnectionError):
     """Redis did not answer; callers of the cache get the fallback instead of this error.
 
-    :ivar reason: one word for the statistics: ``"refused"``, ``"timeout"``, ``"auth"``, ...
+    :ivar reason: one word for the statistics, see `Reason`.
     :ivar refused: whether Redis is there and said no to this one request, so that asking again would not help.
     """
 
-    def __init__(self, reason: str, problem: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: Reason, problem: str, *, refused: bool = False) -> None:
         super().__init__(problem)
-        self.reason = reason
+        self.reason: Reason = reason
         self.problem = problem
         self.refused = refused
 

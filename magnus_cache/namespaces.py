@@ -157,7 +157,7 @@ class Namespace(str):
 
     @property
     def hard_timeout(self) -> float | None:
-        """Seconds that a caller waits for a load at all; None for as long as it takes."""
+        """Seconds that a caller waits at all, for Redis and for the load; None for as long as it takes."""
         return self.freshness.hard_timeout
 
     @property

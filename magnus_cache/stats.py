@@ -21,8 +21,11 @@ class CacheStats(dict[str, Any]):
     ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``,
     ``fenced_fills`` (values read or loaded that were overtaken, so that they were not kept),
     ``flights``, ``flights_joined``, ``unattended`` (loads that go on though nobody waits for them),
-    ``errors`` (count by reason), ``levels`` (``l1``, ``l2`` and ``load``, each
-    with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``) and ``namespaces`` (figures of each).
+    ``unreplayed`` (whether something was invalidated that Redis does not know of yet),
+    ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
+    with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
+    `Counters`) and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
+    ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
     With a `recovery_path`: ``journal`` (``rows`` that wait to be told, ``restored`` ones, ``failures`` of the disk).
     Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
     looked up while it does not, they give ``"N/A"``, so that a report need not know.
@@ -45,24 +48,31 @@ class Counters:
     early_refreshes: int
     """Loads that were begun before a value's end."""
     errors: int
+    """Exchanges with Redis that failed."""
     l1_hits: int
+    """Values that were in memory."""
     l2_hits: int
+    """Values that were in Redis."""
     load_errors: int
     """Loads that raised."""
     loads: int
     """Loads that returned."""
     misses: int
+    """In the figures: ``miss_count``."""
     negative_hits: int
     """Errors that were raised again from memory or Redis."""
     overloads: int
     """Loads that were not begun, or were given up, because too many went on unattended."""
     refused: int
+    """Writes that Redis, being there, did not take."""
     stale_hits: int
     """Values that were served past their end."""
     stores: int
+    """Values that were stored, in Redis or in this process alone."""
     timeouts: int
     """Callers that did not wait for a load any longer."""
     unreadable: int
+    """Stored values that could not be read, and counted as misses."""
 
     def __init__(self) -> None:
         self.reset()

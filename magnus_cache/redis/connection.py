@@ -18,7 +18,7 @@ from redis import exceptions as errors
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError, Reason
 from magnus_cache.redis.commands import info
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def server_identity(server: Any, replication: Any) -> bytes:
 def refused(error: Exception, command: str) -> CacheUnavailableError:
     """Return what an error reply to one command means; the connection itself is sound."""
     if isinstance(error, errors.OutOfMemoryError):
-        reason, problem = "oom", "it is out of memory; raise maxmemory or evict"
+        reason: Reason = "oom"
+        problem = "it is out of memory; raise maxmemory or evict"
     elif isinstance(error, errors.ReadOnlyError):
         reason, problem = "readonly", "it is a replica; point REDIS_HOST at the primary"
     elif isinstance(error, errors.NoPermissionError) or _FORBIDDEN.search(str(error)):
@@ -165,7 +166,7 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 """What a script meets that may be called, but not call what it calls: Redis 7 and Valkey, Redis 6."""
 
 
-_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +dbsize +info"
+_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info"
 
 
 def _forbidden(error: object) -> str | None:
@@ -174,7 +175,7 @@ def _forbidden(error: object) -> str | None:
     return f"+{match[1]}" if match else None
 
 
-_UNABLE: Final = {
+_UNABLE: Final[dict[str, tuple[Reason, str]]] = {
     "LOADING": ("loading", "it is still loading its data; the cache waits for it"),
     "BUSY": ("busy", "it is busy with a script or a function; the cache waits for it (SCRIPT KILL ends one)"),
     "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary; the cache waits for it"),
@@ -184,7 +185,7 @@ _UNABLE: Final = {
 """What a server answers to everything, by the code of its error: it is there, and cannot serve."""
 
 
-def unable(error: Exception) -> tuple[str, str] | None:
+def unable(error: Exception) -> tuple[Reason, str] | None:
     """Return why a server serves nobody at all, in one word and in a sentence; None if it only refused one command."""
     for kind, code in _KINDS:
         if isinstance(error, kind):
@@ -224,7 +225,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[str, str]:
+def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[Reason, str]:
     chain = _causes(error)
     text = " ".join(str(link) for link in chain)
     if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
