@@ -81,8 +81,7 @@ class Claims:
     def unclaimed(self, flight: Flight, *, fresh: bool) -> Claim:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
         claim = self._claim_with(None, flight, fresh=fresh)
-        if self._state.endpoint is not None:
-            self._state.leases.without(flight.key, flight, claim.at + self._state.settings.max_staleness)
+        flight.joinable_until = claim.at + self._state.settings.max_staleness
         return claim
 
     def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Claim:

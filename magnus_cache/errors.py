@@ -185,5 +185,9 @@ class CacheUnavailableError(CacheError, ConnectionError):
         self.problem = problem
         self.refused = refused
 
+    def again(self) -> "CacheUnavailableError":
+        """Return the same for somebody else to raise: one that many raise keeps all their frames alive."""
+        return CacheUnavailableError(self.reason, self.problem, refused=self.refused)
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return partial(type(self), refused=self.refused), (self.reason, self.problem)

@@ -1,6 +1,7 @@
 """One load under way, and which load the running code is part of."""
 
 import asyncio
+import math
 from contextvars import ContextVar
 from typing import Final
 
@@ -28,12 +29,14 @@ class Flight:
     :ivar began: when it, or its loader, began, in seconds of the registry's clock.
     :ivar tolerance: how often the time that callers wait for a load has to pass before this one is taken for hung.
     :ivar overdue: whether it was: the next caller begins another.
+    :ivar joinable_until: when the last caller may join it where Redis is there, by the same clock: of a load without a
+        lease nobody would announce that it was overtaken.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
     __slots__ = (
-        "alone", "began", "crew", "detached", "done", "key", "loop", "namespace", "needs", "outer", "overdue", "owner",
-        "task", "tolerance",
+        "alone", "began", "crew", "detached", "done", "joinable_until", "key", "loop", "namespace", "needs", "outer",
+        "overdue", "owner", "task", "tolerance",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +52,7 @@ class Flight:
         self.began = began
         self.tolerance = _TOLERANCE
         self.overdue = False
+        self.joinable_until = math.inf
         self.outer = LOADING.get()
         self.crew: set[Waiter] = set()
         self.needs: list[Flight] = []

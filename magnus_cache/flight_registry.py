@@ -52,6 +52,12 @@ class FlightRegistry:
             flight.overdue = flight.detached = True
         return flight
 
+    def expire(self, key: bytes) -> None:
+        """Let no later caller join the present load of a key if it cannot be told any more whether it is overtaken."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.joinable_until < self._clock():
+            self.detach_flight(flight)
+
     def detach(self, key: bytes) -> None:
         """Let no later caller join the present load of this key, and keep its result from being stored."""
         with self._lock:

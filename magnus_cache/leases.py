@@ -36,9 +36,6 @@ _RENEWALS: Final = 3
 _LONGEST: Final = 3600.0
 """Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
 
-_FEW: Final = 100
-"""Loads without a lease among which the ended ones need not be looked for."""
-
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
 
@@ -227,11 +224,9 @@ class Leases:
         """Forget everything, as in a forked child."""
         self._lock = threading.Lock()
         self._held: dict[bytes, Lease] = {}
-        self._alone: dict[bytes, tuple[Flight, float]] = {}
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
-        self._pruned = 0
 
     def __len__(self) -> int:
         """Return how many leases are held."""
@@ -246,15 +241,6 @@ class Leases:
         with self._lock:
             self._held[name] = lease
         return lease
-
-    def without(self, name: bytes, flight: Flight, deadline: float) -> None:
-        """Note a load that has no lease, and is to be joined until a monotonic second only, once Redis is there."""
-        with self._lock:
-            self._alone[name] = (flight, deadline)
-            # When there are twice as many as the last time: each is looked at twice on the average, however many load.
-            if len(self._alone) > 2 * self._pruned + _FEW:
-                self._alone = {known: load for known, load in self._alone.items() if not load[0].done}
-                self._pruned = len(self._alone)
 
     def unwanted(self, name: bytes, token: bytes) -> None:
         """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
@@ -348,9 +334,6 @@ class Leases:
         lease = self._held.get(name)
         if lease is not None and lease.flight is not None and lease.trust.deadline < now:
             self._detach(lease.flight)
-        alone = self._alone.get(name)
-        if alone is not None and alone[1] < now:
-            self._detach(alone[0])
 
     # -- waited for -----------------------------------------------------------------------------------------
 

@@ -223,6 +223,7 @@ class Loads:
                 "wait_timeout higher",
             )
         if self._state.reachable:
+            self.flights.expire(address.name)
             self._state.leases.check(address.name, self._state.clock())
 
     async def _called(self, address: Address, loader: AnyLoader[T]) -> T:

@@ -13,8 +13,6 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.breaker import Breaker
 from magnus_cache.claims import Claims
-from magnus_cache.flight import Flight
-from magnus_cache.leases import Leases
 from magnus_cache.notices import Notices
 from magnus_cache.replays import Replays
 from magnus_cache.testing import Proxy
@@ -68,30 +66,6 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
         await wait_until_async(lambda: manager.redis_available)
         async with AsyncCacheManager(redis_url=private_server.url) as peer:
             assert await asyncio.wait_for(peer.get_or_set("t", "k", lambda: 3), 5) == 3
-
-
-def test_loads_without_a_lease_are_looked_through_now_and_then_only() -> None:
-    """Their number times the number of loads in an outage would be time that the event loop has not."""
-    leases, looked = Leases(lambda _: None), 0
-
-    class Counted(Flight):
-        __slots__ = ()
-
-        @property
-        def done(self) -> bool:
-            nonlocal looked
-            looked += 1
-            return True
-
-        @done.setter
-        def done(self, done: bool) -> None:
-            pass
-
-    loads = 10_000
-    for number in range(loads):
-        leases.without(b"%d" % number, Counted(leases, b"", None, False), 0.0)
-    assert looked <= 3 * loads
-    assert len(leases._alone) < 500
 
 
 # -- who tells Redis ------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import redis
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
+from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError, CacheUnavailableError
+from magnus_cache.redis.commands import Command, pack
 from magnus_cache.testing import Proxy
 
 
@@ -319,3 +322,82 @@ def test_nothing_is_left_after_a_manager_is_dropped_without_close(url: str) -> N
         asyncio.run(cache.set("t", "k", 1))
         del cache
         gc.collect()
+
+
+class _Request:
+    """What a framework puts into the context of the code that answers a request."""
+
+
+_request: ContextVar[_Request | None] = ContextVar("request", default=None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("face", ["async", "blocking"])
+@pytest.mark.parametrize("outage", [False, True])
+async def test_nothing_keeps_the_context_of_a_call_that_has_ended(proxy: Proxy, face: str, outage: bool) -> None:
+    """What is begun within the first call, and goes on for as long as the connection does, is none of its context's."""
+    if outage:
+        proxy.refuse()
+    async with AsyncCacheManager(redis_url=proxy.url, max_staleness=0.1, op_timeout=0.2) as cache:
+
+        def load() -> int:
+            assert _request.get() is not None
+            return 1
+
+        kept: list[weakref.ref[_Request]] = []
+
+        def answer() -> None:
+            request = _Request()
+            kept.append(weakref.ref(request))
+            _request.set(request)
+            assert cache.sync.get_or_set("t", "k", load) == 1
+
+        async def answer_awaited() -> None:
+            request = _Request()
+            kept.append(weakref.ref(request))
+            _request.set(request)
+            assert await cache.get_or_set("t", "k", load) == 1
+            assert await cache.get_or_set("t", "l", load, early=1, grace=5, soft_timeout=5) == 1
+
+        # Each in a context of its own.
+        if face == "async":
+            await asyncio.create_task(answer_awaited())
+        else:
+            # Not in one of a pool, which may take its time to forget what it did.
+            thread = threading.Thread(target=answer)
+            thread.start()
+            thread.join()
+        # So that something is under way all the time.
+        proxy.delay(0.01)
+
+        async def others(caller: int) -> None:
+            number = 0
+            while True:
+                number += 1
+                await cache.set("t", f"{caller}-{number}", 1)
+                # Without Redis nothing of this lets the loop turn.
+                await asyncio.sleep(0.001)
+
+        callers = [asyncio.create_task(others(caller)) for caller in range(5)]
+        async with asyncio.timeout(10):
+            while kept[0]() is not None:
+                await asyncio.sleep(0.05)
+                gc.collect()
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+
+
+@pytest.mark.anyio
+async def test_each_who_is_told_that_redis_is_away_has_an_error_of_its_own(proxy: Proxy) -> None:
+    """One that many raise, and the connection keeps, would keep the frames of them all, and what is in them."""
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+        wire = cache._engine.state.wire()
+        assert wire is not None
+        await wire.renew()
+        proxy.freeze()
+        ping = Command("PING", pack(b"PING"))
+        one, two = await asyncio.gather(wire.execute(ping), wire.execute(ping), return_exceptions=True)
+        assert isinstance(one, CacheUnavailableError)
+        assert (type(one), str(one)) == (type(two), str(two))
+        assert len({id(error) for error in (one, two, wire._error)}) == 3

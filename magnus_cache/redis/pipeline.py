@@ -258,7 +258,7 @@ class Pipeline:
     def _fail(self, asked: Read | Call, error: CacheUnavailableError) -> None:
         self.pending -= 1
         if not asked.waiter.done():
-            asked.waiter.set_exception(error)
+            asked.waiter.set_exception(error.again())
 
 
 def _check_values(reply: Any, count: int) -> None:

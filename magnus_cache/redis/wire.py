@@ -157,7 +157,7 @@ class Wire:
         # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
         if self._error is not None and (self.over or self._breaker.open):
             # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
-            raise CacheUnavailableError(self._error.reason, self._error.problem)
+            raise self._error.again()
         if self._pipeline.pending >= self._limits.max_pending:
             raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
         self._pipeline.add(asked)
@@ -173,8 +173,9 @@ class Wire:
             # Another wire of this process has just learned that Redis is away.
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
-        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=Context())
-        self._task.add_done_callback(lambda _: self._end())
+        context = Context()
+        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=context)
+        self._task.add_done_callback(lambda _: self._end(), context=context)
 
     # -- the connection's life ------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class Wire:
                 # wait for one attempt. Who fell silent or refused us would make all of them wait in vain.
                 if self._proved and error.reason == "lost":
                     continue
-                self._error = CacheUnavailableError(error.reason, error.problem)
+                self._error = error
                 self._breaker.failed(self.clock(), error.reason)
                 self._observer.disconnected(self, error)
                 self._pipeline.fail_queued(error)

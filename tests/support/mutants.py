@@ -6,6 +6,7 @@ pass proves nothing about it.
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import math
 import os
@@ -120,6 +121,7 @@ BREAKER: Final = "tests/test_breaker.py"
 REACTIONS: Final = "tests/test_reactions.py"
 EVICTION: Final = "tests/test_eviction.py"
 LATE: Final = "tests/test_late_delivery.py"
+LIFECYCLE: Final = "tests/test_lifecycle.py"
 
 
 @guard(LEASES)
@@ -945,6 +947,21 @@ def without_leaving_alone_what_was_given_up() -> None:
 @guard(LOADERS)
 def without_an_age_of_loads() -> None:
     put(flight_registry.FlightRegistry, "overdue", nothing)
+
+
+@guard(RACES)
+def without_an_end_of_joining_what_has_no_lease() -> None:
+    put(flight_registry.FlightRegistry, "expire", nothing)
+
+
+@guard(LIFECYCLE)
+def without_a_context_of_the_wires_own() -> None:
+    put(wire, "Context", contextvars.copy_context)
+
+
+@guard(LIFECYCLE)
+def without_an_error_for_each_who_raises_it() -> None:
+    put(errors.CacheUnavailableError, "again", lambda self: self)
 
 
 @guard(LOADERS)
