@@ -55,6 +55,8 @@ class _Asking:
     def set_exception(self, exception: BaseException, /) -> None:
         """Let it be asked for again when it is needed."""
         self._known.asked.discard(self._name)
+        if isinstance(exception, CacheUnavailableError) and exception.refused:
+            self._known.refusal = exception
 
 
 class EpochReads:
@@ -135,7 +137,9 @@ class EpochReads:
             if self._epochs.floor(wire.known, realm, tags) is not None:
                 return
             wire.known.ready.discard(realm.control)
+            wire.known.refusal = None
             self.prepare(wire, realm, tags)
             await wire.renew()
-        problem = "Redis does not tell its epochs; grant the user EVAL and EVALSHA"
-        raise CacheUnavailableError("error", problem, refused=True)
+        if wire.known.refusal is not None:
+            raise wire.known.refusal.again()
+        raise CacheUnavailableError("error", "Redis' epochs change faster than they are told", refused=True)

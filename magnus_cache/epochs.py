@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from magnus_cache.entries import Mark
+from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Keyspace
 
 __all__ = ["LATEST_EPOCH", "ControlNames", "Epochs", "Known", "Realm", "epoch_of"]
@@ -85,9 +86,10 @@ class Known:
     :ivar ready: the epochs of namespaces whose values without tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
     :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
+    :ivar refusal: why Redis last refused to tell one, or to issue it anew.
     """
 
-    __slots__ = ("asked", "current", "deadline", "ready", "sealed")
+    __slots__ = ("asked", "current", "deadline", "ready", "refusal", "sealed")
 
     def __init__(self) -> None:
         self.current: set[bytes] = set()
@@ -95,6 +97,7 @@ class Known:
         self.ready: set[bytes] = set()
         self.deadline = math.inf
         self.sealed = False
+        self.refusal: CacheUnavailableError | None = None
 
     def forget(self) -> None:
         """Have everything asked for again."""

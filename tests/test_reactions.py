@@ -119,6 +119,20 @@ async def test_out_of_memory(start: Start, caplog: pytest.LogCaptureFixture) -> 
                 assert await manager.get_or_set("tagged", "k", lambda: "new", tags="x") == "new"
 
 
+async def test_why_an_epoch_is_not_told_is_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """A new namespace needs one, which a full server has no room for."""
+    server = start()
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.set("t", "k", 1)
+        with administrator(server) as admin:
+            admin.config_set("maxmemory-policy", "noeviction")
+            admin.config_set("maxmemory", 1)
+            assert await cache.set("new", "k", 1) is True
+            assert (await cache.get_stats())["errors"]["oom"] > 0
+    (line,) = warnings(caplog)
+    assert "Redis refused LEARN: it is out of memory; raise maxmemory or evict" in line
+
+
 async def test_no_tag_is_adopted_from_before_an_invalidation_for_which_there_was_no_room(start: Start) -> None:
     """Invariant 2: a load that began before it stores nothing valid, though the epoch is gone without a trace."""
     server, gate = start(), asyncio.Event()
