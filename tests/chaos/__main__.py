@@ -21,7 +21,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path(".reports/chaos.json"))
     arguments = parser.parse_args()
     logging.getLogger("magnus_cache").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for other in ("asyncio", "cashews"):
+        logging.getLogger(other).setLevel(logging.CRITICAL)
     rows = []
     for name in arguments.only or FAULTS:
         rows.append(strike(name, arguments.seconds, arguments.callers, arguments.server))

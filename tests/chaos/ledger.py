@@ -1,10 +1,11 @@
 """What a source has, what caches were told, and whether a read got what it must not.
 
-Three things hold at any time:
+Four things hold at any time:
 
 (a) what a process has invalidated itself, it is never served again, whether or not Redis could be told;
 (b) what a peer has invalidated, and Redis was told of, no connected process is served beyond the staleness bound;
-(c) what was invalidated in an outage is told on the return, and from then on (b) holds for it as well.
+(c) what was invalidated in an outage is told on the return, and from then on (b) holds for it as well;
+(d) nobody is served what has aged beyond its time to live and its grace, with Redis or without.
 
 A process that cannot reach Redis serves what it has: only (a) holds for it, until it is back and a bound has passed.
 """
@@ -19,6 +20,10 @@ from typing import Any
 from magnus_cache.state import State
 
 __all__ = ["Cache", "Ledger", "Stale"]
+
+
+_LATE = 1.0
+"""Seconds from the beginning of a load, which its age is counted from here, to the storing of its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Cache:
     state: State
     floors: dict[str, int] = field(default_factory=dict)
     """The oldest version that (a) allows."""
-    untold: list[tuple[str, int, bytes]] = field(default_factory=list)
+    untold: list[tuple[str, int]] = field(default_factory=list)
     """Invalidations that Redis could not be told of."""
     apart: float = 0.0
     """When it last was without Redis."""
@@ -67,7 +72,11 @@ class Ledger:
         """Return what the source has now."""
         with self._lock:
             self.loads += 1
-            return [key, self._versions.get(key, 0)]
+            return [key, self._versions.get(key, 0), time.monotonic()]
+
+    def written(self, key: str, versions: dict[str, int]) -> list[Any]:
+        """Return the value that makes a change known by overwriting."""
+        return [key, versions[key], time.monotonic()]
 
     def change(self, keys: list[str]) -> dict[str, int]:
         """Change the source; the caches are to be told next."""
@@ -83,9 +92,8 @@ class Ledger:
         with self._lock:
             for key, version in versions.items():
                 cache.floors[key] = max(cache.floors.get(key, 0), version)
-                name = cache.state.keyspace.value_name("chaos", key)
                 if cache.state.recovery.pending:
-                    cache.untold.append((key, version, name))
+                    cache.untold.append((key, version))
                 else:
                     self._publish(key, version, now)
 
@@ -97,7 +105,7 @@ class Ledger:
                 cache.apart = now
             if cache.untold and not cache.state.recovery.pending:
                 with self._lock:
-                    for key, version, _ in cache.untold:
+                    for key, version in cache.untold:
                         self._publish(key, version, now)
                     cache.untold.clear()
 
@@ -111,12 +119,17 @@ class Ledger:
         with self._lock:
             return cache.floors.get(key, 0)
 
-    def ended(self, cache: Cache, key: str, value: Any, began: float, floor: int) -> None:
-        """Judge what a read got."""
+    def ended(self, cache: Cache, key: str, value: Any, began: float, floor: int, life: float | None = None) -> None:
+        """Judge what a read got.
+
+        :param life: seconds that a value may be served for after it was loaded.
+        """
         assert value[0] == key, f"{key} got the value of {value[0]}"
         got: int = value[1]
         if got < floor:
             self._accuse("a", key, got, floor, cache, 0.0)
+        if life is not None and (age := began - value[2]) > life + _LATE:
+            self._accuse("d", key, got, got, cache, age - life)
         # Without Redis now, or a moment ago: what it serves may be what it had.
         if not cache.state.reachable or began - cache.apart <= self.bound:
             return

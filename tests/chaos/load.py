@@ -1,27 +1,48 @@
-"""Callers: half of them tasks, half threads, on two caches, over a few hundred keys. They read, load and invalidate."""
+"""Callers: half of them tasks, half threads, on two caches, over a few hundred keys. They read, load, write and delete.
+
+A quarter of the keys has a policy of freshness, and a source that is now and then slow, or fails.
+"""
 
 import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from magnus_cache import AsyncCacheManager
+from magnus_cache import AsyncCacheManager, Namespace
 from tests.chaos.ledger import Cache, Ledger
 from tests.chaos.world import World
 
 __all__ = ["Callers", "Seen"]
 
 KEYS = [f"k{number}" for number in range(200)]
+POLICY_KEYS = [f"p{number}" for number in range(200)]
 TAGS = 10
+
+TTL, GRACE = 0.4, 1.5
+POLICY = Namespace("policy", ttl=TTL, grace=GRACE, soft_timeout=0.05, early=20, retry=0.2)
+
+READS = frozenset({"load", "get"})
+_KINDS = {"load": 70.0, "get": 20.0, "delete": 6.0, "delete_many": 2.0, "tag": 2.0, "set": 6.0, "clear": 0.1}
+"""What callers do, and how often."""
+
+_OF_OTHERS = 0.05
+"""The share of the calls that are about the caller's own key."""
+
 LOAD = 0.005
 """Seconds that the source takes."""
 
+SLOW = 0.2
+"""Seconds that it takes now and then where there is a policy for that."""
+
 PAUSE = 0.08
 """Seconds on average between two calls of one caller: so that two cores suffice for two hundred."""
+
+
+class SourceError(Exception):
+    """The source is not well, which is no fault of the cache."""
 
 
 @dataclass
@@ -33,7 +54,8 @@ class Seen:
 
 
 def tags(key: str) -> tuple[str, ...]:
-    return (f"tag{int(key[1:]) % TAGS}",)
+    # What only one caller writes is not to be changed by others.
+    return (f"{key[0]}tag{int(key[1:]) % TAGS}",) if key[0] in "kp" else ()
 
 
 class Callers:
@@ -64,11 +86,14 @@ class Callers:
     def stop(self) -> None:
         self._over.set()
 
+    def _call(self, which: int, dice: random.Random, own: str) -> "_Call":
+        return _Call(self._world.ledger, self._world.caches[which], self._world.managers[which], dice, own)
+
     async def _task(self, number: int) -> None:
-        dice = random.Random(number)
+        dice, own = random.Random(number), f"own-task-{number}"
         while not self._over.is_set():
             which = dice.randrange(2)
-            call = _Call(self._world.ledger, self._world.caches[which], self._world.managers[which], dice)
+            call = self._call(which, dice, own)
             began = time.monotonic()
             try:
                 await call.awaited()
@@ -78,10 +103,10 @@ class Callers:
             await asyncio.sleep(dice.expovariate(1 / PAUSE))
 
     def _thread(self, number: int) -> None:
-        dice = random.Random(1000 + number)
+        dice, own = random.Random(1000 + number), f"own-thread-{number}"
         while not self._over.is_set():
             which = dice.randrange(2)
-            call = _Call(self._world.ledger, self._world.caches[which], self._world.managers[which], dice)
+            call = self._call(which, dice, own)
             began = time.monotonic()
             try:
                 call.blocking()
@@ -92,74 +117,114 @@ class Callers:
 
 
 class _Call:
-    """One call: which, on what, decided by dice."""
+    """One call: which, on what, decided by dice.
 
-    def __init__(self, ledger: Ledger, cache: Cache, manager: AsyncCacheManager, dice: random.Random) -> None:
+    :param own: a key that this caller alone overwrites: of two that did at a time, either may be the last.
+    """
+
+    def __init__(self, ledger: Ledger, cache: Cache, manager: AsyncCacheManager, dice: random.Random, own: str) -> None:
         self._ledger = ledger
         self._cache = cache
         self._manager = manager
+        self._kind = dice.choices([*_KINDS], [*_KINDS.values()])[0]
+        self._namespace: str = dice.choices(["chaos", POLICY], [3, 1])[0]
         # Some keys are much asked for.
-        self._key = KEYS[min(int(dice.expovariate(1 / 40)), len(KEYS) - 1)]
-        self._kind = dice.choices(["load", "get", "delete", "delete_many", "tag"], [70, 20, 6, 2, 2])[0]
+        number = min(int(dice.expovariate(1 / 40)), len(KEYS) - 1)
+        self._key = (POLICY_KEYS if self._namespace is POLICY else KEYS)[number]
+        if self._kind == "set" or dice.random() < _OF_OTHERS:
+            self._namespace, self._key = "written", own
+            if self._kind == "tag":
+                self._kind = "set"
+        # Decided here: what goes on when its caller has gone must not share its dice.
+        self._fate = dice.choices(["good", "slow", "failing"], [90, 5, 5])[0] if self._namespace is POLICY else "good"
+        self._takes = SLOW if self._fate == "slow" else LOAD
+
+    def _loaded(self) -> list[Any]:
+        value = self._ledger.load(self._key)
+        if self._fate == "failing":
+            raise SourceError
+        return value
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {} if self._namespace is POLICY else {"ttl": 60}
 
     async def awaited(self) -> None:
         async def load() -> list[Any]:
-            value = self._ledger.load(self._key)
-            await asyncio.sleep(LOAD)
+            value = self._loaded()
+            await asyncio.sleep(self._takes)
             return value
 
-        manager, key = self._manager, self._key
-        if self._kind == "load":
-            await self._read(lambda: manager.get_or_set("chaos", key, load, 60, tags(key)))
-        elif self._kind == "get":
-            await self._read(lambda: manager.get("chaos", key))
-        else:
-            keys = self._touched()
-            versions = self._ledger.change(keys)
-            if self._kind == "tag":
-                await manager.invalidate_tags(*tags(key))
-            elif self._kind == "delete":
-                await manager.delete("chaos", key)
-            else:
-                await manager.delete_many("chaos", keys)
-            self._ledger.told(self._cache, versions)
-
-    async def _read(self, read: Callable[[], Awaitable[Any]]) -> None:
-        floor, began = self._ledger.begins(self._cache, self._key), time.monotonic()
-        value = await read()
-        if value is not None:
-            self._ledger.ended(self._cache, self._key, value, began, floor)
-
-    def blocking(self) -> None:
-        def load() -> list[Any]:
-            value = self._ledger.load(self._key)
-            time.sleep(LOAD)
-            return value
-
-        manager, key = self._manager.sync, self._key
-        if self._kind in {"load", "get"}:
+        manager, namespace, key = self._manager, self._namespace, self._key
+        if self._kind in READS:
             floor, began = self._ledger.begins(self._cache, key), time.monotonic()
-            if self._kind == "load":
-                value = manager.get_or_set("chaos", key, load, 60, tags(key))
-            else:
-                value = manager.get("chaos", key)
-            if value is not None:
-                self._ledger.ended(self._cache, key, value, began, floor)
+            try:
+                if self._kind == "load":
+                    value = await manager.get_or_set(namespace, key, load, tags=tags(key), **self._options)
+                else:
+                    value = await manager.get(namespace, key)
+            except SourceError:
+                return
+            self._judge(value, began, floor)
             return
         keys = self._touched()
         versions = self._ledger.change(keys)
-        if self._kind == "tag":
-            manager.invalidate_tags(*tags(key))
+        if self._kind == "set":
+            await manager.set(namespace, key, self._ledger.written(key, versions))
+        elif self._kind == "clear":
+            await manager.clear(namespace)
+        elif self._kind == "tag":
+            await manager.invalidate_tags(*tags(key))
         elif self._kind == "delete":
-            manager.delete("chaos", key)
+            await manager.delete(namespace, key)
         else:
-            manager.delete_many("chaos", keys)
+            await manager.delete_many(namespace, keys)
         self._ledger.told(self._cache, versions)
 
+    def blocking(self) -> None:
+        def load() -> list[Any]:
+            value = self._loaded()
+            time.sleep(self._takes)
+            return value
+
+        manager, namespace, key = self._manager.sync, self._namespace, self._key
+        if self._kind in READS:
+            floor, began = self._ledger.begins(self._cache, key), time.monotonic()
+            try:
+                if self._kind == "load":
+                    value = manager.get_or_set(namespace, key, load, tags=tags(key), **self._options)
+                else:
+                    value = manager.get(namespace, key)
+            except SourceError:
+                return
+            self._judge(value, began, floor)
+            return
+        keys = self._touched()
+        versions = self._ledger.change(keys)
+        if self._kind == "set":
+            manager.set(namespace, key, self._ledger.written(key, versions))
+        elif self._kind == "clear":
+            manager.clear(namespace)
+        elif self._kind == "tag":
+            manager.invalidate_tags(*tags(key))
+        elif self._kind == "delete":
+            manager.delete(namespace, key)
+        else:
+            manager.delete_many(namespace, keys)
+        self._ledger.told(self._cache, versions)
+
+    def _judge(self, value: Any, began: float, floor: int) -> None:
+        if value is not None:
+            life = TTL + GRACE if self._namespace is POLICY else None
+            self._ledger.ended(self._cache, self._key, value, began, floor, life)
+
     def _touched(self) -> list[str]:
-        if self._kind == "tag":
-            return [key for key in KEYS if tags(key) == tags(self._key)]
-        if self._kind == "delete":
+        if self._namespace == "written" or self._kind == "delete":
             return [self._key]
-        first = KEYS.index(self._key)
-        return KEYS[first : first + 5]
+        keys = POLICY_KEYS if self._namespace is POLICY else KEYS
+        if self._kind == "clear":
+            return keys
+        if self._kind == "tag":
+            return [key for key in keys if tags(key) == tags(self._key)]
+        first = keys.index(self._key)
+        return keys[first : first + 5]

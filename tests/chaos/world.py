@@ -1,8 +1,10 @@
 """What a fault strikes: a server of its own, a proxy before it, and two processes' worth of caches."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -52,13 +54,14 @@ def world(kind: str = "valkey") -> Iterator[World]:
         "enable-debug-command": "yes", "requirepass": SECRET, "masterauth": SECRET, "repl-diskless-sync-delay": "0",
     }  # fmt: skip
     with EmbeddedServer(binary, **options) as server, EmbeddedServer(binary, **options) as spare:
-        with Proxy(server.port) as proxy:
+        with Proxy(server.port) as proxy, tempfile.TemporaryDirectory() as folder:
             url = f"redis://:{SECRET}@127.0.0.1:{proxy.port}/0"
             made: dict[str, Any] = {
                 "redis_url": url,
                 "op_timeout": OP_TIMEOUT,
                 "max_staleness": STALENESS,
                 "lease": 2.0,
+                "recovery_path": Path(folder) / "recovery.db",
             }
             managers = [AsyncCacheManager(**made) for _ in range(2)]
             caches = [Cache(number, manager._engine.state) for number, manager in enumerate(managers)]
