@@ -193,3 +193,19 @@ async def test_one_loop_knocks_and_all_come_back(proxy: Proxy) -> None:
                 loop.call_soon_threadsafe(gate.set)
             for thread in threads:
                 thread.join()
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None:
+    """Who served us and hung up may be back at once: but not if another loop's connection has just found out."""
+    async with AsyncCacheManager(redis_url=proxy.url) as cache:
+        await cache.set("t", "k", 1)
+        state = cache._engine.state
+        proxy.refuse()
+        state.breaker.failed(state.clock(), "refused")
+        state.breaker._retry_at = state.clock() + 60
+        proxy.cut()
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*(cache.get("t", f"k{number}") for number in range(10))) == [None] * 10
+            await wait_until_async(lambda: not state.reachable)
+            assert await cache.get("t", "other") is None

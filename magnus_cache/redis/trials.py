@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import Clock
@@ -9,8 +10,11 @@ from magnus_cache.clock import Clock
 __all__ = ["turn"]
 
 
-async def turn(breaker: Breaker, clock: Clock) -> None:
-    """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded."""
+async def turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
+    """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded.
+
+    :param resting: called before each wait for that, which may take seconds: nobody is to wait along.
+    """
     loop = asyncio.get_running_loop()
     while (wait := breaker.admit(clock())) > 0:
         back = asyncio.Event()
@@ -21,6 +25,8 @@ async def turn(breaker: Breaker, clock: Clock) -> None:
                 loop.call_soon_threadsafe(back.set)
 
         breaker.listen(bell)
+        if breaker.open:
+            resting()
         try:
             async with asyncio.timeout(wait):
                 await back.wait()

@@ -169,9 +169,6 @@ class Wire:
             self._doorbell.set_result(None)
 
     def _start(self) -> None:
-        if self._breaker.open:
-            # Another wire of this process has just learned that Redis is away.
-            self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
         context = Context()
         self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=context)
@@ -182,7 +179,7 @@ class Wire:
     async def _live(self) -> None:
         try:
             while True:
-                await turn(self._breaker, self.clock)
+                await turn(self._breaker, self.clock, self._rest)
                 began = self.clock()
                 error = await self._connection()
                 self._lost(error)
@@ -199,6 +196,12 @@ class Wire:
                 self._pipeline.fail_queued(error)
         finally:
             self._end()
+
+    def _rest(self) -> None:
+        """Let nobody wait for an attempt that is not due yet, as another wire has just learned that Redis is away."""
+        if self._error is None:
+            self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
+        self._pipeline.fail_queued(self._error)
 
     def _end(self) -> None:
         """Fail whoever waits, for good; also called for a task that was cancelled before its first step."""

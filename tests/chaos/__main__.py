@@ -37,9 +37,11 @@ def main() -> int:
             print(f"  {who:40} {seconds:7.2f} s")
     written(arguments.json, {"rows": [asdict(row) for row in rows], "black hole": times})
     print(f"\nwritten to {arguments.json}")
-    bad = [row for row in rows if row.errors or row.stale or row.recovery < 0]
+    bad = [row for row in rows if row.errors or row.stale or row.recovery < 0 or row.p99 >= 2 * OP_TIMEOUT]
     for row in bad:
-        print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}")
+        print(
+            f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}, p99 {row.p99:.2f} s"
+        )
     if late:
         print(f"ours took more than twice the op_timeout of {OP_TIMEOUT:g} s")
     return 1 if bad or late else 0

@@ -959,6 +959,11 @@ def without_a_context_of_the_wires_own() -> None:
     put(wire, "Context", contextvars.copy_context)
 
 
+@guard(BREAKER)
+def without_telling_who_waits_for_an_attempt_that_is_not_due() -> None:
+    put(wire.Wire, "_rest", nothing)
+
+
 @guard(LIFECYCLE)
 def without_an_error_for_each_who_raises_it() -> None:
     put(errors.CacheUnavailableError, "again", lambda self: self)
