@@ -25,8 +25,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.shares: list[float] = []
         self.breaker = Breaker(10.0, lambda low, high: low + (high - low) * (self.shares.pop() if self.shares else 1.0))
-        self.trials = 0
-        """Attempts under way."""
+        self.trial_until = -math.inf
+        """When the attempt that is under way counts as lost."""
         self.failing = self.known = False
         self.outages = 0
         self.failed_at = -math.inf
@@ -40,8 +40,6 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        if self.trials and seconds >= 10:
-            self.trials = 0  # taken for lost
 
     @rule()
     def tries(self) -> None:
@@ -50,8 +48,8 @@ class BreakerMachine(RuleBasedStateMachine):
         if not self.failing:
             assert wait == 0
         elif wait == 0:
-            assert self.trials == 0, "two at a time"
-            self.trials = 1
+            assert self.trial_until <= self.now, "two at a time"
+            self.trial_until = self.now + 10.0
         else:
             assert wait <= 10.001
 
@@ -67,19 +65,19 @@ class BreakerMachine(RuleBasedStateMachine):
             assert 0.1 <= pause <= 3.0
             self.failed_at = self.now
         self.outages += not self.failing
-        self.failing, self.trials = True, 0
+        self.failing, self.trial_until = True, -math.inf
         assert self.rung == self.listening
 
     @rule()
     def succeeds(self) -> None:
         self.breaker.succeeded(self.now)
-        self.failing, self.known, self.trials = False, True, 0
+        self.failing, self.known, self.trial_until = False, True, -math.inf
         assert self.rung == self.listening
 
     @rule()
     def gives_up(self) -> None:
         self.breaker.withdrawn(self.now)
-        self.trials = 0
+        self.trial_until = -math.inf
         assert self.rung == self.listening
 
     @rule()
