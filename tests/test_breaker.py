@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from magnus_cache import AsyncCacheManager
 from magnus_cache.breaker import Breaker
+from magnus_cache.redis.trials import turn
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until_async
 
@@ -207,3 +209,20 @@ async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None
             assert await asyncio.gather(*(cache.get("t", f"k{number}") for number in range(10))) == [None] * 10
             await wait_until_async(lambda: not state.reachable)
             assert await cache.get("t", "other") is None
+
+
+class Recovering(Breaker):
+    """Another thread's attempt succeeds in the moment before somebody listens for it."""
+
+    def listen(self, bell: Callable[[], object]) -> None:
+        self.succeeded(0.0)
+        super().listen(bell)
+
+
+@pytest.mark.anyio
+async def test_nobody_is_sent_away_when_another_attempt_has_just_succeeded() -> None:
+    breaker, rested = Recovering(), list[float]()
+    breaker.failed(0.0, "refused")
+    async with asyncio.timeout(5):
+        await turn(breaker, lambda: 0.0, lambda: rested.append(0.0))
+    assert rested == []

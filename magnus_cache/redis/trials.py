@@ -13,7 +13,7 @@ __all__ = ["turn"]
 async def turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
     """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded.
 
-    :param resting: called before each wait for that, which may take seconds: nobody is to wait along.
+    :param resting: called before each wait, which may take seconds, while Redis is away: nobody is to wait along.
     """
     loop = asyncio.get_running_loop()
     while (wait := breaker.admit(clock())) > 0:
@@ -25,6 +25,7 @@ async def turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) ->
                 loop.call_soon_threadsafe(back.set)
 
         breaker.listen(bell)
+        # Another thread's attempt may have succeeded since: then the bell has rung, and callers are served at once.
         if breaker.open:
             resting()
         try:

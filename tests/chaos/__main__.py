@@ -39,9 +39,9 @@ def main() -> int:
     print(f"\nwritten to {arguments.json}")
     bad = [row for row in rows if row.errors or row.stale or row.recovery < 0 or row.p99 >= 2 * OP_TIMEOUT]
     for row in bad:
-        print(
-            f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}, p99 {row.p99:.2f} s"
-        )
+        back = "never well again" if row.recovery < 0 else f"well again after {row.recovery:.2f} s"
+        print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}")
+        print(f"{row.fault}: p99 {row.p99:.2f} s at an op_timeout of {OP_TIMEOUT:g} s, {back}")
     if late:
         print(f"ours took more than twice the op_timeout of {OP_TIMEOUT:g} s")
     return 1 if bad or late else 0
