@@ -10,9 +10,7 @@ import contextvars
 import dataclasses
 import math
 import os
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from magnus_cache import (
     arrivals,
@@ -62,49 +60,23 @@ from magnus_cache.redis import (
     wire,
 )
 
-VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
-
-
-class Mutant(NamedTuple):
-    """One guard: how it is switched off, and the tests that have to notice."""
-
-    name: str
-    switch_off: Callable[[], object]
-    tests: tuple[str, ...]
-
-
-MUTANTS: Final[dict[str, Mutant]] = {}
-
-
-def guard(*tests: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    def register(switch_off: Callable[[], object]) -> Callable[[], object]:
-        name = switch_off.__name__.removeprefix("without_").replace("_", " ")
-        MUTANTS[name] = Mutant(name, switch_off, tests)
-        return switch_off
-
-    return register
+# Each registers its guards by being imported.
+from tests.support import (  # noqa: F401
+    mutants_epochs,
+    mutants_fallback,
+    mutants_hostile,
+    mutants_interrupts,
+    mutants_joining,
+    mutants_pushes,
+    mutants_stalls,
+)
+from tests.support.guards import MUTANTS, VARIABLE, edit, guard, nothing, put
 
 
 def pytest_configure() -> None:
     name = os.environ.get(VARIABLE)
     if name:
         MUTANTS[name].switch_off()
-
-
-def put(owner: Any, name: str, value: Any) -> None:
-    """Put something else in the place of a guard, which must be there: else it has moved, and nothing is off."""
-    assert not isinstance(owner, type | ModuleType) or hasattr(owner, name), f"{owner} has no {name}"
-    setattr(owner, name, value)
-
-
-def nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
-def edit(script: scripts.Script, old: str, new: str) -> None:
-    """Change the text of a script."""
-    assert old in script.text, f"{script.name} has no such line"
-    script.__init__(script.name, script.text.replace(old, new))  # type: ignore[misc]
 
 
 # -- leases -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Guards of epochs, time and servers met; see `mutants`."""

@@ -1,0 +1,1 @@
+"""Guards of the fallback without Redis, and names; see `mutants`."""

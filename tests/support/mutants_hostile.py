@@ -1,0 +1,1 @@
+"""Guards of hostile input, and bounds that are totals; see `mutants`."""

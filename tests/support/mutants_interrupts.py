@@ -1,0 +1,1 @@
+"""Guards of signals, finalizers, Ctrl-C and exit; see `mutants`."""

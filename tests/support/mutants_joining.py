@@ -1,0 +1,1 @@
+"""Guards of joining a load; see `mutants`."""

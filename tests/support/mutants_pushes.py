@@ -1,0 +1,1 @@
+"""Guards of what a push means, and names by database; see `mutants`."""

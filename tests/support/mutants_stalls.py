@@ -1,0 +1,1 @@
+"""Guards of what would hold up a loop or a thread; see `mutants`."""
