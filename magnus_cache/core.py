@@ -26,6 +26,7 @@ from magnus_cache.modes import Mode
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.redis import commands
 from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport, warm
@@ -44,7 +45,7 @@ _STEP: Final = 500
 class AsyncOperations:
     """What can be done with a cache from a coroutine; see `AsyncCacheManager`."""
 
-    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Any) -> None:
+    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(Engine.made(settings, overrides))
 
     @classmethod

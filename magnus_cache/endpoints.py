@@ -9,14 +9,18 @@ from pydantic import SecretStr
 
 __all__ = ["Endpoint", "EndpointError", "parse_url"]
 
-_SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+_SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {
+    "redis": "tcp", "valkey": "tcp", "rediss": "tls", "valkeys": "tls", "unix": "unix",
+}  # fmt: skip
+_IN_URL: Final = frozenset({"redis_host", "redis_port", "redis_db", "redis_ssl", "redis_username", "redis_password"})
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _CERT_REQS: Final = ("required", "optional", "none")
+_ESCAPES: Final = "in a user or password write / ? # @ : as %2F %3F %23 %40 %3A"
 _FLAGS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 class EndpointError(ValueError):
-    """A URL cannot be meant. The message quotes no part of it that could be a secret."""
+    """A URL is invalid. The message quotes no part of it that could be a secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,7 @@ class Endpoint:
     :ivar path: of the UNIX socket.
     :ivar db: the number of the database.
     :ivar tls: options for redis-py's `SSLConnection`; empty without TLS.
+    :ivar names: the name under which each setting is in effect, a keyword or a variable; for messages.
     """
 
     scheme: Literal["tcp", "tls", "unix"] = "tcp"
@@ -38,6 +43,17 @@ class Endpoint:
     username: str | None = None
     password: SecretStr | None = None
     tls: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    names: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def name(self, setting: str) -> str:
+        """Return what a user has to change for a setting to take another value, such as ``REDIS_PORT``.
+
+        :param setting: a field of `CacheSettings`. Where a URL is in effect that is the URL, for what a URL can say.
+        """
+        if "redis_url" in self.names and setting in _IN_URL:
+            return self.names["redis_url"]
+        plain = setting.startswith("redis_")
+        return self.names.get(setting, setting.upper() if plain else f"MAGNUS_CACHE_{setting.upper()}")
 
     @property
     def display(self) -> str:
@@ -51,7 +67,8 @@ class Endpoint:
 def parse_url(url: str) -> dict[str, Any]:
     """Return the parts of an `Endpoint` that a URL gives; `tls` holds the options of its query.
 
-    ``redis://[user:password@]host[:port][/db]``, ``rediss://`` likewise, ``unix://[user:password@]/path[?db=1]``.
+    ``redis://[user:password@]host[:port][/db]``, ``rediss://`` likewise, ``unix://[user:password@]/path[?db=1]``;
+    ``valkey://`` and ``valkeys://`` are the first two.
 
     :raises EndpointError: for anything else.
     """
@@ -59,12 +76,12 @@ def parse_url(url: str) -> dict[str, Any]:
         split = urlsplit(url.strip())
         port = split.port
     except ValueError:
-        raise EndpointError(
-            "it is no URL: the port must be a number up to 65535, and in a password / ? # @ : are %2F %3F %23 %40 %3A"
-        ) from None
+        raise EndpointError(f"it is no URL: the port must be a number up to 65535, and {_ESCAPES}") from None
     scheme = _SCHEMES.get(split.scheme)
     if scheme is None:
-        raise EndpointError("it must begin with redis://, rediss:// (TLS) or unix://")
+        raise EndpointError("it must begin with redis:// (or valkey://), rediss:// (TLS; or valkeys://), or unix://")
+    if scheme != "unix" and "@" in split.path:
+        raise EndpointError(f"there is an '@' after the slash; {_ESCAPES}")
     query = _query(split)
     parts: dict[str, Any] = {"scheme": scheme}
     if split.username:

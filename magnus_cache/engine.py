@@ -8,6 +8,7 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
 from magnus_cache.refreshes import Refreshes
+from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.state import State
 from magnus_cache.writes import Writes
 
@@ -28,7 +29,7 @@ class Engine:
         self.refreshes = Refreshes(self.reads, self.loads)
 
     @classmethod
-    def made(cls, settings: Any, overrides: dict[str, Any]) -> "Engine":
+    def made(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
         """Return a new one; settings come from the environment where neither argument gives them.
 
         :raises CacheTypeError: for settings that are none.

@@ -6,18 +6,22 @@ What is wrong is told with the keyword and the variable, and never with a secret
 
 import difflib
 import os
+import re
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, Unpack
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from magnus_cache.clock import seconds
 from magnus_cache.endpoints import Endpoint, parse_url
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 from magnus_cache.namespaces import check_name
+from magnus_cache.notices import logger
+from magnus_cache.settings_options import SettingsOptions
 
 __all__ = ["CacheSettings"]
 
@@ -26,6 +30,10 @@ _DOTENV = ".env"
 _PLACE: Final = frozenset({"redis_host", "redis_port", "redis_db", "redis_ssl"})
 _NUMBERS: Final = ("redis_port", "redis_db", "l1_max_entries", "l1_max_bytes", "max_value_bytes", "max_pending")
 _LOGIN: Final = frozenset({"redis_username", "redis_password"})
+_ADDRESS: Final = re.compile(r"tcp://(?P<host>[^/@\s]+):(?P<port>\d+)")
+_OURS: Final = "MAGNUS_CACHE_"
+_told: Final[set[str]] = set()
+"""Unknown variables that were told already: each manager reads the environment anew."""
 
 
 def _seconds(value: Any) -> float:
@@ -49,8 +57,26 @@ def _variable(field: str) -> str:
 
 def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, Any]:
     """Return the settings among some variables; one that is empty, as the guide's ``REDIS_PASSWORD=``, is not set."""
-    values = {field: found.get(_variable(field)) for field in fields}
-    return {field: value for field, value in values.items() if value}
+    # A file with a secret ends in a new line, which is no part of it; blanks may be.
+    values = {field: (found.get(_variable(field)) or "").strip("\r\n" if field in _LOGIN else None) for field in fields}
+    layer: dict[str, Any] = {field: value for field, value in values.items() if value}
+    # Beside a service named "redis", Kubernetes sets REDIS_PORT to its address in every pod.
+    if (injected := _ADDRESS.fullmatch(layer.get("redis_port", ""))) is not None:
+        layer["redis_port"] = injected["port"]
+        layer.setdefault("redis_host", injected["host"].strip("[]"))
+    return layer
+
+
+def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) -> None:
+    """Say once which of our own variables have no meaning: a misspelt one would be ignored in silence."""
+    known = [_variable(field) for field in fields]
+    for name in sorted(found):
+        if name.startswith(_OURS) and name not in known and name not in _told:
+            _told.add(name)
+            bare = name.removeprefix(_OURS)
+            near = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            logger.warning("%s (%s) is no setting and is ignored; %s", name, where, hint)
 
 
 def _dotenv() -> Mapping[str, str | None]:
@@ -86,7 +112,9 @@ class CacheSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; instead of the next five")
+    redis_url: SecretStr | None = Field(
+        None, description="redis://, valkey://, rediss:// (TLS), valkeys:// or unix://; instead of the next five"
+    )
     redis_host: str = Field("localhost", min_length=1)
     redis_port: int = Field(6379, ge=1, le=65_535)
     redis_username: str | None = None
@@ -114,17 +142,25 @@ class CacheSettings(BaseSettings):
         None, description="file that keeps what Redis could not be told, so that it outlives this process"
     )
 
-    def __init__(self, **values: Any) -> None:
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)
+    """What the caller or the environment has set, by the name it was given under."""
+
+    def __init__(self, **values: Unpack[SettingsOptions]) -> None:
         fields = type(self).model_fields
         unknown = values.keys() - fields.keys()
         if unknown:
-            raise CacheSettingsError(_unknown(min(unknown), list(fields)))
-        surroundings = _over(_layer(os.environ, fields), _layer(_dotenv(), fields))
+            raise CacheSettingsError("; ".join(_unknown(name, list(fields)) for name in sorted(unknown)))
+        file = _dotenv()
+        _warn_of_unknown(os.environ, fields, "in the environment")
+        _warn_of_unknown(file, fields, f"in {_DOTENV}")
+        surroundings = _over(_layer(os.environ, fields), _layer(file, fields))
+        given = _over(values, surroundings)
         try:
-            super().__init__(**_over(values, surroundings))
+            super().__init__(**given)
         except ValidationError as error:
             problem = _explained(error)
         else:
+            self._names = {field: field if field in values else _variable(field) for field in given}
             return
         # Raised here and not above: pydantic's own error holds the input, and must not come along as the context.
         raise CacheSettingsError(problem)
@@ -134,7 +170,10 @@ class CacheSettings(BaseSettings):
 
         :raises CacheSettingsError: for a wrong or unknown setting, naming it.
         """
-        return type(self)(**_over(overrides, self.model_dump(exclude_unset=True)))
+        changed = type(self)(**_over(overrides, self.model_dump(exclude_unset=True)))
+        kept = {field: name for field, name in self._names.items() if field not in overrides}
+        changed._names = changed._names | {field: name for field, name in kept.items() if field in changed._names}
+        return changed
 
     @classmethod
     def settings_customise_sources(
@@ -159,6 +198,18 @@ class CacheSettings(BaseSettings):
         if isinstance(value, bool):
             raise ValueError(f"{value!r} is a bool, not a number")  # noqa: TRY004  # the kind that pydantic reports
         return value
+
+    @field_validator("redis_host")
+    @classmethod
+    def _usable_host(cls, value: str) -> str:
+        host = value.strip()
+        if "://" in host:
+            raise ValueError("it is a URL; set redis_url (REDIS_URL) instead")
+        if not host or any(character.isspace() or character in "\"'/@" for character in host):
+            raise ValueError("a host is a name or an address, without quotes, white space or slashes")
+        if host.count(":") == 1:
+            raise ValueError("a host has no port; set redis_port (REDIS_PORT)")
+        return host
 
     @field_validator("prefix")
     @classmethod
@@ -202,6 +253,15 @@ class CacheSettings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _usable_files(self) -> Self:
+        if self.redis_enabled and (tls := self.endpoint().tls):
+            for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+                if tls.get(name):
+                    _check_file(f"redis_{name} ({_variable(f'redis_{name}')})", tls[name])
+            _check_certificates(tls)
+        return self
+
     def endpoint(self) -> Endpoint:
         """Return where Redis is: what `redis_url` says, else what the single settings say."""
         files = {
@@ -213,21 +273,60 @@ class CacheSettings(BaseSettings):
             return Endpoint(
                 scheme="tls" if self.redis_ssl else "tcp", host=self.redis_host, port=self.redis_port, db=self.redis_db,
                 username=self.redis_username, password=self.redis_password, tls=tls if self.redis_ssl else {},
+                names=self._names,
             )  # fmt: skip
         parts = parse_url(self.redis_url.get_secret_value())
         if parts["scheme"] == "tls":
             parts["tls"] = {**tls, **parts["tls"]}
         known: dict[str, Any] = {"username": self.redis_username, "password": self.redis_password}
-        return Endpoint(**(known | parts))
+        return Endpoint(**(known | parts), names=self._names)
+
+
+def _check_file(name: str, path: str) -> None:
+    """:raises ValueError: naming the setting, if its file cannot be read."""
+    try:
+        with open(path, "rb"):
+            return
+    except OSError as error:
+        problem = "there is no such file" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+    raise ValueError(f"{name}: {path}: {problem}")
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase")
+
+
+def _check_certificates(tls: Mapping[str, Any]) -> None:
+    """Load the files as a connection would: what is wrong with them is told now, not in an outage.
+
+    :raises ValueError: naming the setting.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    what = "redis_ssl_ca_certs (REDIS_SSL_CA_CERTS)"
+    try:
+        if tls.get("ssl_ca_certs"):
+            context.load_verify_locations(cafile=tls["ssl_ca_certs"])
+        if tls.get("ssl_certfile"):
+            what = "redis_ssl_certfile and redis_ssl_keyfile (REDIS_SSL_CERTFILE, REDIS_SSL_KEYFILE)"
+            # Without a function, OpenSSL would ask for a passphrase on the terminal.
+            context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"), password=_no_passphrase)
+    except ssl.SSLError:
+        problem = "not a certificate (and key that belongs to it) in PEM form"
+    except ValueError as error:
+        problem = f"{error}; decrypt it for the cache"
+    else:
+        return
+    raise ValueError(f"{what}: {problem}")
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [f"redis_{name}"] if f"redis_{name}" in known else difflib.get_close_matches(name, known, n=1)
     return f"{name}: there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def _explained(error: ValidationError) -> str:
     problems: list[str] = []
+    # What a model validator raises has no place of its own; it names its setting itself.
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         message = problem["msg"].removeprefix("Value error, ").removeprefix("value: ")
         place = problem["loc"]

@@ -20,6 +20,7 @@ from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.modes import Mode
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.warming import ProgressCallback, WarmReport
@@ -35,7 +36,7 @@ T = TypeVar("T")
 class BlockingOperations:
     """What can be done with a cache from blocking code; see `CacheManager`."""
 
-    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Any) -> None:
+    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(AsyncOperations(settings, **overrides))
 
     @classmethod

@@ -4,15 +4,20 @@ back by itself."""
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import NoPermissionError
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+from magnus_cache.endpoints import Endpoint
+from magnus_cache.redis.diagnosis import explain
 from magnus_cache.redis.recovery import Recovery
+from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 
 
@@ -288,32 +293,56 @@ def complaint(caplog: pytest.LogCaptureFixture, **options: Any) -> str:
 
 def test_not_a_redis(foreign: int, caplog: pytest.LogCaptureFixture) -> None:
     line = complaint(caplog, redis_url=f"redis://127.0.0.1:{foreign}/0")
-    assert "not Redis; check REDIS_HOST and REDIS_PORT" in line
+    assert "not Redis; check redis_url" in line
 
 
 def test_a_wrong_password(private_server_with: Any, caplog: pytest.LogCaptureFixture) -> None:
     server = private_server_with(requirepass="right")
     line = complaint(caplog, redis_url=f"redis://:wrong-secret@127.0.0.1:{server.port}/0")
-    assert "set REDIS_PASSWORD" in line
+    assert "check the user and password in redis_url" in line
     assert "wrong-secret" not in line
 
 
 def test_no_password_where_one_is_needed(private_server_with: Any, caplog: pytest.LogCaptureFixture) -> None:
     server = private_server_with(requirepass="right")
-    assert "set REDIS_PASSWORD" in complaint(caplog, redis_url=f"redis://127.0.0.1:{server.port}/0")
+    assert "set REDIS_PASSWORD" in complaint(caplog, redis_host="127.0.0.1", redis_port=server.port)
 
 
 def test_no_such_database(server: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert "REDIS_DB" in complaint(caplog, redis_url=f"redis://127.0.0.1:{server.port}/9999")
+    assert "set redis_db" in complaint(caplog, redis_host="127.0.0.1", redis_port=server.port, redis_db=9999)
 
 
 def test_tls_where_there_is_none(server: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert "TLS" in complaint(caplog, redis_url=f"rediss://127.0.0.1:{server.port}/0")
+    assert "use redis:// in redis_url" in complaint(caplog, redis_url=f"rediss://127.0.0.1:{server.port}/0")
+
+
+def test_a_certificate_for_another_host(server: Any, authority: Any, authority_file: Any, caplog: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.org").configure_cert(context)
+    with Proxy(server.port, context) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}/0"
+        line = complaint(caplog, redis_url=url, redis_ssl_ca_certs=str(authority_file))
+    assert "its TLS certificate is not for '127.0.0.1'" in line
+    assert "REDIS_SSL_CHECK_HOSTNAME=false" in line
+
+
+def test_what_had_worked_is_not_told_to_try_tls() -> None:
+    error = ConnectionResetError("reset")
+    assert "TLS" in str(explain(error, Endpoint()))
+    assert "TLS" not in str(explain(error, Endpoint(), worked=True))
+    assert "TLS" not in str(explain(TimeoutError(), Endpoint(scheme="tls"), worked=True))
+
+
+def test_a_missing_grant_is_named_with_all_the_others() -> None:
+    error = NoPermissionError("User app has no permissions to run the 'client|tracking' command")
+    told = str(explain(error, Endpoint()))
+    assert "grant the user +client|tracking (in all it needs +@read" in told
+    assert "+client|kill" in told
 
 
 def test_no_such_host(caplog: pytest.LogCaptureFixture) -> None:
     line = complaint(caplog, redis_url="redis://no-such-host.invalid:6379/0")
-    assert "REDIS_HOST" in line or "in time" in line
+    assert "check redis_url" in line or "in time" in line
 
 
 def test_more_local_writes_than_can_be_remembered_are_not_trusted_afterwards(server: Any, proxy: Any) -> None:

@@ -299,7 +299,7 @@ async def test_the_password_was_changed(start: Start, caplog: pytest.LogCaptureF
             await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
             lines = warnings(caplog)
             assert len(lines) == 1
-            assert "set REDIS_PASSWORD" in lines[0]
+            assert "check the user and password in redis_url" in lines[0]
             assert "secret" not in lines[0]
             admin.config_set("requirepass", "first-secret")
         await back(cache)

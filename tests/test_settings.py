@@ -1,15 +1,19 @@
 """Settings: where they come from, which one counts, and that no secret is ever shown."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr, ValidationError
 
 from magnus_cache.endpoints import Endpoint, EndpointError, parse_url
 from magnus_cache.errors import CacheSettingsError
 from magnus_cache.settings import CacheSettings
+from magnus_cache.settings_options import SettingsOptions
 
 GUIDE = "REDIS_HOST=localhost\nREDIS_PORT=6379\nREDIS_PASSWORD=  # Leave empty for local dev\n"
 
@@ -250,3 +254,146 @@ def test_settings_may_be_changed_for_one_manager() -> None:
     settings = CacheSettings(redis_host="one", redis_password="of-one", prefix="desk")
     changed = settings.changed({"redis_url": "redis://two:5/0"})
     assert (changed.prefix, changed.endpoint().host, changed.endpoint().password) == ("desk", "two", None)
+
+
+# -- what surrounds a program ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "keywords", "expected"),
+    [
+        ({}, {}, "redis://10.96.0.12:6380/0"),
+        ({"REDIS_HOST": "redis"}, {}, "redis://redis:6380/0"),
+        ({}, {"redis_host": "here"}, "redis://here:6380/0"),
+        ({"REDIS_URL": "redis://there:7/1"}, {}, "redis://there:7/1"),
+        ({}, {"redis_url": "redis://there:7/1"}, "redis://there:7/1"),
+        ({}, {"redis_port": 5}, "redis://10.96.0.12:5/0"),
+    ],
+)
+def test_a_port_that_kubernetes_injects_is_an_address(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], keywords: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.96.0.12:6380")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert where(**keywords) == expected
+
+
+def test_a_port_that_kubernetes_injects_does_no_harm_without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PORT", "tcp://[fd00::1]:6380")
+    assert not CacheSettings(redis_enabled=False).redis_enabled
+    assert where() == "redis://[fd00::1]:6380/0"
+
+
+def test_the_new_line_at_the_end_of_a_secret_file_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", " blank counts \n")
+    monkeypatch.setenv("REDIS_HOST", "redis\n")
+    assert password() == " blank counts "
+    assert where() == "redis://redis:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [('"localhost"', "without quotes"), ("a b", "white space"), ("redis://h", "redis_url"), ("h:6379", "redis_port")],
+)
+def test_a_host_that_is_more_than_a_host_is_told(host: str, remedy: str) -> None:
+    with pytest.raises(CacheSettingsError, match=rf"^redis_host \(REDIS_HOST\): .*{remedy}"):
+        CacheSettings(redis_host=host)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MAGNUS_CACHE_L1_MAX_ENTRYS", "MAGNUS_CACHE_L1_MAX_ENTRIES"),
+        ("MAGNUS_CACHE_REDIS_URL", "REDIS_URL"),
+        ("MAGNUS_CACHE_PREFX", "MAGNUS_CACHE_PREFIX"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_misspelt_variable_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, meant: str, place: str
+) -> None:
+    monkeypatch.setattr("magnus_cache.settings._told", set())
+    if place == ".env":
+        Path(".env").write_text(f"{name}=5\n")
+    else:
+        monkeypatch.setenv(name, "5")
+    with caplog.at_level(logging.WARNING, "magnus_cache"):
+        CacheSettings()
+        CacheSettings()
+    (line,) = caplog.messages
+    assert name in line
+    assert place in line
+    assert f"did you mean {meant}?" in line
+
+
+def test_variables_of_others_are_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("REDIS_SERVICE_HOST", "REDIS_PORT_6379_TCP", "MAGNUS_CACHES"):
+        monkeypatch.setenv(name, "x")
+    CacheSettings()
+    assert not caplog.messages
+
+
+def test_all_unknown_keywords_are_named_with_what_was_meant() -> None:
+    with pytest.raises(CacheSettingsError, match=r"bar: .*; host: .*did you mean redis_host\?"):
+        CacheSettings(host="x", bar=2)  # type: ignore[call-arg]
+
+
+def test_every_setting_is_a_typed_keyword() -> None:
+    assert set(SettingsOptions.__annotations__) == set(CacheSettings.model_fields)
+
+
+# -- files of TLS ------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_tls_are_looked_at_when_settings_are_made(tmp_path: Path) -> None:
+    authority, garbage = tmp_path / "ca.pem", tmp_path / "garbage.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    garbage.write_text("no certificate")
+    CacheSettings(redis_ssl=True, redis_ssl_ca_certs=str(authority))
+    for path, problem in ((tmp_path / "missing.pem", "there is no such file"), (garbage, "PEM")):
+        for keywords in (
+            {"redis_ssl": True, "redis_ssl_ca_certs": str(path)},
+            {"redis_url": f"rediss://h?ssl_ca_certs={path}"},
+        ):
+            with pytest.raises(CacheSettingsError, match=rf"redis_ssl_ca_certs \(REDIS_SSL_CA_CERTS\).*{problem}"):
+                CacheSettings(**keywords)  # type: ignore[arg-type]
+    with pytest.raises(CacheSettingsError, match=r"redis_ssl_certfile.*no such file"):
+        CacheSettings(redis_ssl=True, redis_ssl_certfile="/missing.pem", redis_ssl_keyfile="/missing.key")
+    CacheSettings(redis_ssl_ca_certs="/missing.pem")  # without TLS, nothing reads it
+
+
+def test_a_key_with_a_passphrase_is_refused_and_not_asked_for(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    private = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, form, encryption))
+    with pytest.raises(CacheSettingsError, match="passphrase"):
+        CacheSettings(redis_ssl=True, redis_ssl_certfile=str(certificate), redis_ssl_keyfile=str(key))
+
+
+def test_an_at_sign_behind_the_slash_is_told_to_be_of_a_password() -> None:
+    with pytest.raises(CacheSettingsError, match=r"%2F"):
+        CacheSettings(redis_url="redis://:p@ss/w@localhost:6399/0")
+
+
+# -- the names under which settings are in effect ----------------------------------------------------------------
+
+
+def test_messages_name_what_is_in_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CacheSettings().endpoint().name("redis_host") == "REDIS_HOST"
+    monkeypatch.setenv("REDIS_HOST", "h")
+    endpoint = CacheSettings(redis_port=7, op_timeout=1).endpoint()
+    assert [endpoint.name(name) for name in ("redis_host", "redis_port", "op_timeout", "redis_ssl_ca_certs")] == [
+        "REDIS_HOST", "redis_port", "op_timeout", "REDIS_SSL_CA_CERTS",
+    ]  # fmt: skip
+    assert CacheSettings(redis_url="redis://x").endpoint().name("redis_port") == "redis_url"
+    monkeypatch.setenv("REDIS_URL", "redis://x")
+    assert CacheSettings().endpoint().name("redis_password") == "REDIS_URL"
+    assert CacheSettings().changed({"prefix": "desk"}).endpoint().name("redis_host") == "REDIS_URL"
+    assert CacheSettings().changed({"redis_host": "other"}).endpoint().name("redis_host") == "redis_host"

@@ -1,4 +1,4 @@
-"""One connection to one Redis: how it is opened, what its parser keeps, and what its errors mean.
+"""One connection to one Redis: how it is opened, and what its parser keeps.
 
 Built on the public surface of redis-py alone: a `redis.asyncio.Connection` with a parser of our own. redis-py's
 parsers read RESP3 push frames and then drop the ones nobody registered for on a *private* attribute; ours hands
@@ -7,9 +7,7 @@ every frame to whoever reads, in order with the replies, which is what makes cli
 
 import asyncio
 import contextlib
-import re
 import socket
-import ssl
 import struct
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -18,13 +16,13 @@ from redis import exceptions as errors
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 
-from magnus_cache.errors import CacheUnavailableError, Reason
 from magnus_cache.redis.commands import info
+from magnus_cache.redis.diagnosis import unable
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
-__all__ = ["Push", "answers", "explain", "opened", "refused", "server_identity", "unable"]
+__all__ = ["Push", "answers", "opened", "server_identity"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -144,122 +142,3 @@ def server_identity(server: Any, replication: Any) -> bytes:
         if reply is not None and not isinstance(reply, Exception) and (value := info(reply, field)):
             parts.append(value)
     return ":".join(parts).encode()
-
-
-def refused(error: Exception, command: str) -> CacheUnavailableError:
-    """Return what an error reply to one command means; the connection itself is sound."""
-    if isinstance(error, errors.OutOfMemoryError):
-        reason: Reason = "oom"
-        problem = "it is out of memory; raise maxmemory or evict"
-    elif isinstance(error, errors.ReadOnlyError):
-        reason, problem = "readonly", "it is a replica; point REDIS_HOST at the primary"
-    elif isinstance(error, errors.NoPermissionError) or _FORBIDDEN.search(str(error)):
-        what = _forbidden(error) or _GRANTS
-        reason = "noperm"
-        problem = f"its ACL forbids it; grant the user {what}, on the keys '<prefix>*' and '{{<prefix>*'"
-    else:
-        reason, problem = "error", _code(error)
-    return CacheUnavailableError(reason, f"Redis refused {command}: {problem}", refused=True)
-
-
-_FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script can't", re.IGNORECASE)
-"""What a script meets that may be called, but not call what it calls: Redis 7 and Valkey, Redis 6."""
-
-
-_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info"
-
-
-def _forbidden(error: object) -> str | None:
-    """Return the grant that an error of the ACL says is missing, such as ``+time``."""
-    match = re.search(r"run the '([\w|]+)' command", str(error))
-    return f"+{match[1]}" if match else None
-
-
-_UNABLE: Final[dict[str, tuple[Reason, str]]] = {
-    "LOADING": ("loading", "it is still loading its data; the cache waits for it"),
-    "BUSY": ("busy", "it is busy with a script or a function; the cache waits for it (SCRIPT KILL ends one)"),
-    "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary; the cache waits for it"),
-    "CLUSTERDOWN": ("clusterdown", "its cluster is down; the cache waits for it"),
-    "NOAUTH": ("auth", "it wants a password; set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user)"),
-}
-"""What a server answers to everything, by the code of its error: it is there, and cannot serve."""
-
-
-def unable(error: Exception) -> tuple[Reason, str] | None:
-    """Return why a server serves nobody at all, in one word and in a sentence; None if it only refused one command."""
-    for kind, code in _KINDS:
-        if isinstance(error, kind):
-            return _UNABLE[code]
-    return _UNABLE.get(_code(error))
-
-
-_KINDS: Final = (
-    (errors.BusyLoadingError, "LOADING"),
-    (errors.MasterDownError, "MASTERDOWN"),
-    (errors.ClusterDownError, "CLUSTERDOWN"),
-)
-"""Errors from whose text redis-py takes the code away. The second is a kind of the third."""
-
-
-def _code(error: Exception) -> str:
-    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
-    return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
-
-
-def explain(error: BaseException, endpoint: "Endpoint") -> CacheUnavailableError:
-    """Return what a failed or lost connection means, in words that tell what to do about it.
-
-    The one place where redis-py's and the socket's errors are told apart.
-    """
-    reason, problem = _diagnose(error, endpoint)
-    return CacheUnavailableError(reason, f"Redis at {endpoint.display}: {problem}")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        chain += [argument for argument in current.args if isinstance(argument, BaseException)]
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _diagnose(error: BaseException, endpoint: "Endpoint") -> tuple[Reason, str]:
-    chain = _causes(error)
-    text = " ".join(str(link) for link in chain)
-    if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
-        return "auth", "it refused the user or password; set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user)"
-    for link in chain:
-        if isinstance(link, Exception) and (why := unable(link)) is not None:
-            return why
-        if isinstance(link, errors.NoPermissionError):
-            what = _forbidden(link) or _GRANTS
-            return "noperm", f"its ACL forbids what the cache cannot do without; grant the user {what}"
-    if _any(chain, ssl.SSLCertVerificationError):
-        return "tls", "its TLS certificate is not trusted; set REDIS_SSL_CA_CERTS to the authority's file"
-    if _any(chain, ssl.SSLError):
-        return "tls", "the TLS handshake failed; if it speaks plain Redis there, use redis:// or REDIS_SSL=false"
-    if ("unknown command" in text and "HELLO" in text.upper()) or "NOPROTO" in text:
-        return "version", "it does not know RESP3; Redis 6, Valkey or newer is needed"
-    if _any(chain, errors.InvalidResponse) or "Protocol error" in text:
-        return "protocol", "what answers there is not Redis; check REDIS_HOST and REDIS_PORT"
-    if _any(chain, ConnectionRefusedError):
-        return "refused", "nothing listens there; start redis-server, or set REDIS_HOST and REDIS_PORT"
-    if _any(chain, FileNotFoundError):
-        return "refused", "that socket does not exist; check the path in REDIS_URL"
-    if _any(chain, TimeoutError) or _any(chain, errors.TimeoutError):
-        hint = "; if it does not speak TLS there, use redis:// or REDIS_SSL=false" if endpoint.scheme == "tls" else ""
-        return "timeout", f"it did not answer in time (MAGNUS_CACHE_OP_TIMEOUT){hint}"
-    if "invalid DB index" in text or "DB index is out of range" in text:
-        return "database", f"it has no database {endpoint.db}; set REDIS_DB"
-    if _any(chain, errors.ResponseError):
-        return "error", f"it refused the handshake: {text.split(' ', 1)[0]}"
-    if "name or service not known" in text.lower() or "getaddrinfo" in text or "name resolution" in text:
-        return "unknown_host", "no such host; check REDIS_HOST"
-    hint = "" if endpoint.scheme != "tcp" else " (if it wants TLS, use rediss:// or REDIS_SSL=true)"
-    return "lost", f"the connection was lost{hint}"
-
-
-def _any(chain: list[BaseException], kind: type[BaseException]) -> bool:
-    return any(isinstance(link, kind) for link in chain)

@@ -17,7 +17,7 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import refused
+from magnus_cache.redis.diagnosis import refused
 
 __all__ = ["Call", "Frame", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter"]
 

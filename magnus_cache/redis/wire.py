@@ -29,7 +29,8 @@ from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
-from magnus_cache.redis.connection import Push, explain, opened, unable
+from magnus_cache.redis.connection import Push, opened
+from magnus_cache.redis.diagnosis import explain, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
@@ -83,7 +84,7 @@ class Wire:
         self.server = STRANGER
         self._silence = Silence(limits.op_timeout, clock, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf
-        self._proved = self._stood = False
+        self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
         self._doorbell: asyncio.Future[None] | None = None
@@ -232,7 +233,7 @@ class Wire:
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
-            return explain(error, self._endpoint)
+            return explain(error, self._endpoint, worked=self._worked)
         except BaseException:
             if not self._up:
                 self._breaker.withdrawn(self.clock())
@@ -264,7 +265,7 @@ class Wire:
     def _ready(self) -> None:
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
         self._breaker.succeeded(self.clock())
-        self._up, self._stood, self._error = True, True, None
+        self._up, self._stood, self._worked, self._error = True, True, True, None
         self._observer.connected(self)
         self._schedule_beat()
 
