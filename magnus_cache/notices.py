@@ -6,13 +6,18 @@ from typing import Final
 
 from magnus_cache.clock import Clock, monotonic
 
-__all__ = ["Notices", "logger"]
+__all__ = ["Notices", "logger", "say"]
 
 logger: Final = logging.getLogger("magnus_cache")
 
 _PAUSE: Final = 60.0
 _AGAIN: Final = 10.0
 _TOPICS: Final = 256
+
+
+def say(message: str, level: int = logging.WARNING) -> None:
+    """Log a line at once. Where logging is not set up, Python prints the bare message, which then names us."""
+    logger.log(level, "%s%s", "" if logger.hasHandlers() else "magnus_cache: ", message)
 
 
 class Notices:
@@ -41,20 +46,22 @@ class Notices:
                 self._open.clear()
             self._last[topic] = (now, 0)
             self._open.add(topic)
-        logger.warning("%s%s", message, f" ({held} more like this)" if held else "")
+        say(f"{message} ({held} more like this)" if held else message)
 
     def forget(self, topic: str) -> bool:
-        """Let the next warning on this topic through sooner, as the matter was mended; return whether there was one.
+        """Let the next warning on a topic through sooner, as the matter was mended; return whether there was one.
 
         Not at once: what is mended and breaks again all the time is one matter.
+
+        :param topic: itself, and all that begin with it and a colon.
         """
         with self._lock:
-            if topic not in self._open:
-                return False
-            self._open.discard(topic)
-            logged, held = self._last[topic]
-            self._last[topic] = (logged - _PAUSE + _AGAIN, held)
-            return True
+            mended = [open_ for open_ in self._open if open_ == topic or open_.startswith(f"{topic}:")]
+            for each in mended:
+                self._open.discard(each)
+                logged, held = self._last[each]
+                self._last[each] = (logged - _PAUSE + _AGAIN, held)
+            return bool(mended)
 
     def reset(self) -> None:
         """Take a fresh lock, as in a forked child."""

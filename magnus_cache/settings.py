@@ -20,7 +20,7 @@ from magnus_cache.clock import seconds
 from magnus_cache.endpoints import Endpoint, parse_url
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 from magnus_cache.namespaces import check_name
-from magnus_cache.notices import logger
+from magnus_cache.notices import say
 from magnus_cache.settings_options import SettingsOptions
 
 __all__ = ["CacheSettings"]
@@ -76,7 +76,7 @@ def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) ->
             bare = name.removeprefix(_OURS)
             near = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            logger.warning("%s (%s) is no setting and is ignored; %s", name, where, hint)
+            say(f"{name} ({where}) is no setting and is ignored; {hint}")
 
 
 def _dotenv() -> Mapping[str, str | None]:

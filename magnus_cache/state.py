@@ -17,6 +17,7 @@ from magnus_cache.arrivals import Arrivals
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
+from magnus_cache.connection_log import ConnectionLog
 from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epochs import Epochs
 from magnus_cache.eras import Eras
@@ -28,7 +29,7 @@ from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
-from magnus_cache.notices import Notices, logger
+from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
 from magnus_cache.redis.abandoned import AbandonedConnections
@@ -72,6 +73,9 @@ class State:
         self.leases = Leases(self.flights.detach_flight)
         self.eras = Eras()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
+        self.log = ConnectionLog(
+            self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
+        )
         self.closed = False
         self.special = 0
         self._lock = threading.Lock()
@@ -283,30 +287,17 @@ class State:
         self.eras.connected(wire, first=not any(_lives(other) for other in self._all_wires() if other is not wire))
         self.leases.release_lost(wire)
         self.arrivals.vouch(wire)
-        if not wire.tracking:
-            self.notices.warn("tracking", self._no_tracking())
-        if self.notices.forget("redis"):
-            where, outage = self.endpoint.display if self.endpoint else "", self.breaker.outage
-            away = f" after {self.clock() - outage.began:.1f} s" if outage else ""
-            missed = "; it is told what was invalidated meanwhile" if self.recovery.pending else ""
-            logger.info("Redis at %s is back%s%s", where, away, missed)
+        self.log.connected(wire)
         if self.journal is not None:
             # Again: the file may have been made by another process since the last connection was lost.
             self.journal.begin_doubt()
         if self.recovery.pending:
             self.replays.begin(wire)
 
-    def _no_tracking(self) -> str:
-        seconds = self.settings.max_staleness
-        return (
-            "Redis refuses CLIENT TRACKING, so nothing announces changes made elsewhere; values are kept in this "
-            f"process for {seconds:g} s at most. Grant the user '+client|tracking', or use a server that has it"
-        )
-
     def disconnected(self, wire: "Wire", error: CacheUnavailableError) -> None:
         """Say once that Redis is away, and why."""
         self.stats.failed(error.reason)
-        self.notices.warn("redis", f"{error}. Going on with this process's memory; Redis is tried again by itself")
+        self.log.disconnected(error)
 
     # -- the end --------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from magnus_cache.addresses import Address
 from magnus_cache.clock import Duration, monotonic, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.notices import logger
+from magnus_cache.notices import logger, say
 from magnus_cache.rules import Rule, check_callable
 
 __all__ = ["ProgressCallback", "WarmReport", "warm"]
@@ -143,7 +143,7 @@ async def _addressed(
         else:
             work[address.name] = (key, address)
     if unusable:
-        logger.warning("warming %s: %d keys cannot be keys (%s)", namespace, len(unusable), unusable[0][1])
+        say(f"warming {namespace}: {len(unusable)} keys cannot be keys ({unusable[0][1]})")
     return work, unusable
 
 
