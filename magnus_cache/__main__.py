@@ -1,11 +1,12 @@
 """``python -m magnus_cache``: the commands of this package."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from magnus_cache import demo
+from magnus_cache import __version__, demo
 
 __all__ = ["main"]
 
@@ -19,12 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: the command line without the program's name; None for that of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m magnus_cache", description="A cache for sync and async Python.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"magnus_cache {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in _COMMANDS.items():
         command.add_options(commands.add_parser(name, help=command.SUMMARY, description=command.DESCRIPTION))
     options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help()
+        return 0
     try:
         code: int = options.run(options)
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough. What Python flushes at exit has to go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         # What a shell expects of a program that Ctrl-C ended.
         return 130

@@ -230,13 +230,6 @@ def test_a_speed_that_cannot_be_meant_is_refused(speed: str, capsys: pytest.Capt
     assert "give a number from 1 to 50" in capsys.readouterr().err
 
 
-def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exited:
-        main([])
-    assert exited.value.code == 2
-    assert "COMMAND" in capsys.readouterr().err
-
-
 # -- its parts --------------------------------------------------------------------------------------------------
 
 
@@ -387,3 +380,46 @@ def test_an_improvement_is_rounded_down() -> None:
     row = Row(WORKLOADS[0], before=800, first=801, redis=None, near=0.001, asked=101, made=1)
     assert "99.99%" in table([row])[-1]
     assert len({len(line) for line in table([row])}) == 1
+
+
+# -- the command line -------------------------------------------------------------------------------------------
+
+
+def test_no_command_shows_the_help_and_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"magnus_cache {magnus_cache.__version__}\n"
+
+
+def test_a_reader_that_has_had_enough_ends_the_demo_quietly(tmp_path: Path) -> None:
+    process = start(tmp_path, "--speed", "50", "--no-server")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("magnus_cache demo")
+    process.stdout.close()
+    try:
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.stderr.close()
+    wait_until(lambda: not list((tmp_path / "temporary").iterdir()))
+
+
+def test_the_sources_times_are_those_of_this_run(with_redis: Run) -> None:
+    assert "80, 120 and 300 ms a" in with_redis.output
+    assert "queries take 35, 50 and 60 ms" in with_redis.output
+
+
+def test_text_keeps_to_the_terminals_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "50")
+    terminal = Terminal()
+    Console(terminal).say("word " * 40)
+    assert max(map(len, terminal.getvalue().splitlines())) <= 50

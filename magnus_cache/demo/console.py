@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Generator
@@ -11,7 +12,9 @@ from typing import Final, TextIO
 __all__ = ["WIDTH", "Console"]
 
 WIDTH: Final = 100
-"""Columns that no line exceeds."""
+"""Columns that no line of text exceeds; on a narrower terminal, the terminal's."""
+
+_NARROWEST: Final = 40
 
 _INDENT: Final = " " * 4
 _BOLD, _GREEN, _RED = "1", "32", "31"
@@ -26,6 +29,8 @@ class Console:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._coloured = self._stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        columns = shutil.get_terminal_size((WIDTH, 0)).columns if self._stream.isatty() else WIDTH
+        self._width = max(_NARROWEST, min(WIDTH, columns))
         self._steps = 0
         self._checks = 0
         self.failures: list[str] = []
@@ -90,7 +95,7 @@ class Console:
 
     def _wrapped(self, text: str, indent: str) -> list[str]:
         lines = textwrap.wrap(
-            text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
+            text, self._width, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
         )
         return lines or [indent]
 

@@ -62,8 +62,8 @@ def open_world(console: Console, *, speed: float, with_server: bool) -> Generato
         service = stack.enter_context(Service(latencies, calls))
         database = Database(directory / "demo.sqlite3", latencies, calls)
         limit = f"{RATE_LIMIT} calls in {RATE_WINDOW:g} s"
-        console.say(f"HTTP:  an API on this machine that allows each client {limit}; 0.8, 1.2 and 3 s a call.")
-        console.say("SQL:   a SQLite file whose queries take 0.35 to 0.6 s, inside the database.")
+        console.say(f"HTTP:  an API on this machine that allows each client {limit}; {_took('HTTP', speed)} a call.")
+        console.say(f"SQL:   a SQLite file whose queries take {_took('SQL', speed)}, inside the database.")
         yield World(
             plain=plain_app(ApiClient(service.url, "demo-app"), database),
             impatient=ApiClient(service.url, "impatient-app"),
@@ -72,3 +72,11 @@ def open_world(console: Console, *, speed: float, with_server: bool) -> Generato
             server=server,
             redis_url=redis_url,
         )
+
+
+def _took(source: str, speed: float) -> str:
+    """Return how long the calls of one kind of source take, for people."""
+    times = sorted(workload.seconds / speed for workload in WORKLOADS if workload.source == source)
+    unit, factor = ("s", 1) if speed == 1 else ("ms", 1000)
+    *most, last = (f"{seconds * factor:.3g}" for seconds in times)
+    return f"{', '.join(most)} and {last} {unit}"
