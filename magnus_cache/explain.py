@@ -1,7 +1,7 @@
 """What the cache knows of one key: for people who ask why a value is served, or why it is not."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
@@ -51,14 +51,58 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
+        told: list[str] = []
+        if self.age is not None:
+            told.append(f"stored {_duration(self.age)} ago")
         if self.left is not None:
-            age = "unknown" if self.age is None else f"{self.age:.3f} s"
-            lines.append(f"  age {age}, {self.left:.3f} s left, load took {self.cost or 0:.3f} s, {self.size} bytes")
+            told.append(
+                f"expires in {_duration(self.left)}" if self.left > 0 else f"expired {_duration(-self.left)} ago"
+            )
+        if self.cost:
+            told.append(f"loaded in {_duration(self.cost)}")
+        if self.size is not None:
+            told.append(f"size {_size(self.size)}")
+        if self.tags:
+            told.append(f"tags {', '.join(self.tags)}")
+        if told:
+            lines.append(f"  {'; '.join(told)}")
         if self.epoch is not None:
-            lines.append(f"  epoch {self.epoch}, valid from {self.floor} on; tags: {', '.join(self.tags) or 'none'}")
+            lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.floor} on")
         if self.lease_holder is not None:
-            lines.append(f"  being loaded by {self.lease_holder}, lease runs out in {self.lease_left:.3f} s")
+            lines.append(
+                f"  being loaded by {self.lease_holder}; its lease ends in {_duration(self.lease_left or 0.0)}"
+            )
         return "\n".join(lines)
+
+
+_SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration for people, with its two largest units: ``2 d 3 h``, ``1 min 5 s``, ``2.5 s``, ``350 ms``."""
+    if seconds < 0.9995:
+        return f"{round(seconds * 1000, 1):g} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    left, parts = round(seconds), list[str]()
+    for span, unit in _SPANS:
+        count, left = divmod(left, span)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def _size(count: int) -> str:
+    """Return a size for people: ``1 byte``, ``900 bytes``, ``4.2 kB``."""
+    if count < 1000:
+        return "1 byte" if count == 1 else f"{count} bytes"
+    value, units = float(count), iter(("kB", "MB", "GB"))
+    unit = ""
+    while value >= 1000 and (larger := next(units, "")):
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
 
 
 async def explain(reads: Reads, address: Address) -> Explanation:
@@ -76,7 +120,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     except CacheUnavailableError as error:
         return _local(reads, address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
     if near is not None:
-        facts["level"], facts["verdict"] = "l1", f"near, and {facts['verdict']} in Redis"
+        facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
         facts["left"] = near.fresh_until - state.clock()
     lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
@@ -108,7 +152,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     }  # fmt: skip
     grace = left + address.freshness.grace
     if left <= 0:
-        verdict = f"past its end, and may be served stale for {grace:.3f} s more" if grace > 0 else "past its end"
+        verdict = f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
     elif floor is None or header.epoch < floor:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
     elif reads.state.recovery.pending and reads.covered(address, tags):

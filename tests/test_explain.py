@@ -89,3 +89,30 @@ def test_blocking(url: str) -> None:
     with CacheManager(redis_url=url) as cache:
         cache.set("t", "k", 1)
         assert isinstance(cache.explain("t", "k"), Explanation)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1e-9, "0 ms"), (0.0123, "12.3 ms"), (0.35, "350 ms"), (2.5, "2.5 s"), (59.9, "1 min"), (65, "1 min 5 s"),
+        (3600, "1 h"), (3605, "1 h"), (7384, "2 h 3 min"), (190_000, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert f"expires in {text}" in str(Explanation("t", "magnus:t:k", "l1", "valid", left=seconds))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (4_210, "4.21 kB"), (2_000_000, "2 MB")]
+)
+def test_sizes_are_for_people(size: int, text: str) -> None:
+    assert f"size {text}" in str(Explanation("t", "magnus:t:k", "l1", "valid", size=size))
+
+
+async def test_an_entry_in_memory_speaks_to_people_too() -> None:
+    async with AsyncCacheManager(redis_enabled=False) as cache:
+        await cache.set("t", "k", "x" * 2000, ttl="2h")
+        told = str(await cache.explain("t", "k"))
+    assert "expires in 2 h" in told or "expires in 1 h 59 min" in told
+    assert "size 2 kB" in told
+    assert "None" not in told
