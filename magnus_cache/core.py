@@ -131,7 +131,7 @@ class AsyncOperations:
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
         address, life = self._reads.address(namespace, key), seconds(ttl)
-        return self._state.mode is not Mode.DISABLED and await self._writes.prolong(address, life)
+        return self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(address, life)
 
     async def ttl(self, namespace: str, key: Any) -> float | None:
         """Return the seconds a value has left to live, or None if there is none.
@@ -139,7 +139,7 @@ class AsyncOperations:
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         address = self._reads.address(namespace, key)
-        return None if self._state.mode is Mode.DISABLED else await self._writes.left(address)
+        return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(address)
 
     @overload
     async def get_or_set(

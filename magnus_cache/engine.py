@@ -5,6 +5,7 @@ from typing import Any
 
 from magnus_cache.clears import Clears
 from magnus_cache.errors import CacheTypeError
+from magnus_cache.lifetimes import Lifetimes
 from magnus_cache.loads import Loads
 from magnus_cache.reads import Reads
 from magnus_cache.refreshes import Refreshes
@@ -18,12 +19,13 @@ __all__ = ["Engine"]
 class Engine:
     """One cache, without a face."""
 
-    __slots__ = ("clears", "loads", "reads", "refreshes", "state", "writes")
+    __slots__ = ("clears", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
+        self.lifetimes = Lifetimes(self.writes)
         self.clears = Clears(state)
         self.loads = Loads(self.reads, self.writes)
         self.refreshes = Refreshes(self.reads, self.loads)

@@ -112,7 +112,9 @@ class Entry(float):
         :param more: what is to come after the deadline, see `afterlife`; None for the same as now.
         """
         more = self._packed >> _MORE_BITS if more is None else more
-        return Entry(self.value, self.payload, deadline, trust, self.size, self.version, more)
+        # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
+        payload = self.payload
+        return Entry(self.value, payload, deadline, trust, self.size, self.version, more)
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -199,7 +201,8 @@ class TaggedEntry(Entry):
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         more = self._packed >> _MORE_BITS if more is None else more
-        again = type(self)(self.value, self.payload, deadline, trust, self.size, self.version, more)
+        payload = self.payload  # first, as in `Entry`
+        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more)
         again.marks = self.marks
         again.stamp = self.stamp
         return again

@@ -174,14 +174,16 @@ class Memory:
 
     # -- fill -----------------------------------------------------------------------------------------------
 
-    def reserve(self, name: _Name) -> Fill:
+    def reserve(self, name: _Name, *, anew: bool = False) -> Fill:
         """Return the placeholder of a name, to be taken before its value is asked for; requests may share one.
 
         Each call is to be answered by one of `release`, also after `fill`.
+
+        :param anew: void the present placeholder, for a value that supersedes whatever is being asked for.
         """
         with self._lock:
             fill = self._pending.get(name)
-            if fill is None:
+            if fill is None or anew:
                 fill = self._pending[name] = Fill(name)
             else:
                 fill.holders += 1
@@ -219,6 +221,16 @@ class Memory:
         """Store an entry whatever happened meanwhile, void the name's placeholder, and return whether it is stored."""
         with self._lock:
             self._pending.pop(name, None)
+            return self._store(name, entry)
+
+    def replace(self, name: _Name, old: Entry, entry: Entry) -> bool:
+        """Store an entry in place of this very one, if that is still there and was not cleared.
+
+        Return whether it is stored. A placeholder of the name stays: what it will bring is newer.
+        """
+        with self._lock:
+            if self._table.get(name) is not old or not self._stands(name, old):
+                return False
             return self._store(name, entry)
 
     def void(self, name: _Name) -> None:

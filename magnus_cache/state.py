@@ -24,6 +24,7 @@ from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forks import part, watch
+from magnus_cache.key_locks import KeyLocks
 from magnus_cache.keys import Keyspace, value_name
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["State"]
 
-
 _abandoned: Final[list[object]] = []
 
 
@@ -62,6 +62,7 @@ class State:
         self.namespaces = default_registry
         self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
         self.flights = Flights(clock=self.clock)
+        self.key_locks = KeyLocks(4 * settings.op_timeout)
         self.workers = Workers()
         self.portal = Portal()
         self.stats = Stats()

@@ -7,10 +7,10 @@ told on its return before anything it says about those keys is believed.
 import asyncio
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -19,8 +19,8 @@ from magnus_cache.addresses import Address, Held
 from magnus_cache.batch_reads import MANY
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Fill, LocalTrust, Trust, afterlife
-from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.entries import Fill, LocalTrust, Trust
+from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
 from magnus_cache.reads import Reads, twice
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["Writes"]
+__all__ = ["Writes", "milliseconds"]
+
+T = TypeVar("T")
 
 _COMPRESS_HERE: Final = 32_768
 """Bytes that may be compressed on the event loop itself: about a millisecond."""
 
 _COMPRESSING: Final = 2
-"""Values of one loop that are compressed in threads at a time."""
-
-_REPLACEMENTS: Final = 5
+"""Values of one loop that are compressed or decompressed in threads at a time."""
 
 
 class Writes:
-    """The writes of one `State`: store, remove, prolong."""
+    """The writes of one `State`: store and remove."""
 
     def __init__(self, reads: Reads) -> None:
         self.state = reads.state
-        self._reads = reads
+        self.reads = self._reads = reads
         self._memory = reads.state.memory
         self._clock = reads.state.clock
         self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
@@ -77,22 +77,33 @@ class Writes:
             return self.state.epochs.overtaken(tags, since) or self.state.recovery.covers(address.name, known, mark)
 
         if wire is None:
-            return self._keep(address, held, ttl, overtaken)
-        try:
+            return self._keep(address, held, ttl, overtaken, supersedes=True)
+        error: CacheUnavailableError | None = None
+        kept = False
+
+        async def attempt() -> None:
+            nonlocal held
             await self._reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
-            command = partial(commands.store, address.name)
-            await twice(lambda: self._send(wire, address, held, payload, ttl, command))
-        except CacheUnavailableError as error:
-            late = overtaken()
-            mark = self._refused(address, error)
-            kept = not late and self._keep(address, held, ttl, overtaken)
-            await self.state.recorded()
-            return kept
+            await self._send(wire, address, held, payload, ttl, partial(commands.store, address.name))
+
+        try:
+            try:
+                await attempt()
+            except CacheUnavailableError as first:
+                async with self.state.key_locks.hold(address.name):
+                    error = await _again(attempt, first)
+                    if error is not None:
+                        late = overtaken()
+                        mark = self._refused(address, error)
+                        kept = not late and self._keep(address, held, ttl, overtaken, supersedes=True)
         except asyncio.CancelledError:
             # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
             self.unsure((address.name,))
             raise
+        if error is not None:
+            await self.state.recorded()
+            return kept
         self.state.recovery.overwritten(address.name, mark)
         address.counters.stores += 1
         return True
@@ -111,7 +122,7 @@ class Writes:
             return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
 
         if wire is None or lease is None:
-            return self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
+            return await self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
         if lease.void:
             return False
         try:
@@ -122,14 +133,14 @@ class Writes:
             self._reads.failed(address, error)
             if claim.fresh:
                 # What it was to replace may still be there.
-                self.unsure((address.name,))
+                self._distrust((address.name,))
             lease.close()
-            kept = self._keep_loaded(address, held, ttl, overtaken, claim, error if error.refused else None)
+            kept = await self._keep_loaded(address, held, ttl, overtaken, claim, error if error.refused else None)
             await self.state.recorded()
             return kept
         except asyncio.CancelledError:
             if claim.fresh:
-                self.unsure((address.name,))
+                self._distrust((address.name,))
             raise
         lease.close(filled=True)
         self.state.leases.ring(address.name)
@@ -164,7 +175,7 @@ class Writes:
             life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
             negative=held.negative,
         )  # fmt: skip
-        raw = await self._packed(pack, len(payload) if address.namespace.compress else 0)
+        raw = await self.off_loop(pack, len(payload) if address.namespace.compress else 0)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(address.name)
@@ -172,18 +183,23 @@ class Writes:
         receive = partial(self._stored, address, fill, held, fresh_until)
         life = ttl if held.negative else ttl + address.freshness.grace
         try:
-            stored: bool = await wire.execute(command(raw, _milliseconds(life)), receive)
+            stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
         finally:
             self._reads.settle(fill)
         return stored
 
-    async def _packed(self, pack: Callable[[], bytes], size: int) -> bytes:
-        if size <= _COMPRESS_HERE:
-            return pack()
+    async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
+        """Return what a function returns that compresses or decompresses a value, called in a thread if it is large.
+
+        :param size: bytes of the value.
+        :param here: bytes up to which it is called on the event loop.
+        """
+        if size <= here:
+            return work()
         # Not the limit that everybody's threads share: sync loaders that wait for this very value may use it up.
         loop = asyncio.get_running_loop()
         limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
-        return await to_thread.run_sync(pack, limiter=limiter)
+        return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(
         self, address: Address, fill: Fill | None, held: Held, fresh_until: int,
@@ -218,6 +234,16 @@ class Writes:
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def unsure(self, names: Sequence[bytes]) -> int:
+        """Note a removal or an overwrite that Redis may not have, and let no load of these values be kept any more.
+
+        Returns the mark of the record. Loads that began while Redis was being asked are overtaken as well: they would
+        be kept here, after what this call came to.
+        """
+        mark = self._distrust(names)
+        self.state.touch(names)
+        return mark
+
+    def _distrust(self, names: Sequence[bytes]) -> int:
         """Believe nothing that Redis says about these values until it has been told that they are gone.
 
         Returns the mark of the record.
@@ -230,14 +256,18 @@ class Writes:
         return mark
 
     def _keep(
-        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None
-    ) -> bool:
-        """Store a value in this process alone, unless something has overtaken it."""
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        supersedes: bool = False,
+    ) -> bool:  # fmt: skip
+        """Store a value in this process alone, unless something has overtaken it.
+
+        :param supersedes: whether it overtakes what another thread is about to store.
+        """
         if not address.namespace.l1:
             return False
         now, generation, marks = self._clock(), self._memory.generation, self.state.epochs.marks(held.tags)
         # Reserved before the question: what another thread does from here on voids the placeholder.
-        fill = self._memory.reserve(address.name)
+        fill = self._memory.reserve(address.name, anew=supersedes)
         try:
             if overtaken():
                 return False
@@ -249,7 +279,7 @@ class Writes:
         address.counters.stores += kept
         return kept
 
-    def _keep_loaded(
+    async def _keep_loaded(
         self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
@@ -265,7 +295,9 @@ class Writes:
             trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
         else:
             return False
-        return self._keep(address, held, ttl, overtaken, trust)
+        # After what another task has in hand: it may overtake this load.
+        async with self.state.key_locks.hold(address.name):
+            return self._keep(address, held, ttl, overtaken, trust)
 
     async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> None:
         """Store many values, each with its address, payload, time to live in seconds, and tags."""
@@ -302,78 +334,18 @@ class Writes:
             await self.state.recorded()
             return held
 
-    # -- time to live ---------------------------------------------------------------------------------------
 
-    async def left(self, address: Address) -> float | None:
-        """Return the seconds a value has left to live, or None if there is none."""
-        wire = self.state.wire()
-        if wire is not None:
-            try:
-                header, _, _ = await self._header(wire, address)
-            except CacheUnavailableError as error:
-                self._reads.failed(address, error)
-            else:
-                return None if header is None else wire.time.local(header.fresh_until) - self._clock()
-        entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
-        return None if entry is None else entry.fresh_until - self._clock()
-
-    async def prolong(self, address: Address, ttl: float) -> bool:
-        """Give a stored value a new time to live, counted from now; return whether there was one."""
-        wire = self.state.wire()
-        if wire is not None:
-            try:
-                return await self._replace(wire, address, ttl)
-            except CacheUnavailableError as error:
-                self._reads.failed(address, error)
-        entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
-        if entry is None:
-            return False
-        more = afterlife(0.0, address.freshness.grace)
-        return self._memory.put(address.name, entry.until(self._clock() + ttl, self.state.local_trust(), more))
-
-    async def _header(self, wire: "Wire", address: Address) -> tuple[envelope.Header | None, bytes, bytes]:
-        """Return a stored value's header, if it is alive, its bytes and its payload."""
-        await self._reads.caught_up(wire, address)
-        await self._reads.epochs.settled(wire, address.realm)
-        raw: bytes | None = (await wire.execute(commands.read(address.name)))[0]
-        if raw is None:
-            return None, b"", b""
-        try:
-            header = envelope.read_header(raw)
-            tags, _ = envelope.read_tags(raw, header)
-            payload = envelope.open_payload(raw, header, self._reads.limit(address))
-        except CacheDecodeError as error:
-            self._reads.unreadable(address, error)
-            return None, b"", b""
-        await self._reads.epochs.settled(wire, address.realm, tags)
-        floor = self.state.epochs.floor(wire.known, address.realm, tags)
-        dead = wire.time.local(header.fresh_until) <= self._clock() or floor is None or header.epoch < floor
-        dead = dead or bool(header.flags & envelope.NEGATIVE)
-        if dead or (self.state.recovery.pending and self._reads.covered(address, tags)):
-            return None, b"", b""
-        return header, raw, payload
-
-    async def _replace(self, wire: "Wire", address: Address, ttl: float) -> bool:
-        # The end of a value's life stands in its envelope, so it is written anew; whoever writes in between wins
-        # and is read again. Who loses that race over and over has a key that is being written all the time.
-        for _ in range(_REPLACEMENTS):
-            header, raw, payload = await self._header(wire, address)
-            if header is None:
-                return False
-            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
-            version = envelope.new_version()
-            again = envelope.pack(
-                payload, version=version, fresh_until=fresh_until, epoch=header.epoch, cost=header.cost,
-                life=ttl, tags=envelope.read_tags(raw, header)[0], compress=address.namespace.compress,
-                validator=envelope.read_validator(raw, header)[0],
-            )  # fmt: skip
-            self._memory.invalidate(address.name)
-            before, life = raw[: envelope.HEADER_BYTES], _milliseconds(ttl + address.freshness.grace)
-            if await wire.execute(scripts.replace(address.name, before, again, life)):
-                return True
-        return True
+async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
+    """Ask Redis once more if its connection was cut, see `twice`; return why it could not be asked, or None."""
+    if error.reason != "lost":
+        return error
+    try:
+        await attempt()
+    except CacheUnavailableError as second:
+        return second
+    return None
 
 
-def _milliseconds(ttl: float) -> int:
+def milliseconds(ttl: float) -> int:
     """Return Redis' expiry for a time to live: rounded up, as judging is the envelope's business."""
     return max(1, math.ceil(ttl * 1000))

@@ -30,12 +30,14 @@ __all__ = [
     "Header",
     "glance",
     "head_bytes",
+    "is_compressed",
     "new_version",
     "open_payload",
     "pack",
     "read_header",
     "read_tags",
     "read_validator",
+    "renewed",
     "reseed",
     "unseal",
 ]
@@ -128,6 +130,29 @@ def pack(
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return _SUM.pack(_PREFIX, zlib.crc32(rest)) + rest
+
+
+def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes:
+    """Return a stored value with another end. Its body is copied as it is, so a compressed payload stays compressed.
+
+    :param raw: a sound value, see `read_header`.
+    :param version: 64 bits, see `new_version`.
+    :param fresh_until: microseconds of Redis' clock.
+    :param life: seconds the value is to live.
+    :raises CacheArgumentError: if a number does not fit its field.
+    """
+    _, flags, _, _, epoch, cost, _, size = _HEADER.unpack_from(raw)
+    try:
+        fields = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, size)
+    except (struct.error, OverflowError) as error:
+        raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
+    body = memoryview(raw)[HEADER_BYTES:]
+    return b"".join((_SUM.pack(_PREFIX, zlib.crc32(body, zlib.crc32(fields))), fields, body))
+
+
+def is_compressed(raw: bytes) -> bool:
+    """Return whether a stored value says that its payload is compressed; it need not be sound."""
+    return len(raw) > _SUMMED and bool(raw[_SUMMED] & COMPRESSED)
 
 
 def read_header(raw: bytes) -> Header:
