@@ -18,6 +18,7 @@ from magnus_cache.canonical import UnsupportedError, canonical, encode, escape, 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.instances import Owner
 from magnus_cache.keys import LONGEST_TEXT, KeyText, key_text, shorten
+from magnus_cache.places import place_of
 from magnus_cache.templates import Template
 
 __all__ = ["CallKeys"]
@@ -150,7 +151,7 @@ class _Call:
         outer = qualname.rpartition(".")[0]
         self.owner = (module, outer)
         self.in_class = bool(outer) and not outer.endswith("<locals>")
-        self.name = f"{module_name(module)}.{qualname}{_place(function)}" if qualname else ""
+        self.name = f"{module_name(module)}.{qualname}{place_of(function)}" if qualname else ""
         first = next(iter(self.parameters.values()), None)
         names = _FIRST_IN_CLASS if self.in_class else _FIRST
         self.instance = first.name if first is not None and first.kind in _POSITIONAL and first.name in names else None
@@ -206,15 +207,6 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         # Some functions written in C do not tell.
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return inspect.Signature([inspect.Parameter(f"arguments{kind.value}", kind) for kind in kinds])
-
-
-def _place(function: Callable[..., Any]) -> str:
-    """Return what tells one lambda of a module from another; functions are told apart by their names."""
-    code = getattr(function, "__code__", None)
-    if code is None or getattr(function, "__name__", "") != "<lambda>":
-        return ""
-    columns = [column for _, _, column, _ in code.co_positions() if column]
-    return f"@{code.co_firstlineno}.{min(columns, default=0)}"
 
 
 # -- the three ways to a key ----------------------------------------------------------------------------------

@@ -103,11 +103,13 @@ class Site:
             merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
         self.counters = engine.state.stats.branch(namespace)
         self.memo: dict[Any, Address] = {}
+        engine.state.namespaces.watch(self)
 
     def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
         """Return where the value of a call lives; remember it by plain arguments."""
-        state = self.engine.state
-        policy = state.namespaces.resolve(self.namespace)
+        namespaces = self.engine.state.namespaces
+        generation = namespaces.generation
+        policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
         address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
@@ -115,7 +117,14 @@ class Site:
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
             self.memo[short] = address
+            if namespaces.generation != generation:
+                # Registered since it was resolved: the memo was perhaps emptied before this.
+                self.memo.pop(short, None)
         return address
+
+    def namespaces_changed(self) -> None:
+        """Forget where values live, as the namespace may have another policy now."""
+        self.memo.clear()
 
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""

@@ -5,8 +5,9 @@ namespace registered under that name, or to one with the defaults.
 """
 
 import re
+import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
+from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -21,6 +22,7 @@ __all__ = [
     "CacheNamespaces",
     "Namespace",
     "NamespaceRegistry",
+    "Watcher",
     "check_name",
     "default_registry",
     "register_namespace",
@@ -246,11 +248,23 @@ class CacheNamespaces(metaclass=_Listing):
     REFERENCE_DATA: Final = Namespace("reference_data", ttl=TTL_STATIC)
 
 
+class Watcher(Protocol):
+    """What remembers to which namespace a plain name resolved."""
+
+    def namespaces_changed(self) -> None:
+        """Forget that, as it may resolve to another one now."""
+
+
 class NamespaceRegistry:
-    """Finds the policy for a plain name. Safe to use from several threads."""
+    """Finds the policy for a plain name. Safe to use from several threads.
+
+    :ivar generation: how often a namespace was registered.
+    """
 
     def __init__(self) -> None:
         self._lock = ForkLock()
+        self.generation = 0
+        self._watchers = weakref.WeakSet[Watcher]()
         self._registered: dict[str, Namespace] = {}
         # Names without a policy, remembered so that resolving them again is one look-up.
         self._plain: dict[str, Namespace] = {}
@@ -273,7 +287,17 @@ class NamespaceRegistry:
                 )
             self._registered[name] = namespace
             self._plain.pop(name, None)
+            # In this order: what is remembered from here on is seen to be older, or is of the new policy.
+            self.generation += 1
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.namespaces_changed()
         return namespace
+
+    def watch(self, watcher: "Watcher") -> None:
+        """Have a thing told whenever a plain name may resolve to another namespace, as long as it lives."""
+        with self._lock:
+            self._watchers.add(watcher)
 
     def resolve(self, name: str) -> Namespace:
         """Return a `Namespace` as it is, and for a plain name the registered one, or one with the defaults.

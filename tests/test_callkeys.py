@@ -3,6 +3,9 @@
 import functools
 import gc
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -450,3 +453,50 @@ def test_a_template_that_cannot_be_filled_is_told_without_the_value() -> None:
     assert "hidden" not in str(caught.value)
     with pytest.raises(CacheArgumentError, match="^key: the key is an empty str"):
         text(CallKeys.of(price, key="{ticker}"), "")
+
+
+# -- lambdas without a file ---------------------------------------------------------------------------------------
+
+
+def cell(source: str, file: str) -> Any:
+    """Run a cell of a notebook, and return what its last line is."""
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(f"it = {source}", file, "exec"), scope)
+    return scope["it"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("lambda a: a", "/tmp/ipykernel_1/111.py"), ("lambda a: -a", "/tmp/ipykernel_1/222.py")),
+        (("lambda a: a", "<ipython-input-1-ab>"), ("lambda a: a + 1", "<ipython-input-2-cd>")),
+        (("lambda a: a + 1", "<stdin>"), ("lambda a: a + 2", "<stdin>")),
+        (("lambda a: [x + 1 for x in a]", "<stdin>"), ("lambda a: [x + 2 for x in a]", "<stdin>")),
+        (("lambda a: a.real", "<string>"), ("lambda a: a.imag", "<string>")),
+        (("lambda a: a in {'x', 'y'}", "<string>"), ("lambda a: a in {'x', 'z'}", "<string>")),
+    ],
+)
+def test_lambdas_of_different_cells_never_share(one: tuple[str, str], other: tuple[str, str]) -> None:
+    """Invariant 8: every cell begins with line 1, and what is typed or built at run time has no file at all."""
+    assert text(CallKeys.of(cell(*one)), 1) != text(CallKeys.of(cell(*other)), 1)
+
+
+def test_the_same_cell_has_the_same_key_in_every_process() -> None:
+    program = (
+        "from magnus_cache.callkeys import CallKeys\n"
+        "f = eval(compile(\"lambda a: a in {'s', 't', 'u', 'v', 'w', 'x', 'y', 'z'}\", '/tmp/ipykernel_{}/333.py', 'eval'))\n"
+        "print(CallKeys.of(f).key((1,), {}))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program.replace("ipykernel_{}", f"ipykernel_{number}")],
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": str(number)},
+        ).stdout
+        for number in (1, 2)
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_lambdas_of_a_file_are_told_apart_by_place_alone() -> None:
+    """So that another version of Python finds what the first has stored."""
+    assert "@test_callkeys" not in text(CallKeys.of(lambda a: a), 1)

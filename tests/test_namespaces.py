@@ -2,12 +2,14 @@
 
 import copy
 import enum
+import gc
 import pickle
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from magnus_cache import CacheManager
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.namespaces import (
     TTL_LONG,
@@ -18,7 +20,9 @@ from magnus_cache.namespaces import (
     Namespace,
     NamespaceRegistry,
     default_registry,
+    register_namespace,
 )
+from magnus_cache.testing import virtual_clock
 
 FRESHNESS: dict[str, Any] = {
     "grace": 3600.0, "soft_timeout": 0.0, "hard_timeout": 2.5, "early": 1.0, "jitter": 0.1, "retry": 1.0,
@@ -162,3 +166,91 @@ def test_names_without_a_policy_are_remembered_within_bounds() -> None:
     for number in range(3000):
         assert registry.resolve(f"n{number}") == f"n{number}"
     assert len(registry._plain) <= 1024
+
+
+# -- registered after use -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking", "many"])
+def test_a_replaced_namespace_reaches_functions_that_were_called_before(kind: str) -> None:
+    name = f"replaced-{kind}"
+    register_namespace(Namespace(name, ttl=60), replace=True)
+    with virtual_clock() as clock, CacheManager(redis_enabled=False) as cache:
+        calls: list[Any] = []
+
+        if kind == "async":
+
+            @cache.cached(name)
+            async def load(key: str) -> int:
+                calls.append(key)
+                return 1
+
+            def call() -> Any:
+                return cache._state.portal.call(load, "k")
+
+        elif kind == "blocking":
+
+            @cache.cached(name)
+            def read(key: str) -> int:
+                calls.append(key)
+                return 1
+
+            def call() -> Any:
+                return read("k")
+
+        else:
+
+            @cache.cached_many(name)
+            def read_many(keys: list[str]) -> dict[str, int]:
+                calls.extend(keys)
+                return dict.fromkeys(keys, 1)
+
+            def call() -> Any:
+                return read_many(["k"])
+
+        call()
+        call()
+        assert len(calls) == 1
+        register_namespace(Namespace(name, ttl=5), replace=True)
+        clock.advance(61)
+        call()
+        clock.advance(6)
+        call()
+        assert len(calls) == 3
+
+
+def test_a_namespace_registered_while_a_call_resolves_it_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    register_namespace(Namespace("raced", ttl=60), replace=True)
+    with virtual_clock() as clock, CacheManager(redis_enabled=False) as cache:
+        calls = 0
+
+        @cache.cached("raced")
+        def read(key: str) -> int:
+            nonlocal calls
+            calls += 1
+            return 1
+
+        original = NamespaceRegistry.resolve
+
+        def resolve(self: NamespaceRegistry, name: str) -> Namespace:
+            found = original(self, name)
+            monkeypatch.undo()
+            register_namespace(Namespace("raced", ttl=5), replace=True)
+            return found
+
+        monkeypatch.setattr(NamespaceRegistry, "resolve", resolve)
+        read("k")
+        clock.advance(61)
+        read("k")
+        clock.advance(6)
+        read("k")
+        assert calls == 3
+
+
+def test_the_registry_keeps_no_function_alive() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+        before = len(default_registry._watchers)
+        for _ in range(10):
+            cache.cached("t")(lambda: 1)
+        gc.collect()
+        assert len(default_registry._watchers) <= before

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any, Final
 
-from magnus_cache import key_locks, lifetimes, memory, writes
+from magnus_cache import decorators, key_locks, lifetimes, memory, namespaces, places, writes
 from tests.support.guards import guard, put
 
 STEPS: Final = "tests/test_fallback_steps.py"
@@ -56,3 +56,31 @@ def without_a_thread_for_large_compressed_values() -> None:
         return work()
 
     put(writes.Writes, "off_loop", off_loop)
+
+
+NAMES: Final = "tests/test_callkeys.py"
+NAMESPACES: Final = "tests/test_namespaces.py"
+
+
+@guard(NAMES)
+def without_the_code_in_the_names_of_lambdas_that_have_no_file() -> None:
+    put(places, "_code", lambda _: "")
+    put(places, "_last", lambda path: "")
+
+
+@guard(NAMES)
+def without_an_order_for_the_constants_of_a_lambda() -> None:
+    put(places, "_constant", repr)
+
+
+@guard(NAMESPACES)
+def without_telling_functions_that_a_namespace_was_replaced() -> None:
+    put(decorators.Site, "namespaces_changed", lambda _: None)
+
+
+@guard(NAMESPACES)
+def without_a_second_look_at_the_registry_after_remembering() -> None:
+    class Registry(namespaces.NamespaceRegistry):
+        generation = property(lambda _: 0, lambda *_: None)  # type: ignore[assignment]
+
+    namespaces.default_registry.__class__ = Registry
