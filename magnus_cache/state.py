@@ -207,8 +207,13 @@ class State:
         prefix = self.epochs.prefix_of(name)
         if prefix is not None:
             self.forget_prefix(prefix)
-        elif (mark := self.epochs.mark(name)) is not None:
+            return
+        # Counted before, for a load that is about to keep its value here; and after, as a look at the near cache in
+        # between may still have found what is gone now.
+        self.epochs.invalidated((name,))
+        if (mark := self.epochs.mark(name)) is not None:
             self.memory.outdate(mark)
+        self.epochs.invalidated((name,))
 
     def forget_prefix(self, prefix: bytes) -> None:
         """Drop all values whose names begin so, and let nobody join what is being loaded of them."""

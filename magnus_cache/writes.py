@@ -64,7 +64,7 @@ class Writes:
 
         :param ttl: seconds.
         """
-        since = self.state.epochs.events
+        since = self.state.epochs.moment()
         self._memory.invalidate(address.name)
         wire = self.state.wire()
         held = self.held(address, value, payload, tags)
