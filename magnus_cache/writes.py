@@ -94,6 +94,8 @@ class Writes:
             self.unsure((address.name,))
             raise
         self.state.recovery.overwritten(address.name, mark)
+        # Through another connection, a load may have found the old value before this one replaced it.
+        self.state.flights.detach(address.name)
         address.counters.stores += 1
         return True
 
@@ -227,6 +229,7 @@ class Writes:
         mark = self.state.missed(lambda recovery: recovery.record(names))
         for name in names:
             self._memory.invalidate(name)
+            self.state.flights.detach(name)
         return mark
 
     def _keep(
