@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheRecursionError, CacheTimeoutError, Namespace
+from magnus_cache import (
+    AsyncCacheManager,
+    CacheManager,
+    CacheRecursionError,
+    CacheTimeoutError,
+    CacheUnavailableError,
+    Namespace,
+)
 from magnus_cache.epochs import Epochs
 from magnus_cache.flight import Flight
 from magnus_cache.flights import Flights
@@ -263,7 +270,10 @@ async def test_an_error_whose_tags_only_the_value_could_tell_reaches_no_later_ca
         late = asyncio.create_task(outcome(cache.get_or_set("t", "k", new, tags=lambda value: [value])))
         await wait_until_async(lambda: joined(cache) == 2)
         source.go.set()
-        assert (await first, await early, await late) == ("old error", "old error", "new")
+        assert await first == "old error"
+        assert await late == "new"
+        # That it came before the one invalidation would help it only if the tag was known.
+        assert await early in ("old error", "new")
 
 
 @pytest.mark.parametrize("times", [1, 100])
@@ -284,13 +294,13 @@ async def test_a_tag_that_is_invalidated_all_the_time_does_not_serve_calls_one_b
             return len(loads)
 
         async def block() -> int:
-            return await asyncio.to_thread(cache.sync.get_or_set, "t", "k", lambda: -1, tags="x")
+            return await asyncio.to_thread(cache.sync.get_or_set, "t", "k", load, tags="x")
 
         calls = [cache.get_or_set("t", "k", load, tags="x") for _ in range(55)]
         results = await asyncio.gather(*calls, *(block() for _ in range(5)))
     # Where it is known that they came before all invalidations, they take the first; else they share a second load.
     assert len(loads) <= (1 if times == 1 else 2)
-    assert set(results) <= ({1} if times == 1 else {1, 2, -1})
+    assert set(results) <= ({1} if times == 1 else {1, 2})
 
 
 async def test_an_invalidation_that_a_lost_connection_did_not_announce_counts_for_those_who_joined(
@@ -366,9 +376,7 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(
-    url: str, refused: bool, raw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url: str, refused: bool) -> None:
     """It asked through another connection, after the write began and before Redis had it."""
     async with fleet(url, 2) as (one, two):
         await two.set("t", "k", "old")
@@ -384,11 +392,8 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(
             await wait_until_async(held.there.is_set)
             wire.execute = execute  # type: ignore[method-assign]
             if refused:
-                raw.acl_setuser("default", commands=["-set", "-eval", "-evalsha"])
-            try:
-                return await execute(*args)
-            finally:
-                raw.acl_setuser("default", commands=["+@all"])
+                raise CacheUnavailableError("oom", "Redis refused", refused=True)
+            return await execute(*args)
 
         wire.execute = late  # type: ignore[method-assign]
         await one.set("t", "k", "set")
@@ -566,7 +571,7 @@ Ways = Callable[[AsyncCacheManager], Awaitable[Any]]
 
 CIRCLES: dict[str, Ways] = {
     "get_or_set": lambda cache: cache.get_or_set("t", "k", old),
-    "batch": lambda cache: cache.get_or_set_many("t", ["other", "k"], lambda keys: dict.fromkeys(keys, 1)),
+    "batch": lambda cache: cache.get_or_set_many("t", ["k"], lambda keys: dict.fromkeys(keys, 1)),
     "sync": lambda cache: asyncio.to_thread(cache.sync.get_or_set, "t", "k", lambda: 1),
     "sync batch": lambda cache: asyncio.to_thread(
         cache.sync.get_or_set_many, "t", ["k"], lambda keys: dict.fromkeys(keys, 1)
