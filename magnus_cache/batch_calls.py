@@ -63,11 +63,20 @@ def finder(engine: Engine, namespace: str, rule: Rule) -> Find:
     return lambda key: Wanted(key, engine.reads.address(namespace, key), tags)
 
 
+def _source(loader: object) -> object:
+    """Return what a batch loader is told apart from others by: two closures of the same code are the same one."""
+    while isinstance(loader, partial):
+        loader = loader.func
+    return getattr(loader, "__code__", loader)
+
+
 async def load_many(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False
-) -> dict[Any, Any]:
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    function: object = None,
+) -> dict[Any, Any]:  # fmt: skip
     """Return values by key, in the order of the keys; load those that are missing.
 
+    :param function: whose answers the loader returns, if that is not the loader itself.
     :raises CacheBatchError: if some keys could not be loaded.
     :raises Exception: what the loader raised, if it was called for all keys there are no values of.
     """
@@ -77,12 +86,13 @@ async def load_many(
         with engine.state.flights.joint(flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
-    return await _load(engine, keys, find, call, rule, fresh=fresh)
+    return await _load(engine, keys, find, call, rule, fresh=fresh, source=_source(function or loader))
 
 
 def load_many_blocking(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False
-) -> dict[Any, Any]:
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    function: object = None,
+) -> dict[Any, Any]:  # fmt: skip
     """Do what `load_many` does, for a thread: a plain function is called in this very thread.
 
     :raises CacheBatchError: as `load_many` does.
@@ -90,15 +100,17 @@ def load_many_blocking(
     """
     check_callable(loader, "batch_loader")
     if is_async(loader):
-        calling = partial(load_many, engine, keys, find, loader, rule, fresh=fresh)
+        calling = partial(load_many, engine, keys, find, loader, rule, fresh=fresh, function=function)
         values: dict[Any, Any] = engine.state.portal.call(calling)
         return values
-    blocks = running_loop()
-    return _Desk(engine, loader).run(lambda call: _load(engine, keys, find, call, rule, fresh=fresh, blocks=blocks))
+    blocks, source = running_loop(), _source(function or loader)
+    return _Desk(engine, loader).run(
+        lambda call: _load(engine, keys, find, call, rule, fresh=fresh, source=source, blocks=blocks)
+    )
 
 
 async def _load(
-    engine: Engine, keys: Sequence[Any], find: Find, call: CallLoader, rule: Rule, *, fresh: bool,
+    engine: Engine, keys: Sequence[Any], find: Find, call: CallLoader, rule: Rule, *, fresh: bool, source: object,
     blocks: asyncio.AbstractEventLoop | None = None,
 ) -> dict[Any, Any]:  # fmt: skip
     mode = engine.state.mode
@@ -134,7 +146,7 @@ async def _load(
         missing = {name: item for name, item in missing.items() if name not in values}
     errors: dict[Any, Exception] = {}
     if missing:
-        batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks)
+        batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks, source=source)
         loaded, errors = await batch.run(list(missing.values()))
         values |= loaded
         for item in missing.values():

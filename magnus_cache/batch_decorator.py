@@ -83,7 +83,7 @@ class _BatchSite(Site):
     def _async_many(self) -> Any:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
-            return await load_many(self.engine, call.many, call.find, call.load, self.rule)
+            return await load_many(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
@@ -91,7 +91,9 @@ class _BatchSite(Site):
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
-            return await load_many(self.engine, call.many, call.find, call.load, self.rule, fresh=True)
+            return await load_many(
+                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
+            )
 
         return _with(wrapper, invalidate, refresh)
 
@@ -101,7 +103,7 @@ class _BatchSite(Site):
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule)
+            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
@@ -111,7 +113,9 @@ class _BatchSite(Site):
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule, fresh=True)
+            return load_many_blocking(
+                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
+            )
 
         return _with(wrapper, invalidate, refresh)
 

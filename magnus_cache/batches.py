@@ -13,7 +13,6 @@ from magnus_cache.addresses import MISS, Address
 from magnus_cache.claims import Claims
 from magnus_cache.clock import monotonic
 from magnus_cache.current import CurrentLoad, running
-from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim
@@ -91,13 +90,15 @@ class Batch:
     :param call: calls the batch loader.
     :param fresh: take no values that are already there.
     :param blocks: the event loop that the caller holds up meanwhile.
+    :param source: what the batch loader is told apart from others by.
     """
 
     def __init__(
         self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False,
-        blocks: asyncio.AbstractEventLoop | None = None,
+        blocks: asyncio.AbstractEventLoop | None = None, source: object,
     ) -> None:  # fmt: skip
         self._loads = loads
+        self._source = source
         self._blocks = blocks
         self._claims: Claims = loads.claims
         self._rule = rule
@@ -148,32 +149,25 @@ class Batch:
         self._decided(0)
 
     async def _one(self, wanted: Wanted) -> Any:
-        address, led = wanted.address, False
+        address, loads = wanted.address, self._loads
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
-            nonlocal led
-            led = True
             self._undecided += 1
             decided = _Once(self._decided)
             try:
-                claim = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
-                if isinstance(claim, Entry):
-                    found = self._loads.found(address, claim)
-                    if found is not None:
-                        return found
-                    claim = self._claims.unclaimed(flight, fresh=self._fresh)
+                got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
+                claim = loads.to_load(address, got, flight, self._rule, wanted.tags, fresh=self._fresh)
+                if isinstance(claim, LoadedValue):
+                    return claim
                 return await self._ordered(wanted, flight, claim, decided)
             finally:
                 decided.tell()
 
-        while True:
-            self._loads.before(address, fresh=self._fresh)
-            loaded = await self._loads.flights.run(
-                address.name, lead, wait_timeout=self._loads.wait_timeout, namespace=str(address.namespace),
-                blocks=self._blocks,
-            )  # fmt: skip
-            if led or self._loads.stands(loaded):
-                return loaded.take()
+        loaded = await loads.flights.run(
+            address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
+            blocks=self._blocks, caller=loads.caller(address, fresh=self._fresh, source=self._source),
+        )  # fmt: skip
+        return loaded.take()
 
     async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
@@ -190,8 +184,10 @@ class Batch:
                     await self._loads.failed(wanted.address, error, wanted.tags, started, claim)
                 raise error
             if value is MISS:
-                # Nothing that could be shared: whoever joined asks its own loader.
-                return LoadedValue(MISS, None, overtaken=True)
+                # An answer for callers with the same loader; others who joined ask their own.
+                flight.look.left_out_by = self._source
+                flight.look.tags = wanted.tags
+                return LoadedValue(MISS, None)
             cost = self._loads.loaded(wanted.address, started)
             return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
         finally:

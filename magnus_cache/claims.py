@@ -58,6 +58,8 @@ class Claims:
         :param unwanted: the version of a value that is not to be returned, as it is what is to be refreshed.
         :param waiting: called when it turns out that another process holds the lease.
         """
+        look = flight.look
+        look.since, look.tags = self._state.epochs.moment(), tags
         wire = self._state.wire()
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
@@ -101,7 +103,7 @@ class Claims:
         offline = self._state.eras.offline
         unheard = lease is None and self._state.reachable
         return Claim(
-            flight, lease=lease, epoch=epochs.highest, since=epochs.events, mark=mark, fresh=fresh,
+            flight, lease=lease, epoch=epochs.highest, since=epochs.moment(), mark=mark, fresh=fresh,
             offline=None if unheard else offline, at=self._state.clock(),
         )  # fmt: skip
 
@@ -118,6 +120,8 @@ class Claims:
             try:
                 await self._reads.caught_up(wire, address)
                 header = b"" if reject is None else reject.raw[:HEADER_BYTES]
+                # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
+                flight.look.since = self._state.epochs.moment()
                 answer = await self._ask(wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted)
             except UnsettledError as error:
                 unsettled += 1
@@ -165,7 +169,8 @@ class Claims:
                 raise
         # Now, right before the load. The first epoch of a namespace may have come since the lease was granted, in the
         # same piece: a value that bore an older one would be as good as none to everybody.
-        claim.epoch, claim.since = epochs.highest, epochs.events
+        claim.epoch, claim.since = epochs.highest, epochs.moment()
+        claim.flight.look.known = wire.known
         return claim
 
     async def _ask(
@@ -255,19 +260,27 @@ class Claims:
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
-    async def overtaken(self, address: Address, tags: tuple[str, ...], claim: Claim) -> bool:
-        """Whether one of a value's tags was invalidated since its load was claimed, as far as can be known."""
-        if self._state.epochs.overtaken(tags, claim.since):
-            return True
+    async def overtaken(self, address: Address, tags: tuple[str, ...], known: tuple[str, ...], claim: Claim) -> bool:
+        """Whether Redis tells that a value was invalidated since its load was claimed, and nobody knows when.
+
+        What was announced at its time does not count: that is told apart by `Epochs.overtaken`.
+
+        :param known: those of the tags that were known before the load. Redis announces their invalidation, unless the
+            connection was another one meanwhile.
+        """
         if claim.lease is None:
             return False
-        wire = claim.lease.wire
+        epochs, wire = self._state.epochs, claim.lease.wire
+        announced = known if wire.tracking and wire.known is claim.flight.look.known else ()
         try:
             await self._reads.epochs.settled(wire, address.realm, tags)
         except CacheUnavailableError:
-            return False
-        floor = self._state.epochs.floor(wire.known, address.realm, tags)
-        return floor is not None and claim.epoch < floor
+            return not set(tags) <= set(announced)
+        floor = epochs.floor(wire.known, address.realm)
+        if floor is None or claim.epoch < floor:
+            return True
+        risen = [tag for tag in tags if claim.epoch < epochs.latest(epochs.tag_name(tag))]
+        return not all(tag in announced and epochs.overtaken((tag,), claim.since) for tag in risen)
 
 
 def _give_back(waiter: "asyncio.Future[Any]") -> None:

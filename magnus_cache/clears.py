@@ -72,7 +72,6 @@ class Clears:
             self._failed(error)
 
     def _outdate(self, names: Sequence[bytes]) -> None:
-        self.state.epochs.invalidated(names)
         for name in names:
             self.state.outdated(name)
 

@@ -13,6 +13,7 @@ import math
 import threading
 import weakref
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -34,7 +35,10 @@ _MOST: Final = 100_000
 """Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
 
 _MOST_EVENTS: Final = 4_096
-"""Tags invalidated by this process that are told apart; of older ones, all loads under way count as overtaken."""
+"""Tags invalidated lately that are told apart; of older ones, all loads under way count as overtaken."""
+
+_HISTORY: Final = 32
+"""Invalidations of each that are told apart; an own one counts up to four times, from its beginning to its end."""
 
 
 def epoch_of(text: bytes | None) -> int:
@@ -117,13 +121,13 @@ class Epochs:
     :ivar highest: the highest of all; what a load that begins now may claim to know.
     :ivar names: the names of the control keys.
     :ivar root: the name of the whole prefix' epoch.
-    :ivar events: counts the tag invalidations of this process.
     """
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
         self.names = ControlNames(keyspace)
         self.root = self.names.root
+        self._moments = itertools.count(1)
         self.reset()
 
     def reset(self) -> None:
@@ -134,9 +138,8 @@ class Epochs:
         self._realms: dict[str, Realm] = {}
         self._prefixes: dict[bytes, bytes] = {}
         self._marks: weakref.WeakValueDictionary[bytes, Mark] = weakref.WeakValueDictionary()
-        self.events = 0
-        self._events: dict[bytes, int] = {}
-        self._blurred = 0
+        self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._blurred = self._last = 0
 
     # -- names ----------------------------------------------------------------------------------------------
 
@@ -227,20 +230,45 @@ class Epochs:
             floor = max(floor, epoch)
         return floor
 
-    # -- what this process invalidates ------------------------------------------------------------------------
+    # -- what was invalidated ---------------------------------------------------------------------------------
+
+    def moment(self) -> int:
+        """Return a number that is higher than those of all earlier moments and invalidations in this process."""
+        return next(self._moments)
 
     def invalidated(self, names: Iterable[bytes]) -> None:
         """Note that these tags were invalidated now, whatever Redis will say."""
         with self._lock:
-            self.events += 1
+            self._last = next(self._moments)
             for name in names:
-                self._events.pop(name, None)
-                self._events[name] = self.events
+                # In place: `overtaken` takes no lock, and must find the earlier ones at any moment.
+                self._events[name] = (*self._events.get(name, ())[1 - _HISTORY :], self._last)
+                self._events.move_to_end(name)
             while len(self._events) > _MOST_EVENTS:
                 oldest = next(iter(self._events))
-                self._blurred = max(self._blurred, self._events.pop(oldest))
+                # In this order, as `overtaken` looks at the tag first and at this afterwards.
+                self._blurred = max(self._blurred, self._events[oldest][-1])
+                del self._events[oldest]
 
-    def overtaken(self, tags: Iterable[str], since: int) -> bool:
-        """Whether one of the tags was invalidated here since `events` had a value."""
+    def overtaken(self, tags: Iterable[str] | None, since: int, until: float = math.inf) -> bool:
+        """Whether one of the tags was invalidated between two moments.
+
+        True as well where so many invalidations followed that it is not known any more.
+
+        :param tags: None for unknown ones: then any invalidation since the first moment counts.
+        """
+        if tags is None:
+            return self._last > since
         names = [self.tag_name(tag) for tag in tags]
-        return bool(names) and (self._blurred > since or any(self._events.get(name, 0) > since for name in names))
+        if not names:
+            return False
+        if any(_between(self._events.get(name, ()), since, until) for name in names):
+            return True
+        return self._blurred > since
+
+
+def _between(events: tuple[int, ...], since: int, until: float) -> bool:
+    if len(events) == _HISTORY and events[0] > since:
+        # There may have been earlier ones.
+        return True
+    return any(since < event < until for event in events)

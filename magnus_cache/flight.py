@@ -5,6 +5,7 @@ import math
 from contextvars import ContextVar
 from typing import Final
 
+from magnus_cache.joining import Look
 from magnus_cache.outcomes import Waiter
 
 __all__ = ["LOADING", "Flight"]
@@ -31,12 +32,13 @@ class Flight:
     :ivar overdue: whether it was: the next caller begins another.
     :ivar joinable_until: when the last caller may join it where Redis is there, by the same clock: of a load without a
         lease nobody would announce that it was overtaken.
+    :ivar look: when it looked at what it brings: by that, each caller who joined it judges the outcome.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
     __slots__ = (
-        "alone", "began", "crew", "detached", "done", "joinable_until", "key", "loop", "namespace", "needs", "outer",
-        "overdue", "owner", "task", "tolerance",
+        "alone", "began", "crew", "detached", "done", "joinable_until", "key", "look", "loop", "namespace", "needs",
+        "outer", "overdue", "owner", "task", "tolerance",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +55,7 @@ class Flight:
         self.tolerance = _TOLERANCE
         self.overdue = False
         self.joinable_until = math.inf
+        self.look = Look()
         self.outer = LOADING.get()
         self.crew: set[Waiter] = set()
         self.needs: list[Flight] = []

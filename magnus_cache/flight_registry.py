@@ -77,10 +77,6 @@ class FlightRegistry:
             for key in [key for key in self._flights if predicate(key)]:
                 self._flights.pop(key).detached = True
 
-    def detach_prefix(self, prefix: bytes) -> None:
-        """Do what `detach` does for every key that starts with a prefix."""
-        self.detach_matching(lambda key: key.startswith(prefix))
-
     # -- with the lock held ----------------------------------------------------------------------------------------
 
     def _new(

@@ -22,6 +22,7 @@ from magnus_cache.clock import Clock, monotonic
 from magnus_cache.errors import CacheClosedError
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.flight_registry import FlightRegistry
+from magnus_cache.joining import ANY_CALLER, Caller
 from magnus_cache.outcomes import (
     Abandoned,
     Expired,
@@ -62,7 +63,7 @@ class Flights(FlightRegistry):
 
     async def run(
         self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float, namespace: str = "",
-        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None, caller: Caller = ANY_CALLER,
     ) -> T:  # fmt: skip
         """Return what `load` returns, or what another caller's load of the same key does.
 
@@ -74,6 +75,7 @@ class Flights(FlightRegistry):
         :param patience: seconds to wait for any load, one's own included, which goes on when they are over. With 0, it
             is not begun if it could not go on.
         :param blocks: the event loop that is held up by whoever this is done for.
+        :param caller: judges what another's load brings; what is not good for it is loaded again.
         :raises OutOfPatienceError: when they are.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
@@ -83,6 +85,7 @@ class Flights(FlightRegistry):
         end = math.inf if patience is None else monotonic() + patience
         alone = False
         while True:
+            caller.prepare()
             waiter = LoopWaiter(loop)
             seat = self._board(key, waiter, loop, namespace, blocks=blocks, alone=alone, for_nobody=patience == 0)
             try:
@@ -98,17 +101,23 @@ class Flights(FlightRegistry):
             if isinstance(outcome, Expired):
                 alone = not self._dropped(seat.flight)
             elif seat.leads or not isinstance(outcome, Abandoned):
+                if not seat.leads and not caller.accepts(seat.flight.look):
+                    alone = monotonic() >= deadline
+                    continue
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
                     # An error's traceback refers to this frame: the two would keep each other alive.
                     del outcome, waiter
 
-    def run_blocking(self, key: bytes, load: Callable[[Flight], T], *, wait_timeout: float) -> T:
+    def run_blocking(
+        self, key: bytes, load: Callable[[Flight], T], *, wait_timeout: float, caller: Caller = ANY_CALLER
+    ) -> T:
         """Do what `run` does, for a thread; a leader's `load` is called in this very thread.
 
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
             flight that is detached.
+        :param caller: judges what another's load brings; what is not good for it is loaded again.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheDeadlockError: in a thread whose event loop, held up by this call, would have to run the load.
         :raises CacheClosedError: after `aclose`.
@@ -117,6 +126,7 @@ class Flights(FlightRegistry):
         deadline = monotonic() + wait_timeout
         alone = False
         while True:
+            caller.prepare()
             waiter = ThreadWaiter()
             seat = self._board(key, waiter, None, "", blocks=blocks, alone=alone)
             try:
@@ -128,6 +138,9 @@ class Flights(FlightRegistry):
             if isinstance(outcome, Expired):
                 alone = not self._dropped(seat.flight)
             elif not isinstance(outcome, Abandoned):
+                if not caller.accepts(seat.flight.look):
+                    alone = monotonic() >= deadline
+                    continue
                 try:
                     return cast("T", outcome.unwrap())
                 finally:

@@ -172,7 +172,7 @@ class Claim:
 
     :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
     :ivar epoch: the highest epoch that this process had seen.
-    :ivar since: its count of tag invalidations.
+    :ivar since: the moment when it was made, see `Epochs.moment`.
     :ivar mark: where its record of untold invalidations stood.
     :ivar fresh: whether it is to replace a value that may be there.
     :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if

@@ -19,10 +19,12 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheEncodeError, CacheError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
 from magnus_cache.freshness import PLAIN
+from magnus_cache.joining import Caller, JoiningCaller
 from magnus_cache.leases import Claim
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.reads import Reads
+from magnus_cache.revalidation import tags_of
 from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.throttle import Throttle
 from magnus_cache.workers import is_async
@@ -34,23 +36,14 @@ T = TypeVar("T")
 
 
 class LoadedValue(Generic[T]):
-    """What a load came to, for all who waited for it: each gets a value of its own.
+    """What a load came to, for all who waited for it: each gets a value of its own."""
 
-    :ivar overtaken: whether a tag of the value was invalidated during the load: it is for its leader alone.
-    :ivar tags: its tags, and the count of tag invalidations when it was claimed: whoever joined looks again.
-    """
+    __slots__ = ("_original", "_payload", "_value")
 
-    __slots__ = ("_original", "_payload", "_value", "overtaken", "since", "tags")
-
-    def __init__(
-        self, value: T, payload: bytes | None, *, overtaken: bool = False, tags: tuple[str, ...] = (), since: int = 0
-    ) -> None:
+    def __init__(self, value: T, payload: bytes | None) -> None:
         self._value = value
         self._payload = payload
         self._original = [value]
-        self.overtaken = overtaken
-        self.tags = tags
-        self.since = since
 
     def take(self) -> T:
         """Return the value: the first taker gets the loader's own object, the others equal ones."""
@@ -101,21 +94,12 @@ class Loads:
             with running(CurrentLoad()):
                 return _modified(await self._called(address, loader))
         fresh = fresh or mode is Mode.BYPASS
-        led = False
-
-        async def lead(flight: Flight) -> LoadedValue[T]:
-            nonlocal led
-            led = True
-            return await self._lead(address, loader, rule, tags, flight, fresh=fresh)
-
-        while True:
-            self.before(address, fresh=fresh)
-            loaded = await self.flights.run(
-                address.name, lead, wait_timeout=self.wait_timeout, namespace=str(address.namespace),
-                patience=patience, blocks=blocks,
-            )  # fmt: skip
-            if led or self.stands(loaded):
-                return loaded.take()
+        loaded = await self.flights.run(
+            address.name, partial(self._lead, address, loader, rule, tags, fresh=fresh),
+            wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
+            caller=self.caller(address, fresh=fresh),
+        )  # fmt: skip
+        return loaded.take()
 
     async def _lead(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
@@ -123,7 +107,7 @@ class Loads:
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
         got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
-        claim = self._to_load(address, got, flight, fresh=fresh)
+        claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
         if isinstance(claim, LoadedValue):
             return claim
         load, started = CurrentLoad(claim.previous), monotonic()
@@ -138,18 +122,24 @@ class Loads:
         finally:
             claim.close()
 
-    def _to_load(
-        self, address: Address, got: Claim | Entry, flight: Flight, *, fresh: bool
+    def to_load(
+        self, address: Address, got: Claim | Entry, flight: Flight, rule: Rule, tags: tuple[str, ...], *, fresh: bool
     ) -> "Claim | LoadedValue[Any]":
         """Return the claim to load under, or what somebody else has just loaded.
 
         :param got: what asking for a claim came to.
+        :param tags: those of the value that are known already.
+        :raises Exception: if what somebody else left there is an error.
         """
         if isinstance(got, Entry):
-            found = self.found(address, got)
+            found = self._found(address, got, flight)
             if found is not None:
                 return found
             got = self.claims.unclaimed(flight, fresh=fresh)
+        look = flight.look
+        look.since, look.found = got.since, False
+        # Should the load fail, nothing tells which tags its value would have had.
+        look.tags = tags if rule.tags is None or rule.tags.of_value is None else None
         # What was waited for a lease does not count.
         flight.began = self.clock()
         return got
@@ -159,7 +149,7 @@ class Loads:
 
         :param unwanted: the version of the value that is to be refreshed.
         """
-        self.before(address, fresh=False)
+        self._before(address, fresh=False)
         lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
         return self.flights.launch(address.name, lead, str(address.namespace))
 
@@ -177,13 +167,10 @@ class Loads:
                 return _modified(self.called_blocking(loader))
         fresh = fresh or mode is Mode.BYPASS
         call = self._state.portal.call
-        led = False
 
         def lead(flight: Flight) -> LoadedValue[T]:
-            nonlocal led
-            led = True
             got: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
-            claim = self._to_load(address, got, flight, fresh=fresh)
+            claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
             if isinstance(claim, LoadedValue):
                 return claim
             load, started = CurrentLoad(claim.previous), monotonic()
@@ -198,17 +185,14 @@ class Loads:
             finally:
                 claim.close()
 
-        while True:
-            self.before(address, fresh=fresh)
-            loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout)
-            if led or self.stands(loaded):
-                return loaded.take()
+        caller = self.caller(address, fresh=fresh)
+        return self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller).take()
 
-    def stands(self, loaded: LoadedValue[Any]) -> bool:
-        """Whether a load's value is good for who joined it, as far as its tags tell."""
-        return not loaded.overtaken and not self._state.epochs.overtaken(loaded.tags, loaded.since)
+    def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
+        """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
+        return JoiningCaller(self._state.epochs, partial(self._before, address), fresh=fresh, source=source)
 
-    def before(self, address: Address, *, fresh: bool) -> None:
+    def _before(self, address: Address, fresh: bool) -> None:
         """Let the caller join no load that it must not have the value of, nor one that will not end."""
         if fresh:
             self._state.flights.detach(address.name)
@@ -240,16 +224,19 @@ class Loads:
         loaded: T = value
         return loaded
 
-    def found(self, address: Address, entry: Entry | None) -> LoadedValue[Any] | None:
+    def _found(self, address: Address, entry: Entry, flight: Flight) -> LoadedValue[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load.
 
         :raises Exception: if that is an error.
         """
-        if entry is not None and (error := self._reads.error(address, entry)) is not None:
+        flight.look.tags, flight.look.found = tags_of(entry), True
+        # Without a lease, nobody would announce to it that the value was deleted; to take it in may take its time.
+        self.flights.detach_flight(flight)
+        if (error := self._reads.error(address, entry)) is not None:
             address.counters.negative_hits += 1
             raise error
         value = self._reads.opened(address, entry)
-        return None if entry is None or value is MISS else LoadedValue(value, entry.payload)
+        return None if value is MISS else LoadedValue(value, entry.payload)
 
     def loaded(self, address: Address, started: float) -> float:
         """Count a load that began at a monotonic second, and return the seconds that it took."""
@@ -326,9 +313,10 @@ class Loads:
             if load is None or not load.has_previous:
                 raise unmodified()
             value = load.previous
+        look, known = claim.flight.look, tags
         try:
             payload, ttl = self._judge(address, value, rule)
-            tags = rule.tags_of(value, tags)
+            tags = look.tags = rule.tags_of(value, known)
         except CacheError:
             raise
         except Exception as error:
@@ -342,8 +330,8 @@ class Loads:
             held = held._replace(cost=cost, validator=load.validator if load is not None else None)
             await self._writes.fill(address, held, payload, ttl, claim)
         self.throttle.succeeded(address.name)
-        overtaken = bool(tags) and await self.claims.overtaken(address, tags, claim)
-        return LoadedValue(value, payload, overtaken=overtaken, tags=tags, since=claim.since)
+        look.overtaken = bool(tags) and await self.claims.overtaken(address, tags, known, claim)
+        return LoadedValue(value, payload)
 
 
 def _modified(value: T) -> T:

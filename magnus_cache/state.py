@@ -7,9 +7,8 @@ is in `core`.
 
 import asyncio
 import contextlib
-import re
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +22,7 @@ from magnus_cache.epochs import Epochs
 from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
+from magnus_cache.forgetting import Forgetting
 from magnus_cache.forks import part, watch
 from magnus_cache.key_locks import KeyLocks
 from magnus_cache.keys import Keyspace, value_name
@@ -52,7 +52,7 @@ __all__ = ["State"]
 _abandoned: Final[list[object]] = []
 
 
-class State:
+class State(Forgetting):
     """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
@@ -206,43 +206,6 @@ class State:
                 # An epoch that was not known stands for nothing yet: somebody has just issued the first one.
                 wire.known.discard(name)
                 self.outdated(name)
-
-    def outdated(self, name: bytes) -> None:
-        """Drop all that an epoch is about, in constant time; and let nobody join what is being loaded of it."""
-        prefix = self.epochs.prefix_of(name)
-        if prefix is not None:
-            self.forget_prefix(prefix)
-        elif (mark := self.epochs.mark(name)) is not None:
-            self.memory.outdate(mark)
-
-    def forget_prefix(self, prefix: bytes) -> None:
-        """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
-        # The loads first: one that ends between the two steps is to find itself overtaken, or its place void.
-        self.flights.detach_prefix(prefix)
-        self.leases.touched_matching(lambda name: name.startswith(prefix))
-        self.memory.clear(prefix)
-
-    def forget_matching(self, regex: re.Pattern[bytes]) -> None:
-        """Do what `forget_prefix` does for the names that an expression matches in full."""
-        self.flights.detach_matching(lambda name: regex.fullmatch(name) is not None)
-        self.leases.touched_matching(lambda name: regex.fullmatch(name) is not None)
-        self.memory.clear_matching(regex)
-
-    def touch(self, names: Iterable[bytes]) -> None:
-        """Forget what this process knows of some values, and let no load that began before have a say about them."""
-        for name in names:
-            self.flights.detach(name)
-            self.leases.touched(name)
-            self.memory.invalidate(name)
-
-    def removed(self, names: Iterable[bytes]) -> None:
-        """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
-        for name in names:
-            entry = self.memory.past(name, trusted=False)
-            if entry is not None and isinstance(entry.trust, LocalTrust):
-                self.memory.void(name)
-            else:
-                self.memory.invalidate(name)
 
     def missed(self, record: Callable[[Recovery], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""

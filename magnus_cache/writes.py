@@ -64,7 +64,7 @@ class Writes:
 
         :param ttl: seconds.
         """
-        since = self.state.epochs.events
+        since = self.state.epochs.moment()
         self._memory.invalidate(address.name)
         wire = self.state.wire()
         held = self.held(address, value, payload, tags)
@@ -105,6 +105,8 @@ class Writes:
             await self.state.recorded()
             return kept
         self.state.recovery.overwritten(address.name, mark)
+        # Through another connection, a load may have found the old value before this one replaced it.
+        self.state.flights.detach(address.name)
         address.counters.stores += 1
         return True
 
@@ -253,6 +255,7 @@ class Writes:
         mark = self.state.missed(lambda recovery: recovery.record(names))
         for name in names:
             self._memory.invalidate(name)
+            self.state.flights.detach(name)
         return mark
 
     def _keep(

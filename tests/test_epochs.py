@@ -469,14 +469,14 @@ def test_the_memory_of_epochs_is_bounded() -> None:
 
 def test_what_was_invalidated_long_ago_counts_as_overtaken() -> None:
     epochs = Epochs(Keyspace("magnus"))
-    since = epochs.events
+    since = epochs.moment()
     for number in range(5_000):
         epochs.invalidated([b"magnus!tag:%d" % number])
     assert epochs.overtaken(["4999"], since)
     assert epochs.overtaken(["0"], since)
     assert epochs.overtaken(["never"], since)
     assert not epochs.overtaken([], since)
-    assert not epochs.overtaken(["4999"], epochs.events)
+    assert not epochs.overtaken(["4999"], epochs.moment())
 
 
 async def test_a_value_of_an_older_epoch_is_a_miss(url: str, raw: redis.Redis) -> None:

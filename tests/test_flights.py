@@ -694,10 +694,9 @@ def test_a_load_that_cannot_start_hands_over(flights: Flights) -> None:
     "detach",
     [
         lambda flights: flights.detach(KEY),
-        lambda flights: flights.detach_prefix(b"magnus:portfolio:"),
         lambda flights: flights.detach_matching(lambda key: key.endswith(b"user1")),
     ],
-    ids=["key", "prefix", "matching"],
+    ids=["key", "matching"],
 )
 async def test_later_callers_never_join_a_detached_load(flights: Flights, detach: Callable[[Flights], None]) -> None:
     old, new, other = Loader("old"), Loader("new"), Loader("other")

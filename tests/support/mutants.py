@@ -29,6 +29,7 @@ from magnus_cache import (
     flight_registry,
     flights,
     freshness,
+    joining,
     leases,
     loads,
     memory,
@@ -472,7 +473,7 @@ def _at_once(self: Any, count: int) -> None:
 
 @guard(BATCHES)
 def without_handing_left_out_keys_on() -> None:
-    put(loads.LoadedValue, "overtaken", property(lambda _: False, nothing))
+    put(joining.Look, "left_out_by", property(nothing, nothing))
 
 
 # -- outages ------------------------------------------------------------------------------------------------------
