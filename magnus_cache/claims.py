@@ -64,8 +64,8 @@ class Claims:
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
         if wire is None:
-            look = partial(self._state.memory.hit, address.name)
-            return await self._claimed_here(address, flight, look, fresh=fresh, unwanted=unwanted)
+            held = partial(self._state.memory.hit, address.name)
+            return await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
         try:
             with self._state.leases.listening(address.name) as changed:
                 return await self._claimed(
@@ -73,20 +73,21 @@ class Claims:
                 )
         except CacheUnavailableError as error:
             self._reads.failed(address, error)
-            look = partial(self._reads.fallback, address)
-            claim = await self._claimed_here(address, flight, look, fresh=fresh, unwanted=unwanted)
+            held = partial(self._reads.fallback, address)
+            claim = await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
             if isinstance(claim, Claim):
                 claim.refusal = error if error.refused else None
             return claim
 
     async def _claimed_here(
-        self, address: Address, flight: Flight, look: Callable[[], Entry | None], *, fresh: bool,
+        self, address: Address, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
         unwanted: int | None,
     ) -> Claim | Entry:  # fmt: skip
         """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
         async with self._state.key_locks.hold(address.name):
-            entry = None if fresh else look()
+            flight.look.since = self._state.epochs.moment()
+            entry = None if fresh else held()
             if entry is not None and entry.version != unwanted:
                 return entry
             return self.unclaimed(flight, fresh=fresh)
