@@ -9,10 +9,11 @@ them learned the hard way costs the others nothing::
 
 import math
 import random
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
+
+from magnus_cache.sections import section
 
 __all__ = ["Breaker", "Outage", "Transition"]
 
@@ -73,7 +74,7 @@ class Breaker:
 
     def reset(self) -> None:
         """Forget everything, as in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = section()
         self._bells: set[Callable[[], object]] = set()
         self._failures = self.outages = 0
         self._known = False

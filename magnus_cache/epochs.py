@@ -10,7 +10,6 @@ missing at Redis is issued anew, never taken for valid.
 
 import itertools
 import math
-import threading
 import weakref
 import zlib
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from typing import Final
 from magnus_cache.entries import Mark
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Keyspace
+from magnus_cache.sections import section
 
 __all__ = ["LATEST_EPOCH", "ControlNames", "Epochs", "Known", "Realm", "epoch_of"]
 
@@ -132,7 +132,7 @@ class Epochs:
 
     def reset(self) -> None:
         """Forget everything, as in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = section()
         self.highest = 0
         self._latest: dict[bytes, int] = {}
         self._realms: dict[str, Realm] = {}

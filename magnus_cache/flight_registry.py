@@ -1,11 +1,11 @@
 """The loads under way: which one of a key callers may join, and which may not be joined any more."""
 
 import asyncio
-import threading
 from collections.abc import Callable
 
 from magnus_cache.clock import Clock
 from magnus_cache.flight import Flight
+from magnus_cache.sections import section
 from magnus_cache.unattended import Unattended
 
 __all__ = ["FlightRegistry"]
@@ -20,7 +20,7 @@ class FlightRegistry:
 
     def __init__(self, unattended: Unattended, clock: Clock) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = section()
         self._flights: dict[bytes, Flight] = {}
         self._unattended = unattended
 

@@ -12,7 +12,6 @@ waits that carry the context on: awaiting, tasks, `asyncio.to_thread`, the backg
 import asyncio
 import contextlib
 import math
-import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
@@ -35,6 +34,7 @@ from magnus_cache.outcomes import (
     running_loop,
     wake,
 )
+from magnus_cache.sections import section
 from magnus_cache.unattended import MOST_UNATTENDED, OutOfPatienceError, Unattended
 from magnus_cache.workers import JOB, Job
 
@@ -221,7 +221,7 @@ class Flights(FlightRegistry):
 
     def reset(self) -> None:
         """Forget everything, in a forked child, where nobody works on the parent's loads."""
-        self._lock = threading.Lock()
+        self._lock = section()
         for flight in self._flights.values():
             # A load that forked and returns in the child must not wake waiters that live in the parent.
             flight.done, flight.detached, flight.crew = True, True, set()

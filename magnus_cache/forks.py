@@ -3,8 +3,9 @@
 import os
 import threading
 import weakref
-from types import TracebackType
 from typing import Final, Protocol
+
+from magnus_cache.sections import section
 
 __all__ = ["ForkLock", "Forked", "Parted", "part", "watch"]
 
@@ -27,7 +28,7 @@ class Parted(Protocol):
 
 
 class ForkLock:
-    """A lock that a forked child finds free, whoever held it in the parent.
+    """A lock for steps that may take long, such as those on a disk, and that a forked child finds free.
 
     One lock for each process: the thread that would have to let go of the parent's does not exist in the child.
     What it guards must be in order at every step, as the child may see it half-way.
@@ -38,32 +39,27 @@ class ForkLock:
     def __init__(self) -> None:
         self._locks: dict[int, threading.Lock] = {}
 
-    def __enter__(self) -> None:
+    def __call__(self) -> threading.Lock:
+        """Return the lock of this process, for a ``with`` statement: an `__enter__` of Python could be interrupted."""
         # `setdefault` is one step: of two threads that come first, both get the same lock.
-        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._locks[os.getpid()].release()
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
 _WATCHED: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
 _PARTED: Final[weakref.WeakSet[Parted]] = weakref.WeakSet()
-_lock: Final = ForkLock()
 _watching = False
 
 
 def watch(thing: Forked) -> None:
     """Have `after_fork` called in every child that this process forks, as long as the thing lives."""
-    with _lock:
+    with section():
         _WATCHED.add(thing)
         _register()
 
 
 def part(thing: Parted) -> None:
     """Have a thing told before and after every fork of this process, as long as it lives."""
-    with _lock:
+    with section():
         _PARTED.add(thing)
         _register()
 

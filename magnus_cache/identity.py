@@ -6,9 +6,10 @@ the living. A token is never handed out twice: it is a random part of the proces
 
 import os
 import secrets
-import threading
 import weakref
 from typing import Final, Generic, TypeVar
+
+from magnus_cache.sections import section
 
 __all__ = ["IdentityMap", "Tokens", "tokens"]
 
@@ -46,7 +47,7 @@ class Tokens:
     """Hands out tokens; the same one for the same object as long as it lives, and new ones in a forked child."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = section()
         self._process = 0
         self._start = ""
         self._count = 0
@@ -66,7 +67,7 @@ class Tokens:
         if self._process != process:
             # A fork copies the objects, and from there on each copy goes its own way. The lock is replaced as
             # the thread that held it may not exist here.
-            self._lock = threading.Lock()
+            self._lock = section()
             self._start, self._count, self._known = secrets.token_hex(8), 0, IdentityMap()
             self._process = process
         with self._lock:

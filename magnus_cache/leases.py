@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import socket
-import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +22,7 @@ from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import scripts
+from magnus_cache.sections import section
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -222,7 +222,7 @@ class Leases:
 
     def reset(self) -> None:
         """Forget everything, as in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = section()
         self._held: dict[bytes, Lease] = {}
         self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
         self._numbers = itertools.count()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from magnus_cache.core import AsyncOperations
-from magnus_cache.forks import ForkLock
+from magnus_cache.sections import section
 from magnus_cache.sync import BlockingOperations
 
 __all__ = [
@@ -61,7 +61,6 @@ class AsyncCacheManager(AsyncOperations):
         return CacheManager._over(self._engine)
 
 
-_lock = ForkLock()
 _manager: CacheManager | None = None
 
 
@@ -75,9 +74,12 @@ def get_cache_manager() -> CacheManager:
     global _manager
     manager = _manager
     if manager is None or manager._state.closed:
-        with _lock:
+        # Made before it is known to be wanted: that imports modules and reads files, which is no step for a section.
+        # The one that comes too late was not used, and has nothing to end.
+        made = CacheManager()
+        with section():
             if _manager is None or _manager._state.closed:
-                _manager = CacheManager()
+                _manager = made
             manager = _manager
     return manager
 

@@ -12,7 +12,6 @@ between is served for the last time. Everything that changes the table takes the
 is reentrant, because a value's finalizer or a signal handler may call the cache in the thread that holds it.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -20,6 +19,7 @@ from typing import Final
 from magnus_cache.clock import Clock, monotonic
 from magnus_cache.entries import OVERHEAD, Entry, Fill, Mark, TaggedEntry
 from magnus_cache.expiry import Floor, Floors, Scope, covers
+from magnus_cache.sections import section
 from magnus_cache.stripes import Table, make_table
 
 __all__ = ["Memory"]
@@ -76,7 +76,7 @@ class Memory:
 
     def reset(self) -> None:
         """Forget everything, in place and without waiting for the lock: a forked child's may be held for ever."""
-        self._lock = threading.RLock()
+        self._lock = section()
         self._table.clear()
         self._pending: dict[_Name, Fill] = {}
         self._queue.clear()

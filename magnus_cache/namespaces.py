@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.forks import ForkLock
 from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
+from magnus_cache.sections import section
 
 __all__ = [
     "TTL_LONG",
@@ -262,7 +262,6 @@ class NamespaceRegistry:
     """
 
     def __init__(self) -> None:
-        self._lock = ForkLock()
         self.generation = 0
         self._watchers = weakref.WeakSet[Watcher]()
         self._registered: dict[str, Namespace] = {}
@@ -279,7 +278,7 @@ class NamespaceRegistry:
         if not isinstance(namespace, Namespace):
             raise CacheTypeError("namespace", f"register a Namespace, not {type(namespace).__name__}")
         name = str(namespace)
-        with self._lock:
+        with section():
             known = self._registered.get(name)
             if known is not None and known.policy != namespace.policy and not replace:
                 raise CacheArgumentError(
@@ -319,7 +318,7 @@ class NamespaceRegistry:
         if isinstance(name, Namespace):
             return name
         text = check_name(name)
-        with self._lock:
+        with section():
             found = self._registered.get(text) or self._plain.get(text)
             if found is None:
                 if len(self._plain) >= _MOST_PLAIN_NAMES:
@@ -328,7 +327,7 @@ class NamespaceRegistry:
         return found
 
     def __iter__(self) -> Iterator[Namespace]:
-        with self._lock:
+        with section():
             return iter(list(self._registered.values()))
 
     def __len__(self) -> int:

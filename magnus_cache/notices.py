@@ -1,10 +1,10 @@
 """The log lines of this package: few, and each says what happened and what to do about it."""
 
 import logging
-import threading
 from typing import Final
 
 from magnus_cache.clock import Clock, monotonic
+from magnus_cache.sections import section
 
 __all__ = ["Notices", "logger", "say"]
 
@@ -29,7 +29,7 @@ class Notices:
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = section()
         self._last: dict[str, tuple[float, int]] = {}
         self._open: set[str] = set()
 
@@ -65,4 +65,4 @@ class Notices:
 
     def reset(self) -> None:
         """Take a fresh lock, as in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = section()

@@ -7,7 +7,6 @@ is in `core`.
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +36,7 @@ from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
+from magnus_cache.sections import section
 from magnus_cache.stats import Stats
 from magnus_cache.workers import Workers
 
@@ -79,7 +79,7 @@ class State(Forgetting):
         )
         self.closed = False
         self.special = 0
-        self._lock = threading.Lock()
+        self._lock = section()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
@@ -352,7 +352,7 @@ class State(Forgetting):
         envelope.reseed()
         # Collected, a connection would warn and try to close a transport of a loop that lives in the parent.
         _abandoned.extend((self._wires, self.replays))
-        self._lock = threading.Lock()
+        self._lock = section()
         self._wires, self.replays = {}, self._new_replays()
         self.special = 0
         for own in (

@@ -8,7 +8,7 @@ from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.shapes import Shape, shape_of
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
-from magnus_cache.forks import ForkLock
+from magnus_cache.sections import section
 
 __all__ = ["Registration", "encode_registered", "register_type", "registration", "restore_registered"]
 
@@ -31,7 +31,6 @@ class Registration(NamedTuple):
 # Read without a lock: an entry is immutable and replaced as a whole.
 _by_class: Final[dict[type, Registration]] = {}
 _by_name: Final[dict[str, Registration]] = {}
-_lock: Final = ForkLock()
 
 
 @overload
@@ -106,7 +105,7 @@ def _shape(cls: type, encode: Callable[[Any], Any] | None, decode: Callable[[Any
 
 
 def _add(new: Registration) -> None:
-    with _lock:
+    with section():
         old = _by_name.get(new.name)
         if old is not None and old.cls is not new.cls:
             # A reloaded module makes its classes anew; the instances of the old ones are then strangers.

@@ -5,13 +5,13 @@ deleted meanwhile would be stored again. A later connection to the same server e
 else.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
+from magnus_cache.sections import section
 
 __all__ = ["AbandonedConnections", "Ending"]
 
@@ -55,7 +55,7 @@ class AbandonedConnections:
 
     def reset(self) -> None:
         """Forget everything, as in a forked child, whose parent's connections are not its own."""
-        self._lock = threading.Lock()
+        self._lock = section()
         self.waiting: dict[int, bytes] = {}
 
     def leave(self, run: bytes, client: int) -> None:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, get_args
 from magnus_cache.redis.journal_file import JournalFile, Row
 from magnus_cache.redis.journal_queue import Batch, Change, JournalQueue, Sync, pending
 from magnus_cache.redis.recovery import Kind, Recovery
+from magnus_cache.sections import section
 
 __all__ = ["THREAD_NAME", "Journal"]
 
@@ -77,7 +78,7 @@ class Journal:
         recovery.keeper = self
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = section()
         self._queue = JournalQueue()
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -262,7 +262,7 @@ class JournalFile:
         go of all its locks on it, also of another connection's: the next to end then removes what is still in use.
         """
         # Nobody of this process has it open yet, and all who are about to come this way.
-        with _MAKING, contextlib.suppress(FileExistsError):
+        with _MAKING(), contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _prepare(self, connection: sqlite3.Connection, *, lossy: bool) -> None:

@@ -5,9 +5,10 @@ is replayed it counts as an invalidation for every read of this process. A repla
 value over a peer's newer one would turn an outage into a wrong answer.
 """
 
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from magnus_cache.sections import section
 
 __all__ = ["MOST_NAMES", "MOST_SCOPES", "Keeper", "Kind", "Missed", "Recovery", "namespace_prefix"]
 
@@ -57,7 +58,7 @@ class Recovery:
         self._root = root
         self._most_names = most_names
         self._most_scopes = most_scopes
-        self._lock = threading.Lock()
+        self._lock = section()
         self._missed = Missed({}, {}, {})
         self._marks = 0
         self._doubt = 0
@@ -225,7 +226,7 @@ class Recovery:
 
     def reset(self) -> None:
         """Forget everything, as in a forked child, whose parent keeps the duty."""
-        self._lock = threading.Lock()
+        self._lock = section()
         self._missed = Missed({}, {}, {})
         self._doubt = 0
 
