@@ -48,10 +48,16 @@ class Floors:
 
     def add(self, floor: Floor) -> None:
         """Lay a floor; older ones within its scope are no longer needed."""
-        kept = tuple(old for old in self._floors if not _within(old.scope, floor.scope))
-        if len(kept) >= _MOST:
-            kept, floor = (), floor._replace(scope=b"")
-        self._floors = (*kept, floor)
+        while True:
+            before, new = self._floors, floor
+            kept = tuple(old for old in before if not _within(old.scope, floor.scope))
+            if len(kept) >= _MOST:
+                kept, new = (), floor._replace(scope=b"")
+            after = (*kept, new)
+            # Else a signal handler has laid one meanwhile. No call between the look and the store.
+            if self._floors is before:
+                self._floors = after
+                return
 
     def cleared(self, name: bytes, generation: int) -> bool:
         """Return whether a clear later than a generation covered a name."""
@@ -66,7 +72,9 @@ class Floors:
         """Remove the floors that the collector is done with, given its step count."""
         floors = self._floors
         if floors and floors[0].done <= steps:
-            self._floors = tuple(floor for floor in floors if floor.done > steps)
+            left = tuple(floor for floor in floors if floor.done > steps)
+            if self._floors is floors:
+                self._floors = left
 
     def reset(self) -> None:
         """Forget all clears."""

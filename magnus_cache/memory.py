@@ -9,7 +9,9 @@ is kept until its end, but is no hit.
 
 A hit takes no lock: it is a few C calls, each atomic under the GIL, and an entry that another thread evicts in
 between is served for the last time. Everything that changes the table takes the lock for a bounded time. The lock
-is reentrant, because a value's finalizer or a signal handler may call the cache in the thread that holds it.
+is reentrant, because a value's finalizer or a signal handler may call the cache in the thread that holds it: to
+remove things, no more (see `sections`). So what is looked at and acted upon stands next to each other, without a call
+in between, and each change of the table is counted once, by whoever has made it.
 """
 
 from collections import deque
@@ -168,8 +170,7 @@ class Memory:
     def _bury(self, name: _Name, entry: Entry, now: float) -> None:
         """Remove a dead entry, unless it is of use after its deadline, or a newer one has taken its place."""
         with self._lock:
-            if self._table.get(name) is entry and not (now < entry.end and self._stands(name, entry)):
-                self._remove(name, entry)
+            if not (now < entry.end and self._stands(name, entry)) and self._remove(name, entry):
                 self.expirations += now >= entry
 
     # -- fill -----------------------------------------------------------------------------------------------
@@ -181,13 +182,22 @@ class Memory:
 
         :param anew: void the present placeholder, for a value that supersedes whatever is being asked for.
         """
-        with self._lock:
-            fill = self._pending.get(name)
-            if fill is None or anew:
-                fill = self._pending[name] = Fill(name)
-            else:
-                fill.holders += 1
-            return fill
+        held: Fill | None = None
+        try:
+            with self._lock:
+                pending, new = self._pending, Fill(name)
+                fill = pending[name] if name in pending else None
+                if fill is None or anew:
+                    pending[name] = fill = held = new
+                else:
+                    fill.holders += 1
+                    held = fill
+                return fill
+        except BaseException:
+            # Interrupted (Ctrl-C) in between: the caller does not know of it.
+            if held is not None:
+                self.release(held)
+            raise
 
     def fill(self, fill: Fill, entry: Entry) -> bool:
         """Store an entry if nothing touched its name since it was reserved; return whether it is stored.
@@ -195,12 +205,12 @@ class Memory:
         The first of several holders fills; what the others bring is refused and the entry stays.
         """
         with self._lock:
-            if self._pending.get(fill.name) is not fill:
-                self.fenced += not fill.filled
-                return False
-            del self._pending[fill.name]
-            fill.filled = True
-            return self._store(fill.name, entry)
+            if self._pending.get(fill.name) is fill:
+                stored = self._store(fill.name, entry, fill)
+                if fill.filled:
+                    return stored
+            self.fenced += not fill.filled
+            return False
 
     def drop(self, fill: Fill) -> None:
         """Remove the entry of a name, if nothing has touched that since it was reserved: there is no value any more."""
@@ -211,9 +221,10 @@ class Memory:
     def release(self, fill: Fill) -> None:
         """Give up a placeholder; with its last holder it is gone. Nothing happens if it is void already."""
         with self._lock:
+            name, pending = fill.name, self._pending
             fill.holders -= 1
-            if fill.holders <= 0 and self._pending.get(fill.name) is fill:
-                del self._pending[fill.name]
+            if fill.holders <= 0 and name in pending and pending[name] is fill:
+                del pending[name]
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -273,28 +284,47 @@ class Memory:
 
     # -- with the lock held ---------------------------------------------------------------------------------
 
-    def _store(self, name: _Name, entry: Entry) -> bool:
-        old = self._table.get(name)
+    def _store(self, name: _Name, entry: Entry, fill: Fill | None = None) -> bool:
+        """Store an entry; for a placeholder, only if that is still the name's, and note there that it is used."""
         size = entry.size + len(name) + OVERHEAD
-        if size > self.max_bytes or self.max_entries <= 0:
+        fits = size <= self.max_bytes and self.max_entries > 0
+        if type(entry) is not TaggedEntry:
+            entry.stamp = self._generation
+        old, table, pending = self._table.get(name), self._table.part(name), self._pending
+        # No call from here to the end of this step: what a signal handler removes has either been there before, with
+        # the placeholder, or finds the new entry.
+        if fill is not None:
+            if name not in pending or pending[name] is not fill:
+                return False
+            del pending[name]
+            fill.filled = True
+        if fits:
+            old = table[name] if name in table else None
+            # In place, so that the table keeps the very name that is in the queue.
+            table[name] = entry
+            self._table.count += old is None
+        # The end of the step.
+        if not fits:
             # The old value goes all the same: it has been superseded.
             if old is not None:
                 self._remove(name, old)
             return False
-        if type(entry) is not TaggedEntry:
-            entry.stamp = self._generation
-        # In place, so that the table keeps the very name that is in the queue.
-        self._table[name] = entry
         if old is None:
             self._queue.append(name)
         else:
-            self.bytes -= old.size + len(name) + OVERHEAD
-            self._table.move_to_end(name)
+            size -= old.size + len(name) + OVERHEAD
+            self._touch(name)
         self.bytes += size
         if self._over():
             self._evict(name, entry)
         self._collect()
         return self._table.get(name) is entry
+
+    def _touch(self, name: _Name) -> None:
+        try:
+            self._table.move_to_end(name)
+        except KeyError:
+            pass  # Removed this very moment, by a signal handler or, for a hit, by another thread.
 
     def _over(self) -> bool:
         return self.bytes > self.max_bytes or len(self._table) > self.max_entries
@@ -302,23 +332,27 @@ class Memory:
     def _evict(self, name: _Name, entry: Entry) -> None:
         """Make room for a new entry within a bounded number of evictions; failing that, give it up."""
         for _ in range(_EVICTIONS):
-            victim, dropped = self._table.popitem(last=False)
-            self.bytes -= dropped.size + len(victim) + OVERHEAD
-            self.evictions += 1
+            oldest = self._table.oldest()
+            if oldest is not None and self._remove(*oldest):
+                self.evictions += 1
             if not self._over():
                 return
-        if self._table.get(name) is entry:
-            self._remove(name, entry)
+        self._remove(name, entry)
 
-    def _remove(self, name: _Name, entry: Entry) -> None:
-        del self._table[name]
-        self.bytes -= entry.size + len(name) + OVERHEAD
+    def _remove(self, name: _Name, entry: Entry) -> bool:
+        """Remove an entry if it is the present one of its name; return whether it was."""
+        size = entry.size + len(name) + OVERHEAD
+        if not self._table.take(name, entry):
+            return False
+        self.bytes -= size
+        return True
 
     def _void(self, scope: Scope) -> None:
         if len(self._pending) > _RESERVED:
             self._pending = {}
-        for name in [name for name in self._pending if covers(scope, name)]:
-            del self._pending[name]
+        for name in list(self._pending):
+            if covers(scope, name):
+                self._pending.pop(name, None)
 
     def _collect(self) -> None:
         """Let the collector go the steps that a write owes, and more where it finds much."""
@@ -333,25 +367,27 @@ class Memory:
         """Let the collector look at some names; return how many entries it removed."""
         queue, get, now, removed = self._queue, self._table.get, self._clock(), 0
         for _ in range(min(limit, len(queue))):
+            if self._left <= 0:
+                left = len(queue)
+                self._lap, self._left = self._lap + 1, left
             if not queue:
                 break
-            if not self._left:
-                self._lap, self._left = self._lap + 1, len(queue)
+            name = queue[0]
             self._left -= 1
             self.steps += 1
-            name = queue.popleft()
             entry = get(name)
             # Met before in this lap: a name that was removed and came back is in the queue twice.
-            if entry is None or entry.lap == self._lap:
-                continue
-            if now < entry.end and self._stands(name, entry):
+            if entry is not None and entry.lap != self._lap and now < entry.end and self._stands(name, entry):
                 entry.lap = self._lap
-                queue.append(name)
-            else:
-                self._remove(name, entry)
+                if queue and queue[0] is name:
+                    queue.rotate(-1)
+                continue
+            if queue and queue[0] is name:
+                queue.popleft()
+            if entry is not None and entry.lap != self._lap and self._remove(name, entry):
                 self.expirations += now >= entry
                 removed += 1
-                # Its value's finalizer may call the cache, so it had better run here, where everything is in order.
-                del entry
+            # Its value's finalizer may call the cache, so it had better run here, where everything is in order.
+            del entry
         self._floors.prune(self.steps)
         return removed

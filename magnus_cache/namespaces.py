@@ -295,7 +295,7 @@ class NamespaceRegistry:
 
     def watch(self, watcher: "Watcher") -> None:
         """Have a thing told whenever a plain name may resolve to another namespace, as long as it lives."""
-        with self._lock:
+        with section():
             self._watchers.add(watcher)
 
     def resolve(self, name: str) -> Namespace:

@@ -7,7 +7,7 @@ CPython rebuilds a hash table as a whole, when it grows and every so often when 
 from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Stripes", "Table", "make_table"]
+__all__ = ["One", "Stripes", "Table", "make_table"]
 
 V = TypeVar("V")
 
@@ -18,34 +18,67 @@ _STRIPE: Final = 8_192
 """Entries in each of many at most, give or take the unevenness of hashing; less, as the processor's caches miss."""
 
 
+class One(OrderedDict[bytes, V]):
+    """One `OrderedDict`, with what `Memory` asks of a table.
+
+    What is looked at and acted upon stands next to each other, without a call in between: a signal handler, which may
+    remove things, runs where something is called.
+    """
+
+    count = 0
+    """For `Stripes` only; kept by the caller, who stores without a call."""
+
+    def part(self, name: bytes) -> "One[V]":
+        """Return the dictionary that a name is to be stored in, there and then."""
+        return self
+
+    def take(self, name: bytes, value: V) -> bool:
+        """Remove a name if it has this very value; return whether it had."""
+        if name in self and self[name] is value:
+            del self[name]
+            return True
+        return False
+
+    def oldest(self) -> tuple[bytes, V] | None:
+        """Return the least recently used item, or None if there is none."""
+        for name in self:
+            return name, self[name]
+        return None
+
+
 class Stripes(Generic[V]):
-    """Many small `OrderedDict`s with the interface of one, as far as a cache needs it.
+    """Many small `OrderedDict`s with the interface of `One`.
 
     A name's hash chooses its stripe. Recency is exact within a stripe, and eviction goes round the stripes; with
     thousands of entries in each, what goes is within a few percent of what one long list would give up.
     `get` and `move_to_end` need no lock, as with `OrderedDict`; the caller serializes the rest.
     """
 
-    __slots__ = ("_count", "_mask", "_newest", "_next", "_stripes")
+    __slots__ = ("_mask", "_newest", "_next", "_stripes", "count")
 
     def __init__(self, count: int) -> None:
         """Make `count` stripes, a power of two."""
-        self._stripes = tuple(OrderedDict[bytes, V]() for _ in range(count))
+        self._stripes = tuple(One[V]() for _ in range(count))
         self._mask = count - 1
         self._newest = self._stripes[0]
-        self._count = self._next = 0
+        self.count = self._next = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
-    def __setitem__(self, name: bytes, value: V) -> None:
+    def part(self, name: bytes) -> One[V]:
+        """Return the dictionary that a name is to be stored in, there and then; `count` is the caller's to keep."""
         self._newest = stripe = self._stripes[hash(name) & self._mask]
-        self._count += name not in stripe
-        stripe[name] = value
+        return stripe
 
-    def __delitem__(self, name: bytes) -> None:
-        del self._stripes[hash(name) & self._mask][name]
-        self._count -= 1
+    def take(self, name: bytes, value: V) -> bool:
+        """Remove a name if it has this very value; return whether it had."""
+        stripe = self._stripes[hash(name) & self._mask]
+        if name in stripe and stripe[name] is value:
+            del stripe[name]
+            self.count -= 1
+            return True
+        return False
 
     def get(self, name: bytes) -> V | None:
         """Return the value of a name, or None."""
@@ -58,39 +91,31 @@ class Stripes(Generic[V]):
         """
         self._stripes[hash(name) & self._mask].move_to_end(name)
 
-    def popitem(self, last: bool = True) -> tuple[bytes, V]:
-        """Remove the least (or with `last`, the most) recently used item of the next stripe.
-
-        :raises KeyError: if there is no item at all.
-        """
-        item = self._stripe_to_take_from().popitem(last=last)
-        self._count -= 1
-        return item
-
-    def _stripe_to_take_from(self) -> OrderedDict[bytes, V]:
+    def oldest(self) -> tuple[bytes, V] | None:
+        """Return the least recently used item of the next stripe, or None if there is none."""
         for least in (2, 1):
             for _ in self._stripes:
                 self._next = self._next + 1 & self._mask
                 stripe = self._stripes[self._next]
                 # The only item of the newest one's stripe is the very item that room is made for.
                 if len(stripe) >= least and (least > 1 or stripe is not self._newest):
-                    return stripe
-        return self._newest
+                    return stripe.oldest()
+        return self._newest.oldest()
 
     def clear(self) -> None:
         """Remove everything."""
         for stripe in self._stripes:
             stripe.clear()
-        self._count = 0
+        self.count = 0
 
 
-Table = OrderedDict[bytes, V] | Stripes[V]
+Table = One[V] | Stripes[V]
 
 
 def make_table(entries: int) -> Table[V]:
     """Return the table for a number of entries: with exact recency up to 16 thousand, in stripes above."""
     if entries <= _ONE:
-        return OrderedDict()
+        return One()
     count = 1
     while count * _STRIPE < entries:
         count *= 2
