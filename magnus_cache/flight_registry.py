@@ -74,8 +74,10 @@ class FlightRegistry:
     def detach_matching(self, predicate: Callable[[bytes], object]) -> None:
         """Do what `detach` does for every key that satisfies a quick predicate (which must not use the cache)."""
         with self._lock:
-            for key in [key for key in self._flights if predicate(key)]:
-                self._flights.pop(key).detached = True
+            for key, flight in list(self._flights.items()):
+                if predicate(key):
+                    flight.detached = True
+                    self._forget(flight)
 
     # -- with the lock held ----------------------------------------------------------------------------------------
 
@@ -100,4 +102,5 @@ class FlightRegistry:
     def _forget(self, flight: Flight) -> None:
         # Only itself: a flight that was detached may have a successor by now.
         if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+            # Not `del`: a signal handler may have removed it in between.
+            self._flights.pop(flight.key, None)

@@ -14,13 +14,11 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from magnus_cache.circles import check_circle, enclosing
+from magnus_cache.boarding import Boarding, Seat, cancel_task, closed_error
 from magnus_cache.clock import Clock, monotonic
-from magnus_cache.errors import CacheClosedError
 from magnus_cache.flight import LOADING, Flight
-from magnus_cache.flight_registry import FlightRegistry
 from magnus_cache.joining import ANY_CALLER, Caller
 from magnus_cache.outcomes import (
     Abandoned,
@@ -28,22 +26,19 @@ from magnus_cache.outcomes import (
     Failed,
     Loaded,
     LoopWaiter,
-    Outcome,
     ThreadWaiter,
-    Waiter,
     running_loop,
-    wake,
 )
-from magnus_cache.sections import section
+from magnus_cache.sections import check_waiting, section
 from magnus_cache.unattended import MOST_UNATTENDED, OutOfPatienceError, Unattended
-from magnus_cache.workers import JOB, Job
+from magnus_cache.workers import JOB
 
 __all__ = ["Flights"]
 
 T = TypeVar("T")
 
 
-class Flights(FlightRegistry):
+class Flights(Boarding):
     """The flights of one cache. All methods may be called from any thread.
 
     :param most_unattended: how many loads of one namespace may go on at a time that nobody waits for.
@@ -52,12 +47,6 @@ class Flights(FlightRegistry):
 
     def __init__(self, most_unattended: int = MOST_UNATTENDED, clock: Clock = monotonic) -> None:
         super().__init__(Unattended(most_unattended), clock)
-        self._tasks: dict[asyncio.Task[None], Flight] = {}
-        # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
-        self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
-        self._closed = False
-        self.joined = 0
-        """How many callers found a load of their key under way."""
 
     # -- the two ways in --------------------------------------------------------------------------------------
 
@@ -87,28 +76,34 @@ class Flights(FlightRegistry):
         while True:
             caller.prepare()
             waiter = LoopWaiter(loop)
-            seat = self._board(key, waiter, loop, namespace, blocks=blocks, alone=alone, for_nobody=patience == 0)
+            seat = Seat(waiter, blocks)
             try:
+                flight = self._board(seat, key, loop, namespace, alone=alone, for_nobody=patience == 0)
                 if seat.leads:
-                    self._take_off(seat.flight, load, loop)
+                    self._take_off(flight, load, loop)
                 limit = min(end, math.inf if seat.leads else deadline)
                 outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
                 if isinstance(outcome, Expired) and limit == end:
-                    crowded = not self._let_go_on(seat.flight)
+                    crowded = not self._let_go_on(flight)
                     raise OutOfPatienceError(crowded=crowded, given_up=crowded and seat.leads)
             finally:
-                self._leave(seat, waiter)
+                try:
+                    self._leave(seat)
+                except BaseException:
+                    # Interrupted (Ctrl-C): what was not done yet is done now.
+                    self._leave(seat)
+                    raise
             if isinstance(outcome, Expired):
-                alone = not self._dropped(seat.flight)
+                alone = not self._dropped(flight)
             elif seat.leads or not isinstance(outcome, Abandoned):
-                if not seat.leads and not caller.accepts(seat.flight.look):
+                if not seat.leads and not caller.accepts(flight.look):
                     alone = monotonic() >= deadline
                     continue
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
                     # An error's traceback refers to this frame: the two would keep each other alive.
-                    del outcome, waiter
+                    del outcome, waiter, seat
 
     def run_blocking(
         self, key: bytes, load: Callable[[Flight], T], *, wait_timeout: float, caller: Caller = ANY_CALLER
@@ -119,26 +114,34 @@ class Flights(FlightRegistry):
             flight that is detached.
         :param caller: judges what another's load brings; what is not good for it is loaded again.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
-        :raises CacheDeadlockError: in a thread whose event loop, held up by this call, would have to run the load.
+        :raises CacheDeadlockError: in a thread whose event loop, held up by this call, would have to run the load; and
+            in a signal handler or finalizer that has interrupted a critical section.
         :raises CacheClosedError: after `aclose`.
         """
+        check_waiting()
         blocks = running_loop()
         deadline = monotonic() + wait_timeout
         alone = False
         while True:
             caller.prepare()
             waiter = ThreadWaiter()
-            seat = self._board(key, waiter, None, "", blocks=blocks, alone=alone)
+            seat = Seat(waiter, blocks)
             try:
+                flight = self._board(seat, key, None, "", alone=alone)
                 if seat.leads:
-                    return self._fly_here(seat.flight, load)
+                    return self._fly_here(flight, load)
                 outcome = waiter.wait(deadline - monotonic())
             finally:
-                self._leave(seat, waiter)
+                try:
+                    self._leave(seat)
+                except BaseException:
+                    # Interrupted (Ctrl-C): what was not done yet is done now.
+                    self._leave(seat)
+                    raise
             if isinstance(outcome, Expired):
-                alone = not self._dropped(seat.flight)
+                alone = not self._dropped(flight)
             elif not isinstance(outcome, Abandoned):
-                if not caller.accepts(seat.flight.look):
+                if not caller.accepts(flight.look):
                     alone = monotonic() >= deadline
                     continue
                 try:
@@ -162,8 +165,13 @@ class Flights(FlightRegistry):
             if not self._unattended.add(flight):
                 return False
             replaced = self._enter(flight)
-        self._cancel_unwanted(replaced)
-        self._take_off(flight, load, loop)
+        try:
+            self._cancel_unwanted(replaced)
+            self._take_off(flight, load, loop)
+        except BaseException as error:
+            if flight.task is None:
+                self._settle(flight, Abandoned(error))
+            raise
         return True
 
     def _let_go_on(self, flight: Flight) -> bool:
@@ -172,12 +180,6 @@ class Flights(FlightRegistry):
         with self._lock:
             # One that was replaced ends with the last who waits for it.
             return flight.loop is None or flight.done or flight.overdue or self._unattended.add(flight)
-
-    def _sweep(self, namespace: str) -> None:
-        with self._lock:
-            lost = self._unattended.lost(namespace)
-        for flight in lost:
-            self._dropped(flight)
 
     @contextlib.contextmanager
     def joint(self, flights: Sequence[Flight]) -> Generator[None]:
@@ -230,86 +232,6 @@ class Flights(FlightRegistry):
         self._unattended.clear()
         self.joined = 0
 
-    # -- getting on and off -----------------------------------------------------------------------------------
-
-    def _board(
-        self, key: bytes, waiter: Waiter, loop: asyncio.AbstractEventLoop | None, namespace: str, *,
-        blocks: asyncio.AbstractEventLoop | None, alone: bool, for_nobody: bool = False,
-    ) -> "_Seat":  # fmt: skip
-        """Join the flight of a key or open one: on `loop` if an async caller would lead it.
-
-        :param for_nobody: whether it would have to go on without the caller at once.
-        :raises OutOfPatienceError: if it would, and too many do already.
-        """
-        inner = enclosing(self, key)
-        present = self._flights.get(key)
-        if present is not None and present.loop is not None and present.loop.is_closed():
-            self._dropped(present)
-        if for_nobody:
-            self._sweep(namespace)
-        replaced: Flight | None = None
-        with self._lock:
-            if self._closed:
-                raise _closed()
-            flight = None if alone else self._joinable(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._new(key, loop, namespace, alone=alone)
-                if for_nobody and not alone and not self._unattended.add(flight):
-                    raise OutOfPatienceError(crowded=True)
-                if not alone:
-                    replaced = self._enter(flight)
-            else:
-                check_circle(flight, inner, blocks, self._blocked)
-                self.joined += 1
-            if loop is not None or not leads:
-                flight.crew.add(waiter)
-            if inner is not None:
-                inner.needs.append(flight)
-            if blocks is not None:
-                self._blocked.setdefault(blocks, []).append(flight)
-        self._cancel_unwanted(replaced)
-        # A thread that leads has its loader to run; any other of ours that comes here only waits.
-        job = None if leads and loop is None else JOB.get()
-        if job is not None:
-            job.pause()
-        return _Seat(flight, leads, inner, blocks, job)
-
-    def _cancel_unwanted(self, flight: Flight | None) -> None:
-        """Cancel a flight that was replaced, unless somebody waits for it, who does without a time limit then."""
-        if flight is not None and not flight.crew and flight.task is not None and flight.loop is not None:
-            _cancel(flight.task, flight.loop)
-
-    def _leave(self, seat: "_Seat", waiter: Waiter) -> None:
-        flight, leads, inner, blocks, job = seat
-        if job is not None:
-            job.resume()
-        if leads and flight.loop is None:
-            # Only after Ctrl-C in the wrong moment is this the first to tell those who wait.
-            self._settle(flight, Abandoned(KeyboardInterrupt()))
-        if flight.done and inner is None and blocks is None:
-            return
-        unwanted = False
-        with self._lock:
-            if inner is not None:
-                inner.needs.remove(flight)
-            if blocks is not None:
-                self._unblock(blocks, flight)
-            flight.crew.discard(waiter)
-            if not flight.done and not flight.crew and flight.loop is not None and flight not in self._unattended:
-                # Out of the registry in the same step: who comes now starts anew instead of joining the cancelled.
-                self._forget(flight)
-                unwanted = flight.detached = True
-        if unwanted and flight.task is not None and flight.loop is not None:
-            _cancel(flight.task, flight.loop)
-
-    def _unblock(self, loop: asyncio.AbstractEventLoop, flight: Flight) -> None:
-        held = self._blocked.get(loop, [])
-        if flight in held:  # not after a `reset` in between
-            held.remove(flight)
-        if not held:
-            self._blocked.pop(loop, None)
-
     # -- the load ---------------------------------------------------------------------------------------------
 
     def _take_off(
@@ -347,8 +269,8 @@ class Flights(FlightRegistry):
             self._settle(flight, Loaded(value))
 
     def _call_off(self, task: "asyncio.Task[None]", flight: Flight) -> None:
-        self._settle(flight, Failed(_closed(), None))
-        _cancel(task, task.get_loop())
+        self._settle(flight, Failed(closed_error(), None))
+        cancel_task(task, task.get_loop())
 
     def _land(self, flight: Flight, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(task, None)
@@ -358,7 +280,6 @@ class Flights(FlightRegistry):
             task.exception()  # delivered already; asyncio need not complain that nobody asked
 
     def _fly_here(self, flight: Flight, load: Callable[[Flight], T]) -> T:
-        token = LOADING.set(flight)
         try:
             value = load(flight)
             self._settle(flight, Loaded(value))
@@ -368,50 +289,4 @@ class Flights(FlightRegistry):
         except BaseException as error:
             self._settle(flight, Abandoned(error))
             raise
-        finally:
-            LOADING.reset(token)
         return value
-
-    def _settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Make an outcome known, once; the flight leaves the registry before anybody wakes."""
-        with self._lock:
-            if flight.done:
-                return
-            flight.done = True
-            flight.detached = flight.detached or isinstance(outcome, Abandoned)
-            self._unattended.discard(flight)
-            self._forget(flight)
-            crew, flight.crew = flight.crew, set()
-        wake(crew, outcome)
-
-    def _dropped(self, flight: Flight) -> bool:
-        """Abandon a flight whose loop does not run (any more), and return whether that is so."""
-        if flight.loop is None or flight.loop.is_running():
-            return False
-        self._settle(flight, Abandoned(asyncio.CancelledError()))
-        if flight.task is not None:
-            self._tasks.pop(flight.task, None)
-        return True
-
-
-class _Seat(NamedTuple):
-    flight: Flight
-    leads: bool
-    inner: Flight | None
-    """The load that the caller is part of: it needs this flight."""
-    blocks: asyncio.AbstractEventLoop | None
-    """The event loop that the caller holds up."""
-    job: Job | None
-    """The thread that waits with the caller, whose place another loader has meanwhile."""
-
-
-def _cancel(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> None:
-    if loop is running_loop():
-        task.cancel()
-    else:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(task.cancel)
-
-
-def _closed() -> CacheClosedError:
-    return CacheClosedError("this cache was closed; make a new manager")

@@ -186,7 +186,7 @@ class Memory:
         try:
             with self._lock:
                 pending, new = self._pending, Fill(name)
-                fill = pending[name] if name in pending else None
+                fill = pending[name] if name in pending else None  # noqa: SIM401  # no call
                 if fill is None or anew:
                     pending[name] = fill = held = new
                 else:
@@ -299,7 +299,7 @@ class Memory:
             del pending[name]
             fill.filled = True
         if fits:
-            old = table[name] if name in table else None
+            old = table[name] if name in table else None  # noqa: SIM401  # no call
             # In place, so that the table keeps the very name that is in the queue.
             table[name] = entry
             self._table.count += old is None

@@ -7,6 +7,7 @@ know the flight, and the two would keep each other alive.
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -105,17 +106,20 @@ class LoopWaiter:
 class ThreadWaiter:
     """A thread that waits, on a bare lock: cheaper than an event or a `concurrent.futures.Future`."""
 
-    __slots__ = ("_lock", "_outcome")
+    __slots__ = ("_lock", "_outcome", "_told")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._told = False
         self._outcome: Outcome = Expired()
 
     def tell(self, outcome: Outcome) -> None:
-        """Wake the thread; to be called once."""
-        self._outcome = outcome
-        self._lock.release()
+        """Wake the thread; the first outcome counts."""
+        if not self._told:
+            self._told = True
+            self._outcome = outcome
+            self._lock.release()
 
     def wait(self, timeout: float) -> Outcome:
         """Return the outcome; `Expired` after `timeout` seconds."""
@@ -128,7 +132,7 @@ class ThreadWaiter:
 Waiter = LoopWaiter | ThreadWaiter
 
 
-def wake(crew: set[Waiter], outcome: Outcome) -> None:
+def wake(crew: Iterable[Waiter], outcome: Outcome) -> None:
     """Tell all waiters from any thread, with one wake for each loop."""
     tasks: dict[asyncio.AbstractEventLoop, list[LoopWaiter]] = {}
     for waiter in crew:
