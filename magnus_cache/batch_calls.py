@@ -214,8 +214,8 @@ class _Desk:
     def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
         self._portal.check_thread()
         context = copy_context()
-        self._portal.submit(self._begin, partial(batch, self._call), context)
         try:
+            self._portal.submit(self._begin, partial(batch, self._call), context)
             while True:
                 try:
                     note = self._notes.get(timeout=_LOOK)

@@ -107,8 +107,7 @@ class AsyncOperations:
             # Not stored, but what was there is not the value any more either.
             await self._writes.remove((address,))
             return False
-        self._state.touch((address.name,))
-        return await self._writes.write(address, value, payload, life, names)
+        return await self._writes.overwrite(address, value, payload, life, names)
 
     async def delete(self, namespace: str, key: Any) -> bool:
         """Remove a value everywhere; return whether there was one.

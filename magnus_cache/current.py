@@ -1,11 +1,12 @@
 """The load under way, as its loader sees it: what it is to replace, so that it can ask whether that has changed."""
 
-import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final, Never, cast
 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.switches import Switch
 
 __all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "is_unmodified", "running", "unmodified"]
 
@@ -122,11 +123,6 @@ def unmodified() -> CacheTypeError:
     return CacheTypeError("loader", problem)
 
 
-@contextlib.contextmanager
-def running(load: CurrentLoad) -> Generator[None]:
+def running(load: CurrentLoad) -> AbstractContextManager[None]:
     """Let what is called within see this load."""
-    token = _CURRENT.set(load)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+    return Switch(_CURRENT, load)

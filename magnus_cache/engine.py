@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from magnus_cache.clears import Clears
+from magnus_cache.deferred import Deferred
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.lifetimes import Lifetimes
 from magnus_cache.loads import Loads
@@ -19,7 +20,7 @@ __all__ = ["Engine"]
 class Engine:
     """One cache, without a face."""
 
-    __slots__ = ("clears", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
+    __slots__ = ("clears", "deferred", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -27,6 +28,7 @@ class Engine:
         self.writes = Writes(self.reads)
         self.lifetimes = Lifetimes(self.writes)
         self.clears = Clears(state)
+        self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.refreshes = Refreshes(self.reads, self.loads)
 

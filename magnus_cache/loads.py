@@ -26,6 +26,7 @@ from magnus_cache.negatives import encode_error
 from magnus_cache.reads import Reads
 from magnus_cache.revalidation import tags_of
 from magnus_cache.rules import AnyLoader, Rule
+from magnus_cache.sections import check_waiting
 from magnus_cache.throttle import Throttle
 from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
@@ -165,16 +166,27 @@ class Loads:
         if mode is Mode.DISABLED:
             with running(CurrentLoad()):
                 return _modified(self.called_blocking(loader))
+        check_waiting()
         fresh = fresh or mode is Mode.BYPASS
         call = self._state.portal.call
 
+        async def claimed(flight: Flight, claims: list[Claim]) -> Claim | Entry:
+            got = await self.claims.claim(address, flight, tags, fresh=fresh)
+            if isinstance(got, Claim):
+                # Here, not when the thread learns of it: that may be interrupted (Ctrl-C) in between.
+                claims.append(got)
+                if flight.done:
+                    got.close()
+            return got
+
         def lead(flight: Flight) -> LoadedValue[T]:
-            got: Claim | Entry = call(partial(self.claims.claim, address, flight, tags, fresh=fresh))
-            claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
-            if isinstance(claim, LoadedValue):
-                return claim
-            load, started = CurrentLoad(claim.previous), monotonic()
+            claims: list[Claim] = []
             try:
+                got: Claim | Entry = call(claimed, flight, claims)
+                claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
+                if isinstance(claim, LoadedValue):
+                    return claim
+                load, started = CurrentLoad(claim.previous), monotonic()
                 try:
                     with running(load):
                         value = self.called_blocking(loader)
@@ -183,7 +195,8 @@ class Loads:
                     raise
                 return call(self.kept, address, value, rule, tags, self.loaded(address, started), claim, load)
             finally:
-                claim.close()
+                for claim in claims:
+                    claim.close()
 
         caller = self.caller(address, fresh=fresh)
         return self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller).take()

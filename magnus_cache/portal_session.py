@@ -178,13 +178,15 @@ class Session:
         # In this order: what arrives after the flag is down brings a wake of its own.
         self._wake = None
         for _ in range(len(self._inbox)):
-            callback, args = self._inbox.popleft()
-            try:
-                callback(*args)
-            except Exception as error:  # noqa: BLE001  # one callback's failure is not the others'
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a callback on the cache's background loop failed", "exception": error}
-                )
+            self._serve_one(*self._inbox.popleft())
+
+    def _serve_one(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        try:
+            callback(*args)
+        except Exception as error:  # noqa: BLE001  # one callback's failure is not the others'
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a callback on the cache's background loop failed", "exception": error}
+            )
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -218,9 +220,7 @@ class Session:
     def serve_early(self) -> None:
         """Call what could not be asked for when there was no loop."""
         while self._early:
-            with contextlib.suppress(IndexError):
-                self._inbox.append(self._early.popleft())
-        self._drain()
+            self._serve_one(*self._early.popleft())
 
     def _reject_waiting(self) -> None:
         self._inbox.clear()

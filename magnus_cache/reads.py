@@ -227,29 +227,35 @@ class Reads:
         :param held: what is here, see `held`.
         """
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
-        fill = self.expect(address)
+        fill: Fill | None = None
         try:
+            fill = self.expect(address)
             if held is None or not self._compares or not comparable(held, wire):
                 wire.read(address.name, partial(self.received, address, fill), waiter)
             else:
                 tags = tags_of(held)
                 self.epochs.prepare(wire, address.realm, tags)
                 wire.call(comparison(address.name, held, tags), partial(self.compared, address, fill, held), waiter)
-        except CacheUnavailableError:
+        except BaseException:
             self.settle(fill)
             raise
         return waiter, fill
 
     def read_blocking(self, address: Address) -> Entry | None:
-        """Do what `read` does, for a thread: through the background loop, but without a task of its own there."""
+        """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
+
+        :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
+        """
         portal, state = self.state.portal, self.state
         state.check_open()
+        portal.check_thread()
         if state.endpoint is None:
             return self._memory.peek(address.name)
         tags: tuple[str, ...] = ()
         if not state.recovery.pending and self.held(address) is None:
-            fill = self.expect(address)
+            fill: Fill | None = None
             try:
+                fill = self.expect(address)
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
             except UnsettledError as error:
                 tags = error.tags
@@ -259,7 +265,12 @@ class Reads:
             else:
                 return entry
             finally:
-                self.settle(fill)
+                try:
+                    self.settle(fill)
+                except BaseException:
+                    # Interrupted (Ctrl-C), perhaps before it had begun. Once too often only costs another its place.
+                    self.settle(fill)
+                    raise
         return portal.call(self.read, address, tags)
 
     def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:

@@ -7,8 +7,10 @@ is in `core`.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.arrivals import Arrivals
@@ -36,8 +38,9 @@ from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
-from magnus_cache.sections import section
+from magnus_cache.sections import check_waiting, section
 from magnus_cache.stats import Stats
+from magnus_cache.switches import Switch
 from magnus_cache.workers import Workers
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ class State(Forgetting):
             self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
         )
         self.closed = False
-        self.special = 0
+        self.special: set[object] = set()
         self._lock = section()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
@@ -109,21 +112,12 @@ class State(Forgetting):
     @property
     def mode(self) -> Mode:
         """How calls in this context treat the cache."""
-        # The counter keeps the context variable off the hot path while nobody uses it.
+        # This set keeps the context variable off the hot path while nothing uses it.
         return MODE.get() if self.special else Mode.NORMAL
 
-    @contextlib.contextmanager
-    def switched(self, mode: Mode) -> Generator[None]:
+    def switched(self, mode: Mode) -> AbstractContextManager[None]:
         """Treat the cache in another way within this context: this task or thread, and what it starts."""
-        token = MODE.set(mode)
-        with self._lock:
-            self.special += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.special -= 1
-            MODE.reset(token)
+        return Switch(MODE, mode, self.special)
 
     # -- wires ----------------------------------------------------------------------------------------------
 
@@ -292,7 +286,15 @@ class State(Forgetting):
             self._end()
 
     def close(self) -> None:
-        """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn."""
+        """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn.
+
+        :raises CacheDeadlockError: in a signal handler or finalizer that has interrupted a critical section.
+        """
+        if sys.is_finalizing():
+            # Nothing of it runs any more.
+            self.closed = True
+            return
+        check_waiting()
         self.closed = True
         try:
             with contextlib.suppress(CacheClosedError):
@@ -354,7 +356,7 @@ class State(Forgetting):
         _abandoned.extend((self._wires, self.replays))
         self._lock = section()
         self._wires, self.replays = {}, self._new_replays()
-        self.special = 0
+        self.special.clear()
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
             self.leases, self.eras, self.abandoned,

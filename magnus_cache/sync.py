@@ -4,7 +4,7 @@ A hit in memory is served in the calling thread. Everything else goes to the bac
 the same paths as for coroutines, over one connection for all threads.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -51,6 +51,7 @@ class BlockingOperations:
         self._engine = engine = operations._engine
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
+        self._deferred = engine.deferred
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.describe()}>"
@@ -91,6 +92,8 @@ class BlockingOperations:
     ) -> bool:
         """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
 
+        Where a signal handler has interrupted the cache, it is stored soon after, and the answer is False.
+
         :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
         :param tags: names under which it can be invalidated together with others.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
@@ -102,14 +105,16 @@ class BlockingOperations:
         # Encoded here, so that a large value does not hold up the loop that all threads share.
         names, payload = check_tags(tags), self._reads.encoded(address, value)
         if self._state.mode is Mode.DISABLED:
-            self._call(self._writes.remove, (address,))
+            self._remove((address,))
             return False
-        self._state.touch((address.name,))
-        stored: bool = self._call(self._writes.write, address, value, payload, life, names)
+        if self._deferred.writes:
+            self._deferred.write(address, value, payload, life, names)
+            return False
+        stored: bool = self._call(self._writes.overwrite, address, value, payload, life, names)
         return stored
 
     def delete(self, namespace: str, key: Any) -> bool:
-        """Remove a value everywhere; return whether there was one.
+        """Remove a value everywhere; return whether there was one; see `delete_many`.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
@@ -234,28 +239,48 @@ class BlockingOperations:
     def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.
 
+        Where a signal handler or finalizer has interrupted the cache, this process forgets them at once, and Redis
+        and the others soon after; the number is that of this process then.
+
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
+        if self._deferred.invalidations:
+            return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
         removed: int = self._call(self._async.delete_many, namespace, keys)
+        return removed
+
+    def _remove(self, addresses: Sequence[Address]) -> int:
+        if self._deferred.invalidations:
+            return self._deferred.remove(addresses)
+        removed: int = self._call(self._writes.remove, addresses)
         return removed
 
     def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
 
-        Returns the number of values removed from Redis; those of this process are gone as well.
+        Returns the number of values removed from Redis; those of this process are gone as well. Where a signal handler
+        or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
 
         :raises CacheArgumentError: for a name that is neither.
         :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
         """
+        if self._deferred.invalidations:
+            self._deferred.clear(namespace_or_pattern)
+            return 0
         removed: int = self._call(self._async.clear, namespace_or_pattern)
         return removed
 
     def invalidate_tags(self, *tags: str) -> None:
         """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
 
+        Where a signal handler or finalizer has interrupted the cache, the fleet follows soon after this process.
+
         :raises CacheArgumentError: for tags that cannot be used.
         :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
         """
+        if self._deferred.invalidations:
+            self._deferred.invalidate(check_tags(tags))
+            return
         self._call(self._async.invalidate_tags, *tags)
 
     def warm_cache(

@@ -57,10 +57,18 @@ class Writes:
 
     # -- write ----------------------------------------------------------------------------------------------
 
+    async def overwrite(
+        self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()
+    ) -> bool:
+        """Do what `write` does, and void what is being loaded of the value.
+
+        On a loop, not in a blocked thread: that may have interrupted a loop of its own, whose wire holds the lease.
+        """
+        self.state.touch((address.name,))
+        return await self.write(address, value, payload, ttl, tags)
+
     async def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
         """Store a value, in Redis and near; return whether it is stored anywhere.
-
-        Whatever is being loaded of it is void.
 
         :param ttl: seconds.
         """

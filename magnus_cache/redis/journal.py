@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Final, get_args
 
-from magnus_cache.redis.journal_file import JournalFile, Row
+from magnus_cache.redis.journal_file import JournalFile, Known, Row
 from magnus_cache.redis.journal_queue import Batch, Change, JournalQueue, Sync, pending
 from magnus_cache.redis.recovery import Kind, Recovery
 from magnus_cache.sections import section
@@ -47,13 +47,6 @@ _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the end of a transaction."""
 
 _KINDS: Final[Mapping[str, Kind]] = {kind: kind for kind in get_args(Kind)}
-
-
-class _Known(NamedTuple):
-    """A row that stands for something in the record."""
-
-    mark: int
-    id: int
 
 
 class Journal:
@@ -90,7 +83,7 @@ class Journal:
         self._written = 0
         self._restored = 0
         self._failures = 0
-        self._rows: dict[tuple[Kind, bytes], _Known] = {}
+        self._rows: dict[tuple[Kind, bytes], Known] = {}
         self._rows_of = 0
         self._reading: Sync | None = None
 
@@ -108,8 +101,25 @@ class Journal:
     def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Write what was recorded."""
         self._kept += 1
-        self._started()
         self._queue.change(Change(self._kept, True, kind, marks))
+
+    def begin(self) -> None:
+        """Start the thread, unless it was."""
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
+        try:
+            with self._lock:
+                if self._thread is not None or self._closed:
+                    return
+                self._thread = thread
+            # Without the lock, which it may need.
+            thread.start()
+        except BaseException:
+            # Interrupted, or there can be no thread: the next one tries again.
+            if self._thread is thread:
+                self._thread = None
+            raise
 
     def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Delete what need not be told any more."""
@@ -194,19 +204,15 @@ class Journal:
         :param timeout: seconds to wait for the disk.
         """
         done = self.end()
-        if done is not None and (await asyncio.wait([asyncio.wrap_future(done)], timeout=timeout))[0]:
-            self._join(timeout)
+        if done is not None and (await asyncio.wait([asyncio.wrap_future(done)], timeout=timeout))[0] and self._thread:
+            self._thread.join(timeout)
 
     def close(self, timeout: float) -> None:
         """Do what `aclose` does, for a thread.
 
         :param timeout: seconds to wait for the disk.
         """
-        if self.end() is not None:
-            self._join(timeout)
-
-    def _join(self, timeout: float) -> None:
-        if self._thread is not None:
+        if self.end() is not None and self._thread is not None:
             self._thread.join(timeout)
 
     # -- forks ------------------------------------------------------------------------------------------------
@@ -232,17 +238,9 @@ class Journal:
     # -- the thread -------------------------------------------------------------------------------------------
 
     def _ask(self, sync: Sync) -> Sync:
-        self._started()
+        self.begin()
         self._queue.ask(sync)
         return sync
-
-    def _started(self) -> None:
-        if self._thread is not None:
-            return
-        with self._lock:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
-                self._thread.start()
 
     def _serve(self) -> None:
         last = False
@@ -349,7 +347,7 @@ class Journal:
         for place in gone:
             del self._rows[place]
         for place, number in ids.items():
-            self._rows[place] = _Known(keep[place], number)
+            self._rows[place] = Known(keep[place], number)
         if keep and self._file.bound():
             # Namespaces stand for what was written by name, maybe by others: they are to be told too.
             self._recovery.begin_doubt()
@@ -371,7 +369,7 @@ class Journal:
             mark = self._recovery.record_prefix(b"")
             ids = self._file.change([("prefixes", self._file.root)], [row.id for row in damaged])
             for place, number in ids.items():
-                self._rows[place] = _Known(mark, number)
+                self._rows[place] = Known(mark, number)
             self._warn(
                 "journal:rows",
                 f"{len(damaged)} rows of the recovery journal {self.path} make no sense; as nobody knows what they "
@@ -384,7 +382,7 @@ class Journal:
     def _restore_some(self, kind: Kind, found: list[Row]) -> None:
         mark = self._recovery.restore(kind, [row.name for row in found])
         for row in found:
-            self._rows[kind, row.name] = _Known(mark, row.id)
+            self._rows[kind, row.name] = Known(mark, row.id)
         self._restored += len(found)
 
     def _replace(self, error: Exception, doubts: list[int]) -> None:

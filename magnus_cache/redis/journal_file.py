@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from magnus_cache.forks import ForkLock
 from magnus_cache.redis.recovery import MOST_NAMES, MOST_SCOPES, Kind, namespace_prefix
 
-__all__ = ["JournalFile", "Row"]
+__all__ = ["JournalFile", "Known", "Row"]
 
 _MINE: Final = 0x4D61676E
 """The application id in the file's header, ``Magn``: a file that has another one is not a journal."""
@@ -57,6 +57,13 @@ class Row(NamedTuple):
 
 class _ForeignError(SQLiteError):
     """The file is no journal, or one of a later version."""
+
+
+class Known(NamedTuple):
+    """A row that stands for something in the record."""
+
+    mark: int
+    id: int
 
 
 class JournalFile:

@@ -38,7 +38,13 @@ _KINDS: Final[tuple[Kind, ...]] = ("names", "prefixes", "tags")
 
 
 class Keeper(Protocol):
-    """Who keeps a copy of a record where it outlives the process. Called under the record's lock: must not block."""
+    """Who keeps a copy of a record where it outlives the process.
+
+    `keep` and `drop` are called under the record's lock, and must not block; `begin` is called after `keep`, without.
+    """
+
+    def begin(self) -> None:
+        """Begin to write, if that needs a beginning."""
 
     def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Note what was recorded, with its marks."""
@@ -91,7 +97,8 @@ class Recovery:
         with self._lock:
             self._marks += 1
             self._add_names(names, kept=False)
-            return self._marks
+            mark = self._marks
+        return self._begun(mark)
 
     def record_prefix(self, prefix: bytes) -> int:
         """Remember that no value may be believed whose name begins like a namespace's, or with the root.
@@ -101,14 +108,16 @@ class Recovery:
         with self._lock:
             self._marks += 1
             self._add_prefixes({self._whole(prefix)}, kept=False)
-            return self._marks
+            mark = self._marks
+        return self._begun(mark)
 
     def record_tags(self, names: Iterable[bytes]) -> int:
         """Remember that no value with one of these tags may be believed when Redis is back."""
         with self._lock:
             self._marks += 1
             self._add_tags(names, kept=False)
-            return self._marks
+            mark = self._marks
+        return self._begun(mark)
 
     def restore(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Remember what the keeper has kept of another life or process; return the record's mark."""
@@ -121,6 +130,12 @@ class Recovery:
             else:
                 self._add_prefixes(set(names), kept=True)
             return self._marks
+
+    def _begun(self, mark: int) -> int:
+        # Without the lock, which a thread that is being started may need.
+        if self.keeper is not None:
+            self.keeper.begin()
+        return mark
 
     def fits(self, kind: Kind, name: bytes) -> bool:
         """Whether something could have been recorded here; what somebody has edited, or a bad disk, need not."""

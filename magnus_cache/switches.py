@@ -1,0 +1,50 @@
+"""A value of a context for the time of a ``with`` block, which an interrupt at no moment leaves behind."""
+
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Switch"]
+
+T = TypeVar("T")
+
+
+class Switch(Generic[T]):
+    """Gives a context variable, which has a default, another value within one ``with`` block.
+
+    Not a generator: Ctrl-C between its `yield` and the block would leave the value behind.
+
+    :param active: has this switch as a member for the time of the block.
+    """
+
+    __slots__ = ("_active", "_before", "_value", "_variable")
+
+    def __init__(self, variable: ContextVar[T], value: T, active: set[Any] | None = None) -> None:
+        self._variable = variable
+        self._value = value
+        self._active = active
+
+    def __enter__(self) -> None:
+        self._before = self._variable.get()
+        try:
+            if self._active is not None:
+                self._active.add(self)
+            self._variable.set(self._value)
+        except BaseException:
+            # Interrupted: there will be no `__exit__`.
+            self._leave()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._variable.set(self._before)
+        if self._active is not None:
+            self._active.discard(self)
