@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -15,7 +16,7 @@ from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
-from magnus_cache.flight import Flight
+from magnus_cache.flight import SERVING, Flight
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
 from magnus_cache.rules import Rule, check_callable
@@ -214,6 +215,7 @@ class _Desk:
     def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
         self._portal.check_thread()
         context = copy_context()
+        context.run(SERVING.set, threading.get_ident())
         try:
             self._portal.submit(self._begin, partial(batch, self._call), context)
             while True:

@@ -6,10 +6,11 @@ so there is no call between the two. `_leave` takes back what the seat knows of,
 
 import asyncio
 import contextlib
+import threading
 
 from magnus_cache.circles import check_circle, enclosing
 from magnus_cache.clock import Clock
-from magnus_cache.errors import CacheClosedError
+from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.flight_registry import FlightRegistry
 from magnus_cache.outcomes import Abandoned, Outcome, Waiter, running_loop, wake
@@ -90,6 +91,10 @@ class Boarding(FlightRegistry):
                     replaced = self._enter(flight)
             else:
                 check_circle(flight, inner, blocks, self._blocked)
+                if loop is None and flight.served_by == threading.get_ident():
+                    raise CacheDeadlockError(
+                        "a signal handler or a finalizer needs what its own thread is about to load for a batch"
+                    )
                 seat.flight = flight
                 self.joined += 1
             if loop is not None or not leads:

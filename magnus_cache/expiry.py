@@ -5,6 +5,7 @@ meets an older one asks the floors once whether a clear since then covered its n
 """
 
 import re
+import sys
 from typing import Final, NamedTuple
 
 __all__ = ["Floor", "Floors", "Scope", "covers"]
@@ -29,7 +30,7 @@ class Floor(NamedTuple):
 
     scope: Scope
     generation: int
-    done: int
+    done: int = sys.maxsize
 
 
 class Floors:
@@ -46,8 +47,8 @@ class Floors:
     def __len__(self) -> int:
         return len(self._floors)
 
-    def add(self, floor: Floor) -> None:
-        """Lay a floor; older ones within its scope are no longer needed."""
+    def add(self, floor: Floor) -> Floor:
+        """Lay a floor, and return it as it lies; older ones within its scope are no longer needed."""
         while True:
             before, new = self._floors, floor
             kept = tuple(old for old in before if not _within(old.scope, floor.scope))
@@ -55,6 +56,15 @@ class Floors:
                 kept, new = (), floor._replace(scope=b"")
             after = (*kept, new)
             # Else a signal handler has laid one meanwhile. No call between the look and the store.
+            if self._floors is before:
+                self._floors = after
+                return new
+
+    def end(self, floor: Floor, done: int) -> None:
+        """Note at which step count the collector is done with a floor that was laid."""
+        while True:
+            before = self._floors
+            after = tuple(old._replace(done=done) if old is floor else old for old in before)
             if self._floors is before:
                 self._floors = after
                 return

@@ -8,10 +8,13 @@ from typing import Final
 from magnus_cache.joining import Look
 from magnus_cache.outcomes import Waiter
 
-__all__ = ["LOADING", "Flight"]
+__all__ = ["LOADING", "SERVING", "Flight"]
 
 LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
 """The innermost load that the running code is part of."""
+
+SERVING: Final[ContextVar[int]] = ContextVar("magnus_cache_serving", default=0)
+"""The blocked thread that the running code works for on another one's loop, and whose turn it needs; 0 for none."""
 
 _TOLERANCE: Final = 2.0
 """Of the time that callers wait for a load. Who came late has had that time, too."""
@@ -33,12 +36,13 @@ class Flight:
     :ivar joinable_until: when the last caller may join it where Redis is there, by the same clock: of a load without a
         lease nobody would announce that it was overtaken.
     :ivar look: when it looked at what it brings: by that, each caller who joined it judges the outcome.
+    :ivar served_by: the blocked thread that will call the loader, though an event loop runs the load; 0 for none.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
     __slots__ = (
         "alone", "began", "crew", "detached", "done", "joinable_until", "key", "look", "loop", "namespace", "needs",
-        "outer", "overdue", "owner", "task", "tolerance",
+        "outer", "overdue", "owner", "served_by", "task", "tolerance",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +61,7 @@ class Flight:
         self.joinable_until = math.inf
         self.look = Look()
         self.outer = LOADING.get()
+        self.served_by = SERVING.get()
         self.crew: set[Waiter] = set()
         self.needs: list[Flight] = []
         self.task: asyncio.Task[None] | None = None

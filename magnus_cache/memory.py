@@ -264,9 +264,15 @@ class Memory:
     def clear_matching(self, scope: Scope) -> None:
         """Remove all names with a prefix, or that a pattern matches in full, as `clear` does."""
         with self._lock:
-            generation = self._generation + 1
-            self._floors.add(Floor(scope, generation, self.steps + len(self._queue)))
-            self._generation = generation
+            while True:
+                generation = self._generation + 1
+                floor = self._floors.add(Floor(scope, generation))
+                # Else a signal handler has opened one meanwhile, and an entry may be stamped with that.
+                if self._generation == generation - 1:
+                    self._generation = generation
+                    break
+            # Now that it is there: what a signal handler has the collector look at in between is not counted.
+            self._floors.end(floor, self.steps + len(self._queue))
             self._void(scope)
             self._advance(_CLEAR_STEPS)
 

@@ -1,4 +1,4 @@
-"""A value of a context for the time of a ``with`` block, which an interrupt at no moment leaves behind."""
+"""A value of a context for the time of a ``with`` block, which an interrupt does not leave behind."""
 
 from contextvars import ContextVar
 from types import TracebackType
@@ -12,7 +12,8 @@ T = TypeVar("T")
 class Switch(Generic[T]):
     """Gives a context variable, which has a default, another value within one ``with`` block.
 
-    Not a generator: Ctrl-C between its `yield` and the block would leave the value behind.
+    Not a generator: Ctrl-C between its `yield` and the block would leave the value behind. What remains is an
+    interrupt before the first step of `__exit__`, which is out of reach of whatever is written in Python.
 
     :param active: has this switch as a member for the time of the block.
     """
