@@ -194,7 +194,10 @@ class Portal:
             with self._lock:
                 if self._closed:
                     raise closed_error()
-                starting = self._starting
+                session, starting = self._session, self._starting
+                if session is not None and not session.over:
+                    # Another thread has started it since; a second one would have connections of its own.
+                    return session
                 if starting is None or starting.over:
                     # From here on, a signal handler of this thread finds that it must not wait for it.
                     starting = self._starting = ours

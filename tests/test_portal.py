@@ -125,6 +125,25 @@ def test_racing_first_calls_start_one_thread(portal: Portal) -> None:
         assert list(pool.map(first_call, range(50))) == [(2 * number, 1) for number in range(50)]
 
 
+def test_a_first_call_that_is_overtaken_starts_no_second_thread(
+    portal: Portal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may have started the loop since this one looked; connections belong to one loop."""
+    overtaken: list[int] = []
+
+    def check_waiting() -> None:
+        if not overtaken:
+            overtaken.append(0)
+            other = threading.Thread(target=lambda: overtaken.append(portal.call(double, 1)))
+            other.start()
+            other.join(LONG)
+
+    monkeypatch.setattr("magnus_cache.portal.check_waiting", check_waiting)
+    assert portal.call(double, 2) == 4
+    assert overtaken == [0, 2]
+    assert len(portal_threads()) == 1
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 def test_errors_reach_the_caller_and_spare_the_loop(portal: Portal, kind: type[BaseException]) -> None:
     async def broken_loader() -> None:
