@@ -58,13 +58,15 @@ class Deferred:
         :raises CacheArgumentError: for a name that is neither.
         """
         scope = self._state.keyspace.scope(target)
-        if scope.regex is None:
-            self._state.flights.detach_prefix(scope.prefix)
-            self._state.memory.clear(scope.prefix)
-        else:
-            regex = scope.regex
-            self._state.flights.detach_matching(lambda name: regex.fullmatch(name) is not None)
-            self._state.memory.clear_matching(regex)
+        flights, prefix, regex = self._state.flights, scope.prefix, scope.regex
+
+        def covered(name: bytes) -> bool:
+            return name.startswith(prefix) if regex is None else regex.fullmatch(name) is not None
+
+        flights.detach_matching(covered)
+        self._state.memory.clear_matching(prefix if regex is None else regex)
+        # Again, as for every clear: a load that began in between may have found here what is gone now.
+        flights.detach_matching(covered)
         self._later(partial(self._clears.clear, target))
 
     def invalidate(self, tags: Sequence[str]) -> None:
@@ -78,6 +80,8 @@ class Deferred:
         for address in addresses:
             self._state.flights.detach(address.name)
             self._state.memory.invalidate(address.name)
+            # Again, as in `clear`.
+            self._state.flights.detach(address.name)
 
     def _later(self, work: Callable[[], Awaitable[object]]) -> None:
         self._state.check_open()
