@@ -41,7 +41,8 @@ class Source:
     def read(self, key: int, *, fails: bool = True) -> int:
         self.loads += 1
         version = self.versions[key]
-        time.sleep(random.random() / 500)  # the load goes on, and what it saw gets older
+        # The load goes on, long enough for an invalidation from beginning to end, and for calls that follow it.
+        time.sleep(random.random() ** 2 / 25)
         if fails and random.random() < 0.3:
             raise LookupError(version)
         return version

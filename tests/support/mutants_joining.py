@@ -18,6 +18,11 @@ def without_judging_what_was_joined() -> None:
     put(joining.JoiningCaller, "accepts", lambda *_: True)
 
 
+@guard("tests/test_joining_stress.py")
+def without_judging_what_was_joined_under_stress() -> None:
+    without_judging_what_was_joined()
+
+
 @guard(FOUND)
 def without_the_tags_of_what_was_found() -> None:
     put(loads, "tags_of", lambda _: ())
