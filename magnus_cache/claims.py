@@ -58,8 +58,7 @@ class Claims:
         :param unwanted: the version of a value that is not to be returned, as it is what is to be refreshed.
         :param waiting: called when it turns out that another process holds the lease.
         """
-        look = flight.look
-        look.since, look.tags = self._state.epochs.moment(), tags
+        flight.look.since, flight.look.tags = self._state.epochs.moment(), tags
         wire = self._state.wire()
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
@@ -86,6 +85,7 @@ class Claims:
         """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
         async with self._state.key_locks.hold(address.name):
+            flight.look.since = self._state.epochs.moment()
             entry = None if fresh else look()
             if entry is not None and entry.version != unwanted:
                 return entry
