@@ -58,8 +58,7 @@ class Claims:
         :param unwanted: the version of a value that is not to be returned, as it is what is to be refreshed.
         :param waiting: called when it turns out that another process holds the lease.
         """
-        look = flight.look
-        look.since, look.tags = self._state.epochs.moment(), tags
+        flight.look.since, flight.look.tags = self._state.epochs.moment(), tags
         wire = self._state.wire()
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
