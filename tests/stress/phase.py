@@ -214,7 +214,8 @@ class Stress:
         row.errors += [f"{count} times {what}" for what, count in answer["errors"].items()]
         if answer["hung"]:
             row.hung += [f"worker {place}, {what}" for what in answer["hung"]]
-            row.hung[-1] += f"\n{self._workers[place].said()}"
+            # With the stacks of its threads, in its log.
+            (self._folder / f"stacks-{row.seed}-{place}").write_text(self._workers[place].said(100_000))
 
     def _rest(self, row: Row) -> None:
         rested = [worker.send("rest", patience=3 * LEASE) for worker in self._workers]

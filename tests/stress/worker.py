@@ -84,8 +84,9 @@ class Worker:
         self._number = number
         self._log = Log(Path(os.devnull))
         for place in range(MEMORY + 1):
-            where = {"redis_enabled": False} if place == MEMORY else {"redis_url": url}
-            cache = Cache(number * CACHES + place, AsyncCacheManager(**where, **options), self._log)
+            # What is in memory alone has room for everything: a value that is not there was lost.
+            here = {"redis_enabled": False, "l1_max_entries": 10_000} if place == MEMORY else {"redis_url": url}
+            cache = Cache(number * CACHES + place, AsyncCacheManager(**options | here), self._log)
             cache.sync.get("stress", "nothing")
             self._caches.append(cache)
             self._observe(cache)

@@ -93,9 +93,9 @@ class Worker:
             _, future = self._asked.popitem()
             future.set_exception(ProcessLookupError(f"process {self.pid} has ended:\n{self.said()}"))
 
-    def said(self) -> str:
-        """Return the end of what it wrote to its standard error."""
-        return Path(self._log.name).read_text()[-4000:]
+    def said(self, most: int = 4000) -> str:
+        """Return the end of what it wrote to its standard error, so many characters."""
+        return Path(self._log.name).read_text()[-most:]
 
 
 class Fleet:
