@@ -44,6 +44,7 @@ OPERATIONS: Final[dict[str, float]] = {
     "clear_all": 0.05, "cached": 10, "cached_invalidate": 2, "refresh": 1, "cached_many": 4, "method": 3,
     "warm_cache": 0.5, "explain": 0.5, "get_stats": 0.3, "bypass": 0.5, "disabled": 0.3, "own_set": 6, "own_get": 10,
     "crowd": 0.6, "cancel": 2, "steady": 20,
+    "tag_then_load": 5, "delete_then_load": 3,
 }  # fmt: skip
 """What callers do, and how often. Blocking callers make no crowd and cancel nothing."""
 
@@ -190,6 +191,8 @@ class Step(NamedTuple):
     """What may have changed if there is no result."""
     stamp: int = 0
     """Of the value that is written, if one is."""
+    asked: list[int] | None = None
+    """When the last of its calls began, where there are several."""
 
 
 class Caller:
@@ -203,6 +206,7 @@ class Caller:
         self._own = own
         self._dice = random.Random(seed)
         self._in_tasks = in_tasks
+        self._tight = False
         self.calls = 0
         self.worst = 0
         self.errors: Counter[str] = Counter()
@@ -287,7 +291,7 @@ class Caller:
             key = next((key for key in step.keys if key.name == name), None)
             if key is None:
                 raise Wrong(f"the error of {name!r} was raised for {[key.name for key in step.keys]}")
-            self._read(step.cache, key, stamp, began, ended, step.what)
+            self._read(step.cache, key, stamp, step.asked[0] if step.asked else began, ended, step.what)
         elif isinstance(error, CacheTimeoutError):
             pass  # where the policy has a hard timeout
         elif isinstance(error, CacheUnavailableError) and step.what in {"clear", "clear_glob", "clear_all", "invalidate_tags"}:
@@ -319,6 +323,9 @@ class Caller:
     # -- which call ---------------------------------------------------------------------------------------------
 
     def choose(self) -> Step:
+        """Return the next step."""
+        if self._tight:
+            return self._choose_tight()
         what = self._dice.choices(_NAMES, _WEIGHTS)[0]
         while not self._in_tasks and what in {"crowd", "cancel"}:
             what = self._dice.choices(_NAMES, _WEIGHTS)[0]
@@ -396,6 +403,43 @@ class Caller:
                 key.namespace, key.name, loader, ttl=family.ttl, tags=key.tags, **more
             ),
         )  # fmt: skip
+
+    def _tag_then_load(self, cache: Cache) -> Step:
+        key = self._key(self._family("plain", "policy", "absent", "bulky"))
+        return self._then_load(
+            "tag_then_load", cache, key, _tagged(key.tags), lambda: self._face(cache).invalidate_tags(*key.tags)
+        )
+
+    def _delete_then_load(self, cache: Cache) -> Step:
+        key = self._key(self._family("plain", "policy", "absent", "bulky"))
+        return self._then_load(
+            "delete_then_load", cache, key, (key,), lambda: self._face(cache).delete(key.namespace, key.name)
+        )
+
+    def _then_load(self, what: str, cache: Cache, key: Key, keys: tuple[Key, ...], remove: Callable[[], Any]) -> Step:
+        """Invalidate a value and ask for it at once: no load that was under way is any good."""
+        loader, began = self._loader(cache, key), [0]
+        ttl = None if key.namespace == "stress-policy" else 60
+
+        def ask() -> Any:
+            self._gone(cache, keys, began[0], now())
+            began[0] = now()
+            return self._face(cache).get_or_set(key.namespace, key.name, loader, ttl=ttl, tags=key.tags)
+
+        async def awaited() -> Any:
+            began[0] = now()
+            await remove()
+            return await ask()
+
+        def blocking() -> Any:
+            began[0] = now()
+            remove()
+            return ask()
+
+        def settle(value: Any, _: int, ended: int) -> None:
+            self._got(cache, key, value, began[0], ended, what)
+
+        return Step(what, cache, awaited if self._in_tasks else blocking, settle, keys, asked=began)
 
     def _steady(self, cache: Cache) -> Step:
         key = self._key(FAMILIES["steady"])
@@ -647,6 +691,26 @@ class Caller:
             self._unknown(step, began)
 
         return Step("cancel", step.cache, step.run, settle, step.keys, step.stamp)
+
+    # -- in tight loops -----------------------------------------------------------------------------------------
+
+    def tight(self) -> None:
+        """Have the next calls be about a few keys in memory alone: tasks prolong them, threads change them."""
+        self._tight = True
+        self._caches = [cache for cache in self._caches if cache.in_memory]
+
+    def _choose_tight(self) -> Step:
+        cache, key = self._caches[0], self._dice.choice(FAMILIES["tight"].keys)
+        face = self._face(cache)
+        if self._in_tasks:
+            return self._unjudged("touch", cache, lambda: face.touch(key.namespace, key.name, 60), (key,))
+        match self._dice.choice(["set", "delete", "get", "get", "get"]):
+            case "set":
+                return self._writes("set", cache, key)
+            case "delete":
+                return self._invalidates("delete", cache, (key,), lambda: face.delete(key.namespace, key.name))
+            case _:
+                return self._one("get", cache, key, lambda: face.get(key.namespace, key.name))
 
     # -- from where nobody expects it ----------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ DISTURBANCES: Final[dict[str, Disturbance]] = {
     name: Disturbance(name, traits=traits)
     for name, traits in {
         "quiet": (), "signals": ("signals",), "finalizers": ("finalizers",), "interrupts": ("interrupts",),
+        "tight loops": ("tight loops",),
     }.items()
 }  # fmt: skip
 """By name."""

@@ -59,6 +59,7 @@ _family("called", "stress-called", _numbered("f", 12), tags=3)
 _family("bulky", "stress-bulky", _numbered("b", 2), tags=1)
 # Nobody invalidates these: they are loaded again and again because they end, each time by one caller of all.
 _family("steady", "stress-steady", _numbered("s", 4), tags=1, ttl=0.2)
+_family("tight", "stress-tight", _numbered("t", 2))
 _family("own", "stress-own", [f"o{worker}-{caller}" for worker in range(WORKERS) for caller in range(CALLERS)])
 
 

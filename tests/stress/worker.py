@@ -158,6 +158,13 @@ class Worker:
         for _ in range(LOOPS):
             crew = [self._caller(next(count), seed, in_tasks=True) for _ in range(TASKS)]
             self._threads.append(threading.Thread(target=self._loops, args=(crew, seed), daemon=True))
+        if "tight loops" in traits:
+            for in_tasks in (True, False, False):
+                caller = self._caller(next(count), seed, in_tasks=in_tasks)
+                caller.tight()
+                args = ([caller], seed, 0.0) if in_tasks else (caller, traits, 0.0)
+                target = self._loops if in_tasks else self._call
+                self._threads.append(threading.Thread(target=target, args=args, daemon=True))
         main = self._caller(next(count), seed, in_tasks=False)
         odd = self._caller(next(count), seed, in_tasks=False)
         for thread in self._threads:
@@ -169,25 +176,26 @@ class Worker:
         self._callers[f"caller {number}, {'a task' if in_tasks else 'a thread'}"] = caller
         return caller
 
-    def _call(self, caller: Caller, traits: list[str]) -> None:
+    def _call(self, caller: Caller, traits: list[str], pause: float = PAUSE) -> None:
         dice = random.Random(caller.calls)
         try:
             while not self._over.is_set():
                 if "finalizers" in traits:
                     Garbage(caller)
                 caller.blocking()
-                self._over.wait(dice.expovariate(1 / PAUSE))
+                if pause:
+                    self._over.wait(dice.expovariate(1 / pause))
         except BaseException:
             self._failures.append(traceback.format_exc()[-1500:])
 
-    def _loops(self, crew: list[Caller], seed: int) -> None:
+    def _loops(self, crew: list[Caller], seed: int, pause: float = PAUSE) -> None:
         """Run one event loop after the other, for some callers."""
         dice = random.Random(seed)
 
         async def calls(caller: Caller, until: int) -> None:
             while not self._over.is_set() and now() < until:
                 await caller.awaited()
-                await asyncio.sleep(dice.expovariate(1 / PAUSE))
+                await asyncio.sleep(dice.expovariate(1 / pause) if pause else 0)
 
         async def main() -> None:
             until = now() + int(dice.uniform(1, 4) * 1e9)
