@@ -1,6 +1,6 @@
-"""``python -m tests.stress [--seconds N] [--only DISTURBANCE ...] [--seed N] [--server redis|valkey] [--mutant NAME]``.
+"""``python -m tests.stress [--seconds N] [--only DISTURBANCE ...] [--seed N] [--mutant NAME]``.
 
-Phases of some seconds follow each other: first each disturbance by itself, then two or three at a time, drawn at random.
+Phases of some seconds follow each other: first each disturbance by itself, then two or three at a time, at random.
 """
 
 import argparse

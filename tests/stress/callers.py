@@ -53,6 +53,11 @@ _WEIGHTS: Final = [*OPERATIONS.values()]
 _GETS: Final = frozenset({"get", "own_get", "get_many"})
 """What returns None where there is nothing."""
 
+_REFUSABLE: Final = frozenset(
+    {"clear", "clear_glob", "clear_all", "invalidate_tags", "tag_then_load", "crowd", "cancel"}
+)
+"""What may raise if Redis is there and refuses."""
+
 _BULK: Final = [(number, Decimal("1.5"), (number, number)) for number in range(6_000)]
 """What makes a value take its time to decode."""
 
@@ -271,7 +276,9 @@ class Caller:
         self.worst = max(self.worst, ended - began)
         what = _NAMES.index(step.what)
         if ended - began > SLOW:
-            step.cache.log.note(Kind.SLOW, step.cache.number, (step.keys[0].number if step.keys else 0,), began, ended, 0, what)
+            step.cache.log.note(
+                Kind.SLOW, step.cache.number, (step.keys[0].number if step.keys else 0,), began, ended, 0, what
+            )
         try:
             if isinstance(result, CacheBatchError):
                 for error in result.errors.values():
@@ -294,7 +301,7 @@ class Caller:
             self._read(step.cache, key, stamp, step.asked[0] if step.asked else began, ended, step.what)
         elif isinstance(error, CacheTimeoutError):
             pass  # where the policy has a hard timeout
-        elif isinstance(error, CacheUnavailableError) and step.what in {"clear", "clear_glob", "clear_all", "invalidate_tags"}:
+        elif isinstance(error, CacheUnavailableError) and step.what in _REFUSABLE:
             pass  # Redis refused, and says so
         else:
             raise Wrong(f"{type(error).__name__}: {error}"[:300])
@@ -626,9 +633,7 @@ class Caller:
     def _clear_glob(self, cache: Cache) -> Step:
         digit = str(self._dice.randrange(1, 3))
         keys = tuple(key for key in FAMILIES["plain"].keys if key.name.startswith(f"k{digit}"))
-        return self._invalidates(
-            "clear_glob", cache, keys, lambda: self._face(cache).clear(f"magnus:stress:k{digit}*")
-        )
+        return self._invalidates("clear_glob", cache, keys, lambda: self._face(cache).clear(f"magnus:stress:k{digit}*"))
 
     def _clear_all(self, cache: Cache) -> Step:
         return self._invalidates("clear_all", cache, tuple(ALL), lambda: self._face(cache).clear("magnus:*"))
@@ -738,4 +743,3 @@ class Caller:
 
 def _tagged(tags: tuple[str, ...]) -> tuple[Key, ...]:
     return tuple(key for key in ALL if key.tags == tags)
-

@@ -73,7 +73,7 @@ def disturbance(
 
 @disturbance("other database")
 def _(stage: Stage, over: threading.Event, dice: random.Random) -> None:
-    """Have another cache use another database with the same prefix, namespaces and keys; and flush that now and then."""
+    """Have another cache use the same names in another database, and flush that now and then."""
     url = f"redis://127.0.0.1:{stage.server.port}/1"
     families = [family for name, family in FAMILIES.items() if name != "bulky"]
     with CacheManager(redis_url=url) as cache, redis.Redis(port=stage.server.port, db=1, protocol=2) as raw:

@@ -8,8 +8,8 @@ did, a read to begin earlier. Either errs on the lenient side.
 
 *Stale.* A value is superseded by an invalidation or a `set` that began after the value came to be. A loaded value came
 to be when its loader began: a load that an invalidation overtakes may serve those who waited, and nobody who comes
-later. A written value came to be when its `set` returned: of two that overlap, either may be the last. A read that began
-after something had *returned* that superseded what it got, is stale
+later. A written value came to be when its `set` returned: of two that overlap, either may be the last. A read is stale
+if something that superseded its value had *returned* before the read began
 
 - (a) at once, if it was this very cache that invalidated, whether or not Redis could be told;
 - (b) beyond the staleness bound, if another did and Redis had been told by then. A cache that had no connection at some
@@ -20,10 +20,10 @@ Errors that a loader raised carry its stamp and are judged as values are. What w
 a signal handler or a finalizer may have taken place or not, now or later: it accuses nobody, and excuses all below.
 
 *Loaded twice.* While a loader runs, no second one of the key begins on the same Redis, unless something ended the
-first one's right to the key: an invalidation, a write, a call for a fresh value, or one that perhaps was made, from one
-bound before the first load (news travel, and a cache that lags may only be too careful) to the second; or one of the two
-workers, or the server, stood still or lost a connection, so that a lease may have run out. A loader in a thread that was
-left behind by its cancelled caller is not counted.
+first one's right to the key: an invalidation, a write, a call for a fresh value, or one that perhaps was made, from
+one bound before the first load (a cache that lags may be too careful) to the second; or one of the two workers, or the
+server, stood still or lost a connection, so that a lease may have run out. A loader in a thread that was left behind by
+its cancelled caller is not counted.
 
 *Lost.* A read finds nothing although the last `set` of its key returned True before it, and nothing excused that: no
 invalidation or other write since one bound before that `set`, no lost connection of either cache, no eviction.
@@ -229,7 +229,8 @@ def _accused(checker: StalenessChecker, r: Record, seen: int | None) -> str:
 
 def _said(r: Record, names: list[str]) -> str:
     key = ALL[r.key]
-    return f"{names[r.what]} of {key.namespace}:{key.name} at {r.first / SECOND:.6f}-{r.second / SECOND:.6f} by {_who(r.cache)}"
+    when = f"{r.first / SECOND:.6f}-{r.second / SECOND:.6f}"
+    return f"{names[r.what]} of {key.namespace}:{key.name} at {when} by {_who(r.cache)}"
 
 
 def _find_slow(case: _Case, verdict: Verdict, names: list[str]) -> None:
@@ -301,4 +302,5 @@ def _find_lost(case: _Case, verdict: Verdict, names: list[str]) -> None:
             continue
         if any(case.was(case.broken, cache, last.first - calm, r.second) for cache in (last.cache, r.cache)):
             continue
-        verdict.lost.append(f"{_said(r, names)}: nothing, after {_who(last.cache)} set it at {last.second / SECOND:.6f}")
+        setting = f"{_who(last.cache)} set it at {last.second / SECOND:.6f}"
+        verdict.lost.append(f"{_said(r, names)}: nothing, after {setting}")

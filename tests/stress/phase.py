@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -109,7 +109,7 @@ class Stress:
         self._first: list[dict[str, Any]] = []
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> "Stress":
+    def __enter__(self) -> Self:
         binary = find_redis() if self._kind == "redis" else find_valkey()
         with contextlib.ExitStack() as stack:
             self._server = stack.enter_context(EmbeddedServer(binary, enable_debug_command="yes"))

@@ -1,7 +1,7 @@
-"""One process under stress: ``python -m tests.stress.worker``; `tests.support.fleet` starts it, `phase` tells it what.
+"""One process under stress: ``python -m tests.stress.worker``; `phase` starts it and tells it what to do.
 
-Requests come as JSON lines, as in `tests.support.fleet_worker`, one at a time, and are served by a thread: the main thread
-calls the cache, because signals come to it. The process ends with its input, or with its parent.
+Requests come as JSON lines, as in `tests.support.fleet_worker`, one at a time, and are served by a thread: the main
+thread calls the cache, because signals come to it. The process ends with its input, or with its parent.
 """
 
 import asyncio
@@ -310,8 +310,9 @@ class Worker:
             state = cache.state
             if not resting(state):
                 left.append(
-                    f"cache {cache.number % CACHES}: flights {len(state.flights)}, unattended {state.flights.unattended}, "
-                    f"leases {len(state.leases)}, places {state.memory.pending}, untold {state.recovery.pending}"
+                    f"cache {cache.number % CACHES}: flights {len(state.flights)}, unattended "
+                    f"{state.flights.unattended}, leases {len(state.leases)}, places {state.memory.pending}, "
+                    f"untold {state.recovery.pending}"
                 )
             if cache.untold:
                 left.append(f"cache {cache.number % CACHES}: {len(cache.untold)} invalidations are not told")
