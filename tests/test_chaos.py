@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from magnus_cache.embedded import EmbeddedServer, find_valkey
-from magnus_cache.state import State
 from magnus_cache.testing import no_leaks
 from tests.chaos.blackhole import ours
 from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Cache, Ledger
 from tests.chaos.report import soak, strike
 from tests.chaos.world import OP_TIMEOUT, World, world
+from tests.support.resting import objects, resting
 from tests.support.wait import wait_until_async
 
 SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))
@@ -66,10 +66,10 @@ def test_nothing_is_left_after_many_faults() -> None:
         seen, struck = await soak(here, seconds, 40, seed=int.from_bytes(os.urandom(4), "big"))
         assert not seen.errors, (seen.errors[:3], struck)
         assert not here.ledger.stale, (here.ledger.stale[:3], struck)
-        await wait_until_async(lambda: all(_resting(cache.state) for cache in here.caches))
+        await wait_until_async(lambda: all(resting(cache.state) for cache in here.caches))
         del seen
         gc.collect()
-        return _ours(), psutil.Process().memory_info().rss
+        return objects(), psutil.Process().memory_info().rss
 
     async def run(here: World) -> None:
         known, size = await round_of(here)
@@ -87,18 +87,6 @@ def test_nothing_is_left_after_many_faults() -> None:
 
     with no_leaks(), world() as here:
         asyncio.run(run(here))
-
-
-def _resting(state: State) -> bool:
-    """Whether nothing is under way: what callers waited for has ended, and so has what goes on without them."""
-    under_way = len(state.flights) + state.flights.unattended + len(state.leases) + state.memory.pending
-    return not under_way and not state.recovery.pending
-
-
-def _ours() -> Counter[str]:
-    """Return how many objects there are of each class of the package."""
-    kinds = (type(thing) for thing in gc.get_objects())
-    return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).startswith("magnus_cache."))
 
 
 # -- that the ledger finds faults ---------------------------------------------------------------------------------

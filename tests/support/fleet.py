@@ -18,14 +18,17 @@ PATIENCE: Final = 30.0
 
 
 class Worker:
-    """One process, which runs `tests.support.fleet_worker`; see there for what can be asked."""
+    """One process, which runs `tests.support.fleet_worker`, or another module that takes requests as it does.
 
-    def __init__(self, folder: Path) -> None:
+    :param more: variables of its environment.
+    """
+
+    def __init__(self, folder: Path, module: str = "tests.support.fleet_worker", **more: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "MAGNUS_CACHE_"))}
         self._log = (folder / f"worker-{time.monotonic_ns()}.log").open("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fleet_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True, bufsize=1, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._log, text=True, bufsize=1, cwd=folder, env=clean | {"PYTHONPATH": str(ROOT)} | more,
         )  # fmt: skip
         self._numbers = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
@@ -88,10 +91,11 @@ class Worker:
     def _bury(self) -> None:
         while self._asked:
             _, future = self._asked.popitem()
-            future.set_exception(ProcessLookupError(f"process {self.pid} has ended:\n{self._said()}"))
+            future.set_exception(ProcessLookupError(f"process {self.pid} has ended:\n{self.said()}"))
 
-    def _said(self) -> str:
-        return Path(self._log.name).read_text()[-4000:]
+    def said(self, most: int = 4000) -> str:
+        """Return the end of what it wrote to its standard error, so many characters."""
+        return Path(self._log.name).read_text()[-most:]
 
 
 class Fleet:
