@@ -78,10 +78,7 @@ class EpochReads:
         :raises CacheUnavailableError: when Redis is known to be away.
         """
         known = wire.known
-        if known.deadline != math.inf and known.deadline < self._clock():
-            # Nobody announces their changes here; for the staleness bound, they are as good as current.
-            known.forget()
-            known.deadline = self._clock() + self._max_staleness
+        self._expire(known)
         if not tags and realm.control in known.ready:
             return
         missing = self._epochs.missing(known, realm, tags)
@@ -95,6 +92,17 @@ class EpochReads:
                 except CacheUnavailableError as error:
                     asking.set_exception(error)
                     raise
+
+    def _expire(self, known: Known) -> None:
+        """Have the epochs asked for again where nobody announces their changes.
+
+        For the staleness bound, counted from the question, they are as good as current; so what is judged by them is
+        good until the same moment (`Known.deadline`). Half-way, not at the end, or it would be good for no time at all.
+        """
+        if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
+            known.forget()
+            known.since = now
+            known.deadline = now + self._max_staleness
 
     def _told(self, name: bytes, raw: bytes | None, source: "Source", sent: float) -> None:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew."""
@@ -141,6 +149,7 @@ class EpochReads:
 
         :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
         """
+        self._expire(wire.known)
         for _ in range(JUDGEMENTS):
             if self._epochs.floor(wire.known, realm, tags) is not None:
                 return

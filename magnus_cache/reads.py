@@ -374,8 +374,13 @@ class Reads:
         return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
-        """Return what an answer stands on: its connection, or without tracking only a moment."""
-        return source.trust if source.tracking else Trust(sent + self._settings.max_staleness, self.state.eras.now)
+        """Return what an answer stands on: its connection, or without tracking only a moment.
+
+        That is counted from its question, or from that of the epochs it is judged by: the two must not add up.
+        """
+        if source.tracking:
+            return source.trust
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
 
     def entry(
         self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,

@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from magnus_cache import arrivals, clock, epoch_reads, epochs, writes
+from magnus_cache import arrivals, clock, entries, epoch_reads, epochs, reads, writes
 from magnus_cache.redis import handshake, heartbeat, scripts, wire
 from tests.support.guards import edit, guard, nothing, put
 
@@ -168,3 +168,40 @@ def without_looking_for_orphans_at_first() -> None:
 @guard(f"{REPLICAS}::test_a_server_that_becomes_one_while_connected_is_left")
 def without_looking_for_orphans_later() -> None:
     put(heartbeat, "is_orphan", lambda _: False)
+
+
+# -- where nobody announces changes -----------------------------------------------------------------------------------
+
+UNTRACKED: Final = "tests/test_without_tracking.py"
+
+
+@guard(f"{UNTRACKED}::test_invariant_1_epochs_and_values_do_not_add_up")
+def without_the_end_of_epochs_in_trust() -> None:
+    def trust(self: reads.Reads, source: Any, sent: float) -> Any:
+        if source.tracking:
+            return source.trust
+        return entries.Trust(sent + self.state.settings.max_staleness, self.state.eras.now)
+
+    put(reads.Reads, "trust", trust)
+
+
+@guard(f"{UNTRACKED}::test_a_value_is_kept_for_half_of_the_bound_at_least")
+def without_asking_for_epochs_half_way() -> None:
+    def expire(self: Any, known: Any) -> None:
+        now = self._clock()
+        if known.deadline < now:
+            known.forget()
+            known.since = now
+            known.deadline = now + self._max_staleness
+
+    put(epoch_reads.EpochReads, "_expire", expire)
+
+
+@guard(f"{UNTRACKED}::test_what_was_asked_before_counts_for_nothing")
+def without_the_beginning_of_known_epochs() -> None:
+    def learned(self: epochs.Known, name: bytes, epoch: int, _sent: float) -> None:
+        if name == self._marker:
+            self.mark = epoch
+        self.current.add(name)
+
+    put(epochs.Known, "learned", learned)
