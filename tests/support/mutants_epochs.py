@@ -1,6 +1,7 @@
 """Guards of epochs, time and servers met; see `mutants`."""
 
 import math
+import time
 from typing import Any, Final
 
 from magnus_cache import arrivals, clock, entries, epoch_reads, epochs, reads, writes
@@ -205,3 +206,11 @@ def without_the_beginning_of_known_epochs() -> None:
         self.current.add(name)
 
     put(epochs.Known, "learned", learned)
+
+
+# -- a machine that sleeps ------------------------------------------------------------------------------------------
+
+
+@guard("tests/test_suspended.py::test_the_clock_counts_the_time_asleep")
+def without_a_clock_that_counts_sleep() -> None:
+    put(clock, "_system_clock", lambda: time.monotonic)
