@@ -40,18 +40,23 @@ class Arrivals:
         """Return what a server is sent that was not met last: whether all became invalid with its arrival."""
         return None if identity == self._met else scripts.arrive(self._epochs.names, identity, self._epochs.highest)
 
+    def forget(self) -> None:
+        """Meet the next server anew, whether it was met before or not."""
+        self._met, self._settled = b"", None
+
     def greeted(self, identity: bytes, reply: Any) -> None:
         """Forget all that was known before a server that may have gone back in time."""
-        if isinstance(reply, Exception):
+        epoch = epoch_of(reply)
+        if not epoch and reply != b"":
             if self._met is None:
                 # Nobody here knows of anything that it could have lost.
                 return
-            # It cannot be told (a replica, an ACL): until it is, nothing that it has is believed.
+            # It cannot be told (a replica, an ACL, nonsense): until it is, nothing that it has is believed.
             self._recovery.record_prefix(self._values)
             self._outdated(self._epochs.root)
         else:
-            if reply:
-                self._epochs.seen(self._epochs.root, epoch_of(reply))
+            if epoch:
+                self._epochs.seen(self._epochs.root, epoch)
                 self._outdated(self._epochs.root)
             self._settled = identity
         self._met = identity

@@ -7,15 +7,18 @@ translates it to its own monotonic clock through `RedisTime`, erring on the side
 import contextlib
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from magnus_cache.errors import CacheArgumentError
 
 __all__ = [
+    "LONGEST",
     "MICROSECONDS",
     "Clock",
     "Duration",
@@ -24,18 +27,37 @@ __all__ = [
     "current_clock",
     "monotonic",
     "seconds",
+    "server_time",
     "using_clock",
 ]
 
 Clock = Callable[[], float]
-"""Seconds on a clock that never goes back; what `time.monotonic` is by default."""
+"""Seconds on a clock that never goes back, and runs on while the machine sleeps; `monotonic` by default."""
 
 Duration = float | int | timedelta | str
 """A time to live: seconds, a `timedelta`, or text such as ``"90s"``, ``"5m"``, ``"1h30m"``."""
 
 MICROSECONDS: Final = 1_000_000
 
-monotonic: Final[Clock] = time.monotonic
+
+def _system_clock() -> Clock:
+    """Return a clock that never goes back and counts the time for which the machine sleeps.
+
+    `time.monotonic` does not count it on Linux and macOS: right after waking up, what was near would be trusted for the
+    rest of the staleness bound, hours after it was last confirmed. This one costs 20 ns more, about 1 % of a `get`.
+    """
+    name = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
+    number = getattr(time, name, None)
+    if number is not None:
+        # The kernel may be older than the name.
+        with contextlib.suppress(OSError):
+            time.clock_gettime(number)
+            return partial(time.clock_gettime, number)
+    return time.monotonic
+
+
+monotonic: Final[Clock] = _system_clock()
+"""What caches go by. Timers of event loops need not count sleep: they come later than meant, never too early."""
 
 _CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=monotonic)
 
@@ -65,8 +87,12 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _TEXT: Final = re.compile(rf"(?:{_PART.pattern})+")
 
-_LONGEST: Final = 100 * 365 * 86400.0
-"""Beyond a century, Redis' millisecond arithmetic and ours stop being worth testing."""
+LONGEST: Final = 100 * 365 * 86400.0
+"""Seconds in a century. Beyond, Redis' millisecond arithmetic and ours stop being worth testing, and what claims to be
+so far ahead is nonsense."""
+
+_TIME_DIGITS: Final = 12
+"""Digits of the seconds of a server's clock: thousands of years, and within what a float of microseconds holds."""
 
 _DRIFT: Final = 100e-6
 """How fast two clocks may part, in seconds a second: quartz stays well within 100 ppm."""
@@ -85,7 +111,7 @@ def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) ->
     # The common case first: this runs on every `set`.
     if type(duration) is int or type(duration) is float:
         # An int may be too large for a float.
-        amount = float(duration) if abs(duration) <= _LONGEST else math.inf if duration > 0 else -math.inf
+        amount = float(duration) if abs(duration) <= LONGEST else math.inf if duration > 0 else -math.inf
     elif isinstance(duration, bool):
         raise CacheArgumentError(argument, f"{duration!r} is a bool, not a duration in seconds")
     elif isinstance(duration, timedelta):
@@ -98,7 +124,7 @@ def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) ->
         raise CacheArgumentError(
             argument, f"a duration is seconds, a timedelta or text such as '90s', not {type(duration).__name__}"
         )
-    if not 0 < amount <= _LONGEST and not (zero and amount == 0):
+    if not 0 < amount <= LONGEST and not (zero and amount == 0):
         got, least = duration if isinstance(duration, float) else amount, "zero or more" if zero else "more than zero"
         raise CacheArgumentError(argument, f"a duration must be {least} and at most a century, got {got:g} seconds")
     return amount
@@ -111,16 +137,35 @@ def _parse(text: str, argument: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
 
 
+def server_time(reply: object) -> int | None:
+    """Return what a server says to TIME in microseconds; None for what cannot be that."""
+    if not isinstance(reply, list) or len(reply) != 2:
+        return None
+    number, part = reply
+    if type(number) is not bytes or type(part) is not bytes or not (number.isdigit() and part.isdigit()):
+        return None
+    if len(number) > _TIME_DIGITS or len(part) > _TIME_DIGITS or int(part) >= MICROSECONDS:
+        return None
+    return int(number) * MICROSECONDS + int(part)
+
+
 class RedisTime:
     """An estimate of one Redis server's clock, in microseconds of its epoch, with a bound on its error.
 
     Each answer to ``TIME`` brackets the server's clock between the moment the command was sent and the
     moment the answer was read (Cristian's algorithm). The tightest bracket wins; its error grows with age.
+
+    :ivar sampled: monotonic seconds when the last answer was asked for.
+    :ivar steps: how often the server's clock turned out to have been set.
+    :ivar horizon: a century ahead of the last answer, in microseconds; what is later is nonsense.
     """
 
-    __slots__ = ("_at", "_error", "_offset")
+    __slots__ = ("_at", "_error", "_offset", "horizon", "sampled", "steps")
 
     def __init__(self) -> None:
+        self.horizon = 0
+        self.sampled = -math.inf
+        self.steps = 0
         self._offset = 0.0
         self._error = math.inf
         self._at = 0.0
@@ -137,10 +182,13 @@ class RedisTime:
         :param received: monotonic seconds just after the answer was read.
         :param server: the answer, in microseconds.
         """
+        self.sampled = sent
+        self.horizon = server + int(LONGEST * MICROSECONDS)
         offset = server - (sent + received) / 2 * MICROSECONDS
         error = (received - sent) / 2
         aged = self.error(received)
         stepped = abs(offset - self._offset) > (error + aged) * MICROSECONDS
+        self.steps += stepped and self.known
         # A server whose clock was set cannot be told from a bad sample except by disagreement
         # beyond both errors; then the newer one is the only one that can be right.
         if error <= aged or stepped:
@@ -153,6 +201,15 @@ class RedisTime:
     def at(self, now: float) -> int:
         """Return the server's clock in microseconds at a monotonic time, as best known."""
         return int(self._offset + now * MICROSECONDS)
+
+    def end(self, server: int, life: float, now: float) -> float:
+        """Return the monotonic time until which a value is fresh, whatever the server's clock has done meanwhile.
+
+        :param server: what the server's clock reads then.
+        :param life: seconds that it was to live in all; 0 or nonsense if that is not known.
+        :param now: a monotonic time when it was there, or not yet stored.
+        """
+        return min(self.local(server), now + (life if 0 < life < LONGEST else LONGEST))
 
     def local(self, server: int) -> float:
         """Return a monotonic time at or before the moment when the server's clock reads `server`."""

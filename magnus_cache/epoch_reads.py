@@ -78,10 +78,7 @@ class EpochReads:
         :raises CacheUnavailableError: when Redis is known to be away.
         """
         known = wire.known
-        if known.deadline != math.inf and known.deadline < self._clock():
-            # Nobody announces their changes here; for the staleness bound, they are as good as current.
-            known.forget()
-            known.deadline = self._clock() + self._max_staleness
+        self._expire(known)
         if not tags and realm.control in known.ready:
             return
         missing = self._epochs.missing(known, realm, tags)
@@ -96,20 +93,38 @@ class EpochReads:
                     asking.set_exception(error)
                     raise
 
-    def _told(self, name: bytes, raw: bytes | None, source: "Source", _sent: float) -> None:
+    def _expire(self, known: Known) -> None:
+        """Have the epochs asked for again where nobody announces their changes.
+
+        For the staleness bound, counted from the question, they are as good as current; so what is judged by them is
+        good until the same moment (`Known.deadline`). Half-way, not at the end, or it would be good for no time at all.
+        """
+        if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
+            known.forget()
+            known.since = now
+            known.deadline = now + self._max_staleness
+
+    def _told(self, name: bytes, raw: bytes | None, source: "Source", sent: float) -> None:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew."""
         epochs = self._epochs
-        epoch = epoch_of(raw)
-        if not epoch or epoch < epochs.latest(name):
-            command = scripts.learn(epochs.names, name, epochs.latest(name))
-            source.call(command, partial(self._issued, name), _Asking(source.known, name))
+        epoch, latest = epoch_of(raw, source.time.horizon), epochs.latest(name)
+        if not epoch or epoch < latest:
+            command = scripts.learn(epochs.names, name, latest)
+            source.call(command, partial(self._issued, name, latest), _Asking(source.known, name))
         else:
             epochs.seen(name, epoch)
-            source.known.current.add(name)
+            source.known.learned(name, epoch, sent)
 
-    def _issued(self, name: bytes, digits: bytes, source: "Source", _sent: float) -> None:
-        self._epochs.seen(name, int(digits))
-        source.known.current.add(name)
+    def _issued(self, name: bytes, known: int, digits: object, source: "Source", sent: float) -> None:
+        """Take an epoch that is not below the one known when it was asked for; or else forget that."""
+        epoch = epoch_of(digits, source.time.horizon)
+        if not epoch:
+            raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
+        if epoch < known:
+            # So the server's clock is more than a century behind: another one has told nonsense.
+            self._epochs.forget()
+        self._epochs.seen(name, epoch)
+        source.known.learned(name, epoch, sent)
 
     async def adopt(self, wire: "Wire", tags: Sequence[str], epoch: int) -> None:
         """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
@@ -122,8 +137,9 @@ class EpochReads:
         for name in names:
             if name not in wire.known.current or not epochs.latest(name):
                 waiters.append(wire.loop.create_future())
-                command = scripts.adopt(epochs.names, name, epochs.latest(name), epoch)
-                wire.call(command, partial(self._issued, name), waiters[-1])
+                latest = epochs.latest(name)
+                command = scripts.adopt(epochs.names, name, latest, epoch)
+                wire.call(command, partial(self._issued, name, latest), waiters[-1])
         for outcome in await asyncio.gather(*waiters, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -133,6 +149,7 @@ class EpochReads:
 
         :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
         """
+        self._expire(wire.known)
         for _ in range(JUDGEMENTS):
             if self._epochs.floor(wire.known, realm, tags) is not None:
                 return

@@ -41,12 +41,16 @@ _HISTORY: Final = 32
 """Invalidations of each that are told apart; an own one counts up to four times, from its beginning to its end."""
 
 
-def epoch_of(text: bytes | None) -> int:
-    """Return the epoch that Redis holds in a control key; 0 for none, and for what cannot be one."""
-    if text is None or len(text) > _DIGITS or not text.isdigit():
+def epoch_of(text: object, latest: int = LATEST_EPOCH) -> int:
+    """Return the epoch that Redis holds in a control key, or has issued; 0 for none, and for what cannot be one.
+
+    :param text: whatever came.
+    :param latest: the highest one that is possible, such as `RedisTime.horizon`.
+    """
+    if type(text) is not bytes or len(text) > _DIGITS or not text.isdigit():
         return 0
     epoch = int(text)
-    return epoch if epoch <= LATEST_EPOCH else 0
+    return epoch if epoch <= min(latest, LATEST_EPOCH) else 0
 
 
 class Realm:
@@ -78,8 +82,10 @@ class ControlNames:
         self._tag_prefix = keyspace.control_name("tag", "-")[:-1]
 
     def bucket(self, control: bytes) -> bytes:
-        """Return the field of the guard that a tag's epoch belongs to; nothing for other epochs."""
-        return b"%d" % (zlib.crc32(control) % _BUCKETS) if control.startswith(self._tag_prefix) else b""
+        """Return the guard's field that a tag's epoch belongs to; a dash for a namespace's, nothing for the root's."""
+        if control.startswith(self._tag_prefix):
+            return b"%d" % (zlib.crc32(control) % _BUCKETS)
+        return b"" if control == self.root else b"-"
 
 
 class Known:
@@ -91,17 +97,32 @@ class Known:
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
     :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
     :ivar refusal: why Redis last refused to tell one, or to issue it anew.
+    :ivar mark: the epoch of the marker, which tells one database from another.
+    :ivar since: monotonic seconds; an answer to what was asked before counts for nothing.
     """
 
-    __slots__ = ("asked", "current", "deadline", "ready", "refusal", "sealed")
+    __slots__ = ("_marker", "asked", "current", "deadline", "mark", "ready", "refusal", "sealed", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, marker: bytes = b"") -> None:
+        self._marker = marker
+        self.mark = 0
+        self.since = -math.inf
         self.current: set[bytes] = set()
         self.asked: set[bytes] = set()
         self.ready: set[bytes] = set()
         self.deadline = math.inf
         self.sealed = False
         self.refusal: CacheUnavailableError | None = None
+
+    def learned(self, name: bytes, epoch: int, sent: float) -> None:
+        """Note that an epoch was told, which was asked for at a monotonic second."""
+        if sent < self.since:
+            return
+        if name == self._marker:
+            self.mark = epoch
+        if len(self.current) >= _MOST:
+            self.forget()
+        self.current.add(name)
 
     def forget(self) -> None:
         """Have everything asked for again."""
@@ -110,8 +131,10 @@ class Known:
         self.asked.clear()
 
     def discard(self, name: bytes) -> None:
-        """Have one epoch asked for again."""
+        """Have one epoch asked for again; with that of the marker all, as those of another database may be due."""
         self.ready.clear()
+        if name == self._marker:
+            self.current.clear()
         self.current.discard(name)
 
 
@@ -197,6 +220,12 @@ class Epochs:
             if len(self._latest) > _MOST:
                 for old in list(itertools.islice(self._latest, _MOST // 10)):
                     del self._latest[old]
+
+    def forget(self) -> None:
+        """Forget all epochs: what was told by some server turns out to be nonsense."""
+        with self._lock:
+            self.highest = 0
+            self._latest.clear()
 
     def latest(self, name: bytes) -> int:
         """Return the last epoch seen of a control key; 0 if there is none."""

@@ -145,7 +145,8 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
     await reads.epochs.settled(wire, address.realm, tags)
     floor = reads.state.epochs.floor(wire.known, address.realm, tags)
-    left = wire.time.local(header.fresh_until) - reads.state.clock()
+    now = reads.state.clock()
+    left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
         "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
@@ -153,7 +154,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     grace = left + address.freshness.grace
     if left <= 0:
         verdict = f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
-    elif floor is None or header.epoch < floor:
+    elif floor is None or not floor <= header.epoch <= wire.time.horizon:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
     elif reads.state.recovery.pending and reads.covered(address, tags):
         verdict = "invalidated by this process while Redis was away, which is not told yet"

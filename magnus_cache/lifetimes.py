@@ -39,6 +39,9 @@ class _Stored(NamedTuple):
 class Lifetimes:
     """The times to live of one cache's values."""
 
+    life: float
+    """Seconds that it was to live in all, as its header has them."""
+
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
         self._state = writes.state
@@ -55,7 +58,8 @@ class Lifetimes:
             except CacheUnavailableError as error:
                 self._reads.failed(address, error)
             else:
-                return None if stored is None else wire.time.local(stored.fresh_until) - self._clock()
+                now = self._clock()
+                return None if stored is None else wire.time.end(stored.fresh_until, stored.life, now) - now
         entry = self._here(address, wire)
         return None if entry is None else entry.fresh_until - self._clock()
 
@@ -117,11 +121,12 @@ class Lifetimes:
             return None
         await self._reads.epochs.settled(wire, address.realm, tags)
         floor = self._state.epochs.floor(wire.known, address.realm, tags)
-        dead = wire.time.local(header.fresh_until) <= self._clock() or floor is None or header.epoch < floor
+        dead = floor is None or not floor <= header.epoch <= wire.time.horizon
+        dead = dead or wire.time.local(header.fresh_until) <= self._clock()
         dead = dead or bool(header.flags & envelope.NEGATIVE)
         if dead or (self._state.recovery.pending and self._reads.covered(address, tags)):
             return None
-        return _Stored(raw, header.fresh_until)
+        return _Stored(raw, header.fresh_until, header.life)
 
     async def _replace(self, wire: "Wire", address: Address, ttl: float) -> bool:
         # The end of a value's life stands in its envelope, so it is written anew. Another write in between wins, and

@@ -325,12 +325,12 @@ class Reads:
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
         try:
-            version, fresh_until, epoch, tags, payload, cost, negative = envelope.unseal(raw, self.limit(address))
+            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unseal(raw, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
         held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
-        return self._judged(address, fill, held, fresh_until, source, sent, generation)
+        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
 
     def compared(
         self, address: Address, fill: Fill | None, near: Entry, reply: Any, source: "Source", sent: float
@@ -341,28 +341,33 @@ class Reads:
         """
         generation = self._memory.generation
         try:
-            held, fresh_until, raw = recognized(near, reply)
+            held, fresh_until, life, raw = recognized(near, reply)
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
         if held is None:
             return self.received(address, fill, raw, source, sent)
-        return self._judged(address, fill, held, fresh_until, source, sent, generation)
+        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
 
     def _judged(
-        self, address: Address, fill: Fill | None, held: Held, fresh_until: int, source: "Source", sent: float,
+        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float], source: "Source", sent: float,
         generation: int,
     ) -> Entry | None:  # fmt: skip
-        """Return the entry of what Redis has, if it is still of use, and keep it."""
-        freshness, deadline = address.freshness, source.time.local(fresh_until)
-        if deadline + freshness.grace <= self._clock() or (held.negative and not freshness.negative):
+        """Return the entry of what Redis has, if it is still of use, and keep it.
+
+        :param times: its fresh-until and its life, as its header has them.
+        """
+        (fresh_until, life), freshness, now = times, address.freshness, self._clock()
+        deadline = source.time.end(fresh_until, life, now)
+        if deadline + freshness.grace <= now or (held.negative and not freshness.negative):
             return None
         marks = self.state.epochs.marks(held.tags) if held.tags else ()
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if floor is None:
             source.known.ready.discard(address.realm.control)
             raise UnsettledError(tuple(held.tags))
-        if held.epoch < floor or (self.state.recovery.pending and self.covered(address, held.tags)):
+        current = floor <= held.epoch <= source.time.horizon
+        if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
             self._gone(fill)
             return None
         entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
@@ -380,8 +385,13 @@ class Reads:
         return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
-        """Return what an answer stands on: its connection, or without tracking only a moment."""
-        return source.trust if source.tracking else Trust(sent + self._settings.max_staleness, self.state.eras.now)
+        """Return what an answer stands on: its connection, or without tracking only a moment.
+
+        That is counted from its question, or from that of the epochs it is judged by: the two must not add up.
+        """
+        if source.tracking:
+            return source.trust
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
 
     def entry(
         self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,

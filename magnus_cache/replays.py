@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import monotonic
-from magnus_cache.epochs import Epochs
+from magnus_cache.epochs import Epochs, epoch_of
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
@@ -179,9 +179,10 @@ class Replays:
         epoch = 0
         for start in range(0, len(names), _EPOCHS_AT_ONCE):
             some = names[start : start + _EPOCHS_AT_ONCE]
-            command = scripts.bump(self._epochs.names, some, self._epochs.highest)
+            known = self._epochs.highest
+            command = scripts.bump(self._epochs.names, some, known)
             try:
-                epoch = await wire.execute(command, partial(self._bumped, some))
+                epoch = await wire.execute(command, partial(self._bumped, some, known))
             except CacheUnavailableError as error:
                 if error.reason != "oom":
                     raise
@@ -197,11 +198,16 @@ class Replays:
             self._owner.outdated(name)
         return reply
 
-    def _bumped(self, names: Sequence[bytes], reply: Any, source: "Source", _sent: float) -> int:
+    def _bumped(self, names: Sequence[bytes], known: int, reply: Any, source: "Source", sent: float) -> int:
         """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""
-        epoch = int(reply)
+        epoch = epoch_of(reply, source.time.horizon)
+        if not epoch:
+            raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
+        if epoch <= known:
+            # So the server's clock is more than a century behind: another one has told nonsense.
+            self._epochs.forget()
         for name in names:
             self._epochs.seen(name, epoch)
-            source.known.current.add(name)
+            source.known.learned(name, epoch, sent)
             self._owner.outdated(name)
         return epoch

@@ -37,18 +37,18 @@ def comparison(name: bytes, near: Entry, tags: Sequence[str]) -> Command:
     return scripts.compare(name, near.version, envelope.head_bytes(tags))
 
 
-def recognized(near: Entry, reply: Any) -> tuple[Held | None, int, bytes | None]:
-    """Return what is known of what Redis has, when it is fresh until in Redis' time, and its bytes if they came over.
+def recognized(near: Entry, reply: Any) -> tuple[Held | None, int, float, bytes | None]:
+    """Return what is known of what Redis has, its fresh-until and life, and its bytes if they came over.
 
     :param near: what the comparison was made with.
     :raises CacheDecodeError: with the reason ``"malformed"``.
     """
     is_same, raw = reply
     if not is_same:
-        return None, 0, raw
+        return None, 0, 0.0, raw
     header, tags = envelope.glance(raw)
     # In this order: whoever opens the entry this very moment sets the value before the payload goes.
     payload = near.payload
     value = near.value if payload is None else None
     held = Held(value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative)
-    return held, header.fresh_until, None
+    return held, header.fresh_until, header.life, None

@@ -140,7 +140,8 @@ class State(Forgetting):
         assert self.endpoint is not None
         settings = self.settings
         probe = f"{self.keyspace.prefix}!probe".encode()
-        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe)
+        root = self.epochs.root
+        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe, root)
         wire = Wire(self.endpoint, limits, self.breaker, self, self.clock)
         with self._lock:
             # Again, under the lock: what is made after the last one was taken would never be closed.
@@ -220,6 +221,10 @@ class State(Forgetting):
         """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
         self.leases.flushed(wire)
         self.arrivals.vouch(wire)
+
+    def exchanged(self, wire: "Wire") -> None:
+        """Meet the server anew: what it has in this database was read by nobody here."""
+        self.arrivals.forget()
 
     def cut(self, wire: "Wire") -> None:
         """Wake whoever waits for an announcement that will not come on a lost connection."""

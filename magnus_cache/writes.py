@@ -5,6 +5,7 @@ told on its return before anything it says about those keys is believed.
 """
 
 import asyncio
+import contextlib
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -41,6 +42,9 @@ _COMPRESS_HERE: Final = 32_768
 
 _COMPRESSING: Final = 2
 """Values of one loop that are compressed or decompressed in threads at a time."""
+
+_SAMPLED: Final = 3.0
+"""Seconds for which Redis' time is known well enough for a write."""
 
 
 class Writes:
@@ -176,26 +180,36 @@ class Writes:
         command: Callable[[bytes, int], Command],
     ) -> bool:  # fmt: skip
         """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
-        if not wire.up:
-            # A value's end is told in Redis' time, which is known once the wire is up.
+        if not wire.up or self._clock() - wire.time.sampled > _SAMPLED:
+            # A value's end is told in Redis' time, which is known once the wire is up. While it is used, it is asked
+            # again all the time; after a rest, the server's clock may have been set.
             await wire.renew()
-        fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+        steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
         pack = partial(
-            envelope.pack, payload, version=held.version, fresh_until=fresh_until, epoch=held.epoch, cost=held.cost,
+            envelope.pack, payload, version=held.version, epoch=held.epoch, cost=held.cost,
             life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
             negative=held.negative,
         )  # fmt: skip
-        raw = await self.off_loop(pack, len(payload) if address.namespace.compress else 0)
+        size = len(payload) if address.namespace.compress else 0
+        raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(address.name)
         fill = self._reads.expect(address)
-        receive = partial(self._stored, address, fill, held, fresh_until)
+        receive = partial(self._stored, address, fill, held, (fresh_until, ttl))
         life = ttl if held.negative else ttl + address.freshness.grace
         try:
             stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
         finally:
             self._reads.settle(fill)
+        if stored and wire.time.steps != steps:
+            # The answer that came along with it says that the server's clock was set: by that, its end was wrong.
+            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            self._memory.invalidate(address.name)
+            with contextlib.suppress(CacheUnavailableError):
+                before = raw[: envelope.HEADER_BYTES]
+                await wire.execute(scripts.replace(address.name, before, again, milliseconds(life)))
         return stored
 
     async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
@@ -212,7 +226,7 @@ class Writes:
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(
-        self, address: Address, fill: Fill | None, held: Held, fresh_until: int,
+        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float],
         reply: Any, source: "Source", sent: float,
     ) -> bool:  # fmt: skip
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
@@ -224,7 +238,8 @@ class Writes:
         kept = False
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if parts[-1] and fill is not None and floor is not None and floor <= held.epoch:
-            deadline, trust = source.time.local(fresh_until), self._reads.trust(source, sent)
+            # By Redis' time as it is known by now.
+            deadline, trust = source.time.end(*times, sent), self._reads.trust(source, sent)
             kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation, marks))
         if parts[-1] and not kept:
             # Another loop's read may have brought the old value since this was sent.

@@ -236,8 +236,8 @@ def _malformed(what: str) -> CacheDecodeError:
     return CacheDecodeError("malformed", f"the stored value's {what} cannot be read")
 
 
-def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool]:
-    """Return version, fresh-until, epoch, tags, payload, cost of a stored value, and whether it stands for an error.
+def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool, float]:
+    """Return version, fresh-until, epoch, tags, payload, cost of a stored value, whether it is an error, and its life.
 
     All its readers in one.
 
@@ -247,13 +247,13 @@ def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     size = len(raw) - HEADER_BYTES
     # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
-        checksum, flags, version, fresh_until, epoch, cost, _, length = _HEADER.unpack_from(raw)
+        checksum, flags, version, fresh_until, epoch, cost, life, length = _HEADER.unpack_from(raw)
         if not flags and length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
-            return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False
+            return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life
     header = read_header(raw)
     tags, _ = read_tags(raw, header)
     payload, negative = open_payload(raw, header, limit), bool(header.flags & NEGATIVE)
-    return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative
+    return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative, header.life
 
 
 def _foreign(raw: bytes) -> CacheDecodeError:

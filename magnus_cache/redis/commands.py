@@ -105,13 +105,15 @@ INFO_REPLICATION: Final = Command("INFO", pack(b"INFO", b"replication"))
 
 
 def info(reply: Any, field: bytes) -> str | None:
-    """Return a field of an INFO reply, or None."""
+    """Return a field of an INFO reply, or None; also for what is no such reply, such as an error."""
     # In RESP3 a verbatim string, for which parsers have types of their own.
-    text: bytes = bytes(getattr(reply, "data", reply))
+    text = getattr(reply, "data", reply)
+    if not isinstance(text, bytes):
+        return None
     for line in text.splitlines():
         name, _, value = line.partition(b":")
         if name == field:
-            return value.decode()
+            return value.decode("utf-8", "replace")
     return None
 
 

@@ -22,7 +22,7 @@ from magnus_cache.redis.diagnosis import unable
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
-__all__ = ["Push", "answers", "opened", "server_identity"]
+__all__ = ["Push", "answers", "is_orphan", "opened", "server_identity"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -139,6 +139,15 @@ def server_identity(server: Any, replication: Any) -> bytes:
     """
     parts: list[str] = []
     for reply, field in ((server, b"run_id"), (replication, b"master_replid")):
-        if reply is not None and not isinstance(reply, Exception) and (value := info(reply, field)):
+        if reply is not None and (value := info(reply, field)):
             parts.append(value)
     return ":".join(parts).encode()
+
+
+def is_orphan(replication: Any) -> bool:
+    """Whether a server is a replica that has lost its primary, or waits for its first data, by its INFO replication.
+
+    What it has is as old as its link is broken, and may never have been all there was. One whose link is up is behind
+    by what is on its way, which no client can tell.
+    """
+    return info(replication, b"role") == "slave" and info(replication, b"master_link_status") != "up"

@@ -4,17 +4,24 @@ from typing import Any, Final, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MasterDownError
 
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command, info
-from magnus_cache.redis.connection import answers, server_identity
+from magnus_cache.redis.connection import answers, is_orphan, server_identity
 
 __all__ = ["STRANGER", "Introduction", "Recognition", "greet", "introduce"]
 
 _ORDERLY: Final = 7
 """The first Redis that announces what a command has changed after its reply, and not in the midst of it."""
+
+
+_DIGITS: Final = 9
+"""Digits that no version has."""
+
+_LAST_CLIENT: Final = (1 << 63) - 1
 
 
 class Introduction(NamedTuple):
@@ -62,6 +69,8 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
     )
     if isinstance(time, Exception):
         raise time
+    if is_orphan(replication):
+        raise MasterDownError("the server is a replica that has lost its primary")
     tracks = not isinstance(tracking, Exception)
     echoes = type(switched) is list and not isinstance(switched[0], Exception) and _orderly(server)
     if tracks and not echoes:
@@ -75,16 +84,15 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
         identity=server_identity(server, replication),
         history=server_identity(None, replication),
         run=server_identity(server, None),
-        client=client if isinstance(client, int) else 0,
+        client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
         ended=set(),
     )
 
 
 def _orderly(server: Any) -> bool:
     """Whether a server announces what a command changes after its reply."""
-    version = None if isinstance(server, Exception) else info(server, b"redis_version")
-    major = (version or "").split(".")[0]
-    return major.isdigit() and int(major) >= _ORDERLY
+    major = (info(server, b"redis_version") or "").split(".")[0]
+    return major.isdecimal() and len(major) < _DIGITS and int(major) >= _ORDERLY
 
 
 async def greet(connection: AbstractConnection, greeting: Command) -> Any:
@@ -115,8 +123,10 @@ class Recognition:
     def set_result(self, reply: Any, /) -> None:
         """Go on with the server, or leave it, to meet it anew.
 
-        :raises RedisConnectionError: if its history is another one.
+        :raises RedisConnectionError: if its history is another one, or has no source any more.
         """
+        if is_orphan(reply):
+            raise RedisConnectionError("the server is a replica that has lost its primary")
         if server_identity(None, reply) != self._history:
             raise RedisConnectionError("the server has taken over another one's data")
         self._known.sealed = False

@@ -23,6 +23,9 @@ class Observer(Protocol):
     def flushed(self, wire: Any) -> None:
         """Tell that the server announced that everything is gone."""
 
+    def exchanged(self, wire: Any) -> None:
+        """Tell that the database turned out to be another one, and the connection is about to be lost."""
+
     def cut(self, wire: Any) -> None:
         """Tell that a connection was lost, and with it what it would have announced."""
 
@@ -53,3 +56,5 @@ class Limits(NamedTuple):
     """Requests that may wait at a time."""
     probe: bytes = b"magnus!probe"
     """A key that need not exist: a server that cannot say so, cannot serve."""
+    marker: bytes = b"magnus!epoch"
+    """A key that tells one database from another: the epoch of everything."""

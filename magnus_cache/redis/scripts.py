@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import Final
 
+from magnus_cache.clock import LONGEST, MICROSECONDS
 from magnus_cache.codec.envelope import EPOCH_AT, VERSION_AT
 from magnus_cache.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache.keys import lease_name
 from magnus_cache.redis.commands import Command, pack
 
 __all__ = [
+    "EPOCH_LIFE",
     "LEASED",
-    "TAG_LIFE",
     "Script",
     "acquire",
     "adopt",
@@ -31,8 +32,9 @@ __all__ = [
     "replace",
 ]
 
-TAG_LIFE: Final = 30 * 86_400_000
-"""Milliseconds that a tag's epoch stays after it was issued; past it, values that have the tag are loaded anew."""
+EPOCH_LIFE: Final = 30 * 86_400_000
+"""Milliseconds that the epoch of a namespace or tag stays after it was issued, or used by a process that stays
+connected for a while; past it, its values are loaded anew."""
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
@@ -115,31 +117,45 @@ return redis.call('DEL', KEYS[1])
     writes=0,
 )
 
-# A hybrid clock: microseconds of Redis' own clock, but always past whatever was issued, or known to a caller (after
-# a failover that lost the last writes, a caller may know more than Redis). Sixteen digits until the year 2286, well
-# within what Lua's numbers hold exactly.
+# A hybrid clock: microseconds of Redis' own clock, but past the last epoch issued, past those of the keys that it is
+# issued for, and past what the caller knows. Any of these may be all that is left: an eviction takes the key of the
+# clock, a failover loses the last writes, an operator sets the server's clock back. The last one issued is kept twice.
+#
+# What claims to be more than a century ahead of the server's clock is nonsense, which the cache never issues: it counts
+# as missing. So nonsense cannot lead the epochs up to where numbers end, as that bound moves on faster than epochs are
+# issued. A caller whose knowledge is nonsense gets an epoch below it, and forgets.
 _ISSUE: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local latest = math.min(now + {int(LONGEST * MICROSECONDS)}, {LATEST_EPOCH})
+local function number(text)
+  local epoch = type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') and tonumber(text)
+  return epoch and epoch <= latest and epoch or 0
+end
 local function read(name)
   local text = redis.pcall('GET', name)
-  local epoch = type(text) == 'string' and #text <= 16 and tonumber(text)
-  return epoch and epoch >= 0 and epoch <= {LATEST_EPOCH} and epoch or 0, text
+  return number(text), text
 end
--- The epoch of a tag, which has a bucket, ends at last: there may be any number of tags. Missing is safe.
+-- All but that of everything end at last: there may be any number of tags and namespaces. Missing is safe.
 local function put(name, text, bucket)
   redis.call('SET', name, text)
-  if bucket ~= '' then redis.call('PEXPIRE', name, {TAG_LIFE}) end
-  redis.call('EXISTS', name)
+  if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
 end
 local function issue(known, buckets)
-  local time = redis.call('TIME')
-  local last = read(KEYS[1])
-  local epoch = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(known) + 1)
+  local names = {{}}
+  for index in ipairs(buckets) do names[index] = KEYS[index + 2] end
+  local guard = redis.pcall('HMGET', KEYS[2], 'last')
+  local last = math.max(read(KEYS[1]), number(guard[1]), number(known))
+  -- As one read: at each one in a script, a server that tracks for us remembers all of its keys.
+  for _, text in ipairs(redis.call('MGET', unpack(names))) do last = math.max(last, number(text)) end
+  local epoch = math.max(now, last + 1)
+  if epoch > {LATEST_EPOCH} then return redis.error_reply('EPOCHS end before the time of the clock') end
   local text = string.format('%016.0f', epoch)
   redis.call('SET', KEYS[1], text)
-  for index, bucket in ipairs(buckets) do
-    put(KEYS[index + 2], text, bucket)
-  end
+  for index, bucket in ipairs(buckets) do put(names[index], text, bucket) end
+  redis.call('EXISTS', unpack(names))
   redis.pcall('HSETNX', KEYS[2], 'since', text)
+  redis.pcall('HSET', KEYS[2], 'last', text)
   return text
 end
 """
@@ -151,8 +167,9 @@ _BUMP: Final = Script(
 local buckets = {}
 for index = 2, #ARGV do buckets[index - 1] = ARGV[index] end
 local text = issue(ARGV[1], buckets)
+if type(text) == 'table' then return text end
 for _, bucket in ipairs(buckets) do
-  if bucket ~= '' then redis.pcall('HSET', KEYS[2], bucket, text) end
+  if bucket ~= '' and bucket ~= '-' then redis.pcall('HSET', KEYS[2], bucket, text) end
 end
 return text
 """,
@@ -166,6 +183,7 @@ _ARRIVE: Final = Script(
     + """
 if redis.pcall('GET', KEYS[4]) == ARGV[2] then return '' end
 local text = issue(ARGV[1], {''})
+if type(text) == 'table' then return text end
 redis.call('SET', KEYS[4], ARGV[2])
 return text
 """,
@@ -176,7 +194,7 @@ _LEARN: Final = Script(
     _ISSUE
     + """
 local epoch, text = read(KEYS[3])
-if epoch > 0 and epoch >= tonumber(ARGV[1]) then return text end
+if epoch > 0 and epoch >= number(ARGV[1]) then return text end
 return issue(ARGV[1], {ARGV[2]})
 """,
 )
@@ -189,13 +207,15 @@ _ADOPT: Final = Script(
     _ISSUE
     + """
 local epoch, text = read(KEYS[3])
-if epoch > 0 and epoch >= tonumber(ARGV[1]) then return text end
+if epoch > 0 and epoch >= number(ARGV[1]) then return text end
 local captured = tonumber(ARGV[2])
 local guard = redis.pcall('HMGET', KEYS[2], 'since', ARGV[3])
 local since, last = tonumber(guard[1] or ''), tonumber(guard[2] or '0')
-if since and since <= captured and last and last <= captured and tonumber(ARGV[1]) <= captured then
+if captured <= latest and since and since <= captured and last and last <= captured
+    and number(ARGV[1]) <= captured then
   text = string.format('%016.0f', captured)
   put(KEYS[3], text, ARGV[3])
+  redis.call('EXISTS', KEYS[3])
   return text
 end
 return issue(ARGV[1], {ARGV[3]})
@@ -212,7 +232,8 @@ local removed = 0
 for index = 2, #ARGV do
   local name = ARGV[index]
   local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
-  if type(epoch) ~= 'string' or #epoch < 8 or struct.unpack('>I8', epoch) < tonumber(ARGV[1]) then
+  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
+  if not stamp or stamp < tonumber(ARGV[1]) or stamp > {LATEST_EPOCH} then
     removed = removed + redis.call('UNLINK', name)
   end
 end

@@ -23,7 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from magnus_cache.breaker import Breaker
-from magnus_cache.clock import MICROSECONDS, Clock, RedisTime, ahead, monotonic
+from magnus_cache.clock import Clock, RedisTime, monotonic
 from magnus_cache.entries import Trust
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
@@ -32,6 +32,7 @@ from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, opened
 from magnus_cache.redis.diagnosis import explain, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
+from magnus_cache.redis.heartbeat import Heartbeat, take_time
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.silence import Silence
@@ -90,7 +91,7 @@ class Wire:
         self._doorbell: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._beat: asyncio.TimerHandle | None = None
-        self._heartbeat: asyncio.Future[None] | None = None
+        self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.marker, self._exchanged)
 
     # -- what callers use -----------------------------------------------------------------------------------
 
@@ -152,7 +153,14 @@ class Wire:
         if self._task is not None:
             self._task.cancel()
 
-    def _enqueue(self, asked: Read | Call) -> None:
+    def _enqueue(self, *asked: Read | Call) -> None:
+        self._admit()
+        for one in asked:
+            self._pipeline.add(one)
+        self._ring()
+
+    def _admit(self) -> None:
+        """:raises CacheUnavailableError: if nothing can be asked now."""
         if self._task is None:
             self._start()
         # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
@@ -161,8 +169,6 @@ class Wire:
             raise self._error.again()
         if self._pipeline.pending >= self._limits.max_pending:
             raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
-        self._pipeline.add(asked)
-        self._ring()
 
     def _ring(self) -> None:
         # Done without being rung: a writer that was cancelled with its connection, and has not run since.
@@ -252,9 +258,10 @@ class Wire:
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
-        self._took_time(server.time, self, sent)
+        take_time(server.time, self, sent, self.clock)
+        self._heartbeat.begin(sent, replication=bool(server.history))
         self.trust = Trust(sent + self.max_staleness)
-        self.known = Known()
+        self.known = Known(self._limits.marker)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
         greeting = self._observer.greeting(server.identity) if server.identity else None
@@ -298,10 +305,14 @@ class Wire:
                     await self._doorbell
                 finally:
                     self._doorbell = None
+            # First: what follows is judged by the answers, and costs no exchange of its own.
+            if self._heartbeat.is_due(now := self.clock()):
+                for call in reversed(self._heartbeat.ask(now)[1]):
+                    self._pipeline.add_first(call)
             if self._observer.abandoned.waiting:
                 for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
                     self._pipeline.add_first(Call(command, _as_it_is, ending))
-            chunks = self._pipeline.compose(self.clock(), quiet=self.server.echoes)
+            chunks = self._pipeline.compose(now, quiet=self.server.echoes)
             self._silence.begin()
             self._schedule_beat()
             # A failure here closes the transport, which the reader sees and reports.
@@ -341,7 +352,7 @@ class Wire:
             era = self.trust.era
             self.trust.retire()
             self.trust = Trust(deadline, era)
-            self.known = Known()
+            self.known = Known(self._limits.marker)
             if self.server.history:
                 recognition = Recognition(self.known, self.server.history)
                 self._pipeline.add_first(Call(commands.recognize(self._limits.probe), _as_it_is, recognition))
@@ -359,12 +370,12 @@ class Wire:
             raise reply
         self._proved = True
         self._silence.heard = now = self.clock()
-        # Any answer proves that every push due before it has been seen: trust counts from when it was asked for.
-        self.trust.deadline = frame.sent + self.max_staleness
         reply = self._pipeline.answered(reply, self)
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.
             self._ring()
+        if self._heartbeat.fault is not None:
+            raise self._heartbeat.fault
         if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:
             # It was demoted. A new connection may lead to its successor, which the name stands for by now.
             self._moved = now
@@ -385,25 +396,19 @@ class Wire:
                 self._pulse()
 
     def _pulse(self) -> asyncio.Future[None]:
-        """Ask for the time, unless that is under way: one exchange serves trust and clock both."""
-        pulse = self._heartbeat
-        if pulse is None or pulse.done():
-            pulse = self.loop.create_future()
-            # Nobody may be waiting when it fails; the end of the connection is told by other ways.
-            pulse.add_done_callback(_looked_at)
-            self.call(commands.TIME, self._took_time, pulse)
-            self._heartbeat = pulse
+        """Ask what the heartbeat asks, unless that is under way: one exchange serves trust and clock both."""
+        pulse = self._heartbeat.pulse
+        if pulse is None:
+            self._admit()
+            pulse, calls = self._heartbeat.ask(self.clock())
+            self._enqueue(*calls)
         return pulse
 
-    def _took_time(self, reply: Any, _source: Source, sent: float) -> None:
-        server = int(reply[0]) * MICROSECONDS + int(reply[1])
-        self.time.sample(sent, self.clock(), server + int(ahead(self.clock) * MICROSECONDS))
+    def _exchanged(self) -> None:
+        """Let nothing count that was read from another database than the present one."""
+        self.trust.retire()
+        self._observer.exchanged(self)
 
 
 def _as_it_is(reply: Any, _source: Source, _sent: float) -> Any:
     return reply
-
-
-def _looked_at(pulse: asyncio.Future[None]) -> None:
-    if not pulse.cancelled():
-        pulse.exception()

@@ -1,24 +1,23 @@
 """A clock for tests of what takes minutes."""
 
 import threading
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from magnus_cache.clock import using_clock
+from magnus_cache.clock import monotonic, using_clock
 from magnus_cache.errors import CacheArgumentError
 
 __all__ = ["VirtualClock", "virtual_clock"]
 
 
 class VirtualClock:
-    """`time.monotonic`, and as far ahead of it as the test says. Thread-safe.
+    """The clock of caches, and as far ahead of it as the test says. Thread-safe.
 
     It runs on by itself, as real servers do; `advance` lets time pass at once: values expire, trust lapses, retries
     come due. The servers' clocks are seen as having gone on as well. What waits in the event loop (timers, timeouts of
     exchanges under way) goes by real time.
 
-    :ivar ahead: seconds ahead of `time.monotonic`.
+    :ivar ahead: seconds ahead of that.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class VirtualClock:
 
     def __call__(self) -> float:
         """Return seconds that never go back."""
-        return time.monotonic() + self.ahead
+        return monotonic() + self.ahead
 
     def advance(self, seconds: float) -> None:
         """Let some seconds pass at once.

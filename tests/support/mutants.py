@@ -374,12 +374,12 @@ def without_turning_away_who_joined_an_overtaken_load() -> None:
 
 @guard(EPOCHS)
 def without_the_guard_of_adopted_tags() -> None:
-    edit(scripts._ADOPT, "if since and since <= captured and last and last <= captured and", "if")
+    edit(scripts._ADOPT, "since and since <= captured and last and last <= captured", "true")
 
 
 @guard(EPOCHS)
 def without_the_beginning_of_the_guard() -> None:
-    edit(scripts._ADOPT, "if since and since <= captured and", "if")
+    edit(scripts._ADOPT, "since and since <= captured and", "")
 
 
 @guard(EPOCHS)
@@ -389,7 +389,7 @@ def without_the_age_in_a_reclaim() -> None:
 
 @guard(EPOCHS)
 def without_last_plus_one() -> None:
-    edit(scripts._BUMP, "last + 1, tonumber(known) + 1", "0")
+    edit(scripts._BUMP, "math.max(now, last + 1)", "now")
 
 
 @guard(EPOCHS)

@@ -33,6 +33,10 @@ class Link:
         if not self._server.is_closing():
             self._server.write(held)
 
+    def cut(self) -> None:
+        """End the connection to the server."""
+        self._server.transport.abort()
+
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, self._server = await asyncio.open_connection("127.0.0.1", self._relay.target)
         back = asyncio.create_task(self._back(answers, writer))
@@ -54,12 +58,16 @@ class Link:
             for end in (self._server, writer):
                 end.transport.abort()
 
+    def passed(self, chunk: bytes) -> bytes:
+        """Return what the client gets of what the server has sent."""
+        return chunk
+
     async def _back(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while chunk := await answers.read(1 << 16):
                 self.heard += len(chunk)
                 if not writer.is_closing():
-                    writer.write(chunk)
+                    writer.write(self.passed(chunk))
         self.over = True
         writer.close()
 
@@ -76,6 +84,10 @@ class Relay:
         self.links: list[Link] = []
         self.refusing = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def link(self) -> Link:
+        """Return what a new client gets."""
+        return Link(self)
 
     @property
     def url(self) -> str:
@@ -96,7 +108,7 @@ class Relay:
         if self.refusing:
             writer.transport.abort()
             return
-        self.links.append(Link(self))
+        self.links.append(self.link())
         task = asyncio.get_running_loop().create_task(self.links[-1].run(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

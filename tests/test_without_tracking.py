@@ -1,0 +1,82 @@
+"""Where the server refuses tracking, nobody announces a change: the staleness bound holds all the same, and once."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from magnus_cache import AsyncCacheManager
+from magnus_cache.testing import virtual_clock
+from tests.support.fleet_of_managers import fleet, near
+
+pytestmark = pytest.mark.anyio
+
+BOUND = 10.0
+"""Long enough for a busy machine; the clock is the test's."""
+
+
+@pytest.fixture
+def limited(url: str, raw: redis.Redis) -> Iterator[str]:
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    yield url.replace("redis://", "redis://limited:pw@")
+    raw.acl_deluser("limited")
+
+
+async def invalidate(writer: AsyncCacheManager, how: str) -> None:
+    """Invalidate by epochs alone: what is removed besides would be missed in Redis."""
+    state = writer._engine.state
+    wire = state.wire()
+    assert wire is not None
+    name = {"tag": b"magnus!tag:x", "namespace": b"magnus!epoch:t", "everything": b"magnus!epoch"}[how]
+    await state.replays.bump(wire, (name,))
+
+
+@pytest.mark.parametrize("how", ["tag", "namespace", "everything"])
+@pytest.mark.parametrize("read", [0.0, 0.4, 0.6, 0.95])
+async def test_invariant_1_epochs_and_values_do_not_add_up(url: str, limited: str, how: str, read: float) -> None:
+    """The epochs are read; then comes the invalidation; then a value is read, at some part of the bound."""
+    with virtual_clock() as clock:
+        async with (
+            fleet(url, 1, max_staleness=BOUND) as (writer,),
+            fleet(limited, 1, max_staleness=BOUND) as (reader,),
+        ):
+            await writer.set_many("t", {"a": "old", "b": "old"}, tags="x")
+            assert await reader.get("t", "a") == "old"
+            await invalidate(writer, how)
+            clock.advance(read * BOUND)
+            assert await reader.get("t", "b") in {None, "old"}
+            clock.advance((1 - read) * BOUND)
+            assert not near(reader, "t", "a")
+            assert not near(reader, "t", "b")
+            assert await reader.get_many("t", ["a", "b"]) == {}
+            assert await reader.ttl("t", "b") is None
+
+
+async def test_a_value_is_kept_for_half_of_the_bound_at_least(url: str, limited: str) -> None:
+    """However old the epochs are when it is read."""
+    with virtual_clock() as clock:
+        async with fleet(limited, 1, max_staleness=BOUND) as (reader,):
+            await reader.set("t", "k", 1)
+            for _ in range(7):
+                clock.advance(0.13 * BOUND)
+                await reader.set("t", "k", 1)
+                clock.advance(0.45 * BOUND)
+                assert near(reader, "t", "k")
+
+
+async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) -> None:
+    """An epoch that was asked for before the others lapsed, and is told late."""
+    with virtual_clock() as clock:
+        async with fleet(limited, 1, max_staleness=BOUND) as (reader,):
+            await reader.set("t", "k", 1)
+            epochs, wire = reader._engine.reads.epochs, reader._engine.state.wire()
+            assert wire is not None
+            realm = reader._engine.state.epochs.realm("t")
+            asked = clock()
+            clock.advance(BOUND)
+            epochs.prepare(wire, realm)
+            epoch = reader._engine.state.epochs.latest(realm.control)
+            wire.known.learned(realm.control, epoch, asked)
+            assert realm.control not in wire.known.current
+            await wire.renew()
+            assert realm.control in wire.known.current
