@@ -185,12 +185,12 @@ class Claims:
         fresh: bool,
         unwanted: int | None,
     ) -> "Claim | Entry | _Rejected | _Waiting":
-        seconds = self._state.settings.lease
+        life = round(self._state.settings.lease * 1000)
         self._reads.epochs.prepare(wire, address.realm, tags)
         fill = self._reads.expect(address)
         waiter: asyncio.Future[Claim | Entry | _Rejected | _Waiting] = wire.loop.create_future()
         receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
-        command = scripts.acquire(address.name, reject, token, round(seconds * 1000), force=fresh)
+        command = scripts.acquire(address.name, reject, token, life, force=fresh, database=wire.database)
         try:
             # If this raises, nothing was asked.
             wire.call(command, receive, waiter)

@@ -70,20 +70,21 @@ class ControlNames:
     :ivar clock: the clock that issues epochs.
     :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
     :ivar server: tells which server's history the values belong to.
+    :ivar tags: what the names of all tags' epochs begin with.
     """
 
-    __slots__ = ("_tag_prefix", "clock", "guard", "root", "server")
+    __slots__ = ("clock", "guard", "root", "server", "tags")
 
     def __init__(self, keyspace: Keyspace) -> None:
         self.root = keyspace.control_name("epoch")
         self.clock = keyspace.control_name("clock")
         self.guard = keyspace.control_name("guard")
         self.server = keyspace.control_name("server")
-        self._tag_prefix = keyspace.control_name("tag", "-")[:-1]
+        self.tags = keyspace.control_name("tag", "-")[:-1]
 
     def bucket(self, control: bytes) -> bytes:
         """Return the guard's field that a tag's epoch belongs to; a dash for a namespace's, nothing for the root's."""
-        if control.startswith(self._tag_prefix):
+        if control.startswith(self.tags):
             return b"%d" % (zlib.crc32(control) % _BUCKETS)
         return b"" if control == self.root else b"-"
 

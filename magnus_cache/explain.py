@@ -115,7 +115,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
         return _local(reads, address, name, near or state.memory.peek(address.name), "no Redis is configured")
     try:
         await reads.caught_up(wire, address)
-        raw, holder, left = await wire.execute(commands.look(address.name))
+        raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database))
         facts = await _facts(reads, wire, address, raw)
     except CacheUnavailableError as error:
         return _local(reads, address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")

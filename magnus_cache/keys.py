@@ -4,6 +4,10 @@
   of a cluster;
 - everything else is under ``magnus!``, so that ``redis-cli --scan --pattern 'magnus:*'`` lists values only.
 
+Redis announces changes of names without the number of their database. So leases and control keys of a database other
+than 0 carry its number, as in ``{magnus:<namespace>:<text>}:lease@3`` and ``magnus!epoch@3:<namespace>``: what happens
+to another database's is no news here. Values have the same names everywhere: to hear of another one costs a miss.
+
 The text of a plain string is that string, as long as it is short and all of it can be seen. Everything else is
 marked with ``~``, which a plain string never contains unescaped, so no two keys share a text.
 """
@@ -108,14 +112,18 @@ def shorten(text: str) -> str:
     return f"{shown}~#{blake2b(data, digest_size=16).hexdigest()}"
 
 
-def lease_name(value_name: bytes) -> bytes:
+def lease_name(value_name: bytes, database: int = 0) -> bytes:
     """Return the name of a value's lease, in the value's slot of a cluster: a key's own braces are escaped."""
-    return b"{%b}:lease" % value_name
+    return b"{%b}:lease%b" % (value_name, _at(database).encode())
 
 
 def value_name(lease: bytes) -> bytes:
     """Return the name of the value that a lease is about."""
-    return lease[1:].removesuffix(b"}:lease")
+    return lease[1:].rpartition(b"}")[0]
+
+
+def _at(database: int) -> str:
+    return f"@{database}" if database else ""
 
 
 class Scope(NamedTuple):
@@ -139,13 +147,15 @@ class Keyspace:
     """All Redis names of one deployment.
 
     :param prefix: what every name begins with; no ``:``, ``!``, braces, white space or glob characters.
+    :param database: the number of the Redis database.
     :raises CacheArgumentError: for a prefix that cannot be one.
     """
 
-    __slots__ = ("_heads", "prefix")
+    __slots__ = ("_at", "_heads", "prefix")
 
-    def __init__(self, prefix: str = "magnus") -> None:
+    def __init__(self, prefix: str = "magnus", database: int = 0) -> None:
         self.prefix: Final = check_name(prefix, "prefix", also="!")
+        self._at = _at(database)
         # Checked namespaces and what their names begin with: one look-up for each call.
         self._heads: dict[str, str] = {}
 
@@ -174,7 +184,7 @@ class Keyspace:
 
     def control_name(self, kind: str, text: str = "") -> bytes:
         """Return the name of a control key, such as ``magnus!epoch:portfolio``; `text` is escaped."""
-        name = f"{self.prefix}!{kind}"
+        name = f"{self.prefix}!{kind}{self._at}"
         return (f"{name}:{escape(text, alone=True)}" if text else name).encode()
 
     def prefix_pattern(self, prefix: bytes) -> bytes:

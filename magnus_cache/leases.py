@@ -118,7 +118,10 @@ class Lease:
         # While Redis is away it is tried again and again: the lease may have outlived the outage.
         self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
         with contextlib.suppress(CacheError):
-            self.wire.call(scripts.renew(self.name, self.token, round(self.seconds * 1000)), self._renewed, NOBODY)
+            self.wire.call(
+                scripts.renew(self.name, self.token, round(self.seconds * 1000), database=self.wire.database),
+                self._renewed, NOBODY,
+            )  # fmt: skip
 
     def _renewed(self, reply: Any, source: "Source", _sent: float) -> None:
         if not reply:
@@ -276,7 +279,7 @@ class Leases:
             self.ring(name)
 
         try:
-            wire.call(scripts.release(name, token), released, _Release(again))
+            wire.call(scripts.release(name, token, database=wire.database), released, _Release(again))
         except CacheError:
             again()
 

@@ -61,7 +61,8 @@ class State(Forgetting):
     def __init__(self, settings: "CacheSettings") -> None:
         self.settings = settings
         self.clock = current_clock()
-        self.keyspace = Keyspace(settings.prefix)
+        self.endpoint = settings.endpoint() if settings.redis_enabled else None
+        self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0)
         self.namespaces = default_registry
         self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
         self.flights = Flights(clock=self.clock)
@@ -72,11 +73,10 @@ class State(Forgetting):
         self.notices = Notices()
         self.abandoned = AbandonedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
-        self.recovery = Recovery(f"{self.keyspace.prefix}:".encode())
         self.epochs = Epochs(self.keyspace)
+        self.recovery = Recovery(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
         self.leases = Leases(self.flights.detach_flight)
         self.eras = Eras()
-        self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.log = ConnectionLog(
             self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
         )

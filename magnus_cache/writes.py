@@ -97,7 +97,8 @@ class Writes:
             nonlocal held
             await self._reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, address, held, payload, ttl, partial(commands.store, address.name))
+            command = partial(commands.store, address.name, database=wire.database)
+            await self._send(wire, address, held, payload, ttl, command)
 
         try:
             try:
@@ -141,7 +142,7 @@ class Writes:
             return False
         try:
             self._reads.epochs.prepare(lease.wire, address.realm, tags)
-            command = partial(scripts.fill, address.name, lease.token)
+            command = partial(scripts.fill, address.name, lease.token, database=lease.wire.database)
             stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, command))
         except CacheUnavailableError as error:
             self._reads.failed(address, error)

@@ -140,14 +140,14 @@ def read(name: bytes) -> Command:
     return Command("MGET", get_many((name,)))
 
 
-def store(name: bytes, raw: bytes, milliseconds: int) -> Command:
+def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
     """Pack the write of a value, which voids whatever lease there is; the reply to EXEC is ``[0 or 1, OK, 1]``.
 
     The EXISTS inside the same transaction makes the server track the key for us *after* our write. Without it,
     NOLOOP ends the tracking, and a peer's later write would never be announced; as two plain commands, a write
     between them would not be either.
     """
-    lease = pack(b"DEL", lease_name(name))
+    lease = pack(b"DEL", lease_name(name, database))
     packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
     return Command("SET", packed, replies=5, writes=3)
 
@@ -160,12 +160,13 @@ def restore(name: bytes, value: bytes) -> Command:
     return Command("SET", pack(b"SET", name, value, b"NX") + pack(b"EXISTS", name), replies=2, writes=2)
 
 
-def remove(names: Sequence[bytes]) -> Command:
+def remove(names: Sequence[bytes], *, database: int = 0) -> Command:
     """Pack the removal of some values, and of their leases; the reply is how many values there were.
 
     The leases go first: a fill that comes in between is refused, one that came before is removed.
     """
-    return Command("UNLINK", pack(b"DEL", *map(lease_name, names)) + pack(b"UNLINK", *names), replies=2)
+    leases = [lease_name(name, database) for name in names]
+    return Command("UNLINK", pack(b"DEL", *leases) + pack(b"UNLINK", *names), replies=2)
 
 
 def remove_keys(names: Sequence[bytes]) -> Command:
@@ -178,9 +179,9 @@ def count(names: Sequence[bytes]) -> Command:
     return Command("EXISTS", pack(b"EXISTS", *names))
 
 
-def look(name: bytes) -> Command:
+def look(name: bytes, *, database: int = 0) -> Command:
     """Pack a look at a value and its lease, for people; the reply to EXEC is ``[value, holder, milliseconds left]``."""
-    lease = lease_name(name)
+    lease = lease_name(name, database)
     packed = _MULTI + pack(b"GET", name) + pack(b"GET", lease) + pack(b"PTTL", lease) + _EXEC
     return Command("GET", packed, replies=5)
 

@@ -32,7 +32,7 @@ async def remove_names(wire: "Wire", names: Iterable[bytes], touch: Touch) -> in
     removed, rest = 0, iter(names)
     while step := list(islice(rest, _STEP)):
         touch(step)
-        removed += await wire.execute(commands.remove(step), partial(_removed, touch, step))
+        removed += await wire.execute(commands.remove(step, database=wire.database), partial(_removed, touch, step))
     return removed
 
 
@@ -50,7 +50,7 @@ async def remove_matching(wire: "Wire", scope: Scope, touch: Touch) -> int:
 
     :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
     """
-    async for leases in _scanned(wire, lease_name(scope.pattern)):
+    async for leases in _scanned(wire, lease_name(scope.pattern, wire.database)):
         names = list(filter(scope.covers, map(value_name, leases)))
         await remove_names(wire, names, touch)
     removed = 0

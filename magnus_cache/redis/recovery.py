@@ -57,11 +57,15 @@ class Recovery:
     """The record of invalidations that Redis has not confirmed. Thread-safe, bounded, in memory.
 
     :param root: what all values' names begin with.
+    :param tags: what the names of all tags' epochs begin with.
     :ivar keeper: is told of every change, in their order.
     """
 
-    def __init__(self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES) -> None:
+    def __init__(
+        self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES, *, tags: bytes = b""
+    ) -> None:
         self._root = root
+        self._tags = tags or root[:-1] + b"!tag:"
         self._most_names = most_names
         self._most_scopes = most_scopes
         self._lock = section()
@@ -144,7 +148,7 @@ class Recovery:
         except UnicodeDecodeError:
             return False
         if kind == "tags":
-            return name.startswith(self._root[:-1] + b"!tag:")
+            return name.startswith(self._tags)
         return self._whole(name) == name if kind == "prefixes" else self._is_whole(name)
 
     def _is_whole(self, name: bytes) -> bool:

@@ -263,13 +263,16 @@ return {{0, redis.call('GET', KEYS[1])}}
 )
 
 
-def acquire(name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False) -> Command:
+def acquire(
+    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False, database: int = 0
+) -> Command:
     """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
 
     :param reject: the header of the value that was judged unusable; empty if there was none.
     :param force: take the lease whatever there is, from whoever holds it.
     """
-    return _ACQUIRE.command((name, lease_name(name)), reject, token, milliseconds, b"1" if force else b"")
+    keys = (name, lease_name(name, database))
+    return _ACQUIRE.command(keys, reject, token, milliseconds, b"1" if force else b"")
 
 
 def compare(name: bytes, version: int, size: int) -> Command:
@@ -280,19 +283,19 @@ def compare(name: bytes, version: int, size: int) -> Command:
     return _COMPARE.command((name,), version.to_bytes(8, "big"), size)
 
 
-def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int) -> Command:
+def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
     """Pack FILL: store a value and end the lease; the reply is 1, or 0 if the lease is not ours any more."""
-    return _FILL.command((name, lease_name(name)), token, raw, milliseconds)
+    return _FILL.command((name, lease_name(name, database)), token, raw, milliseconds)
 
 
-def renew(name: bytes, token: bytes, milliseconds: int) -> Command:
+def renew(name: bytes, token: bytes, milliseconds: int, *, database: int = 0) -> Command:
     """Pack the renewal of a lease; the reply is 1, or 0 if it is not ours any more."""
-    return _RENEW.command((lease_name(name),), token, milliseconds)
+    return _RENEW.command((lease_name(name, database),), token, milliseconds)
 
 
-def release(name: bytes, token: bytes) -> Command:
+def release(name: bytes, token: bytes, *, database: int = 0) -> Command:
     """Pack the end of a lease without a value; the reply is 1, or 0 if it was not ours any more."""
-    return _RELEASE.command((lease_name(name),), token)
+    return _RELEASE.command((lease_name(name, database),), token)
 
 
 def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:

@@ -55,6 +55,7 @@ class Wire:
 
     :ivar trust: what entries read through the present connection stand on; a new one for each connection.
     :ivar known: the epochs that need not be asked for on the present connection.
+    :ivar database: the number of the database that it reads and writes.
     :ivar holds: leases held through this wire.
     :ivar time: the estimate of this server's clock.
     :ivar server: what the server of the present connection has told about itself.
@@ -69,6 +70,7 @@ class Wire:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.max_staleness = limits.max_staleness
+        self.database = endpoint.db
         self.trust = Trust(-math.inf)
         self.known = Known()
         self.holds = 0

@@ -116,7 +116,7 @@ def without_token_check_of_a_release() -> None:
 
 @guard(LEASES)
 def without_the_lease_in_a_write() -> None:
-    put(commands, "lease_name", lambda name: b"elsewhere:" + name)
+    put(commands, "lease_name", lambda name, *_: b"elsewhere:" + name)
 
 
 @guard(LEASES)
@@ -150,7 +150,7 @@ def without_reading_the_lease_after_its_renewal() -> None:
 
 @guard(LEASES)
 def without_release_after_a_failure() -> None:
-    put(scripts, "release", lambda *_: commands.TIME)
+    put(scripts, "release", lambda *_, **__: commands.TIME)
 
 
 @guard(LEASES)
@@ -278,8 +278,8 @@ def without_keeping_our_own_writes_quiet() -> None:
 def without_reading_after_our_own_write() -> None:
     original = commands.store
 
-    def store(name: bytes, *args: Any) -> Any:
-        command = original(name, *args)
+    def store(name: bytes, *args: Any, **more: Any) -> Any:
+        command = original(name, *args, **more)
         command.packed = command.packed.replace(commands.pack(b"EXISTS", name), commands.pack(b"EXISTS", b"other"))
         return command
 
