@@ -49,11 +49,12 @@ async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry |
                 await reads.caught_up(wire, address)
     answers: list[Entry | Exception | None] = [UnsettledError()] * len(addresses)
     tags: set[str] = set()
-    for _ in range(JUDGEMENTS):
+    for attempt in range(JUDGEMENTS):
         open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
         if not open_:
             break
-        for index, answer in zip(open_, await _ask_many(reads, wire, addresses, open_, tags), strict=True):
+        wanted = [addresses[index] for index in open_]
+        for index, answer in zip(open_, await _ask_many(reads, wire, wanted, tags, again=attempt > 0), strict=True):
             answers[index] = answer
             if isinstance(answer, UnsettledError):
                 tags.update(answer.tags)
@@ -65,19 +66,22 @@ async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry |
 
 
 async def _ask_many(
-    reads: Reads, wire: "Wire", addresses: Sequence[Address], wanted: Sequence[int], tags: Iterable[str]
+    reads: Reads, wire: "Wire", addresses: Sequence[Address], tags: Iterable[str], *, again: bool
 ) -> list[Entry | Exception | None]:
-    """Ask for some of the values, and for the epochs of tags that they turned out to have."""
+    """Ask for some values, and for the epochs of tags that they turned out to have.
+
+    :param again: whether they have come once before their epochs were known; see `EpochReads.prepare`.
+    """
     waiters: list[asyncio.Future[Entry | None]] = []
     with contextlib.ExitStack() as fills:
         try:
-            reads.epochs.prepare(wire, addresses[0].realm, tuple(tags))
-            for index in wanted:
-                waiter, fill = reads.request(wire, addresses[index], reads.held(addresses[index]))
+            reads.epochs.prepare(wire, addresses[0].realm, tuple(tags), again=again)
+            for address in addresses:
+                waiter, fill = reads.request(wire, address, None if again else reads.held(address))
                 waiters.append(waiter)
                 fills.callback(reads.settle, fill)
         except CacheUnavailableError as error:
-            refused: list[Exception] = [error] * (len(wanted) - len(waiters))
+            refused: list[Exception] = [error] * (len(addresses) - len(waiters))
         else:
             refused = []
         try:

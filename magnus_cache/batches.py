@@ -163,9 +163,11 @@ class Batch:
             finally:
                 decided.tell()
 
+        caller = loads.caller(address, fresh=self._fresh, source=self._source)
+        await loads.confirmed(address, fresh=self._fresh)
         loaded = await loads.flights.run(
             address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
-            blocks=self._blocks, caller=loads.caller(address, fresh=self._fresh, source=self._source),
+            blocks=self._blocks, caller=caller,
         )  # fmt: skip
         return loaded.take()
 

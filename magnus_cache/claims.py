@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.clock import monotonic
@@ -16,6 +16,7 @@ from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim, Lease, new_token
+from magnus_cache.pace import Pace, pause
 from magnus_cache.reads import Reads
 from magnus_cache.redis import scripts
 
@@ -29,6 +30,10 @@ _REJECTIONS: Final = 8
 """Unusable values in a row that a claim puts up with; who writes them so fast need not be waited for."""
 
 
+_LONGEST_REST: Final = 0.05
+"""Seconds between two looks at a value that is announced over and over."""
+
+
 class _Rejected(NamedTuple):
     raw: bytes
     entry: Entry | None
@@ -37,6 +42,38 @@ class _Rejected(NamedTuple):
 
 class _Waiting(NamedTuple):
     seconds: float
+
+
+class _Patience:
+    """How a claim waits for a change of the value or the lease, which it may hear of, or may not."""
+
+    __slots__ = ("_count", "_pace", "_wire")
+
+    def __init__(self, wire: "Wire") -> None:
+        self._wire = wire
+        self._pace = Pace(_LONGEST_REST)
+        self._count = 0
+
+    async def wait(self, changed: asyncio.Event, seconds: float, left: float) -> None:
+        """Return when it is time to look again: after `seconds` at most, and not over and over for nothing.
+
+        :param left: seconds that the claim may take at all.
+        """
+        tracking = self._wire.tracking
+        if not tracking:
+            # What another process does is announced to nobody here.
+            seconds = min(seconds, pause(self._count))
+            self._count += 1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        # A server that has no room to track what was looked at announces that at once.
+        delay = min(left, self._pace.delay(self._wire.loop.time())) if tracking else 0.0
+        if delay > 0:
+            await asyncio.sleep(delay)
+
+
+_Answer: TypeAlias = "Claim | Entry | _Rejected | _Waiting | None"
 
 
 class Claims:
@@ -114,18 +151,25 @@ class Claims:
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
         reject: _Rejected | None = None
         rejected, unsettled, lost = 0, 0, 0
-        wanted = tags
+        wanted, judged, patience = tags, True, _Patience(wire)
         while True:
             changed.clear()
             try:
                 await self._reads.caught_up(wire, address)
-                header = b"" if reject is None else reject.raw[:HEADER_BYTES]
+                await self._current(wire, address, tags)
                 # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
                 flight.look.since = self._state.epochs.moment()
-                answer = await self._ask(wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted)
+                if not judged:
+                    reject, judged = None, True
+                    answer: _Answer = await self._look(wire, address, wanted, unwanted)
+                else:
+                    header = b"" if reject is None else reject.raw[:HEADER_BYTES]
+                    answer = await self._ask(
+                        wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted
+                    )
             except UnsettledError as error:
                 unsettled += 1
-                wanted = (*tags, *error.tags)
+                wanted, judged = (*tags, *error.tags), False
                 if unsettled > JUDGEMENTS:
                     raise
                 continue
@@ -146,17 +190,28 @@ class Claims:
                 if rejected > _REJECTIONS:
                     return self.unclaimed(flight, fresh=fresh)
                 continue
+            if answer is None:
+                continue
             if waiting is not None:
                 waiting()
             left = deadline - monotonic()
             if left <= 0:
                 return self.unclaimed(flight, fresh=fresh)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, answer.seconds)):
-                    await changed.wait()
+            await patience.wait(changed, min(left, answer.seconds), left)
             if not wire.up:
                 # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
                 await wire.renew()
+
+    async def _current(self, wire: "Wire", address: Address, tags: tuple[str, ...]) -> None:
+        """Return once epochs are current that were seen before.
+
+        One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
+        before there is one.
+        """
+        epochs = self._state.epochs
+        known = epochs.floor(wire.known, address.realm, tags) is not None
+        if not known and epochs.last_floor(address.realm, tags) is not None:
+            await self._reads.epochs.settled(wire, address.realm, tags)
 
     async def _informed(self, wire: "Wire", address: Address, tags: tuple[str, ...], claim: Claim) -> Claim:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
@@ -198,6 +253,34 @@ class Claims:
         finally:
             self._reads.settle(fill)
 
+    async def _look(
+        self, wire: "Wire", address: Address, tags: tuple[str, ...], unwanted: int | None
+    ) -> "Entry | _Rejected | None":
+        """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
+        self._reads.epochs.prepare(wire, address.realm, tags, again=True)
+        fill = self._reads.expect(address)
+        waiter: asyncio.Future[Entry | _Rejected | None] = wire.loop.create_future()
+        try:
+            wire.read(address.name, partial(self._found, address, fill, unwanted), waiter)
+            return await waiter
+        finally:
+            self._reads.settle(fill)
+
+    def _found(
+        self,
+        address: Address,
+        fill: Fill | None,
+        unwanted: int | None,
+        raw: bytes | None,
+        source: "Source",
+        sent: float,
+    ) -> "Entry | _Rejected | None":
+        """Judge a value: is it what the load would be for? Runs inside the reader."""
+        entry = self._reads.received(address, fill, raw, source, sent)
+        if raw is None:
+            return None
+        return _Rejected(raw, entry) if entry is None or not self._good(address, entry, unwanted) else entry
+
     async def _granted(
         self, address: Address, token: bytes, waiter: "asyncio.Future[Claim | Entry | _Rejected | _Waiting]"
     ) -> "Claim | Entry | _Rejected | _Waiting":
@@ -217,12 +300,11 @@ class Claims:
     def _answered(
         self, wire: "Wire", address: Address, flight: Flight, token: bytes, fill: Fill | None, fresh: bool,
         unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
-    ) -> "Claim | Entry | _Rejected | _Waiting":  # fmt: skip
+    ) -> _Answer:  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         self._state.leases.told(token)
         if isinstance(reply, bytes):
-            entry = self._reads.received(address, fill, reply, source, sent)
-            return _Rejected(reply, entry) if entry is None or not self._good(address, entry, unwanted) else entry
+            return self._found(address, fill, unwanted, reply, source, sent)
         if reply != scripts.LEASED:
             return _Waiting(reply / 1000)
         lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)
@@ -276,7 +358,7 @@ class Claims:
             await self._reads.epochs.settled(wire, address.realm, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.floor(wire.known, address.realm)
+        floor = epochs.last_floor(address.realm)
         if floor is None or claim.epoch < floor:
             return True
         risen = [tag for tag in tags if claim.epoch < epochs.latest(epochs.tag_name(tag))]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Scope
-from magnus_cache.reads import twice
 from magnus_cache.redis.reclaim import Reclaimed, reclaim, remove_matching
+from magnus_cache.retries import twice
 from magnus_cache.state import State
 
 __all__ = ["Clears"]

@@ -8,20 +8,22 @@ What a connection has read of an epoch is exact, as Redis announces on that very
 missing at Redis is issued anew, never taken for valid.
 """
 
+import asyncio
 import itertools
 import math
 import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from magnus_cache.entries import Mark
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Keyspace
+from magnus_cache.pace import Pace
 from magnus_cache.sections import section
 
-__all__ = ["LATEST_EPOCH", "ControlNames", "Epochs", "Known", "Realm", "epoch_of"]
+__all__ = ["LATEST_EPOCH", "ControlNames", "Doubt", "Epochs", "Known", "Realm", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
@@ -89,11 +91,24 @@ class ControlNames:
         return b"" if control == self.root else b"-"
 
 
+class Doubt(NamedTuple):
+    """An announcement of an epoch that was not followed up yet."""
+
+    confirmed: float
+    """The monotonic second from which the trust of its connection was counted when it came."""
+    moment: int
+    """When it came, see `Epochs.moment`."""
+
+
 class Known:
     """The epochs that one connection has read and would hear about: those that need not be asked for.
 
     :ivar current: the names of the control keys.
-    :ivar asked: the names that are being asked for.
+    :ivar asked: the names that are being asked for, each with what is done when that has ended: its result is the
+        error, or None.
+    :ivar doubts: the names that were announced and not read again yet, the oldest first.
+    :ivar confirmed: the monotonic second from which the trust of the connection is counted, if nothing is in doubt.
+    :ivar pace: of the questions that announcements cause.
     :ivar ready: the epochs of namespaces whose values without tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
     :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
@@ -102,24 +117,43 @@ class Known:
     :ivar since: monotonic seconds; an answer to what was asked before counts for nothing.
     """
 
-    __slots__ = ("_marker", "asked", "current", "deadline", "mark", "ready", "refusal", "sealed", "since")
+    __slots__ = (
+        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "mark", "pace", "ready", "refusal", "sealed",
+        "since",
+    )  # fmt: skip
 
-    def __init__(self, marker: bytes = b"") -> None:
+    def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
         self._marker = marker
+        self.confirmed = confirmed
         self.mark = 0
         self.since = -math.inf
         self.current: set[bytes] = set()
-        self.asked: set[bytes] = set()
+        self.asked: dict[bytes, asyncio.Future[BaseException | None]] = {}
+        self.doubts: dict[bytes, Doubt] = {}
+        self.pace = Pace()
         self.ready: set[bytes] = set()
         self.deadline = math.inf
         self.sealed = False
         self.refusal: CacheUnavailableError | None = None
+
+    @property
+    def trusted_from(self) -> float:
+        """The monotonic second from which the trust of the connection is counted.
+
+        While an announcement waits to be followed up, that reaches no further than it did before.
+        """
+        doubt = next(iter(self.doubts.values()), None)
+        return self.confirmed if doubt is None else doubt.confirmed
 
     def learned(self, name: bytes, epoch: int, sent: float) -> None:
         """Note that an epoch was told, which was asked for at a monotonic second."""
         if sent < self.since:
             return
         if name == self._marker:
+            if self.mark and epoch != self.mark:
+                # Perhaps that of another database: then all others may be others, too.
+                self.ready.clear()
+                self.current.clear()
             self.mark = epoch
         if len(self.current) >= _MOST:
             self.forget()
@@ -130,6 +164,12 @@ class Known:
         self.ready.clear()
         self.current.clear()
         self.asked.clear()
+
+    def doubt(self, name: bytes, doubt: Doubt) -> None:
+        """Have one epoch asked for again that was announced; it may be unchanged, and then nothing else is in doubt."""
+        self.ready.clear()
+        self.current.discard(name)
+        self.doubts.setdefault(name, doubt)
 
     def discard(self, name: bytes) -> None:
         """Have one epoch asked for again; with that of the marker all, as those of another database may be due."""
@@ -212,15 +252,17 @@ class Epochs:
 
     # -- what is known --------------------------------------------------------------------------------------
 
-    def seen(self, name: bytes, epoch: int) -> None:
-        """Note an epoch that Redis told."""
+    def seen(self, name: bytes, epoch: int) -> bool:
+        """Note an epoch that Redis told, and return whether it rose above one that was known."""
         with self._lock:
             self.highest = max(self.highest, epoch)
             # To the end: the first ones are those not seen for longest.
-            self._latest[name] = max(self._latest.pop(name, 0), epoch)
+            last = self._latest.pop(name, 0)
+            self._latest[name] = max(last, epoch)
             if len(self._latest) > _MOST:
                 for old in list(itertools.islice(self._latest, _MOST // 10)):
                     del self._latest[old]
+        return 0 < last < epoch
 
     def forget(self) -> None:
         """Forget all epochs: what was told by some server turns out to be nonsense."""
@@ -236,11 +278,14 @@ class Epochs:
         """Return the names of the control keys that are known, at most a thousand."""
         return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
 
+    def names_of(self, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+        """Return the names of the epochs that a value is judged by."""
+        return [self.root, realm.control, *map(self.tag_name, tags)]
+
     def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""
         current, latest = known.current, self._latest
-        names = (self.root, realm.control, *map(self.tag_name, tags))
-        return [name for name in names if name not in current or name not in latest]
+        return [name for name in self.names_of(realm, tags) if name not in current or name not in latest]
 
     def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which a value with such tags is invalid; None if that is not known."""
@@ -260,19 +305,32 @@ class Epochs:
             floor = max(floor, epoch)
         return floor
 
+    def last_floor(self, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+        """Return the epoch below which such a value is invalid as far as this process has seen, by any connection.
+
+        None if one of them was never seen, or is forgotten.
+        """
+        latest = [self._latest.get(name) for name in self.names_of(realm, tags)]
+        found = [epoch for epoch in latest if epoch is not None]
+        return max(found) if len(found) == len(latest) else None
+
     # -- what was invalidated ---------------------------------------------------------------------------------
 
     def moment(self) -> int:
         """Return a number that is higher than those of all earlier moments and invalidations in this process."""
         return next(self._moments)
 
-    def invalidated(self, names: Iterable[bytes]) -> None:
-        """Note that these tags were invalidated now, whatever Redis will say."""
+    def invalidated(self, names: Iterable[bytes], moment: int | None = None) -> None:
+        """Note that these tags were invalidated now, whatever Redis will say.
+
+        :param moment: when they were, as was just learned; None for now.
+        """
         with self._lock:
-            self._last = next(self._moments)
+            at = next(self._moments) if moment is None else moment
+            self._last = max(self._last, at)
             for name in names:
                 # In place: `overtaken` takes no lock, and must find the earlier ones at any moment.
-                self._events[name] = (*self._events.get(name, ())[1 - _HISTORY :], self._last)
+                self._events[name] = tuple(sorted((*self._events.get(name, ())[1 - _HISTORY :], at)))
                 self._events.move_to_end(name)
             while len(self._events) > _MOST_EVENTS:
                 oldest = next(iter(self._events))

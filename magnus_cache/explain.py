@@ -143,8 +143,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
         envelope.open_payload(raw, header, reads.limit(address))
     except CacheDecodeError as error:
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
-    await reads.epochs.settled(wire, address.realm, tags)
-    floor = reads.state.epochs.floor(wire.known, address.realm, tags)
+    floor = await reads.epochs.settled(wire, address.realm, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
@@ -154,7 +153,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     grace = left + address.freshness.grace
     if left <= 0:
         verdict = f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
-    elif floor is None or not floor <= header.epoch <= wire.time.horizon:
+    elif not floor <= header.epoch <= wire.time.horizon:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
     elif reads.state.recovery.pending and reads.covered(address, tags):
         verdict = "invalidated by this process while Redis was away, which is not told yet"

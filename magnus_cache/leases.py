@@ -20,7 +20,7 @@ from magnus_cache.current import Previous
 from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.flight import Flight
-from magnus_cache.outcomes import running_loop
+from magnus_cache.lease import NOBODY, Lease
 from magnus_cache.redis import scripts
 from magnus_cache.sections import section
 
@@ -30,35 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
 
-_RENEWALS: Final = 3
-"""A lease is renewed after this part of its time."""
-
-_LONGEST: Final = 3600.0
-"""Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
-
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
 
 _Detach = Callable[[Flight], object]
 """Told of a load under way that was overtaken: nobody may join it any more."""
-
-
-class _Nobody:
-    """The waiter of a request whose answer is of interest to its `receive` alone."""
-
-    __slots__ = ()
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, result: object, /) -> None:
-        """Do nothing."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Do nothing."""
-
-
-NOBODY: Final = _Nobody()
 
 
 class _Bell(Protocol):
@@ -78,77 +54,6 @@ def _host() -> str:
 
 
 _hostname: str | None = None
-
-
-class Lease:
-    """The right of one load to store its value.
-
-    :ivar trust: what its connection's announcements are good for; past it, the key may have been invalidated unheard.
-    :ivar void: whether it is known that nothing may be stored with it.
-    """
-
-    __slots__ = ("_left", "_owner", "_timer", "ended", "flight", "name", "seconds", "token", "trust", "void", "wire")
-
-    def __init__(
-        self, owner: "Leases", wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None
-    ) -> None:
-        self.wire = wire
-        self.name = name
-        self.token = token
-        self.seconds = seconds
-        self.flight = flight
-        self.trust: Trust = wire.trust if wire.tracking else Trust(wire.clock() + wire.max_staleness)
-        self.void = False
-        self.ended = False
-        self._owner = owner
-        self._left = math.ceil(_LONGEST * _RENEWALS / seconds)
-        self._timer: asyncio.TimerHandle | None = wire.loop.call_later(seconds / _RENEWALS, self._renew)
-
-    def _renew(self) -> None:
-        if self.ended:
-            return
-        if self.flight is not None and self.flight.done:
-            # A thread that was interrupted (Ctrl-C) in the wrong moment did not get to ending it.
-            self.close()
-            return
-        self._left -= 1
-        if self._left <= 0:
-            self.close()
-            return
-        # While Redis is away it is tried again and again: the lease may have outlived the outage.
-        self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
-        with contextlib.suppress(CacheError):
-            self.wire.call(
-                scripts.renew(self.name, self.token, round(self.seconds * 1000), database=self.wire.database),
-                self._renewed, NOBODY,
-            )  # fmt: skip
-
-    def _renewed(self, reply: Any, source: "Source", _sent: float) -> None:
-        if not reply:
-            # Deleted, overwritten or taken over, whatever became of the announcement.
-            self._owner.voided(self)
-        elif source.tracking:
-            self.trust = source.trust
-
-    def close(self, *, filled: bool = False) -> None:
-        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves."""
-        if running_loop() is self.wire.loop:
-            self._close(filled)
-        else:
-            with contextlib.suppress(RuntimeError):
-                self.wire.loop.call_soon_threadsafe(self._close, filled)
-
-    def _close(self, filled: bool) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._owner.ended(self)
-        if not filled:
-            # Not waited for: this also runs when the load was cancelled.
-            self._owner.release(self.wire, self.name, self.token, self.wire.clock() + self.seconds)
 
 
 class _Release:
@@ -307,12 +212,22 @@ class Leases:
             lease.close()
 
     def announced(self, name: bytes, wire: "Wire") -> None:
-        """Take the announcement, through a wire, that somebody changed a value's lease."""
+        """Take the announcement, through a wire, that somebody may have changed a value's lease."""
         lease = self._held.get(name)
         # Through another wire it may be about a lease that went before.
         if lease is not None and lease.wire is wire:
-            self.voided(lease)
+            lease.doubt()
         self.ring(name)
+
+    def doubted(self, name: bytes) -> Lease | None:
+        """Return a value's lease if it was announced, and its holder waits to be told whether it stands."""
+        lease = self._held.get(name)
+        return lease if lease is not None and lease.doubted and lease.flight is not None else None
+
+    def uncertain(self, lease: Lease) -> None:
+        """Let nobody join a load of which it cannot be known whether it was overtaken; it may still be stored."""
+        if lease.flight is not None and not lease.ended:
+            self._detach(lease.flight)
 
     def touched(self, name: bytes) -> None:
         """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
@@ -327,9 +242,9 @@ class Leases:
             self.touched(name)
 
     def flushed(self, wire: "Wire") -> None:
-        """Note that all leases at a server are gone."""
+        """Note that leases at a server may be gone: those of the database that was emptied."""
         for lease in [lease for lease in list(self._held.values()) if lease.wire is wire]:
-            self.voided(lease)
+            lease.doubt()
         self.ring_all()
 
     def check(self, name: bytes, now: float) -> None:

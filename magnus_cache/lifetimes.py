@@ -9,8 +9,8 @@ from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry, afterlife
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
-from magnus_cache.reads import twice
 from magnus_cache.redis import commands, scripts
+from magnus_cache.retries import twice
 from magnus_cache.writes import Writes, milliseconds
 
 if TYPE_CHECKING:
@@ -34,13 +34,12 @@ class _Stored(NamedTuple):
 
     raw: bytes
     fresh_until: int
+    life: float
+    """Seconds that it was to live in all, as its header has them."""
 
 
 class Lifetimes:
     """The times to live of one cache's values."""
-
-    life: float
-    """Seconds that it was to live in all, as its header has them."""
 
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
@@ -119,9 +118,8 @@ class Lifetimes:
         except CacheDecodeError as error:
             self._reads.unreadable(address, error)
             return None
-        await self._reads.epochs.settled(wire, address.realm, tags)
-        floor = self._state.epochs.floor(wire.known, address.realm, tags)
-        dead = floor is None or not floor <= header.epoch <= wire.time.horizon
+        floor = await self._reads.epochs.settled(wire, address.realm, tags)
+        dead = not floor <= header.epoch <= wire.time.horizon
         dead = dead or wire.time.local(header.fresh_until) <= self._clock()
         dead = dead or bool(header.flags & envelope.NEGATIVE)
         if dead or (self._state.recovery.pending and self._reads.covered(address, tags)):

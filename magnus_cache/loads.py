@@ -16,7 +16,7 @@ from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
 from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheEncodeError, CacheError, CacheValueTooLargeError
+from magnus_cache.errors import CacheEncodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
 from magnus_cache.freshness import PLAIN
 from magnus_cache.joining import Caller, JoiningCaller
@@ -95,10 +95,12 @@ class Loads:
             with running(CurrentLoad()):
                 return _modified(await self._called(address, loader))
         fresh = fresh or mode is Mode.BYPASS
+        caller = self.caller(address, fresh=fresh)
+        patience = await self.confirmed(address, fresh=fresh, patience=patience)
         loaded = await self.flights.run(
             address.name, partial(self._lead, address, loader, rule, tags, fresh=fresh),
             wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
-            caller=self.caller(address, fresh=fresh),
+            caller=caller,
         )  # fmt: skip
         return loaded.take()
 
@@ -199,11 +201,41 @@ class Loads:
                     claim.close()
 
         caller = self.caller(address, fresh=fresh)
+        if not fresh and self._in_doubt(address):
+            call(self.confirmed, address)
         return self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller).take()
 
     def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
         """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
         return JoiningCaller(self._state.epochs, partial(self._before, address), fresh=fresh, source=source)
+
+    def _in_doubt(self, address: Address) -> bool:
+        return self._state.leases.doubted(address.name) is not None or self._state.doubts(address.realm)
+
+    async def confirmed(self, address: Address, *, fresh: bool = False, patience: float | None = None) -> float | None:
+        """Return once it is known what an announcement, if there was one, means for the load that is under way.
+
+        To be awaited before joining. The answer was given after this call began; what is announced later need not be
+        waited for. Without an answer the load cannot be joined.
+
+        :param fresh: whether no load that is under way is joined anyway.
+        :param patience: seconds to wait at most; None for as long as Redis may take. What is left of it is returned.
+        """
+        wire = self._state.wire()
+        if fresh or not self._in_doubt(address) or wire is None or not wire.up:
+            return patience
+        began, lease, doubts = monotonic(), self._state.leases.doubted(address.name), wire.known.doubts
+        try:
+            async with asyncio.timeout(patience):
+                if address.realm.control in doubts or self._state.epochs.root in doubts:
+                    await self._reads.epochs.settled(wire, address.realm)
+                if lease is not None:
+                    waiter: asyncio.Future[None] = wire.loop.create_future()
+                    lease.look(wire, waiter)
+                    await waiter
+        except (TimeoutError, CacheUnavailableError):
+            self.flights.detach(address.name)
+        return None if patience is None else max(0.0, began + patience - monotonic())
 
     def _before(self, address: Address, fresh: bool) -> None:
         """Let the caller join no load that it must not have the value of, nor one that will not end."""

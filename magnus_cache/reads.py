@@ -5,17 +5,17 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.codec import envelope
 from magnus_cache.current import is_unmodified
 from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
-from magnus_cache.epoch_reads import JUDGEMENTS, EpochReads, UnsettledError
+from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import (
     CacheDecodeError,
     CacheEncodeError,
@@ -27,6 +27,7 @@ from magnus_cache.errors import (
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
 from magnus_cache.negatives import decode_error
+from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
@@ -35,26 +36,7 @@ if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["Reads", "twice"]
-
-_ATTEMPTS: Final = 2
-"""A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
-
-
-T = TypeVar("T")
-
-
-async def twice(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask Redis again once if the connection was cut: a peer that hung up is often back at once.
-
-    :raises CacheUnavailableError: when that fails as well.
-    """
-    try:
-        return await ask()
-    except CacheUnavailableError as error:
-        if error.reason != "lost":
-            raise
-    return await ask()
+__all__ = ["Reads"]
 
 
 class Reads:
@@ -66,7 +48,7 @@ class Reads:
         self._settings = state.settings
         self._clock = state.clock
         self._compares = True
-        self.epochs = EpochReads(state.epochs, state.settings.max_staleness, state.clock)
+        self.epochs = state.epoch_reads
 
     def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> Address:
         """Return where a value lives.
@@ -165,10 +147,11 @@ class Reads:
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, address: Address, tags: tuple[str, ...] = ()) -> Entry | None:
+    async def read(self, address: Address, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
         """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
 
         :param tags: those that the value is known to have; their epochs are asked for with it.
+        :param again: whether it has come once before its epochs were known.
         """
         wire = self.state.wire()
         if wire is None:
@@ -184,15 +167,16 @@ class Reads:
                     await wire.renew()
                     if (entry := self._memory.hit(address.name)) is not None:
                         return entry
-                self.epochs.prepare(wire, address.realm, tags)
-                waiter, fill = self.request(wire, address, held)
+                self.epochs.prepare(wire, address.realm, tags, again=again)
+                # In one reply with its epochs, whatever announcements come before and after it.
+                waiter, fill = self.request(wire, address, None if again else held)
                 try:
                     return await waiter
                 finally:
                     if fill is not None:
                         self.settle(fill)
             except UnsettledError as error:
-                tags = error.tags
+                tags, again = error.tags, True
             except CacheUnavailableError as error:
                 self.failed(address, error)
                 if error.reason == "noperm" and self._compares:
@@ -200,7 +184,7 @@ class Reads:
                     self._compares = False
                     continue
                 lost += 1
-                if error.reason != "lost" or lost == _ATTEMPTS:
+                if error.reason != "lost" or lost == ATTEMPTS:
                     break
         return self.fallback(address)
 
@@ -224,7 +208,7 @@ class Reads:
     ) -> tuple[asyncio.Future[Entry | None], Fill | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
-        :param held: what is here, see `held`.
+        :param held: what is here, see `held`; None has Redis send the value in any case.
         """
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
         fill: Fill | None = None
@@ -252,13 +236,14 @@ class Reads:
         if state.endpoint is None:
             return self._memory.peek(address.name)
         tags: tuple[str, ...] = ()
+        again = False
         if not state.recovery.pending and self.held(address) is None:
             fill: Fill | None = None
             try:
                 fill = self.expect(address)
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
             except UnsettledError as error:
-                tags = error.tags
+                tags, again = error.tags, True
             except CacheUnavailableError as error:
                 # The long way round knows what to do about it.
                 self.failed(address, error)
@@ -271,7 +256,7 @@ class Reads:
                     # Interrupted (Ctrl-C), perhaps before it had begun. Once too often only costs another its place.
                     self.settle(fill)
                     raise
-        return portal.call(self.read, address, tags)
+        return portal.call(partial(self.read, address, tags, again=again))
 
     def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""

@@ -13,20 +13,22 @@ from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
+from magnus_cache.announcements import Announcements
 from magnus_cache.arrivals import Arrivals
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.connection_log import ConnectionLog
 from magnus_cache.entries import LocalTrust, Trust
-from magnus_cache.epochs import Epochs
+from magnus_cache.epoch_reads import EpochReads
+from magnus_cache.epochs import Epochs, Realm
 from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
 from magnus_cache.forgetting import Forgetting
 from magnus_cache.forks import part, watch
 from magnus_cache.key_locks import KeyLocks
-from magnus_cache.keys import Keyspace, value_name
+from magnus_cache.keys import Keyspace
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
@@ -86,6 +88,8 @@ class State(Forgetting):
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
+        self.epoch_reads = EpochReads(self.epochs, settings.max_staleness, self.clock, self.outdated)
+        self.announcements = Announcements(self._values, self, self.arrivals, self.epoch_reads)
         self.journal = self._new_journal()
         self.replays = self._new_replays()
         watch(self)
@@ -162,6 +166,11 @@ class State(Forgetting):
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
         return any(map(_lives, self._all_wires()))
 
+    def doubts(self, realm: Realm) -> bool:
+        """Whether some wire has heard of a namespace's epoch, or that of all, and has not read it again yet."""
+        known = [wire.known.doubts for wire in self._all_wires()]
+        return any(realm.control in names or self.epochs.root in names for names in known if names)
+
     def _all_wires(self) -> "list[Wire]":
         return list(self._wires.values())
 
@@ -188,19 +197,8 @@ class State(Forgetting):
     # -- what wires tell us ---------------------------------------------------------------------------------
 
     def invalidated(self, names: list[bytes], wire: "Wire") -> None:
-        """Drop what the server says has changed, values, leases and epochs."""
-        for name in names:
-            if name.startswith(self._values):
-                self.memory.invalidate(name)
-                self.leases.ring(name)
-            elif name.startswith(b"{"):
-                self.leases.announced(value_name(name), wire)
-            elif name == self.epochs.names.server:
-                self.arrivals.vouch(wire)
-            elif name in wire.known.current:
-                # An epoch that was not known stands for nothing yet: somebody has just issued the first one.
-                wire.known.discard(name)
-                self.outdated(name)
+        """Follow up what the server says has changed, or is no longer tracked: values, leases and epochs."""
+        self.announcements.changed(names, wire)
 
     def missed(self, record: Callable[[Recovery], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
@@ -218,17 +216,16 @@ class State(Forgetting):
             await self.journal.written()
 
     def flushed(self, wire: "Wire") -> None:
-        """Note that whatever was being loaded can store nothing: its lease is gone like all the rest."""
-        self.leases.flushed(wire)
-        self.arrivals.vouch(wire)
+        """Ask about what is being loaded: its lease is gone like all the rest, if it was in the database concerned."""
+        self.announcements.flushed(wire)
 
     def exchanged(self, wire: "Wire") -> None:
         """Meet the server anew: what it has in this database was read by nobody here."""
         self.arrivals.forget()
 
     def cut(self, wire: "Wire") -> None:
-        """Wake whoever waits for an announcement that will not come on a lost connection."""
-        self.leases.ring_all()
+        """Take for changed what was announced and not followed up on a lost connection; wake who waits for more."""
+        self.announcements.cut(wire)
         if self.journal is not None:
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
             self.journal.begin_doubt()

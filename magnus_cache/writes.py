@@ -24,10 +24,11 @@ from magnus_cache.entries import Fill, LocalTrust, Trust
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
-from magnus_cache.reads import Reads, twice
+from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names
+from magnus_cache.retries import twice
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source

@@ -107,7 +107,8 @@ class Heartbeat:
         if source.tracking and self._name in known.current and epoch != known.mark:
             self._exchanged()
             self._fail("the database is another one, as after SWAPDB")
-        source.trust.deadline = sent + self._max_staleness
+        known.confirmed = sent
+        source.trust.deadline = known.trusted_from + self._max_staleness
 
     def _fail(self, problem: str) -> None:
         """:raises CacheUnavailableError: for those who wait; the wire ends the connection by `fault`."""

@@ -35,6 +35,7 @@ from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.heartbeat import Heartbeat, take_time
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
+from magnus_cache.redis.questions import Questions
 from magnus_cache.redis.silence import Silence
 from magnus_cache.redis.trials import turn
 
@@ -55,6 +56,7 @@ class Wire:
 
     :ivar trust: what entries read through the present connection stand on; a new one for each connection.
     :ivar known: the epochs that need not be asked for on the present connection.
+    :ivar questions: what is to be asked because of announcements.
     :ivar database: the number of the database that it reads and writes.
     :ivar holds: leases held through this wire.
     :ivar time: the estimate of this server's clock.
@@ -71,11 +73,10 @@ class Wire:
         self.clock = clock
         self.max_staleness = limits.max_staleness
         self.database = endpoint.db
-        self.trust = Trust(-math.inf)
-        self.known = Known()
+        self.trust, self.known = Trust(-math.inf), Known()
+        self.questions = Questions(self.loop, lambda: self.known.pace)
         self.holds = 0
-        self.time = RedisTime()
-        self.tracking = False
+        self.time, self.tracking = RedisTime(), False
         self._endpoint = endpoint
         self._limits = limits
         self._breaker = breaker
@@ -263,7 +264,7 @@ class Wire:
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
         self.trust = Trust(sent + self.max_staleness)
-        self.known = Known(self._limits.marker)
+        self.known = Known(self._limits.marker, sent)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
         greeting = self._observer.greeting(server.identity) if server.identity else None
@@ -286,6 +287,7 @@ class Wire:
         self._up = False
         self.trust.kill()
         self._silence.end()
+        self.questions.close()
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
@@ -354,7 +356,7 @@ class Wire:
             era = self.trust.era
             self.trust.retire()
             self.trust = Trust(deadline, era)
-            self.known = Known(self._limits.marker)
+            self.known = Known(self._limits.marker, self.known.confirmed)
             if self.server.history:
                 recognition = Recognition(self.known, self.server.history)
                 self._pipeline.add_first(Call(commands.recognize(self._limits.probe), _as_it_is, recognition))

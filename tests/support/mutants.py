@@ -342,9 +342,10 @@ def without_epochs() -> None:
 
 @guard(EPOCHS)
 def without_issuing_a_missing_epoch() -> None:
-    def told(self: Any, name: bytes, raw: Any, source: Any, _sent: float) -> None:
-        self._epochs.seen(name, epochs.epoch_of(raw))
-        source.known.current.add(name)
+    def told(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
+        self._epochs.seen(asking.name, epochs.epoch_of(raw))
+        source.known.current.add(asking.name)
+        return True
 
     put(epoch_reads.EpochReads, "_told", told)
 

@@ -1,0 +1,26 @@
+"""Asking Redis once more where a connection was cut."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from magnus_cache.errors import CacheUnavailableError
+
+__all__ = ["ATTEMPTS", "twice"]
+
+ATTEMPTS: Final = 2
+"""A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
+
+T = TypeVar("T")
+
+
+async def twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask Redis again once if the connection was cut: a peer that hung up is often back at once.
+
+    :raises CacheUnavailableError: when that fails as well.
+    """
+    try:
+        return await ask()
+    except CacheUnavailableError as error:
+        if error.reason != "lost":
+            raise
+    return await ask()
