@@ -215,7 +215,8 @@ async def test_an_announced_epoch_that_has_not_risen_outdates_nothing(url: str, 
 
 @pytest.mark.parametrize("how", ["clear", "clear all", "tags", "lost"])
 async def test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about(url: str, raw: redis.Redis, how: str) -> None:
-    async with fleet(url, 2) as (one, two):
+    # Such a long bound that no trust lapses by itself.
+    async with fleet(url, 2, max_staleness=60) as (one, two):
         await one.set("t", "k", "value", tags="x")
         assert await two.get("t", "k") == "value"
         match how:
@@ -401,12 +402,14 @@ async def test_every_operation_works_where_nothing_can_be_tracked(tight: Any) ->
             assert (await two.explain("t", "k")).epoch is not None
             assert await asyncio.to_thread(one.sync.get, "t", "k") == number
             await two.invalidate_tags("x")
+            await wait_until_async(lambda: not near(one, "t", "k"))
             assert await one.get_or_set("t", "k", lambda: "loaded", tags="x") == "loaded"
             await one.set_many("t", {f"k{key}": number for key in range(300)})
             assert await two.get_many("t", [f"k{key}" for key in range(300)]) == {
                 f"k{key}": number for key in range(300)
             }
             await two.clear("t")
+            await wait_until_async(lambda: not near(one, "t", "k"))
             assert await one.get("t", "k") is None
         for manager in (one, two):
             assert (await manager.get_stats())["errors"] == {}

@@ -1,10 +1,10 @@
 """Guards of what a push means, and names by database; see `mutants`."""
 
-from typing import Final
+from typing import Any, Final
 
-from magnus_cache import keys
-from magnus_cache.redis import reclaim, recovery
-from tests.support.guards import guard, put
+from magnus_cache import claims, epoch_reads, epochs, keys, lease, leases, loads, pace, state
+from magnus_cache.redis import reclaim, recovery, wire
+from tests.support.guards import guard, nothing, put
 
 DATABASES: Final = "tests/test_databases.py"
 
@@ -30,3 +30,140 @@ def without_the_database_in_the_scan_for_leases() -> None:
 def without_the_database_in_the_tags_of_a_journal() -> None:
     original = recovery.Recovery.__init__
     put(recovery.Recovery, "__init__", lambda self, root, *args, **_: original(self, root, *args))
+
+
+# -- what an announcement means -----------------------------------------------------------------------------------
+
+NEWS: Final = "tests/test_announcements.py"
+
+
+@guard(f"{NEWS}::test_invariant_3_an_announced_lease_that_stands_is_no_lost_one")
+def without_asking_before_a_lease_is_given_up() -> None:
+    put(lease.Lease, "doubt", lambda self: self._owner.voided(self))
+
+
+@guard(f"{NEWS}::test_an_announced_lease_that_is_gone_is_given_up")
+def without_asking_whether_an_announced_lease_stands() -> None:
+    put(lease.Lease, "_ask", nothing)
+
+
+@guard(f"{NEWS}::test_invariant_1_nobody_joins_before_redis_has_said_that_the_lease_stands")
+def without_a_joiners_own_question() -> None:
+    put(loads.Loads, "in_doubt", lambda *_: False)
+
+
+@guard(f"{NEWS}::test_who_cannot_be_told_whether_a_lease_stands_does_not_join")
+def without_refusing_to_join_on_an_unanswered_question() -> None:
+    original = loads.Loads.confirm
+
+    async def confirm(self: Any, *args: Any) -> None:
+        detach, self.flights.detach = self.flights.detach, nothing
+        try:
+            await original(self, *args)
+        finally:
+            self.flights.detach = detach
+
+    put(loads.Loads, "confirm", confirm)
+
+
+@guard(f"{NEWS}::test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease")
+def without_doubt_after_a_question_that_failed() -> None:
+    put(leases.Leases, "uncertain", nothing)
+
+
+@guard(f"{NEWS}::test_invariant_3_a_flush_elsewhere_voids_no_lease")
+def without_asking_after_a_flush() -> None:
+    def flushed(self: Any, wire: Any) -> None:
+        for held in list(self._held.values()):
+            self.voided(held)
+        self.ring_all()
+
+    put(leases.Leases, "flushed", flushed)
+
+
+@guard(f"{NEWS}::test_an_announced_epoch_that_has_not_risen_outdates_nothing")
+def without_reading_an_epoch_again_before_its_values_go() -> None:
+    def announced(self: Any, name: bytes, wire: Any) -> None:
+        wire.known.discard(name)
+        self._outdated(name)
+
+    put(epoch_reads.EpochReads, "announced", announced)
+
+
+@guard(f"{NEWS}::test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about")
+def without_following_up_announced_epochs() -> None:
+    put(epoch_reads.EpochReads, "_ask_again", nothing)
+
+
+@guard(f"{NEWS}::test_what_another_connection_learns_of_an_epoch_counts_for_all")
+def without_acting_on_an_epoch_that_rose() -> None:
+    original = epochs.Epochs.seen
+
+    def seen(self: Any, *args: Any) -> bool:
+        original(self, *args)
+        return False
+
+    put(epochs.Epochs, "seen", seen)
+
+
+@guard(f"{NEWS}::test_invariant_1_no_answer_extends_trust_past_an_open_question")
+def without_holding_trust_while_an_epoch_is_in_doubt() -> None:
+    original = wire.Wire._answered
+
+    def answered(self: Any, reply: Any) -> None:
+        sent = self._pipeline.oldest.sent
+        original(self, reply)
+        self.trust.deadline = sent + self.max_staleness
+
+    put(wire.Wire, "_answered", answered)
+
+
+@guard(f"{NEWS}::test_invariant_7_what_was_announced_and_not_followed_up_is_no_fallback")
+def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
+    put(epoch_reads.EpochReads, "cut", nothing)
+
+
+@guard(f"{NEWS}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
+def without_assuming_the_worst_of_an_epoch_that_cannot_be_read() -> None:
+    original = epoch_reads._Asking.__init__
+    put(
+        epoch_reads._Asking, "__init__", lambda self, known, name, ended, _: original(self, known, name, ended, nothing)
+    )
+
+
+@guard(f"{NEWS}::test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again")
+def without_waiting_for_an_announced_epoch_before_joining() -> None:
+    put(state.State, "doubts", lambda *_: False)
+
+
+@guard(f"{NEWS}::test_settled_takes_an_answer_that_an_announcement_has_followed")
+def without_counting_answers_that_an_announcement_has_followed() -> None:
+    put(epochs.Epochs, "last_floor", nothing)
+
+
+@guard(f"{NEWS}::test_every_operation_works_where_nothing_can_be_tracked")
+def without_reading_a_value_and_its_epochs_in_one_reply() -> None:
+    original = epoch_reads.EpochReads.prepare
+
+    def prepare(self: Any, *args: Any, again: bool = False) -> None:
+        original(self, *args)
+
+    put(epoch_reads.EpochReads, "prepare", prepare)
+
+
+@guard(f"{NEWS}::test_invariant_10_announcements_of_what_was_asked_are_no_circle")
+def without_pauses_between_questions() -> None:
+    put(pace.Pace, "delay", lambda *_: 0.0)
+
+
+@guard(f"{NEWS}::test_without_tracking_a_waiter_looks_again_by_itself")
+def without_looking_again_where_nothing_is_announced() -> None:
+    put(claims, "pause", lambda _: 60.0)
+
+
+@guard("tests/test_leases.py::test_a_flush_voids_what_is_being_loaded")
+def without_settling_epochs_before_a_lease() -> None:
+    async def at_once(*_: Any) -> None:
+        return
+
+    put(claims.Claims, "_current", at_once)
