@@ -280,7 +280,6 @@ class Writes:
         mark = self.state.missed(lambda recovery: recovery.record(names))
         for name in names:
             self._memory.invalidate(name)
-            self.state.flights.detach(name)
         return mark
 
     def _keep(

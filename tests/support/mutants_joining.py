@@ -136,16 +136,7 @@ WRITTEN: Final = f"{JOINING}::test_a_load_that_found_what_a_write_replaces_serve
 
 @guard(WRITTEN)
 def without_putting_loads_aside_after_a_write() -> None:
-    _undetached("write")
-
-
-@guard(WRITTEN)
-def without_putting_loads_aside_after_a_write_that_failed() -> None:
-    _undetached("unsure")
-
-
-def _undetached(name: str) -> None:
-    original = getattr(writes.Writes, name)
+    original = writes.Writes.write
 
     class Flights:
         detach = staticmethod(nothing)
@@ -163,7 +154,7 @@ def _undetached(name: str) -> None:
         again.__dict__.update(self.__dict__, state=State(self.state))
         return original(again, *args, **more)
 
-    put(writes.Writes, name, undetached)
+    put(writes.Writes, "write", undetached)
 
 
 @guard(f"{JOINING}::test_an_invalidation_that_a_lost_connection_did_not_announce_counts_for_those_who_joined")
