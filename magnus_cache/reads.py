@@ -370,10 +370,7 @@ class Reads:
         return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
-        """Return what an answer stands on: its connection, or without tracking only a moment.
-
-        That is counted from its question, or from that of the epochs it is judged by: the two must not add up.
-        """
+        """Return what an answer stands on: its connection, or without tracking a moment from when it or its epochs left."""
         if source.tracking:
             return source.trust
         return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
