@@ -304,9 +304,10 @@ class Memory:
         old, table, pending = self._table.get(name), self._table.part(name), self._pending
         # No call from here to the end of this step: what a signal handler removes has either been there before, with
         # the placeholder, or finds the new entry.
-        if instead is not None:
-            if name not in table or table[name] is not instead[0] or self._generation != instead[1]:
-                return False
+        if instead is not None and (
+            name not in table or table[name] is not instead[0] or self._generation != instead[1]
+        ):
+            return False
         if fill is not None:
             if name not in pending or pending[name] is not fill:
                 return False
