@@ -333,10 +333,13 @@ class Epochs:
                 self._events[name] = tuple(sorted((*self._events.get(name, ())[1 - _HISTORY :], at)))
                 self._events.move_to_end(name)
             while len(self._events) > _MOST_EVENTS:
-                oldest = next(iter(self._events))
-                # In this order, as `overtaken` looks at the tag first and at this afterwards.
-                self._blurred = max(self._blurred, self._events[oldest][-1])
-                del self._events[oldest]
+                try:
+                    oldest = next(iter(self._events))
+                    # In this order, as `overtaken` looks at the tag first and at this afterwards.
+                    self._blurred = max(self._blurred, self._events[oldest][-1])
+                    del self._events[oldest]
+                except (KeyError, RuntimeError):
+                    continue  # A signal handler has done the same in between.
 
     def overtaken(self, tags: Iterable[str] | None, since: int, until: float = math.inf) -> bool:
         """Whether one of the tags was invalidated between two moments.

@@ -240,9 +240,8 @@ class Memory:
         Return whether it is stored. A placeholder of the name stays: what it will bring is newer.
         """
         with self._lock:
-            if self._table.get(name) is not old or not self._stands(name, old):
-                return False
-            return self._store(name, entry)
+            generation = self._generation
+            return self._stands(name, old) and self._store(name, entry, instead=(old, generation))
 
     def void(self, name: _Name) -> None:
         """Void a name's placeholder and keep its entry."""
@@ -290,8 +289,14 @@ class Memory:
 
     # -- with the lock held ---------------------------------------------------------------------------------
 
-    def _store(self, name: _Name, entry: Entry, fill: Fill | None = None) -> bool:
-        """Store an entry; for a placeholder, only if that is still the name's, and note there that it is used."""
+    def _store(
+        self, name: _Name, entry: Entry, fill: Fill | None = None, instead: tuple[Entry, int] | None = None
+    ) -> bool:
+        """Store an entry.
+
+        :param fill: only if this is still the name's placeholder; notes there that it is used.
+        :param instead: only if the name has this entry, and no clear came after this generation.
+        """
         size = entry.size + len(name) + OVERHEAD
         fits = size <= self.max_bytes and self.max_entries > 0
         if type(entry) is not TaggedEntry:
@@ -299,6 +304,10 @@ class Memory:
         old, table, pending = self._table.get(name), self._table.part(name), self._pending
         # No call from here to the end of this step: what a signal handler removes has either been there before, with
         # the placeholder, or finds the new entry.
+        if instead is not None and (
+            name not in table or table[name] is not instead[0] or self._generation != instead[1]
+        ):
+            return False
         if fill is not None:
             if name not in pending or pending[name] is not fill:
                 return False

@@ -91,9 +91,9 @@ class Portal:
 
     @property
     def inside(self) -> bool:
-        """Whether this is the loop's own thread."""
-        session = self._session
-        return session is not None and threading.get_ident() == session.thread.ident
+        """Whether this is the loop's own thread, be it that the loop is only about to run."""
+        me = threading.get_ident()
+        return any(session is not None and session.thread.ident == me for session in (self._session, self._starting))
 
     @property
     def engaged(self) -> bool:
@@ -203,6 +203,8 @@ class Portal:
                     starting = self._starting = ours
             if starting is ours:
                 return self._start(ours)
+            if self.inside:
+                raise deadlock_error()
             if starting.starter == threading.get_ident():
                 raise CacheDeadlockError(
                     "a signal handler or a finalizer cannot use the cache while its own thread starts the cache"

@@ -27,7 +27,7 @@ from magnus_cache.current import current_load
 from magnus_cache.entries import Entry, Trust
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
-from magnus_cache.portal import Portal
+from magnus_cache.portal import THREAD_NAME, Portal
 from magnus_cache.switches import Switch
 from tests.support.interrupts import interrupted
 from tests.support.wait import wait_until
@@ -322,13 +322,20 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
         assert place > 3
 
 
-def test_what_was_invalidated_in_the_midst_of_a_fill_is_not_kept() -> None:
+@pytest.mark.parametrize("removal", ["invalidate", "clear"])
+@pytest.mark.parametrize("step", ["fill", "replace"])
+def test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept(step: str, removal: str) -> None:
     for place in range(1, 10_000):
         memory = Memory(4, 1_000_000)
+        old = entry(100)
+        memory.put(b"n:1", old)
         fill = memory.reserve(b"n:1")
 
-        with interrupted(place, lambda memory=memory: memory.invalidate(b"n:1")) as interruption:  # type: ignore[misc]
-            memory.fill(fill, entry(100))
+        with interrupted(place, lambda memory=memory: getattr(memory, removal)(b"n:1")) as interruption:  # type: ignore[misc]
+            if step == "fill":
+                memory.fill(fill, entry(100))
+            else:
+                memory.replace(b"n:1", old, entry(100))
         if not interruption.done:
             break
         assert memory.peek(b"n:1") is None, interruption.where
@@ -373,6 +380,25 @@ def test_a_finalizer_on_the_background_loop_may_invalidate(cache: CacheManager, 
     wait_until(lambda: not raw.exists("magnus:t:gone"))
     assert cache.get("t", "gone") is None
     assert cache.get("t", "tagged") is None
+
+
+def test_a_finalizer_on_the_background_thread_before_its_loop_runs(
+    cache: CacheManager, url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.set("t", "k", 1)
+    made = asyncio.events.new_event_loop
+
+    def finalized() -> asyncio.AbstractEventLoop:
+        if threading.current_thread().name == THREAD_NAME:
+            other.delete("t", "k")
+            with pytest.raises(CacheDeadlockError):
+                other.get("t", "k")
+        return made()
+
+    with CacheManager(redis_url=url) as other, monkeypatch.context() as patch:
+        patch.setattr(asyncio.events, "new_event_loop", finalized)
+        assert other.get("t", "absent") is None
+        wait_until(lambda: not raw.exists("magnus:t:k"))
 
 
 def test_within_a_section_waits_are_refused_and_writes_deferred(cache: CacheManager, raw: redis.Redis) -> None:
@@ -479,9 +505,9 @@ def handler(*_):
         inside = 0
 
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
 calls = 0
-while handled < 400:
+while handled < 150:
     Row(calls), [[] for _ in range(calls % 40)]
     assert cache.get_or_set("ns", calls % 1000, lambda: calls, ttl=1) is not None
     calls += 1

@@ -444,8 +444,8 @@ def without_the_identity_of_a_flight() -> None:
 def without_waiter_counts() -> None:
     original = flights.Flights._leave
 
-    def leave(self: Any, seat: Any, waiter: Any) -> None:
-        original(self, seat, waiter)
+    def leave(self: Any, seat: Any) -> None:
+        original(self, seat)
         if seat.flight.task is not None and not seat.flight.done:
             seat.flight.task.cancel()
 

@@ -81,6 +81,15 @@ def without_a_look_who_starts_the_loop() -> None:
     put(portal.Portal, "_start", start)
 
 
+@guard(_TESTS + "test_a_finalizer_on_the_background_thread_before_its_loop_runs")
+def without_a_look_at_the_thread_that_is_about_to_run_the_loop() -> None:
+    def inside(self: Any) -> bool:
+        session = self._session
+        return session is not None and threading.get_ident() == session.thread.ident
+
+    put(portal.Portal, "inside", property(inside))
+
+
 @guard(_TESTS + "test_within_a_section_waits_are_refused_and_writes_deferred")
 def without_deferring_writes() -> None:
     put(deferred.Deferred, "writes", False)
@@ -107,7 +116,7 @@ def without_forgetting_at_once_what_is_deferred() -> None:
     put(deferred.Deferred, "_later", nothing)
 
 
-@guard(_TESTS + "test_what_was_invalidated_in_the_midst_of_a_fill_is_not_kept")
+@guard(_TESTS + "test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept")
 def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
     def fill(self: Any, fill: Any, entry: Any) -> bool:
         with self._lock:
@@ -119,6 +128,18 @@ def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
             return stored
 
     put(memory.Memory, "fill", fill)
+
+
+@guard(_TESTS + "test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept")
+def without_a_look_at_what_is_replaced_in_the_step_that_does() -> None:
+    def replace(self: Any, name: bytes, old: Any, entry: Any) -> bool:
+        with self._lock:
+            if self._table.get(name) is not old or not self._stands(name, old):
+                return False
+            stored: bool = self._store(name, entry)
+            return stored
+
+    put(memory.Memory, "replace", replace)
 
 
 @guard(_TESTS + "test_removals_in_the_midst_of_the_memorys_steps_do_no_harm")
