@@ -1,12 +1,14 @@
 """Guards of the fallback without Redis, and names; see `mutants`."""
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import decorators, key_locks, lifetimes, memory, namespaces, places, writes
+from magnus_cache import decorators, entries, key_locks, lifetimes, memory, namespaces, places, writes
 from tests.support.guards import guard, put
 
 STEPS: Final = "tests/test_fallback_steps.py"
+TOUCH: Final = "tests/test_touch.py"
 
 
 @guard(STEPS)
@@ -84,3 +86,57 @@ def without_a_second_look_at_the_registry_after_remembering() -> None:
         generation = property(lambda _: 0, lambda *_: None)  # type: ignore[assignment]
 
     namespaces.default_registry.__class__ = Registry
+
+
+@guard(TOUCH)
+def without_keeping_what_is_near_until_redis_has_answered_a_touch() -> None:
+    put(memory.Memory, "void", memory.Memory.invalidate)
+
+
+@guard(TOUCH)
+def without_a_second_attempt_of_a_touch_whose_connection_was_cut() -> None:
+    put(lifetimes, "twice", lambda ask: ask())
+
+
+@guard(TOUCH)
+def without_dropping_what_is_near_of_a_cancelled_touch() -> None:
+    put(lifetimes, "asyncio", SimpleNamespace(CancelledError=KeyError))
+
+
+@guard(TOUCH)
+def without_overtaking_loads_that_began_during_a_failing_write() -> None:
+    put(writes.Writes, "unsure", writes.Writes._distrust)
+
+
+@guard(TOUCH)
+def without_a_placeholder_of_its_own_for_a_write() -> None:
+    original = memory.Memory.reserve
+
+    def reserve(self: Any, name: bytes, *, anew: bool = False) -> Any:
+        return original(self, name)
+
+    put(memory.Memory, "reserve", reserve)
+
+
+@guard(TOUCH)
+def without_reading_the_payload_before_the_value_of_an_entry() -> None:
+    def until(self: Any, deadline: float, trust: Any, more: int | None = None) -> Any:
+        value = self.value
+        return entries.Entry(value, self.payload, deadline, trust, self.size, self.version, more or 0)
+
+    put(entries.Entry, "until", until)
+
+
+@guard(TOUCH)
+def without_opening_what_is_touched() -> None:
+    put(lifetimes, "_checked", lambda raw, _: (lifetimes.envelope.read_header(raw), ()))
+
+
+@guard(TOUCH)
+def without_letting_a_fresh_load_keep_its_own_value_in_an_outage() -> None:
+    def unsure(self: Any, names: Any) -> int:
+        mark: int = self.state.missed(lambda recovery: recovery.record(names))
+        self.state.touch(names)
+        return mark
+
+    put(writes.Writes, "_distrust", unsure)
