@@ -34,13 +34,12 @@ class _Stored(NamedTuple):
 
     raw: bytes
     fresh_until: int
+    life: float
+    """Seconds that it was to live in all, as its header has them."""
 
 
 class Lifetimes:
     """The times to live of one cache's values."""
-
-    life: float
-    """Seconds that it was to live in all, as its header has them."""
 
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
