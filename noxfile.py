@@ -53,9 +53,14 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the state machine, the random schedules of the leases, and random faults under load, for long."""
+    """Run the state machine, the schedules of the leases, faults under load, and the stress of all calls, for long."""
     install(session, "test")
-    tests = ["tests/test_state_machine.py", "tests/test_lease_schedules.py", "tests/test_chaos.py"]
+    tests = [
+        "tests/test_state_machine.py",
+        "tests/test_lease_schedules.py",
+        "tests/test_chaos.py",
+        "tests/test_stress.py",
+    ]
     session.run("python", "-m", "pytest", "--timeout", "0", *tests, *session.posargs, env={"MAGNUS_CACHE_SOAK": "1"})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.stress.disturbances import DISTURBANCES
+from tests.stress.holes import HOLES, Hole
 from tests.stress.phase import Row, Stress, table
 
 
@@ -35,6 +36,28 @@ def run(stress: Stress, phases: Iterator[list[str]], seconds: float, length: flo
         seed += 100
 
 
+def found(hole: Hole, folder: Path, seed: int, length: float = 8.0) -> str:
+    """Return the first thing that shows a guard to be off, or nothing."""
+    with Stress(folder, mutant=hole.mutant) as stress:
+        for row in run(stress, plan([hole.disturbance], random.Random(seed)), hole.seconds, length, seed):
+            if seen := [what for what in row.found if what.startswith(hole.kind)]:
+                return seen[0]
+    return ""
+
+
+def look_for_holes(seed: int) -> int:
+    """Switch one guard off after the other, and return how many went unnoticed."""
+    missed = 0
+    for hole in HOLES:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="magnus-cache-stress-") as folder:
+            what = found(hole, Path(folder), seed)
+        missed += not what
+        seconds = time.monotonic() - began
+        print(f"{'found ' if what else 'MISSED'} {seconds:5.0f} s  without {hole.mutant}: {what[:200]}", flush=True)
+    return missed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="of all phases")
@@ -45,8 +68,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--mutant", default="", help="a guard to be switched off")
     parser.add_argument("--until-found", action="store_true", help="end with the first phase that finds something")
+    parser.add_argument("--holes", action="store_true", help="switch guards off, one at a time, and see them missed")
     parser.add_argument("--keep", type=Path, help="where what was written down stays, if something is found")
     arguments = parser.parse_args()
+    if arguments.holes:
+        return look_for_holes(arguments.seed)
     rows: list[Row] = []
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="magnus-cache-stress-") as temporary:

@@ -399,7 +399,7 @@ class Caller:
         return Step("get_many", cache, lambda: self._face(cache).get_many(keys[0].namespace, names), settle, keys)
 
     def _get_or_set(self, cache: Cache) -> Step:
-        family = FAMILIES[self._dice.choices(["plain", "policy", "absent", "bulky"], [10, 4, 4, 1])[0]]
+        family = FAMILIES[self._dice.choices(["plain", "policy", "absent", "bulky"], [10, 4, 4, 2])[0]]
         key = self._key(family)
         loader, more = self._loader(cache, key), {}
         if family is FAMILIES["policy"] and self._dice.random() < 0.2:
@@ -546,16 +546,17 @@ class Caller:
             value = await cache.face.get_or_set(key.namespace, key.name, loader, ttl=60, tags=key.tags)
             self._got(cache, key, value, began, now(), "crowd")
 
-        async def nuisance() -> None:
-            # Its own: a tag that others know nothing of would be no nuisance to them.
-            for _ in range(6):
+        async def run() -> None:
+            crowd = asyncio.gather(*(one() for _ in range(count)))
+            # More often than the value loads; not for ever, lest the others wait for it.
+            for _ in range(100):
+                await asyncio.wait([crowd], timeout=0.012)
+                if crowd.done():
+                    break
                 began = now()
                 await cache.face.invalidate_tags(*key.tags)
                 self._gone(cache, _tagged(key.tags), began, now())
-                await asyncio.sleep(0.012)
-
-        async def run() -> None:
-            await asyncio.gather(*(one() for _ in range(count)), nuisance())
+            await crowd
 
         def settle(_: None, began: int, ended: int) -> None:
             if count == CROWD and loads[0] > CROWD / 2:

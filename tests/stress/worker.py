@@ -301,7 +301,8 @@ class Worker:
             "left": left,
             "bytes": psutil.Process().memory_info().rss,
             "objects": objects(),
-            "threads": threading.active_count(),
+            # Not the idle ones that event loops keep for later.
+            "threads": sum(not thread.name.startswith("AnyIO worker thread") for thread in threading.enumerate()),
         }
 
     def _left(self) -> list[str]:
