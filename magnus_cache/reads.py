@@ -370,7 +370,7 @@ class Reads:
         return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
-        """Return what an answer stands on: its connection, or without tracking a moment from when it or its epochs left."""
+        """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if source.tracking:
             return source.trust
         return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)

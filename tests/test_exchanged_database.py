@@ -88,9 +88,10 @@ async def test_an_exchanged_database_is_no_fallback_in_the_next_outage(
 async def test_the_other_database_is_met_anew(server: EmbeddedServer, raw: redis.Redis) -> None:
     """Nobody has been there since the server was started: what it has may be from before the latest writes."""
     async with blue_and_green(server) as (blue, clock):
+        epoch = int(raw.get("magnus!epoch"))
         with redis.Redis(port=server.port, db=1, protocol=2) as green:
-            green.set("magnus!server", "another:history")
-            epoch = int(green.get("magnus!epoch"))
+            # As of a time when it was the first one.
+            green.mset({"magnus!server": "another:history", "magnus!epoch": f"{epoch - 1:016d}"})
         raw.swapdb(0, 1)
         clock.advance(BOUND)
         assert await blue.get("t", "k") is None
