@@ -29,6 +29,12 @@ def wire_of(manager: AsyncCacheManager) -> Wire:
     return wire
 
 
+async def connected(manager: AsyncCacheManager) -> Wire:
+    """Return the manager's wire, once it is up."""
+    await manager.get_stats()
+    return wire_of(manager)
+
+
 def announce(manager: AsyncCacheManager, *names: bytes) -> None:
     """Have the manager hear of some names, as from a server that ceases to track them."""
     manager._engine.state.invalidated(list(names), wire_of(manager))
@@ -326,6 +332,43 @@ async def test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again(
         assert await call == 1
 
 
+@pytest.mark.usefixtures("unasked")
+async def test_invariant_1_who_came_after_an_announced_tag_is_not_given_an_older_load(url: str) -> None:
+    """That it rose is learned later; it counts from when it was announced."""
+    slow = Slow()
+    async with fleet(url, 2) as (one, two):
+        await two.get("t", "x")
+        call = asyncio.create_task(one.get_or_set("t", "k", slow, tags="x"))
+        await slow.begun()
+        await two.invalidate_tags("x")
+        await wait_until_async(lambda: b"magnus!tag:x" in wire_of(one).known.doubts)
+        late = asyncio.create_task(one.get_or_set("t", "k", slow, tags="x"))
+        await wait_until_async(lambda: one._engine.state.flights.joined)
+        slow.finish()
+        slow.finish(2)
+        assert (await call, await late) == (1, 2)
+
+
+async def test_an_announced_root_leaves_the_other_epochs_known_and_heard(url: str) -> None:
+    """It tells databases apart: only if it is another one, the others may be, too."""
+    async with fleet(url, 2, max_staleness=60) as (one, two):
+        await one.set("t", "k", "value")
+        known = wire_of(one).known
+        announce(one, b"magnus!epoch")
+        assert EPOCH in known.current
+        await answered(one)
+        assert {EPOCH, b"magnus!epoch"} <= known.current
+        assert near(one, "t", "k")
+        await two._engine.state.replays.bump(await connected(two), [EPOCH])
+        await wait_until_async(lambda: not near(one, "t", "k"))
+        await one.set("t", "k", "value")
+        known.learned(b"magnus!epoch", known.mark + 1, wire_of(one).clock())
+        assert EPOCH not in known.current
+        # What is near stands on it all the same, until it is announced and read again.
+        await two._engine.state.replays.bump(wire_of(two), [EPOCH])
+        await wait_until_async(lambda: not near(one, "t", "k"))
+
+
 async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: str) -> None:
     """Before a write, or a claim: what was answered after the call began is recent enough."""
     async with fleet(url, 1) as (one,):
@@ -333,8 +376,8 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
         state, wire = one._engine.state, wire_of(one)
         learned = state.epoch_reads._learned
 
-        def forgotten(name: bytes, epoch: int, source: Any) -> None:
-            learned(name, epoch, source)
+        def forgotten(name: bytes, *args: Any) -> None:
+            learned(name, *args)
             state.invalidated([name], wire)
 
         state.epoch_reads._learned = forgotten  # type: ignore[method-assign]

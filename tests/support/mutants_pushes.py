@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache import claims, epoch_reads, epochs, keys, lease, leases, loads, pace, state
-from magnus_cache.redis import reclaim, recovery, wire
+from magnus_cache.redis import reclaim, recovery
 from tests.support.guards import guard, nothing, put
 
 DATABASES: Final = "tests/test_databases.py"
@@ -49,21 +49,21 @@ def without_asking_whether_an_announced_lease_stands() -> None:
 
 @guard(f"{NEWS}::test_invariant_1_nobody_joins_before_redis_has_said_that_the_lease_stands")
 def without_a_joiners_own_question() -> None:
-    put(loads.Loads, "in_doubt", lambda *_: False)
+    put(loads.Loads, "_in_doubt", lambda *_: False)
 
 
 @guard(f"{NEWS}::test_who_cannot_be_told_whether_a_lease_stands_does_not_join")
 def without_refusing_to_join_on_an_unanswered_question() -> None:
-    original = loads.Loads.confirm
+    original = loads.Loads.confirmed
 
-    async def confirm(self: Any, *args: Any) -> None:
+    async def confirmed(self: Any, *args: Any, **more: Any) -> Any:
         detach, self.flights.detach = self.flights.detach, nothing
         try:
-            await original(self, *args)
+            return await original(self, *args, **more)
         finally:
             self.flights.detach = detach
 
-    put(loads.Loads, "confirm", confirm)
+    put(loads.Loads, "confirmed", confirmed)
 
 
 @guard(f"{NEWS}::test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease")
@@ -83,7 +83,7 @@ def without_asking_after_a_flush() -> None:
 
 @guard(f"{NEWS}::test_an_announced_epoch_that_has_not_risen_outdates_nothing")
 def without_reading_an_epoch_again_before_its_values_go() -> None:
-    def announced(self: Any, name: bytes, wire: Any) -> None:
+    def announced(self: Any, name: bytes, wire: Any, **_: Any) -> None:
         wire.known.discard(name)
         self._outdated(name)
 
@@ -108,14 +108,7 @@ def without_acting_on_an_epoch_that_rose() -> None:
 
 @guard(f"{NEWS}::test_invariant_1_no_answer_extends_trust_past_an_open_question")
 def without_holding_trust_while_an_epoch_is_in_doubt() -> None:
-    original = wire.Wire._answered
-
-    def answered(self: Any, reply: Any) -> None:
-        sent = self._pipeline.oldest.sent
-        original(self, reply)
-        self.trust.deadline = sent + self.max_staleness
-
-    put(wire.Wire, "_answered", answered)
+    put(epochs.Known, "trusted_from", property(lambda self: self.confirmed))
 
 
 @guard(f"{NEWS}::test_invariant_7_what_was_announced_and_not_followed_up_is_no_fallback")
@@ -167,3 +160,29 @@ def without_settling_epochs_before_a_lease() -> None:
         return
 
     put(claims.Claims, "_current", at_once)
+
+
+@guard(f"{NEWS}::test_invariant_1_who_came_after_an_announced_tag_is_not_given_an_older_load")
+def without_the_moment_of_an_announcement() -> None:
+    original = epochs.Epochs.invalidated
+    put(epochs.Epochs, "invalidated", lambda self, names, _=None: original(self, names))
+
+
+@guard(f"{NEWS}::test_an_announced_root_leaves_the_other_epochs_known_and_heard")
+def without_keeping_other_epochs_when_the_root_is_announced() -> None:
+    def doubt(self: Any, name: bytes, doubt: Any) -> None:
+        self.discard(name)
+        self.doubts.setdefault(name, doubt)
+
+    put(epochs.Known, "doubt", doubt)
+
+
+@guard(f"{NEWS}::test_an_announced_root_leaves_the_other_epochs_known_and_heard")
+def without_following_up_epochs_that_are_not_current() -> None:
+    original = epoch_reads.EpochReads.announced
+
+    def announced(self: Any, name: bytes, heard: Any, **more: Any) -> None:
+        if name in heard.known.current:
+            original(self, name, heard, **more)
+
+    put(epoch_reads.EpochReads, "announced", announced)
