@@ -18,7 +18,7 @@ from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim, Lease, new_token
 from magnus_cache.pace import Pace, pause
 from magnus_cache.reads import Reads
-from magnus_cache.redis import scripts
+from magnus_cache.redis import replies, scripts
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -306,7 +306,7 @@ class Claims:
         if isinstance(reply, bytes):
             return self._found(address, fill, unwanted, reply, source, sent)
         if reply != scripts.LEASED:
-            return _Waiting(reply / 1000)
+            return _Waiting(replies.number(reply, replies.LONGEST_WAIT) / 1000)
         lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)
         claim = self._claim_with(lease, flight, fresh=fresh)
         if waiter.done():

@@ -24,7 +24,7 @@ from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.modes import Mode
 from magnus_cache.protocols import BatchDecorator, Decorator
-from magnus_cache.redis import commands
+from magnus_cache.redis import commands, replies
 from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
@@ -364,14 +364,14 @@ class AsyncOperations:
         wire = state.wire()
         if wire is not None:
             try:
-                total = await wire.execute(commands.DB_SIZE)
+                total = await wire.execute(commands.DB_SIZE, replies.answer)
                 # Ours that are no values; leases come and go.
-                total -= await wire.execute(commands.count(state.epochs.known_names()))
+                total -= await wire.execute(commands.count(state.epochs.known_names()), replies.answer)
                 info = await wire.execute(commands.INFO_MEMORY)
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)
             else:
-                figures["redis_total_keys"] = total
+                figures["redis_total_keys"] = max(0, total)
                 figures["redis_used_memory"] = commands.info(info, b"used_memory_human") or "unknown"
         figures["redis_available"] = state.redis_available
         return figures

@@ -8,9 +8,10 @@ from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.reads import Reads
-from magnus_cache.redis import commands
+from magnus_cache.redis import commands, replies
 
 if TYPE_CHECKING:
+    from magnus_cache.redis.pipeline import Source
     from magnus_cache.redis.wire import Wire
 
 __all__ = ["Explanation", "explain"]
@@ -115,7 +116,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
         return _local(reads, address, name, near or state.memory.peek(address.name), "no Redis is configured")
     try:
         await reads.caught_up(wire, address)
-        raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database))
+        raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database), _looked)
         facts = await _facts(reads, wire, address, raw)
     except CacheUnavailableError as error:
         return _local(reads, address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
@@ -125,6 +126,16 @@ async def explain(reads: Reads, address: Address) -> Explanation:
         facts["left"] = near.fresh_until - state.clock()
     lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
     return Explanation(str(address.namespace), name, **facts, **lease)
+
+
+def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
+    """Take the reply to a look; what is no lease's time counts as none."""
+    value, holder, left = reply
+    if type(holder) is not bytes:
+        holder = None
+    if type(left) is not int or not 0 <= left <= replies.LONGEST_WAIT:
+        left = 0
+    return replies.single([value]), holder, left
 
 
 def _local(reads: Reads, address: Address, name: str, entry: Entry | None, why: str) -> Explanation:

@@ -9,7 +9,7 @@ from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry, afterlife
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
-from magnus_cache.redis import commands, scripts
+from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.retries import twice
 from magnus_cache.writes import Writes, milliseconds
 
@@ -110,7 +110,7 @@ class Lifetimes:
         """Return a stored value that is alive and can be read; None if there is none."""
         await self._reads.caught_up(wire, address)
         await self._reads.epochs.settled(wire, address.realm)
-        raw: bytes | None = (await wire.execute(commands.read(address.name)))[0]
+        raw: bytes | None = await wire.execute(commands.read(address.name), replies.single)
         if raw is None:
             return None
         try:
@@ -154,7 +154,7 @@ class Lifetimes:
     def _replaced(self, name: bytes, reply: Any, _source: "Source", _sent: float) -> bool:
         """Drop what is near of a value that Redis has with another end, or another one. Runs inside the reader."""
         self._memory.invalidate(name)
-        return bool(reply)
+        return replies.yes(reply)
 
     async def _off_loop(self, check: partial[tuple[envelope.Header, tuple[str, ...]]], raw: bytes) -> Any:
         here = _INFLATE_HERE if envelope.is_compressed(raw) else _COPY_HERE

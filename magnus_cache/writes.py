@@ -25,7 +25,7 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
 from magnus_cache.reads import Reads
-from magnus_cache.redis import commands, scripts
+from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names
 from magnus_cache.retries import twice
@@ -232,21 +232,22 @@ class Writes:
         reply: Any, source: "Source", sent: float,
     ) -> bool:  # fmt: skip
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
-        parts = reply if isinstance(reply, list) else [reply]
+        parts = reply if isinstance(reply, list) and reply else [reply]
         for part in parts:
             if isinstance(part, Exception):
                 raise part
+        stored = replies.yes(parts[-1])
         generation, marks = self._memory.generation, self.state.epochs.marks(held.tags)
         kept = False
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
-        if parts[-1] and fill is not None and floor is not None and floor <= held.epoch:
+        if stored and fill is not None and floor is not None and floor <= held.epoch:
             # By Redis' time as it is known by now.
             deadline, trust = source.time.end(*times, sent), self._reads.trust(source, sent)
             kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation, marks))
-        if parts[-1] and not kept:
+        if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(address.name)
-        return bool(parts[-1])
+        return stored
 
     def _refused(self, address: Address, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""

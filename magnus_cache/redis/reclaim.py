@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Scope, lease_name, value_name
-from magnus_cache.redis import commands, scripts
+from magnus_cache.redis import commands, replies, scripts
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -36,10 +36,10 @@ async def remove_names(wire: "Wire", names: Iterable[bytes], touch: Touch) -> in
     return removed
 
 
-def _removed(touch: Touch, names: list[bytes], reply: int, _source: "Source", _sent: float) -> int:
+def _removed(touch: Touch, names: list[bytes], reply: object, _source: "Source", _sent: float) -> int:
     """Touch again: another loop's read may have brought the old value between our touch and the removal."""
     touch(names)
-    return reply
+    return replies.number(reply, len(names))
 
 
 async def remove_matching(wire: "Wire", scope: Scope, touch: Touch) -> int:
@@ -59,6 +59,10 @@ async def remove_matching(wire: "Wire", scope: Scope, touch: Touch) -> int:
     return removed
 
 
+def _untouched(_names: list[bytes]) -> None:
+    """Do nothing: nobody takes them for valid any more."""
+
+
 class Reclaimed(NamedTuple):
     """How many values were removed, and what ended it too early, if anything did."""
 
@@ -75,7 +79,8 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
     try:
         async for names in _scanned(wire, pattern):
             for start in range(0, len(names), _RECLAIMED):
-                removed += await wire.execute(scripts.reclaim(names[start : start + _RECLAIMED], epoch))
+                some = names[start : start + _RECLAIMED]
+                removed += await wire.execute(scripts.reclaim(some, epoch), partial(_removed, _untouched, some))
     except CacheUnavailableError as error:
         return Reclaimed(removed, error)
     return Reclaimed(removed, None)
@@ -84,7 +89,7 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
 async def _scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
     cursor = b"0"
     while True:
-        cursor, names = await wire.execute(commands.scan(cursor, pattern, _STEP))
+        cursor, names = await wire.execute(commands.scan(cursor, pattern, _STEP), replies.step)
         yield names
         if cursor == b"0":
             return

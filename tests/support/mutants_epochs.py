@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any, Final
 
-from magnus_cache import arrivals, clock, entries, epoch_reads, epochs, reads, writes
-from magnus_cache.redis import handshake, heartbeat, scripts, wire
+from magnus_cache import arrivals, clock, entries, epoch_reads, epochs, reads, replays, writes
+from magnus_cache.redis import handshake, heartbeat, replies, scripts, wire
 from tests.support.guards import edit, guard, nothing, put
 
 NUMBERS: Final = "tests/test_epoch_numbers.py"
@@ -214,3 +214,42 @@ def without_the_beginning_of_known_epochs() -> None:
 @guard("tests/test_suspended.py::test_the_clock_counts_the_time_asleep")
 def without_a_clock_that_counts_sleep() -> None:
     put(clock, "_system_clock", lambda: time.monotonic)
+
+
+# -- replies ----------------------------------------------------------------------------------------------------------
+
+REPLIES: Final = "tests/test_replies.py"
+RAISES: Final = f"{REPLIES}::test_invariant_9_no_number_from_redis_raises_or_stays"
+
+
+@guard(RAISES)
+def without_a_range_of_counts() -> None:
+    def number(reply: Any, _most: int = 0) -> Any:
+        return reply
+
+    put(replies, "number", number)
+
+
+@guard(RAISES)
+def without_a_form_of_scans() -> None:
+    def step(reply: Any, *_: Any) -> Any:
+        return reply
+
+    put(replies, "step", step)
+
+
+@guard(f"{REPLIES}::test_what_is_no_count_is_an_error_of_the_exchange")
+def without_a_form_of_single_values() -> None:
+    def single(reply: Any, *_: Any) -> Any:
+        return reply[0]
+
+    put(replies, "single", single)
+
+
+@guard(RAISES)
+def without_a_range_of_issued_epochs() -> None:
+    def epoch_of(text: Any, _latest: int = 0) -> int:
+        return int(text or 0)
+
+    for module in (epoch_reads, replays):
+        put(module, "epoch_of", epoch_of)
