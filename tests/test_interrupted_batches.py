@@ -7,33 +7,51 @@ from typing import Any, Final
 import pytest
 
 from magnus_cache import CacheManager, batch_calls
+from magnus_cache.embedded import EmbeddedServer
 from tests.support.wait import wait_until
 
 WAIT_TIMEOUT: Final = 24.0
 """Seconds that a caller waits at most for another's load. No test may take that long."""
 
 
-@pytest.mark.parametrize("where", ["in the loader", "before the loader"])
+@pytest.mark.parametrize("where", ["in the loader", "before the loader", "before the claim"])
 def test_those_who_joined_an_interrupted_batch_load_for_themselves(
-    url: str, where: str, monkeypatch: pytest.MonkeyPatch
+    private_server: EmbeddedServer, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with CacheManager(redis_url=url, wait_timeout=WAIT_TIMEOUT) as cache, ThreadPoolExecutor(1) as threads:
-        cache.get("t", "connected")
+    settings: dict[str, Any] = {"wait_timeout": WAIT_TIMEOUT, "op_timeout": WAIT_TIMEOUT, "max_staleness": WAIT_TIMEOUT}
+    with CacheManager(redis_url=private_server.url, **settings) as cache, ThreadPoolExecutor(1) as threads:
+        assert cache.get_many("t", ["k", "l"]) == {}
         flights = cache._state.flights
         joined: list[Future[Any]] = []
 
         def interrupt(*_: Any, **__: Any) -> Any:
             wait_until(lambda: len(flights) == 2)
             before = flights.joined
-            joined.append(threads.submit(cache.get_or_set, "t", "k", lambda: "mine"))
+            # Without a look at Redis, which may be silent.
+            address = cache._reads.address("t", "k")
+            load = cache._loads.load_blocking
+            joined.append(threads.submit(load, address, lambda: "mine", batch_calls.Rule(60.0)))
             wait_until(lambda: flights.joined > before)
             raise KeyboardInterrupt
 
-        if where == "before the loader":
+        async def look(*_: Any) -> Any:
+            private_server.pause()
+            return {}, {}
+
+        if where != "in the loader":
             # The thread waits to be told what to do; when the batch tells it to call the loader, it is gone.
             notes = type("Notes", (queue.SimpleQueue,), {"get": interrupt})
             monkeypatch.setattr(batch_calls, "SimpleQueue", notes)
+        if where == "before the claim":
+            monkeypatch.setattr(batch_calls, "_look", look)
         with pytest.raises(KeyboardInterrupt):
             cache.get_or_set_many("t", ["k", "l"], interrupt)
+        # The background loop has heard of it.
+        cache._state.portal.call(_turn)
+        private_server.resume()
         assert joined[0].result(WAIT_TIMEOUT / 3) == "mine"
         wait_until(lambda: not len(flights) and not len(cache._state.leases))
+
+
+async def _turn() -> None:
+    """Return once all is done that was asked of the loop before."""

@@ -8,7 +8,7 @@ from tests.support.guards import guard, put
 _TESTS = "tests/test_interrupted_batches.py::"
 
 
-@guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[valkey-in the loader]")
+@guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[in the loader]")
 def without_an_end_for_what_a_lost_thread_was_to_answer() -> None:
     def cancel(self: Any) -> None:
         self._deserted = True
@@ -18,7 +18,7 @@ def without_an_end_for_what_a_lost_thread_was_to_answer() -> None:
     put(batch_calls._Desk, "_cancel", cancel)
 
 
-@guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[valkey-before the loader]")
+@guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[before the claim]")
 def without_a_look_whether_the_thread_that_loads_is_gone() -> None:
     cancel = batch_calls._Desk._cancel
 
