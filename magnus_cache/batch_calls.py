@@ -211,6 +211,8 @@ class _Desk:
         self._notes: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._over = False
         self._task: asyncio.Task[Any] | None = None
+        self._answers: set[asyncio.Future[Any]] = set()
+        self._deserted = False
 
     def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
         self._portal.check_thread()
@@ -251,14 +253,24 @@ class _Desk:
         self._notes.put(partial(self._outcome, task))
 
     def _cancel(self) -> None:
+        # The thread calls the loader no more: callers that joined the loads begin anew instead of waiting for it.
+        self._deserted = True
+        for answer in list(self._answers):
+            answer.cancel()
         if self._task is not None:
             self._task.cancel()
 
     async def _call(self, keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        if self._deserted:
+            raise asyncio.CancelledError
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        self._notes.put(partial(self._load, list(keys), flights, loop, answer))
-        error, result = await answer
+        self._answers.add(answer)
+        try:
+            self._notes.put(partial(self._load, list(keys), flights, loop, answer))
+            error, result = await answer
+        finally:
+            self._answers.discard(answer)
         if error is not None:
             raise error
         # A lambda around a coroutine function does not look like one until it is called.

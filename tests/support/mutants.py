@@ -69,6 +69,7 @@ from tests.support import (  # noqa: F401
     mutants_interrupts,
     mutants_joining,
     mutants_pushes,
+    mutants_soak,
     mutants_stalls,
 )
 from tests.support.guards import MUTANTS, VARIABLE, edit, guard, nothing, put

@@ -1,0 +1,57 @@
+"""Ctrl-C in a thread that loads many keys: callers that joined one of the loads do not wait for that thread."""
+
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import pytest
+
+from magnus_cache import CacheManager, batch_calls
+from magnus_cache.embedded import EmbeddedServer
+from tests.support.wait import wait_until
+
+WAIT_TIMEOUT: Final = 24.0
+"""Seconds that a caller waits at most for another's load. No test may take that long."""
+
+
+@pytest.mark.parametrize("where", ["in the loader", "before the loader", "before the claim"])
+def test_those_who_joined_an_interrupted_batch_load_for_themselves(
+    private_server: EmbeddedServer, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"wait_timeout": WAIT_TIMEOUT, "op_timeout": WAIT_TIMEOUT, "max_staleness": WAIT_TIMEOUT}
+    with CacheManager(redis_url=private_server.url, **settings) as cache, ThreadPoolExecutor(1) as threads:
+        assert cache.get_many("t", ["k", "l"]) == {}
+        flights = cache._state.flights
+        joined: list[Future[Any]] = []
+
+        def interrupt(*_: Any, **__: Any) -> Any:
+            wait_until(lambda: len(flights) == 2)
+            before = flights.joined
+            # Without a look at Redis, which may be silent.
+            address = cache._reads.address("t", "k")
+            load = cache._loads.load_blocking
+            joined.append(threads.submit(load, address, lambda: "mine", batch_calls.Rule(60.0)))
+            wait_until(lambda: flights.joined > before)
+            raise KeyboardInterrupt
+
+        async def look(*_: Any) -> Any:
+            private_server.pause()
+            return {}, {}
+
+        if where != "in the loader":
+            # The thread waits to be told what to do; when the batch tells it to call the loader, it is gone.
+            notes = type("Notes", (queue.SimpleQueue,), {"get": interrupt})
+            monkeypatch.setattr(batch_calls, "SimpleQueue", notes)
+        if where == "before the claim":
+            monkeypatch.setattr(batch_calls, "_look", look)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get_or_set_many("t", ["k", "l"], interrupt)
+        # The background loop has heard of it.
+        cache._state.portal.call(_turn)
+        private_server.resume()
+        assert joined[0].result(WAIT_TIMEOUT / 3) == "mine"
+        wait_until(lambda: not len(flights) and not len(cache._state.leases))
+
+
+async def _turn() -> None:
+    """Return once all is done that was asked of the loop before."""
