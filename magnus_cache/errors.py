@@ -99,19 +99,24 @@ class CacheValueTooLargeError(CacheError, ValueError):
 
     :ivar size: encoded size in bytes.
     :ivar limit: the namespace's ``max_value_bytes``.
+    :ivar decoded: whether the encoded value is small enough, and what it takes in memory once decoded is not: more
+        than 16 times the limit.
     """
 
-    def __init__(self, namespace: str, size: int, limit: int) -> None:
+    def __init__(self, namespace: str, size: int, limit: int, decoded: bool = False) -> None:
+        and_more = ", and in memory once decoded more than 16 times" if decoded else ", more than"
         super().__init__(
-            f"the value for namespace {str(namespace)!r} takes {size} bytes, more than max_value_bytes={limit}; "
+            f"the value for namespace {str(namespace)!r} takes {size} bytes{and_more} "
+            f"max_value_bytes={limit}; "
             "store less, or raise max_value_bytes on the Namespace or in the settings"
         )
         self.namespace = namespace
         self.size = size
         self.limit = limit
+        self.decoded = decoded
 
-    def __reduce__(self) -> tuple[type, tuple[str, int, int]]:
-        return type(self), (self.namespace, self.size, self.limit)
+    def __reduce__(self) -> tuple[type, tuple[str, int, int, bool]]:
+        return type(self), (self.namespace, self.size, self.limit, self.decoded)
 
 
 class CacheBatchError(CacheError):

@@ -38,12 +38,13 @@ def encode_error(error: Exception) -> bytes | None:
     return payload if same else None
 
 
-def decode_error(payload: bytes, freshness: Freshness) -> Exception | None:
+def decode_error(payload: bytes, freshness: Freshness, limit: int | None = None) -> Exception | None:
     """Return the exception again, a new one; None if the policy does not name its class.
 
+    :param limit: bytes that the payload may have.
     :raises CacheDecodeError: for a payload that is none of `encode_error`'s.
     """
-    decoded = codec.decode(payload)
+    decoded = codec.decode(payload, limit)
     match decoded:
         case [str(name), tuple(args), dict(attributes)]:
             kind = next((kind for base, _ in freshness.negative if (kind := _named(name, base)) is not None), None)

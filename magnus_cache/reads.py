@@ -89,7 +89,7 @@ class Reads:
         if entry.negative:
             return MISS
         try:
-            value = codec.decode(payload)
+            value = codec.decode(payload, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return MISS
@@ -104,7 +104,7 @@ class Reads:
         if not entry.negative or entry.payload is None:
             return None
         try:
-            return decode_error(entry.payload, address.freshness)
+            return decode_error(entry.payload, address.freshness, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
@@ -126,10 +126,15 @@ class Reads:
         return payload
 
     def check_size(self, address: Address, payload: bytes) -> None:
-        """:raises CacheValueTooLargeError: for more bytes than the namespace allows."""
+        """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
         limit = self.limit(address)
         if len(payload) > limit:
             raise CacheValueTooLargeError(address.namespace, len(payload), limit)
+        try:
+            codec.check_decoded_size(payload, limit)
+        except CacheDecodeError:
+            # Here rather than at every read that follows.
+            raise CacheValueTooLargeError(address.namespace, len(payload), limit, decoded=True) from None
 
     def limit(self, address: Address) -> int:
         """Return the most bytes that an encoded value of this namespace may have."""

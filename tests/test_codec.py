@@ -662,4 +662,4 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(codec.__all__) == ["decode", "encode", "register_type", "shareable"]
+    assert sorted(codec.__all__) == ["check_decoded_size", "decode", "encode", "register_type", "shareable"]

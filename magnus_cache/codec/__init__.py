@@ -2,6 +2,6 @@
 
 from magnus_cache.codec.registry import register_type
 from magnus_cache.codec.sharing import shareable
-from magnus_cache.codec.values import decode, encode
+from magnus_cache.codec.values import check_decoded_size, decode, encode
 
-__all__ = ["decode", "encode", "register_type", "shareable"]
+__all__ = ["check_decoded_size", "decode", "encode", "register_type", "shareable"]

@@ -20,6 +20,12 @@ np: Final[Any] = numpy
 
 _NUMPY: Final = mark(b"n")
 
+_MOST_FIELDS: Final = 4_096
+"""Fields of a structured dtype, nested ones included. Each takes half a kilobyte, and six bytes to write."""
+
+_LONGEST_NAME: Final = 64
+"""Characters of the name of a plain dtype. A list in one text would stand for any number of fields."""
+
 
 def encode(value: Any) -> list[Any]:
     """Return an array or scalar as a marked list.
@@ -53,7 +59,12 @@ def _spec(dtype: Any) -> str | list[Any]:
     if not dtype.hasobject and dtype.metadata is None and dtype.itemsize:
         # The one-letter code tells apart types of equal width, such as long and long long.
         for spec in (dtype.str, dtype.char) if dtype.fields is None else (_listed(dtype.descr),):
-            if _same(_dtype(spec), dtype):
+            try:
+                same = _same(_dtype(spec), dtype)
+            except CacheDecodeError:
+                # It could be written, and would be refused by every reader.
+                break
+            if same:
                 return spec
     raise _refusal(f"a numpy array or scalar of dtype {dtype.name}")
 
@@ -82,16 +93,29 @@ def _dtype(spec: Any) -> Any:
     :raises CacheDecodeError: if it holds Python objects, whose bytes would be addresses.
     """
     if kind_of(spec) is list:
+        if _fields(spec) > _MOST_FIELDS:
+            raise CacheDecodeError("malformed", f"the payload names a numpy dtype of more than {_MOST_FIELDS} fields")
         spec = [
-            (name, _dtype(kind) if kind_of(kind) is list else expect(kind, str), *map(tuple, rest))
+            (name, _dtype(kind) if kind_of(kind) is list else _plain_name(kind), *map(tuple, rest))
             for name, kind, *rest in spec
         ]
         dtype: Any = np.dtype(spec)
     else:
-        dtype = np.dtype(expect(spec, str))
+        dtype = np.dtype(_plain_name(spec))
     if dtype.hasobject or not dtype.itemsize:
         raise CacheDecodeError("malformed", "the payload names a numpy dtype without plain bytes")
     return dtype
+
+
+def _fields(spec: list[Any]) -> int:
+    return len(spec) + sum(_fields(kind) for _, kind, *_ in spec if kind_of(kind) is list)
+
+
+def _plain_name(spec: Any) -> str:
+    name: str = expect(spec, str)
+    if len(name) > _LONGEST_NAME or "," in name:
+        raise CacheDecodeError("malformed", "the payload names a numpy dtype in a way that this cache does not")
+    return name
 
 
 def _refusal(what: str) -> CacheEncodeError:

@@ -6,6 +6,7 @@ Only exact types are in the tables; a subclass carries meaning of its own and ha
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
@@ -128,6 +129,12 @@ def _complex(items: list[Any]) -> complex:
     return complex(expect(real, float), expect(imag, float))
 
 
+@lru_cache(maxsize=1024)
+def _zone(key: Any) -> ZoneInfo:
+    # ZoneInfo itself keeps eight that are not in use; to read one from its file takes a thousand times longer.
+    return ZoneInfo(expect(key, str))
+
+
 RESTORERS: Final[dict[bytes, Restore]] = {
     b"t": tuple,
     b"s": set,
@@ -144,7 +151,7 @@ RESTORERS: Final[dict[bytes, Restore]] = {
     b"M": _zoned_datetime,
     b"l": _timedelta,
     b"z": lambda items: timezone(*items),
-    b"Z": lambda items: ZoneInfo(expect(items[0], str)),
+    b"Z": lambda items: _zone(items[0]),
     b"u": _uuid,
 }
 """By kind: the value from the items before the mark."""

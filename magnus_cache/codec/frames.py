@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy
 import pandas
 
+from magnus_cache.codec.floods import check_hashes
 from magnus_cache.codec.marks import expect, kind_of, mark, type_name
 from magnus_cache.codec.traps import exact
-from magnus_cache.errors import CacheEncodeError
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["encode", "restore"]
 
@@ -138,8 +139,13 @@ _ARRAYS: Final[dict[type, Callable[[Any], Any]]] = {
 def _array(encoded: Any) -> Any:
     if kind_of(encoded) is list:
         form, *rest = encoded
-        return _ARRAY_FORMS[form](*rest)
-    return expect(encoded, np.ndarray)
+        values = _ARRAY_FORMS[form](*rest)
+    else:
+        values = expect(encoded, np.ndarray)
+    if values.ndim != 1:
+        # pandas repeats a single value as often as an index is long.
+        raise CacheDecodeError("malformed", "the payload has an array of another shape where a column should be")
+    return values
 
 
 def _masked(kind: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -232,6 +238,9 @@ def _multi_index(levels: Any, codes: Any, names: Any) -> Any:
 
 def _plain_index(values: Any, freq: Any, name: Any) -> Any:
     array = _array(values)
+    if array.dtype == object:
+        # Indexes and categories are looked up by hash.
+        check_hashes(array.tolist())
     index: Any = pd.Index(array, dtype=array.dtype, name=name)
     if freq is not None:
         # Checked against the values by pandas.

@@ -2,7 +2,7 @@
 
 Encoding runs in the C packer with exact types; what it does not know becomes a marked list (see `marks`). Decoding
 runs in the C unpacker; nothing but `CacheDecodeError` comes out of it, no code but that of registered types runs, and
-memory stays in proportion to the payload.
+memory and time stay in proportion to the payload (see `budget` and `floods`).
 """
 
 from collections.abc import Callable
@@ -11,13 +11,15 @@ from typing import Any, Final
 import msgpack
 from msgpack import ExtraData, ExtType, OutOfData, StackError, UnpackException
 
+from magnus_cache.codec.budget import RATIO, SMALL_BYTES, budget_of, decoded_bytes
 from magnus_cache.codec.builtin import ENCODERS, RESTORERS
+from magnus_cache.codec.floods import FLOODING_BYTES, checked_dict, checked_frozenset, checked_set
 from magnus_cache.codec.marks import MARK_CODE, Mark, kind_of, type_name
 from magnus_cache.codec.registry import encode_registered, registration, restore_registered
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
-__all__ = ["MAX_DEPTH", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "check_decoded_size", "decode", "encode"]
 
 _msgpack: Final[Any] = msgpack
 """Untyped on purpose: its C half has no stubs."""
@@ -136,9 +138,18 @@ _MARKS: Final = {
 }
 
 
+_CHECKED_MARKS: Final = {**_MARKS, b"s": Mark(checked_set), b"f": Mark(checked_frozenset)}
+
+
 def _ext_hook(code: int, data: bytes) -> Any:
     if code == MARK_CODE:
         return _MARKS[data]
+    return ExtType(code, data)
+
+
+def _checked_ext_hook(code: int, data: bytes) -> Any:
+    if code == MARK_CODE:
+        return _CHECKED_MARKS[data]
     return ExtType(code, data)
 
 
@@ -151,17 +162,22 @@ def _list_hook(items: list[Any]) -> Any:
     return items
 
 
-def decode(payload: bytes | memoryview) -> Any:
+def decode(payload: bytes | memoryview, limit: int | None = None) -> Any:
     """Return the value that `encode` made these bytes from.
 
     Bytes from elsewhere give some value or the error, but never any other exception.
 
+    :param limit: bytes that a payload may have where it comes from; decoded, it may take at most `RATIO` times as many,
+        and sixteen megabytes in any case. None for bytes that this process has made.
     :raises CacheDecodeError: with the reason ``"truncated"``, ``"trailing"``, ``"too_deep"``, ``"too_large"``,
-        ``"unknown_type"`` (a class or library that this process lacks) or ``"malformed"``.
+        ``"too_costly"`` (of its decoded size, or of the time it takes), ``"unknown_type"`` (a class or library that
+        this process lacks) or ``"malformed"``.
     """
     try:
         if len(payload) >= _CHECKED_BYTES:
             _skim(payload)
+            if limit is not None:
+                check_decoded_size(payload, limit)
         value = _unpack(payload)
     except Exception as error:
         raise _unreadable(payload, error) from error
@@ -170,13 +186,40 @@ def decode(payload: bytes | memoryview) -> Any:
     return value
 
 
+def check_decoded_size(payload: bytes | memoryview, limit: int) -> None:
+    """Check that a payload does not take too much memory once decoded.
+
+    :param limit: see `decode`.
+    :raises CacheDecodeError: with the reason ``"too_costly"``.
+    """
+    if len(payload) <= SMALL_BYTES:
+        return
+    most = budget_of(limit)
+    if decoded_bytes(bytes(payload), most) > most:
+        raise CacheDecodeError("too_costly", f"decoded, it takes more than {RATIO} times {limit} bytes")
+
+
 def _unpack(payload: bytes | memoryview) -> Any:
+    if len(payload) < FLOODING_BYTES:
+        return _decoded(payload, ext_hook=_ext_hook, strict_map_key=False)
+    data = bytes(payload)
+    if b"\xde" not in data and b"\xdf" not in data:
+        # No map of more than fifteen keys.
+        return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False)
     try:
-        return _unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
+        # Text and bytes as keys cannot be chosen to collide, so the C half may build the dicts.
+        return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=True)
+    except ValueError as error:
+        if "strict_map_key" not in str(error):
+            raise
+    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False, object_pairs_hook=checked_dict)
+
+
+def _decoded(payload: bytes | memoryview, **options: Any) -> Any:
+    try:
+        return _unpackb(payload, list_hook=_list_hook, **options)
     except UnicodeDecodeError:
-        return _unpackb(
-            payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False, unicode_errors="surrogatepass"
-        )
+        return _unpackb(payload, list_hook=_list_hook, unicode_errors="surrogatepass", **options)
 
 
 def _skim(payload: bytes | memoryview) -> None:
