@@ -109,6 +109,7 @@ async def test_a_bomb_in_redis_is_a_counted_miss(url: str, raw: redis.Redis) -> 
         assert await cache.get("ns", "k", "default") == "default"
         assert (await cache.get_stats())["namespaces"]["ns"]["unreadable"] >= 1
 
+
 async def test_a_value_that_could_not_be_read_is_not_stored(url: str) -> None:
     async with AsyncCacheManager(redis_url=url, max_value_bytes=2 * MIB) as cache:
         value = [{} for _ in range(MIB)]

@@ -7,6 +7,7 @@ Different hashes can be chosen, too, to meet in a table of known size: so the ta
 given up when it takes a hundred times the processor time that it should.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from time import thread_time
@@ -15,12 +16,15 @@ from typing import Any, Final, TypeVar
 from magnus_cache.codec.marks import kind_of
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["FLOODING_BYTES", "check_hashes", "checked_dict", "checked_frozenset", "checked_set"]
+__all__ = ["FLOODING_BYTES", "FLOODING_KEYS", "check_hashes", "checked_dict", "checked_frozenset", "checked_set"]
 
 T = TypeVar("T")
 
 FLOODING_BYTES: Final = 8_192
 """Payloads below this hold the loop for 5 ms at most, whatever they contain."""
+
+FLOODING_KEYS: Final = 1_500
+"""Numbers of up to 64 bits that hold the loop for 5 ms at most, whichever they are: hardly any share a hash."""
 
 _FEW: Final = 16
 """Members that may share a hash. Some do by nature: -1 and -2, and the tuples of them."""
@@ -41,10 +45,12 @@ _HASHING: Final = 8
 def check_hashes(members: Sequence[Any]) -> float:
     """Check that not too many members share a hash; return the seconds of processor time that one may take to add.
 
+    Infinitely many for text and bytes.
+
     :raises CacheDecodeError: with the reason ``"too_costly"``.
     """
     if len(members) <= _FEW or set(map(kind_of, members)) <= _RANDOMIZED:
-        return _SLOW
+        return math.inf
     began = thread_time()
     hashes = list(map(hash, members))
     allowed = _SLOW + (thread_time() - began) / len(hashes) * _HASHING
@@ -86,6 +92,9 @@ def checked_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _fill(add: Callable[[Iterable[T]], object], items: list[T], allowed: float) -> None:
     """Add items step by step, as long as each step takes a time in proportion to its size."""
+    if allowed == math.inf:
+        add(items)
+        return
     slow = 0
     for place in range(0, len(items), _STEP):
         step = items[place : place + _STEP]

@@ -13,7 +13,7 @@ from msgpack import ExtraData, ExtType, OutOfData, StackError, UnpackException
 
 from magnus_cache.codec.budget import RATIO, SMALL_BYTES, budget_of, decoded_bytes
 from magnus_cache.codec.builtin import ENCODERS, RESTORERS
-from magnus_cache.codec.floods import FLOODING_BYTES, checked_dict, checked_frozenset, checked_set
+from magnus_cache.codec.floods import FLOODING_BYTES, FLOODING_KEYS, checked_dict, checked_frozenset, checked_set
 from magnus_cache.codec.marks import MARK_CODE, Mark, kind_of, type_name
 from magnus_cache.codec.registry import encode_registered, registration, restore_registered
 from magnus_cache.codec.traps import exact
@@ -138,6 +138,11 @@ _MARKS: Final = {
 }
 
 
+_COMPOUND: Final = (b"\xd4\xb3", b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
+"""Without these, there are no keys but plain ones: marks, and the three forms of msgpack's own timestamp."""
+
+_LONG_MAPS: Final = (0xDE, 0xDF)
+
 _CHECKED_MARKS: Final = {**_MARKS, b"s": Mark(checked_set), b"f": Mark(checked_frozenset)}
 
 
@@ -206,13 +211,54 @@ def _unpack(payload: bytes | memoryview) -> Any:
     if b"\xde" not in data and b"\xdf" not in data:
         # No map of more than fifteen keys.
         return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False)
-    try:
-        # Text and bytes as keys cannot be chosen to collide, so the C half may build the dicts.
-        return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=True)
-    except ValueError as error:
-        if "strict_map_key" not in str(error):
-            raise
+    for attempt in (_with_keys_of_text, _with_plain_keys, _with_any_keys_outside):
+        try:
+            return attempt(data)
+        except ValueError as error:
+            if not _about_keys(error):
+                raise
     return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False, object_pairs_hook=checked_dict)
+
+
+def _about_keys(error: ValueError) -> bool:
+    text = str(error)
+    return "strict_map_key" in text or "max_map_len" in text
+
+
+def _with_keys_of_text(data: bytes) -> Any:
+    """Have the C half build all dicts: text and bytes as keys cannot be chosen to collide.
+
+    :raises ValueError: if there are others.
+    """
+    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=True)
+
+
+def _with_plain_keys(data: bytes) -> Any:
+    """Have the C half build all dicts, where all keys have 64 bits at most, and of them a dict has not too many.
+
+    :raises ValueError: if there are others.
+    """
+    if any(head in data for head in _COMPOUND):
+        raise ValueError("strict_map_key")
+    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False, max_map_len=FLOODING_KEYS)
+
+
+def _with_any_keys_outside(data: bytes) -> Any:
+    """Build the outermost dict, and have the C half build those within it.
+
+    :raises ValueError: if it is no dict, or those within have keys other than text.
+    """
+    if data[0] not in _LONG_MAPS:
+        raise ValueError("strict_map_key")
+    unpacker = _msgpack.Unpacker(
+        list_hook=_list_hook, ext_hook=_checked_ext_hook, strict_map_key=True, max_buffer_size=len(data)
+    )
+    unpacker.feed(data)
+    unpack = unpacker.unpack
+    pairs = [(unpack(), unpack()) for _ in range(unpacker.read_map_header())]
+    if unpacker.tell() != len(data):
+        raise ExtraData(None, b"")
+    return checked_dict(pairs)
 
 
 def _decoded(payload: bytes | memoryview, **options: Any) -> Any:
