@@ -125,6 +125,10 @@ class State(Forgetting):
 
     # -- wires ----------------------------------------------------------------------------------------------
 
+    def largest_value(self) -> int:
+        """Return how many bytes an encoded value may have in the namespace that allows most."""
+        return max(self.settings.max_value_bytes, *(namespace.max_value_bytes or 0 for namespace in self.namespaces), 0)
+
     def wire(self) -> "Wire | None":
         """Return the running loop's wire, made now if need be; None when Redis is switched off.
 
@@ -144,8 +148,8 @@ class State(Forgetting):
         assert self.endpoint is not None
         settings = self.settings
         probe = f"{self.keyspace.prefix}!probe".encode()
-        root = self.epochs.root
-        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe, root)
+        root, largest = self.epochs.root, self.largest_value
+        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe, root, largest)
         wire = Wire(self.endpoint, limits, self.breaker, self, self.clock)
         with self._lock:
             # Again, under the lock: what is made after the last one was taken would never be closed.

@@ -150,10 +150,10 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
         now = one._engine.state.clock()
         frame = Frame(now - 1.0, 1, [])
         wire._pipeline._sent.appendleft(frame)
-        wire._silence.heard = now
+        wire._intake.heard = now
         wire._silence.check(frame)
         assert wire._patience.when() is None
-        wire._silence.heard = now - 1.0
+        wire._intake.heard = now - 1.0
         wire._silence.check(frame)
         assert wire._patience.when() is not None
         await wait_until_async(lambda: wire._patience is None or wire._patience.when() is None)

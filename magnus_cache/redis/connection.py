@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as errors
@@ -18,6 +19,7 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 
 from magnus_cache.redis.commands import info
 from magnus_cache.redis.diagnosis import unable
+from magnus_cache.redis.intake import Intake
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
@@ -41,19 +43,33 @@ class Push:
 
 
 class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias is chosen at run time by redis-py
-    """redis-py's parser, except that push frames are returned instead of swallowed."""
+    """redis-py's parser, except that push frames are returned instead of swallowed, and that its input is watched."""
+
+    def __init__(self, intake: Intake, socket_read_size: int) -> None:
+        super().__init__(socket_read_size)
+        self._intake = intake
+
+    def on_connect(self, connection: AbstractConnection) -> None:
+        # Before redis-py's own part of the handshake.
+        super().on_connect(connection)
+        self._intake.attach(connection)
+
+    def on_disconnect(self) -> None:
+        super().on_disconnect()
+        # Connection and streams refer to each other, so what was read of a frame would stay until a collection.
+        self._reader = None
 
     async def handle_push_response(self, response: list[Any], **_: Any) -> Push:
         return Push(response)
 
 
-def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
+def _build(endpoint: "Endpoint", timeout: float, intake: Intake) -> AbstractConnection:
     options: dict[str, Any] = {
         "db": endpoint.db,
         "username": endpoint.username,
         "password": endpoint.password.get_secret_value() if endpoint.password else None,
         "protocol": 3,
-        "parser_class": _PushParser,
+        "parser_class": partial(_PushParser, intake),
         # No timeout per command: redis-py's costs a timer and a task each. The wire has one for all.
         "socket_timeout": None,
         "socket_connect_timeout": timeout,
@@ -69,15 +85,16 @@ def _build(endpoint: "Endpoint", timeout: float) -> AbstractConnection:
 
 @contextlib.asynccontextmanager
 async def opened(
-    endpoint: "Endpoint", timeout: float, settled: Callable[[], bool] = lambda: False
+    endpoint: "Endpoint", timeout: float, intake: Intake, settled: Callable[[], bool] = lambda: False
 ) -> AsyncGenerator[AbstractConnection]:
     """Connect, authenticate and select the database; disconnect on the way out, whatever happens.
 
     :param timeout: seconds for the connection and its handshake together are the caller's to bound; this one
         bounds the TCP and TLS part inside redis-py.
+    :param intake: watches over what comes in, from the first byte on.
     :param settled: whether all was answered that was asked; else what is still on its way is not to arrive any more.
     """
-    connection = _build(endpoint, timeout)
+    connection = _build(endpoint, timeout, intake)
     writer: asyncio.StreamWriter | None = None
     orderly = False
     try:
@@ -89,6 +106,7 @@ async def opened(
         orderly = True
         raise
     finally:
+        intake.detach()
         if writer is not None and not settled():
             _abort(writer.transport)
         # A peer that failed must not keep us. On an orderly end the loop itself may be about to end, and a transport

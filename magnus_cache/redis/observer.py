@@ -1,5 +1,6 @@
 """What a wire is given by its owner: the bounds that it keeps, and whom it tells."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from magnus_cache.errors import CacheUnavailableError
@@ -58,3 +59,5 @@ class Limits(NamedTuple):
     """A key that need not exist: a server that cannot say so, cannot serve."""
     marker: bytes = b"magnus!epoch"
     """A key that tells one database from another: the epoch of everything."""
+    value_bytes: Callable[[], int] = lambda: 16 << 20
+    """Returns how many bytes the largest value may have that any namespace allows."""

@@ -135,6 +135,14 @@ class Pipeline:
         """What has been owed an answer for longest."""
         return self._sent[0] if self._sent else None
 
+    @property
+    def values_owed(self) -> int:
+        """How many values, or other answers, the next reply may carry; 0 if none is owed."""
+        frame = self.oldest
+        if frame is None:
+            return 0
+        return len(frame.asked) if isinstance(frame.asked, list) else 1
+
     def add(self, asked: Read | Call) -> None:
         """Queue a request behind the others."""
         self.pending += 1

@@ -1,19 +1,16 @@
 """When a connection is taken for dead: the one deadline of a wire, instead of two a command."""
 
 import asyncio
-import contextlib
-import math
-from collections.abc import Callable, Generator
-from typing import Any, Final
-
-from redis.asyncio.connection import AbstractConnection
+from collections.abc import Callable
+from typing import Final
 
 from magnus_cache.clock import Clock
+from magnus_cache.redis.intake import Intake
 from magnus_cache.redis.pipeline import Frame
 
-__all__ = ["Silence"]
+__all__ = ["PATIENCE", "Silence"]
 
-_PATIENCE: Final = 20
+PATIENCE: Final = 20
 """Timeouts that a request may wait while others' answers, or parts of its own, keep coming."""
 
 
@@ -21,21 +18,26 @@ class Silence:
     """Watches over the requests of one wire. Whoever must not wait for an answer for ever, waits for this.
 
     :param timeout: seconds of silence after which a connection is given up.
+    :param intake: tells when something last came: while a value comes over, Redis is there.
     :param oldest: returns the oldest request that is owed an answer.
     :param give_up: called when it is too old.
-    :ivar heard: seconds of the clock when something last came, be it a part of an answer.
     """
 
     def __init__(
-        self, timeout: float, clock: Clock, oldest: Callable[[], Frame | None], give_up: Callable[[], object]
+        self,
+        timeout: float,
+        clock: Clock,
+        intake: Intake,
+        oldest: Callable[[], Frame | None],
+        give_up: Callable[[], object],
     ) -> None:
         self._timeout = timeout
         self._clock = clock
+        self._intake = intake
         self._oldest = oldest
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self.heard = -math.inf
 
     def begin(self) -> None:
         """Watch, as something has been asked."""
@@ -48,27 +50,6 @@ class Silence:
             self._timer.cancel()
             self._timer = None
 
-    @contextlib.contextmanager
-    def listening(self, connection: AbstractConnection) -> Generator[None]:
-        """Hear every byte: while a value comes over, and be it for longer than a timeout is, Redis is there."""
-        # redis-py has no public name for it. Without it, whole answers are heard.
-        reader = getattr(connection, "_reader", None)
-        if reader is None:
-            yield
-            return
-        feed = reader.feed_data
-
-        def fed(data: Any) -> None:
-            self.heard = self._clock()
-            feed(data)
-
-        reader.feed_data = fed
-        try:
-            yield
-        finally:
-            # Or the two would keep each other alive.
-            del reader.feed_data
-
     def check(self, overdue: Frame | None) -> None:
         """Run when the oldest request may be overdue."""
         self._timer = None
@@ -77,7 +58,7 @@ class Silence:
             return
         # Not overdue while anything keeps coming: what is wanted may lie behind many megabytes. Up to a bound.
         timeout = self._timeout
-        due = min(max(oldest.sent, self.heard) + timeout, oldest.sent + _PATIENCE * timeout)
+        due = min(max(oldest.sent, self._intake.heard) + timeout, oldest.sent + PATIENCE * timeout)
         left = due - self._clock()
         if left <= 0 and oldest is overdue:
             self._give_up()

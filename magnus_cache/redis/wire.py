@@ -33,10 +33,11 @@ from magnus_cache.redis.connection import Push, opened
 from magnus_cache.redis.diagnosis import explain, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.heartbeat import Heartbeat, take_time
+from magnus_cache.redis.intake import UNASKED_BYTES, Intake, most_bytes
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
 from magnus_cache.redis.questions import Questions
-from magnus_cache.redis.silence import Silence
+from magnus_cache.redis.silence import PATIENCE, Silence
 from magnus_cache.redis.trials import turn
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Wire:
         self.ended: Future[None] = Future()
         self._up = False
         self.server = STRANGER
-        self._silence = Silence(limits.op_timeout, clock, lambda: self._pipeline.oldest, self._give_up)
+        self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._allowed)
+        self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf
         self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
@@ -231,18 +233,18 @@ class Wire:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(self._limits.op_timeout):
                     connection = await stack.enter_async_context(
-                        opened(self._endpoint, self._limits.op_timeout, self._settled)
+                        opened(self._endpoint, self._limits.op_timeout, self._intake, self._settled)
                     )
                     await self._introduce(connection)
+                self._intake.completed()
                 self._ready()
                 writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
-                with self._silence.listening(connection):
-                    async with asyncio.timeout(None) as self._patience:
-                        await self._read(connection)
+                async with asyncio.timeout(None) as self._patience:
+                    await self._read(connection)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
-            return explain(error, self._endpoint, worked=self._worked)
+            return explain(self._intake.refusal or error, self._endpoint, worked=self._worked)
         except BaseException:
             if not self._up:
                 self._breaker.withdrawn(self.clock())
@@ -278,6 +280,11 @@ class Wire:
         self._up, self._stood, self._worked, self._error = True, True, True, None
         self._observer.connected(self)
         self._schedule_beat()
+
+    def _allowed(self) -> int:
+        """Return how many bytes the frame may have that is coming in."""
+        values = self._pipeline.values_owed
+        return most_bytes(values, self._limits.value_bytes()) if values else UNASKED_BYTES
 
     def _settled(self) -> bool:
         return self._up and self._pipeline.oldest is None
@@ -339,6 +346,7 @@ class Wire:
                 )
             except ResponseError as error:
                 reply = error
+            self._intake.completed()
             if type(reply) is Push:
                 self._pushed(reply.frame)
             else:
@@ -373,7 +381,7 @@ class Wire:
             # It says no to everything: all who wait learn it now, and nobody else has to ask.
             raise reply
         self._proved = True
-        self._silence.heard = now = self.clock()
+        self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
         if self._pipeline.queued:
             # A script that the server did not know is asked for anew.

@@ -5,7 +5,6 @@ pass proves nothing about it.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import dataclasses
 import math
@@ -50,6 +49,7 @@ from magnus_cache.redis import (
     commands,
     connection,
     handshake,
+    intake,
     journal,
     journal_file,
     journal_queue,
@@ -508,12 +508,20 @@ def without_a_look_at_replies() -> None:
 
 @guard(RACES)
 def without_hearing_parts_of_answers() -> None:
-    put(silence.Silence, "listening", lambda self, _: contextlib.nullcontext())
+    took = intake.Intake._took
+
+    def unheard(self: Any, size: int) -> bool:
+        heard = self.heard
+        taken = took(self, size)
+        self.heard = heard
+        return taken
+
+    put(intake.Intake, "_took", unheard)
 
 
 @guard(RACES)
 def without_patience_for_large_replies() -> None:
-    put(silence, "_PATIENCE", 1)
+    put(silence, "PATIENCE", 1)
 
 
 @guard(RACES)

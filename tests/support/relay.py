@@ -1,4 +1,4 @@
-"""A relay in front of a server, on the test's own event loop, that may deliver late what a client has sent."""
+"""A relay in front of a server, on the test's own event loop, that delivers late, or says things of its own."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,8 @@ class Link:
     :ivar reset: whether the client ended it by a reset; None while it stands.
     :ivar heard: bytes that the server has sent.
     :ivar over: whether the server has ended it.
+    :ivar ready: whether it stands.
+    :ivar muted: whether what the server sends is thrown away.
     """
 
     def __init__(self, relay: "Relay") -> None:
@@ -21,6 +23,15 @@ class Link:
         self.reset: bool | None = None
         self.heard = 0
         self.over = False
+        self.muted = relay.muted
+        self.ready = False
+
+    async def say(self, data: bytes) -> None:
+        """Send the client something that the server has not said."""
+        # uvloop answers a write to what has just been closed by a RuntimeError.
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            self._writer.write(data)
+            await self._writer.drain()
 
     def hold(self) -> None:
         """Keep what the client sends from now on, and its end, until `deliver`."""
@@ -39,6 +50,8 @@ class Link:
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, self._server = await asyncio.open_connection("127.0.0.1", self._relay.target)
+        self._writer = writer
+        self.ready = True
         back = asyncio.create_task(self._back(answers, writer))
         try:
             while chunk := await reader.read(1 << 16):
@@ -66,7 +79,7 @@ class Link:
         with contextlib.suppress(ConnectionError):
             while chunk := await answers.read(1 << 16):
                 self.heard += len(chunk)
-                if not writer.is_closing():
+                if not writer.is_closing() and not self.muted:
                     writer.write(self.passed(chunk))
         self.over = True
         writer.close()
@@ -77,12 +90,14 @@ class Relay:
 
     :ivar links: the connections so far.
     :ivar refusing: whether new connections are ended at once.
+    :ivar muted: whether new connections are muted.
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.links: list[Link] = []
         self.refusing = False
+        self.muted = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def link(self) -> Link:
