@@ -96,9 +96,15 @@ async def test_values_as_large_as_they_may_be_are_no_frame_without_end(
     monkeypatch.setattr(intake, "_REPLY_BYTES", MIB)
     monkeypatch.setattr(intake, "_TIMES", 1)
     values = {f"k{number}": bytes(MIB - 16) for number in range(24)}
+    loads: list[int] = []
+
+    def load(keys: list[str]) -> dict[str, bytes]:
+        loads.append(len(keys))
+        return {key: values[key] for key in keys}
+
     async with Relay(server.port) as relay:
         for _ in range(2):
             async with AsyncCacheManager(redis_url=relay.url, max_value_bytes=MIB, op_timeout=20) as cache:
                 # The second time in few replies, as no large value has come through that connection so far.
-                await cache.get_or_set_many("t", values, lambda keys: {key: values[key] for key in keys})
-        assert len(relay.links) == 2
+                await cache.get_or_set_many("t", values, load)
+        assert (loads, len(relay.links)) == ([24], 2)
