@@ -211,14 +211,13 @@ async def test_a_cancelled_get_many_leaves_no_complaints(url: str, proxy: Any) -
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_fork_while_another_thread_holds_our_locks() -> None:
     """PITFALLS 12: the child finds them free."""
-    from magnus_cache import managers, namespaces
-    from magnus_cache.codec import registry
+    from magnus_cache.redis import journal_file
+    from magnus_cache.sections import section
 
-    locks = (managers._lock, namespaces.default_registry._lock, registry._lock)
     held, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with locks[0], locks[1], locks[2]:
+        with section(), journal_file._MAKING():
             held.set()
             go.wait(20)
 
@@ -228,10 +227,8 @@ def test_a_fork_while_another_thread_holds_our_locks() -> None:
     child = os.fork()
     if not child:
         signal.alarm(5)
-        for lock in locks:
-            with lock:
-                pass
-        os._exit(7)
+        with section(), journal_file._MAKING():
+            os._exit(7)
     go.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
