@@ -35,7 +35,7 @@ from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.heartbeat import Heartbeat, take_time
 from magnus_cache.redis.intake import UNASKED_BYTES, Intake, most_bytes
 from magnus_cache.redis.observer import Limits, Observer
-from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Source, Waiter
+from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
 from magnus_cache.redis.questions import Questions
 from magnus_cache.redis.silence import PATIENCE, Silence
 from magnus_cache.redis.trials import turn
@@ -78,10 +78,8 @@ class Wire:
         self.questions = Questions(self.loop, lambda: self.known.pace)
         self.holds = 0
         self.time, self.tracking = RedisTime(), False
-        self._endpoint = endpoint
-        self._limits = limits
-        self._breaker = breaker
-        self._observer = observer
+        self._endpoint, self._limits = endpoint, limits
+        self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
         self.over = False
         self.ended: Future[None] = Future()
@@ -130,7 +128,7 @@ class Wire:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         waiter = self.loop.create_future()
-        self.call(command, receive or _as_it_is, waiter)
+        self.call(command, receive or as_it_is, waiter)
         return await waiter
 
     async def renew(self) -> None:
@@ -322,7 +320,7 @@ class Wire:
                     self._pipeline.add_first(call)
             if self._observer.abandoned.waiting:
                 for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
-                    self._pipeline.add_first(Call(command, _as_it_is, ending))
+                    self._pipeline.add_first(Call(command, as_it_is, ending))
             chunks = self._pipeline.compose(now, quiet=self.server.echoes)
             self._silence.begin()
             self._schedule_beat()
@@ -367,7 +365,7 @@ class Wire:
             self.known = Known(self._limits.marker, self.known.confirmed)
             if self.server.history:
                 recognition = Recognition(self.known, self.server.history)
-                self._pipeline.add_first(Call(commands.recognize(self._limits.probe), _as_it_is, recognition))
+                self._pipeline.add_first(Call(commands.recognize(self._limits.probe), as_it_is, recognition))
                 self._ring()
             self._observer.flushed(self)
         else:
@@ -420,7 +418,3 @@ class Wire:
         """Let nothing count that was read from another database than the present one."""
         self.trust.retire()
         self._observer.exchanged(self)
-
-
-def _as_it_is(reply: Any, _source: Source, _sent: float) -> Any:
-    return reply
