@@ -92,9 +92,9 @@ async def test_values_as_large_as_they_may_be_are_no_frame_without_end(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Smaller than they are, so that the values may be.
-    monkeypatch.setattr(intake, "UNASKED_BYTES", MIB)
+    monkeypatch.setattr(intake, "_UNASKED_BYTES", MIB)
     monkeypatch.setattr(intake, "_REPLY_BYTES", MIB)
-    monkeypatch.setattr(intake, "_TIMES", 1)
+    monkeypatch.setattr(intake, "_TIMES", 2)
     values = {f"k{number}": bytes(MIB - 16) for number in range(24)}
     loads: list[int] = []
 

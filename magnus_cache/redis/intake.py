@@ -15,9 +15,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache.clock import Clock
 
-__all__ = ["UNASKED_BYTES", "Intake", "most_bytes"]
+__all__ = ["Intake"]
 
-UNASKED_BYTES: Final = 16 << 20
+_UNASKED_BYTES: Final = 16 << 20
 """Bytes of a frame while nothing is owed: an announcement names a hundred thousand keys in a few megabytes."""
 
 _REPLY_BYTES: Final = 64 << 20
@@ -25,28 +25,21 @@ _TIMES: Final = 8
 """Times a value's bytes that one reply may have. A value that is merely too large has to be read to be replaced."""
 
 
-def most_bytes(values: int, value_bytes: int) -> int:
-    """Return how many bytes the reply to a request may have.
-
-    :param values: how many values it is for.
-    :param value_bytes: bytes that one of them may have.
-    """
-    return max(_REPLY_BYTES, _TIMES * value_bytes) + (values - 1) * value_bytes
-
-
 class Intake:
     """Watches over what comes in through a connection.
 
     :param patience: seconds that a frame may take from its first byte to its last.
-    :param allowed: returns how many bytes the frame that is coming may have.
+    :param owed: returns how many values the next reply may carry; 0 if none is owed.
+    :param value_bytes: returns how many bytes one of them may have.
     :ivar refusal: why the present connection, or the last one, was ended; None if it was not.
     :ivar heard: seconds of the clock when something last came, be it a part of an answer.
     """
 
-    def __init__(self, patience: float, clock: Clock, allowed: Callable[[], int]) -> None:
+    def __init__(self, patience: float, clock: Clock, owed: Callable[[], int], value_bytes: Callable[[], int]) -> None:
         self._patience = patience
         self._clock = clock
-        self._allowed = allowed
+        self._owed = owed
+        self._value_bytes = value_bytes
         self._reader: Any = None
         self._size = 0
         self._begun = math.inf
@@ -97,10 +90,18 @@ class Intake:
             self._begun = now
             if self._timer is None:
                 self._watch(self._patience)
-        if self._size > UNASKED_BYTES and self._size > self._allowed():
+        if self._size > _UNASKED_BYTES and self._size > self._allowed():
             self._refuse("a frame is too large")
             return False
         return True
+
+    def _allowed(self) -> int:
+        """Return how many bytes the frame may have that is coming in."""
+        values = self._owed()
+        if not values:
+            return _UNASKED_BYTES
+        value_bytes = self._value_bytes()
+        return max(_REPLY_BYTES, _TIMES * value_bytes) + (values - 1) * value_bytes
 
     def _watch(self, seconds: float, overdue: float | None = None) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check, overdue)

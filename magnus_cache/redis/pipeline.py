@@ -140,9 +140,8 @@ class Pipeline:
         """What has been owed an answer for longest."""
         return self._sent[0] if self._sent else None
 
-    @property
     def values_owed(self) -> int:
-        """How many values, or other answers, the next reply may carry; 0 if none is owed."""
+        """Return how many values, or other answers, the next reply may carry; 0 if none is owed."""
         frame = self.oldest
         if frame is None:
             return 0

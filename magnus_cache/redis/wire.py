@@ -33,7 +33,7 @@ from magnus_cache.redis.connection import Push, opened
 from magnus_cache.redis.diagnosis import explain, unable
 from magnus_cache.redis.handshake import STRANGER, Recognition, greet, introduce
 from magnus_cache.redis.heartbeat import Heartbeat, take_time
-from magnus_cache.redis.intake import UNASKED_BYTES, Intake, most_bytes
+from magnus_cache.redis.intake import Intake
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
 from magnus_cache.redis.questions import Questions
@@ -85,7 +85,7 @@ class Wire:
         self.ended: Future[None] = Future()
         self._up = False
         self.server = STRANGER
-        self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._allowed)
+        self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf
         self._proved = self._stood = self._worked = False
@@ -234,7 +234,6 @@ class Wire:
                         opened(self._endpoint, self._limits.op_timeout, self._intake, self._settled)
                     )
                     await self._introduce(connection)
-                self._intake.completed()
                 self._ready()
                 writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
                 async with asyncio.timeout(None) as self._patience:
@@ -273,16 +272,12 @@ class Wire:
         self.server = server
 
     def _ready(self) -> None:
+        self._intake.completed()
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
         self._breaker.succeeded(self.clock())
         self._up, self._stood, self._worked, self._error = True, True, True, None
         self._observer.connected(self)
         self._schedule_beat()
-
-    def _allowed(self) -> int:
-        """Return how many bytes the frame may have that is coming in."""
-        values = self._pipeline.values_owed
-        return most_bytes(values, self._limits.value_bytes()) if values else UNASKED_BYTES
 
     def _settled(self) -> bool:
         return self._up and self._pipeline.oldest is None

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 from magnus_cache import reads
 from magnus_cache.codec import arrays, budget, builtin, floods, frames, values
 from magnus_cache.codec.marks import Mark
-from magnus_cache.redis import connection, intake, wire
+from magnus_cache.redis import connection, intake, pipeline
 from tests.support.guards import guard, nothing, put
 
 VALUES: Final = "tests/test_hostile_values.py"
@@ -84,12 +84,12 @@ SERVER: Final = "tests/test_hostile_server.py"
 
 @guard(f"{SERVER}::test_an_announcement_without_end_ends_the_connection")
 def without_a_lower_bound_on_what_comes_unasked() -> None:
-    put(wire.Wire, "_allowed", lambda self: 128 << 20)
+    put(intake, "_UNASKED_BYTES", 128 << 20)
 
 
 @guard(f"{SERVER}::test_a_reply_without_end_ends_the_connection_and_frees_its_memory")
 def without_a_bound_on_the_bytes_of_a_reply() -> None:
-    put(wire, "most_bytes", lambda values, size: 1 << 50)
+    put(intake, "_REPLY_BYTES", 1 << 50)
 
 
 @guard(f"{SERVER}::test_a_reply_without_end_ends_the_connection_and_frees_its_memory")
@@ -104,9 +104,9 @@ def without_a_deadline_for_a_frame() -> None:
 
 @guard(f"{SERVER}::test_a_handshake_without_end_ends_the_connection")
 def without_watching_the_handshake() -> None:
-    put(wire.Wire, "_allowed", lambda self: 16 << 20 if self._up else 1 << 50)
+    put(connection._PushParser, "on_connect", connection.DefaultParser.on_connect)
 
 
 @guard(f"{SERVER}::test_values_as_large_as_they_may_be_are_no_frame_without_end")
 def without_counting_the_values_that_are_owed() -> None:
-    put(wire, "most_bytes", lambda values, size: 2 * size)
+    put(pipeline.Pipeline, "values_owed", lambda _: 1)
