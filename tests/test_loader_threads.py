@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace, leases
+from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace, lease
 from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
 from magnus_cache.workers import Workers
 from tests.support.wait import wait_until, wait_until_async
@@ -357,7 +357,7 @@ async def test_a_source_that_is_only_slow_is_given_twice_the_time_with_each_atte
 
 async def test_a_lease_is_not_renewed_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody asks again in the process that hangs, the fleet goes on without it all the same."""
-    monkeypatch.setattr(leases, "_LONGEST", 1.5)
+    monkeypatch.setattr(lease, "_LONGEST", 1.5)
     gate = asyncio.Event()
 
     async def hung() -> int:
