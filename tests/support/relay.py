@@ -57,13 +57,14 @@ class Link:
             while chunk := await reader.read(1 << 16):
                 if self._held_back:
                     self.held += chunk
-                else:
+                elif not self._server.is_closing():
+                    # To what has just been cut, uvloop answers a write by a RuntimeError.
                     self._server.write(chunk)
             self.reset = False
         except ConnectionError:
             self.reset = True
         try:
-            if not self._held_back:
+            if not self._held_back and not self._server.is_closing():
                 self._server.write_eof()
             await back
         finally:
