@@ -33,8 +33,7 @@ __all__ = [
 ]
 
 EPOCH_LIFE: Final = 30 * 86_400_000
-"""Milliseconds that the epoch of a namespace or tag stays after it was issued, or used by a process that stays
-connected for a while; past it, its values are loaded anew."""
+"""Milliseconds that the epoch of a namespace or tag stays after it was issued; past it, its values are loaded anew."""
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
