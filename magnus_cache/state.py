@@ -365,7 +365,7 @@ class State(Forgetting):
         self.special.clear()
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases, self.eras, self.abandoned,
+            self.leases, self.eras, self.abandoned, self.workers,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

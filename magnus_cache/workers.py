@@ -1,39 +1,36 @@
-"""Threads for loaders that block: how many of one namespace run at a time on an event loop.
+"""Threads for loaders that block.
 
 anyio has the threads; the limit is our own, as it has to hold where anyio's does not. A thread counts until its loader
 has returned, also when nobody waits for it any more: it cannot be stopped, and uncounted ones would add up without end.
 It does not count while its loader waits for another load of the cache: forty loaders that need forty others would wait
-for ever for their own places. And each namespace has places of its own: a source that hangs takes only those.
+for ever for their own places. `loader_places` tells how many may run.
 """
 
 import asyncio
-import contextlib
 import inspect
 import math
-import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 
+from magnus_cache.loader_places import MOST, MOST_OF_ALL, LoaderPlaces
+
 __all__ = ["JOB", "Job", "Workers", "is_async"]
 
 T = TypeVar("T")
-
-_MOST: Final = 40
-"""Threads for one namespace on one event loop; as many as anyio and others have in all."""
 
 
 class Job:
     """A loader in a thread."""
 
-    __slots__ = ("_left", "_loop", "_on_end", "_places")
+    __slots__ = ("_left", "_loop", "_namespace", "_places")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, places: CapacityLimiter, on_end: Callable[[], object]) -> None:
-        self._loop = loop
+    def __init__(self, places: LoaderPlaces, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
         self._places = places
-        self._on_end = on_end
+        self._loop = loop
+        self._namespace = namespace
         self._left = [None]
 
     def begin(self) -> bool:
@@ -46,27 +43,15 @@ class Job:
 
     def end(self) -> None:
         """Give its place to another; from any thread."""
-        self._soon(self._release)
+        self._places.give(self._loop, self._namespace)
 
     def pause(self) -> None:
         """Let another loader run while this one waits; from any thread."""
-        self._soon(self._more, 1)
+        self._places.give(self._loop, self._namespace)
 
     def resume(self) -> None:
         """Count again, at once: for a moment there may be more threads than places. From any thread."""
-        self._soon(self._more, -1)
-
-    def _release(self) -> None:
-        self._places.release_on_behalf_of(self)
-        self._on_end()
-
-    def _more(self, places: int) -> None:
-        self._places.total_tokens += places
-
-    def _soon(self, callback: Callable[..., object], *args: Any) -> None:
-        # On a closed loop nobody waits for a place.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(callback, *args)
+        self._places.retake(self._loop, self._namespace)
 
 
 JOB: Final[ContextVar[Job | None]] = ContextVar("magnus_cache_job", default=None)
@@ -82,13 +67,15 @@ class Workers:
     """The threads of one cache.
 
     :param most: how many of one namespace run at a time, for each event loop.
+    :param most_of_all: how many run at a time.
     """
 
-    def __init__(self, most: int = _MOST) -> None:
-        self._most = most
-        self._places: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CapacityLimiter]] = (
-            weakref.WeakKeyDictionary()
-        )
+    def __init__(self, most: int = MOST, most_of_all: int = MOST_OF_ALL) -> None:
+        self.places = LoaderPlaces(most, most_of_all)
+
+    def reset(self) -> None:
+        """Begin anew, as in a forked child."""
+        self.places.reset()
 
     async def call(self, loader: Callable[[], T] | Callable[[], Awaitable[T]], namespace: str) -> T:
         """Await a coroutine function; run any other in a thread, so that it holds up nobody else.
@@ -109,15 +96,7 @@ class Workers:
         return cast("T", await value if inspect.isawaitable(value) else value)
 
     async def _in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
-        loop = asyncio.get_running_loop()
-        lanes = self._places.setdefault(loop, {})
-        places = lanes.setdefault(namespace, CapacityLimiter(self._most))
-
-        def forget() -> None:
-            if not places.borrowed_tokens and not places.statistics().tasks_waiting and lanes.get(namespace) is places:
-                del lanes[namespace]
-
-        job = Job(loop, places, forget)
+        job = Job(self.places, asyncio.get_running_loop(), namespace)
 
         def work() -> Any:
             if not job.begin():
@@ -128,11 +107,7 @@ class Workers:
             finally:
                 job.end()
 
-        try:
-            await places.acquire_on_behalf_of(job)
-        except BaseException:
-            forget()
-            raise
+        await self.places.acquire(namespace)
         try:
             # Those that anyio lets have a thread have a place of ours.
             unlimited = CapacityLimiter(math.inf)

@@ -157,17 +157,70 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
     assert await late == 1
     assert most == 2
     # The threads that nobody waited for end when they are scheduled, not when a later one does.
-    await wait_until_async(lambda: running == 0 and not workers._places[asyncio.get_running_loop()])
+    await wait_until_async(lambda: running == 0 and not workers.places.running)
+    assert workers.places.lane(asyncio.get_running_loop(), "t") is None
+
+
+async def test_threads_are_bounded_in_all_and_a_source_that_works_finds_one(gate: threading.Event) -> None:
+    """However many sources hang: they share what there is, and leave as much as each of them has."""
+    workers, sources = Workers(4, 8), 3
+    hung = [asyncio.create_task(workers.call(gate.wait, f"hangs{n % sources}")) for n in range(12)]
+    # Of eight: four for the first (or two each, as they come in turn), and so on; there is one left in any case.
+    await wait_until_async(lambda: workers.places.running == 6)
+    for number in range(3):
+        assert await workers.call(lambda: "there", f"works{number}") == "there"
+    assert workers.places.running == 6
+    gate.set()
+    await asyncio.gather(*hung)
+    assert await workers.call(lambda: "there", "hangs0") == "there"
+
+
+def test_threads_of_event_loops_that_have_ended_count_as_well(gate: threading.Event) -> None:
+    workers, begun = Workers(4, 8), threading.Semaphore(0)
+
+    def hang() -> None:
+        begun.release()
+        gate.wait(10)
+
+    async def leave_some() -> None:
+        tasks = [asyncio.create_task(workers.call(hang, f"t{number}")) for number in range(4)]
+        for _ in tasks:
+            await asyncio.to_thread(begun.acquire)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    async def waits() -> str:
+        task = asyncio.create_task(workers.call(lambda: "there", "t"))
+        lane = None
+        while lane is None or not lane.waiting:
+            await asyncio.sleep(0.005)
+            lane = workers.places.lane(asyncio.get_running_loop(), "t")
+        gate.set()
+        return await task
+
+    for _ in range(2):
+        asyncio.run(leave_some())
+    assert workers.places.running == 8
+    assert asyncio.run(waits()) == "there"
+    wait_until(lambda: not workers.places.running)
+
+
+def test_a_forked_child_has_none_of_the_threads() -> None:
+    workers = Workers(4, 8)
+    workers.places.running = 8
+    workers.reset()
+    assert asyncio.run(workers.call(lambda: "there", "t")) == "there"
 
 
 async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
     workers, called = Workers(1), []
     first = asyncio.create_task(workers.call(gate.wait, "t"))
-    await wait_until_async(lambda: workers._places)
-    places = workers._places[asyncio.get_running_loop()]["t"]
-    await wait_until_async(lambda: places.borrowed_tokens == 1)
+    await wait_until_async(lambda: workers.places.running == 1)
+    lane = workers.places.lane(asyncio.get_running_loop(), "t")
+    assert lane is not None
     second = asyncio.create_task(workers.call(lambda: called.append(1), "t"))
-    await wait_until_async(lambda: places.statistics().tasks_waiting == 1)
+    await wait_until_async(lambda: len(lane.waiting) == 1)
     second.cancel()
     await asyncio.wait([second])
     gate.set()

@@ -907,7 +907,7 @@ def without_counting_threads_to_their_end() -> None:
         try:
             return await original(self, loader, namespace)
         except asyncio.CancelledError:
-            jobs[-1]._places.release_on_behalf_of(jobs[-1])
+            jobs[-1].end()
             put(jobs[-1].__class__, "end", nothing)
             raise
         finally:

@@ -3,7 +3,7 @@
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from magnus_cache import reads
+from magnus_cache import loader_places, reads
 from magnus_cache.codec import arrays, budget, builtin, floods, frames, values
 from magnus_cache.codec.marks import Mark
 from magnus_cache.redis import connection, intake, pipeline
@@ -110,3 +110,30 @@ def without_watching_the_handshake() -> None:
 @guard(f"{SERVER}::test_values_as_large_as_they_may_be_are_no_frame_without_end")
 def without_counting_the_values_that_are_owed() -> None:
     put(pipeline.Pipeline, "values_owed", lambda _: 1)
+
+
+THREADS: Final = "tests/test_loader_threads.py"
+
+
+@guard(f"{THREADS}::test_threads_are_bounded_in_all_and_a_source_that_works_finds_one")
+def without_leaving_places_for_other_namespaces() -> None:
+    def has_room(self: Any, lane: Any) -> bool:
+        return bool(lane.running < self._most and self.running < self._most_of_all)
+
+    put(loader_places.LoaderPlaces, "_has_room", has_room)
+
+
+@guard(
+    f"{THREADS}::test_threads_are_bounded_in_all_and_a_source_that_works_finds_one",
+    f"{THREADS}::test_threads_of_event_loops_that_have_ended_count_as_well",
+)
+def without_a_bound_on_all_threads() -> None:
+    put(loader_places.LoaderPlaces, "_has_room", lambda self, lane: lane.running < self._most)
+
+
+@guard(f"{THREADS}::test_a_forked_child_has_none_of_the_threads")
+def without_new_places_in_a_forked_child() -> None:
+    put(loader_places.LoaderPlaces, "reset", lambda self: None if hasattr(self, "running") else reset(self))
+
+
+reset = loader_places.LoaderPlaces.reset
