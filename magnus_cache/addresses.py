@@ -46,7 +46,7 @@ class Held(NamedTuple):
     value: Any
     payload: bytes | None
     size: int
-    """Bytes of the encoded value."""
+    """Bytes of the value as it is kept, encoded or decoded."""
     version: int
     """The unique version in its envelope."""
     epoch: int = 0

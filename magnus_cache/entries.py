@@ -93,7 +93,7 @@ class Entry(float):
         """Make an entry.
 
         :param deadline: monotonic seconds.
-        :param size: bytes of the encoded value, below 2**40, also if it is kept decoded.
+        :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
         :param version: the unique version in its envelope, 64 bits.
         :param more: what `afterlife` returns.
         """
@@ -116,6 +116,13 @@ class Entry(float):
         payload = self.payload
         return Entry(self.value, payload, deadline, trust, self.size, self.version, more)
 
+    def decoded(self, value: Any, size: int) -> "Entry":
+        """Return the same value decoded.
+
+        :param size: bytes that it takes so.
+        """
+        return Entry(value, None, self.deadline, self.trust, size, self.version, self._packed >> _MORE_BITS)
+
     def __bool__(self) -> Literal[True]:
         return True
 
@@ -129,12 +136,12 @@ class Entry(float):
 
     @property
     def size(self) -> int:
-        """Bytes of the encoded value."""
+        """Bytes of the value as it is kept, and what its tags are counted for."""
         return self._packed & _SIZE_MASK
 
     @property
     def length(self) -> int:
-        """Bytes of the encoded value, without what its tags are counted for."""
+        """Bytes of the value as it is kept, without what its tags are counted for."""
         return self.size
 
     @property
@@ -195,8 +202,15 @@ class TaggedEntry(Entry):
 
     @property
     def length(self) -> int:
-        """Bytes of the encoded value, without what its tags are counted for."""
+        """Bytes of the value as it is kept, without what its tags are counted for."""
         return self.size - _TAG_OVERHEAD * len(self.marks)
+
+    def decoded(self, value: Any, size: int) -> "TaggedEntry":
+        """Return the same value decoded; see `Entry`."""
+        again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, self._packed >> _MORE_BITS)
+        again.marks = self.marks
+        again.stamp = self.stamp
+        return again
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""

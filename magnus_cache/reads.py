@@ -24,6 +24,7 @@ from magnus_cache.errors import (
     CacheUnavailableError,
     CacheValueTooLargeError,
 )
+from magnus_cache.footprint import keep_decoded
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
 from magnus_cache.negatives import decode_error
@@ -94,9 +95,7 @@ class Reads:
             self.unreadable(address, error)
             return MISS
         if address.namespace.share or codec.shareable(value):
-            # In this order: whoever sees no payload must see the value.
-            entry.value = value
-            entry.payload = None
+            keep_decoded(self._memory, address.name, entry, value)
         return value
 
     def error(self, address: Address, entry: Entry) -> Exception | None:

@@ -22,6 +22,7 @@ from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Fill, LocalTrust, Trust
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.footprint import footprint, has_room
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
 from magnus_cache.reads import Reads
@@ -170,11 +171,13 @@ class Writes:
     def held(self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]) -> Held:
         """Return what is to be kept of a value, with a new version."""
         version = envelope.new_version()
-        if codec.shareable(value):
-            return Held(value, None, len(payload), version, tags=tags)
-        if address.namespace.share:
-            # A copy all the same: what the maker of the value goes on to do with it is not our business.
-            return Held(codec.decode(payload), None, len(payload), version, tags=tags)
+        shareable = codec.shareable(value)
+        if shareable or address.namespace.share:
+            # A copy unless it is immutable: its maker may go on to change it.
+            kept = value if shareable else codec.decode(payload)
+            size = footprint(kept, len(payload))
+            if has_room(self.state.memory, size):
+                return Held(kept, None, size, version, tags=tags)
         return Held(None, payload, len(payload), version, tags=tags)
 
     async def _send(

@@ -3,7 +3,7 @@
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from magnus_cache import loader_places, reads
+from magnus_cache import footprint, loader_places, reads, writes
 from magnus_cache.codec import arrays, budget, builtin, floods, frames, values
 from magnus_cache.codec.marks import Mark
 from magnus_cache.redis import connection, intake, pipeline
@@ -137,3 +137,26 @@ def without_new_places_in_a_forked_child() -> None:
 
 
 reset = loader_places.LoaderPlaces.reset
+
+
+FOOTPRINT: Final = "tests/test_footprint.py"
+
+
+@guard(FOOTPRINT)
+def without_counting_what_decoded_values_take() -> None:
+    for module in (footprint, writes):
+        put(module, "footprint", lambda value, encoded: encoded)
+
+
+@guard(FOOTPRINT)
+def without_room_for_decoded_values() -> None:
+    for module in (footprint, writes):
+        put(module, "has_room", lambda memory, size: True)
+
+
+@guard(FOOTPRINT)
+def without_counting_again_what_is_decoded_later() -> None:
+    def keep(memory: Any, name: bytes, entry: Any, value: Any) -> None:
+        entry.value, entry.payload = value, None
+
+    put(reads, "keep_decoded", keep)
