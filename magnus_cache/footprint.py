@@ -22,6 +22,7 @@ _SAMPLES: Final = 16
 
 _ALIGNMENT: Final = 16
 _OBJECT: Final = 64
+_HEAD: Final = sys.getsizeof("")
 _PLAIN: Final = frozenset({str, bytes, int, float, complex, range})
 _SMALL_INTS: Final = range(-5, 257)
 """Integers that exist once."""
@@ -37,7 +38,8 @@ def footprint(value: Any, encoded: int) -> int:
     """
     kind = type(value)
     if kind in _PLAIN:
-        return sys.getsizeof(value)
+        # What a single object takes beside its content is counted with the entry.
+        return max(encoded, sys.getsizeof(value) - _HEAD)
     return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
 
 
