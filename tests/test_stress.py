@@ -60,7 +60,7 @@ def test_nothing_goes_wrong_for_long(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SOAK, reason="takes minutes; set MAGNUS_CACHE_SOAK=1")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("hole", HOLES, ids=[hole.mutant for hole in HOLES])
+@pytest.mark.parametrize("hole", HOLES, ids=[f"{hole.mutant}, {hole.disturbance}" for hole in HOLES])
 def test_a_guard_that_is_off_is_missed(hole: Hole, tmp_path: Path) -> None:
     assert found(hole, tmp_path, seed=1), f"nothing was found in {hole.seconds:g} s"
 
