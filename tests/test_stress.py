@@ -60,7 +60,7 @@ def test_nothing_goes_wrong_for_long(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SOAK, reason="takes minutes; set MAGNUS_CACHE_SOAK=1")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("hole", HOLES, ids=[hole.mutant for hole in HOLES])
+@pytest.mark.parametrize("hole", HOLES, ids=[f"{hole.mutant}, {hole.disturbance}" for hole in HOLES])
 def test_a_guard_that_is_off_is_missed(hole: Hole, tmp_path: Path) -> None:
     assert found(hole, tmp_path, seed=1), f"nothing was found in {hole.seconds:g} s"
 
@@ -141,6 +141,9 @@ def test_the_judge_accuses_who_serves_what_is_stale(records: list[Record], stale
         ([load(HERE, 1.0, 1.2), record(Kind.FRESH, PEER, 1.05, 1.4), load(PEER, 1.1, 1.3)], 0),
         ([load(HERE, 1.0, 1.2), record(Kind.STALLED, PEER, 0.5, 1.05), load(PEER, 1.1, 1.3)], 0),
         ([load(HERE, 1.0, 1.2), record(Kind.BROKEN, HERE, 0.9, 1.05), load(PEER, 1.1, 1.3)], 0),
+        ([load(HERE, 1.0, 1.2), record(Kind.CLOSED, HERE, 1.05, 1.05), load(PEER, 1.1, 1.3)], 0),
+        ([load(HERE, 1.0, 1.2), record(Kind.CLOSED, HERE, 0.9, 0.9), load(PEER, 1.1, 1.3)], 1),  # long before
+        ([load(HERE, 1.0, 1.2), record(Kind.CLOSED, PEER, 1.05, 1.05), load(PEER, 1.1, 1.3)], 1),  # not the holder
         ([record(Kind.LOAD, HERE, 1.0, 1.2, 1), load(PEER, 1.1, 1.3)], 0),  # left behind
     ],
 )

@@ -22,8 +22,9 @@ a signal handler or a finalizer may have taken place or not, now or later: it ac
 *Loaded twice.* While a loader runs, no second one of the key begins on the same Redis, unless something ended the
 first one's right to the key: an invalidation, a write, a call for a fresh value, or one that perhaps was made, from
 one bound before the first load (a cache that lags may be too careful) to the second; or one of the two workers, or the
-server, stood still or lost a connection, so that a lease may have run out. A loader in a thread that was left behind by
-its cancelled caller is not counted.
+server, stood still or lost a connection, so that a lease may have run out. A cache also gives its leases up if a
+connection ends before it has asked what an announcement on it was about: that an event loop of the first one's cache
+ended meanwhile excuses as well. A loader in a thread that was left behind by its cancelled caller is not counted.
 
 *Lost.* A read finds nothing although the last `set` of its key returned True before it, and nothing excused that: no
 invalidation or other write since one bound before that `set`, no lost connection of either cache, no eviction.
@@ -116,6 +117,7 @@ class _Case:
         self.unfinished = {(r.key, r.first) for r in self.by_kind[Kind.MAYBE]}
         self.apart = self._by_cache(Kind.APART)
         self.broken = self._by_cache(Kind.BROKEN)
+        self.closed = self._by_cache(Kind.CLOSED)
         stalls = self.by_kind[Kind.STALLED]
         self.stalled = {
             worker: _Spans((r.first, r.second) for r in stalls if r.cache in (worker * CACHES, EVERYBODY))
@@ -266,6 +268,9 @@ def _find_twice(case: _Case, verdict: Verdict) -> None:
 def _may_overlap(case: _Case, place: int, key: int, first: Record, second: Record) -> bool:
     begin = first.first - case.bound
     if case.touched(place, key, begin, second.first):
+        return True
+    # Not before the lease was granted: that was a moment before the loader began.
+    if case.was(case.closed, first.cache, first.first - SECOND // 20, second.first):
         return True
     caches = {first.cache, second.cache}
     return any(

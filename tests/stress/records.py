@@ -54,6 +54,8 @@ class Kind(IntEnum):
     """A worker did not run, or the server did not."""
     SLOW = 11
     """A call took long."""
+    CLOSED = 12
+    """A connection of a cache came to its end, as an event loop did."""
 
 
 class Record(NamedTuple):

@@ -115,6 +115,8 @@ class Worker:
                     since[what] = moment if bad[what] else 0
 
         def note_cut(wire: Any) -> None:
+            moment = now()
+            self._log.note(Kind.CLOSED, cache.number, (0,), moment, moment)
             with lock:
                 down.add(wire)
             look()
