@@ -60,11 +60,19 @@ def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, 
     # A file with a secret ends in a new line, which is no part of it; blanks may be.
     values = {field: (found.get(_variable(field)) or "").strip("\r\n" if field in _LOGIN else None) for field in fields}
     layer: dict[str, Any] = {field: value for field, value in values.items() if value}
-    # Beside a service named "redis", Kubernetes sets REDIS_PORT to its address in every pod.
-    if (injected := _ADDRESS.fullmatch(layer.get("redis_port", ""))) is not None:
-        layer["redis_port"] = injected["port"]
-        layer.setdefault("redis_host", injected["host"].strip("[]"))
+    if _ADDRESS.fullmatch(layer.get("redis_port", "")):
+        # No port that anybody has set; see `_injected`.
+        del layer["redis_port"]
     return layer
+
+
+def _injected(found: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return where Redis is by the address that Kubernetes sets in every pod beside a service named ``redis``.
+
+    It is below all that somebody has written down: a host, a port, or a URL, wherever that stands.
+    """
+    address = _ADDRESS.fullmatch((found.get("REDIS_PORT") or "").strip())
+    return {} if address is None else {"redis_host": address["host"].strip("[]"), "redis_port": address["port"]}
 
 
 def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) -> None:
@@ -155,12 +163,16 @@ class CacheSettings(BaseSettings):
         _warn_of_unknown(file, fields, f"in {_DOTENV}")
         surroundings = _over(_layer(os.environ, fields), _layer(file, fields))
         given = _over(values, surroundings)
+        injected = {} if given.get("redis_url") else _injected(os.environ)
+        names = dict.fromkeys(injected, "REDIS_PORT")
+        names |= {field: field if field in values else _variable(field) for field in given}
+        given = injected | given
         try:
             super().__init__(**given)
         except ValidationError as error:
             problem = _explained(error)
         else:
-            self._names = {field: field if field in values else _variable(field) for field in given}
+            self._names = names
             return
         # Raised here and not above: pydantic's own error holds the input, and must not come along as the context.
         raise CacheSettingsError(problem)

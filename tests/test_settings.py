@@ -282,6 +282,28 @@ def test_a_port_that_kubernetes_injects_is_an_address(
     assert where(**keywords) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("REDIS_URL=redis://from-file:7/1", "redis://from-file:7/1"),
+        ("REDIS_HOST=from-file", "redis://from-file:6380/0"),
+        ("REDIS_HOST=from-file\nREDIS_PORT=7", "redis://from-file:7/0"),
+    ],
+)
+def test_a_port_that_kubernetes_injects_is_below_what_the_file_says(
+    monkeypatch: pytest.MonkeyPatch, line: str, expected: str
+) -> None:
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.96.0.12:6380")
+    Path(".env").write_text(f"{line}\n")
+    assert where() == expected
+
+
+def test_messages_name_the_variable_that_kubernetes_has_injected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.96.0.12:6380")
+    assert CacheSettings().endpoint().name("redis_host") == "REDIS_PORT"
+    assert CacheSettings(redis_host="here").endpoint().name("redis_host") == "redis_host"
+
+
 def test_a_port_that_kubernetes_injects_does_no_harm_without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PORT", "tcp://[fd00::1]:6380")
     assert not CacheSettings(redis_enabled=False).redis_enabled
