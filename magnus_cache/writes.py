@@ -54,7 +54,7 @@ class Writes:
 
     def __init__(self, reads: Reads) -> None:
         self.state = reads.state
-        self.reads = self._reads = reads
+        self.reads = reads
         self._memory = reads.state.memory
         self._clock = reads.state.clock
         self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
@@ -97,7 +97,7 @@ class Writes:
 
         async def attempt() -> None:
             nonlocal held
-            await self._reads.epochs.settled(wire, address.realm, tags)
+            await self.reads.epochs.settled(wire, address.realm, tags)
             held = held._replace(epoch=self.state.epochs.highest)
             command = partial(commands.store, address.name, database=wire.database)
             await self._send(wire, address, held, payload, ttl, command)
@@ -143,11 +143,11 @@ class Writes:
         if lease.void:
             return False
         try:
-            self._reads.epochs.prepare(lease.wire, address.realm, tags)
+            self.reads.epochs.prepare(lease.wire, address.realm, tags)
             command = partial(scripts.fill, address.name, lease.token, database=lease.wire.database)
             stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, command))
         except CacheUnavailableError as error:
-            self._reads.failed(address, error)
+            self.reads.failed(address, error)
             if claim.fresh:
                 # What it was to replace may still be there.
                 self._distrust((address.name,))
@@ -200,13 +200,13 @@ class Writes:
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(address.name)
-        fill = self._reads.expect(address)
+        fill = self.reads.expect(address)
         receive = partial(self._stored, address, fill, held, (fresh_until, ttl))
         life = ttl if held.negative else ttl + address.freshness.grace
         try:
             stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
         finally:
-            self._reads.settle(fill)
+            self.reads.settle(fill)
         if stored and wire.time.steps != steps:
             # The answer that came along with it says that the server's clock was set: by that, its end was wrong.
             fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
@@ -245,8 +245,8 @@ class Writes:
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if stored and fill is not None and floor is not None and floor <= held.epoch:
             # By Redis' time as it is known by now.
-            deadline, trust = source.time.end(*times, sent), self._reads.trust(source, sent)
-            kept = self._memory.fill(fill, self._reads.entry(address, held, deadline, trust, sent, generation, marks))
+            deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
+            kept = self._memory.fill(fill, self.reads.entry(address, held, deadline, trust, sent, generation, marks))
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(address.name)
@@ -254,7 +254,7 @@ class Writes:
 
     def _refused(self, address: Address, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
-        self._reads.failed(address, error)
+        self.reads.failed(address, error)
         mark = self.unsure((address.name,))
         if self.state.reachable:
             self._stays_here(address, error)
@@ -303,7 +303,7 @@ class Writes:
             if overtaken():
                 return False
             trust = trust or self.state.local_trust()
-            entry = self._reads.entry(address, held, now + ttl, trust, now, generation, marks)
+            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)

@@ -56,6 +56,10 @@ class Interruption:
                 self._called[frame] = True
             elif operation in _BACK:
                 self._reached(frame)
+        elif event == "exception":
+            # A call that has raised goes to the handler without a look for signals. An exception there, where the
+            # handler has not taken over the first one yet, would leave that one being handled for good.
+            self._called.pop(frame, None)
         elif event == "return" and frame.f_back is not None and not frame.f_code.co_flags & inspect.CO_GENERATOR:
             # After a function of Python has returned there is no look for signals, but one when the next begins. What
             # goes through a generator is written in C.
