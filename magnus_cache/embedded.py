@@ -26,6 +26,11 @@ __all__ = ["EmbeddedServer", "ServerNotFoundError", "find_redis", "find_valkey"]
 
 _PATIENCE: Final = 10.0
 _ATTEMPTS: Final = 5
+_PREFIX: Final = "magnus-cache-"
+_SHORT: Final = "/tmp"  # only `mkdtemp` makes anything in it
+_LONGEST: Final = 90
+"""Bytes of a directory in which a socket can be made: its whole name may have 103 on macOS, and 107 on Linux."""
+
 
 _WATCH: Final = 'while read -r _; do :; done; kill -KILL "$1"; /bin/rm -rf -- "$2"'
 """What runs beside the server: its input ends when this program does, by whatever death. `atexit` knows only one."""
@@ -73,7 +78,7 @@ class EmbeddedServer:
     def __init__(self, binary: Path | None = None, **options: str) -> None:
         self._binary = binary or _any_server()
         self._options = options
-        self._directory = Path(tempfile.mkdtemp(prefix="magnus-cache-"))
+        self._directory = _new_directory()
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -214,6 +219,15 @@ def _any_server() -> Path:
             return find_redis()
         except ServerNotFoundError:
             raise missing from None
+
+
+def _new_directory() -> Path:
+    """Make a directory of one's own whose sockets have names that are short enough for a socket."""
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    if len(os.fsencode(directory)) <= _LONGEST or not os.access(_SHORT, os.W_OK):
+        return directory
+    directory.rmdir()
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT))
 
 
 def _free_port() -> int:

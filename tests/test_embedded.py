@@ -264,3 +264,15 @@ def test_without_the_extra_a_server_on_the_path_will_do(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(folder))
     with EmbeddedServer() as server:
         assert _get(server, "k") is None
+
+
+def test_it_starts_where_temporary_files_have_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket's name has 107 bytes at most."""
+    deep = tmp_path / ("x" * 60) / ("y" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(embedded.tempfile, "tempdir", str(deep))
+    with EmbeddedServer() as server:
+        assert server.running
+        directory = server.directory
+    assert not directory.exists()
+    assert not list(deep.iterdir())
