@@ -21,6 +21,7 @@ from benchmarks.memory_hits import async_hits, blocking_hits
 from benchmarks.plan import PREFIX, Plan
 from benchmarks.redis_hits import async_redis_hits
 from benchmarks.report import budget_text, facts, figures, table_text
+from benchmarks.stalls import stalls
 from benchmarks.tables import Table
 from benchmarks.thread_hits import blocking_redis_hits
 from magnus_cache.embedded import EmbeddedServer
@@ -38,6 +39,7 @@ BENCHMARKS: Final[dict[str, Callable[[Plan], Table]]] = {
     "miss": misses,
     "invalidation": invalidations,
     "clear": clears,
+    "stalls": stalls,
 }
 """The benchmarks by name, in the order in which they run."""
 

@@ -86,6 +86,10 @@ BUDGETS: Final[tuple[Budget, ...]] = (
         "invalidation vs a PUBLISH, {} under 2x the time",
         "invalidation", _PUBLISH, dict.fromkeys(("set p99", "delete p99"), 1 / 2),
     ),
+    *(
+        Budget(f"the loop held up by a large {call}", "stalls", call, at_most=10.0)
+        for call in ("set", "get, memory", "get, Redis", "set_many", "get_many, memory", "get_many, Redis")
+    ),
     Budget("loads for 8 processes x 100 tasks on one cold key: exactly 1"),
 )  # fmt: skip
 

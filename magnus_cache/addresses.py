@@ -7,7 +7,7 @@ from magnus_cache.freshness import Freshness
 from magnus_cache.namespaces import Namespace
 from magnus_cache.stats import Counters
 
-__all__ = ["MISS", "Address", "Held", "Missing"]
+__all__ = ["LARGE", "MISS", "Address", "Held", "Large", "Missing"]
 
 
 class Missing:
@@ -20,6 +20,18 @@ class Missing:
 
 
 MISS: Final = Missing()
+
+
+class Large:
+    """The type of `LARGE`, which stands for a value that takes too long to be decoded in one step."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "LARGE"
+
+
+LARGE: Final = Large()
 
 
 class Address:

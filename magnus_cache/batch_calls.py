@@ -1,34 +1,39 @@
 """Calls for many keys at a time: `get_or_set_many`, and what a function decorated with `cached_many` does."""
 
 import asyncio
-import inspect
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from magnus_cache.addresses import MISS
-from magnus_cache.batch_reads import look_many
+from magnus_cache.batch_reads import look_many, look_many_blocking, weight
 from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import SERVING, Flight
+from magnus_cache.judging import JudgedValue
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
+from magnus_cache.pacing import Step, at_once, in_turns, turn
 from magnus_cache.rules import Rule, check_callable
-from magnus_cache.workers import is_async
 
 __all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
+
+T = TypeVar("T")
 
 BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], Awaitable[Mapping[Any, Any]]]
 """A function or coroutine function of a list of keys that returns a mapping of keys to values."""
 
-_STEP: Final = 100
-"""Keys handled in one turn of the loop."""
+_STEP: Final = 64
+"""Keys whose places are found in one step."""
+
+_LOOKED_FOR: Final = 100
+"""Keys that are looked for at a time."""
 
 _LOOK: Final = 1.0
 """Seconds after which a blocked thread looks whether the background loop is still there."""
@@ -71,6 +76,83 @@ def _source(loader: object) -> object:
     return getattr(loader, "__code__", loader)
 
 
+class _Search:
+    """One call for many keys: what it wants, what there is of that, and what is missing."""
+
+    def __init__(self, engine: Engine, *, fresh: bool) -> None:
+        self._engine = engine
+        self.fresh = fresh or engine.state.mode is Mode.BYPASS
+        self.keys: list[Any] = []
+        # Keys that are stored at one place are one.
+        self.missing: dict[bytes, Wanted] = {}
+        self._names: dict[Any, bytes] = {}
+        self._values: dict[bytes, Any] = {}
+        self._stale: dict[bytes, Entry] = {}
+
+    def add(self, items: Iterable[Wanted]) -> None:
+        """Want some keys.
+
+        :raises CacheArgumentError: for one that is equal to another that is stored elsewhere.
+        """
+        for item in items:
+            name = item.address.name
+            self.keys.append(item.key)
+            self.missing.setdefault(name, item)
+            if self._names.setdefault(item.key, name) != name:
+                problem = (
+                    f"{item.key!r} is equal to another key of another type, so that no mapping can tell them apart"
+                )
+                raise CacheArgumentError("keys", problem)
+
+    def steps(self) -> Iterator[list[Wanted]]:
+        """Yield what is to be looked for, some at a time."""
+        wanted = [] if self.fresh else list(self.missing.values())
+        for start in range(0, len(wanted), _LOOKED_FOR):
+            yield wanted[start : start + _LOOKED_FOR]
+
+    def found(self, item: Wanted, entry: Entry | None, value: Any, *, near: bool) -> None:
+        """Note what there is of a key: its value, or MISS and perhaps something that is past its end."""
+        name = item.address.name
+        item.address.counters.count(hit=value is not MISS, near=near)
+        if value is not MISS:
+            self._values[name] = value
+            del self.missing[name]
+        elif entry is not None and not entry.negative:
+            self._stale[name] = entry
+
+    def hold_back(self) -> Generator[None, None, None]:
+        """Serve what is past its end where a load has just failed, in steps."""
+        for name, item in list(self.missing.items()):
+            value = self._engine.refreshes.held_back(item.address, self._stale.get(name))
+            if value is not MISS:
+                self._values[name] = value
+                del self.missing[name]
+            yield
+
+    def results(self, loaded: dict[bytes, Any], errors: dict[Any, Exception]) -> Generator[None, None, dict[Any, Any]]:
+        """Return, in steps, the values by key, given what was loaded and what failed.
+
+        :raises CacheBatchError: if some keys could not be loaded.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        values = self._values | loaded
+        for name, item in self.missing.items() if errors and not self.fresh else ():
+            yield
+            error = errors.get(item.key)
+            if error is None:
+                continue
+            if (value := self._engine.refreshes.instead(item.address, error, self._stale.get(name))) is not MISS:
+                values[name] = value
+                del errors[item.key]
+        results = {key: values[name] for key, name in self._names.items() if name in values}
+        if errors:
+            first, *rest = errors.values()
+            if len(errors) == len(self.missing) and all(error is first for error in rest):
+                raise first
+            raise CacheBatchError(results, errors) from first
+        return results
+
+
 async def load_many(
     engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
     function: object = None,
@@ -87,101 +169,64 @@ async def load_many(
         with engine.state.flights.joint(flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
-    return await _load(engine, keys, find, call, rule, fresh=fresh, source=_source(function or loader))
+    search, portion = _Search(engine, fresh=fresh), Step()
+    for start in range(0, len(keys), _STEP):
+        search.add(map(find, keys[start : start + _STEP]))
+        await turn()
+    if engine.state.mode is Mode.DISABLED and keys:
+        with running(CurrentLoad()):
+            return _answered(search.keys, await call(search.keys, ()))
+    for step in search.steps():
+        found = await look_many(engine.reads, [item.address for item in step])
+        for item, (entry, near) in zip(step, found, strict=True):
+            search.found(item, entry, await engine.reads.open(item.address, entry), near=near)
+            if portion.done(weight(entry)):
+                await turn()
+    if not search.fresh:
+        await in_turns(search.hold_back())
+    if not search.missing:
+        return await in_turns(search.results({}, {}))
+    batch = Batch(engine.loads, rule, call, fresh=search.fresh, source=_source(function or loader))
+    return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
 
 
 def load_many_blocking(
     engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
     function: object = None,
 ) -> dict[Any, Any]:  # fmt: skip
-    """Do what `load_many` does, for a thread: a plain function is called in this very thread.
+    """Do what `load_many` does, for a thread, in which it decodes and encodes, and calls a plain function.
 
     :raises CacheBatchError: as `load_many` does.
     :raises Exception: as `load_many` does.
     """
     check_callable(loader, "batch_loader")
-    if is_async(loader):
-        calling = partial(load_many, engine, keys, find, loader, rule, fresh=fresh, function=function)
-        values: dict[Any, Any] = engine.state.portal.call(calling)
-        return values
-    blocks, source = running_loop(), _source(function or loader)
-    return _Desk(engine, loader).run(
-        lambda call: _load(engine, keys, find, call, rule, fresh=fresh, source=source, blocks=blocks)
-    )
-
-
-async def _load(
-    engine: Engine, keys: Sequence[Any], find: Find, call: CallLoader, rule: Rule, *, fresh: bool, source: object,
-    blocks: asyncio.AbstractEventLoop | None = None,
-) -> dict[Any, Any]:  # fmt: skip
-    mode = engine.state.mode
-    wanted: list[Wanted] = []
-    names: dict[Any, bytes] = {}
-    for start in range(0, len(keys), _STEP):
-        for item in map(find, keys[start : start + _STEP]):
-            wanted.append(item)
-            if names.setdefault(item.key, item.address.name) != item.address.name:
-                problem = (
-                    f"{item.key!r} is equal to another key of another type, so that no mapping can tell them apart"
-                )
-                raise CacheArgumentError("keys", problem)
-        await asyncio.sleep(0)
-    if not wanted:
-        return {}
-    if mode is Mode.DISABLED:
+    engine.state.portal.check_thread()
+    search = _Search(engine, fresh=fresh)
+    search.add(map(find, keys))
+    if engine.state.mode is Mode.DISABLED and keys:
         with running(CurrentLoad()):
-            answers = _checked(await call([item.key for item in wanted], ()))
-        return {item.key: answers[item.key] for item in wanted if item.key in answers}
-    fresh = fresh or mode is Mode.BYPASS
-    values: dict[bytes, Any] = {}
-    stale: dict[bytes, Entry] = {}
-    # Keys that are stored at one place are one.
-    missing: dict[bytes, Wanted] = {}
-    for item in wanted:
-        missing.setdefault(item.address.name, item)
-    if not fresh:
-        values, stale = await _look(engine, list(missing.values()))
-        for name, item in list(missing.items()):
-            if name not in values and (value := engine.refreshes.held_back(item.address, stale.get(name))) is not MISS:
-                values[name] = value
-        missing = {name: item for name, item in missing.items() if name not in values}
-    errors: dict[Any, Exception] = {}
-    if missing:
-        batch = Batch(engine.loads, rule, call, fresh=fresh, blocks=blocks, source=source)
-        loaded, errors = await batch.run(list(missing.values()))
-        values |= loaded
-        for item in missing.values():
-            error, name = errors.get(item.key), item.address.name
-            if error is None or fresh:
-                continue
-            if (value := engine.refreshes.instead(item.address, error, stale.get(name))) is not MISS:
-                values[name] = value
-                del errors[item.key]
-    results = {item.key: values[item.address.name] for item in wanted if item.address.name in values}
-    if errors:
-        first, *rest = errors.values()
-        if len(errors) == len(missing) and all(error is first for error in rest):
-            raise first
-        raise CacheBatchError(results, errors) from first
-    return results
+            return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
+    for step in search.steps():
+        for item, (entry, near) in zip(
+            step, look_many_blocking(engine.reads, [item.address for item in step]), strict=True
+        ):
+            search.found(item, entry, engine.reads.opened(item.address, entry), near=near)
+    if not search.fresh:
+        at_once(search.hold_back())
+    if not search.missing:
+        return at_once(search.results({}, {}))
+    wanted, blocks, source = list(search.missing.values()), running_loop(), _source(function or loader)
+
+    def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
+        return Batch(engine.loads, rule, call, fresh=search.fresh, blocks=blocks, source=source).run(wanted)
+
+    return at_once(search.results(*_Desk(engine, loader, rule, wanted).run(batch)))
 
 
-async def _look(engine: Engine, wanted: Sequence[Wanted]) -> tuple[dict[bytes, Any], dict[bytes, Entry]]:
-    """Return the values that are there, by name, and what there is of others, past its end."""
-    values: dict[bytes, Any] = {}
-    stale: dict[bytes, Entry] = {}
-    for start in range(0, len(wanted), _STEP):
-        step = wanted[start : start + _STEP]
-        found = await look_many(engine.reads, [item.address for item in step])
-        for (entry, near), item in zip(found, step, strict=True):
-            value = engine.reads.opened(item.address, entry)
-            item.address.counters.count(hit=value is not MISS, near=near)
-            if value is not MISS:
-                values[item.address.name] = value
-            elif entry is not None and not entry.negative:
-                stale[item.address.name] = entry
-        await asyncio.sleep(0)
-    return values, stale
+def _answered(keys: Sequence[Any], answers: Any) -> dict[Any, Any]:
+    """Return what a loader answered to some keys, where nothing is cached."""
+    mapping = _checked(answers)
+    return {key: mapping[key] for key in keys if key in mapping}
 
 
 def _checked(answers: Any) -> Mapping[Any, Any]:
@@ -204,18 +249,21 @@ def _mistake(value: Any) -> Exception | None:
 class _Desk:
     """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
 
-    def __init__(self, engine: Engine, loader: Callable[[list[Any]], Any]) -> None:
+    def __init__(
+        self, engine: Engine, loader: Callable[[list[Any]], Any], rule: Rule, wanted: Sequence[Wanted]
+    ) -> None:
         self._engine = engine
         self._portal = engine.state.portal
         self._loader = loader
+        self._rule = rule
+        self._wanted = {item.key: item for item in wanted}
         self._notes: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._over = False
         self._task: asyncio.Task[Any] | None = None
         self._answers: set[asyncio.Future[Any]] = set()
         self._deserted = False
 
-    def run(self, batch: Callable[[CallLoader], Awaitable[dict[Any, Any]]]) -> dict[Any, Any]:
-        self._portal.check_thread()
+    def run(self, batch: Callable[[CallLoader], Awaitable[T]]) -> T:
         context = copy_context()
         context.run(SERVING.set, threading.get_ident())
         try:
@@ -229,7 +277,7 @@ class _Desk:
                     continue
                 result = note()
                 if self._over:
-                    values: dict[Any, Any] = result
+                    values: T = result
                     return values
         except BaseException:
             # Interrupted (Ctrl-C), or just failed: then there is nothing left to cancel.
@@ -273,8 +321,7 @@ class _Desk:
             self._answers.discard(answer)
         if error is not None:
             raise error
-        # A lambda around a coroutine function does not look like one until it is called.
-        return await result if inspect.isawaitable(result) else result
+        return result
 
     # -- in the thread ----------------------------------------------------------------------------------------
 
@@ -290,11 +337,34 @@ class _Desk:
         try:
             # A loader of many keys replaces no single value, also within the load of one.
             with self._engine.state.flights.joint(flights), running(CurrentLoad()):
-                result = self._loader(keys)
+                result = self._engine.loads.called_blocking(partial(self._loader, keys))
+            result = self._judged(keys, result)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome
             self._tell(loop, answer, (error, None))
         else:
             self._tell(loop, answer, (None, result))
+
+    def _judged(self, keys: Sequence[Any], answers: Any) -> Any:
+        """Return the answers as they are to be kept, each value encoded here: the loop is there for all threads."""
+        if not isinstance(answers, Mapping):
+            return answers
+        judged: dict[Any, Any] = {}
+        for key in keys:
+            try:
+                answer = answers.get(key, MISS)
+            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+                answer = error
+            if answer is MISS:
+                continue
+            if not isinstance(answer, Exception):
+                item = self._wanted[key]
+                try:
+                    steps = self._engine.loads.judging.steps(item.address, answer, self._rule, item.tags)
+                    answer = at_once(steps)
+                except Exception as error:  # noqa: BLE001  # it is raised by the load of the key
+                    answer = JudgedValue(answer, error=error)
+            judged[key] = answer
+        return judged
 
     def _tell(
         self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], what: tuple[Exception | None, Any]

@@ -3,34 +3,111 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from magnus_cache.addresses import Address
+from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.entries import Entry
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.pacing import Step, turn
 from magnus_cache.reads import Reads
 
 if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire
 
-__all__ = ["MANY", "look_many"]
+__all__ = ["MANY", "addressed", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "weight"]
 
 MANY: Final = 500
-"""Values asked for, or written, at a time by one call: a few milliseconds of the loop."""
+"""Values asked for, or written, at a time by one call."""
+
+_STEP: Final = 64
+"""Keys handled in one step, where nothing but their number counts: some hundred microseconds."""
+
+_Look = tuple[Entry | None, bool]
+"""An entry, if there is one, and whether it was near."""
 
 
-async def look_many(reads: Reads, addresses: Sequence[Address]) -> list[tuple[Entry | None, bool]]:
+async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[Address]:
+    """Return where the values of many keys live.
+
+    :raises CacheArgumentError: for a namespace or key that cannot be used.
+    """
+    addresses: list[Address] = []
+    for start in range(0, len(keys), _STEP):
+        addresses += [reads.address(namespace, key) for key in keys[start : start + _STEP]]
+        await turn()
+    return addresses
+
+
+async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+    """Return the values that there are, by key."""
+    found: dict[Any, Any] = {}
+    portion = Step()
+    for start in range(0, len(keys), MANY):
+        step = addresses[start : start + MANY]
+        for key, address, (entry, near) in zip(keys[start:], step, await look_many(reads, step), strict=False):
+            payload = entry.payload if entry is not None else None
+            value = reads.opened_here(address, entry)
+            if value is LARGE:
+                value = await reads.open(address, entry)
+            address.counters.count(hit=value is not MISS, near=near)
+            if value is not MISS:
+                found[key] = value
+            if portion.done(len(payload) if payload is not None else 0):
+                await turn()
+    return found
+
+
+def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all."""
+    found: dict[Any, Any] = {}
+    for start in range(0, len(keys), MANY):
+        step = addresses[start : start + MANY]
+        for key, address, (entry, near) in zip(keys[start:], step, look_many_blocking(reads, step), strict=False):
+            value = reads.opened(address, entry)
+            address.counters.count(hit=value is not MISS, near=near)
+            if value is not MISS:
+                found[key] = value
+    return found
+
+
+def weight(entry: Entry | None) -> int:
+    """Return the bytes that opening an entry takes to decode."""
+    payload = entry.payload if entry is not None else None
+    return len(payload) if payload is not None else 0
+
+
+async def look_many(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
     """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
-    hit = reads.state.memory.hit
-    found = [(hit(address.name), True) for address in addresses]
-    missing = [index for index, (entry, _) in enumerate(found) if entry is None]
+    found, missing = _near(reads, addresses)
+    for start in range(0, len(missing), MANY):
+        await turn()
+        step = missing[start : start + MANY]
+        _note(found, step, await _read_many(reads, [addresses[index] for index in step]))
+    return found
+
+
+def look_many_blocking(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
+    """Do what `look_many` does, for a thread."""
+    found, missing = _near(reads, addresses)
     for start in range(0, len(missing), MANY):
         step = missing[start : start + MANY]
-        entries = await _read_many(reads, [addresses[index] for index in step])
-        for index, entry in zip(step, entries, strict=True):
-            found[index] = (entry, False)
+        asked = partial(_read_many, reads, [addresses[index] for index in step])
+        _note(found, step, reads.state.portal.call(asked))
     return found
+
+
+def _near(reads: Reads, addresses: Sequence[Address]) -> tuple[list[_Look], list[int]]:
+    """Return what is near, and the places of those that are not."""
+    hit = reads.state.memory.hit
+    found: list[_Look] = [(hit(address.name), True) for address in addresses]
+    return found, [index for index, (entry, _) in enumerate(found) if entry is None]
+
+
+def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | None]) -> None:
+    for place, entry in zip(places, entries, strict=True):
+        found[place] = (entry, False)
 
 
 async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry | None]:
@@ -73,18 +150,19 @@ async def _ask_many(
     :param again: whether they have come once before their epochs were known; see `EpochReads.prepare`.
     """
     waiters: list[asyncio.Future[Entry | None]] = []
+    refused: list[Exception] = []
     with contextlib.ExitStack() as fills:
         try:
-            reads.epochs.prepare(wire, addresses[0].realm, tuple(tags), again=again)
-            for address in addresses:
-                waiter, fill = reads.request(wire, address, None if again else reads.held(address))
-                waiters.append(waiter)
-                fills.callback(reads.settle, fill)
-        except CacheUnavailableError as error:
-            refused: list[Exception] = [error] * (len(addresses) - len(waiters))
-        else:
-            refused = []
-        try:
+            try:
+                reads.epochs.prepare(wire, addresses[0].realm, tuple(tags), again=again)
+                for count, address in enumerate(addresses, 1):
+                    waiter, fill = reads.request(wire, address, None if again else reads.held(address))
+                    waiters.append(waiter)
+                    fills.callback(reads.settle, fill)
+                    if count % _STEP == 0:
+                        await turn()
+            except CacheUnavailableError as error:
+                refused = [error] * (len(addresses) - len(waiters))
             answers = await asyncio.gather(*waiters, return_exceptions=True)
         finally:
             # Cancelled half-way, nobody is left to look at the rest.

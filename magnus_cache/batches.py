@@ -15,8 +15,10 @@ from magnus_cache.clock import monotonic
 from magnus_cache.current import CurrentLoad, running
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
+from magnus_cache.judging import JudgedValue
 from magnus_cache.leases import Claim
 from magnus_cache.loads import LoadedValue, Loads
+from magnus_cache.pacing import Step, turn
 from magnus_cache.rules import Rule
 
 __all__ = ["Batch", "CallLoader", "Wanted"]
@@ -156,7 +158,8 @@ class Batch:
             decided = _Once(self._decided)
             try:
                 got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
-                claim = loads.to_load(address, got, flight, self._rule, wanted.tags, fresh=self._fresh)
+                opened = await loads.open(address, got, flight)
+                claim = loads.to_load(address, got, flight, self._rule, wanted.tags, opened, fresh=self._fresh)
                 if isinstance(claim, LoadedValue):
                     return claim
                 return await self._ordered(wanted, flight, claim, decided)
@@ -169,7 +172,7 @@ class Batch:
             address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
             blocks=self._blocks, caller=caller,
         )  # fmt: skip
-        return loaded.take()
+        return await loaded.taken()
 
     async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
@@ -191,6 +194,8 @@ class Batch:
                 flight.look.tags = wanted.tags
                 return LoadedValue(MISS, None)
             cost = self._loads.loaded(wanted.address, started)
+            if isinstance(value, JudgedValue):
+                return await self._loads.stored(wanted.address, value, self._rule, cost, claim)
             return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
         finally:
             order.answer.cancel()
@@ -222,7 +227,12 @@ class Batch:
             for order in orders:
                 order.tell(error)
             return
+        portion = Step()
         for order in orders:
+            if portion.done():
+                # Each of them wakes a task that encodes and stores its value.
+                await asyncio.sleep(0)
+                await turn()
             try:
                 answer = answers.get(order.wanted.key, MISS)
             except Exception as error:  # noqa: BLE001  # the mapping is the loader's own

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from magnus_cache.addresses import MISS, Address
+from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
 from magnus_cache.codec.envelope import HEADER_BYTES
@@ -38,6 +38,12 @@ class _Rejected(NamedTuple):
     raw: bytes
     entry: Entry | None
     """What it is, if it is stale, or not wanted, and nothing worse."""
+
+
+class _Unopened(NamedTuple):
+    raw: bytes
+    entry: Entry
+    """A fresh value that takes too long to be decoded inside the reader."""
 
 
 class _Waiting(NamedTuple):
@@ -73,7 +79,7 @@ class _Patience:
             await asyncio.sleep(delay)
 
 
-_Answer: TypeAlias = "Claim | Entry | _Rejected | _Waiting | None"
+_Answer: TypeAlias = "Claim | Entry | _Rejected | _Unopened | _Waiting | None"
 
 
 class Claims:
@@ -178,9 +184,12 @@ class Claims:
                 if error.reason != "lost" or lost > 1:
                     raise
                 continue
+            if isinstance(answer, _Unopened):
+                good = await self._reads.open(address, answer.entry) is not MISS
+                answer = answer.entry if good else _Rejected(answer.raw, answer.entry)
             if isinstance(answer, Claim):
                 if reject is not None and reject.entry is not None:
-                    answer.previous = self._previous(address, reject.entry, reject.raw)
+                    answer.previous = await self._previous(address, reject.entry, reject.raw, answer)
                 return await self._informed(wire, address, tags, answer)
             if isinstance(answer, Entry):
                 return answer
@@ -239,11 +248,11 @@ class Claims:
         *,
         fresh: bool,
         unwanted: int | None,
-    ) -> "Claim | Entry | _Rejected | _Waiting":
+    ) -> "_Answer":
         life = round(self._state.settings.lease * 1000)
         self._reads.epochs.prepare(wire, address.realm, tags)
         fill = self._reads.expect(address)
-        waiter: asyncio.Future[Claim | Entry | _Rejected | _Waiting] = wire.loop.create_future()
+        waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
         command = scripts.acquire(address.name, reject, token, life, force=fresh, database=wire.database)
         try:
@@ -255,11 +264,11 @@ class Claims:
 
     async def _look(
         self, wire: "Wire", address: Address, tags: tuple[str, ...], unwanted: int | None
-    ) -> "Entry | _Rejected | None":
+    ) -> "Entry | _Rejected | _Unopened | None":
         """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
         self._reads.epochs.prepare(wire, address.realm, tags, again=True)
         fill = self._reads.expect(address)
-        waiter: asyncio.Future[Entry | _Rejected | None] = wire.loop.create_future()
+        waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:
             wire.read(address.name, partial(self._found, address, fill, unwanted), waiter)
             return await waiter
@@ -274,16 +283,21 @@ class Claims:
         raw: bytes | None,
         source: "Source",
         sent: float,
-    ) -> "Entry | _Rejected | None":
+    ) -> "Entry | _Rejected | _Unopened | None":
         """Judge a value: is it what the load would be for? Runs inside the reader."""
         entry = self._reads.received(address, fill, raw, source, sent)
         if raw is None:
             return None
-        return _Rejected(raw, entry) if entry is None or not self._good(address, entry, unwanted) else entry
+        if entry is None or entry.version == unwanted:
+            return _Rejected(raw, entry)
+        value = MISS if entry.negative else self._reads.opened_here(address, entry)
+        if value is LARGE:
+            return _Unopened(raw, entry)
+        # A fresh value, or an error that is to be raised again.
+        good = value is not MISS or self._reads.error(address, entry) is not None
+        return entry if good else _Rejected(raw, entry)
 
-    async def _granted(
-        self, address: Address, token: bytes, waiter: "asyncio.Future[Claim | Entry | _Rejected | _Waiting]"
-    ) -> "Claim | Entry | _Rejected | _Waiting":
+    async def _granted(self, address: Address, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
         """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
         try:
             return await waiter
@@ -314,15 +328,7 @@ class Claims:
             claim.close()
         return claim
 
-    def _good(self, address: Address, entry: Entry, unwanted: int | None) -> bool:
-        """Whether it is what a load would be for: a fresh value, or an error that is to be raised again."""
-        if entry.version == unwanted:
-            return False
-        if entry.negative:
-            return self._reads.error(address, entry) is not None
-        return self._reads.opened(address, entry) is not MISS
-
-    def _previous(self, address: Address, entry: Entry, raw: bytes) -> Previous | None:
+    async def _previous(self, address: Address, entry: Entry, raw: bytes, claim: Claim) -> Previous | None:
         """Return what a load is to replace, for its loader to know."""
         if entry.negative:
             return None
@@ -330,8 +336,12 @@ class Claims:
             validator, _ = envelope.read_validator(raw, envelope.read_header(raw))
         except CacheDecodeError:
             return None
-        if self._reads.opened_anyway(address, entry) is MISS:
-            return None
+        try:
+            if await self._reads.open_anyway(address, entry) is MISS:
+                return None
+        except BaseException:
+            claim.close()
+            raise
         return Previous(partial(self._reads.opened_anyway, address, entry), validator)
 
     async def adopt(self, tags: tuple[str, ...], claim: Claim) -> None:

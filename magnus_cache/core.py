@@ -4,28 +4,27 @@ Each method reads as one path through the cache: check the arguments, try the ne
 `writes` or `loads`.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from magnus_cache.addresses import MISS, Address
+from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
-from magnus_cache.batch_reads import look_many
+from magnus_cache.batch_reads import addressed, found_many
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import make_decorator, make_rule
 from magnus_cache.engine import Engine
-from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheTypeError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.explain import Explanation, explain
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.modes import Mode
+from magnus_cache.pacing import Step, turn
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.redis import commands, replies
-from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncOperations"]
 
 T = TypeVar("T")
-
-_STEP: Final = 500
-"""Keys of one call that are handled at a time: about a millisecond."""
 
 
 class AsyncOperations:
@@ -78,11 +74,16 @@ class AsyncOperations:
             return default
         entry = state.memory.hit(address.name)
         if entry is not None:
-            value = self._reads.opened(address, entry)
+            value = self._reads.opened_here(address, entry)
+            if value is LARGE:
+                value = await self._reads.open_anyway(address, entry)
             if value is not MISS:
                 address.counters.l1_hits += 1
                 return value
-        value = self._reads.opened(address, await self._reads.read(address))
+        entry = await self._reads.read(address)
+        value = self._reads.opened_here(address, entry)
+        if value is LARGE:
+            value = await self._reads.open(address, entry)
         if value is MISS:
             address.counters.misses += 1
             return default
@@ -99,10 +100,12 @@ class AsyncOperations:
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+
+        A large value is encoded in steps, between which others run: leave it as it is until this returns.
         """
         address = self._reads.address(namespace, key)
         life = self._reads.ttl(address) if ttl is None else seconds(ttl)
-        names, payload = check_tags(tags), self._reads.encoded(address, value)
+        names, payload = check_tags(tags), await self._reads.encode(address, value)
         if self._state.mode is Mode.DISABLED:
             # Not stored, but what was there is not the value any more either.
             await self._writes.remove((address,))
@@ -176,12 +179,16 @@ class AsyncOperations:
         tags = rule.tags.of_call({}) if rule.tags is not None else ()
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(address.name)
-            if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
-                address.counters.l1_hits += 1
-                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            if entry is not None:
+                value = self._reads.opened_here(address, entry)
+                if value is LARGE:
+                    value = await self._reads.open_anyway(address, entry)
+                if value is not MISS:
+                    address.counters.l1_hits += 1
+                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if address.freshness is not PLAIN:
                 return await self._engine.refreshes.value(address, loader, rule, tags)
-            if (value := self._reads.opened(address, await self._reads.read(address))) is not MISS:
+            if (value := await self._reads.open(address, await self._reads.read(address))) is not MISS:
                 address.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             address.counters.misses += 1
@@ -194,13 +201,9 @@ class AsyncOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        found: dict[Any, Any] = {}
-        for step in _steps(listed(keys, "keys")):
-            addresses = [self._reads.address(namespace, key) for key in step]
-            if self._state.mode is Mode.NORMAL:
-                self._open_many(step, addresses, await look_many(self._reads, addresses), found)
-                await asyncio.sleep(0)
-        return found
+        several = listed(keys, "keys")
+        addresses = await addressed(self._reads, namespace, several)
+        return await found_many(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -221,19 +224,6 @@ class AsyncOperations:
         find = finder(self._engine, namespace, rule)
         return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
 
-    def _open_many(
-        self,
-        keys: Sequence[Any],
-        addresses: Sequence[Address],
-        entries: Sequence[tuple[Entry | None, bool]],
-        found: dict[Any, Any],
-    ) -> None:
-        for key, address, (entry, near) in zip(keys, addresses, entries, strict=True):
-            value = self._reads.opened(address, entry)
-            address.counters.count(hit=value is not MISS, near=near)
-            if value is not MISS:
-                found[key] = value
-
     async def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
     ) -> None:
@@ -244,16 +234,16 @@ class AsyncOperations:
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        if not isinstance(mapping, Mapping):
-            raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
+        check_mapping(mapping)
         life, names = None if ttl is None else seconds(ttl), check_tags(tags)
         items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
-        for step in _steps(list(mapping.items())):
-            for key, value in step:
-                address = self._reads.address(namespace, key)
-                payload = self._reads.encoded(address, value)
-                items.append((address, value, payload, life or self._reads.ttl(address), names))
-            await asyncio.sleep(0)
+        portion = Step()
+        for key, value in list(mapping.items()):
+            address = self._reads.address(namespace, key)
+            payload = await self._reads.encode(address, value)
+            items.append((address, value, payload, life or self._reads.ttl(address), names))
+            if portion.done(len(payload)):
+                await turn()
         if self._state.mode is Mode.DISABLED:
             await self._writes.remove([item[0] for item in items])
         else:
@@ -264,11 +254,7 @@ class AsyncOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        addresses: list[Address] = []
-        for step in _steps(listed(keys, "keys")):
-            addresses += [self._reads.address(namespace, key) for key in step]
-            await asyncio.sleep(0)
-        return await self._writes.remove(addresses)
+        return await self._writes.remove(await addressed(self._reads, namespace, listed(keys, "keys")))
 
     async def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
@@ -401,9 +387,3 @@ class AsyncOperations:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _steps(items: list[T]) -> Iterator[list[T]]:
-    """Yield a long list in pieces: between two of them the event loop gets a turn."""
-    for start in range(0, len(items), _STEP):
-        yield items[start : start + _STEP]

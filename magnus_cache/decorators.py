@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
-from magnus_cache.addresses import MISS, Address
+from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.callkeys import CallKeys
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
@@ -169,13 +169,20 @@ class Site:
                     if entry.payload is None:
                         counters.l1_hits += 1
                         return entry.value
-                    if (value := reads.opened(address, entry)) is not MISS:
+                    value = reads.opened_here(address, entry)
+                    if value is LARGE:
+                        value = await reads.open_anyway(address, entry)
+                    if value is not MISS:
                         counters.l1_hits += 1
                         return value
                 if address.freshness is not PLAIN:
                     loader = functools.partial(function, *args, **kwargs)
                     return await refreshes.value(address, loader, rule, tags(args, kwargs))
-                if (value := reads.opened(address, await reads.read(address))) is not MISS:
+                entry = await reads.read(address)
+                value = reads.opened_here(address, entry)
+                if value is LARGE:
+                    value = await reads.open(address, entry)
+                if value is not MISS:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1

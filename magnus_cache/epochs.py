@@ -23,10 +23,13 @@ from magnus_cache.keys import Keyspace
 from magnus_cache.pace import Pace
 from magnus_cache.sections import section
 
-__all__ = ["LATEST_EPOCH", "ControlNames", "Doubt", "Epochs", "Known", "Realm", "epoch_of"]
+__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "Realm", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
+
+SMALL_BYTES: Final = 8_192
+"""Bytes of a value up to which it does not matter how large it is: 256 of them make up one reply."""
 
 _DIGITS: Final = 16
 
@@ -56,13 +59,23 @@ def epoch_of(text: object, latest: int = LATEST_EPOCH) -> int:
 
 
 class Realm:
-    """A namespace as Redis knows it: what its values' names begin with, and the name of its epoch."""
+    """A namespace as Redis knows it: what its values' names begin with, and the name of its epoch.
 
-    __slots__ = ("control", "prefix")
+    :ivar value_bytes: how large its values have been of late, large ones counting more; 0 if none was seen. Kept by
+        those who read and write, up to 8 kilobytes roughly.
+    """
+
+    __slots__ = ("control", "prefix", "value_bytes")
 
     def __init__(self, keyspace: Keyspace, namespace: str) -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
         self.control = keyspace.control_name("epoch", str.__str__(namespace))
+        self.value_bytes = 0.0
+
+    def sized(self, size: int) -> None:
+        """Note the bytes of a value that was read or written."""
+        # At once up, slowly down: a reply that is too large costs more than one too many.
+        self.value_bytes = max(size + 1, self.value_bytes + (size - self.value_bytes) / 16)
 
 
 class ControlNames:

@@ -14,7 +14,11 @@ Scope = bytes | re.Pattern[bytes]
 """What a clear covers: the names with a prefix, or those that a pattern matches in full."""
 
 _MOST: Final = 64
-"""Floors kept; past this, one under everything replaces them all: too many misses, never a stale value."""
+"""Floors kept of other scopes than namespaces; past this, one under everything replaces them all: too many misses,
+never a stale value."""
+
+_MOST_NAMESPACES: Final = 1_024
+"""Floors kept of namespaces; past this, likewise."""
 
 
 def covers(scope: Scope, name: bytes) -> bool:
@@ -34,34 +38,63 @@ class Floor(NamedTuple):
 
 
 class Floors:
-    """The clears whose entries may still be in memory, oldest first; at most 64.
+    """The clears whose entries may still be in memory: those of namespaces by name, others oldest first.
 
-    `cleared` needs no lock, as the tuple is replaced and never changed; the caller serializes the rest.
+    Asking costs one look-up for all clears of namespaces together, and one comparison for each other clear.
+    `cleared` needs no lock, as what it looks at is replaced and never changed; the caller serializes the rest.
     """
 
-    __slots__ = ("_floors",)
+    __slots__ = ("_floors", "_namespaces", "_next_done")
 
     def __init__(self) -> None:
         self._floors: tuple[Floor, ...] = ()
+        self._namespaces: dict[bytes, Floor] = {}
+        self._next_done = sys.maxsize
 
     def __len__(self) -> int:
+        return len(self._floors) + len(self._namespaces)
+
+    @property
+    def comparisons(self) -> int:
+        """How many comparisons `cleared` may take, beyond its one look-up."""
         return len(self._floors)
+
+    def bounded(self, steps: int) -> int:
+        """Return how many steps the collector may go: fewer than given, where each takes many comparisons."""
+        return max(1, steps * 4 // (4 + self.comparisons))
 
     def add(self, floor: Floor) -> Floor:
         """Lay a floor, and return it as it lies; older ones within its scope are no longer needed."""
+        scope = floor.scope
+        # Else a signal handler has laid one meanwhile, each time. No call between the look and the store.
+        while isinstance(scope, bytes) and _namespace_of(scope) == scope:
+            before_it = self._namespaces
+            after_it: dict[bytes, Floor] = {**before_it, scope: floor}
+            if len(after_it) > _MOST_NAMESPACES:
+                floor = floor._replace(scope=b"")
+                break
+            if self._namespaces is before_it:
+                self._namespaces = after_it
+                return floor
         while True:
             before, new = self._floors, floor
             kept = tuple(old for old in before if not _within(old.scope, floor.scope))
             if len(kept) >= _MOST:
                 kept, new = (), floor._replace(scope=b"")
             after = (*kept, new)
-            # Else a signal handler has laid one meanwhile. No call between the look and the store.
             if self._floors is before:
                 self._floors = after
                 return new
 
     def end(self, floor: Floor, done: int) -> None:
         """Note at which step count the collector is done with a floor that was laid."""
+        while True:
+            spaces = self._namespaces
+            ended = {scope: old._replace(done=done) if old is floor else old for scope, old in spaces.items()}
+            if self._namespaces is spaces:
+                self._namespaces = ended
+                self._next_done = 0
+                break
         while True:
             before = self._floors
             after = tuple(old._replace(done=done) if old is floor else old for old in before)
@@ -71,6 +104,10 @@ class Floors:
 
     def cleared(self, name: bytes, generation: int) -> bool:
         """Return whether a clear later than a generation covered a name."""
+        if self._namespaces:
+            whole = self._namespaces.get(_namespace_of(name))
+            if whole is not None and whole.generation > generation:
+                return True
         for floor in reversed(self._floors):
             if floor.generation <= generation:
                 return False
@@ -85,10 +122,22 @@ class Floors:
             left = tuple(floor for floor in floors if floor.done > steps)
             if self._floors is floors:
                 self._floors = left
+        if self._next_done <= steps:
+            spaces = self._namespaces
+            under = {scope: floor for scope, floor in spaces.items() if floor.done > steps}
+            first = min((floor.done for floor in under.values()), default=sys.maxsize)
+            if self._namespaces is spaces:
+                self._namespaces = under
+                self._next_done = first
 
     def reset(self) -> None:
         """Forget all clears."""
-        self._floors = ()
+        self._floors, self._namespaces, self._next_done = (), {}, sys.maxsize
+
+
+def _namespace_of(name: bytes) -> bytes:
+    """Return what the names of a namespace begin with, up to the second colon, given one of them or this itself."""
+    return name[: name.find(b":", name.find(b":") + 1) + 1]
 
 
 def _within(inner: Scope, outer: Scope) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeGuard, TypeVar, cast
 
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
@@ -16,13 +16,15 @@ from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
 from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheEncodeError, CacheError, CacheUnavailableError, CacheValueTooLargeError
+from magnus_cache.errors import CacheUnavailableError, CacheValueTooLargeError
 from magnus_cache.flight import Flight
 from magnus_cache.freshness import PLAIN
 from magnus_cache.joining import Caller, JoiningCaller
+from magnus_cache.judging import JudgedValue, Judging
 from magnus_cache.leases import Claim
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
+from magnus_cache.pacing import at_once, in_turns
 from magnus_cache.reads import Reads
 from magnus_cache.revalidation import tags_of
 from magnus_cache.rules import AnyLoader, Rule
@@ -57,6 +59,13 @@ class LoadedValue(Generic[T]):
             value: T = codec.decode(self._payload)
             return value
 
+    async def taken(self) -> T:
+        """Do what `take` does, on an event loop, in as many of its turns as the value takes."""
+        if self._payload is None or self._original or len(self._payload) < codec.LARGE:
+            return self.take()
+        value: T = await in_turns(codec.decode_steps(self._payload))
+        return value
+
 
 class Loads:
     """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
@@ -66,6 +75,7 @@ class Loads:
         self._writes = writes
         self._state = reads.state
         self.claims = Claims(reads)
+        self.judging = Judging(reads, writes, self._hold_back)
         self.flights = reads.state.flights
         self.clock = reads.state.clock
         self.throttle = Throttle(reads.state.clock)
@@ -102,7 +112,7 @@ class Loads:
             wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
             caller=caller,
         )  # fmt: skip
-        return loaded.take()
+        return await loaded.taken()
 
     async def _lead(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
@@ -110,7 +120,8 @@ class Loads:
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
         got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
-        claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
+        opened = await self.open(address, got, flight)
+        claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
         if isinstance(claim, LoadedValue):
             return claim
         load, started = CurrentLoad(claim.previous), monotonic()
@@ -126,16 +137,25 @@ class Loads:
             claim.close()
 
     def to_load(
-        self, address: Address, got: Claim | Entry, flight: Flight, rule: Rule, tags: tuple[str, ...], *, fresh: bool
+        self,
+        address: Address,
+        got: Claim | Entry,
+        flight: Flight,
+        rule: Rule,
+        tags: tuple[str, ...],
+        opened: Any,
+        *,
+        fresh: bool,
     ) -> "Claim | LoadedValue[Any]":
         """Return the claim to load under, or what somebody else has just loaded.
 
         :param got: what asking for a claim came to.
         :param tags: those of the value that are known already.
+        :param opened: the value of an entry, see `open`.
         :raises Exception: if what somebody else left there is an error.
         """
         if isinstance(got, Entry):
-            found = self._found(address, got, flight)
+            found = self._found(address, got, opened)
             if found is not None:
                 return found
             got = self.claims.unclaimed(flight, fresh=fresh)
@@ -185,7 +205,8 @@ class Loads:
             claims: list[Claim] = []
             try:
                 got: Claim | Entry = call(claimed, flight, claims)
-                claim = self.to_load(address, got, flight, rule, tags, fresh=fresh)
+                opened = self._opened(address, got, flight)
+                claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
                 if isinstance(claim, LoadedValue):
                     return claim
                 load, started = CurrentLoad(claim.previous), monotonic()
@@ -195,7 +216,10 @@ class Loads:
                 except Exception as error:
                     call(self.failed, address, error, tags, started, claim)
                     raise
-                return call(self.kept, address, value, rule, tags, self.loaded(address, started), claim, load)
+                cost = self.loaded(address, started)
+                # Encoded here: the loop is there for all threads.
+                judged = at_once(self.judging.steps(address, value, rule, tags, load))
+                return call(self.stored, address, judged, rule, cost, claim, load)
             finally:
                 for claim in claims:
                     claim.close()
@@ -259,29 +283,43 @@ class Loads:
         return await self._state.workers.call(loader, str(address.namespace))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
-        """Call a function in this thread, a coroutine function on the background loop."""
+        """Call a function in this thread, a coroutine function on the background loop for these."""
         if is_async(loader):
-            return self._state.portal.call(cast("Callable[[], Awaitable[T]]", loader))
+            return self._state.portal.loaders.call(cast("Callable[[], Awaitable[T]]", loader))
         value: Any = loader()
         if inspect.isawaitable(value):
             # A lambda around a coroutine function does not look like one until it is called.
-            value = self._state.portal.call(_awaited, value)
+            value = self._state.portal.loaders.call(_awaited, value)
         loaded: T = value
         return loaded
 
-    def _found(self, address: Address, entry: Entry, flight: Flight) -> LoadedValue[Any] | None:
-        """Return what somebody stored between this caller's look and its turn to load.
+    async def open(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+        """Return the value of an entry that was got instead of a claim; else MISS."""
+        return await self._reads.open(address, got) if self._is_found(got, flight) else MISS
 
-        :raises Exception: if that is an error.
-        """
-        flight.look.tags, flight.look.found = tags_of(entry), True
+    def _opened(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+        """Do what `open` does, in a thread."""
+        return self._reads.opened(address, got) if self._is_found(got, flight) else MISS
+
+    def _is_found(self, got: Claim | Entry, flight: Flight) -> TypeGuard[Entry]:
+        """Return whether a load found something; then it is joined no more."""
+        if not isinstance(got, Entry):
+            return False
+        flight.look.tags, flight.look.found = tags_of(got), True
         # Without a lease, nobody would announce to it that the value was deleted; to take it in may take its time.
         self.flights.detach_flight(flight)
+        return True
+
+    def _found(self, address: Address, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+        """Return what somebody stored between this caller's look and its turn to load.
+
+        :param opened: the entry's value, or MISS.
+        :raises Exception: if that is an error.
+        """
         if (error := self._reads.error(address, entry)) is not None:
             address.counters.negative_hits += 1
             raise error
-        value = self._reads.opened(address, entry)
-        return None if value is MISS else LoadedValue(value, entry.payload)
+        return None if opened is MISS else LoadedValue(opened, entry.payload)
 
     def loaded(self, address: Address, started: float) -> float:
         """Count a load that began at a monotonic second, and return the seconds that it took."""
@@ -289,22 +327,6 @@ class Loads:
         address.counters.loads += 1
         self._state.stats.load_latency.add(cost)
         return cost
-
-    def _judge(self, address: Address, value: Any, rule: Rule) -> tuple[bytes | None, float | None]:
-        """Return the payload and the time to live in seconds; the latter is None if the value is not to be kept."""
-        if rule.skip_if is not None and rule.skip_if(value):
-            try:
-                return codec.encode(value), None
-            except CacheEncodeError:
-                # It need not be storable; then those who wait for it share it, as they would without a cache.
-                return None, None
-        try:
-            payload = self._reads.encoded(address, value)
-        except CacheValueTooLargeError as error:
-            # Data grows without anybody's fault: unlike an explicit `set`, a load goes on and says so.
-            self._state.notices.warn(f"size:{address.namespace}", f"not cached: {error}")
-            return None, None
-        return payload, rule.seconds(value, self._reads.ttl(address))
 
     async def failed(
         self, address: Address, error: Exception, tags: tuple[str, ...], started: float, claim: Claim
@@ -354,24 +376,25 @@ class Loads:
         load: CurrentLoad | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
-        if is_unmodified(value):
-            if load is None or not load.has_previous:
-                raise unmodified()
-            value = load.previous
-        look, known = claim.flight.look, tags
-        try:
-            payload, ttl = self._judge(address, value, rule)
-            tags = look.tags = rule.tags_of(value, known)
-        except CacheError:
-            raise
-        except Exception as error:
-            # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
-            self._hold_back(address, error)
-            raise
+        judged = await in_turns(self.judging.steps(address, value, rule, tags, load))
+        return await self.stored(address, judged, rule, cost, claim, load)
+
+    async def stored(
+        self, address: Address, judged: JudgedValue, rule: Rule, cost: float, claim: Claim,
+        load: CurrentLoad | None = None,
+    ) -> LoadedValue[Any]:  # fmt: skip
+        """Store what is to be kept of a value, and return it for those who wait.
+
+        :raises Exception: if it could not be judged.
+        """
+        value, payload, known, tags, ttl, held, error = judged
+        if error is not None:
+            raise error
+        look = claim.flight.look
+        look.tags = tags
         if rule.tags is not None and rule.tags.of_value is not None:
             await self.claims.adopt(tags, claim)
-        if payload is not None and ttl is not None:
-            held = self._writes.held(address, value, payload, tags)
+        if payload is not None and held is not None:
             held = held._replace(cost=cost, validator=load.validator if load is not None else None)
             await self._writes.fill(address, held, payload, ttl, claim)
         self.throttle.succeeded(address.name)

@@ -44,8 +44,7 @@ _CLEAR_STEPS: Final = 2048
 _EVICTIONS: Final = 4096
 """Evictions at most for one write. They free a megabyte at least; what needs more room gets it by and by."""
 
-_RESERVED: Final = 1024
-"""Placeholders that a clear tells apart by name; if there are more, it voids all of them."""
+_RESERVED: Final = 1024  # placeholders that a clear tells apart by name; if there are more, it voids all of them
 
 
 class Memory:
@@ -273,7 +272,7 @@ class Memory:
             # Now that it is there: what a signal handler has the collector look at in between is not counted.
             self._floors.end(floor, self.steps + len(self._queue))
             self._void(scope)
-            self._advance(_CLEAR_STEPS)
+            self._advance(self._floors.bounded(_CLEAR_STEPS))
 
     def outdate(self, mark: Mark) -> None:
         """Remove all entries that have a tag, in constant time."""
@@ -286,6 +285,17 @@ class Memory:
         """Look at some names for dead entries, and return how many were removed. For callers with time to spare."""
         with self._lock:
             return self._advance(limit)
+
+    def shrink(self, limit: int = 1000) -> bool:
+        """Forget some entries, and return whether there are more: `reset` in steps, for a table that is large."""
+        with self._lock:
+            for _ in range(limit):
+                if not self._queue:
+                    return False
+                name = self._queue.popleft()
+                if (entry := self._table.get(name)) is not None:
+                    self._remove(name, entry)
+            return True
 
     # -- with the lock held ---------------------------------------------------------------------------------
 
@@ -374,7 +384,7 @@ class Memory:
         self._owed += _STEPS
         if self._owed >= _BATCH:
             self._owed = 0
-            for _ in range(_BATCHES):
+            for _ in range(self._floors.bounded(_BATCHES)):
                 if self._advance(_BATCH) * 4 < _BATCH:
                     break
 

@@ -191,18 +191,25 @@ class Portal:
                 return session
             check_waiting()
             ours = Session(self._early)
-            with self._lock:
-                if self._closed:
-                    raise closed_error()
-                session, starting = self._session, self._starting
-                if session is not None and not session.over:
-                    # Another thread has started it since; a second one would have connections of its own.
-                    return session
-                if starting is None or starting.over:
-                    # From here on, a signal handler of this thread finds that it must not wait for it.
-                    starting = self._starting = ours
-            if starting is ours:
-                return self._start(ours)
+            try:
+                with self._lock:
+                    if self._closed:
+                        raise closed_error()
+                    session, starting = self._session, self._starting
+                    if session is not None and not session.over:
+                        # Another thread has started it since; a second one would have connections of its own.
+                        return session
+                    if starting is None or starting.over:
+                        # From here on, a signal handler of this thread finds that it must not wait for it.
+                        starting = self._starting = ours
+                if starting is ours:
+                    return self._start(ours)
+            except BaseException as error:
+                # Interrupted (Ctrl-C) before the start itself: nobody is to wait for it.
+                if self._starting is ours:
+                    ours.give_up(error)
+                    self._starting = None
+                raise
             if self.inside:
                 raise deadlock_error()
             if starting.starter == threading.get_ident():

@@ -67,9 +67,13 @@ class Session:
             self.ready.result()
         except BaseException as error:
             # An interrupted start leaves no thread behind, nor anybody who waits for it.
-            self.end()
-            self._ready(error)
+            self.give_up(error)
             raise
+
+    def give_up(self, error: BaseException) -> None:
+        """End before or while it starts, and tell those who wait for that."""
+        self.end()
+        self._ready(error)
 
     def _ready(self, error: BaseException | None) -> None:
         with contextlib.suppress(InvalidStateError):

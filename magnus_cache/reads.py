@@ -10,24 +10,15 @@ from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from magnus_cache import codec
-from magnus_cache.addresses import MISS, Address, Held
+from magnus_cache.addresses import Address, Held
 from magnus_cache.codec import envelope
-from magnus_cache.current import is_unmodified
+from magnus_cache.coding import Coding
 from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
-from magnus_cache.errors import (
-    CacheDecodeError,
-    CacheEncodeError,
-    CacheError,
-    CacheTypeError,
-    CacheUnavailableError,
-    CacheValueTooLargeError,
-)
-from magnus_cache.footprint import keep_decoded
+from magnus_cache.epochs import SMALL_BYTES
+from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
-from magnus_cache.negatives import decode_error
 from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
@@ -40,14 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["Reads"]
 
 
-class Reads:
+class Reads(Coding):
     """The reads of one `State`, and the making of entries."""
 
     def __init__(self, state: State) -> None:
-        self.state = state
+        super().__init__(state)
         self._memory = state.memory
-        self._settings = state.settings
-        self._clock = state.clock
         self._compares = True
         self.epochs = state.epoch_reads
 
@@ -71,83 +60,9 @@ class Reads:
         name = state.keyspace.value_name(namespace, key)
         return Address(namespace, name, counters, state.epochs.realm(namespace), freshness)
 
-    # -- values in and out ----------------------------------------------------------------------------------
-
-    def opened(self, address: Address, entry: Entry | None) -> Any:
-        """Return an entry's value, fresh for this caller unless it is immutable.
-
-        MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
-        """
-        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
-            return MISS
-        return self.opened_anyway(address, entry)
-
-    def opened_anyway(self, address: Address, entry: Entry) -> Any:
-        """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
-        payload = entry.payload
-        if payload is None:
-            return entry.value
-        if entry.negative:
-            return MISS
-        try:
-            value = codec.decode(payload, self.limit(address))
-        except CacheDecodeError as error:
-            self.unreadable(address, error)
-            return MISS
-        if address.namespace.share or codec.shareable(value):
-            keep_decoded(self._memory, address.name, entry, value)
-        return value
-
-    def error(self, address: Address, entry: Entry) -> Exception | None:
-        """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
-        if not entry.negative or entry.payload is None:
-            return None
-        try:
-            return decode_error(entry.payload, address.freshness, self.limit(address))
-        except CacheDecodeError as error:
-            self.unreadable(address, error)
-            return None
-
-    def encoded(self, address: Address, value: Any) -> bytes:
-        """Return a value's payload.
-
-        :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
-        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
-        """
-        try:
-            payload = codec.encode(value)
-        except CacheEncodeError:
-            if is_unmodified(value):
-                problem = "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term"
-                raise CacheTypeError("value", problem) from None
-            raise
-        self.check_size(address, payload)
-        return payload
-
-    def check_size(self, address: Address, payload: bytes) -> None:
-        """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
-        limit = self.limit(address)
-        if len(payload) > limit:
-            raise CacheValueTooLargeError(address.namespace, len(payload), limit)
-        try:
-            codec.check_decoded_size(payload, limit)
-        except CacheDecodeError:
-            # Here rather than at every read that follows.
-            raise CacheValueTooLargeError(address.namespace, len(payload), limit, decoded=True) from None
-
-    def limit(self, address: Address) -> int:
-        """Return the most bytes that an encoded value of this namespace may have."""
-        return address.namespace.max_value_bytes or self._settings.max_value_bytes
-
     def ttl(self, address: Address) -> float:
         """Return a namespace's time to live in seconds."""
         return address.namespace.ttl or self._settings.default_ttl
-
-    def unreadable(self, address: Address, error: CacheDecodeError) -> None:
-        """Count a value that cannot be read, and say so; never what it is."""
-        address.counters.unreadable += 1
-        topic = f"unreadable:{address.namespace}:{error.reason}"
-        self.state.notices.warn(topic, f"a value in namespace {str(address.namespace)!r} counts as a miss: {error}")
 
     # -- read -----------------------------------------------------------------------------------------------
 
@@ -219,7 +134,7 @@ class Reads:
         try:
             fill = self.expect(address)
             if held is None or not self._compares or not comparable(held, wire):
-                wire.read(address.name, partial(self.received, address, fill), waiter)
+                wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
             else:
                 tags = tags_of(held)
                 self.epochs.prepare(wire, address.realm, tags)
@@ -268,7 +183,7 @@ class Reads:
             wire = self.state.wire()
             assert wire is not None
             self.epochs.prepare(wire, address.realm)
-            wire.read(address.name, partial(self.received, address, fill), waiter)
+            wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
 
@@ -308,6 +223,9 @@ class Reads:
 
         :raises UnsettledError: for a value whose epochs are not known on this connection.
         """
+        size, realm = len(raw) if raw is not None else 0, address.realm
+        if size > SMALL_BYTES or not 0 < realm.value_bytes <= SMALL_BYTES:
+            realm.sized(size)
         if raw is None:
             self._gone(fill)
             return None

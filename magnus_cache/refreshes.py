@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from magnus_cache.addresses import MISS, Address
+from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.clock import monotonic
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
@@ -51,7 +51,10 @@ class Refreshes:
         if entry is None:
             entry, near = await self._read(address, tags), False
         stands = self._standing(address, entry)
-        served, value = self._served(address, entry, stands, near=near)
+        opened: Any = LARGE
+        if entry is not None and stands is not Standing.GONE and self._reads.is_large(entry):
+            opened = await self._reads.open_anyway(address, entry)
+        served, value = self._served(address, entry, stands, near=near, opened=opened)
         if not served:
             return await self._loaded(address, loader, rule, tags, value, began, blocks)
         if stands is Standing.EARLY and entry is not None:
@@ -205,12 +208,15 @@ class Refreshes:
         end = min(entry.end, entry.fresh_until + address.freshness.grace)
         return standing(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
-    def _served(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> tuple[bool, Any]:
+    def _served(
+        self, address: Address, entry: Entry | None, stands: Standing, *, near: bool, opened: Any = LARGE
+    ) -> tuple[bool, Any]:
         """Return whether a value is served without a load; and it, or else the stale one that there is, or MISS.
 
+        :param opened: the entry's value, if it took long to be opened.
         :raises Exception: if it stands for an error that is remembered.
         """
-        value = self._opened(address, entry, stands, near=near)
+        value = self._opened(address, entry, stands, near=near, opened=opened)
         if value is not MISS:
             if stands in _FRESH:
                 return True, value
@@ -219,7 +225,7 @@ class Refreshes:
         address.counters.misses += 1
         return False, value
 
-    def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool) -> Any:
+    def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool, opened: Any) -> Any:
         """Return an entry's value, fresh or stale; MISS for none.
 
         :raises Exception: if it stands for an error that is remembered.
@@ -229,7 +235,7 @@ class Refreshes:
         if stands is Standing.FRESH and (error := self._reads.error(address, entry)) is not None:
             address.counters.negative_hits += 1
             raise error
-        value = self._reads.opened_anyway(address, entry)
+        value = self._reads.opened_anyway(address, entry) if opened is LARGE else opened
         if value is not MISS and stands in _FRESH:
             address.counters.count(hit=True, near=near)
         return value

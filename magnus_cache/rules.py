@@ -1,7 +1,7 @@
 """What callers say about a load: how its value is got, and how it is kept."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from magnus_cache.clock import Duration, seconds
@@ -9,7 +9,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.tags import TagRule, check_tags
 
-__all__ = ["AnyLoader", "AnyTtl", "Rule", "check_callable", "checked_ttl"]
+__all__ = ["AnyLoader", "AnyTtl", "Rule", "check_callable", "check_mapping", "checked_ttl"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ def check_callable(function: object, argument: str) -> None:
         raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
+
+
+def check_mapping(mapping: object) -> None:
+    """:raises CacheTypeError: for what is no mapping of keys to values."""
+    if not isinstance(mapping, Mapping):
+        raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
 
 
 def checked_ttl(ttl: AnyTtl) -> Any:

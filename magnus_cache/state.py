@@ -30,12 +30,14 @@ from magnus_cache.forks import part, watch
 from magnus_cache.key_locks import KeyLocks
 from magnus_cache.keys import Keyspace
 from magnus_cache.leases import Leases
+from magnus_cache.loader_loop import BackgroundLoops
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
-from magnus_cache.portal import CLOSE_TIMEOUT, Portal
+from magnus_cache.pacing import turn
+from magnus_cache.portal import CLOSE_TIMEOUT
 from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
@@ -69,8 +71,8 @@ class State(Forgetting):
         self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
         self.flights = Flights(clock=self.clock)
         self.key_locks = KeyLocks(4 * settings.op_timeout)
-        self.workers = Workers()
-        self.portal = Portal()
+        self.portal = BackgroundLoops()
+        self.workers = Workers(run=self.portal.run)
         self.stats = Stats()
         self.notices = Notices()
         self.abandoned = AbandonedConnections(self.notices.warn)
@@ -288,6 +290,8 @@ class State(Forgetting):
             await self.portal.aclose()
             if self.journal is not None:
                 await self.journal.aclose(CLOSE_TIMEOUT)
+            while self.memory.shrink():
+                await turn()
         finally:
             self._end()
 
@@ -315,6 +319,8 @@ class State(Forgetting):
             self.portal.close()
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
+            while self.memory.shrink():
+                pass  # Other threads get the GIL in between.
         finally:
             self._end()
 

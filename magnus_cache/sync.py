@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
+from magnus_cache.batch_reads import found_many_blocking
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.engine import Engine
@@ -19,7 +20,7 @@ from magnus_cache.explain import Explanation
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.modes import Mode
 from magnus_cache.protocols import BatchDecorator, Decorator
-from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
@@ -200,8 +201,10 @@ class BlockingOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        found: dict[Any, Any] = self._call(self._async.get_many, namespace, keys)
-        return found
+        self._state.check_open()
+        several = listed(keys, "keys")
+        addresses = [self._reads.address(namespace, key) for key in several]
+        return found_many_blocking(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -234,7 +237,17 @@ class BlockingOperations:
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        self._call(self._async.set_many, namespace, mapping, ttl, tags)
+        check_mapping(mapping)
+        life, names = None if ttl is None else seconds(ttl), check_tags(tags)
+        items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
+        for key, value in list(mapping.items()):
+            address = self._reads.address(namespace, key)
+            payload = self._reads.encoded(address, value)
+            items.append((address, value, payload, life or self._reads.ttl(address), names))
+        if self._state.mode is Mode.DISABLED:
+            self._call(self._writes.remove, [item[0] for item in items])
+        else:
+            self._call(self._writes.write_many, items)
 
     def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.
@@ -246,7 +259,7 @@ class BlockingOperations:
         """
         if self._deferred.invalidations:
             return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
-        removed: int = self._call(self._async.delete_many, namespace, keys)
+        removed: int = self._call(self._async.delete_many, namespace, listed(keys, "keys"))
         return removed
 
     def _remove(self, addresses: Sequence[Address]) -> int:
@@ -298,7 +311,7 @@ class BlockingOperations:
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         report: WarmReport = self._call(
-            self._async.warm_cache, namespace, data_loader, keys, ttl,
+            self._async.warm_cache, namespace, data_loader, listed(keys, "keys"), ttl,
             concurrency=concurrency, only_missing=only_missing, progress=progress,
         )  # fmt: skip
         return report

@@ -68,9 +68,14 @@ class Workers:
 
     :param most: how many of one namespace run at a time, for each event loop.
     :param most_of_all: how many run at a time.
+    :param run: awaits a coroutine function of a caller's, wherever it is to run; None for the running loop.
     """
 
-    def __init__(self, most: int = MOST, most_of_all: int = MOST_OF_ALL) -> None:
+    def __init__(
+        self, most: int = MOST, most_of_all: int = MOST_OF_ALL,
+        run: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]] | None = None,
+    ) -> None:  # fmt: skip
+        self._run = run or _here
         self.places = LoaderPlaces(most, most_of_all)
 
     def reset(self) -> None:
@@ -83,7 +88,7 @@ class Workers:
         :raises Exception: whatever the loader raises.
         """
         if is_async(loader):
-            return await cast("Callable[[], Awaitable[T]]", loader)()
+            return cast("T", await self._run(cast("Callable[[], Awaitable[T]]", loader)))
         outer = JOB.get()
         if outer is not None:
             outer.pause()
@@ -93,7 +98,7 @@ class Workers:
             if outer is not None:
                 outer.resume()
         # A lambda around a coroutine function does not look like one until it is called.
-        return cast("T", await value if inspect.isawaitable(value) else value)
+        return cast("T", await self._run(lambda: value) if inspect.isawaitable(value) else value)
 
     async def _in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
         job = Job(self.places, asyncio.get_running_loop(), namespace)
@@ -117,3 +122,7 @@ class Workers:
                 # Cancelled before its thread took it up, which will find that it need not.
                 job.end()
             raise
+
+
+async def _here(loader: Callable[[], Awaitable[T]]) -> T:
+    return await loader()

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -25,6 +25,7 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.footprint import footprint, has_room
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
+from magnus_cache.pacing import Step, at_once, in_turns, turn
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.redis.commands import Command
@@ -47,6 +48,9 @@ _COMPRESSING: Final = 2
 
 _SAMPLED: Final = 3.0
 """Seconds for which Redis' time is known well enough for a write."""
+
+_REMOVED: Final = 200
+"""Values removed at a time by one call; each name is looked up some times on the way, in one step."""
 
 
 class Writes:
@@ -79,12 +83,13 @@ class Writes:
         :param ttl: seconds.
         """
         since = self.state.epochs.moment()
-        self._memory.invalidate(address.name)
-        wire = self.state.wire()
-        held = self.held(address, value, payload, tags)
-        ttl = lifetime(ttl, address.freshness.jitter, random)
         # An invalidation that is recorded from here on came after this write, and stays.
         mark = self.state.recovery.mark
+        self._memory.invalidate(address.name)
+        wire = self.state.wire()
+        holding = self.holding(address, value, payload, tags)
+        held = await in_turns(holding) if len(payload) >= codec.LARGE else at_once(holding)
+        ttl = lifetime(ttl, address.freshness.jitter, random)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
@@ -128,7 +133,7 @@ class Writes:
     async def fill(self, address: Address, held: Held, payload: bytes, ttl: float, claim: Claim) -> bool:
         """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
 
-        :param held: what `held` returned for it, and whatever else is known of it.
+        :param held: what `holding` returned for it, and whatever else is known of it.
         :param ttl: seconds.
         """
         held, tags = held._replace(epoch=claim.epoch), held.tags
@@ -168,13 +173,16 @@ class Writes:
             self.state.stats.fenced_loads += 1
         return stored
 
-    def held(self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]) -> Held:
-        """Return what is to be kept of a value, with a new version."""
+    def holding(
+        self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]
+    ) -> Generator[None, None, Held]:
+        """Return, in steps, what is to be kept of a value, with a new version."""
         version = envelope.new_version()
         shareable = codec.shareable(value)
         if shareable or address.namespace.share:
             # A copy unless it is immutable: its maker may go on to change it.
-            kept = value if shareable else codec.decode(payload)
+            large = len(payload) >= codec.LARGE and not shareable
+            kept = (yield from codec.decode_steps(payload)) if large else value if shareable else codec.decode(payload)
             size = footprint(kept, len(payload))
             if has_room(self.state.memory, size):
                 return Held(kept, None, size, version, tags=tags)
@@ -195,6 +203,7 @@ class Writes:
             life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
             negative=held.negative,
         )  # fmt: skip
+        address.realm.sized(len(payload))
         size = len(payload) if address.namespace.compress else 0
         raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
@@ -333,17 +342,31 @@ class Writes:
     async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> None:
         """Store many values, each with its address, payload, time to live in seconds, and tags."""
         for start in range(0, len(items), MANY):
-            some = items[start : start + MANY]
-            self.state.touch([item[0].name for item in some])
-            await asyncio.gather(*(self.write(*item) for item in some))
+            writes: list[asyncio.Task[bool]] = []
+            portion = Step()
+            try:
+                for item in items[start : start + MANY]:
+                    self.state.touch((item[0].name,))
+                    writes.append(asyncio.create_task(self.write(*item)))
+                    # Some hundred bytes of a payload are packed in the time that one is decoded in.
+                    if portion.done(len(item[2]) >> 4):
+                        # One turn for those that were begun to get as far as the queue.
+                        await asyncio.sleep(0)
+                        await turn()
+                await asyncio.gather(*writes)
+            except BaseException:
+                for write in writes:
+                    write.cancel()
+                raise
 
     # -- remove ---------------------------------------------------------------------------------------------
 
     async def remove(self, addresses: Sequence[Address]) -> int:
         """Remove values everywhere and return how many there were, as far as it can be known."""
         removed = 0
-        for start in range(0, len(addresses), MANY):
-            removed += await self._remove([address.name for address in addresses[start : start + MANY]])
+        for start in range(0, len(addresses), _REMOVED):
+            removed += await self._remove([address.name for address in addresses[start : start + _REMOVED]])
+            await turn()
         return removed
 
     async def _remove(self, names: Sequence[bytes]) -> int:

@@ -34,16 +34,16 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             wait_until(lambda: flights.joined > before)
             raise KeyboardInterrupt
 
-        async def look(*_: Any) -> Any:
+        def look(_: Any, addresses: list[Any]) -> Any:
             private_server.pause()
-            return {}, {}
+            return [(None, False) for _ in addresses]
 
         if where != "in the loader":
             # The thread waits to be told what to do; when the batch tells it to call the loader, it is gone.
             notes = type("Notes", (queue.SimpleQueue,), {"get": interrupt})
             monkeypatch.setattr(batch_calls, "SimpleQueue", notes)
         if where == "before the claim":
-            monkeypatch.setattr(batch_calls, "_look", look)
+            monkeypatch.setattr(batch_calls, "look_many_blocking", look)
         with pytest.raises(KeyboardInterrupt):
             cache.get_or_set_many("t", ["k", "l"], interrupt)
         # The background loop has heard of it.

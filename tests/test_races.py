@@ -410,10 +410,10 @@ async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> N
     """Between the judgement of a blocking load and its end, a tag may be invalidated and somebody join."""
     cache = CacheManager(redis_enabled=False)
     loads = cache._engine.loads
-    kept, calls = loads.kept, []
+    stored, calls = loads.stored, []
 
     async def late(*args: Any) -> Any:
-        loaded = await kept(*args)
+        loaded = await stored(*args)
         if not calls:
             calls.append("joiner")
             threading.Thread(target=lambda: results.append(cache.get_or_set("t", "k", lambda: "new", tags="x"))).start()
@@ -422,7 +422,7 @@ async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> N
         return loaded
 
     results: list[str] = []
-    loads.kept = late  # type: ignore[method-assign]
+    loads.stored = late  # type: ignore[method-assign]
 
     def old() -> str:
         cache.invalidate_tags("x")

@@ -2,6 +2,17 @@
 
 from magnus_cache.codec.registry import register_type
 from magnus_cache.codec.sharing import shareable
-from magnus_cache.codec.values import check_decoded_size, decode, encode
+from magnus_cache.codec.steps import LARGE, is_heavy
+from magnus_cache.codec.values import decode, decode_steps, encode, encode_steps, size_steps
 
-__all__ = ["check_decoded_size", "decode", "encode", "register_type", "shareable"]
+__all__ = [
+    "LARGE",
+    "decode",
+    "decode_steps",
+    "encode",
+    "encode_steps",
+    "is_heavy",
+    "register_type",
+    "shareable",
+    "size_steps",
+]

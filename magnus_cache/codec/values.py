@@ -5,21 +5,23 @@ runs in the C unpacker; nothing but `CacheDecodeError` comes out of it, no code 
 memory and time stay in proportion to the payload (see `budget` and `floods`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import msgpack
 from msgpack import ExtraData, ExtType, OutOfData, StackError, UnpackException
 
-from magnus_cache.codec.budget import RATIO, SMALL_BYTES, budget_of, decoded_bytes
-from magnus_cache.codec.builtin import ENCODERS, RESTORERS
+from magnus_cache.codec.budget import RATIO, SMALL_BYTES, budget_of, counting
+from magnus_cache.codec.builtin import ENCODERS, RESTORERS, TUPLE
 from magnus_cache.codec.floods import FLOODING_BYTES, FLOODING_KEYS, checked_dict, checked_frozenset, checked_set
 from magnus_cache.codec.marks import MARK_CODE, Mark, kind_of, type_name
 from magnus_cache.codec.registry import encode_registered, registration, restore_registered
+from magnus_cache.codec.steps import DIVIDED, LARGE, fed, packed
 from magnus_cache.codec.traps import exact
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
+from magnus_cache.pacing import at_once
 
-__all__ = ["MAX_DEPTH", "check_decoded_size", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "decode", "decode_steps", "encode", "encode_steps", "size_steps"]
 
 _msgpack: Final[Any] = msgpack
 """Untyped on purpose: its C half has no stubs."""
@@ -35,6 +37,10 @@ _KEPT_BYTES: Final = 1 << 20
 _CHECKED_BYTES: Final = 1000
 """From here on a payload is skimmed before it is decoded (2% of the time): a thousand nested arrays that each claim
 ten thousand items cost ten kilobytes to write and eighty megabytes to prepare for."""
+
+
+_PAIRS: Final = 64
+"""Items of a dict that are decoded in one step where its keys have to be checked."""
 
 
 def _default(value: Any) -> list[Any]:
@@ -100,6 +106,19 @@ def encode(value: Any) -> bytes:
         if clean is not value:
             return encode(clean)
     return payload
+
+
+def encode_steps(value: Any) -> Generator[None, None, bytes]:
+    """Do what `encode` does, in steps of less than a millisecond as far as lists, tuples and dicts can be divided.
+
+    What others change in it meanwhile may or may not be in the bytes; they are those of some value in any case.
+
+    :raises CacheEncodeError: as `encode` does.
+    """
+    if kind_of(value) in DIVIDED:
+        return (yield from packed(encode, value, TUPLE))
+    yield
+    return encode(value)
 
 
 def _pack_surrogates(value: Any) -> bytes:
@@ -178,21 +197,23 @@ def decode(payload: bytes | memoryview, limit: int | None = None) -> Any:
         ``"too_costly"`` (of its decoded size, or of the time it takes), ``"unknown_type"`` (a class or library that
         this process lacks) or ``"malformed"``.
     """
+    size = len(payload)
+    if size >= LARGE:
+        # For the sake of other threads, which get the GIL in between. Anything smaller is within its budget of memory.
+        return at_once(decode_steps(payload, limit))
     try:
-        if len(payload) >= _CHECKED_BYTES:
+        if size >= _CHECKED_BYTES:
             _skim(payload)
-            if limit is not None:
-                check_decoded_size(payload, limit)
         value = _unpack(payload)
     except Exception as error:
         raise _unreadable(payload, error) from error
     if value.__class__ is Mark:
-        raise CacheDecodeError("malformed", "the payload is a mark without a value")
+        raise _only_a_mark()
     return value
 
 
-def check_decoded_size(payload: bytes | memoryview, limit: int) -> None:
-    """Check that a payload does not take too much memory once decoded.
+def size_steps(payload: bytes | memoryview, limit: int) -> Generator[None, None, None]:
+    """Check, in steps of about a millisecond, that a payload does not take too much memory once decoded.
 
     :param limit: see `decode`.
     :raises CacheDecodeError: with the reason ``"too_costly"``.
@@ -200,24 +221,57 @@ def check_decoded_size(payload: bytes | memoryview, limit: int) -> None:
     if len(payload) <= SMALL_BYTES:
         return
     most = budget_of(limit)
-    if decoded_bytes(bytes(payload), most) > most:
+    if (yield from counting(bytes(payload), most)) > most:
         raise CacheDecodeError("too_costly", f"decoded, it takes more than {RATIO} times {limit} bytes")
 
 
+def decode_steps(payload: bytes | memoryview, limit: int | None = None) -> Generator[None, None, Any]:
+    """Do what `decode` does, in steps of less than a millisecond.
+
+    What a large array, frame or set is restored by, or a value of a registered type, is one step.
+
+    :raises CacheDecodeError: as `decode` does.
+    """
+    try:
+        _skim(payload)
+        yield
+        if limit is not None:
+            yield from size_steps(payload, limit)
+        value = yield from _unpacking(payload)
+    except Exception as error:
+        raise _unreadable(payload, error) from error
+    if value.__class__ is Mark:
+        raise _only_a_mark()
+    return value
+
+
+def _only_a_mark() -> CacheDecodeError:
+    return CacheDecodeError("malformed", "the payload is a mark without a value")
+
+
 def _unpack(payload: bytes | memoryview) -> Any:
-    if len(payload) < FLOODING_BYTES:
-        return _decoded(payload, ext_hook=_ext_hook, strict_map_key=False)
+    if len(payload) >= FLOODING_BYTES:
+        return at_once(_unpacking(payload))
+    try:
+        return _unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
+    except UnicodeDecodeError:
+        return _unpackb(
+            payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False, unicode_errors="surrogatepass"
+        )
+
+
+def _unpacking(payload: bytes | memoryview) -> Generator[None, None, Any]:
     data = bytes(payload)
     if b"\xde" not in data and b"\xdf" not in data:
         # No map of more than fifteen keys.
-        return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False)
+        return (yield from _decoding(data, strict_map_key=False))
     for attempt in (_with_keys_of_text, _with_plain_keys, _with_any_keys_outside):
         try:
-            return attempt(data)
+            return (yield from attempt(data))
         except ValueError as error:
             if not _about_keys(error):
                 raise
-    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False, object_pairs_hook=checked_dict)
+    return (yield from _decoding(data, strict_map_key=False, object_pairs_hook=checked_dict))
 
 
 def _about_keys(error: ValueError) -> bool:
@@ -225,25 +279,25 @@ def _about_keys(error: ValueError) -> bool:
     return "strict_map_key" in text or "max_map_len" in text
 
 
-def _with_keys_of_text(data: bytes) -> Any:
+def _with_keys_of_text(data: bytes) -> Generator[None, None, Any]:
     """Have the C half build all dicts: text and bytes as keys cannot be chosen to collide.
 
     :raises ValueError: if there are others.
     """
-    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=True)
+    return (yield from _decoding(data, strict_map_key=True))
 
 
-def _with_plain_keys(data: bytes) -> Any:
+def _with_plain_keys(data: bytes) -> Generator[None, None, Any]:
     """Have the C half build all dicts, where all keys have 64 bits at most, and of them a dict has not too many.
 
     :raises ValueError: if there are others.
     """
     if any(head in data for head in _COMPOUND):
         raise ValueError("strict_map_key")
-    return _decoded(data, ext_hook=_checked_ext_hook, strict_map_key=False, max_map_len=FLOODING_KEYS)
+    return (yield from _decoding(data, strict_map_key=False, max_map_len=FLOODING_KEYS))
 
 
-def _with_any_keys_outside(data: bytes) -> Any:
+def _with_any_keys_outside(data: bytes) -> Generator[None, None, Any]:
     """Build the outermost dict, and have the C half build those within it.
 
     :raises ValueError: if it is no dict, or those within have keys other than text.
@@ -255,17 +309,29 @@ def _with_any_keys_outside(data: bytes) -> Any:
     )
     unpacker.feed(data)
     unpack = unpacker.unpack
-    pairs = [(unpack(), unpack()) for _ in range(unpacker.read_map_header())]
+    pairs: list[tuple[Any, Any]] = []
+    for number in range(unpacker.read_map_header()):
+        pairs.append((unpack(), unpack()))
+        if number % _PAIRS == 0:
+            yield
     if unpacker.tell() != len(data):
         raise ExtraData(None, b"")
     return checked_dict(pairs)
 
 
-def _decoded(payload: bytes | memoryview, **options: Any) -> Any:
+def _decoding(data: bytes, **options: Any) -> Generator[None, None, Any]:
     try:
-        return _unpackb(payload, list_hook=_list_hook, **options)
+        return (yield from _fed(data, **options))
     except UnicodeDecodeError:
-        return _unpackb(payload, list_hook=_list_hook, unicode_errors="surrogatepass", **options)
+        return (yield from _fed(data, unicode_errors="surrogatepass", **options))
+
+
+def _fed(data: bytes, **options: Any) -> Generator[None, None, Any]:
+    unpacker = _msgpack.Unpacker(list_hook=_list_hook, ext_hook=_checked_ext_hook, max_buffer_size=len(data), **options)
+    value, trailing = yield from fed(unpacker, data, OutOfData)
+    if trailing:
+        raise ExtraData(None, b"")
+    return value
 
 
 def _skim(payload: bytes | memoryview) -> None:

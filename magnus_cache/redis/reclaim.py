@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reclaimed", "Touch", "reclaim", "remove_matching", "remove_names"]
 
-_STEP = 500
+_STEP = 250
 """Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
 _RECLAIMED = 250
 """Values looked into by one script: well below a millisecond of the server's time."""

@@ -27,6 +27,7 @@ from magnus_cache.clock import Clock, RedisTime, monotonic
 from magnus_cache.entries import Trust
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.pacing import pieces
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.connection import Push, opened
@@ -38,15 +39,15 @@ from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
 from magnus_cache.redis.questions import Questions
 from magnus_cache.redis.silence import PATIENCE, Silence
-from magnus_cache.redis.trials import turn
+from magnus_cache.redis.trials import turn as trial
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint
 
 __all__ = ["Wire"]
 
-_YIELD_REPLIES: Final = 256
-"""Replies handled before the loop gets a turn; a full socket buffer would otherwise be one long step."""
+_YIELD_REPLIES: Final = 64
+"""Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
 
 _MOVING: Final = 5.0
 """Seconds between two attempts to find the primary by connecting anew."""
@@ -108,12 +109,13 @@ class Wire:
         """Whether the wire can never answer again: it was closed, or its loop was."""
         return self.over or self.loop.is_closed()
 
-    def read(self, name: bytes, receive: Receive, waiter: Waiter) -> None:
+    def read(self, name: bytes, receive: Receive, waiter: Waiter, expected: float = 0) -> None:
         """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
 
+        :param expected: how many bytes it may have; 0 if nothing is known of its like.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        self._enqueue(Read(name, receive, waiter))
+        self._enqueue(Read(name, receive, waiter, expected))
 
     def call(self, command: Command, receive: Receive, waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.
@@ -189,7 +191,7 @@ class Wire:
     async def _live(self) -> None:
         try:
             while True:
-                await turn(self._breaker, self.clock, self._rest)
+                await trial(self._breaker, self.clock, self._rest)
                 began = self.clock()
                 error = await self._connection()
                 self._lost(error)
@@ -341,20 +343,21 @@ class Wire:
                 reply = error
             self._intake.completed()
             if type(reply) is Push:
-                self._pushed(reply.frame)
+                await self._pushed(reply.frame)
             else:
                 self._answered(reply)
+                if self._pipeline.unfinished:
+                    await self._pipeline.handed_out()
             handled += 1
             if handled % _YIELD_REPLIES == 0:
                 await asyncio.sleep(0)
 
-    def _pushed(self, frame: list[Any]) -> None:
+    async def _pushed(self, frame: list[Any]) -> None:
         if frame[0] != b"invalidate":
             return
         if frame[1] is None:
             # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
-            deadline = self.trust.deadline
-            era = self.trust.era
+            deadline, era = self.trust.deadline, self.trust.era
             self.trust.retire()
             self.trust = Trust(deadline, era)
             self.known = Known(self._limits.marker, self.known.confirmed)
@@ -364,7 +367,9 @@ class Wire:
                 self._ring()
             self._observer.flushed(self)
         else:
-            self._observer.invalidated(frame[1], self)
+            # Between two steps it is as if the others had not come yet: no later answer renews trust before they have.
+            async for names in pieces(frame[1]):
+                self._observer.invalidated(names, self)
 
     def _answered(self, reply: Any) -> None:
         frame = self._pipeline.oldest

@@ -785,6 +785,7 @@ def without_keeping_what_is_stale_near() -> None:
 
 @guard(POLICIES)
 def without_refusing_what_is_stale_to_who_only_looks() -> None:
+    put(reads.Reads, "opened_here", reads.Reads.opened_anyway)
     put(reads.Reads, "opened", reads.Reads.opened_anyway)
 
 
@@ -870,12 +871,12 @@ def without_a_bound_on_reading() -> None:
 
 @guard(POLICIES)
 def without_stale_values_for_batches() -> None:
-    original = batch_calls._look
+    original = batch_calls._Search.found
 
-    async def look(engine: Any, wanted: Any) -> Any:
-        return (await original(engine, wanted))[0], {}
+    def found(self: Any, item: Any, entry: Any, value: Any, *, near: bool) -> None:
+        original(self, item, None if value is MISS else entry, value, near=near)
 
-    put(batch_calls, "_look", look)
+    put(batch_calls._Search, "found", found)
 
 
 # -- loaders that block, hang, pile up -----------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Guards of hostile input, and bounds that are totals; see `mutants`."""
 
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from magnus_cache import footprint, loader_places, reads, writes
+from magnus_cache import coding, footprint, loader_places, writes
 from magnus_cache.codec import arrays, budget, builtin, floods, frames, values
 from magnus_cache.codec.marks import Mark
 from magnus_cache.redis import connection, intake, pipeline
@@ -12,25 +13,34 @@ from tests.support.guards import guard, nothing, put
 VALUES: Final = "tests/test_hostile_values.py"
 
 
+def _no_steps(*_: Any) -> Iterator[None]:
+    return iter(())
+
+
 @guard(f"{VALUES}::test_a_value_that_grows_too_much_is_refused_before_it_is_built")
 def without_a_budget_of_decoded_bytes() -> None:
-    put(values, "check_decoded_size", nothing)
+    put(values, "size_steps", _no_steps)
 
 
 @guard(f"{VALUES}::test_the_estimate_comes_near_the_truth")
 def without_the_walk_behind_the_count() -> None:
-    put(budget, "_walk", lambda payload, most: most + 1)
+    def walk(_payload: bytes, most: int) -> Generator[None, None, int]:
+        yield
+        return most + 1
+
+    put(budget, "_walk", walk)
 
 
 @guard(f"{VALUES}::test_a_value_that_could_not_be_read_is_not_stored")
 def without_the_budget_of_a_value_to_be_stored() -> None:
-    put(reads.codec, "check_decoded_size", nothing)
+    put(coding.codec, "size_steps", _no_steps)
 
 
 @guard(f"{VALUES}::test_a_bomb_in_redis_is_a_counted_miss")
 def without_the_budget_of_a_value_from_redis() -> None:
-    decode = values.decode
-    put(reads.codec, "decode", lambda payload, limit=None: decode(payload))
+    decode, steps = values.decode, values.decode_steps
+    put(coding.codec, "decode", lambda payload, limit=None: decode(payload))
+    put(coding.codec, "decode_steps", lambda payload, limit=None: steps(payload))
 
 
 @guard(f"{VALUES}::test_members_that_share_a_hash_are_refused")
@@ -159,4 +169,4 @@ def without_counting_again_what_is_decoded_later() -> None:
     def keep(memory: Any, name: bytes, entry: Any, value: Any) -> None:
         entry.value, entry.payload = value, None
 
-    put(reads, "keep_decoded", keep)
+    put(coding, "keep_decoded", keep)

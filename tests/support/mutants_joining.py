@@ -42,17 +42,17 @@ def without_noting_the_look_before_it() -> None:
 
 @guard(f"{JOINING}::test_nobody_joins_a_load_that_is_taking_in_what_it_found")
 def without_putting_aside_a_load_that_found_a_value() -> None:
-    original = loads.Loads._found
+    original = loads.Loads._is_found
 
-    def found(self: Any, address: Any, entry: Any, flight: Any) -> Any:
+    def is_found(self: Any, got: Any, flight: Any) -> bool:
         detach_flight = self.flights.detach_flight
         self.flights.detach_flight = nothing
         try:
-            return original(self, address, entry, flight)
+            return original(self, got, flight)
         finally:
             self.flights.detach_flight = detach_flight
 
-    put(loads.Loads, "_found", found)
+    put(loads.Loads, "_is_found", is_found)
 
 
 @guard(f"{JOINING}::test_a_fresh_call_takes_nothing_that_a_load_found")

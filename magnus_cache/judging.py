@@ -1,0 +1,87 @@
+"""What is to be kept of a loaded value, and how: the work of it, to be done where the value was loaded."""
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from magnus_cache.addresses import Address, Held
+from magnus_cache.current import CurrentLoad, is_unmodified, unmodified
+from magnus_cache.errors import CacheEncodeError, CacheError, CacheValueTooLargeError
+from magnus_cache.reads import Reads
+from magnus_cache.rules import Rule
+from magnus_cache.writes import Writes
+
+__all__ = ["JudgedValue", "Judging"]
+
+
+class JudgedValue(NamedTuple):
+    """What is to be kept of a loaded value, and how; or why it cannot be.
+
+    :ivar known: those of its tags that were known before the load.
+    :ivar ttl: seconds.
+    :ivar held: None if it is not to be kept.
+    """
+
+    value: Any
+    payload: bytes | None = None
+    known: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    ttl: float = 0.0
+    held: Held | None = None
+    error: Exception | None = None
+
+
+class Judging:
+    """Judges the values that one cache has loaded.
+
+    :param hold_back: called with the address and the error of a value that is as good as none.
+    """
+
+    def __init__(self, reads: Reads, writes: Writes, hold_back: Callable[[Address, Exception], None]) -> None:
+        self._reads = reads
+        self._writes = writes
+        self._hold_back = hold_back
+
+    def steps(
+        self, address: Address, value: Any, rule: Rule, tags: tuple[str, ...], load: CurrentLoad | None = None
+    ) -> Generator[None, None, JudgedValue]:
+        """Return, in steps, what is to be kept of a value.
+
+        :param tags: those that were known before the load.
+        :raises CacheEncodeError: if the value's type cannot be stored.
+        """
+        if is_unmodified(value):
+            if load is None or not load.has_previous:
+                raise unmodified()
+            value = load.previous
+        try:
+            skipped = rule.skip_if is not None and rule.skip_if(value)
+            payload = yield from self._payload(address, value, skipped=skipped)
+            ttl = None if skipped or payload is None else rule.seconds(value, self._reads.ttl(address))
+            all_tags = rule.tags_of(value, tags)
+        except CacheError:
+            raise
+        except Exception as error:
+            # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
+            self._hold_back(address, error)
+            raise
+        if payload is None or ttl is None:
+            return JudgedValue(value, payload, tags, all_tags)
+        held = yield from self._writes.holding(address, value, payload, all_tags)
+        return JudgedValue(value, payload, tags, all_tags, ttl, held)
+
+    def _payload(self, address: Address, value: Any, *, skipped: bool) -> Generator[None, None, bytes | None]:
+        """Return the bytes by which the value is stored, or handed to each of those who wait for it; or None."""
+        try:
+            payload = yield from self._reads.encoding(value)
+            if not skipped:
+                yield from self._reads.checking(address, payload)
+        except CacheValueTooLargeError as error:
+            # Data grows without anybody's fault: unlike an explicit `set`, a load goes on and says so.
+            self._reads.state.notices.warn(f"size:{address.namespace}", f"not cached: {error}")
+            return None
+        except CacheEncodeError:
+            if not skipped:
+                raise
+            # It need not be storable; then those who wait for it share it, as they would without a cache.
+            return None
+        return payload
