@@ -290,10 +290,10 @@ def without_reading_after_our_own_write() -> None:
 
 
 def _stored_always(original: Any) -> Any:
-    def stored(self: Any, address: Any, fill: Any, held: Any, fresh_until: int, reply: Any, *rest: Any) -> Any:
+    def stored(self: Any, address: Any, fill: Any, held: Any, times: Any, reply: Any, *rest: Any) -> Any:
         if isinstance(reply, list):
             reply = [*reply[:-1], 1]
-        return original(self, address, fill, held, fresh_until, reply, *rest)
+        return original(self, address, fill, held, times, reply, *rest)
 
     return stored
 
@@ -386,7 +386,7 @@ def without_the_beginning_of_the_guard() -> None:
 
 @guard(EPOCHS)
 def without_the_age_in_a_reclaim() -> None:
-    edit(scripts._RECLAIM, "if type(epoch) ~= 'string'", "if true or type(epoch) ~= 'string'")
+    edit(scripts._RECLAIM, "if not stamp or", "if true or not stamp or")
 
 
 @guard(EPOCHS)
