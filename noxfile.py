@@ -1,18 +1,29 @@
 """What is run on this project, by people and by CI alike: ``nox`` alone runs what CI runs."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["tests", "lint", "typing"]
 nox.options.reuse_existing_virtualenvs = True
-nox.options.error_on_missing_interpreters = True
+# Only the sessions of several Pythons name interpreters; nox says which of them it has skipped.
+nox.options.error_on_missing_interpreters = False
 
 if sys.version_info < (3, 11):  # noqa: UP036  # nox itself may run on an older Python than the project does
     sys.exit("magnus_cache needs Python 3.11 or newer; install nox with such a Python")
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+"""Those that the classifiers name."""
+
+CORE = (
+    "tests/test_store.py", "tests/test_coherence.py", "tests/test_leases.py", "tests/test_epochs.py",
+    "tests/test_outage.py", "tests/test_policies.py", "tests/test_settings.py", "tests/test_codec.py",
+)  # fmt: skip
+"""What depends most on the libraries beneath."""
 
 
 def install(session: nox.Session, *groups: str, extras: str = "embedded") -> None:
@@ -42,6 +53,52 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "--strict", "tests/typing_examples.py")
     session.run("pyright")
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run the tests on each Python that the project is for; `nox -s pythons-3.13` on one."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def minimum(session: nox.Session) -> None:
+    """Run the core of the tests with the oldest versions of the dependencies that are promised to do."""
+    install(session, "test")
+    oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    session.install(*oldest)
+    session.run("python", "-m", "pytest", *(session.posargs or CORE))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure which branches the tests take, and fail below the floor that pyproject.toml sets."""
+    install(session, "test")
+    session.install("coverage[toml]>=7.6")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "--timeout", "600", *session.posargs)
+    session.run("coverage", "combine", success_codes=[0, 1])
+    session.run("coverage", "report")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build wheel and sdist, and run the core of the tests on the installed wheel, out of sight of the checkout."""
+    session.install("build>=1.2")
+    away = Path(session.create_tmp()).resolve()
+    shutil.rmtree(away, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(away / "dist"))
+    (built,) = (away / "dist").glob("*.whl")
+    session.install("--force-reinstall", f"magnus-cache[embedded] @ {built.as_uri()}")
+    session.install(*nox.project.dependency_groups(PROJECT, "test"))
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(name, away / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", away)
+    with session.chdir(away):
+        session.run("python", "-c", "import magnus_cache; assert 'site-packages' in magnus_cache.__file__")
+        session.run("magnus-cache", "--version")
+        session.run("python", "-m", "pytest", *(session.posargs or CORE))
 
 
 @nox.session
