@@ -1,6 +1,7 @@
 """The two faces of a cache, `CacheManager` and `AsyncCacheManager`, and the process-wide one of each."""
 
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from magnus_cache.core import AsyncOperations
 from magnus_cache.endings import Ending
@@ -113,14 +114,11 @@ class _ProcessManager(ProcessFace, CacheManager):
         # No cache of its own.
         pass
 
-    def _there(self) -> BlockingOperations:
-        return PROCESS.blocking
-
-    # The two that hits in memory are served by, without the detour that serves for all the others.
-
     def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """See `CacheManager.get`."""
-        return PROCESS.blocking.get(namespace, key, default)
+        # Without the detour that serves for the other operations: a hit in memory is all but free.
+        now = PROCESS.now
+        return (PROCESS.open() if now is None else now).get(namespace, key, default)
 
     @property
     def redis_available(self) -> bool:
@@ -167,12 +165,13 @@ class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
         # No cache of its own.
         pass
 
-    def _there(self) -> AsyncOperations:
-        return PROCESS.awaited
-
-    async def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+    def get(  # pyright: ignore[reportIncompatibleMethodOverride]  # what it returns is that method's coroutine
+        self, namespace: str, key: Any, default: Any = None
+    ) -> Coroutine[Any, Any, Any]:
         """See `AsyncCacheManager.get`."""
-        return await PROCESS.awaited.get(namespace, key, default)
+        # Without a coroutine around the coroutine.
+        now = PROCESS.now
+        return (PROCESS.open() if now is None else now).get_awaited(namespace, key, default)
 
     @property
     def redis_available(self) -> bool:
@@ -212,12 +211,12 @@ def get_cache_manager() -> CacheManager:
     :raises CacheSettingsError: for a wrong setting, naming its environment variable.
     """
     PROCESS.check()
-    manager: CacheManager | None = PROCESS.face
-    if manager is None:
+    face = PROCESS.face
+    if face is None:
         made = _ProcessManager()
         with section():
-            manager = PROCESS.face = PROCESS.face or made
-    return manager
+            face = PROCESS.face = PROCESS.face or made
+    return cast("CacheManager", face)
 
 
 def get_async_cache_manager() -> AsyncCacheManager:

@@ -5,15 +5,14 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from magnus_cache.process_wide import PROCESS
 
 __all__ = ["ProcessFace", "delegate_to"]
 
-if TYPE_CHECKING:
-    from magnus_cache.core import AsyncOperations
-    from magnus_cache.sync import BlockingOperations
+_PARTS: Final = ("_async", "_clears", "_deferred", "_engine", "_loads", "_reads", "_state", "_writes")
+"""What managers are made of."""
 
 
 class ProcessFace:
@@ -23,15 +22,6 @@ class ProcessFace:
 
     def __repr__(self) -> str:
         return f"<{self._name} {PROCESS.describe()}>"
-
-    def __getattr__(self, name: str) -> Any:
-        # The parts of the manager of the cache in use. Not what Python looks for to copy, pickle or await something.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._there(), name)
-
-    def _there(self) -> "AsyncOperations | BlockingOperations":
-        raise NotImplementedError
 
     def cached(self, *args: Any, **kwargs: Any) -> Any:
         """See `CacheManager.cached`. The function follows the process-wide cache."""
@@ -59,15 +49,22 @@ class ProcessFace:
 
 
 def delegate_to(there: Callable[[], Any], operations: type) -> Callable[[type], type]:
-    """Return a class decorator: all public methods that the class lacks go to another manager, see `there`."""
+    """Return a class decorator: all that the class lacks comes from another manager, which `there` returns."""
 
     def fill(face: type) -> type:
+        for part in _PARTS:
+            # Properties, as a `__getattr__` would make every call of a method slower.
+            setattr(face, part, property(functools.partial(_part, there, part)))
         for name, operation in inspect.getmembers(operations, callable):
             if not name.startswith("_") and not _overrides(face, name):
                 setattr(face, name, _delegated(there, name, operation))
         return face
 
     return fill
+
+
+def _part(there: Callable[[], Any], name: str, _: Any) -> Any:
+    return getattr(there(), name)
 
 
 def _overrides(face: type, name: str) -> bool:

@@ -32,14 +32,15 @@ __all__ = ["PROCESS", "Isolation", "Opened", "ProcessCache"]
 
 
 class Opened:
-    """A cache that is in use, with its two managers."""
+    """A cache that is in use, with its two managers, and their `get`, which most calls are."""
 
-    __slots__ = ("awaited", "blocking", "engine")
+    __slots__ = ("awaited", "blocking", "engine", "get", "get_awaited")
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.blocking = BlockingOperations._over(engine)
         self.awaited = AsyncOperations._over(engine)
+        self.get, self.get_awaited = self.blocking.get, self.awaited.get
 
 
 class Isolation:

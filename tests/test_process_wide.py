@@ -390,7 +390,7 @@ def test_a_manager_is_pickled_by_its_settings(url: str) -> None:
 def test_the_process_wide_manager_is_pickled_as_such(process: None) -> None:
     cache = get_cache_manager()
     assert pickle.loads(pickle.dumps(cache)) is cache
-    assert pickle.loads(pickle.dumps(get_async_cache_manager()))._there() is PROCESS.awaited
+    assert pickle.loads(pickle.dumps(get_async_cache_manager()))._engine is PROCESS.awaited._engine
     assert copy.deepcopy(cache) is cache
 
 
