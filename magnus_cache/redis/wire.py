@@ -83,10 +83,8 @@ class Wire:
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
-        self.over = False
-        self.ended: Future[None] = Future()
-        self._up = False
-        self.server = STRANGER
+        self.over, self.ended = False, Future[None]()
+        self._up, self.server = False, STRANGER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf
