@@ -13,6 +13,7 @@ import redis
 import trustme
 
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
+from magnus_cache.process_wide import PROCESS, Isolation
 from magnus_cache.testing import Proxy
 from tests.support import leaks
 from tests.support.wait import wait_until
@@ -144,6 +145,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("REDIS_", "MAGNUS_CACHE_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_wide_cache() -> Iterator[None]:
+    """No test finds the process-wide cache in use, or set up, by another."""
+    yield
+    PROCESS.close()
+    PROCESS._places[:] = [Isolation((), {})]
 
 
 @pytest.fixture(autouse=True, scope="module")

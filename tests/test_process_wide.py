@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -25,18 +25,15 @@ from magnus_cache import (
     get_cache_manager,
 )
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.process_wide import PROCESS, Isolation
+from magnus_cache.process_wide import PROCESS
 from magnus_cache.testing import Proxy, isolated, no_leaks
 from tests.support.wait import wait_until
 
 
 @pytest.fixture(autouse=True)
-def process(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has a process-wide cache that nobody has set up or used."""
-    monkeypatch.setattr(PROCESS, "_places", [Isolation((), {})])
+def process(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names the server."""
     monkeypatch.setenv("REDIS_URL", server.url)
-    yield
-    get_cache_manager().close()
 
 
 class Source:

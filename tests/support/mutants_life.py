@@ -1,0 +1,97 @@
+"""Guards of the life of a cache: what follows the process-wide one, what replaces it, and what tests set up."""
+
+from typing import Any
+
+from magnus_cache import following, lives, process_wide, state
+from magnus_cache.clock import monotonic, switch_process_clock
+from magnus_cache.sections import section
+from magnus_cache.testing import clock, isolation
+from tests.support.guards import guard, nothing, put
+
+_PROCESS = "tests/test_process_wide.py"
+
+
+@guard(f"{_PROCESS}::test_functions_work_after_the_cache_was_closed")
+def without_letting_functions_go_of_a_closed_cache() -> None:
+    put(following.Follower, "unbind", nothing)
+
+
+@guard(f"{_PROCESS}::test_no_call_that_begins_after_a_close_fails")
+def without_a_look_whether_the_cache_is_still_in_use() -> None:
+    def bind(self: Any, follower: Any) -> None:
+        engine = self.open().engine if self.now is None else self.now.engine
+        follower.bind(follower.make(engine))
+
+    put(process_wide.ProcessCache, "_bind", bind)
+
+
+@guard(f"{_PROCESS}::test_a_thread_that_is_there_follows_into_an_isolation_and_back")
+def without_taking_a_call_to_the_next_cache() -> None:
+    put(following.Follower, "_stays", lambda *_: True)
+
+
+@guard(f"{_PROCESS}::test_threads_that_use_it_first_make_one")
+def without_one_cache_for_threads_that_come_first() -> None:
+    def opened(self: Any) -> Any:
+        place = self._places[-1]
+        made = process_wide.Opened(self._made(place.settings()))
+        with section():
+            self.now = place.now = made
+        return made
+
+    put(process_wide.ProcessCache, "open", opened)
+
+
+@guard(f"{_PROCESS}::test_settings_of_an_isolation_win_over_configure")
+def without_settings_that_stay_within_an_isolation() -> None:
+    real = process_wide.Isolation.settings
+
+    def settings(self: Any, *more: Any) -> Any:
+        fixed, self.fixed = self.fixed, {}
+        try:
+            return real(self, fixed, *self.options, *more) if fixed else real(self, *more)
+        finally:
+            self.fixed = fixed
+
+    put(process_wide.Isolation, "settings", settings)
+
+
+@guard(f"{_PROCESS}::test_a_prefix_that_was_given_is_not_wiped")
+def without_keeping_what_others_may_use() -> None:
+    put(isolation.isolated, "_wipes", lambda _, cache: cache.redis_available)
+
+
+@guard(f"{_PROCESS}::test_an_isolated_cache_is_empty_and_leaves_nothing")
+def without_removing_what_a_test_has_stored() -> None:
+    put(isolation.isolated, "_wipes", lambda *_: False)
+
+
+@guard(f"{_PROCESS}::test_disabled_holds_in_whatever_cache_is_in_use")
+def without_switches_that_all_process_wide_caches_share() -> None:
+    real = process_wide.ProcessCache._made
+
+    def made(self: Any, settings: Any) -> Any:
+        engine = real(self, settings)
+        engine.state.special, engine.state.disabling = set(), set()
+        return engine
+
+    put(process_wide.ProcessCache, "_made", made)
+
+
+@guard("tests/test_virtual_clock.py")
+def without_time_that_never_goes_back() -> None:
+    def leave(own: Any) -> None:
+        clock._running.remove(own)
+        switch_process_clock(clock._running[-1] if clock._running else monotonic)
+
+    put(clock, "_leave", leave)
+
+
+@guard("tests/test_closing.py::test_disabled_holds_in_every_thread_and_task")
+def without_disabling_for_everybody() -> None:
+    put(state.State, "disabled", lambda self: state.Switch(state.MODE, state.Mode.DISABLED, self.special))
+
+
+@guard("tests/test_health.py::test_no_look_blocks_an_event_loop")
+def without_sparing_event_loops_the_first_look() -> None:
+    put(lives.BlockingLife, "_may_ask", lambda _: True)
