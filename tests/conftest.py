@@ -147,14 +147,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def _no_process_wide_cache() -> Iterator[None]:
-    """No test finds the process-wide cache in use, or set up, by another."""
-    yield
-    PROCESS.close()
-    PROCESS._places[:] = [Isolation((), {})]
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_there_stays() -> Iterator[None]:
     """Look for garbage, after each test, among what the tests made: all else would take most of the suite's time."""
@@ -169,6 +161,9 @@ def _nothing_left(running: Callable[[str], EmbeddedServer]) -> Iterator[None]:
     """Fail a test that leaves a thread or a socket behind."""
     threads, sockets = leaks.threads(), leaks.sockets()
     yield
+    # No test finds the process-wide cache in use, or set up, by another.
+    PROCESS.close()
+    PROCESS._places[:] = [Isolation((), {})]
     gc.collect()
     wait_until(lambda: leaks.threads() <= threads)
     wait_until(lambda: leaks.sockets() <= sockets)
