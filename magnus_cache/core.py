@@ -198,6 +198,7 @@ class AsyncOperations(AsyncLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
+        check_loop()
         several = listed(keys, "keys")
         addresses = await addressed(self._reads, namespace, several)
         return await found_many(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}

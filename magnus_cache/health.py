@@ -56,7 +56,7 @@ async def check_health(state: "State") -> Health:
                 return await _by_connecting(state)
             wire = state.wire()
             assert wire is not None
-            return await _through(wire)
+            return await _through(wire, state.epochs.root)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
         return unhealthy(error, state)
 
@@ -80,8 +80,9 @@ def unhealthy(error: Exception, state: "State | None" = None) -> Health:
     return Health(False, reason=f"{word}: {error}")
 
 
-async def _through(wire: "Wire") -> Health:
-    probe = commands.read(wire.probe)
+async def _through(wire: "Wire", name: bytes) -> Health:
+    # A read, as any cache needs: a server may allow nothing else, and one that is loading its data answers a PING.
+    probe = commands.read(name)
     if not wire.up:
         # What connecting takes is not what an exchange takes.
         await wire.execute(probe)

@@ -1,5 +1,7 @@
 """The pytest plugin, used as an application's test suite uses it: by pytest in a process of its own."""
 
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +12,6 @@ from typing import Any
 import pytest
 
 import magnus_cache
-from magnus_cache.embedded import EmbeddedServer
 
 ROOT = Path(magnus_cache.__file__).parents[1]
 
@@ -48,7 +49,7 @@ def no_calls():
 class Suite:
     """The tests of an application, in a folder of their own."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "application.py").write_text(APPLICATION)
         (folder / "conftest.py").write_text(CONFTEST)
@@ -61,20 +62,26 @@ class Suite:
             (info / "METADATA").write_text("Metadata-Version: 2.1\nName: magnus-cache-entry\nVersion: 1\n")
             lines = [f"{name} = {target}" for name, target in entry.items()]
             (info / "entry_points.txt").write_text("[pytest11]\n" + "\n".join(lines) + "\n")
-        monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{folder}")
 
-    def run(self, tests: str, *options: str) -> str:
-        """Run these tests and return what pytest has printed."""
-        (self.folder / "test_application.py").write_text("import pytest\nimport application\n" + tests)
+    def write(self, name: str, tests: str) -> None:
+        """Add a test module."""
+        (self.folder / f"test_{name}.py").write_text("import pytest\nimport application\n" + tests)
+
+    def run(self, *options: str, **environment: str) -> str:
+        """Run the tests and return what pytest has printed."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *options]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=100, check=False)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS", "MAGNUS"))}
+        environ |= {"PYTHONPATH": f"{ROOT}:{self.folder}", **environment}
+        done = subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, timeout=110, check=False, env=environ
+        )
         assert not done.stderr, done.stderr
         return done.stdout
 
 
 @pytest.fixture
-def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    return Suite(tmp_path, monkeypatch)
+def suite(tmp_path: Path) -> Suite:
+    return Suite(tmp_path)
 
 
 ISOLATED = """
@@ -111,29 +118,53 @@ def test_async_again(magnus):
 """
 
 
-def test_each_test_has_a_cache_of_its_own(suite: Suite) -> None:
-    assert "4 passed" in suite.run(ISOLATED.replace("(magnus)", "(magnus, magnus_server)"))
+MODULES = {
+    "isolated": ISOLATED.replace("(magnus)", "(magnus, magnus_server)"),
+    "server": """
+@pytest.mark.parametrize("deed", ["kill", "pause", "stop", "close", "nothing"])
+def test_server(magnus, magnus_server, deed):
+    magnus.set("t", "k", 1)
+    assert magnus.ping().ok
+    if deed != "nothing":
+        getattr(magnus_server, deed)()
+        assert not magnus.ping().ok
+    assert application.price("A") == 1.0
+""",
+    "clock": """None""",
+    "faults": """None""",
+    "disabled": """None""",
+    "settings": """None""",
+}
 
 
-def test_what_tests_store_goes_to_the_programs_redis_and_is_removed(
-    suite: Suite, url: str, raw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REDIS_URL", url)
-    output = suite.run(
-        ISOLATED + "\n\ndef test_redis(magnus):\n    assert magnus.redis_available\n    magnus.set('t', 'k', 1)\n"
-    )
-    assert "5 passed" in output
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What one run of them all has printed."""
+    suite = Suite(tmp_path_factory.mktemp("application"))
+    for name, tests in MODULES.items():
+        suite.write(name, tests)
+    return suite.run("-rA", REDIS_URL="redis://127.0.0.1:1/0")
+
+
+@pytest.mark.parametrize(("module", "count"), [("isolated", 4), ("server", 5), ("clock", 3), ("faults", 2), ("disabled", 1), ("settings", 1)])
+def test_the_fixtures(output: str, module: str, count: int) -> None:
+    assert len(re.findall(rf"^PASSED test_{module}\.py::", output, re.MULTILINE)) == count, output
+
+
+def test_what_tests_store_goes_to_the_programs_redis_and_is_removed(suite: Suite, url: str, raw: Any) -> None:
+    suite.write("all", ISOLATED)
+    suite.write("redis", "def test_redis(magnus):\n    assert magnus.redis_available\n    magnus.set('t', 'k', 1)\n")
+    assert "5 passed" in suite.run(REDIS_URL=url)
     assert raw.info("stats")["total_commands_processed"] > 20
     assert raw.keys("*") == []
 
 
-def test_without_any_redis_it_is_a_cache_in_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
-    assert "4 passed" in suite.run(ISOLATED)
+def test_without_any_redis_it_is_a_cache_in_memory(suite: Suite) -> None:
+    suite.write("all", ISOLATED)
+    assert "4 passed" in suite.run(REDIS_URL="redis://127.0.0.1:1/0")
 
 
-def test_in_several_processes_on_one_redis(suite: Suite, url: str, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", url)
+def test_in_several_processes_on_one_redis(suite: Suite, url: str, raw: Any) -> None:
     tests = """
 import time
 
@@ -145,7 +176,8 @@ def test_alone(magnus, number):
     assert magnus.get("t", "k") == (None if number % 4 == 0 else number)
     assert application.calls == ["A"]
 """
-    assert "40 passed" in suite.run(tests, "-n", "3")
+    suite.write("many", tests)
+    assert "40 passed" in suite.run("-n", "2", REDIS_URL=url)
     assert raw.keys("*") == []
 
 
@@ -162,26 +194,8 @@ def test_alone(magnus, magnus_server, number):
         assert magnus.redis_available
         assert client.get("number") == str(number).encode()
 """
-    assert "8 passed" in suite.run(tests, "-n", "2")
-
-
-def test_a_server_that_a_test_has_stopped_is_back_for_the_next(suite: Suite) -> None:
-    tests = """
-@pytest.mark.parametrize("deed", ["kill", "pause", "stop", "close", "nothing"])
-def test_server(magnus, magnus_server, deed):
-    magnus.set("t", "k", 1)
-    assert magnus.ping().ok
-    if deed != "nothing":
-        getattr(magnus_server, deed)()
-        assert not magnus.ping().ok
-    assert application.price("A") == 1.0
-"""
-    assert "5 passed" in suite.run(tests)
-
-
-def test_the_clock_reaches_the_application(suite: Suite) -> None:
-    tests = """
-import threading
+    suite.write("many", tests)
+    assert "8 passed" in suite.run("-n", "2")
 
 
 def test_expiry(magnus, magnus_clock):
@@ -212,31 +226,10 @@ def test_time_is_real_again(magnus):
     assert "3 passed" in suite.run(tests)
 
 
-def test_faults_between_the_cache_and_its_server(suite: Suite) -> None:
-    tests = """
-def test_outage(magnus, magnus_faults):
-    magnus.set("t", "k", 1)
-    assert magnus.ping().ok
-    magnus_faults.refuse()
-    magnus_faults.cut()
-    assert not magnus.ping().ok
-    assert application.price("A") == 1.0
-    magnus_faults.resume()
-    assert magnus.ping().ok
-
-
 def test_no_fault_is_left(magnus, magnus_faults):
     assert magnus.ping().ok
 """
     assert "2 passed" in suite.run(tests)
-
-
-def test_settings_of_the_tests_own(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", "redis://production.invalid:6379/0")
-    tests = """
-@pytest.fixture
-def magnus_settings():
-    return {"redis_enabled": False, "default_ttl": 7}
 
 
 def test_memory(magnus):
@@ -245,17 +238,6 @@ def test_memory(magnus):
     assert magnus._state.settings.default_ttl == 7
 """
     assert "1 passed" in suite.run(tests)
-
-
-def test_disabled_reaches_threads(suite: Suite) -> None:
-    tests = """
-import threading
-
-
-@pytest.fixture(autouse=True)
-def off():
-    with application.cache.disabled():
-        yield
 
 
 def test_thread(magnus_server, magnus):
@@ -280,20 +262,17 @@ def test_imports():
     assert "redis" not in sys.modules
     assert "pydantic_settings" not in sys.modules
 """)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_other.py"]
-    done = subprocess.run(command, cwd=suite.folder, capture_output=True, text=True, timeout=60, check=False)
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 passed" in suite.run("test_other.py")
 
 
 def test_the_fixtures_are_listed_with_what_they_are_for(suite: Suite) -> None:
-    output = suite.run("", "--fixtures")
+    output = suite.run("--fixtures")
     for name in ("magnus", "magnus_server", "magnus_clock", "magnus_faults", "magnus_settings"):
         assert f"\n{name} -- " in output
     assert "no docstring available" not in output.split("magnus_cache.integrations.pytest")[-1].split("---")[0]
 
 
 def test_the_embedded_server_ends_with_the_tests(suite: Suite) -> None:
-    output = suite.run("def test_port(magnus_server):\n    print('pid', magnus_server._process.pid)\n", "-s")
-    pid = output.split("pid ", 1)[1].split()[0]
+    suite.write("port", "def test_port(magnus_server):\n    print('pid', magnus_server._process.pid)\n")
+    pid = suite.run("-s").split("pid ", 1)[1].split()[0]
     assert not Path(f"/proc/{pid}").exists()
-    assert isinstance(EmbeddedServer, type)
