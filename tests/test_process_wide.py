@@ -24,6 +24,7 @@ from magnus_cache import (
     get_async_cache_manager,
     get_cache_manager,
 )
+from magnus_cache.decorators import Site
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.process_wide import PROCESS
 from magnus_cache.testing import Proxy, isolated, no_leaks
@@ -329,6 +330,49 @@ def test_no_call_that_begins_after_a_close_fails(source: Source) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_call_under_way_at_a_close_goes_to_the_next_cache(process: None) -> None:
+    """What it was loading cannot be kept any more: it asks again there."""
+    begun, go = threading.Event(), threading.Event()
+    calls: list[str] = []
+    got: list[str] = []
+
+    @get_cache_manager().cached("t")
+    def slow(name: str) -> str:
+        calls.append(name)
+        begun.set()
+        assert go.wait(10)
+        return name
+
+    thread = threading.Thread(target=lambda: got.append(slow("a")))
+    thread.start()
+    assert begun.wait(10)
+    get_cache_manager().close()
+    go.set()
+    thread.join()
+    assert got == ["a"]
+    assert slow("a") == "a"
+    assert set(calls) == {"a"}
+
+
+def test_a_cache_that_is_closed_while_a_function_is_bound_to_it(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    @get_cache_manager().cached("t")
+    def function(name: str) -> str:
+        return name
+
+    made, closings = Site.__init__, [True]
+
+    def init(self: Site, *args: Any) -> None:
+        made(self, *args)
+        if closings:
+            closings.pop()
+            get_cache_manager().close()
+
+    monkeypatch.setattr(Site, "__init__", init)
+    assert function("a") == "a"
+    assert PROCESS.now is not None
+    assert function("b") == "b"
 
 
 def test_a_function_that_is_dropped_is_collected(process: None) -> None:

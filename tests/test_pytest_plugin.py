@@ -130,10 +130,77 @@ def test_server(magnus, magnus_server, deed):
         assert not magnus.ping().ok
     assert application.price("A") == 1.0
 """,
-    "clock": """None""",
-    "faults": """None""",
-    "disabled": """None""",
-    "settings": """None""",
+    "clock": """
+import threading
+
+
+def test_expiry(magnus, magnus_clock):
+    application.price("A")
+    magnus_clock.advance(59)
+    application.price("A")
+    assert application.calls == ["A"]
+    magnus_clock.advance(2)
+    thread = threading.Thread(target=application.price, args=["A"])
+    thread.start()
+    thread.join()
+    assert application.calls == ["A", "A"]
+
+
+def test_without_isolation(magnus_clock):
+    with application.cache:
+        application.price("A")
+        magnus_clock.advance(61)
+        application.price("A")
+    assert application.calls == ["A", "A"]
+
+
+def test_time_is_real_again(magnus):
+    from magnus_cache.clock import ahead, process_clock
+    magnus.get("t", "k")
+    assert ahead(process_clock) == 0
+""",
+    "faults": """
+def test_outage(magnus, magnus_faults):
+    magnus.set("t", "k", 1)
+    assert magnus.ping().ok
+    magnus_faults.refuse()
+    magnus_faults.cut()
+    assert not magnus.ping().ok
+    assert application.price("A") == 1.0
+    magnus_faults.resume()
+    assert magnus.ping().ok
+
+
+def test_no_fault_is_left(magnus, magnus_faults):
+    assert magnus.ping().ok
+""",
+    "disabled": """
+import threading
+
+
+@pytest.fixture(autouse=True)
+def off():
+    with application.cache.disabled():
+        yield
+
+
+def test_thread(magnus_server, magnus):
+    thread = threading.Thread(target=lambda: (application.price("T"), application.price("T")))
+    thread.start()
+    thread.join()
+    assert application.calls == ["T", "T"]
+""",
+    "settings": """
+@pytest.fixture
+def magnus_settings():
+    return {"redis_enabled": False, "default_ttl": 7}
+
+
+def test_memory(magnus):
+    application.price("A")
+    assert magnus.ping().mode == "memory"
+    assert magnus._state.settings.default_ttl == 7
+""",
 }
 
 
@@ -146,7 +213,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     return suite.run("-rA", REDIS_URL="redis://127.0.0.1:1/0")
 
 
-@pytest.mark.parametrize(("module", "count"), [("isolated", 4), ("server", 5), ("clock", 3), ("faults", 2), ("disabled", 1), ("settings", 1)])
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [("isolated", 4), ("server", 5), ("clock", 3), ("faults", 2), ("disabled", 1), ("settings", 1)],
+)
 def test_the_fixtures(output: str, module: str, count: int) -> None:
     assert len(re.findall(rf"^PASSED test_{module}\.py::", output, re.MULTILINE)) == count, output
 
@@ -196,57 +266,6 @@ def test_alone(magnus, magnus_server, number):
 """
     suite.write("many", tests)
     assert "8 passed" in suite.run("-n", "2")
-
-
-def test_expiry(magnus, magnus_clock):
-    application.price("A")
-    magnus_clock.advance(59)
-    application.price("A")
-    assert application.calls == ["A"]
-    magnus_clock.advance(2)
-    thread = threading.Thread(target=application.price, args=["A"])
-    thread.start()
-    thread.join()
-    assert application.calls == ["A", "A"]
-
-
-def test_without_isolation(magnus_clock):
-    with application.cache:
-        application.price("A")
-        magnus_clock.advance(61)
-        application.price("A")
-    assert application.calls == ["A", "A"]
-
-
-def test_time_is_real_again(magnus):
-    from magnus_cache.clock import ahead, process_clock
-    magnus.get("t", "k")
-    assert ahead(process_clock) == 0
-"""
-    assert "3 passed" in suite.run(tests)
-
-
-def test_no_fault_is_left(magnus, magnus_faults):
-    assert magnus.ping().ok
-"""
-    assert "2 passed" in suite.run(tests)
-
-
-def test_memory(magnus):
-    application.price("A")
-    assert magnus.ping().mode == "memory"
-    assert magnus._state.settings.default_ttl == 7
-"""
-    assert "1 passed" in suite.run(tests)
-
-
-def test_thread(magnus_server, magnus):
-    thread = threading.Thread(target=lambda: (application.price("T"), application.price("T")))
-    thread.start()
-    thread.join()
-    assert application.calls == ["T", "T"]
-"""
-    assert "1 passed" in suite.run(tests)
 
 
 def test_projects_that_do_not_use_it_import_next_to_nothing(suite: Suite) -> None:

@@ -16,7 +16,7 @@ def without_letting_functions_go_of_a_closed_cache() -> None:
     put(following.Follower, "unbind", nothing)
 
 
-@guard(f"{_PROCESS}::test_no_call_that_begins_after_a_close_fails")
+@guard(f"{_PROCESS}::test_a_cache_that_is_closed_while_a_function_is_bound_to_it")
 def without_a_look_whether_the_cache_is_still_in_use() -> None:
     def bind(self: Any, follower: Any) -> None:
         engine = self.open().engine if self.now is None else self.now.engine
@@ -25,7 +25,7 @@ def without_a_look_whether_the_cache_is_still_in_use() -> None:
     put(process_wide.ProcessCache, "_bind", bind)
 
 
-@guard(f"{_PROCESS}::test_a_thread_that_is_there_follows_into_an_isolation_and_back")
+@guard(f"{_PROCESS}::test_a_call_under_way_at_a_close_goes_to_the_next_cache")
 def without_taking_a_call_to_the_next_cache() -> None:
     put(following.Follower, "_stays", lambda *_: True)
 
