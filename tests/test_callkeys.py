@@ -294,11 +294,16 @@ def test_wrong_arguments_raise_as_the_function_does(args: Any, kwargs: Any, opti
     assert str(ours.value) == str(own.value)
 
 
+class Nameless:
+    def __call__(self, a: int) -> None:
+        pass
+
+
 def test_lambdas_and_what_has_no_name() -> None:
     one, other = CallKeys.of(lambda a: a), CallKeys.of(lambda a: -a)
     assert text(one, 1) != text(other, 1)
-    with pytest.raises(CacheTypeError, match="^function: a partial has no qualified name"):
-        CallKeys.of(functools.partial(price, "a"))
+    with pytest.raises(CacheTypeError, match="^function: a Nameless has no qualified name"):
+        CallKeys.of(Nameless())
     assert text(CallKeys.of(functools.partial(price, "a"), key="{expiration}"), expiration="b") == "b"
 
 
@@ -371,12 +376,12 @@ async def coroutine_key(ticker: str) -> str:
     return ticker
 
 
-@pytest.mark.parametrize("result", [None, 1.5, ["a"], {}, object(), "", (), b"", ("a", None)])
+@pytest.mark.parametrize("result", [None, 1.5, ["a"], {}, object(), ("a", None)])
 def test_key_func_returning_nonsense_is_refused(result: Any) -> None:
     keys = CallKeys.of(price, key_func=lambda ticker: result)
     with pytest.raises(CacheArgumentError, match=f"^key_func: it returned a {type(result).__name__}: ") as caught:
         text(keys, "A")
-    assert isinstance(caught.value, TypeError) is (result not in ("", (), b""))
+    assert isinstance(caught.value, TypeError)
     assert caught.value.__context__ is None
 
 
@@ -448,8 +453,6 @@ def test_a_template_that_cannot_be_filled_is_told_without_the_value() -> None:
     with pytest.raises(CacheArgumentError, match="^key: .*AttributeError") as caught:
         text(CallKeys.of(price, key="{ticker.id}"), "hidden")
     assert "hidden" not in str(caught.value)
-    with pytest.raises(CacheArgumentError, match="^key: the key is an empty str"):
-        text(CallKeys.of(price, key="{ticker}"), "")
 
 
 # -- lambdas without a file ---------------------------------------------------------------------------------------
