@@ -340,6 +340,49 @@ def test_key_func_may_name_its_parameters_otherwise() -> None:
     assert text(keys, ticker="AAPL", expiration="x") == text(keys, "AAPL", "x") == "AAPL:x"
 
 
+@pytest.mark.parametrize(
+    ("key_func", "expected"),
+    [
+        (lambda ticker, expiration: f"{ticker}:{expiration}", "A:now"),
+        (lambda t, e: f"{t}:{e}", "A:now"),
+        (lambda *args: ":".join(args), "A:now"),
+        (lambda ticker, expiration="never": f"{ticker}:{expiration}", "A:now"),
+        (lambda *, expiration, ticker: f"{ticker}:{expiration}", "A:now"),
+        (lambda ticker, **others: f"{ticker}:{sorted(others.items())}", "A:[('expiration', 'now')]"),
+        (lambda ticker: ticker, "A"),
+    ],
+)
+def test_key_func_sees_the_defaults_of_arguments_left_out(key_func: Callable[..., Any], expected: str) -> None:
+    keys = CallKeys.of(price, key_func=key_func)
+    assert text(keys, "A") == text(keys, ticker="A") == key_text(expected)
+    assert text(keys, "A", expiration="now") == key_text(expected)
+    assert (text(keys, "A", "other") == text(keys, "A")) is ("now" not in expected)
+    assert text(CallKeys.of(price, key_func=str), "A") == "A"  # which does not tell its parameters
+
+
+def test_key_func_sees_defaults_of_keyword_only_parameters() -> None:
+    def f(a: int, *rest: int, b: int = 5, **more: int) -> None:
+        pass
+
+    keys = CallKeys.of(f, key_func=lambda a, *rest, b, **more: (a, *rest, "b", b))
+    assert text(keys, 1) == text(keys, 1, b=5) == text(keys, a=1) == key_text((1, "b", 5))
+    assert text(keys, 1, 2) == text(keys, 1, 2, b=5) == key_text((1, 2, "b", 5))
+
+
+@pytest.mark.parametrize("empty", ["", b"", ()])
+def test_key_func_may_return_something_empty(empty: Any) -> None:
+    """A search for nothing is a call as any other; each kind of nothing has a text of its own."""
+    keys = CallKeys.of(price, key_func=lambda ticker: empty)
+    assert text(keys, "A") == key_text((empty,))[2:-1]
+    assert key_text(keys.key(("A",), {})) == text(keys, "A")
+
+
+def test_a_template_may_come_to_nothing() -> None:
+    keys = CallKeys.of(price, key="{ticker}")
+    assert text(keys, "") == "~''" != text(keys, " ")
+    assert text(keys, "''") != text(keys, "")
+
+
 class Desk:
     def __init__(self, name: str) -> None:
         self.name = name

@@ -394,6 +394,22 @@ def plus(number: int) -> Any:
     return decorate
 
 
+def negated(function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return -function(*args, **kwargs)
+
+    return inner
+
+
+def squared(function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) ** 2
+
+    return inner
+
+
 class Counted:
     def __init__(self, function: Callable[..., Any], more: int) -> None:
         functools.update_wrapper(self, function)
@@ -433,10 +449,24 @@ def subtract(a: int, b: int = 2) -> int:
 def test_decorated_here_and_there_a_function_counts_as_several(memory: CacheManager) -> None:
     made = [memory.cached("t")(function) for function in (add, plus(10)(add), plus(20)(add), Counted(add, 30))]
     made += [memory.cached("t")(unnamed(function)) for function in (add, subtract)]
+    made += [memory.cached("t")(decorator(add)) for decorator in (negated, squared)]
     for _ in range(2):
-        assert [function(5) for function in made] == [7, 17, 27, 37, 7, 3]
+        assert [function(5) for function in made] == [7, 17, 27, 37, 7, 3, -7, 49]
     assert plus(10)(add).__qualname__ == "add"
     assert text(plus(10)(add), 1) == text(plus(10)(add), 1)
+
+
+def test_what_a_decorator_closes_over_may_change(memory: CacheManager) -> None:
+    more = 1
+
+    @functools.wraps(add)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return add(*args, **kwargs) + more
+
+    cached = memory.cached("t")(inner)
+    assert cached(5) == cached(5) == 8
+    more = 2
+    assert cached(5) == 9
 
 
 def test_a_function_with_the_name_of_another_counts_by_its_own_too(memory: CacheManager) -> None:
