@@ -134,7 +134,7 @@ class Call:
                 there = ", ".join((*self.parameters, *sorted(variables))) or "none"
                 raise CacheArgumentError("exclude", f"{name!r} is no parameter of the function; there are: {there}")
         if self.closure is not None:
-            self.closure.leave_out(frozenset(names))
+            self.closure = self.closure.without(frozenset(names))
         return frozenset(names) & self.parameters.keys()
 
 

@@ -13,7 +13,6 @@ import enum
 import functools
 import inspect
 import logging
-import operator
 import re
 import sys
 from datetime import date, datetime, time, timedelta
@@ -80,8 +79,10 @@ def _cells(function: FunctionType) -> dict[str, CellType]:
     return cells
 
 
-def _is_renamed(function: FunctionType) -> bool:
-    return function.__code__.co_qualname != function.__qualname__  # as by `functools.wraps`
+def _is_renamed(function: Any) -> bool:
+    return (
+        isinstance(function, FunctionType) and function.__code__.co_qualname != function.__qualname__
+    )  # as by `functools.wraps`
 
 
 class Closure:
@@ -91,14 +92,14 @@ class Closure:
     :ivar importable: whether the function may be found under its name, once its module is complete.
     """
 
-    __slots__ = ("_cells", "_function", "_last", "_name", "_reachable", "importable")
+    __slots__ = ("_cells", "_function", "_last", "_name", "importable")
 
     def __init__(self, function: Any, name: str, cells: "dict[str, CellType | None]") -> None:
         self._function = function
         self._name = name
         self._cells = cells
-        self._last: tuple[list[Any], str] | None = None
-        self._reachable = False
+        # The text, and the variables whose values it is about as long as they are these very objects.
+        self._last: tuple[tuple[tuple[CellType, Any], ...], str] | None = None
         self.importable = not _is_local(function)
 
     @property
@@ -106,33 +107,38 @@ class Closure:
         """What the variables are called."""
         return frozenset(self._cells)
 
-    def leave_out(self, names: frozenset[str]) -> None:
-        """Let some variables not count."""
+    def without(self, names: frozenset[str]) -> "Closure | None":
+        """Return this with some variables that do not count; None if nothing is left that does."""
         self._cells = {name: cell for name, cell in self._cells.items() if name not in names}
+        return self if self._cells or _is_renamed(self._function) else None
 
     def text(self) -> str:
         """Return the text that stands for the present values of the variables; empty if they do not count.
 
         :raises CacheTypeError: for a ``__cache_key__`` that returns what cannot be part of a key.
         """
-        if self._reachable:
-            return ""
-        contents = list(map(_contents, self._cells.values()))
-        last = self._last
-        if last is not None and all(map(operator.is_, last[0], contents)):
-            return last[1]
+        if (last := self._last) is not None:
+            try:
+                for cell, value in last[0]:
+                    if cell.cell_contents is not value:
+                        break
+                else:
+                    return last[1]
+            except ValueError:
+                pass  # it was deleted
         if self.importable and _is_reachable(self._function):
-            self._reachable = True
+            self._last = (), ""
             return ""
-        return self._described(contents)
+        return self._described()
 
-    def _described(self, contents: list[Any]) -> str:
+    def _described(self) -> str:
         function, parts = self._function, list[str]()
         describing = _Describing(function, self._name)
-        if isinstance(function, FunctionType) and _is_renamed(function):
+        contents = {name: describing.contents(cell) for name, cell in self._cells.items()}
+        if _is_renamed(function):
             module = module_name(function.__globals__.get("__name__"))
             parts.append(f"~code:{escape(f'{module}.{function.__code__.co_qualname}')}")
-        for name, value in zip(self._cells, contents, strict=True):
+        for name, value in contents.items():
             # It may call itself, by its name in the function around it.
             if value is function or not _leads_to(value, function):
                 parts.append(f"{escape(name)}={describing.variable(name, value)}")
@@ -140,7 +146,7 @@ class Closure:
         if describing.opaque is not None:
             self._warn_once(*describing.opaque)
         if describing.lasts:
-            self._last = contents, whole
+            self._last = tuple(describing.read), whole
         return whole
 
     def _warn_once(self, variable: str, kind: str) -> None:
@@ -164,11 +170,13 @@ class Closure:
 class _Describing:
     """One description of what a function closes over.
 
-    :ivar lasts: whether the text is the same as long as the variables are the very same objects.
+    :ivar read: the variables that were read, those of local functions included, and their values.
+    :ivar lasts: whether the text is the same as long as these are the very same objects.
     :ivar opaque: the first variable that counts as itself alone, and what it is.
     """
 
     def __init__(self, function: Any, name: str) -> None:
+        self.read: list[tuple[CellType, Any]] = []
         self.lasts = True
         self.opaque: tuple[str, str] | None = None
         self._home = function
@@ -179,6 +187,18 @@ class _Describing:
     def variable(self, name: str, value: Any) -> str:
         self._variable = name
         return self._value(value)
+
+    def contents(self, cell: CellType | None) -> Any:
+        """Return the value of a variable."""
+        if cell is None:
+            return _OWN
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            self.lasts = False
+            return _EMPTY  # not assigned yet
+        self.read.append((cell, value))
+        return value
 
     def _value(self, value: Any) -> str:
         cls: type[Any] = type(value)
@@ -203,7 +223,9 @@ class _Describing:
             self.lasts = False
             return canonical(value, self._variable)
         if is_value_class(cls):
-            self.lasts = False
+            # It does not change, but a list in it may; what has no `__dict__` may have one.
+            parts = value if isinstance(value, tuple) else getattr(value, "__dict__", {"": ...}).values()
+            self.lasts = self.lasts and _SCALARS.issuperset(map(type, parts))
             try:
                 return content(value)
             except UnsupportedError:
@@ -226,13 +248,11 @@ class _Describing:
                 return self._itself(value)
             text = escape(f"{module_name(function.__module__)}.{function.__qualname__}")
             if thing is not None:
-                self.lasts = False
                 text = f"{text}({self._instance(thing)})"
         else:
             text = self._function(function)
         parts = list(map(self._value, within.args[within.bound :]))
         if within.bound:
-            self.lasts = False
             parts.insert(0, self._instance(within.args[0]))
         parts += [f"{escape(name)}={self._value(item)}" for name, item in sorted(within.kwargs.items())]
         return f"~function:{text}({','.join(parts)})" if parts else f"~function:{text}"
@@ -252,13 +272,11 @@ class _Describing:
         if not _is_local(function) and (not (cells or _is_renamed(function)) or _is_reachable(function)):
             return name
         self._seen.append(function)
-        # Its variables may be assigned to, and it remains the same object.
-        self.lasts = self.lasts and not cells
         parts = [f"~default={self._value(value)}" for value in function.__defaults__ or ()]
         for parameter, value in (function.__kwdefaults__ or {}).items():
             parts.append(f"~{escape(parameter)}={self._value(value)}")
         for variable, cell in _inputs(function).items():
-            parts.append(f"{escape(variable)}={self._value(_contents(cell))}")
+            parts.append(f"{escape(variable)}={self._value(self.contents(cell))}")
         return f"{name}@{code_digest(function.__code__)}({','.join(parts)})"
 
     def _itself(self, value: Any) -> str:
@@ -281,15 +299,6 @@ def _inputs(function: FunctionType) -> dict[str, CellType | None]:
     """Return the variables that a function closes over; None for those that it assigns itself, which are no input."""
     own = _assigned(function.__code__)
     return {name: None if name in own else cell for name, cell in _cells(function).items()}
-
-
-def _contents(cell: CellType | None) -> Any:
-    if cell is None:
-        return _OWN
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _EMPTY  # not assigned yet
 
 
 def _is_local(function: Any) -> bool:

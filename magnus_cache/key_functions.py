@@ -1,8 +1,7 @@
 """Keys by a function of the arguments: what `key_func` is called with, and what it may return."""
 
 import inspect
-from collections.abc import Callable
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from magnus_cache.calls import Args, Call, Kwargs
@@ -17,20 +16,24 @@ _EMPTY: Final = {str: "~''", bytes: "~b:", tuple: "~()"}
 
 
 class _Plan(NamedTuple):
-    """What a call with some number of positional arguments, and none by keyword, adds to them.
+    """How `key_func` is called for a number of positional arguments, with none by keyword.
 
+    :ivar start: the first of them that it gets.
+    :ivar end: the first of them that it does not get.
     :ivar more: positional ones behind them.
     :ivar named: keyword ones.
-    :ivar places: if not None, the places of those that go by keyword, under these names, instead of by place.
+    :ivar places: the places of those that go by keyword instead, by their names.
     """
 
-    more: Args = ()
-    named: Kwargs = MappingProxyType({})
-    places: dict[str, int] | None = None
+    start: int
+    end: int
+    more: Args
+    named: Kwargs
+    places: Mapping[str, int]
 
 
-_AS_GIVEN: Final = _Plan()
-"""Compared by identity: a call that leaves nothing out adds as little."""
+_AS_GIVEN: Final = _Plan(0, -1, (), {}, {})
+"""Compared by identity: which arguments there are is the caller's affair, and so is what is wrong with them."""
 
 
 class KeyFunction:
@@ -44,7 +47,7 @@ class KeyFunction:
     :raises CacheTypeError: for what is no plain function.
     """
 
-    __slots__ = ("_call", "_drop", "_key_func", "_names", "_plans", "_rest")
+    __slots__ = ("_call", "_drop", "_key_func", "_leading", "_names", "_plans", "_rest", "_whole")
 
     def __init__(self, call: Call, key_func: Callable[..., Any]) -> None:
         if not callable(key_func):
@@ -55,7 +58,9 @@ class KeyFunction:
         self._key_func = key_func
         self._drop = call.instance is not None and not _takes_instance(key_func, call)
         self._plans: dict[int, _Plan] = {}
-        self._names, self._rest = _by_name(key_func, call)
+        # Numbers of arguments that are handed on as they are; most calls are like that.
+        self._whole: set[int] = set()
+        self._names, self._leading, self._rest = _by_name(key_func, call)
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
         """Return the key of a call.
@@ -63,47 +68,55 @@ class KeyFunction:
         :raises TypeError: the one that calling the function with these arguments raises.
         :raises CacheTypeError: if `key_func` returns what cannot be a key.
         """
-        result = self._result(args, kwargs)
-        if isinstance(result, str | bytes | tuple) and not result:
-            return KeyText(next(text for kind, text in _EMPTY.items() if isinstance(result, kind)))
+        if not kwargs and len(args) in self._whole:
+            result = self._key_func(*args)
+        elif kwargs:
+            result = self._with_keywords(args, kwargs)
+        else:
+            result = self._planned(args)
         try:
             return KeyText(key_text(result, "key_func"))
         except CacheArgumentError as error:
+            if isinstance(result, str | bytes | tuple) and not result:
+                return KeyText(next(text for kind, text in _EMPTY.items() if isinstance(result, kind)))
             if inspect.iscoroutine(result):
                 result.close()
             kind, problem = type(error), f"it returned a {type(result).__qualname__}: {error.problem}"
         raise kind("key_func", problem)
 
-    def _result(self, args: Args, kwargs: Kwargs) -> Any:
-        if self._call.guessed:
-            # Which parameters the caller fills is not known, nor which defaults stand for the others.
-            return self._as_given(args, kwargs)
-        if kwargs:
-            return self._with_keywords(args, kwargs)
+    def _planned(self, args: Args) -> Any:
         plan = self._plans.get(len(args))
         if plan is None:
             plan = self._plans[len(args)] = self._plan(len(args))
+            if plan == _Plan(0, len(args), (), {}, {}):
+                self._whole.add(len(args))
         if plan is _AS_GIVEN:
-            return self._as_given(args, kwargs)
-        if plan.places is not None:
+            return self._as_given(args, {})
+        if plan.places:
             return self._key_func(**{name: args[place] for name, place in plan.places.items()}, **plan.named)
-        return self._key_func(*args[self._drop :], *plan.more, **plan.named)
+        return self._key_func(*args[plan.start : plan.end], *plan.more, **plan.named)
 
     def _plan(self, count: int) -> _Plan:
-        parameters = self._call.parameters
-        left = [parameters[name] for name in self._call.positional[count:]]
+        if self._call.guessed:
+            # Which parameters the caller fills is not known, nor which defaults stand for the others.
+            return _AS_GIVEN
+        parameters, positional = self._call.parameters, self._call.positional
+        left = [parameters[name] for name in positional[count:]]
         named = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
         missing = any(default is inspect.Parameter.empty for default in (*(p.default for p in left), *named.values()))
-        if missing or (count > len(self._call.positional) and not self._has(inspect.Parameter.VAR_POSITIONAL)):
+        if missing or (count > len(positional) and not self._has(inspect.Parameter.VAR_POSITIONAL)):
             return _AS_GIVEN
-        more = tuple(p.default for p in left)
-        if _binds(self._key_func, (None,) * (count - self._drop) + more, named):
-            return _Plan(more, named)
+        start, more = int(self._drop), tuple(p.default for p in left)
+        if _binds(self._key_func, (None,) * (count - start) + more, named):
+            return _Plan(start, count, more, named, {})
         if self._names is None:
             return _AS_GIVEN
-        places = {name: place for place, name in enumerate(self._call.positional[:count]) if self._wants(name)}
+        wanted = [name for name in positional[:count] if self._wants(name)]
         left_out = {p.name: p.default for p in left} | named
-        return _Plan((), {name: value for name, value in left_out.items() if self._wants(name)}, places)
+        others = {name: default for name, default in left_out.items() if self._wants(name)}
+        if wanted == positional[start : start + len(wanted)] == self._leading[: len(wanted)]:
+            return _Plan(start, start + len(wanted), (), others, {})
+        return _Plan(0, 0, (), others, {name: positional.index(name) for name in wanted})
 
     def _has(self, *kinds: Any) -> bool:
         return any(parameter.kind in kinds for parameter in self._call.parameters.values())
@@ -113,6 +126,8 @@ class KeyFunction:
         return name in names or (self._rest and not (self._drop and name == self._call.instance))
 
     def _with_keywords(self, args: Args, kwargs: Kwargs) -> Any:
+        if self._call.guessed:
+            return self._as_given(args, kwargs)
         bound = self._call.check(args, kwargs)
         bound.apply_defaults()
         if _binds(self._key_func, bound.args[self._drop :], bound.kwargs):
@@ -135,19 +150,21 @@ class KeyFunction:
         return self._key_func(*given, **bound.kwargs)
 
 
-def _by_name(key_func: Callable[..., Any], call: Call) -> tuple[frozenset[str] | None, bool]:
-    """Return the parameters of `key_func` if all of them are the function's, and whether it takes others by name.
+def _by_name(key_func: Callable[..., Any], call: Call) -> tuple[frozenset[str] | None, list[str], bool]:
+    """Return the parameters of `key_func` if all of them are the function's, or else None.
 
-    None if it cannot be called by name.
+    Also those that can be filled by place, in their order, and whether it takes others by name.
     """
     try:
         parameters = inspect.signature(key_func).parameters.values()
     except (TypeError, ValueError):
-        return None, False
+        return None, [], False
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
     fits = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name in call.parameters for p in named)
-    return (frozenset(p.name for p in named), rest) if fits and named else (None, False)
+    if not fits or not named:
+        return None, [], False
+    return frozenset(p.name for p in named), [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD], rest
 
 
 def _takes_instance(key_func: Callable[..., Any], call: Call) -> bool:

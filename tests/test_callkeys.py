@@ -350,6 +350,8 @@ def test_key_func_may_name_its_parameters_otherwise() -> None:
         (lambda *, expiration, ticker: f"{ticker}:{expiration}", "A:now"),
         (lambda ticker, **others: f"{ticker}:{sorted(others.items())}", "A:[('expiration', 'now')]"),
         (lambda ticker: ticker, "A"),
+        (lambda *, ticker: ticker, "A"),
+        (lambda expiration: expiration, "now"),
     ],
 )
 def test_key_func_sees_the_defaults_of_arguments_left_out(key_func: Callable[..., Any], expected: str) -> None:

@@ -293,6 +293,61 @@ def test_a_variable_is_read_when_the_function_is_called(memory: CacheManager) ->
     assert [read("d") for read in made] == ["d of b", "d of b"]
 
 
+def test_a_local_functions_variable_is_read_when_the_function_is_called(memory: CacheManager) -> None:
+    scale = 1
+
+    def change(x: int) -> int:
+        return x * scale
+
+    @memory.cached("t")
+    def read(x: int) -> int:
+        return change(x)
+
+    assert read(5) == read(5) == 5
+    scale = 2
+    assert read(5) == read(5) == 10
+
+
+@dataclass(frozen=True)
+class Holding:
+    items: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedHolding:
+    items: list[int]
+
+
+class Holder(NamedTuple):
+    items: list[int]
+
+
+class KeyedHolding:
+    def __init__(self, items: list[int]) -> None:
+        self.items = items
+
+    def __cache_key__(self) -> list[int]:
+        return self.items
+
+
+@pytest.mark.parametrize("kind", [Holding, SlottedHolding, Holder, KeyedHolding])
+def test_what_is_in_a_closed_over_value_may_change(memory: CacheManager, kind: Any) -> None:
+    holding = kind([1])
+
+    @memory.cached("t")
+    def total(x: int) -> int:
+        return x + sum(holding.items)
+
+    assert total(5) == total(5) == 6
+    holding.items.append(1)
+    assert total(5) == 7
+
+
+def test_leaving_out_all_variables_leaves_nothing_of_the_closure(memory: CacheManager) -> None:
+    one, other = (memory.cached("t", exclude=("tenant",))(reader_for(tenant)) for tenant in "ab")
+    assert (one("d"), other("d")) == ("d of a", "d of a")
+
+
 def test_what_a_function_assigns_itself_is_no_input_of_it(memory: CacheManager) -> None:
     calls = 0
 
