@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, get_cache_manager
 from magnus_cache.callkeys import CallKeys
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.testing import isolated
 
 
 @pytest.fixture
@@ -228,6 +229,30 @@ async def test_a_plain_wrapper_around_a_coroutine_function_is_awaited(
     assert await again.refresh(2) == [4]
     assert again.cache_key(2) == "2"
     assert loads == [2, 2]
+
+
+def test_it_follows_the_process_wide_cache() -> None:
+    loads: list[int] = []
+
+    async def load(x: int) -> int:
+        loads.append(x)
+        return 2 * x
+
+    def start(x: int) -> Awaitable[int]:
+        return load(x)
+
+    with isolated():
+        wrapped: Any = get_cache_manager().cached("t")(handed_on(load))
+        said: Any = get_cache_manager().cached("u")(start)
+
+        async def main() -> list[int]:
+            return [await wrapped(2), await wrapped(2), await said(3), await said(3)]
+
+        assert asyncio.run(main()) == [4, 4, 6, 6]
+    assert loads == [2, 3]
+    with isolated():
+        assert asyncio.run(main()) == [4, 4, 6, 6]
+    assert loads == [2, 3, 2, 3]
 
 
 @pytest.mark.anyio
