@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple, cast
 
+from magnus_cache.awaitables import Kind, awaited, blocking, kind_of
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
 from magnus_cache.batches import Wanted
 from magnus_cache.callkeys import CallKeys
@@ -16,20 +17,22 @@ from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.protocols import BatchDecorator
 from magnus_cache.rules import Rule
-from magnus_cache.workers import is_async
+from magnus_cache.versions import Version
 
 __all__ = ["make_batch_decorator"]
 
 
 def make_batch_decorator(
     engine: Engine, namespace: str, rule: Callable[[CallKeys], Rule], *,
-    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str],
+    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
 ) -> BatchDecorator:  # fmt: skip
     """Return the decorator; see `CacheManager.cached_many`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    made = decorator_for(engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude)
+    made = decorator_for(
+        engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude, version=version
+    )
     return cast("BatchDecorator", made)
 
 
@@ -51,7 +54,7 @@ class _Call(NamedTuple):
 
     def load(self, keys: list[Any]) -> Any:
         """Call the function with some of the keys."""
-        return self.site.function(*self.before, keys, *self.after, **self.kwargs)
+        return self.site.loader(*self.before, keys, *self.after, **self.kwargs)
 
 
 class _BatchSite(Site):
@@ -61,7 +64,20 @@ class _BatchSite(Site):
         """Return the function that stands in for the decorated one."""
         if self.keys.first is None:
             raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
-        make = self._async_many() if is_async(self.function) else self._blocking_many()
+        kind = kind_of(self.function)
+        if kind is Kind.EITHER:
+            raise CacheTypeError(
+                "function",
+                f"{self.keys.name} is a plain function around a coroutine function, so whether to await it is not "
+                "known; put `cached_many` next to the coroutine function, or make the decorator between `async def`",
+            )
+        self.awaited = kind is Kind.ASYNC
+        if self.awaited:
+            self.loader = awaited(self.function)
+            make = self._async_many()
+        else:
+            self.loader = blocking(self.function, self.keys.name)
+            make = self._blocking_many()
         functools.update_wrapper(make, self.function)
         make.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         make.cache_info = self.info

@@ -2,34 +2,33 @@
 
 Without more said, it is the function's module and qualified name with the canonical text of its arguments, bound
 to the parameters and with defaults filled in. So ``f()``, ``f(5)`` and ``f(a=5)`` are one key where 5 is the
-default. What a nested function closes over is not part of it: make it an argument.
+default. What a method is bound to, what a partial fills in and what a nested function closes over are part of it.
 
 With `key_func` or a template, the key is exactly what these say: nothing is added for the function, nor for the
 instance of a method.
+
+A `version` is part of the key in any case.
 """
 
-import inspect
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable
 from datetime import date
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-from magnus_cache.canonical import UnsupportedError, canonical, encode, escape, module_name
+from magnus_cache.calls import Args, Call, Kwargs
+from magnus_cache.canonical import UnsupportedError, canonical, encode, escape
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.instances import Owner
+from magnus_cache.key_functions import KeyFunction
 from magnus_cache.keys import LONGEST_TEXT, KeyText, key_text, shorten
-from magnus_cache.places import place_of
+from magnus_cache.module_names import module_name
+from magnus_cache.signatures import POSITIONAL
 from magnus_cache.templates import Template
+from magnus_cache.versions import Version, version_suffix
 
 __all__ = ["CallKeys"]
 
-_Args: TypeAlias = tuple[Any, ...]
-_Kwargs: TypeAlias = Mapping[str, Any]
-_Fast: TypeAlias = Callable[[_Args], Hashable]
-
-_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_FIRST: Final = frozenset({"self", "cls"})
-_FIRST_IN_CLASS: Final = _FIRST | {"mcs", "mcls", "metacls"}
+_Fast: TypeAlias = Callable[[Args], Hashable]
 
 # Types whose values are equal exactly if their canonical texts are, provided that the types are the same too.
 # Neither float (0.0 equals -0.0) nor Decimal (1.0 equals 1.00) nor datetime (one instant in two zones).
@@ -40,21 +39,26 @@ class CallKeys:
     """The keys of one function's calls.
 
     :ivar name: the function's module and qualified name.
+    :ivar module: the module's name.
     :ivar in_class: whether it is defined in a class body.
+    :ivar by_name: whether the function's name is part of its keys.
     :ivar fast: takes the positional arguments of a call without keyword arguments and returns something hashable
         that is equal for two such calls only if their keys are; or None where that takes more than a glance.
         A mapping from it to what was found before saves the work of `key`.
     """
 
-    __slots__ = ("_call", "_make", "fast", "in_class", "name")
+    __slots__ = ("_call", "_make", "_suffix", "by_name", "fast", "in_class", "module", "name")
 
     fast: _Fast
 
-    def __init__(self, call: "_Call", make: Callable[[_Args, _Kwargs], KeyText], fast: _Fast) -> None:
+    def __init__(self, call: Call, make: Callable[[Args, Kwargs], KeyText], fast: _Fast, suffix: str = "") -> None:
         self._call = call
         self._make = make
+        self._suffix = suffix
+        self.by_name = False
         self.fast = fast
         self.name = call.name
+        self.module = module_name(call.owner[0])
         self.in_class = call.in_class
 
     @classmethod
@@ -65,6 +69,7 @@ class CallKeys:
         key_func: Callable[..., Any] | None = None,
         key: str | None = None,
         exclude: Iterable[str] = (),
+        version: Version | None = None,
     ) -> "CallKeys":
         """Return the keys of a function's calls.
 
@@ -72,26 +77,31 @@ class CallKeys:
         :param key_func: is called with the function's arguments and returns the key. Of a method, it gets `self`
             only if it has a parameter for it.
         :param key: a template of the key such as ``"{ticker}:{expiration}"``, see `Template`.
-        :param exclude: parameters that are not part of the key, such as ``("db", "session")``. Of no meaning with
-            `key_func`.
+        :param exclude: parameters, or variables that the function closes over, that are not part of the key, such as
+            ``("db", "session")``. Of no meaning with `key_func`.
+        :param version: a number or text that is part of the key.
         :raises CacheTypeError: for an argument of the wrong type.
         :raises CacheArgumentError: for both `key` and `key_func`; for unknown parameters; and for a template that
             names no parameter where the function has some.
         """
         if key is not None and key_func is not None:
             raise CacheArgumentError("key", "give key= or key_func=, not both")
-        call = _Call(function)
+        # `key_func` sees the arguments as the caller gives them, without those that a partial fills in.
+        call, suffix = Call(function, whole=key_func is None), version_suffix(version)
         excluded = call.check_exclude(exclude)
         if key_func is not None:
-            return cls(call, _ByFunction(call, key_func).key, _never)
+            return cls(call, KeyFunction(call, key_func).key, _never, suffix)
         if key is not None:
             template = _ByTemplate(call, key, excluded)
             unused = frozenset(call.parameters) - template.template.fields
-            return cls(call, template.key, _never if template.template.attributes else _fast(call, unused, None))
+            fast = _never if template.template.attributes else _fast(call, unused, None)
+            return cls(call, template.key, fast, suffix)
         by_arguments = _ByArguments(call, excluded)
-        return cls(call, by_arguments.key, _fast(call, excluded, by_arguments.owner))
+        keys = cls(call, by_arguments.key, _told_apart(call, _fast(call, excluded, by_arguments.owner)), suffix)
+        keys.by_name = True
+        return keys
 
-    def key(self, args: _Args, kwargs: _Kwargs) -> KeyText:
+    def key(self, args: Args, kwargs: Kwargs) -> KeyText:
         """Return the key of a call.
 
         :raises TypeError: the one that calling the function with these arguments raises.
@@ -99,7 +109,8 @@ class CallKeys:
             a field of a template, that cannot be one.
         :raises CacheArgumentError: for an empty key, or a field of a template that is not there.
         """
-        return self._make(args, kwargs)
+        key = self._make(args, kwargs)
+        return KeyText(key + self._suffix) if self._suffix else key
 
     text = key
 
@@ -110,20 +121,23 @@ class CallKeys:
 
     @property
     def first(self) -> tuple[int, str] | None:
-        """The place and name of the first positional parameter beside the instance; None if there is none."""
+        """The place and name of the first positional parameter of callers beside the instance; None without one."""
+        filled = self._call.filled
+        count = len(filled.args)
         for place, parameter in enumerate(self._call.parameters.values()):
-            if parameter.kind in _POSITIONAL and parameter.name != self._call.instance:
-                return place, parameter.name
+            free = not filled.after <= place < filled.after + count and parameter.name not in filled.kwargs
+            if parameter.kind in POSITIONAL and parameter.name != self._call.instance and free:
+                return place - (count if place >= filled.after else 0), parameter.name
         return None
 
-    def bind(self, args: _Args, kwargs: _Kwargs) -> dict[str, Any]:
+    def bind(self, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """Return the arguments of a call by parameter, defaults filled in.
 
         :raises TypeError: the one that calling the function with these arguments raises.
         """
         return self._call.bind(args, kwargs)
 
-    def fast_call(self, args: _Args, kwargs: _Kwargs) -> Hashable:
+    def fast_call(self, args: Args, kwargs: Kwargs) -> Hashable:
         """Do what `fast` does for a call with keyword arguments, in some more time."""
         first = self.fast(args)
         values = tuple(kwargs.values())
@@ -134,88 +148,19 @@ class CallKeys:
 
     def memorable(self, key: KeyText) -> bool:
         """Return whether to remember a call by its arguments: not if they are so long that they would fill memory."""
-        return len(key) <= LONGEST_TEXT and "~#" not in key
+        closure = self._call.closure
+        # What is not found under its name is told apart by more than `fast` tells.
+        bare = closure is None or not self.by_name or not closure.importable or not closure.text()
+        return bare and len(key) <= LONGEST_TEXT and "~#" not in key
 
 
-class _Call:
-    """A function's signature, and how its arguments are told apart."""
-
-    __slots__ = ("function", "in_class", "instance", "name", "owner", "parameters", "signature")
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.signature = _signature(function)
-        self.parameters = self.signature.parameters
-        qualname = getattr(function, "__qualname__", "")
-        module: str = getattr(function, "__module__", None) or ""
-        outer = qualname.rpartition(".")[0]
-        self.owner = (module, outer)
-        self.in_class = bool(outer) and not outer.endswith("<locals>")
-        self.name = f"{module_name(module)}.{qualname}{place_of(function)}" if qualname else ""
-        first = next(iter(self.parameters.values()), None)
-        names = _FIRST_IN_CLASS if self.in_class else _FIRST
-        self.instance = first.name if first is not None and first.kind in _POSITIONAL and first.name in names else None
-
-    def bind(self, args: _Args, kwargs: _Kwargs) -> dict[str, Any]:
-        """Return the arguments by parameter, defaults filled in.
-
-        :raises TypeError: the one that calling the function raises.
-        """
-        bound = self.check(args, kwargs)
-        bound.apply_defaults()
-        return bound.arguments
-
-    def check(self, args: _Args, kwargs: _Kwargs) -> inspect.BoundArguments:
-        """Return the arguments given.
-
-        :raises TypeError: the one that calling the function raises.
-        """
-        try:
-            return self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            problem = str(error)
-        if hasattr(self.function, "__wrapped__"):
-            # Another decorator may hand arguments in, so that its own signature is the one to go by.
-            return inspect.signature(self.function, follow_wrapped=False).bind(*args, **kwargs)
-        if inspect.isfunction(self.function) and not hasattr(self.function, "__signature__"):
-            # Raises before it reaches the body, and in the interpreter's own words.
-            self.function(*args, **kwargs)
-        raise TypeError(f"{self.name or type(self.function).__name__}() {problem}")
-
-    def check_exclude(self, exclude: Iterable[str]) -> frozenset[str]:
-        """Return the names to leave out.
-
-        :raises CacheTypeError: for what is no collection of names.
-        :raises CacheArgumentError: for a name that is no parameter.
-        """
-        if isinstance(exclude, str):
-            exclude = (exclude,)
-        if not isinstance(exclude, Iterable):
-            raise CacheTypeError("exclude", f"give the names of parameters, not {type(exclude).__name__}")
-        names = list(exclude)
-        for name in names:
-            if name not in self.parameters:
-                there = ", ".join(self.parameters) or "none"
-                raise CacheArgumentError("exclude", f"{name!r} is no parameter of the function; there are: {there}")
-        return frozenset(names)
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):
-        # Some functions written in C do not tell.
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        return inspect.Signature([inspect.Parameter(f"arguments{kind.value}", kind) for kind in kinds])
-
-
-# -- the three ways to a key ----------------------------------------------------------------------------------
+# -- keys by arguments, and by template -------------------------------------------------------------------------
 
 
 class _ByArguments:
-    __slots__ = ("_call", "_excluded", "_head", "owner")
+    __slots__ = ("_bound", "_call", "_excluded", "_head", "owner")
 
-    def __init__(self, call: _Call, excluded: frozenset[str]) -> None:
+    def __init__(self, call: Call, excluded: frozenset[str]) -> None:
         if not call.name:
             kind = type(call.function).__name__
             raise CacheTypeError("function", f"a {kind} has no qualified name; give key= or key_func=, or use def")
@@ -224,10 +169,20 @@ class _ByArguments:
         self._head = escape(call.name)
         instance = call.instance if call.instance not in excluded else None
         self.owner = None if instance is None else Owner(call.name, call.owner, instance)
+        # What a method written in C is bound to.
+        self._bound = None if call.thing is None else Owner(call.name, ("", ""), "function")
 
-    def key(self, args: _Args, kwargs: _Kwargs) -> KeyText:
+    def key(self, args: Args, kwargs: Kwargs) -> KeyText:
+        parts = self._guessed(args, kwargs) if self._call.guessed else self._parts(self._call.bind(args, kwargs))
+        if self._call.closure is not None and (closure := self._call.closure.text()):
+            parts.insert(0, closure)
+        if self._bound is not None:
+            parts.insert(0, self._bound.part(self._call.thing))
+        return KeyText(shorten(f"{self._head}~({','.join(parts)})"))
+
+    def _parts(self, arguments: Kwargs) -> list[str]:
         parts = []
-        for name, value in self._call.bind(args, kwargs).items():
+        for name, value in arguments.items():
             if name in self._excluded:
                 continue
             if self.owner is not None and name == self._call.instance:
@@ -235,7 +190,46 @@ class _ByArguments:
                     parts.append(part)
             else:
                 parts.append(f"{name}={self._one(name, value)}")
-        return KeyText(shorten(f"{self._head}~({','.join(parts)})"))
+        return parts
+
+    def _guessed(self, args: Args, kwargs: Kwargs) -> list[str]:
+        """Return the parts of a call whose arguments may fill other parameters than it seems.
+
+        The decorator may hand in a session, so that the caller's first argument is not the session. What is given by
+        place is never taken for an excluded parameter, unless it cannot be part of a key at all, as a session cannot;
+        and what equals a default is told apart from what was left out.
+        """
+        call = self._call
+        if not call.fits(args, kwargs):
+            return self._as_given(args, kwargs)
+        bound = call.check(args, kwargs)
+        placed = frozenset(call.positional[: len(call.filled.full(args))])
+        bound.apply_defaults()
+        parts: list[str] = []
+        for name, value in bound.arguments.items():
+            parameter = call.parameters[name]
+            if name == call.instance or (name not in placed and parameter.kind is not parameter.VAR_POSITIONAL):
+                parts += self._parts({name: value})
+            elif name in self._excluded:
+                try:
+                    parts.append(f"{name}=={encode(value)}")
+                except UnsupportedError:
+                    continue
+            else:
+                text = self._one(name, value)
+                equal = parameter.default is not parameter.empty and text == self._one(name, parameter.default)
+                parts.append(f"{name}=={text}" if equal else f"{name}={text}")
+        return parts
+
+    def _as_given(self, args: Args, kwargs: Kwargs) -> list[str]:
+        """Return the parts of a call that fits a decorator's own signature only: its arguments as they are."""
+        call = self._call
+        call.check(args, kwargs)
+        given, parts = list(call.filled.full(args)), list[str]()
+        if given and call.instance is not None:
+            parts += self._parts({call.instance: given.pop(0)})
+        named = {name: v for name, v in call.filled.keywords(kwargs).items() if name not in self._excluded}
+        return [*parts, f"~given({','.join(canonical(value) for value in given)})", f"~named({_named(named)})"]
 
     def _one(self, name: str, value: Any) -> str:
         try:
@@ -248,46 +242,14 @@ class _ByArguments:
         return canonical(value, name)
 
 
-class _ByFunction:
-    __slots__ = ("_call", "_drop", "_key_func")
-
-    def __init__(self, call: _Call, key_func: Callable[..., Any]) -> None:
-        if not callable(key_func):
-            raise CacheTypeError("key_func", f"a function of the arguments is needed, not {type(key_func).__name__}")
-        if inspect.iscoroutinefunction(key_func):
-            raise CacheTypeError("key_func", "a coroutine function cannot make keys; use def")
-        self._call = call
-        self._key_func = key_func
-        self._drop = call.instance is not None and not _takes_instance(key_func, call)
-
-    def key(self, args: _Args, kwargs: _Kwargs) -> KeyText:
-        result = self._result(args, kwargs)
-        try:
-            return KeyText(key_text(result, "key_func"))
-        except CacheArgumentError as error:
-            if inspect.iscoroutine(result):
-                result.close()
-            kind, problem = type(error), f"it returned a {type(result).__qualname__}: {error.problem}"
-        raise kind("key_func", problem)
-
-    def _result(self, args: _Args, kwargs: _Kwargs) -> Any:
-        try:
-            return self._key_func(*args[self._drop :], **kwargs)
-        except TypeError:
-            # Of key_func, of the call, or just of key_func's parameters having other names than the function's.
-            bound = self._call.check(args, kwargs)
-            given = bound.args[self._drop :]
-            if not kwargs or not _binds(self._key_func, given, bound.kwargs):
-                raise
-            if _binds(self._key_func, args[self._drop :], kwargs):
-                raise
-        return self._key_func(*given, **bound.kwargs)
+def _named(arguments: Kwargs) -> str:
+    return ",".join(f"{escape(name)}={canonical(value, name)}" for name, value in sorted(arguments.items()))
 
 
 class _ByTemplate:
     __slots__ = ("_call", "template")
 
-    def __init__(self, call: _Call, text: str, excluded: frozenset[str]) -> None:
+    def __init__(self, call: Call, text: str, excluded: frozenset[str]) -> None:
         self._call = call
         self.template = Template(text, list(call.parameters))
         left_out = excluded if call.instance is None else excluded | {call.instance}
@@ -299,47 +261,39 @@ class _ByTemplate:
                 f"{{{named[0]}}}, or exclude={tuple(named)!r} if that is meant",
             )
 
-    def key(self, args: _Args, kwargs: _Kwargs) -> KeyText:
-        return KeyText(key_text(self.template.fill(self._call.bind(args, kwargs)), "key"))
+    def key(self, args: Args, kwargs: Kwargs) -> KeyText:
+        if self._call.guessed:
+            self._check_places(args, kwargs)
+        text = self.template.fill(self._call.bind(args, kwargs))
+        # Empty fields are values as any others; only `get` and `set` take an empty key for a mistake.
+        return KeyText(key_text(text, "key") if text else "~''")
 
+    def _check_places(self, args: Args, kwargs: Kwargs) -> None:
+        """Refuse a call in which a decorator may have handed in what the caller's own argument seems to be.
 
-def _takes_instance(key_func: Callable[..., Any], call: _Call) -> bool:
-    """Return whether a method's `key_func` wants `self`: by its parameters' names, or else by their number."""
-    try:
-        names = list(inspect.signature(key_func).parameters)
-    except (TypeError, ValueError):
-        return False
-    others = [name for name in call.parameters if name != call.instance]
-    if names and names[0] == call.instance:
-        return True
-    if names and others and names[0] == others[0]:
-        return False
-    positional = [p for p in call.parameters.values() if p.kind in _POSITIONAL]
-    by_name = {p.name: None for p in call.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    required = [p for p in positional if p.default is p.empty]
-    for given in (positional, required):
-        for skipped in (0, 1):
-            if _binds(key_func, tuple(given[skipped:]), by_name):
-                return skipped == 0
-    return False
-
-
-def _binds(function: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bool:
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return False
-    return True
+        :raises CacheArgumentError: if a field of the template is left to its default although the caller gave a plain
+            value by place that fills none: that may be the field's.
+        """
+        call, fields = self._call, self.template.fields
+        given, unplaced = call.given(args, kwargs)
+        placed = call.positional[: len(call.filled.full(args))]
+        others = [given[name] for name in placed if name in given and name not in fields and name != call.instance]
+        if (left_out := fields - given.keys()) and (unplaced or any(type(value) in _EXACT for value in others)):
+            raise CacheArgumentError(
+                "key",
+                f"a decorator of {call.name} may hand in arguments of its own, so which of the caller's is "
+                f"{min(left_out)!r} is not known; pass it by name, give key_func=, or put `cached` below the decorator",
+            )
 
 
 # -- the fast path: no binding, no text ------------------------------------------------------------------------
 
 
-def _never(_: _Args) -> None:
+def _never(_: Args) -> None:
     return None
 
 
-def _exact(args: _Args) -> Hashable:
+def _exact(args: Args) -> Hashable:
     for arg in args:
         if type(arg) is not str:
             break
@@ -349,19 +303,45 @@ def _exact(args: _Args) -> Hashable:
     return (args, types) if _EXACT.issuperset(types) else None
 
 
-def _fast(call: _Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
+def _fast(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
     """Return the function for `CallKeys.fast`.
 
     Two calls without keyword arguments fill the same parameters if they have the same number of arguments; so
     equal arguments are equal keys, whatever is dropped. What is dropped by its place is so in every call.
     """
-    if dropped:
+    filled = call.filled
+    if filled.args or filled.kwargs:
+        # What is filled in is the same in each call; it may be changed meanwhile if it is not plain.
+        if not _EXACT.issuperset(map(type, filled.kwargs.values())):
+            return _never
+        full, within = filled.full, _by_place(call, dropped, owner)
+        return lambda args: within(full(args))
+    return _by_place(call, dropped, owner)
+
+
+def _told_apart(call: Call, fast: _Fast) -> _Fast:
+    """Return a function for `CallKeys.fast` that also tells what else is part of the keys than arguments."""
+    closure, thing = call.closure, call.thing
+    if thing is not None:
+        return _never
+    if closure is None or closure.importable:
+        return fast
+
+    def of_closure(args: Args) -> Hashable:
+        short = fast(args)
+        return None if short is None else (closure.text(), short)
+
+    return of_closure
+
+
+def _by_place(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
+    if dropped and not call.guessed:
         return _fast_without(call, dropped, owner)
     if owner is None:
         return _exact
     part = owner.part
 
-    def of_method(args: _Args) -> Hashable:
+    def of_method(args: Args) -> Hashable:
         rest = args[1:]
         for arg in rest:
             if type(arg) is not str:
@@ -374,19 +354,19 @@ def _fast(call: _Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
     return of_method
 
 
-def _fast_without(call: _Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
+def _fast_without(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
     kept: list[int] = []
     rest: int | None = None
     for place, parameter in enumerate(call.parameters.values()):
-        if parameter.kind in _POSITIONAL and parameter.name not in dropped:
+        if parameter.kind in POSITIONAL and parameter.name not in dropped:
             kept.append(place)
         elif parameter.kind is parameter.VAR_POSITIONAL and parameter.name not in dropped:
             rest = place
-    least = sum(p.kind in _POSITIONAL and p.default is p.empty for p in call.parameters.values())
-    most = sum(p.kind in _POSITIONAL for p in call.parameters.values())
+    least = sum(p.kind in POSITIONAL and p.default is p.empty for p in call.parameters.values())
+    most = sum(p.kind in POSITIONAL for p in call.parameters.values())
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in call.parameters.values())
 
-    def without(args: _Args) -> Hashable:
+    def without(args: Args) -> Hashable:
         count = len(args)
         # Too few or too many would drop what makes the call an error.
         if count < least or (count > most and not open_ended):

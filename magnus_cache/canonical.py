@@ -27,8 +27,9 @@ from uuid import UUID
 
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.identity import tokens
+from magnus_cache.module_names import module_name
 
-__all__ = ["UnsupportedError", "canonical", "class_name", "encode", "escape", "escape_bytes", "int_text", "module_name"]
+__all__ = ["UnsupportedError", "canonical", "class_name", "encode", "escape", "escape_bytes", "int_text"]
 
 # Escaped everywhere: what ends a hash tag, the marks of this grammar, and what cannot be seen. The ranges are
 # spelled out because `str.isprintable` answers by Python version, and a fleet must agree on the text of a key.
@@ -116,18 +117,6 @@ def int_text(number: int) -> str:
 
 
 # -- names --------------------------------------------------------------------------------------------------
-
-
-def module_name(module: str | None) -> str:
-    """Return a module's name as other processes know it: a script is known by its file, not as ``__main__``."""
-    if module != "__main__":
-        return module or ""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:
-        return str(spec.name)
-    path = getattr(main, "__file__", None)
-    return re.split(r"[/\\]", path)[-1].removesuffix(".py") if isinstance(path, str) else "__main__"
 
 
 def class_name(cls: type) -> str:

@@ -5,20 +5,25 @@ no more than a call. What it returns for something in a class body is a descript
 kin, reached through an instance, know whose they are.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from magnus_cache.addresses import LARGE, MISS, Address
+from magnus_cache.awaitables import Kind, awaited, blocking, either, kind_of
 from magnus_cache.callkeys import CallKeys
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
 from magnus_cache.modes import Mode
+from magnus_cache.prefilled import method_of
 from magnus_cache.protocols import CacheInfo, Decorator
 from magnus_cache.rules import AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache.shared_names import warn_of_shared_names
 from magnus_cache.tags import AnyTags, TagRule, check_tags
+from magnus_cache.versions import Version, checked_version
 from magnus_cache.workers import is_async
 
 __all__ = ["CachedMethod", "MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
@@ -48,19 +53,19 @@ def make_rule(
 
 def make_decorator(
     engine: Engine, namespace: str, rule: MakeRule, *, key_func: Callable[..., Any] | None, key: str | None,
-    exclude: Iterable[str],
+    exclude: Iterable[str], version: Version | None = None,
 ) -> Decorator:  # fmt: skip
     """Return the decorator for these options; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    made = decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude)
+    made = decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude, version=version)
     return cast("Decorator", made)
 
 
 def decorator_for(
     engine: Engine, namespace: str, rule: MakeRule, kind: "type[Site]", *,
-    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str],
+    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
 ) -> Callable[[Any], Any]:  # fmt: skip
     """Return the decorator that makes a site of some kind of what it is given.
 
@@ -70,13 +75,16 @@ def decorator_for(
         problem = "a name is needed, not the function: write the decorator with parentheses, @cache.cached('name')"
         raise CacheTypeError("namespace", problem)
     engine.state.keyspace.check_namespace(namespace)
+    checked_version(version)
 
     def decorate(function: Any) -> Any:
+        if isinstance(function, functools.partialmethod):
+            function = method_of(function)
         plain = function.__func__ if isinstance(function, classmethod | staticmethod) else function
         if inspect.isclass(plain):
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
-        keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude)
+        keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude, version=version)
         made = rule(keys)
 
         def site(engine: Engine) -> Site:
@@ -101,6 +109,8 @@ class Site:
 
     :ivar slow: called as ``slow(args, kwargs)`` for what is no hit in memory.
     :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
+    :ivar loader: what is called on a miss.
+    :ivar awaited: whether the wrapper made last is a coroutine function.
     """
 
     slow: Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -114,6 +124,8 @@ class Site:
         self.rule = rule
         self.keys = keys
         self.function = function
+        self.loader = function
+        self.awaited = False
         if rule.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
@@ -125,6 +137,8 @@ class Site:
         """Return where the value of a call lives; remember it by plain arguments."""
         namespaces = self.engine.state.namespaces
         generation = namespaces.generation
+        if self.keys.by_name:
+            warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
         address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness)
@@ -151,11 +165,28 @@ class Site:
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
-        wrapper = self._async_wrapper() if is_async(self.function) else self._blocking_wrapper()
+        wrapper = self._of_kind(kind_of(self.function))
         functools.update_wrapper(wrapper, self.function)
         wrapper.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         wrapper.cache_info = self.info
         return wrapper
+
+    def _of_kind(self, kind: Kind) -> Any:
+        if kind is Kind.EITHER:
+            return either(self.function, lambda load: self._copy(load)._async_wrapper(),
+                          lambda load: self._copy(load)._blocking_wrapper())  # fmt: skip
+        self.awaited = kind is Kind.ASYNC
+        if self.awaited:
+            self.loader = self.function if is_async(self.function) else awaited(self.function)
+            return self._async_wrapper()
+        self.loader = blocking(self.function, self.keys.name)
+        return self._blocking_wrapper()
+
+    def _copy(self, loader: Callable[..., Any]) -> "Site":
+        """Return this site with something else that is called on a miss."""
+        site = copy.copy(self)
+        site.loader = loader
+        return site
 
     def info(self) -> CacheInfo:
         """Return the figures of this function."""
@@ -175,7 +206,7 @@ class Site:
         return self.address(args, kwargs) if address is None else address
 
     def _async_wrapper(self) -> Any:
-        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.function, self.rule
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
         state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
         hit, counters, memo = state.memory.hit, self.counters, self.memo
 
@@ -240,7 +271,7 @@ class Site:
         return _with(wrapper, invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.function, self.rule
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
         state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
         hit, counters, memo = state.memory.hit, self.counters, self.memo
 

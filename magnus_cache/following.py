@@ -8,7 +8,6 @@ from typing import Any
 from magnus_cache.decorators import Site
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheClosedError
-from magnus_cache.workers import is_async
 
 __all__ = ["Follower"]
 
@@ -41,7 +40,7 @@ class Follower:
         before = getattr(plain, "__dict__", {})
         added = {name: value for name, value in vars(function).items() if before.get(name) is not value}
         if self._nowhere.rebind is None:
-            function = functools.update_wrapper(self._delegate(None, is_async(plain)), function)
+            function = functools.update_wrapper(self._delegate(None, self._nowhere.awaited), function)
         else:
             self.unbind()
         for name, value in added.items():
@@ -86,7 +85,7 @@ class Follower:
 
     def _rebind(self, site: Site) -> None:
         if self._nowhere.rebind is not None:
-            self._nowhere.rebind(site, self._slow_async if is_async(self._nowhere.function) else self._slow)
+            self._nowhere.rebind(site, self._slow_async if self._nowhere.awaited else self._slow)
 
     async def _slow_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         while True:

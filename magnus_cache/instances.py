@@ -1,21 +1,31 @@
 """What `self` counts for in the key of a cached method: the data of one instance is not another's.
 
-An instance counts as what its ``__cache_key__()`` returns; as nothing, if its class is constructed without
-arguments, so that one instance is as good as another (assigning attributes afterwards, or in a classmethod, does
-not change that: define ``__cache_key__``); or else as itself alone, by a token.
+An instance counts as
+
+- what its ``__cache_key__()`` returns;
+- nothing, if its class is constructed without arguments, so that one instance is as good as another (assigning
+  attributes afterwards, or in a classmethod, does not change that: define ``__cache_key__``);
+- its fields, if it is immutable and equal by them: a named tuple, a frozen dataclass, attrs or pydantic class;
+- its fields, if it cannot have an identity of its own, as with ``@dataclass(slots=True)``;
+- or else as itself alone, by a token.
+
+``Repo[int]()`` and ``Repo[str]()`` are two, as far as an instance tells: by its ``__orig_class__``.
 """
 
+import dataclasses
 import enum
 import inspect
+import types
+import typing
 from collections.abc import Callable
 from typing import Any, Final
 
-from magnus_cache.canonical import UnsupportedError, class_name, encode
+from magnus_cache.canonical import UnsupportedError, class_name, encode, escape
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.identity import IdentityMap, tokens
 from magnus_cache.notices import logger
 
-__all__ = ["Owner", "constructed_without_arguments"]
+__all__ = ["Owner", "constructed_without_arguments", "content", "is_value_class"]
 
 _Rule = Callable[[Any], str]
 
@@ -60,10 +70,29 @@ class Owner:
         if issubclass(cls, enum.Enum):
             return lambda instance: encode(instance)
         if constructed_without_arguments(cls):
-            # Which class it is matters all the same: a subclass may override what the method calls.
-            return _always("" if (cls.__module__, cls.__qualname__) == self._owner else f"~self:{name}")
-        _warn_once(cls, self._function, self._argument)
-        return lambda instance: f"~self:{name}({self._token(instance)})"
+            # Which class it is matters all the same: a subclass may override what the method calls. A class made in a
+            # function is another one each time, although it has the name of the last.
+            own = (cls.__module__, cls.__qualname__) == self._owner and "<locals>" not in cls.__qualname__
+            return self._generic(cls, "" if own else f"~self:{name}")
+        if is_value_class(cls) or not cls.__weakrefoffset__:
+            return self._by_content
+        return self._by_identity
+
+    def _generic(self, cls: type, text: str) -> _Rule:
+        if typing.Generic not in cls.__mro__:
+            return _always(text)
+
+        def rule(instance: Any) -> str:
+            alias = getattr(instance, "__orig_class__", None)
+            if alias is None:
+                return text
+            try:
+                return f"~self:{class_name(cls)}[{_type_texts(typing.get_args(alias))}]"
+            except UnsupportedError:
+                # A type variable, for one, has no name that others know.
+                return self._by_identity(instance)
+
+        return rule
 
     def _by_its_key(self, instance: Any) -> str:
         try:
@@ -75,15 +104,26 @@ class Owner:
             f"__cache_key__ of {type(instance).__qualname__} returned what cannot be part of a key: {problem}",
         )
 
-    def _token(self, instance: object) -> str:
+    def _by_content(self, instance: Any) -> str:
         try:
-            return tokens.of(instance)
+            return content(instance)
+        except UnsupportedError:
+            return self._by_identity(instance)
+
+    def _by_identity(self, instance: object) -> str:
+        cls = type(instance)
+        try:
+            token = tokens.of(instance)
         except TypeError:
-            cls = type(instance).__qualname__
+            pass
+        else:
+            _warn_once(cls, self._function, self._argument)
+            return f"~self:{class_name(cls)}({token})"
         raise CacheTypeError(
             self._argument,
-            f"instances of {cls} cannot be told apart, as their class has __slots__ without '__weakref__'; "
-            f"define __cache_key__() on {cls}, returning what its data depend on",
+            f"{self._function} cannot be cached: instances of {cls.__qualname__} cannot be told apart, as they have "
+            "neither an identity that lasts (their class has __slots__ without '__weakref__') nor fields that can all "
+            f"be part of a key; define __cache_key__() on {cls.__qualname__}, returning what its data depend on",
         )
 
 
@@ -119,3 +159,67 @@ def constructed_without_arguments(cls: type) -> bool:
 
 def _takes_only_self(function: object) -> bool:
     return inspect.isfunction(function) and len(inspect.signature(function).parameters) == 1
+
+
+# -- instances that are their content --------------------------------------------------------------------------------
+
+
+def is_value_class(cls: Any) -> bool:
+    """Return whether its instances do not change and are equal by their fields, so that equal ones are the same."""
+    if issubclass(cls, tuple):
+        return isinstance(getattr(cls, "_fields", None), tuple)
+    # Of this very class: a subclass that is no dataclass itself may keep what no field tells of.
+    dataclass = vars(cls).get("__dataclass_params__")
+    if dataclass is not None:
+        return bool(dataclass.frozen and dataclass.eq)
+    if "__attrs_attrs__" in vars(cls):
+        return cls.__setattr__.__name__ == "_frozen_setattrs" and cls.__eq__ is not object.__eq__
+    if "__struct_config__" in dir(cls):
+        return bool(cls.__struct_config__.frozen and cls.__struct_config__.eq)
+    config = getattr(cls, "model_config", None)
+    return isinstance(config, dict) and hasattr(cls, "__pydantic_decorators__") and bool(config.get("frozen"))
+
+
+def content(instance: Any) -> str:
+    """Return the text of an instance's class and fields.
+
+    :raises UnsupportedError: if a field has none, or if it may hold more than its fields.
+    """
+    cls = type(instance)
+    if "__dataclass_params__" in vars(cls):
+        # What does not count when instances are compared does not make two of them.
+        every = not is_value_class(cls)
+        fields = (field for field in dataclasses.fields(cls) if every or field.compare)
+        text = ",".join(f"{escape(field.name)}={encode(getattr(instance, field.name))}" for field in fields)
+    elif isinstance(instance, tuple) and getattr(instance, "__dict__", None):
+        raise UnsupportedError("it has attributes beside its fields")
+    else:
+        text = encode(instance)
+    return f"~self:{class_name(cls)}({text})"
+
+
+def _type_texts(args: tuple[Any, ...]) -> str:
+    return ",".join(map(_type_text, args))
+
+
+def _type_text(annotation: Any) -> str:
+    """Return the text of what can stand between the brackets of a generic class.
+
+    :raises UnsupportedError: for what has no name that other processes know, such as a type variable.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return f"~literal({','.join(map(encode, args))})"
+    if origin in (typing.Union, types.UnionType):
+        return f"~union({_type_texts(args)})"
+    if origin is not None and isinstance(origin, type):
+        return f"{encode(origin)}[{_type_texts(args)}]"
+    if isinstance(annotation, list):
+        return f"~list({_type_texts(tuple(annotation))})"
+    if annotation is typing.Any:
+        return "~any"
+    if annotation is None or annotation is types.NoneType or annotation is Ellipsis:
+        return "~ellipsis" if annotation is Ellipsis else "~None"
+    if isinstance(annotation, type):
+        return encode(annotation)
+    raise UnsupportedError("it has no name that other processes know")

@@ -13,6 +13,7 @@ from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
 from magnus_cache.sections import section
+from magnus_cache.versions import Version, checked_version
 
 __all__ = [
     "TTL_LONG",
@@ -91,6 +92,8 @@ class Namespace(str):
     :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
         not to change it.
     :param compress: compress large values.
+    :param version: a number or text that is part of each key: change it when the code that makes the values changes,
+        so that it does not read what its older self stored.
     :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
@@ -102,9 +105,10 @@ class Namespace(str):
     max_value_bytes: int | None
     share: bool
     compress: bool
+    version: Version | None
     freshness: Freshness
 
-    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
+    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl", "version")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -113,6 +117,7 @@ class Namespace(str):
         "max_value_bytes": None,
         "share": False,
         "compress": False,
+        "version": None,
         "grace": PLAIN.grace,
         "soft_timeout": PLAIN.soft_timeout,
         "hard_timeout": PLAIN.hard_timeout,
@@ -133,6 +138,7 @@ class Namespace(str):
         max_value_bytes: int | None = None,
         share: bool = False,
         compress: bool = False,
+        version: Version | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -144,6 +150,7 @@ class Namespace(str):
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
         put(self, "compress", _flag(compress, "compress"))
+        put(self, "version", checked_version(version))
         put(self, "freshness", Freshness.of(freshness))
         return self
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from magnus_cache import codec
 from magnus_cache.errors import CacheDecodeError
 from magnus_cache.freshness import Freshness
+from magnus_cache.module_names import module_name
 
 __all__ = ["decode_error", "encode_error"]
 
@@ -29,7 +30,7 @@ def encode_error(error: Exception) -> bytes | None:
         args: Any = _base(kind).__reduce__(error)[1]
         want, have = _parts(error), _parts(_made(kind, args, {}))
         more = {name: part for name, part in want.items() if name not in have or not _alike(part, have[name])}
-        payload = codec.encode([f"{kind.__module__}:{kind.__qualname__}", args, more])
+        payload = codec.encode([_name(kind), args, more])
         _, args, more = codec.decode(payload)
         again = _made(kind, args, more)
         same = _alike([again.args, str(again), _parts(again)], [error.args, str(error), want])
@@ -95,12 +96,16 @@ def _alike(one: Any, other: Any) -> bool:
     return codec.encode(one) == codec.encode(other)
 
 
+def _name(kind: type) -> str:
+    return f"{module_name(kind.__module__)}:{kind.__qualname__}"
+
+
 def _named(name: str, base: type[Exception]) -> type[Exception] | None:
     """Return the class of that name among a class and its subclasses."""
     generation: list[type[Exception]] = [base]
     for _ in range(_DEEPEST):
         for kind in generation:
-            if f"{kind.__module__}:{kind.__qualname__}" == name:
+            if _name(kind) == name:
                 return kind
         generation = [below for kind in generation for below in kind.__subclasses__()]
         if not generation:

@@ -1,13 +1,14 @@
 """Where a function without a name of its own stands: what tells one lambda from another."""
 
-import re
 import sys
 from collections.abc import Callable
 from hashlib import blake2b
 from types import CodeType
 from typing import Any
 
-__all__ = ["place_of"]
+from magnus_cache.module_names import file_stem
+
+__all__ = ["code_digest", "place_of"]
 
 
 def place_of(function: Callable[..., Any]) -> str:
@@ -22,15 +23,15 @@ def place_of(function: Callable[..., Any]) -> str:
     columns = [column for _, _, column, _ in code.co_positions() if column]
     place = f"@{code.co_firstlineno}.{min(columns, default=0)}"
     module = sys.modules.get(getattr(function, "__module__", None) or "")
-    source, file = _last(code.co_filename), getattr(module, "__file__", None)
-    if isinstance(file, str) and source == _last(file):
+    source, file = file_stem(code.co_filename), getattr(module, "__file__", None)
+    if isinstance(file, str) and source == file_stem(file):
         return place
-    digest = blake2b(_code(code).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return f"{place}@{source}@{digest}"
+    return f"{place}@{source}@{code_digest(code)}"
 
 
-def _last(path: str) -> str:
-    return re.split(r"[/\\]", path)[-1].removesuffix(".pyc").removesuffix(".py")
+def code_digest(code: CodeType) -> str:
+    """Return a digest of what a piece of code does, the same in every process of one version of Python."""
+    return blake2b(_code(code).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _code(code: CodeType) -> str:

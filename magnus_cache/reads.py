@@ -23,6 +23,7 @@ from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
+from magnus_cache.versions import version_suffix
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter
@@ -58,6 +59,8 @@ class Reads(Coding):
         if options:
             freshness = merged(freshness, options)
         name = state.keyspace.value_name(namespace, key)
+        if namespace.version is not None:
+            name += version_suffix(namespace.version, "n").encode()
         return Address(namespace, name, counters, state.epochs.realm(namespace), freshness)
 
     def ttl(self, address: Address) -> float:

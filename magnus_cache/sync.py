@@ -23,6 +23,7 @@ from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_ma
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
+from magnus_cache.versions import Version
 from magnus_cache.warming import ProgressCallback, WarmReport
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class BlockingOperations(BlockingLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (),
+        exclude: Iterable[str] = (), version: Version | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -328,19 +329,30 @@ class BlockingOperations(BlockingLife):
         :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
             as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
-        :param exclude: names of parameters that do not count, such as a database session.
+        :param exclude: names of parameters that do not count, such as a database session, and of variables that the
+            function closes over.
+        :param version: a number or text that is part of the key: change it when the function's code changes, so that
+            it does not read what its older self stored.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         return self._async.cached(
-            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, **freshness
+            namespace,
+            ttl,
+            key_func,
+            key=key,
+            tags=tags,
+            skip_if=skip_if,
+            exclude=exclude,
+            version=version,
+            **freshness,
         )
 
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (),
+        exclude: Iterable[str] = (), version: Version | None = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -351,9 +363,12 @@ class BlockingOperations(BlockingLife):
 
         :param key_func: called with one key in place of the keys; returns what it is cached under.
         :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
+        :param version: a number or text that is part of the key, see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        return self._async.cached_many(namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude)
+        return self._async.cached_many(
+            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, version=version
+        )
 
     # -- the rest -------------------------------------------------------------------------------------------
 

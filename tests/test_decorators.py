@@ -425,7 +425,7 @@ def test_what_cannot_be_cached(memory: CacheManager) -> None:
         memory.cached(42)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("nonsense", [None, [], {}, object(), 1.5, ""])
+@pytest.mark.parametrize("nonsense", [None, [], {}, object(), 1.5])
 def test_key_func_that_returns_nonsense(memory: CacheManager, nonsense: Any) -> None:
     @memory.cached("t", key_func=lambda: nonsense)
     def function() -> int:

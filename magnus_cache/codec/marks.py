@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgpack import ExtType
 
 from magnus_cache.errors import CacheDecodeError
+from magnus_cache.module_names import module_name
 
 __all__ = ["MARK_CODE", "Mark", "Restore", "expect", "kind_of", "mark", "type_name"]
 
@@ -43,8 +44,8 @@ def mark(kind: bytes) -> Any:
 
 
 def type_name(cls: type) -> str:
-    """Return a class's name as ``module.qualname``."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """Return a class's name as ``module.qualname``, the same in every process."""
+    return f"{module_name(cls.__module__)}.{cls.__qualname__}"
 
 
 def expect(item: object, kind: type) -> Any:

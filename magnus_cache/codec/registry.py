@@ -113,7 +113,9 @@ def _add(new: Registration) -> None:
                 raise CacheArgumentError(
                     "name", f"{new.name!r} already stands for {type_name(old.cls)}; give {type_name(new.cls)} a name="
                 )
-            _by_class.pop(old.cls, None)
+            # A main module that is imported as well has each class twice, and both are in use.
+            if old.cls.__module__ == new.cls.__module__:
+                _by_class.pop(old.cls, None)
         _by_name[new.name] = new
         _by_class[new.cls] = new
 

@@ -66,6 +66,7 @@ from tests.support import (  # noqa: F401
     mutants_epochs,
     mutants_fallback,
     mutants_hostile,
+    mutants_identity,
     mutants_interrupts,
     mutants_joining,
     mutants_life,
