@@ -17,10 +17,12 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import SERVING, Flight
 from magnus_cache.judging import JudgedValue
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.loops import check_loop
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
 from magnus_cache.pacing import Step, at_once, in_turns, turn
+from magnus_cache.portal import NoThreadError
 from magnus_cache.rules import Rule, check_callable
 
 __all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
@@ -37,7 +39,7 @@ _LOOKED_FOR: Final = 100
 """Keys that are looked for at a time."""
 
 _LOOK: Final = 1.0
-"""Seconds after which a blocked thread looks whether the background loop is still there."""
+"""Seconds after which a blocked thread looks whether the background loop is still there, and the loop likewise."""
 
 
 def listed(keys: Iterable[Any], argument: str) -> list[Any]:
@@ -222,7 +224,26 @@ def load_many_blocking(
     def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
         return Batch(engine.loads, rule, call, fresh=search.fresh, blocks=blocks, source=source).run(wanted)
 
-    return at_once(search.results(*_Desk(engine, loader, rule, wanted).run(batch)))
+    try:
+        outcome = _Desk(engine, loader, rule, wanted).run(batch)
+    except NoThreadError as error:
+        engine.state.without_loop(error)
+        outcome = _load_uncached(engine, wanted, loader)
+    return at_once(search.results(*outcome))
+
+
+def _load_uncached(
+    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader
+) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+    """Return what a batch loader answers, by name, and the errors by key, where there is no background loop."""
+    errors: dict[Any, Exception] = {}
+    with running(CurrentLoad()):
+        answers: Any = engine.loads.called_blocking(partial(loader, [item.key for item in wanted]))
+    try:
+        answers = _checked(answers)
+    except CacheBatchError as error:
+        answers, errors = error.results, error.errors
+    return {item.address.name: answers[item.key] for item in wanted if item.key in answers}, errors
 
 
 def _answered(keys: Sequence[Any], answers: Any) -> dict[Any, Any]:
@@ -282,6 +303,8 @@ class _Desk:
                     values: T = result
                     return values
         except BaseException:
+            # First, and without a call: deep in the caller's stack the next one may fail as well.
+            self._deserted = True
             # Interrupted (Ctrl-C), or just failed: then there is nothing left to cancel.
             self._give_up()
             raise
@@ -296,6 +319,8 @@ class _Desk:
     # -- on the loop ------------------------------------------------------------------------------------------
 
     def _begin(self, batch: Callable[[], Any], context: Any) -> None:
+        if self._deserted:
+            return
         self._task = asyncio.get_running_loop().create_task(batch(), context=context)
         self._task.add_done_callback(self._ended)
 
@@ -304,7 +329,6 @@ class _Desk:
 
     def _cancel(self) -> None:
         # The thread calls the loader no more: callers that joined the loads begin anew instead of waiting for it.
-        self._deserted = True
         for answer in list(self._answers):
             answer.cancel()
         if self._task is not None:
@@ -318,7 +342,10 @@ class _Desk:
         self._answers.add(answer)
         try:
             self._notes.put(partial(self._load, list(keys), flights, loop, answer))
-            error, result = await answer
+            while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
+                if self._deserted:
+                    raise asyncio.CancelledError
+            error, result = answer.result()
         finally:
             self._answers.discard(answer)
         if error is not None:
@@ -375,7 +402,5 @@ class _Desk:
             if not answer.done():
                 answer.set_result(what)
 
-        try:
-            loop.call_soon_threadsafe(in_time)
-        except RuntimeError:
-            pass  # The loop is gone; that ends the waiting as well.
+        # If the loop is gone, that ends the waiting as well.
+        call_on_loop(loop, in_time)

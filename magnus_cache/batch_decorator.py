@@ -124,7 +124,7 @@ class _BatchSite(Site):
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
             state.check_open()
-            return state.portal.call(self.engine.writes.remove, [call.find(key).address for key in call.many]) > 0
+            return self.engine.deferred.removed([call.find(key).address for key in call.many]) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)

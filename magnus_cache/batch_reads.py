@@ -11,6 +11,7 @@ from magnus_cache.entries import Entry
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.pacing import Step, turn
+from magnus_cache.portal import NoThreadError
 from magnus_cache.reads import Reads
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ def look_many_blocking(reads: Reads, addresses: Sequence[Address]) -> list[_Look
     for start in range(0, len(missing), MANY):
         step = missing[start : start + MANY]
         asked = partial(_read_many, reads, [addresses[index] for index in step])
-        _note(found, step, reads.state.portal.call(asked))
+        try:
+            entries = reads.state.portal.call(asked)
+        except NoThreadError as error:
+            entries = [reads.without_loop(addresses[index], error) for index in step]
+        _note(found, step, entries)
     return found
 
 

@@ -13,6 +13,7 @@ from magnus_cache.clock import Clock
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.flight_registry import FlightRegistry
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.outcomes import Abandoned, Outcome, Waiter, running_loop, wake
 from magnus_cache.unattended import OutOfPatienceError, Unattended
 from magnus_cache.workers import JOB, Job
@@ -203,8 +204,7 @@ def cancel_task(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> 
     if loop is running_loop():
         task.cancel()
     else:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(task.cancel)
+        call_on_loop(loop, task.cancel)
 
 
 def closed_error() -> CacheClosedError:

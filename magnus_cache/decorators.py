@@ -321,7 +321,7 @@ class Site:
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             address = self.address(args, kwargs)
             self.engine.state.check_open()
-            return self.engine.state.portal.call(self.engine.writes.remove, (address,)) > 0
+            return self.engine.deferred.removed((address,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)

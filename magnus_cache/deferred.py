@@ -14,6 +14,10 @@ from typing import Any
 from magnus_cache.addresses import Address
 from magnus_cache.clears import Clears
 from magnus_cache.errors import CacheError
+from magnus_cache.keys import Scope
+from magnus_cache.loop_end import end_with_loop
+from magnus_cache.portal import NoThreadError
+from magnus_cache.redis.recovery import Recovery
 from magnus_cache.state import State
 from magnus_cache.writes import Writes
 
@@ -57,7 +61,10 @@ class Deferred:
 
         :raises CacheArgumentError: for a name that is neither.
         """
-        scope = self._state.keyspace.scope(target)
+        self._forget_scope(self._state.keyspace.scope(target))
+        self._later(partial(self._clears.clear, target))
+
+    def _forget_scope(self, scope: Scope) -> None:
         flights, prefix, regex = self._state.flights, scope.prefix, scope.regex
 
         def covered(name: bytes) -> bool:
@@ -67,14 +74,60 @@ class Deferred:
         self._state.memory.clear_matching(prefix if regex is None else regex)
         # Again, as for every clear: a load that began in between may have found here what is gone now.
         flights.detach_matching(covered)
-        self._later(partial(self._clears.clear, target))
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """Forget the values with one of these tags now, and invalidate them everywhere soon."""
-        epochs = self._state.epochs
-        for name in [epochs.tag_name(tag) for tag in tags]:
-            self._state.outdated(name)
+        self._outdate([self._state.epochs.tag_name(tag) for tag in tags])
         self._later(partial(self._clears.invalidate, tags))
+
+    def _outdate(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._state.outdated(name)
+
+    # -- where there is no background loop --------------------------------------------------------------------
+
+    def removed(self, addresses: Sequence[Address]) -> int:
+        """Remove values everywhere, now or as soon as that can be; return how many there were, as far as is known."""
+        if self.invalidations:
+            return self.remove(addresses)
+        try:
+            return self._state.portal.call(self._writes.remove, addresses)
+        except NoThreadError as error:
+            return self.record(addresses, error)
+
+    def record(self, addresses: Sequence[Address], error: NoThreadError) -> int:
+        """Forget values, and have Redis told by the next connection; return how many this process had."""
+        held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
+        self._missed(error, lambda recovery: recovery.record([address.name for address in addresses]))
+        self._forget(addresses)
+        return held
+
+    def record_overwritten(self, address: Address, error: NoThreadError) -> bool:
+        """Do what `record` does for a value that cannot be stored; return False."""
+        self.record((address,), error)
+        return False
+
+    def record_clear(self, target: str, error: NoThreadError) -> int:
+        """Forget a namespace, or what matches a glob, and have Redis told by the next connection; return 0.
+
+        :raises CacheArgumentError: for a name that is neither.
+        """
+        scope = self._state.keyspace.scope(target)
+        self._missed(error, lambda recovery: recovery.record_prefix(scope.prefix))
+        self._forget_scope(scope)
+        return 0
+
+    def record_tags(self, tags: Sequence[str], error: NoThreadError) -> None:
+        """Forget the values with one of these tags, and have Redis told by the next connection."""
+        names = [self._state.epochs.tag_name(tag) for tag in tags]
+        self._missed(error, lambda recovery: recovery.record_tags(names))
+        self._outdate(names)
+
+    def _missed(self, error: NoThreadError, record: Callable[[Recovery], int]) -> None:
+        # To be called first: a read that did not see the record finds its placeholder void.
+        self._state.without_loop(error)
+        if self._state.endpoint is not None:
+            self._state.missed(record)
 
     def _forget(self, addresses: Sequence[Address]) -> None:
         for address in addresses:
@@ -92,6 +145,7 @@ class Deferred:
     def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
         task = asyncio.get_running_loop().create_task(self._run(work), context=Context())
         if not task.done():  # an eager task may have ended at once
+            end_with_loop(task)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

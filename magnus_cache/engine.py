@@ -6,6 +6,7 @@ from typing import Any
 
 from magnus_cache.clears import Clears
 from magnus_cache.deferred import Deferred
+from magnus_cache.dropped import drop
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.lifetimes import Lifetimes
 from magnus_cache.loads import Loads
@@ -37,6 +38,10 @@ class Engine:
         self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.refreshes = Refreshes(self.reads, self.loads)
+
+    def __del__(self) -> None:
+        # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.
+        drop(self.state)
 
     @classmethod
     def made(cls, settings: Any, overrides: SettingsOptions) -> "Engine":

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 Reason = Literal[
-    "auth", "busy", "closed", "clusterdown", "database", "down", "error", "loading", "lost", "masterdown", "noperm",
-    "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "unknown_host",
+    "auth", "busy", "closed", "clusterdown", "database", "down", "error", "loading", "lost", "masterdown", "no_thread",
+    "noperm", "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "unknown_host",
     "version",
 ]  # fmt: skip
 """Why Redis did not answer, or not with what was asked for; the README tells what each means.

@@ -70,3 +70,8 @@ class Flight:
     def waiters(self) -> int:
         """How many callers wait; a thread that runs the load itself is not counted."""
         return len(self.crew)
+
+    @property
+    def adrift(self) -> bool:
+        """Whether the event loop that ran the load does not run any more: all that happens is that it is ended."""
+        return self.loop is not None and not self.loop.is_running()

@@ -20,6 +20,7 @@ from magnus_cache.boarding import Boarding, Seat, cancel_task, closed_error
 from magnus_cache.clock import Clock, monotonic
 from magnus_cache.flight import LOADING, Flight
 from magnus_cache.joining import ANY_CALLER, Caller
+from magnus_cache.loop_end import end_with_loop
 from magnus_cache.outcomes import (
     Abandoned,
     Expired,
@@ -210,16 +211,20 @@ class Flights(Boarding):
         Tasks of the running loop have ended when this returns; those of other loops end as soon as these turn.
         Loads in threads run on and serve whoever waits.
         """
-        with self._lock:
-            self._closed = True
         here = asyncio.get_running_loop()
-        ours: list[asyncio.Task[None]] = []
-        for task, flight in list(self._tasks.items()):
-            self._call_off(task, flight)
-            if flight.loop is here and task is not asyncio.current_task():
-                ours.append(task)
+        ended = self.end()
+        ours = [task for task, flight in ended if flight.loop is here and task is not asyncio.current_task()]
         if ours:
             await asyncio.wait(ours)
+
+    def end(self) -> list[tuple[asyncio.Task[None], Flight]]:
+        """Begin to do what `aclose` does, from any thread, and return the tasks that were cancelled."""
+        with self._lock:
+            self._closed = True
+        tasks = list(self._tasks.items())
+        for task, flight in tasks:
+            self._call_off(task, flight)
+        return tasks
 
     def reset(self) -> None:
         """Forget everything, in a forked child, where nobody works on the parent's loads."""
@@ -246,6 +251,7 @@ class Flights(Boarding):
             raise
         flight.task = task
         if not task.done():  # an eager task may have ended at once
+            end_with_loop(task)
             self._tasks[task] = flight
             task.add_done_callback(partial(self._land, flight))
             if self._closed:  # between boarding and here, by another thread
@@ -257,7 +263,7 @@ class Flights(Boarding):
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
-            self._settle(flight, Failed(error, error.__traceback__))
+            self._settle(flight, Abandoned(error) if flight.adrift else Failed(error, error.__traceback__))
         except SystemExit as error:
             # It is the leader's, in its own task or thread. Raised by this one, it would end the whole loop also where
             # that is the background loop, which is not the leader's to end.
@@ -267,6 +273,10 @@ class Flights(Boarding):
             raise
         else:
             self._settle(flight, Loaded(value))
+        finally:
+            if flight.adrift and flight.task is not None:
+                # The task's callbacks will not be called.
+                self._tasks.pop(flight.task, None)
 
     def _call_off(self, task: "asyncio.Task[None]", flight: Flight) -> None:
         self._settle(flight, Failed(closed_error(), None))

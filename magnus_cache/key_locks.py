@@ -14,11 +14,11 @@ may ask for any key, also for its own. A task that waits for a lock for too long
 """
 
 import asyncio
-import contextlib
 from types import TracebackType
 from typing import Final
 
 from magnus_cache.forks import watch
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.outcomes import running_loop
 
 __all__ = ["MOST_KEYS", "KeyLocks"]
@@ -139,8 +139,7 @@ class _Hold:
         else:
             # The task was abandoned, and the collector ends its coroutine in some thread. If the loop is closed, the
             # lock ends with it.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._release)
+            call_on_loop(self._loop, self._release)
 
     def _release(self) -> None:
         if self._place is not None:

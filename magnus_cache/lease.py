@@ -13,6 +13,7 @@ from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError
 from magnus_cache.flight import Flight
 from magnus_cache.keys import lease_name
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import scripts
 
@@ -168,8 +169,9 @@ class Lease:
         if running_loop() is self.wire.loop:
             self._close(filled)
         else:
-            with contextlib.suppress(RuntimeError):
-                self.wire.loop.call_soon_threadsafe(self._close, filled)
+            if not call_on_loop(self.wire.loop, self._close, filled):
+                # The loop was closed with the load. Redis is told through the next connection.
+                self._close(filled)
 
     def _close(self, filled: bool) -> None:
         if self.ended:

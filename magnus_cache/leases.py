@@ -21,6 +21,7 @@ from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.lease import NOBODY, Lease
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.redis import scripts
 from magnus_cache.sections import section
 
@@ -288,5 +289,4 @@ class Leases:
 def _ring(bells: list[tuple[asyncio.AbstractEventLoop, _Bell]]) -> None:
     for loop, bell in bells:
         # On a closed loop nobody is left to be woken.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(bell)
+        call_on_loop(loop, bell)

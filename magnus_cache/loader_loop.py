@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from magnus_cache.errors import CacheClosedError
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.portal import CLOSE_TIMEOUT, Portal
 from magnus_cache.portal_session import deadlock_error
 from magnus_cache.portal_waiter import Waiter
@@ -55,6 +56,11 @@ class BackgroundLoops(Portal):
     def _check_loaders(self) -> None:
         if self.loaders.inside:
             raise deadlock_error()
+
+    @property
+    def started(self) -> bool:
+        """Whether there was ever one of the two threads, in this process."""
+        return super().started or self.loaders.started
 
     @property
     def inside(self) -> bool:
@@ -165,8 +171,7 @@ class _Away:
 
     def _tell(self, outcome: tuple[BaseException | None, Any]) -> None:
         # On a closed loop nobody waits.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._answer, outcome)
+        call_on_loop(self._loop, self._answer, outcome)
 
     # -- on the loop that waits -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from typing import Final
 
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.sections import section
 
 __all__ = ["MOST", "MOST_OF_ALL", "Lane", "LoaderPlaces"]
@@ -35,11 +36,7 @@ class _Waiter:
     def grant(self) -> bool:
         """Tell that there is a place; return False if that cannot be heard any more. From any thread."""
         self.granted = True
-        try:
-            self.loop.call_soon_threadsafe(self._grant)
-        except RuntimeError:
-            return False  # its loop is closed
-        return True
+        return call_on_loop(self.loop, self._grant)
 
     def _grant(self) -> None:
         if not self.future.done():

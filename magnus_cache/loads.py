@@ -25,11 +25,13 @@ from magnus_cache.leases import Claim
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.pacing import at_once, in_turns
+from magnus_cache.portal import NoThreadError
 from magnus_cache.reads import Reads
 from magnus_cache.revalidation import tags_of
 from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.sections import check_waiting
 from magnus_cache.throttle import Throttle
+from magnus_cache.uncached import uncached
 from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
 
@@ -137,16 +139,9 @@ class Loads:
             claim.close()
 
     def to_load(
-        self,
-        address: Address,
-        got: Claim | Entry,
-        flight: Flight,
-        rule: Rule,
-        tags: tuple[str, ...],
-        opened: Any,
-        *,
+        self, address: Address, got: Claim | Entry, flight: Flight, rule: Rule, tags: tuple[str, ...], opened: Any, *,
         fresh: bool,
-    ) -> "Claim | LoadedValue[Any]":
+    ) -> "Claim | LoadedValue[Any]":  # fmt: skip
         """Return the claim to load under, or what somebody else has just loaded.
 
         :param got: what asking for a claim came to.
@@ -204,7 +199,12 @@ class Loads:
         def lead(flight: Flight) -> LoadedValue[T]:
             claims: list[Claim] = []
             try:
-                got: Claim | Entry = call(claimed, flight, claims)
+                try:
+                    got: Claim | Entry = call(claimed, flight, claims)
+                except NoThreadError as error:
+                    return LoadedValue(
+                        *uncached(self.claims, address, flight, partial(self.called_blocking, loader), error)
+                    )
                 opened = self._opened(address, got, flight)
                 claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
                 if isinstance(claim, LoadedValue):
@@ -226,7 +226,10 @@ class Loads:
 
         caller = self.caller(address, fresh=fresh)
         if not fresh and self._in_doubt(address):
-            call(self.confirmed, address)
+            try:
+                call(self.confirmed, address)
+            except NoThreadError:
+                self.flights.detach(address.name)
         return self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller).take()
 
     def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
@@ -334,7 +337,7 @@ class Loads:
         """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
         address.counters.load_errors += 1
         freshness = address.freshness
-        if freshness is PLAIN:
+        if freshness is PLAIN or claim.flight.adrift:
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:

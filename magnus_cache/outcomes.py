@@ -5,11 +5,12 @@ know the flight, and the two would keep each other alive.
 """
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol
+
+from magnus_cache.loop_end import call_on_loop
 
 __all__ = [
     "Abandoned",
@@ -146,8 +147,7 @@ def wake(crew: Iterable[Waiter], outcome: Outcome) -> None:
             _tell(waiters, outcome)
         else:
             # On a closed loop nobody is left to be told.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_tell, waiters, outcome)
+            call_on_loop(loop, _tell, waiters, outcome)
 
 
 def _tell(waiters: list[LoopWaiter], outcome: Outcome) -> None:

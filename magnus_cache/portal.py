@@ -21,11 +21,11 @@ from typing import Any, Final, TypeVar
 from magnus_cache.clock import monotonic
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 from magnus_cache.outcomes import running_loop
-from magnus_cache.portal_session import THREAD_NAME, Request, Session, closed_error, deadlock_error
+from magnus_cache.portal_session import THREAD_NAME, NoThreadError, Request, Session, closed_error, deadlock_error
 from magnus_cache.portal_waiter import Waiter
 from magnus_cache.sections import check_waiting, engaged, section
 
-__all__ = ["CLOSE_TIMEOUT", "THREAD_NAME", "Portal", "Waiter"]
+__all__ = ["CLOSE_TIMEOUT", "THREAD_NAME", "NoThreadError", "Portal", "Waiter"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,11 @@ class Portal:
         session = self._session
         return session is not None and session.loop is not None and not session.over
 
+    @property
+    def started(self) -> bool:
+        """Whether there was ever a thread, in this process."""
+        return self._session is not None
+
     def call(self, fn: Callable[..., Awaitable[T]], *args: Any, timeout: float | None = None) -> T:
         """Run ``await fn(*args)`` on the loop, in a copy of this thread's context, and return its result.
 
@@ -69,6 +74,7 @@ class Portal:
         :raises TimeoutError: if it took longer than `timeout`.
         :raises CacheDeadlockError: on the loop's own thread.
         :raises CacheClosedError: after `close`, and if `close` cuts the call short.
+        :raises NoThreadError: if there is no loop, and none can be started.
         """
         session = self._open()
         waiter: Waiter[T] = Waiter()
@@ -84,6 +90,7 @@ class Portal:
         :raises TimeoutError: if the waiter was told nothing within `timeout`.
         :raises CacheDeadlockError: on the loop's own thread.
         :raises CacheClosedError: after `close`, and if `close` comes before the answer.
+        :raises NoThreadError: if there is no loop, and none can be started.
         """
         session = self._open()
         waiter: Waiter[T] = Waiter()
@@ -130,13 +137,14 @@ class Portal:
             here.call_soon_threadsafe(self._start_for_early)
 
     def _start_for_early(self) -> None:
-        with contextlib.suppress(CacheClosedError, CacheDeadlockError):
+        with contextlib.suppress(CacheClosedError, CacheDeadlockError, NoThreadError):
             self._open()
 
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
         """Have ``fn(*args)`` called on the loop soon, from any thread; what it raises goes to the loop's handler.
 
         :raises CacheClosedError: after `close`.
+        :raises NoThreadError: if there is no loop, and none can be started.
         """
         self._open().post(fn, args)
 

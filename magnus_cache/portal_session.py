@@ -5,7 +5,9 @@ loop then serves all that has come.
 """
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
+import socket
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -14,11 +16,12 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
-from magnus_cache.errors import CacheClosedError, CacheDeadlockError
+from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheError, CacheUnavailableError
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.portal_waiter import Waiter
 from magnus_cache.sections import check_waiting
 
-__all__ = ["THREAD_NAME", "Request", "Session", "closed_error", "deadlock_error"]
+__all__ = ["THREAD_NAME", "NoThreadError", "Request", "Session", "closed_error", "deadlock_error"]
 
 T = TypeVar("T")
 
@@ -26,6 +29,17 @@ THREAD_NAME: Final = "magnus-cache-portal"
 
 Request: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 """A callback and its arguments."""
+
+
+_IMPORTED: Final = concurrent.futures.thread
+"""While the program ends it cannot be imported for the first time, as redis-py does."""
+
+_FILES: Final = 8
+"""Files that an event loop opens, and a few to work with."""
+
+
+class NoThreadError(CacheUnavailableError):
+    """There is no background loop, and none can be started; callers get the fallback, as when Redis is away."""
 
 
 class Session:
@@ -59,6 +73,7 @@ class Session:
         """Start the thread and return when its loop runs.
 
         :raises CacheClosedError: if it was to end meanwhile.
+        :raises NoThreadError: if the system, or the end of the interpreter, allows no more threads or open files.
         """
         try:
             if self.over:
@@ -68,7 +83,9 @@ class Session:
         except BaseException as error:
             # An interrupted start leaves no thread behind, nor anybody who waits for it.
             self.give_up(error)
-            raise
+            if not isinstance(error, RuntimeError | OSError) or isinstance(error, RecursionError | CacheError):
+                raise
+            raise NoThreadError("no_thread", f"the cache's background thread cannot be started ({error})") from error
 
     def give_up(self, error: BaseException) -> None:
         """End before or while it starts, and tell those who wait for that."""
@@ -86,8 +103,7 @@ class Session:
         """Refuse what comes from now on, and ask the loop to end; its thread follows."""
         self.over = True
         if self.loop is not None and self._stop is not None:
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(_finish, self._stop)
+            call_on_loop(self.loop, _finish, self._stop)
 
     # -- in the callers' threads ------------------------------------------------------------------------------
 
@@ -131,7 +147,8 @@ class Session:
             except BaseException as error:
                 # Interrupted in between (Ctrl-C), the wake may be lost: the next caller has to make its own.
                 self._wake = None
-                if isinstance(error, RuntimeError):
+                # Not every RuntimeError says so: one is the RecursionError of a caller deep in its stack.
+                if isinstance(error, RuntimeError) and self.loop.is_closed():
                     raise closed_error() from error
                 raise
 
@@ -196,6 +213,7 @@ class Session:
 
     def _serve(self) -> None:
         try:
+            _check_files()
             # Leaving the runner cancels what is left, waits for it and closes the loop.
             with asyncio.Runner() as runner:
                 try:
@@ -230,6 +248,17 @@ class Session:
         self._inbox.clear()
         for waiter in list(self._waiting):
             waiter.set_exception(closed_error())
+
+
+def _check_files() -> None:
+    """Check that a loop can open its files: asyncio reports one that failed half-way when it is collected.
+
+    :raises OSError: if it cannot.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(_FILES // 2):
+            for end in socket.socketpair():
+                stack.enter_context(end)
 
 
 def deadlock_error() -> CacheDeadlockError:

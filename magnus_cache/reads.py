@@ -19,6 +19,7 @@ from magnus_cache.epochs import SMALL_BYTES
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
 from magnus_cache.namespaces import Namespace
+from magnus_cache.portal import NoThreadError
 from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
@@ -166,6 +167,8 @@ class Reads(Coding):
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
             except UnsettledError as error:
                 tags, again = error.tags, True
+            except NoThreadError as error:
+                return self.without_loop(address, error)
             except CacheUnavailableError as error:
                 # The long way round knows what to do about it.
                 self.failed(address, error)
@@ -178,7 +181,16 @@ class Reads(Coding):
                     # Interrupted (Ctrl-C), perhaps before it had begun. Once too often only costs another its place.
                     self.settle(fill)
                     raise
-        return portal.call(partial(self.read, address, tags, again=again))
+        try:
+            return portal.call(partial(self.read, address, tags, again=again))
+        except NoThreadError as error:
+            return self.without_loop(address, error)
+
+    def without_loop(self, address: Address, error: CacheUnavailableError) -> Entry | None:
+        """Count a read that had no background loop to go to, and return what this process has."""
+        address.counters.errors += 1
+        self.state.without_loop(error)
+        return self.fallback(address)
 
     def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""

@@ -5,6 +5,7 @@ nothing that could be served without a second thought.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from magnus_cache.freshness import Standing, standing
 from magnus_cache.loads import Loads
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
+from magnus_cache.portal import NoThreadError
 from magnus_cache.reads import Reads
 from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.unattended import OutOfPatienceError
@@ -136,7 +138,11 @@ class Refreshes:
             return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
         self._state.check_open()
         there: Callable[[], Any] = partial(self.load, address, loader, rule, tags, fresh=fresh, blocks=running_loop())
-        value: T = self._state.portal.call(there)
+        try:
+            value: T = self._state.portal.call(there)
+        except NoThreadError:
+            # In this thread no limit of time can be kept; without the cache there would be none either.
+            return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
         return value
 
     def value_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = ()) -> T:
@@ -151,8 +157,9 @@ class Refreshes:
         if address.freshness.in_tasks:
             self._state.check_open()
             there: Callable[[], Any] = partial(self.value, address, loader, rule, tags, blocks=running_loop())
-            value: T = self._state.portal.call(there)
-            return value
+            with contextlib.suppress(NoThreadError):
+                value: T = self._state.portal.call(there)
+                return value
         entry, near = self._state.memory.past(address.name, trusted=True), True
         if entry is None:
             entry, near = self._reads.read_blocking(address), False

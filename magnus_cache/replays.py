@@ -1,7 +1,6 @@
 """Telling Redis what it missed, on its return and before anything it says about that is believed."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Sequence
 from contextvars import Context
 from functools import partial
@@ -11,6 +10,7 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import monotonic
 from magnus_cache.epochs import Epochs, epoch_of
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.loop_end import call_on_loop, end_with_loop
 from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import commands, scripts
@@ -81,8 +81,7 @@ class Replays:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def bell() -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(ended.set)
+            call_on_loop(loop, ended.set)
 
         self._replay_at = 0.0
         try:
@@ -106,8 +105,7 @@ class Replays:
                 task.cancel()
                 ending.append(task)
             else:
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(task.cancel)
+                call_on_loop(loop, task.cancel)
         return ending
 
     def begin(self, wire: "Wire") -> asyncio.Task[None]:
@@ -115,6 +113,7 @@ class Replays:
         task = self._tasks.get(wire.loop)
         if task is None or task.done():
             task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
+            end_with_loop(task)
             task.add_done_callback(self._replay_ended)
             self._tasks[wire.loop] = task
         return task

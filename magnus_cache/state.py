@@ -32,6 +32,7 @@ from magnus_cache.key_locks import KeyLocks
 from magnus_cache.keys import Keyspace
 from magnus_cache.leases import Leases
 from magnus_cache.loader_loop import BackgroundLoops
+from magnus_cache.loop_end import call_on_loop
 from magnus_cache.loops import loop_error
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
@@ -194,6 +195,11 @@ class State(Forgetting):
         return list(self._wires.values())
 
     @property
+    def used(self) -> bool:
+        """Whether anything was begun, in this process, that is to be closed."""
+        return self.portal.started or any(wire.started for wire in self._all_wires())
+
+    @property
     def redis_available(self) -> bool:
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
@@ -224,8 +230,7 @@ class State(Forgetting):
         mark = record(self.recovery)
         for wire in self._all_wires():
             if _lives(wire):
-                with contextlib.suppress(RuntimeError):
-                    wire.loop.call_soon_threadsafe(self.replays.begin, wire)
+                call_on_loop(wire.loop, self.replays.begin, wire)
                 break
         return mark
 
@@ -273,6 +278,15 @@ class State(Forgetting):
         if self.recovery.pending:
             self.replays.begin(wire)
 
+    def without_loop(self, error: CacheUnavailableError) -> None:
+        """Count a call of blocking code that had no background loop to go to, and say why."""
+        self.stats.failed(error.reason)
+        if "interpreter shutdown" in error.problem:
+            # From Python 3.12 on, in an atexit handler: that is no fault that could be mended.
+            return
+        what = "functions are called without the cache, and Redis is told later what was invalidated"
+        self.notices.warn(error.reason, f"{error}; meanwhile, in blocking code, {what}")
+
     def disconnected(self, wire: "Wire", error: CacheUnavailableError) -> None:
         """Say once that Redis is away, and why."""
         self.stats.failed(error.reason)
@@ -295,7 +309,7 @@ class State(Forgetting):
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
-            if (last := self._farewell()) is not None:
+            if (last := self.farewell()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
             if replays := self.replays.stop():
                 await asyncio.wait(replays)
@@ -310,7 +324,7 @@ class State(Forgetting):
             while self.memory.shrink():
                 await turn()
         finally:
-            self._end()
+            self.end()
 
     def close(self) -> Ending:
         """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn.
@@ -330,7 +344,7 @@ class State(Forgetting):
                 if self.portal.running:
                     # Loads on it end with it anyway; this also tells those who wait on other loops.
                     self.portal.call(self.flights.aclose)
-            if (last := self._farewell(but=running_loop())) is not None:
+            if (last := self.farewell(but=running_loop())) is not None:
                 # Its loop may end meanwhile, and take it along: what it came to is not asked.
                 wait([last], CLOSE_TIMEOUT)
             self.replays.stop()
@@ -342,10 +356,10 @@ class State(Forgetting):
             while self.memory.shrink():
                 pass  # Other threads get the GIL in between.
         finally:
-            self._end()
+            self.end()
         return Ending([(wire.loop, wire.ended) for wire in wires])
 
-    def _farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+    def farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
 
         :param but: a loop that does not, as this call holds it up.
@@ -369,12 +383,12 @@ class State(Forgetting):
             wires, self._wires = list(self._wires.values()), {}
         for wire in wires:
             # A loop that ended meanwhile has taken its wire along.
-            with contextlib.suppress(RuntimeError):
-                wire.loop.call_soon_threadsafe(wire.stop)
+            call_on_loop(wire.loop, wire.stop)
         return [wire for wire in wires if wire.started and not wire.closed]
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Let go of everything; whoever was interrupted before leaves nothing that goes on unasked."""
+        self.replays.stop()
         self._stop_wires()
         self.portal.end()
         if self.journal is not None:

@@ -15,9 +15,11 @@ from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.engine import Engine
 from magnus_cache.explain import Explanation
+from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.lives import BlockingLife
 from magnus_cache.modes import Mode
+from magnus_cache.portal import NoThreadError
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
@@ -57,6 +59,19 @@ class BlockingOperations(BlockingLife):
     def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._state.check_open()
         return self._state.portal.call(partial(operation, *args, **kwargs))
+
+    def _call_or(
+        self, operation: Callable[..., Any], *args: Any, otherwise: Any = None,
+        record: Callable[[NoThreadError], Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Return what an operation returns, or something else where there can be no background loop."""
+        try:
+            return self._call(operation, *args)
+        except NoThreadError as error:
+            if record is not None:
+                return record(error)
+            self._state.without_loop(error)
+            return otherwise
 
     # -- single values --------------------------------------------------------------------------------------
 
@@ -108,7 +123,8 @@ class BlockingOperations(BlockingLife):
         if self._deferred.writes:
             self._deferred.write(address, value, payload, life, names)
             return False
-        stored: bool = self._call(self._writes.overwrite, address, value, payload, life, names)
+        record = partial(self._deferred.record_overwritten, address)
+        stored: bool = self._call_or(self._writes.overwrite, address, value, payload, life, names, record=record)
         return stored
 
     def delete(self, namespace: str, key: Any) -> bool:
@@ -123,7 +139,7 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        there: bool = self._call(self._async.contains, namespace, key)
+        there: bool = self._call_or(self._async.contains, namespace, key, otherwise=False)
         return there
 
     def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
@@ -131,7 +147,7 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
-        touched: bool = self._call(self._async.touch, namespace, key, ttl)
+        touched: bool = self._call_or(self._async.touch, namespace, key, ttl, otherwise=False)
         return touched
 
     def ttl(self, namespace: str, key: Any) -> float | None:
@@ -139,7 +155,7 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        left: float | None = self._call(self._async.ttl, namespace, key)
+        left: float | None = self._call_or(self._async.ttl, namespace, key)
         return left
 
     @overload
@@ -241,10 +257,11 @@ class BlockingOperations(BlockingLife):
             address = self._reads.address(namespace, key)
             payload = self._reads.encoded(address, value)
             items.append((address, value, payload, life or self._reads.ttl(address), names))
+        addresses = [item[0] for item in items]
         if self._state.mode is Mode.DISABLED:
-            self._call(self._writes.remove, [item[0] for item in items])
+            self._remove(addresses)
         else:
-            self._call(self._writes.write_many, items)
+            self._call_or(self._writes.write_many, items, record=partial(self._deferred.record, addresses))
 
     def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.
@@ -254,16 +271,11 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        if self._deferred.invalidations:
-            return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
-        removed: int = self._call(self._async.delete_many, namespace, listed(keys, "keys"))
-        return removed
+        return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
 
     def _remove(self, addresses: Sequence[Address]) -> int:
-        if self._deferred.invalidations:
-            return self._deferred.remove(addresses)
-        removed: int = self._call(self._writes.remove, addresses)
-        return removed
+        self._state.check_open()
+        return self._deferred.removed(addresses)
 
     def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
@@ -277,7 +289,8 @@ class BlockingOperations(BlockingLife):
         if self._deferred.invalidations:
             self._deferred.clear(namespace_or_pattern)
             return 0
-        removed: int = self._call(self._async.clear, namespace_or_pattern)
+        record = partial(self._deferred.record_clear, namespace_or_pattern)
+        removed: int = self._call_or(self._async.clear, namespace_or_pattern, record=record)
         return removed
 
     def invalidate_tags(self, *tags: str) -> None:
@@ -291,7 +304,7 @@ class BlockingOperations(BlockingLife):
         if self._deferred.invalidations:
             self._deferred.invalidate(check_tags(tags))
             return
-        self._call(self._async.invalidate_tags, *tags)
+        self._call_or(self._async.invalidate_tags, *tags, record=partial(self._deferred.record_tags, check_tags(tags)))
 
     def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
@@ -382,5 +395,5 @@ class BlockingOperations(BlockingLife):
 
     def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""
-        figures: CacheStats = self._call(self._async.get_stats)
-        return figures
+        figures: CacheStats | None = self._call_or(self._async.get_stats)
+        return local_figures(self._state) if figures is None else figures

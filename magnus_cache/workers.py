@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
@@ -40,6 +40,11 @@ class Job:
         except IndexError:
             return False
         return True
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was a first call."""
+        return not self._left
 
     def end(self) -> None:
         """Give its place to another; from any thread."""
@@ -117,6 +122,11 @@ class Workers:
             # Those that anyio lets have a thread have a place of ours.
             unlimited = CapacityLimiter(math.inf)
             return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=unlimited)
+        except RuntimeError:
+            if job.begun:
+                raise
+            # No thread can be started: at a limit of the system, or as the interpreter ends. The loop has to wait then.
+            return copy_context().run(work)
         except BaseException:
             if job.begin():
                 # Cancelled before its thread took it up, which will find that it need not.

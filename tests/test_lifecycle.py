@@ -314,16 +314,6 @@ def test_a_user_of_the_acl_and_a_database(private_server_with: Any) -> None:
         assert client.keys("magnus:*") == [b"magnus:t:k"]
 
 
-def test_nothing_is_left_after_a_manager_is_dropped_without_close(url: str) -> None:
-    """A manager that is forgotten does not warn; its thread ends with the process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cache = AsyncCacheManager(redis_url=url)
-        asyncio.run(cache.set("t", "k", 1))
-        del cache
-        gc.collect()
-
-
 class _Request:
     """What a framework puts into the context of the code that answers a request."""
 

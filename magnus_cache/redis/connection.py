@@ -7,10 +7,13 @@ every frame to whoever reads, in order with the replies, which is what makes cli
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable
+import sys
+from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as errors
@@ -83,10 +86,74 @@ def _build(endpoint: "Endpoint", timeout: float, intake: Intake) -> AbstractConn
     return Connection(**options)
 
 
-@contextlib.asynccontextmanager
-async def opened(
+class _Opened:
+    """The life of one connection, for ``async with``.
+
+    Not an async generator: those of a loop that was closed by hand are finalized by tasks on that loop.
+    """
+
+    __slots__ = ("_connection", "_intake", "_process", "_settled", "_writer")
+
+    def __init__(self, connection: AbstractConnection, intake: Intake, settled: Callable[[], bool]) -> None:
+        self._connection = connection
+        self._intake = intake
+        self._settled = settled
+        self._process = os.getpid()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def __aenter__(self) -> AbstractConnection:
+        try:
+            await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without
+        except BaseException as error:
+            await self._leave(error)
+            raise
+        # redis-py has no public name for it. Without it, the end is an ordinary one.
+        self._writer = getattr(self._connection, "_writer", None)
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave(error)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        self._intake.detach()
+        if isinstance(error, GeneratorExit):
+            # The loop was closed under us: nothing can be awaited any more.
+            self._drop()
+            return
+        if self._writer is not None and not self._settled():
+            _abort(self._writer.transport)
+        # A peer that failed must not keep us. On an orderly end the loop itself may be about to end, and a transport
+        # (a TLS one takes several turns to close) must not be left to it half-closed; redis-py bounds that wait.
+        with contextlib.suppress(errors.RedisError, OSError):
+            await self._connection.disconnect(nowait=not isinstance(error, asyncio.CancelledError))
+
+    def _drop(self) -> None:
+        """Close the socket without the help of the loop."""
+        if sys.is_finalizing():
+            # Modules are gone already, and the process takes its sockets along.
+            return
+        writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)
+        for name in ("_reader", "_writer"):
+            # redis-py would complain of a connection that still has them.
+            setattr(self._connection, name, None)
+        if writer is None:
+            return
+        transport: Any = writer.transport
+        if self._process == os.getpid():
+            # Not in a forked child: the socket, and the set that the loop waits on, are its parent's as well.
+            _abort(transport)
+        # What an abort leaves to the next turn of the loop, which will not come. asyncio has no public name for it;
+        # uvloop does it itself when it closes.
+        transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+        with contextlib.suppress(Exception):
+            transport._call_connection_lost(None)
+
+
+def opened(
     endpoint: "Endpoint", timeout: float, intake: Intake, settled: Callable[[], bool] = lambda: False
-) -> AsyncGenerator[AbstractConnection]:
+) -> contextlib.AbstractAsyncContextManager[AbstractConnection]:
     """Connect, authenticate and select the database; disconnect on the way out, whatever happens.
 
     :param timeout: seconds for the connection and its handshake together are the caller's to bound; this one
@@ -94,25 +161,7 @@ async def opened(
     :param intake: watches over what comes in, from the first byte on.
     :param settled: whether all was answered that was asked; else what is still on its way is not to arrive any more.
     """
-    connection = _build(endpoint, timeout, intake)
-    writer: asyncio.StreamWriter | None = None
-    orderly = False
-    try:
-        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without
-        # redis-py has no public name for it. Without it, the end is an ordinary one.
-        writer = getattr(connection, "_writer", None)
-        yield connection
-    except asyncio.CancelledError:
-        orderly = True
-        raise
-    finally:
-        intake.detach()
-        if writer is not None and not settled():
-            _abort(writer.transport)
-        # A peer that failed must not keep us. On an orderly end the loop itself may be about to end, and a transport
-        # (a TLS one takes several turns to close) must not be left to it half-closed; redis-py bounds that wait.
-        with contextlib.suppress(errors.RedisError, OSError):
-            await connection.disconnect(nowait=not orderly)
+    return _Opened(_build(endpoint, timeout, intake), intake, settled)
 
 
 def _abort(transport: asyncio.WriteTransport) -> None:
@@ -125,7 +174,9 @@ def _abort(transport: asyncio.WriteTransport) -> None:
     # It may be closed already (a ValueError by uvloop), or no socket of the kernel's.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-    transport.abort()
+    # On a closed loop it cannot leave the rest to the next turn.
+    with contextlib.suppress(RuntimeError):
+        transport.abort()
 
 
 async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:

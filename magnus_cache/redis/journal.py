@@ -115,11 +115,13 @@ class Journal:
                 self._thread = thread
             # Without the lock, which it may need.
             thread.start()
-        except BaseException:
+        except BaseException as error:
             # Interrupted, or there can be no thread: the next one tries again.
             if self._thread is thread:
                 self._thread = None
-            raise
+            if not isinstance(error, RuntimeError) or isinstance(error, RecursionError):
+                raise
+            self._warn("journal", f"the recovery journal is not written, as its thread cannot be started ({error})")
 
     def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
         """Delete what need not be told any more."""

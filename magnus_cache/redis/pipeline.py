@@ -4,6 +4,7 @@ Requests queue up; `Pipeline.compose` turns the queue into bytes, merging neighb
 notes which answers they call for; `Pipeline.answered` hands a reply to whoever asked for it.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -331,7 +332,12 @@ class Pipeline:
     def _fail(self, asked: Read | Call, error: CacheUnavailableError) -> None:
         self.pending -= 1
         if not asked.waiter.done():
-            asked.waiter.set_exception(error.again())
+            try:
+                asked.waiter.set_exception(error.again())
+            except RuntimeError:
+                # A future of a closed loop: its task has ended, and cannot be woken.
+                if not isinstance(asked.waiter, asyncio.Future) or not asked.waiter.get_loop().is_closed():
+                    raise
 
 
 def _check_values(reply: Any, count: int) -> None:

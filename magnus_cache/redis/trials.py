@@ -1,11 +1,11 @@
 """Whose turn it is to try Redis again: one connection's at a time, of whatever event loop."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import Clock
+from magnus_cache.loop_end import call_on_loop
 
 __all__ = ["turn"]
 
@@ -21,8 +21,7 @@ async def turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) ->
 
         def bell(back: asyncio.Event = back) -> None:
             # That loop may have ended.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(back.set)
+            call_on_loop(loop, back.set)
 
         breaker.listen(bell)
         # Another thread's attempt may have succeeded since: then the bell has rung, and callers are served at once.

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import math
 from concurrent.futures import Future
-from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -27,6 +26,7 @@ from magnus_cache.clock import Clock, RedisTime, monotonic
 from magnus_cache.entries import Trust
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.loop_end import connection_task
 from magnus_cache.pacing import pieces
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
@@ -180,10 +180,7 @@ class Wire:
             self._doorbell.set_result(None)
 
     def _start(self) -> None:
-        # In a context of its own: the wire outlives the call that happened to start it, and the load it was made in.
-        context = Context()
-        self._task = self.loop.create_task(self._live(), name="magnus-cache-wire", context=context)
-        self._task.add_done_callback(lambda _: self._end(), context=context)
+        self._task = connection_task(self.loop, self._live(), "magnus-cache-wire", self._end)
 
     # -- the connection's life ------------------------------------------------------------------------------
 
@@ -236,14 +233,15 @@ class Wire:
                     )
                     await self._introduce(connection)
                 self._ready()
-                writer = self.loop.create_task(self._write(connection), name="magnus-cache-writer")
+                writer = connection_task(self.loop, self._write(connection), "magnus-cache-writer")
                 async with asyncio.timeout(None) as self._patience:
                     await self._read(connection)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
             return explain(self._intake.refusal or error, self._endpoint, worked=self._worked)
-        except BaseException:
+        except BaseException as error:
+            writer = None if isinstance(error, GeneratorExit) else writer  # a closed loop has ended it
             if not self._up:
                 self._breaker.withdrawn(self.clock())
             raise

@@ -31,6 +31,7 @@ from magnus_cache import (
     joining,
     leases,
     loads,
+    loop_end,
     memory,
     negatives,
     reads,
@@ -70,6 +71,7 @@ from tests.support import (  # noqa: F401
     mutants_interrupts,
     mutants_joining,
     mutants_life,
+    mutants_noise,
     mutants_pushes,
     mutants_soak,
     mutants_stalls,
@@ -942,7 +944,7 @@ def without_an_end_of_joining_what_has_no_lease() -> None:
 
 @guard(LIFECYCLE)
 def without_a_context_of_the_wires_own() -> None:
-    put(wire, "Context", contextvars.copy_context)
+    put(loop_end, "Context", contextvars.copy_context)
 
 
 @guard(BREAKER)
@@ -1080,8 +1082,8 @@ LAST: Final = "tests/test_last_words.py"
 
 @guard(LAST)
 def without_an_end_of_what_close_has_begun_to_end() -> None:
-    original = state.State._end
-    put(state.State, "_end", lambda self: None if self.recovery.pending else original(self))
+    original = state.State.end
+    put(state.State, "end", lambda self: None if self.recovery.pending else original(self))
 
 
 @guard(LAST)
@@ -1091,7 +1093,7 @@ def without_giving_back_what_was_granted_to_nobody() -> None:
 
 @guard(LAST)
 def without_last_words() -> None:
-    put(state.State, "_farewell", nothing)
+    put(state.State, "farewell", nothing)
 
 
 @guard(LAST)

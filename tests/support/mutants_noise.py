@@ -1,0 +1,122 @@
+"""Guards of the end: of programs, of event loops that are closed by hand, and of managers that are dropped."""
+
+import contextlib
+from typing import Any
+
+from magnus_cache import (
+    batch_calls,
+    deferred,
+    dropped,
+    engine,
+    flights,
+    lease,
+    loads,
+    loop_end,
+    portal_session,
+    uncached,
+    workers,
+)
+from magnus_cache.outcomes import Failed
+from magnus_cache.redis import connection
+from tests.support.guards import guard, nothing, put
+
+_ENDS = "tests/test_program_end.py::"
+_DROPPED = "tests/test_dropped.py::"
+_DEEP = "tests/test_deep_callers.py::"
+_NO_THREAD = "tests/test_no_thread.py::"
+
+
+@guard(_ENDS + "test_a_loop_closed_by_hand_leaves_no_connection")
+def without_ending_tasks_with_their_loop() -> None:
+    put(loop_end._LoopEnd, "end", nothing)
+
+
+@guard(_ENDS + "test_at_the_end_of_the_program_an_idle_loop_lets_go")
+def without_ending_tasks_with_the_program() -> None:
+    put(loop_end, "_at_exit", nothing)
+
+
+@guard(_ENDS + "test_a_loop_closed_by_hand_leaves_no_connection")
+def without_closing_the_socket_of_a_closed_loop() -> None:
+    put(connection._Opened, "_drop", nothing)
+
+
+@guard(_ENDS + "test_a_load_on_a_loop_closed_by_hand_leaves_its_key_free")
+def without_giving_back_the_lease_of_a_closed_loop() -> None:
+    def close(self: Any, *, filled: bool = False) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.wire.loop.call_soon_threadsafe(self._close, filled)
+
+    put(lease.Lease, "close", close)
+
+
+@guard(_ENDS + "test_those_who_wait_elsewhere_for_a_load_on_a_loop_closed_by_hand_load_themselves")
+def without_abandoning_the_loads_of_a_closed_loop() -> None:
+    put(flights, "Abandoned", lambda error: Failed(error, None))
+
+
+@guard(_DROPPED + "test_a_blocking_manager", _DROPPED + "test_an_async_manager")
+def without_ending_what_was_dropped() -> None:
+    put(engine.Engine, "__del__", nothing)
+
+
+@guard(_DROPPED + "test_what_redis_was_not_told_is_told_at_last")
+def without_telling_redis_when_a_manager_is_dropped() -> None:
+    def drop(state: Any) -> None:
+        state.farewell = nothing
+        dropped.drop(state)
+
+    put(engine, "drop", drop)
+
+
+@guard(_DROPPED + "test_a_refresh_that_goes_on_is_cancelled")
+def without_cancelling_the_loads_of_a_dropped_manager() -> None:
+    def drop(state: Any) -> None:
+        state.flights.end = nothing
+        dropped.drop(state)
+
+    put(engine, "drop", drop)
+
+
+@guard(_NO_THREAD + "test_redis_is_told_later_what_was_removed_and_overwritten")
+def without_recording_what_is_removed_without_a_loop() -> None:
+    put(deferred.Deferred, "_missed", nothing)
+
+
+@guard(_NO_THREAD + "test_redis_is_told_later_what_was_removed_and_overwritten")
+def without_recording_a_set_without_a_loop() -> None:
+    put(deferred.Deferred, "record_overwritten", lambda *_: False)
+
+
+@guard(_NO_THREAD + "test_threads_that_wait_share_one_load_and_get_copies")
+def without_copies_for_those_who_wait_without_a_loop() -> None:
+    put(loads, "uncached", lambda *args: (uncached.uncached(*args)[0], None))
+
+
+@guard(_NO_THREAD + "test_functions_under_an_async_manager_are_called_on_its_loop")
+def without_calling_a_loader_where_there_is_no_thread() -> None:
+    put(workers.Job, "begun", True)
+
+
+@guard(_DEEP + "test_a_wake_that_fails_is_no_closed_cache")
+def without_telling_a_recursion_error_from_a_closed_loop() -> None:
+    def post(self: Any, *args: Any) -> None:
+        try:
+            original(self, *args)
+        except RuntimeError as error:
+            raise portal_session.closed_error() from error
+
+    original = portal_session.Session.post
+    put(portal_session.Session, "post", post)
+
+
+@guard(_DEEP + "test_a_recursion_error_at_any_depth_leaves_nothing_behind[valkey-many]")
+def without_giving_up_a_batch_deep_in_the_stack() -> None:
+    put(batch_calls._Desk, "__setattr__", _without("_deserted"))
+
+
+def _without(name: str) -> Any:
+    def set_(self: Any, attribute: str, value: Any) -> None:
+        object.__setattr__(self, attribute, False if attribute == name else value)
+
+    return set_

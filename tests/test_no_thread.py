@@ -1,0 +1,255 @@
+"""Where the background thread cannot be started, functions are called without the cache: it counts as an outage."""
+
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+import magnus_cache
+from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
+from magnus_cache.embedded import EmbeddedServer
+from tests.support import leaks
+
+ROOT = Path(magnus_cache.__file__).parents[1]
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """The system refuses new threads, as at its limit: their stacks find no room."""
+    before = threading.stack_size(1 << 46)
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=print).start()
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@contextmanager
+def no_files() -> Iterator[None]:
+    """All files that this process may open are open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[1]), limits[1]))
+    files: list[int] = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                files.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+LACKS = {"threads": no_threads, "files": no_files}
+
+
+@pytest.fixture(params=LACKS)
+def lack(request: pytest.FixtureRequest) -> Any:
+    return LACKS[request.param]
+
+
+@pytest.fixture(params=[True, False], ids=["redis", "memory"])
+def options(request: pytest.FixtureRequest, url: str) -> dict[str, Any]:
+    return {"redis_url": url, "redis_enabled": request.param}
+
+
+def test_cached_functions_are_just_called(lack: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+    with CacheManager(**options) as cache:
+
+        @cache.cached("t")
+        def double(number: int) -> int:
+            calls.append(number)
+            return 2 * number
+
+        @cache.cached("t", grace=60, soft_timeout=5, hard_timeout=10)
+        def bounded(number: int) -> int:
+            calls.append(number)
+            return 2 * number
+
+        @cache.cached_many("t")
+        def doubles(numbers: list[int]) -> dict[int, int]:
+            calls.extend(numbers)
+            return {number: 2 * number for number in numbers}
+
+        with lack():
+            assert [double(2), double(2), bounded(3), double.refresh(2)] == [4, 4, 6, 4]
+            assert doubles([4, 5]) == {4: 8, 5: 10}
+            assert doubles([]) == {}
+            assert cache.get_or_set("t", "k", lambda: 7) == 7
+            assert cache.get_or_set_many("t", ["l"], lambda keys: dict.fromkeys(keys, 1)) == {"l": 1}
+            assert double.invalidate(2) is False
+            assert doubles.invalidate([4]) is False
+            assert cache.get_stats()["errors"]["no_thread"] > 5
+            assert calls == [2, 2, 3, 2, 4, 5]
+        assert not leaks.threads()
+        # As soon as there are threads again, it is a cache again.
+        assert double(2) == double(2) == 4
+        assert calls == [2, 2, 3, 2, 4, 5, 2]
+    assert caplog.text.count("background thread cannot be started") == 1
+
+
+def test_the_operations_behave_as_in_an_outage(lack: Any, options: dict[str, Any]) -> None:
+    with CacheManager(**options) as cache, lack():
+        assert cache.get("t", "k") is None
+        assert cache.get("t", "k", 3) == 3
+        assert cache.set("t", "k", 1) is False
+        assert cache.get_many("t", ["k"]) == {}
+        assert cache.contains("t", "k") is False
+        assert cache.ttl("t", "k") is None
+        assert cache.touch("t", "k", 5) is False
+        assert cache.delete("t", "k") is False
+        assert cache.clear("t") == 0
+        cache.set_many("t", {"k": 1})
+        cache.invalidate_tags("tag")
+        assert not cache.redis_available
+
+
+def test_what_the_loader_raises_is_raised(lack: Any, url: str) -> None:
+    error = LookupError("mine")
+
+    def fail() -> int:
+        raise error
+
+    with CacheManager(redis_url=url) as cache, lack():
+        for _ in range(2):
+            with pytest.raises(LookupError) as caught:
+                cache.get_or_set("t", "k", fail)
+            assert caught.value is error
+        assert not cache._state.flights._flights
+
+
+def test_threads_that_wait_share_one_load_and_get_copies(url: str) -> None:
+    begun, go = threading.Event(), threading.Event()
+    results: list[list[int]] = []
+
+    def load() -> list[int]:
+        begun.set()
+        assert go.wait(20)
+        return [1]
+
+    with CacheManager(redis_url=url) as cache:
+        ready = threading.Barrier(5)
+        threads = [
+            threading.Thread(target=lambda: (ready.wait(), results.append(cache.get_or_set("t", "k", load))))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        with no_threads():
+            ready.wait()
+            assert begun.wait(20)
+            while cache._state.flights.joined < 3:
+                threading.Event().wait(0.01)
+            go.set()
+            for thread in threads:
+                thread.join()
+    assert results == [[1]] * 4
+    assert len({id(result) for result in results}) == 4
+
+
+def test_redis_is_told_later_what_was_removed_and_overwritten(url: str) -> None:
+    with CacheManager(redis_url=url) as other:
+        other.set_many("t", {"deleted": 1, "written": 1, "kept": 1})
+        other.set("cleared", "k", 1)
+        other.set("u", "tagged", 1, tags="tag")
+        with CacheManager(redis_url=url) as cache:
+            with no_threads():
+                cache.delete("t", "deleted")
+                assert cache.set("t", "written", 2) is False
+                cache.clear("cleared")
+                cache.invalidate_tags("tag")
+                assert cache.get("t", "deleted") is None
+            # Redis still has them, and this process knows better.
+            assert [cache.get("t", key) for key in ("deleted", "written", "kept")] == [None, None, 1]
+            assert cache.get("cleared", "k") is None
+            assert cache.get("u", "tagged") is None
+        assert [other.get("t", key) for key in ("deleted", "written", "kept")] == [None, None, 1]
+        assert other.get("cleared", "k") is None
+        assert other.get("u", "tagged") is None
+
+
+def test_an_async_manager_of_the_same_cache_tells_redis_at_once(url: str, raw: redis.Redis) -> None:
+    async def use() -> None:
+        async with AsyncCacheManager(redis_url=url) as cache:
+            await cache.set("t", "k", 1)
+            with no_threads():
+                cache.sync.delete("t", "k")
+                while raw.exists("magnus:t:k"):
+                    await asyncio.sleep(0.01)
+                assert await cache.get("t", "k") is None
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_functions_under_an_async_manager_are_called_on_its_loop(url: str) -> None:
+    calls: list[int] = []
+
+    def load() -> int:
+        calls.append(threading.get_ident())
+        return 5
+
+    async def use() -> None:
+        async with AsyncCacheManager(redis_url=url) as cache:
+            await cache.set("t", "other", 1)
+            with no_threads():
+                assert await cache.get_or_set("t", "k", load) == 5
+            assert await cache.get("t", "k") == 5
+            assert cache._engine.state.workers.places.running == 0
+
+    asyncio.run(use())
+    assert calls == [threading.get_ident()]
+
+
+def test_invalidations_are_recorded_though_the_journal_has_no_thread(url: str, tmp_path: Path) -> None:
+    with CacheManager(redis_url=url, recovery_path=tmp_path / "journal") as cache:
+        with no_threads():
+            assert cache.delete("t", "k") is False
+        assert cache._state.recovery.pending
+        cache.get("t", "k")
+        assert not cache._state.recovery.pending
+
+
+def test_a_coroutine_function_needs_the_loop(url: str) -> None:
+    async def load() -> int:
+        return 1
+
+    with CacheManager(redis_url=url) as cache, no_threads():
+        with pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
+            cache.get_or_set("t", "k", load)
+
+
+@pytest.mark.parametrize("first", ["before", "at exit"])
+def test_at_the_end_of_the_program(first: str, server: EmbeddedServer) -> None:
+    """From Python 3.12 on, no thread can be started then."""
+    script = f"""
+import atexit
+from magnus_cache import get_cache_manager
+
+def double(number):
+    return 2 * number
+
+def last():
+    cache = get_cache_manager()
+    print(cache.cached("t")(double)(2), cache.set("t", "k", 1) in (True, False), cache.get("t", "l"))
+
+if {first == "before"}:
+    get_cache_manager()
+atexit.register(last)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 True None\n", "")

@@ -1,0 +1,459 @@
+"""What a program prints that ends, or closes an event loop, without closing the cache: nothing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+import magnus_cache
+from magnus_cache import loop_end
+from magnus_cache.embedded import EmbeddedServer
+from magnus_cache.testing import Proxy
+from tests.conftest import emptied
+from tests.support.wait import wait_until
+
+ROOT = Path(magnus_cache.__file__).parents[1]
+
+MODES = {"plain": [], "strict": ["-X", "dev", "-W", "error"]}
+"""Options of Python: as it is, and with asyncio's debug mode, where each warning is an error."""
+
+
+@pytest.fixture(params=["valkey"])
+def server(request: pytest.FixtureRequest, running: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """One kind of server will do."""
+    return emptied(running(request.param))
+
+
+BEGIN = """
+import asyncio, os, sys, threading, time, warnings
+from magnus_cache import get_async_cache_manager, get_cache_manager, AsyncCacheManager, CacheManager
+
+async def use(cache):
+    await cache.set("t", "k", 1)
+    assert await cache.get("t", "nothing") is None
+    assert cache.redis_available
+"""
+
+
+def start(script: str, server: Any, mode: str = "plain") -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *MODES[mode], "-c", BEGIN + script],
+        # A signal is for the child alone.
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A loaded machine is no outage.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_OP_TIMEOUT": "10"},
+    )  # fmt: skip
+
+
+def noise(stderr: str) -> str:
+    """Return what a program printed, but for asyncio's note that a step took its time, as on a busy machine."""
+    return "\n".join(line for line in stderr.splitlines() if not line.startswith("Executing <"))
+
+
+def run(script: str, server: Any, mode: str = "plain") -> str:
+    """Run a script to its end, which has to be a good one, and return its noise."""
+    with start(script, server, mode) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "done\n"), err
+    return noise(err)
+
+
+ENDS = {
+    "blocking": """
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+print("done")
+""",
+    "blocking, idle": """
+cache = CacheManager()
+cache.set("t", "k", 1)
+time.sleep(1.2)
+print("done")
+""",
+    "decorated": """
+cache = get_cache_manager()
+@cache.cached("t")
+def double(number):
+    return 2 * number
+assert double(2) == double(2) == 4
+print("done")
+""",
+    "sys.exit": """
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+print("done")
+sys.exit(0)
+""",
+    "sys.exit in a coroutine": """
+cache = get_async_cache_manager()
+async def main():
+    await use(cache)
+    print("done")
+    sys.exit(0)
+asyncio.run(main())
+""",
+    "asyncio.run": """
+cache = get_async_cache_manager()
+for _ in range(3):
+    asyncio.run(use(cache))
+print("done")
+""",
+    "busy daemon threads": """
+cache = get_cache_manager()
+used = threading.Barrier(5)
+def work(number):
+    for step in range(1_000_000_000):
+        cache.get("t", f"{number}-{step}")
+        if step == 5:
+            used.wait()
+for number in range(4):
+    threading.Thread(target=work, args=(number,), daemon=True).start()
+used.wait()
+print("done")
+""",
+    "a loop in a daemon thread": """
+cache = get_async_cache_manager()
+used = threading.Event()
+async def serve():
+    await use(cache)
+    used.set()
+    await asyncio.Event().wait()
+threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
+used.wait()
+print("done")
+""",
+    "atexit": """
+import atexit
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+atexit.register(lambda: print("done" if cache.set("t", "l", 1) and cache.get("t", "m") is None else "not stored"))
+""",
+    "loops closed by hand": """
+cache = get_async_cache_manager()
+for _ in range(3):
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use(cache))
+    loop.close()
+print("done")
+""",
+    "a load that goes on in a loop closed by hand": """
+cache = get_async_cache_manager()
+async def load():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+async def main():
+    try:
+        await cache.get_or_set("t", "k", load, hard_timeout=0.3, grace=5)
+    except TimeoutError:
+        print("done")
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+""",
+    "threads with loops closed by hand": """
+cache = get_async_cache_manager()
+def work():
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use(cache))
+    loop.close()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+""",
+    "forked children": """
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+asyncio.run(use(cache.aio))
+warnings.simplefilter("ignore", DeprecationWarning)
+for used in (False, True):
+    child = os.fork()
+    if not child:
+        if used:
+            assert cache.set("t", "l", 1)
+            asyncio.run(use(cache.aio))
+        # As a worker of gunicorn does: not by os._exit.
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print("done")
+""",
+    "multiprocessing": """
+import multiprocessing
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+warnings.simplefilter("ignore", DeprecationWarning)
+def work():
+    assert cache.set("t", "l", 1)
+children = [multiprocessing.get_context("fork").Process(target=work) for _ in range(3)]
+for child in children:
+    child.start()
+for child in children:
+    child.join()
+    assert child.exitcode == 0
+print("done")
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_that_does_not_close_the_cache_ends_quietly(end: str, mode: str, server: EmbeddedServer) -> None:
+    assert run(ENDS[end], server, mode) == ""
+
+
+UVLOOP = {
+    "uvloop.run": """
+uvloop.run(use(cache))
+uvloop.run(use(cache))
+""",
+    "a background loop of uvloop": """
+warnings.simplefilter("ignore", DeprecationWarning)
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+cache.sync.set("t", "k", 1)
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("end", UVLOOP)
+def test_a_program_with_uvloop_ends_quietly(end: str, mode: str, server: EmbeddedServer) -> None:
+    script = "import uvloop\ncache = get_async_cache_manager()\n" + UVLOOP[end] + "print('done')"
+    assert run(script, server, mode) == ""
+
+
+def test_a_loop_of_uvloop_closed_by_hand(server: EmbeddedServer) -> None:
+    script = """
+import uvloop
+cache = get_async_cache_manager()
+for _ in range(3):
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(use(cache))
+    loop.close()
+print("done")
+"""
+    assert run(script, server) == ""
+
+
+def test_a_loop_that_is_never_closed(server: EmbeddedServer) -> None:
+    """Python itself warns of the loop where it shows such warnings; asyncio has nothing to say of our tasks."""
+    script = """
+cache = get_async_cache_manager()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(use(cache))
+print("done")
+"""
+    assert run(script, server) == ""
+
+
+SPAWNED = """
+import multiprocessing, sys
+from magnus_cache import CacheManager
+
+cache = CacheManager()
+
+@cache.cached("numbers", ttl=60)
+def double(number):
+    return 2 * number
+
+def child(answers):
+    answers.put(double(2))
+
+if __name__ == "__main__":
+    double(2)
+    context = multiprocessing.get_context(sys.argv[1])
+    answers = context.Queue()
+    for _ in range(3):
+        process = context.Process(target=child, args=(answers,))
+        process.start()
+        assert answers.get(timeout=60) == 4
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("mode", MODES)
+def test_children_that_do_not_close_the_cache_end_quietly(
+    method: str, mode: str, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, *MODES[mode], str(script), method], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url},
+    )  # fmt: skip
+    assert (done.returncode, noise(done.stderr)) == (0, "")
+
+
+@pytest.mark.parametrize("face", ["blocking", "async"])
+def test_ctrl_c_says_what_python_says(face: str, server: EmbeddedServer) -> None:
+    script = {
+        "blocking": "get_cache_manager().set('t', 'k', 1); print('ready', flush=True); time.sleep(60)",
+        "async": """
+cache = get_async_cache_manager()
+async def main():
+    await use(cache)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+""",
+    }[face]
+    with start(script, server) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    assert "magnus-cache" not in err
+    assert err.count("Traceback") == err.count("During handling") + 1
+
+
+def test_an_uncaught_error_is_all_that_is_printed(server: EmbeddedServer) -> None:
+    with start("get_cache_manager().set('t', 'k', 1)\nraise LookupError('mine')", server) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[0] == "Traceback (most recent call last):"
+    assert err.splitlines()[-1] == "LookupError: mine"
+    assert err.count("Traceback") == 1
+
+
+# -- what a loop that is closed by hand leaves ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_a_loop_closed_by_hand_leaves_no_connection(
+    raw: redis.Redis, url: str, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    cache = magnus_cache.AsyncCacheManager(redis_url=url)
+    before = len(raw.client_list())
+    by_hand.run_until_complete(cache.set("t", "k", 1))
+    assert len(raw.client_list()) == before + 1
+    by_hand.close()
+    wait_until(lambda: len(raw.client_list()) == before)
+    cache.sync.close()
+
+
+def test_at_the_end_of_the_program_an_idle_loop_lets_go(
+    raw: redis.Redis, url: str, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    cache = magnus_cache.AsyncCacheManager(redis_url=url)
+    before = len(raw.client_list())
+    by_hand.run_until_complete(cache.set("t", "k", 1))
+    loop_end._at_exit()
+    wait_until(lambda: len(raw.client_list()) == before)
+    # What is still called, such as an atexit handler that was registered before, begins anew.
+    assert by_hand.run_until_complete(cache.get("t", "k")) == 1
+    assert by_hand.run_until_complete(cache.set("t", "k", 2))
+    by_hand.close()
+    wait_until(lambda: len(raw.client_list()) == before)
+    cache.sync.close()
+
+
+def test_timers_that_are_cancelled_end_nothing_on_a_running_loop(url: str) -> None:
+    async def use() -> None:
+        async with magnus_cache.AsyncCacheManager(redis_url=url) as cache:
+            await cache.set("t", "k", 1)
+            loop: Any = asyncio.get_running_loop()
+            for timer in list(loop._scheduled):
+                timer.cancel()
+            wire = cache._engine.state.wire()
+            assert wire is not None
+            assert wire.up
+            assert await cache.set("t", "k", 2)
+
+    asyncio.run(use())
+
+
+def test_a_loop_with_tls_closed_by_hand_leaves_no_connection(
+    raw: redis.Redis, tls_proxy: Proxy, authority_file: Path, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    cache = magnus_cache.AsyncCacheManager(redis_url=tls_proxy.url, redis_ssl_ca_certs=str(authority_file))
+    before = len(raw.client_list())
+    by_hand.run_until_complete(cache.set("t", "k", 1))
+    assert len(raw.client_list()) == before + 1
+    by_hand.close()
+    wait_until(lambda: len(raw.client_list()) == before)
+    cache.sync.close()
+
+
+def test_a_load_on_a_loop_closed_by_hand_leaves_its_key_free(
+    raw: redis.Redis, url: str, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    """Its lease is given back through the next connection, for those who wait for it elsewhere."""
+    cache = magnus_cache.AsyncCacheManager(redis_url=url, lease=100, wait_timeout=100)
+    begun: list[int] = []
+
+    async def hang() -> int:
+        begun.append(1)
+        await asyncio.Event().wait()
+        return 1
+
+    async def load() -> None:
+        with pytest.raises(TimeoutError):
+            await cache.get_or_set("t", "k", hang, hard_timeout=0.3)
+
+    by_hand.run_until_complete(load())
+    assert begun == [1]
+    assert raw.keys("{magnus*")
+    by_hand.close()
+    assert not cache._engine.state.flights._tasks
+    assert not cache._engine.state.flights._flights
+    # No waiting for a load that will not end, nor for its lease.
+    before = time.monotonic()
+    assert cache.sync.get_or_set("t", "k", lambda: 2) == 2
+    assert time.monotonic() - before < 30
+    with magnus_cache.CacheManager(redis_url=url) as other:
+        assert other.get("t", "k") == 2
+    cache.sync.close()
+
+
+def test_those_who_wait_elsewhere_for_a_load_on_a_loop_closed_by_hand_load_themselves(
+    url: str, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    cache = magnus_cache.AsyncCacheManager(redis_url=url, wait_timeout=60)
+    begun = threading.Event()
+
+    async def load() -> int:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # Not possible any more. That is no error of the load.
+            await asyncio.sleep(0)
+        return 1
+
+    async def serve() -> None:
+        task = asyncio.create_task(cache.get_or_set("t", "k", load))
+        while cache._engine.state.flights.joined < 1:
+            await asyncio.sleep(0.01)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # that one is the caller's
+        kept.append(task)
+
+    kept: list[asyncio.Task[int]] = []
+    thread = threading.Thread(target=lambda: (by_hand.run_until_complete(serve()), by_hand.close()))
+    thread.start()
+    assert begun.wait(10)
+    before = time.monotonic()
+    assert cache.sync.get_or_set("t", "k", lambda: 2) == 2
+    assert time.monotonic() - before < 30
+    thread.join()
+    cache.sync.close()
