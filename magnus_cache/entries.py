@@ -12,6 +12,7 @@ _TAG_OVERHEAD: Final = 120
 """Bytes that a tag takes beside its text, for each entry that has it."""
 
 _RETIRED: Final = -1
+_DEAD: Final = float("-inf")
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
@@ -41,16 +42,24 @@ class Trust:
     :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
-    __slots__ = ("deadline", "era", "used")
+    __slots__ = ("_before", "deadline", "era", "used")
 
     def __init__(self, deadline: float, era: int = 0) -> None:
-        self.deadline = deadline
+        self.deadline = self._before = deadline
         self.era = era
         self.used = False
 
+    @property
+    def lapsed(self) -> float:
+        """Monotonic seconds until which it was good: its deadline, or the one that it had before it was killed."""
+        deadline = self.deadline
+        return self._before if deadline == _DEAD else deadline
+
     def kill(self) -> None:
         """Make every entry that stands on this suspect, at once."""
-        self.deadline = float("-inf")
+        if (deadline := self.deadline) != _DEAD:
+            self._before = deadline
+        self.deadline = _DEAD
 
     def retire(self) -> None:
         """Do what `kill` does, for good: what stands on this is no fallback in the next outage either."""

@@ -275,7 +275,7 @@ class Loads:
                 "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
-        if self._state.reachable:
+        if self._state.reachable or self._state.cut_off(address.namespace):
             self.flights.expire(address.name)
             self._state.leases.check(address.name, self._state.clock())
 

@@ -91,6 +91,9 @@ class Namespace(str):
     :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
         not to change it.
     :param compress: compress large values.
+    :param offline: for how long memory may serve values after contact with Redis was lost, while others may change
+        them unheard; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives. It is
+        counted from the last moment at which Redis confirmed what is in memory. Nothing is stored in memory past it.
     :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
@@ -102,9 +105,10 @@ class Namespace(str):
     max_value_bytes: int | None
     share: bool
     compress: bool
+    offline: float | None
     freshness: Freshness
 
-    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
+    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "offline", "share", "ttl")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -113,6 +117,7 @@ class Namespace(str):
         "max_value_bytes": None,
         "share": False,
         "compress": False,
+        "offline": None,
         "grace": PLAIN.grace,
         "soft_timeout": PLAIN.soft_timeout,
         "hard_timeout": PLAIN.hard_timeout,
@@ -133,6 +138,7 @@ class Namespace(str):
         max_value_bytes: int | None = None,
         share: bool = False,
         compress: bool = False,
+        offline: Duration | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -144,6 +150,7 @@ class Namespace(str):
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
         put(self, "compress", _flag(compress, "compress"))
+        put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
         put(self, "freshness", Freshness.of(freshness))
         return self
 

@@ -189,17 +189,20 @@ class Reads(Coding):
 
     def fallback(self, address: Address) -> Entry | None:
         """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._of_this_era(self._memory.peek(address.name))
+        return None if self.state.reachable else self._still_served(address, self._memory.peek(address.name))
 
     def last(self, address: Address) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
 
         It need not be trusted, but must have been until the outage.
         """
-        return None if self.state.reachable else self._of_this_era(self._memory.past(address.name, trusted=False))
+        if self.state.reachable:
+            return None
+        return self._still_served(address, self._memory.past(address.name, trusted=False))
 
-    def _of_this_era(self, entry: Entry | None) -> Entry | None:
-        return entry if entry is not None and entry.trust.era == self.state.eras.now else None
+    def _still_served(self, address: Address, entry: Entry | None) -> Entry | None:
+        serves = entry is not None and self.state.eras.serves(entry.trust, address.namespace, self._clock())
+        return entry if serves else None
 
     async def look(self, address: Address) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""

@@ -7,6 +7,7 @@ is in `core`.
 
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -35,7 +36,7 @@ from magnus_cache.loader_loop import BackgroundLoops
 from magnus_cache.loops import loop_error
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
-from magnus_cache.namespaces import default_registry
+from magnus_cache.namespaces import Namespace, default_registry
 from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
 from magnus_cache.pacing import turn
@@ -82,7 +83,7 @@ class State(Forgetting):
         self.epochs = Epochs(self.keyspace)
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
         self.leases = Leases(self.flights.detach_flight)
-        self.eras = Eras()
+        self.eras = Eras(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
             self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
         )
@@ -172,6 +173,7 @@ class State(Forgetting):
             # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
+                    self.eras.cut(old)
                     if self.reachable:
                         old.trust.retire()
                     else:
@@ -184,6 +186,24 @@ class State(Forgetting):
     def reachable(self) -> bool:
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
         return any(map(_lives, self._all_wires()))
+
+    def contact(self) -> float:
+        """Return the monotonic second at which Redis last confirmed what this process holds.
+
+        Where it never did, that of the first failure; infinity where no Redis is configured.
+        """
+        if self.endpoint is None:
+            return math.inf
+        confirmed = self.eras.confirmed(wire for wire in self._all_wires() if wire.up)
+        if confirmed > -math.inf:
+            return confirmed
+        outage = self.breaker.outage
+        return self.clock() if outage is None else outage.began
+
+    def cut_off(self, namespace: Namespace) -> bool:
+        """Whether memory may not serve a namespace, as contact with Redis was lost too long ago."""
+        offline = namespace.offline
+        return offline is not None and not self.reachable and self.clock() >= self.contact() + offline
 
     def doubts(self, realm: Realm) -> bool:
         """Whether some wire has heard of a namespace's epoch, or that of all, and has not read it again yet."""
@@ -198,15 +218,17 @@ class State(Forgetting):
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
 
-    def local_trust(self) -> Trust:
-        """Return what a value stands on that could be stored in this process alone.
+    def local_trust(self, namespace: Namespace) -> Trust:
+        """Return what a namespace's value stands on that could be stored in this process alone.
 
         While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self.eras.offline
-        return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now) if self.reachable else offline
+        if self.reachable:
+            return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now)
+        return self.eras.bounded(offline, namespace)
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
@@ -236,6 +258,7 @@ class State(Forgetting):
 
     def flushed(self, wire: "Wire") -> None:
         """Ask about what is being loaded: its lease is gone like all the rest, if it was in the database concerned."""
+        self.eras.flushed(wire)
         self.announcements.flushed(wire)
 
     def exchanged(self, wire: "Wire") -> None:
@@ -244,6 +267,7 @@ class State(Forgetting):
 
     def cut(self, wire: "Wire") -> None:
         """Take for changed what was announced and not followed up on a lost connection; wake who waits for more."""
+        self.eras.cut(wire)
         self.announcements.cut(wire)
         if self.journal is not None:
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.

@@ -21,6 +21,7 @@ from magnus_cache.batch_reads import MANY
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Fill, LocalTrust, Trust
+from magnus_cache.eras import OfflineTrust
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.footprint import footprint, has_room
 from magnus_cache.freshness import lifetime
@@ -311,7 +312,9 @@ class Writes:
         try:
             if overtaken():
                 return False
-            trust = trust or self.state.local_trust()
+            trust = trust or self.state.local_trust(address.namespace)
+            if address.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
+                return False
             entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks)
             kept = self._memory.fill(fill, entry)
         finally:
@@ -329,7 +332,7 @@ class Writes:
         """
         offline = self.state.eras.offline
         if claim.offline is offline and not self.state.reachable:
-            trust: Trust = offline
+            trust: Trust = self.state.eras.bounded(offline, address.namespace)
         elif refusal is not None:
             self._stays_here(address, refusal)
             trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
