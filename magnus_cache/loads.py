@@ -22,6 +22,7 @@ from magnus_cache.freshness import PLAIN
 from magnus_cache.joining import Caller, JoiningCaller
 from magnus_cache.judging import JudgedValue, Judging
 from magnus_cache.leases import Claim
+from magnus_cache.load_failures import LoadFailures
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.pacing import at_once, in_turns
@@ -79,6 +80,8 @@ class Loads:
         self.flights = reads.state.flights
         self.clock = reads.state.clock
         self.throttle = Throttle(reads.state.clock)
+        self._failures = LoadFailures(reads.state.notices)
+        self.flights.unheard = self._failures.tell
 
     @property
     def wait_timeout(self) -> float:
@@ -119,6 +122,7 @@ class Loads:
         fresh: bool = False, unwanted: int | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
+        flight.loader = loader
         got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
         opened = await self.open(address, got, flight)
         claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
@@ -202,6 +206,7 @@ class Loads:
             return got
 
         def lead(flight: Flight) -> LoadedValue[T]:
+            flight.loader = loader
             claims: list[Claim] = []
             try:
                 got: Claim | Entry = call(claimed, flight, claims)
@@ -359,17 +364,13 @@ class Loads:
             await self._writes.fill(address, held, payload, ttl, claim)
 
     def _hold_back(self, address: Address, error: Exception) -> None:
-        freshness, kind = address.freshness, type(error).__name__
-        if not freshness.grace and not freshness.in_tasks:
-            # The callers are told, all of them.
+        freshness = address.freshness
+        if not freshness.grace and not freshness.early:
+            # Whoever waits gets the error, and whoever asks again wants it tried again.
             return
-        then = ""
-        # Without a stale value, whoever asks again wants it tried again.
-        if freshness.grace or freshness.early:
-            self.throttle.failed(address.name, freshness.retry)
-            then = f"; where there is a stale one it is served, and the next attempt is in {freshness.retry:g} s"
-        what = f"loading a value for namespace {str(address.namespace)!r} failed ({kind}){then}"
-        self._state.notices.warn(f"load:{address.namespace}:{kind}", what)
+        self.throttle.failed(address.name, freshness.retry)
+        then = f"; where there is a stale value it is served, and the next attempt is in {freshness.retry:g} s"
+        self._failures.tell_of(address.name, address.namespace, error, then)
 
     async def kept(
         self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,

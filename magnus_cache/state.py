@@ -77,7 +77,7 @@ class State(Forgetting):
         self.portal = BackgroundLoops()
         self.workers = Workers(run=self.portal.run)
         self.stats = Stats()
-        self.notices = Notices()
+        self.notices = Notices(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
         self.abandoned = AbandonedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = Epochs(self.keyspace)
@@ -403,6 +403,8 @@ class State(Forgetting):
         self.portal.end()
         if self.journal is not None:
             self.journal.end()
+        else:
+            self.log.closed()
         self.memory.reset()
         self.eras.offline.kill()
 

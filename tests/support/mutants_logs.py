@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import entries, eras, state, writes
+from magnus_cache import entries, eras, flight, instances, load_failures, notices, state, writes
 from tests.support.guards import guard, nothing, put
 
 OFFLINE: Final = "tests/test_offline.py"
@@ -67,3 +67,38 @@ def without_a_bound_on_the_trusts_of_an_outage() -> None:
 @guard(f"{OFFLINE}::test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it")
 def without_a_bound_on_joining_loads_while_cut_off() -> None:
     put(state.State, "cut_off", lambda *_: False)
+
+
+LOGS: Final = "tests/test_background_failures.py"
+
+
+@guard(LOGS)
+def without_telling_of_loads_that_fail_without_a_caller() -> None:
+    put(load_failures.LoadFailures, "tell", nothing)
+
+
+@guard(f"{LOGS}::test_there_are_not_more_lines_the_more_topics_there_are")
+def without_a_bound_on_the_topics_of_the_log() -> None:
+    put(notices.Notices, "_bounded", lambda _self, topic, _now: topic)
+
+
+@guard(f"{LOGS}::test_managers_of_one_redis_share_the_minute")
+def without_sharing_what_was_logged_among_the_caches_of_one_redis() -> None:
+    original = notices.Notices.__init__
+    put(notices.Notices, "__init__", lambda self, clock=notices.monotonic, place=None: original(self, clock))
+
+
+@guard(f"{LOGS}::test_a_page_that_is_executed_again_and_again_warns_once")
+def without_telling_classes_that_are_made_anew_by_their_name() -> None:
+    put(instances, "say_once", lambda _topic, message: notices.say(message))
+
+
+@guard(f"{LOGS}::test_a_load_that_has_ended_keeps_nothing_of_its_call")
+def without_letting_go_of_the_loader_of_a_load_that_has_ended() -> None:
+    slot = flight.Flight.loader  # type: ignore[attr-defined]  # a descriptor
+
+    def keep(self: Any, value: object) -> None:
+        if value is not None or not hasattr(self, "told"):
+            slot.__set__(self, value)
+
+    put(flight.Flight, "loader", property(slot.__get__, keep))
