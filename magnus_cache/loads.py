@@ -345,14 +345,18 @@ class Loads:
         if ttl is None:
             self._hold_back(address, error)
             return
-        payload = encode_error(error)
+        # Tags that only a value could tell: no invalidation would reach what is remembered.
+        payload = None if claim.flight.look.tags is None else encode_error(error)
         if payload is None:
-            kind = type(error).__name__
-            self._state.notices.warn(
-                f"negative:{address.namespace}:{kind}",
-                f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as not all of its parts can be "
-                "stored; let the loader raise an error that has plain data only",
+            kind, tagged = type(error).__name__, claim.flight.look.tags is None
+            why = "its tags are a function of the value; give them as texts or templates of the arguments"
+            why = (
+                why
+                if tagged
+                else ("not all of its parts can be stored; let the loader raise an error that has plain data only")
             )
+            what = f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as {why}"
+            self._state.notices.warn(f"negative:{address.namespace}:{kind}", what)
             return
         try:
             self._reads.check_size(address, payload)

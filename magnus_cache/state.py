@@ -23,6 +23,7 @@ from magnus_cache.connection_log import ConnectionLog
 from magnus_cache.endings import Ending
 from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epoch_reads import EpochReads
+from magnus_cache.epoch_renewals import EpochRenewals
 from magnus_cache.epochs import Epochs, Realm
 from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
@@ -95,6 +96,7 @@ class State(Forgetting):
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
         self.epoch_reads = EpochReads(self.epochs, settings.max_staleness, self.clock, self.outdated)
+        self.epoch_renewals = EpochRenewals(self.epochs, self.clock)
         self.announcements = Announcements(self._values, self, self.arrivals, self.epoch_reads)
         self.journal = self._new_journal()
         self.replays = self._new_replays()
@@ -273,6 +275,10 @@ class State(Forgetting):
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
             self.journal.begin_doubt()
 
+    def beat(self, wire: "Wire") -> None:
+        """Keep the epochs of what is in use."""
+        self.epoch_renewals.beat(wire)
+
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
         self.stats.l2_latency.add(self.clock() - sent, reads)
@@ -419,7 +425,7 @@ class State(Forgetting):
         self.special.intersection_update(self.disabling)
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases, self.eras, self.abandoned, self.workers,
+            self.leases, self.eras, self.abandoned, self.workers, self.epoch_renewals,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -4,8 +4,9 @@ import math
 from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import entries, eras, flight, instances, load_failures, notices, state, writes
-from tests.support.guards import guard, nothing, put
+from magnus_cache import entries, epoch_renewals, eras, flight, instances, load_failures, loads, notices, state, writes
+from magnus_cache.redis import commands, reclaim, replies, scripts
+from tests.support.guards import edit, guard, nothing, put
 
 OFFLINE: Final = "tests/test_offline.py"
 
@@ -102,3 +103,48 @@ def without_letting_go_of_the_loader_of_a_load_that_has_ended() -> None:
             slot.__set__(self, value)
 
     put(flight.Flight, "loader", property(slot.__get__, keep))
+
+
+@guard("tests/test_remembered_errors.py::test_an_error_whose_tags_only_a_value_could_tell_is_not_remembered")
+def without_forgetting_errors_whose_tags_only_a_value_could_tell() -> None:
+    original = loads.Loads.failed
+
+    async def failed(self: Any, address: Any, error: Any, tags: Any, started: float, claim: Any) -> None:
+        claim.flight.look.tags = tags
+        await original(self, address, error, tags, started, claim)
+
+    put(loads.Loads, "failed", failed)
+
+
+@guard("tests/test_replies.py::test_how_many_steps_a_scan_may_take_is_a_matter_of_how_many_keys_there_are")
+def without_a_bound_on_the_steps_of_a_scan() -> None:
+    async def scanned(wire: Any, pattern: bytes) -> Any:
+        cursor = b""
+        while cursor != b"0":
+            cursor, names = await wire.execute(commands.scan(cursor or b"0", pattern, 500), replies.step)
+            yield names
+
+    put(reclaim, "_scanned", scanned)
+
+
+EPOCHS: Final = "tests/test_epoch_renewals.py"
+
+
+@guard(EPOCHS)
+def without_prolonging_the_epochs_of_what_is_in_use() -> None:
+    put(epoch_renewals.EpochRenewals, "beat", nothing)
+
+
+@guard(EPOCHS)
+def without_leaving_alone_what_was_prolonged_today() -> None:
+    edit(scripts._PROLONG, f"left < {scripts.EPOCH_LIFE - scripts._DAY}", f"left < {scripts.EPOCH_LIFE}")
+
+
+@guard(EPOCHS)
+def without_asking_about_each_epoch_once_a_day_only() -> None:
+    put(epoch_renewals, "_DAY", 0.0)
+
+
+@guard(EPOCHS)
+def without_a_read_after_an_epoch_was_prolonged() -> None:
+    edit(scripts._PROLONG, "return redis.call('EXISTS', KEYS[1])", "return 1")
