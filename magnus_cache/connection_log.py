@@ -65,6 +65,8 @@ class ConnectionLog:
 
     def disconnected(self, error: CacheUnavailableError) -> None:
         """Say that Redis is away, and why; again when the reason changes."""
+        # By its words, too: one reason, such as "tls", has several remedies, and after the first one needs the second.
         self._notices.warn(
-            f"redis:{error.reason}", f"{error}. Going on with this process's memory; Redis is tried again by itself"
+            f"redis:{error.reason}:{error}",
+            f"{error}. Going on with this process's memory; Redis is tried again by itself",
         )
