@@ -159,7 +159,7 @@ def _local(reads: Reads, address: Address, entry: Entry | None, why: str) -> Exp
         verdict = "an error that loading raised, remembered in this process"
     if namespace.offline is not None and state.endpoint is not None:
         why += f", and memory may serve it for {_duration(state.eras.ends(entry.trust, namespace.offline) - now)} more"
-    return _explanation(address, entry, level, f"{verdict}; {why}", left)
+    return _explanation(address, entry, level, f"{verdict}; {why}", now)
 
 
 def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
@@ -168,20 +168,23 @@ def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
     entry = state.memory.past(address.name, trusted=False)
     if entry is None:
         return _local(reads, address, None, why)
+    now = state.clock()
     if state.reachable:
         problem = "it is there for other connections of this process, and has to confirm the value first"
     elif state.cut_off(namespace):
-        lost = _duration(state.clock() - state.contact())
+        lost = _duration(now - state.contact())
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={namespace.offline:g}"
     else:
         problem = "it may have been changed unheard since Redis last confirmed it"
-    left = entry.fresh_until - state.clock()
-    return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", left)
+    return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
 
-def _explanation(address: Address, entry: Entry, level: str | None, verdict: str, left: float) -> Explanation:
-    name = address.name.decode()
-    return Explanation(str(address.namespace), name, level, verdict, left=left, size=entry.length, tags=tags_of(entry))
+def _explanation(address: Address, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
+    age = None if entry.born is None else max(0.0, now - entry.born)
+    return Explanation(
+        str(address.namespace), address.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
+        size=entry.length, tags=tags_of(entry),
+    )  # fmt: skip
 
 
 def _past_its_end(grace: float) -> str:

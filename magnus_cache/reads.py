@@ -280,7 +280,8 @@ class Reads(Coding):
         if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
             self._gone(fill)
             return None
-        entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
+        born, trust = deadline - life if life else None, self.trust(source, sent)
+        entry = self.entry(address, held, deadline, trust, sent, generation, marks, born)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -302,7 +303,7 @@ class Reads(Coding):
 
     def entry(
         self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,
-        marks: Sequence[Mark] = (),
+        marks: Sequence[Mark] = (), born: float | None = None,
     ) -> Entry:  # fmt: skip
         """Make an entry.
 
@@ -310,6 +311,7 @@ class Reads(Coding):
         :param since: when its life in this process is counted from.
         :param generation: the memory's, from before it was known that none of the tags is invalid.
         :param marks: those of its tags, from before then as well.
+        :param born: when it was stored, if that is known.
         """
         freshness, more = address.freshness, 0
         if freshness is not PLAIN:
@@ -320,7 +322,7 @@ class Reads(Coding):
             deadline -= early
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more)
+        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
         return TaggedEntry.of(entry, marks, generation) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:

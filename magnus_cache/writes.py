@@ -256,7 +256,8 @@ class Writes:
         if stored and fill is not None and floor is not None and floor <= held.epoch:
             # By Redis' time as it is known by now.
             deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
-            kept = self._memory.fill(fill, self.reads.entry(address, held, deadline, trust, sent, generation, marks))
+            entry = self.reads.entry(address, held, deadline, trust, sent, generation, marks, sent)
+            kept = self._memory.fill(fill, entry)
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(address.name)
@@ -315,7 +316,7 @@ class Writes:
             trust = trust or self.state.local_trust(address.namespace)
             if address.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks)
+            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks, now)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
