@@ -16,15 +16,16 @@ _DEAD: Final = float("-inf")
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
-_VERSION_MASK: Final = (1 << 64) - 1
+_VERSION_BITS: Final = 64
+_VERSION_MASK: Final = (1 << _VERSION_BITS) - 1
 _SPAN_BITS: Final = 42
 _SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
-_BORN_BITS: Final = 42
+_BORN_BITS: Final = 44
 _BORN_MASK: Final = (1 << _BORN_BITS) - 1
-_BORN_AT: Final = _SIZE_BITS + 64
+_BORN_AT: Final = _SIZE_BITS + _VERSION_BITS
 _MORE_BITS: Final = _BORN_AT + _BORN_BITS
-_BEFORE: Final = 2.0**31
-"""Seconds that a value may be older than the monotonic clock, which begins with the machine."""
+_BEFORE: Final = 1 << (_BORN_BITS - 1)
+"""Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
 
 
 def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
@@ -116,9 +117,10 @@ class Entry(float):
         self.value = value
         self.payload = payload
         self.trust = trust
-        since = 0 if born is None else int((born + _BEFORE) * 1000) & _BORN_MASK
         # One int of 44 bytes instead of three of 96 together, and 56 where there is more.
-        self._packed = more << _MORE_BITS | since << _BORN_AT | version << _SIZE_BITS | size
+        packed = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
+        packed = packed << _SIZE_BITS | size
+        self._packed = packed | more << _MORE_BITS if more else packed
         self.stamp = self.lap = 0
         return self
 
@@ -170,7 +172,7 @@ class Entry(float):
     def born(self) -> float | None:
         """Monotonic seconds at which the value was stored, by whichever process, to a millisecond; None if unknown."""
         since = self._packed >> _BORN_AT & _BORN_MASK
-        return since / 1000 - _BEFORE if since else None
+        return (since - _BEFORE) / 1000 if since else None
 
     @property
     def negative(self) -> bool:

@@ -11,6 +11,7 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache.addresses import Address, Held
+from magnus_cache.clock import LONGEST
 from magnus_cache.codec import envelope
 from magnus_cache.coding import Coding
 from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
@@ -280,7 +281,7 @@ class Reads(Coding):
         if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
             self._gone(fill)
             return None
-        born, trust = deadline - life if life else None, self.trust(source, sent)
+        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
         entry = self.entry(address, held, deadline, trust, sent, generation, marks, born)
         if fill is not None:
             self._memory.fill(fill, entry)
