@@ -7,7 +7,6 @@ is in `core`.
 
 import asyncio
 import contextlib
-import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -20,8 +19,8 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.connection_log import ConnectionLog
+from magnus_cache.cut_off import CutOff
 from magnus_cache.endings import Ending
-from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epoch_reads import EpochReads
 from magnus_cache.epoch_renewals import EpochRenewals
 from magnus_cache.epochs import Epochs, Realm
@@ -37,7 +36,7 @@ from magnus_cache.loader_loop import BackgroundLoops
 from magnus_cache.loops import loop_error
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
-from magnus_cache.namespaces import Namespace, default_registry
+from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
 from magnus_cache.pacing import turn
@@ -63,7 +62,7 @@ __all__ = ["State"]
 _abandoned: Final[list[object]] = []
 
 
-class State(Forgetting):
+class State(Forgetting, CutOff):
     """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
@@ -189,24 +188,6 @@ class State(Forgetting):
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
         return any(map(_lives, self._all_wires()))
 
-    def contact(self) -> float:
-        """Return the monotonic second at which Redis last confirmed what this process holds.
-
-        Where it never did, that of the first failure; infinity where no Redis is configured.
-        """
-        if self.endpoint is None:
-            return math.inf
-        confirmed = self.eras.confirmed(wire for wire in self._all_wires() if wire.up)
-        if confirmed > -math.inf:
-            return confirmed
-        outage = self.breaker.outage
-        return self.clock() if outage is None else outage.began
-
-    def cut_off(self, namespace: Namespace) -> bool:
-        """Whether memory may not serve a namespace, as contact with Redis was lost too long ago."""
-        offline = namespace.offline
-        return offline is not None and not self.reachable and self.clock() >= self.contact() + offline
-
     def doubts(self, realm: Realm) -> bool:
         """Whether some wire has heard of a namespace's epoch, or that of all, and has not read it again yet."""
         known = [wire.known.doubts for wire in self._all_wires()]
@@ -219,18 +200,6 @@ class State(Forgetting):
     def redis_available(self) -> bool:
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
-
-    def local_trust(self, namespace: Namespace) -> Trust:
-        """Return what a namespace's value stands on that could be stored in this process alone.
-
-        While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
-        this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
-        """
-        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self.eras.offline
-        if self.reachable:
-            return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now)
-        return self.eras.bounded(offline, namespace)
 
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
