@@ -155,6 +155,7 @@ class Batch:
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
             self._undecided += 1
+            flight.loader = self._source
             decided = _Once(self._decided)
             try:
                 got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)

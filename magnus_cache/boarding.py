@@ -7,6 +7,7 @@ so there is no call between the two. `_leave` takes back what the seat knows of,
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 
 from magnus_cache.circles import check_circle, enclosing
 from magnus_cache.clock import Clock
@@ -54,6 +55,8 @@ class Boarding(FlightRegistry):
         # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
         self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
         self._closed = False
+        self.unheard: Callable[[Flight, BaseException], object] = _ignore
+        """Called with what a load raised while no caller was there to get it."""
         self.joined = 0
         """How many callers found a load of their key under way."""
 
@@ -174,6 +177,8 @@ class Boarding(FlightRegistry):
             crew = list(flight.crew)
         wake(crew, outcome)
         flight.crew = set()
+        # Contexts that outlive the load keep the flight, which is not to keep the arguments of the call.
+        flight.loader = None
 
     def _sweep(self, namespace: str) -> None:
         with self._lock:
@@ -189,6 +194,10 @@ class Boarding(FlightRegistry):
         if flight.task is not None:
             self._tasks.pop(flight.task, None)
         return True
+
+
+def _ignore(_flight: Flight, _error: BaseException) -> None:
+    """Do nothing."""
 
 
 def _without(flights: list[Flight], flight: Flight) -> list[Flight]:

@@ -45,6 +45,10 @@ class Clears:
             self._unsure(scope)
             await self.state.recorded()
             self._failed(error)
+            if error.reason == "protocol":
+                self.state.notices.warn(
+                    "clear", f"{error}; instead of single values, all that may hold them counts as invalid"
+                )
             return 0
         return self._freed(await reclaim(wire, scope.pattern, epoch))
 

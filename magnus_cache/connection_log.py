@@ -53,8 +53,20 @@ class ConnectionLog:
             say(f"connected to {self._where}", logging.INFO)
         self._connected = True
 
+    def closed(self) -> None:
+        """Say so if what was invalidated is not told to Redis any more: others may read the old values there."""
+        if self._connected and self._recovery.pending:
+            self._notices.warn(
+                "closed",
+                f"the cache was closed before {self._where} could be told what this process invalidated while it was "
+                "away; the old values may be read there until they expire. MAGNUS_CACHE_RECOVERY_PATH keeps a record "
+                "for the next process",
+            )
+
     def disconnected(self, error: CacheUnavailableError) -> None:
         """Say that Redis is away, and why; again when the reason changes."""
+        # By its words, too: one reason, such as "tls", has several remedies, and after the first one needs the second.
         self._notices.warn(
-            f"redis:{error.reason}", f"{error}. Going on with this process's memory; Redis is tried again by itself"
+            f"redis:{error.reason}:{error}",
+            f"{error}. Going on with this process's memory; Redis is tried again by itself",
         )

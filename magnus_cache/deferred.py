@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from magnus_cache.addresses import Address
 from magnus_cache.clears import Clears
@@ -22,6 +22,9 @@ from magnus_cache.state import State
 from magnus_cache.writes import Writes
 
 __all__ = ["Deferred"]
+
+_SHOWN: Final = 3
+"""Names in a log line."""
 
 
 class Deferred:
@@ -47,13 +50,14 @@ class Deferred:
     def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
         """Store a value soon, and forget the present one now; see `Writes.overwrite`."""
         self._forget((address,))
-        self._later(partial(self._writes.overwrite, address, value, payload, ttl, tags))
+        self._later(f"set {_shown(address)}", partial(self._writes.overwrite, address, value, payload, ttl, tags))
 
     def remove(self, addresses: Sequence[Address]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""
         held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
         self._forget(addresses)
-        self._later(partial(self._writes.remove, addresses))
+        names = ", ".join(map(_shown, addresses[:_SHOWN])) + (", ..." if len(addresses) > _SHOWN else "")
+        self._later(f"delete {names}", partial(self._writes.remove, addresses))
         return held
 
     def clear(self, target: str) -> None:
@@ -62,7 +66,7 @@ class Deferred:
         :raises CacheArgumentError: for a name that is neither.
         """
         self._forget_scope(self._state.keyspace.scope(target))
-        self._later(partial(self._clears.clear, target))
+        self._later(f"clear {target}", partial(self._clears.clear, target))
 
     def _forget_scope(self, scope: Scope) -> None:
         flights, prefix, regex = self._state.flights, scope.prefix, scope.regex
@@ -78,7 +82,7 @@ class Deferred:
     def invalidate(self, tags: Sequence[str]) -> None:
         """Forget the values with one of these tags now, and invalidate them everywhere soon."""
         self._outdate([self._state.epochs.tag_name(tag) for tag in tags])
-        self._later(partial(self._clears.invalidate, tags))
+        self._later(f"invalidate the tags {', '.join(tags)}", partial(self._clears.invalidate, tags))
 
     def _outdate(self, names: Sequence[bytes]) -> None:
         for name in names:
@@ -136,21 +140,28 @@ class Deferred:
             # Again, as in `clear`.
             self._state.flights.detach(address.name)
 
-    def _later(self, work: Callable[[], Awaitable[object]]) -> None:
+    def _later(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         self._state.check_open()
-        self._state.portal.defer(self._begin, work)
+        self._state.portal.defer(self._begin, what, work)
 
     # -- on the background loop -------------------------------------------------------------------------------
 
-    def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(work), context=Context())
+    def _begin(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(what, work), context=Context())
         if not task.done():  # an eager task may have ended at once
             end_with_loop(task)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
+    async def _run(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
-        except CacheError as error:
-            self._state.notices.warn("deferred", f"a call of a signal handler or finalizer came to nothing: {error}")
+        except Exception as error:  # noqa: BLE001  # nobody waits for it
+            why = error if isinstance(error, CacheError) else type(error).__name__
+            self._state.notices.warn(
+                "deferred", f"a call of a signal handler or finalizer came to nothing ({what}): {why}", error
+            )
+
+
+def _shown(address: Address) -> str:
+    return address.name.decode("utf-8", "replace")

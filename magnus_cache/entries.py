@@ -12,13 +12,20 @@ _TAG_OVERHEAD: Final = 120
 """Bytes that a tag takes beside its text, for each entry that has it."""
 
 _RETIRED: Final = -1
+_DEAD: Final = float("-inf")
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
-_VERSION_MASK: Final = (1 << 64) - 1
+_VERSION_BITS: Final = 64
+_VERSION_MASK: Final = (1 << _VERSION_BITS) - 1
 _SPAN_BITS: Final = 42
 _SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
-_MORE_BITS: Final = _SIZE_BITS + 64
+_BORN_BITS: Final = 44
+_BORN_MASK: Final = (1 << _BORN_BITS) - 1
+_BORN_AT: Final = _SIZE_BITS + _VERSION_BITS
+_MORE_BITS: Final = _BORN_AT + _BORN_BITS
+_BEFORE: Final = 1 << (_BORN_BITS - 1)
+"""Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
 
 
 def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
@@ -41,16 +48,24 @@ class Trust:
     :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
-    __slots__ = ("deadline", "era", "used")
+    __slots__ = ("_before", "deadline", "era", "used")
 
     def __init__(self, deadline: float, era: int = 0) -> None:
-        self.deadline = deadline
+        self.deadline = self._before = deadline
         self.era = era
         self.used = False
 
+    @property
+    def lapsed(self) -> float:
+        """Monotonic seconds until which it was good: its deadline, or the one that it had before it was killed."""
+        deadline = self.deadline
+        return self._before if deadline == _DEAD else deadline
+
     def kill(self) -> None:
         """Make every entry that stands on this suspect, at once."""
-        self.deadline = float("-inf")
+        if (deadline := self.deadline) != _DEAD:
+            self._before = deadline
+        self.deadline = _DEAD
 
     def retire(self) -> None:
         """Do what `kill` does, for good: what stands on this is no fallback in the next outage either."""
@@ -88,7 +103,7 @@ class Entry(float):
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0,
-        more: int = 0,
+        more: int = 0, born: float | None = None,
     ) -> Self:  # fmt: skip
         """Make an entry.
 
@@ -96,13 +111,16 @@ class Entry(float):
         :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
         :param version: the unique version in its envelope, 64 bits.
         :param more: what `afterlife` returns.
+        :param born: monotonic seconds at which the value was stored, if that is known.
         """
         self = float.__new__(cls, deadline)
         self.value = value
         self.payload = payload
         self.trust = trust
-        # One int of 40 bytes instead of two of 64 together, and 52 where there is more.
-        self._packed = more << _MORE_BITS | version << _SIZE_BITS | size
+        # One int of 44 bytes instead of three of 96 together, and 56 where there is more.
+        packed = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
+        packed = packed << _SIZE_BITS | size
+        self._packed = packed | more << _MORE_BITS if more else packed
         self.stamp = self.lap = 0
         return self
 
@@ -114,14 +132,15 @@ class Entry(float):
         more = self._packed >> _MORE_BITS if more is None else more
         # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
         payload = self.payload
-        return Entry(self.value, payload, deadline, trust, self.size, self.version, more)
+        return Entry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
 
     def decoded(self, value: Any, size: int) -> "Entry":
         """Return the same value decoded.
 
         :param size: bytes that it takes so.
         """
-        return Entry(value, None, self.deadline, self.trust, size, self.version, self._packed >> _MORE_BITS)
+        more = self._packed >> _MORE_BITS
+        return Entry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -148,6 +167,12 @@ class Entry(float):
     def version(self) -> int:
         """The unique version in the value's envelope."""
         return self._packed >> _SIZE_BITS & _VERSION_MASK
+
+    @property
+    def born(self) -> float | None:
+        """Monotonic seconds at which the value was stored, by whichever process, to a millisecond; None if unknown."""
+        since = self._packed >> _BORN_AT & _BORN_MASK
+        return (since - _BEFORE) / 1000 if since else None
 
     @property
     def negative(self) -> bool:
@@ -195,7 +220,7 @@ class TaggedEntry(Entry):
         """
         size = entry.size + _TAG_OVERHEAD * len(marks)
         more = entry._packed >> _MORE_BITS
-        self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version, more)
+        self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version, more, entry.born)
         self.marks = marks
         self.stamp = generation
         return self
@@ -207,7 +232,8 @@ class TaggedEntry(Entry):
 
     def decoded(self, value: Any, size: int) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""
-        again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, self._packed >> _MORE_BITS)
+        more = self._packed >> _MORE_BITS
+        again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
         again.marks = self.marks
         again.stamp = self.stamp
         return again
@@ -216,7 +242,7 @@ class TaggedEntry(Entry):
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         more = self._packed >> _MORE_BITS if more is None else more
         payload = self.payload  # first, as in `Entry`
-        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more)
+        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
         again.marks = self.marks
         again.stamp = self.stamp
         return again

@@ -263,6 +263,11 @@ class Epochs:
         with self._lock:
             return self._marks.get(name)
 
+    def in_use(self) -> list[bytes]:
+        """Return the names of the epochs of all namespaces that were used, and of the tags that entries have now."""
+        with self._lock:
+            return [*self._prefixes, *self._marks]
+
     # -- what is known --------------------------------------------------------------------------------------
 
     def seen(self, name: bytes, epoch: int) -> bool:

@@ -9,6 +9,7 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies
+from magnus_cache.revalidation import tags_of
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -113,13 +114,15 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     near = state.memory.hit(address.name)
     wire = state.wire()
     if wire is None:
-        return _local(reads, address, name, near or state.memory.peek(address.name), "no Redis is configured")
+        entry = near or state.memory.past(address.name, trusted=False)
+        return _local(reads, address, entry, "no Redis is configured")
     try:
         await reads.caught_up(wire, address)
         raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database), _looked)
         facts = await _facts(reads, wire, address, raw)
     except CacheUnavailableError as error:
-        return _local(reads, address, name, near or state.memory.peek(address.name), f"Redis is away ({error.reason})")
+        entry, why = near or reads.last(address), f"Redis is away ({error.reason})"
+        return _local(reads, address, entry, why) if entry is not None else _not_served(reads, address, why)
     if near is not None:
         facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
@@ -138,11 +141,54 @@ def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, 
     return replies.single([value]), holder, left
 
 
-def _local(reads: Reads, address: Address, name: str, entry: Entry | None, why: str) -> Explanation:
+def _local(reads: Reads, address: Address, entry: Entry | None, why: str) -> Explanation:
+    """Return what this process alone knows.
+
+    :param entry: what it may serve of the value, be it stale.
+    """
+    namespace, state = address.namespace, reads.state
+    name, now = address.name.decode(), state.clock()
     if entry is None:
-        return Explanation(str(address.namespace), name, None, f"not there; {why}")
-    left = entry.fresh_until - reads.state.clock()
-    return Explanation(str(address.namespace), name, "l1", f"in this process; {why}", left=left, size=entry.size)
+        return Explanation(str(namespace), name, None, f"not there; {why}")
+    left, verdict = entry.fresh_until - now, "in this process"
+    level: str | None = "l1"
+    if left <= 0:
+        grace = min(entry.end - now, left + address.freshness.grace)
+        level, verdict = None, _past_its_end(grace)
+    elif entry.negative:
+        verdict = "an error that loading raised, remembered in this process"
+    if namespace.offline is not None and state.endpoint is not None:
+        why += f", and memory may serve it for {_duration(state.eras.ends(entry.trust, namespace.offline) - now)} more"
+    return _explanation(address, entry, level, f"{verdict}; {why}", now)
+
+
+def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
+    """Return why this process does not serve what it holds, if it holds anything."""
+    namespace, state = address.namespace, reads.state
+    entry = state.memory.past(address.name, trusted=False)
+    if entry is None:
+        return _local(reads, address, None, why)
+    now = state.clock()
+    if state.reachable:
+        problem = "it is there for other connections of this process, and has to confirm the value first"
+    elif state.cut_off(namespace):
+        lost = _duration(now - state.contact())
+        problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={namespace.offline:g}"
+    else:
+        problem = "it may have been changed unheard since Redis last confirmed it"
+    return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", now)
+
+
+def _explanation(address: Address, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
+    age = None if entry.born is None else max(0.0, now - entry.born)
+    return Explanation(
+        str(address.namespace), address.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
+        size=entry.length, tags=tags_of(entry),
+    )  # fmt: skip
+
+
+def _past_its_end(grace: float) -> str:
+    return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
 
 
 async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:
@@ -163,7 +209,7 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     }  # fmt: skip
     grace = left + address.freshness.grace
     if left <= 0:
-        verdict = f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
+        verdict = _past_its_end(grace)
     elif not floor <= header.epoch <= wire.time.horizon:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
     elif reads.state.recovery.pending and reads.covered(address, tags):

@@ -36,13 +36,15 @@ class Flight:
     :ivar joinable_until: when the last caller may join it where Redis is there, by the same clock: of a load without a
         lease nobody would announce that it was overtaken.
     :ivar look: when it looked at what it brings: by that, each caller who joined it judges the outcome.
+    :ivar loader: what is called for it, for messages; None once it has ended.
+    :ivar told: whether the log has told of its failure.
     :ivar served_by: the blocked thread that will call the loader, though an event loop runs the load; 0 for none.
     :ivar outer: the load that the leader is part of. The rest is the registry's, under its lock.
     """
 
     __slots__ = (
-        "alone", "began", "crew", "detached", "done", "joinable_until", "key", "look", "loop", "namespace", "needs",
-        "outer", "overdue", "owner", "served_by", "task", "tolerance",
+        "alone", "began", "crew", "detached", "done", "joinable_until", "key", "loader", "look", "loop", "namespace",
+        "needs", "outer", "overdue", "owner", "served_by", "task", "told", "tolerance",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +62,8 @@ class Flight:
         self.overdue = False
         self.joinable_until = math.inf
         self.look = Look()
+        self.loader: object = None
+        self.told = False
         self.outer = LOADING.get()
         self.served_by = SERVING.get()
         self.crew: set[Waiter] = set()

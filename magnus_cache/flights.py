@@ -263,10 +263,14 @@ class Flights(Boarding):
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
+            if not flight.crew:
+                self.unheard(flight, error)
             self._settle(flight, Abandoned(error) if flight.adrift else Failed(error, error.__traceback__))
         except SystemExit as error:
             # It is the leader's, in its own task or thread. Raised by this one, it would end the whole loop also where
             # that is the background loop, which is not the leader's to end.
+            if not flight.crew:
+                self.unheard(flight, error)
             self._settle(flight, Abandoned(error))
         except BaseException as error:
             self._settle(flight, Abandoned(error))

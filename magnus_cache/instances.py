@@ -18,12 +18,12 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from magnus_cache.canonical import UnsupportedError, class_name, encode, escape
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.identity import IdentityMap, tokens
-from magnus_cache.notices import logger
+from magnus_cache.notices import say_once
 
 __all__ = ["Owner", "constructed_without_arguments", "content", "is_value_class"]
 
@@ -131,20 +131,14 @@ def _always(text: str) -> _Rule:
     return lambda _: text
 
 
-_warned: Final[IdentityMap[bool]] = IdentityMap()
-
-
 def _warn_once(cls: type, function: str, argument: str) -> None:
-    if _warned.get(cls):
-        return
-    _warned.put(cls, True)
-    logger.warning(
-        "%s caches for each instance of %s alone, as the class is constructed with arguments: nothing is shared with "
-        "other instances, processes or restarts. To share, define __cache_key__() on the class, returning what its "
-        "data depend on (such as an account's id), or leave the instance out with exclude=(%r,)",
-        function,
-        cls.__qualname__,
-        argument,
+    # By its name: where a module is executed again and again, as a Streamlit page is, its class is a new one each time.
+    say_once(
+        f"instance:{cls.__module__}:{cls.__qualname__}",
+        f"{function} caches for each instance of {cls.__qualname__} alone, as the class is constructed with arguments: "
+        "nothing is shared with other instances, processes or restarts. To share, define __cache_key__() on the class, "
+        "returning what its data depend on (such as an account's id), or leave the instance out with "
+        f"exclude=({argument!r},)",
     )
 
 

@@ -95,7 +95,7 @@ class Lifetimes:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # First of all: if Redis comes back from here on, this is the trust that its coming kills.
-            trust = self._state.eras.offline
+            trust = self._state.eras.bounded(self._state.eras.offline, address.namespace)
             entry = self._here(address, wire)
             if entry is None:
                 return False

@@ -22,6 +22,7 @@ from magnus_cache.freshness import PLAIN
 from magnus_cache.joining import Caller, JoiningCaller
 from magnus_cache.judging import JudgedValue, Judging
 from magnus_cache.leases import Claim
+from magnus_cache.load_failures import LoadFailures
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.pacing import at_once, in_turns
@@ -81,6 +82,8 @@ class Loads:
         self.flights = reads.state.flights
         self.clock = reads.state.clock
         self.throttle = Throttle(reads.state.clock)
+        self._failures = LoadFailures(reads.state.notices)
+        self.flights.unheard = self._failures.tell
 
     @property
     def wait_timeout(self) -> float:
@@ -121,6 +124,7 @@ class Loads:
         fresh: bool = False, unwanted: int | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
+        flight.loader = loader
         got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
         opened = await self.open(address, got, flight)
         claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
@@ -197,6 +201,7 @@ class Loads:
             return got
 
         def lead(flight: Flight) -> LoadedValue[T]:
+            flight.loader = loader
             claims: list[Claim] = []
             try:
                 try:
@@ -278,7 +283,7 @@ class Loads:
                 "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
-        if self._state.reachable:
+        if self._state.reachable or self._state.cut_off(address.namespace):
             self.flights.expire(address.name)
             self._state.leases.check(address.name, self._state.clock())
 
@@ -343,14 +348,18 @@ class Loads:
         if ttl is None:
             self._hold_back(address, error)
             return
-        payload = encode_error(error)
+        # Tags that only a value could tell: no invalidation would reach what is remembered.
+        payload = None if claim.flight.look.tags is None else encode_error(error)
         if payload is None:
-            kind = type(error).__name__
-            self._state.notices.warn(
-                f"negative:{address.namespace}:{kind}",
-                f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as not all of its parts can be "
-                "stored; let the loader raise an error that has plain data only",
+            kind, tagged = type(error).__name__, claim.flight.look.tags is None
+            why = "its tags are a function of the value; give them as texts or templates of the arguments"
+            why = (
+                why
+                if tagged
+                else ("not all of its parts can be stored; let the loader raise an error that has plain data only")
             )
+            what = f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as {why}"
+            self._state.notices.warn(f"negative:{address.namespace}:{kind}", what)
             return
         try:
             self._reads.check_size(address, payload)
@@ -362,17 +371,13 @@ class Loads:
             await self._writes.fill(address, held, payload, ttl, claim)
 
     def _hold_back(self, address: Address, error: Exception) -> None:
-        freshness, kind = address.freshness, type(error).__name__
-        if not freshness.grace and not freshness.in_tasks:
-            # The callers are told, all of them.
+        freshness = address.freshness
+        if not freshness.grace and not freshness.early:
+            # Whoever waits gets the error, and whoever asks again wants it tried again.
             return
-        then = ""
-        # Without a stale value, whoever asks again wants it tried again.
-        if freshness.grace or freshness.early:
-            self.throttle.failed(address.name, freshness.retry)
-            then = f"; where there is a stale one it is served, and the next attempt is in {freshness.retry:g} s"
-        what = f"loading a value for namespace {str(address.namespace)!r} failed ({kind}){then}"
-        self._state.notices.warn(f"load:{address.namespace}:{kind}", what)
+        self.throttle.failed(address.name, freshness.retry)
+        then = f"; where there is a stale value it is served, and the next attempt is in {freshness.retry:g} s"
+        self._failures.tell_of(address.name, address.namespace, error, then)
 
     async def kept(
         self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,

@@ -94,6 +94,9 @@ class Namespace(str):
     :param compress: compress large values.
     :param version: a number or text that is part of each key: change it when the code that makes the values changes,
         so that it does not read what its older self stored.
+    :param offline: for how long memory may serve values after contact with Redis was lost, while others may change
+        them unheard; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives. It is
+        counted from the last moment at which Redis confirmed what is in memory. Nothing is stored in memory past it.
     :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
@@ -106,9 +109,10 @@ class Namespace(str):
     share: bool
     compress: bool
     version: Version | None
+    offline: float | None
     freshness: Freshness
 
-    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl", "version")
+    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "offline", "share", "ttl", "version")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -118,6 +122,7 @@ class Namespace(str):
         "share": False,
         "compress": False,
         "version": None,
+        "offline": None,
         "grace": PLAIN.grace,
         "soft_timeout": PLAIN.soft_timeout,
         "hard_timeout": PLAIN.hard_timeout,
@@ -139,6 +144,7 @@ class Namespace(str):
         share: bool = False,
         compress: bool = False,
         version: Version | None = None,
+        offline: Duration | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -151,6 +157,7 @@ class Namespace(str):
         put(self, "share", _flag(share, "share"))
         put(self, "compress", _flag(compress, "compress"))
         put(self, "version", checked_version(version))
+        put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
         put(self, "freshness", Freshness.of(freshness))
         return self
 

@@ -11,6 +11,7 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache.addresses import Address, Held
+from magnus_cache.clock import LONGEST
 from magnus_cache.codec import envelope
 from magnus_cache.coding import Coding
 from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
@@ -204,17 +205,20 @@ class Reads(Coding):
 
     def fallback(self, address: Address) -> Entry | None:
         """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._of_this_era(self._memory.peek(address.name))
+        return None if self.state.reachable else self._still_served(address, self._memory.peek(address.name))
 
     def last(self, address: Address) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
 
         It need not be trusted, but must have been until the outage.
         """
-        return None if self.state.reachable else self._of_this_era(self._memory.past(address.name, trusted=False))
+        if self.state.reachable:
+            return None
+        return self._still_served(address, self._memory.past(address.name, trusted=False))
 
-    def _of_this_era(self, entry: Entry | None) -> Entry | None:
-        return entry if entry is not None and entry.trust.era == self.state.eras.now else None
+    def _still_served(self, address: Address, entry: Entry | None) -> Entry | None:
+        serves = entry is not None and self.state.eras.serves(entry.trust, address.namespace, self._clock())
+        return entry if serves else None
 
     async def look(self, address: Address) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
@@ -292,7 +296,8 @@ class Reads(Coding):
         if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
             self._gone(fill)
             return None
-        entry = self.entry(address, held, deadline, self.trust(source, sent), sent, generation, marks)
+        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
+        entry = self.entry(address, held, deadline, trust, sent, generation, marks, born)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -314,7 +319,7 @@ class Reads(Coding):
 
     def entry(
         self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,
-        marks: Sequence[Mark] = (),
+        marks: Sequence[Mark] = (), born: float | None = None,
     ) -> Entry:  # fmt: skip
         """Make an entry.
 
@@ -322,6 +327,7 @@ class Reads(Coding):
         :param since: when its life in this process is counted from.
         :param generation: the memory's, from before it was known that none of the tags is invalid.
         :param marks: those of its tags, from before then as well.
+        :param born: when it was stored, if that is known.
         """
         freshness, more = address.freshness, 0
         if freshness is not PLAIN:
@@ -332,7 +338,7 @@ class Reads(Coding):
             deadline -= early
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more)
+        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
         return TaggedEntry.of(entry, marks, generation) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:

@@ -131,6 +131,7 @@ class Replays:
             "replay:failed",
             f"Redis cannot be told what it missed ({error!r}): this is a fault of magnus_cache, please report it. "
             "All values of this cache count as invalid",
+            error,
         )
         # Everything stands for what could not be told, which is not tried again.
         untold = self._recovery.take()

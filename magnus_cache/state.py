@@ -19,9 +19,10 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.connection_log import ConnectionLog
+from magnus_cache.cut_off import CutOff
 from magnus_cache.endings import Ending
-from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epoch_reads import EpochReads
+from magnus_cache.epoch_renewals import EpochRenewals
 from magnus_cache.epochs import Epochs, Realm
 from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
@@ -62,7 +63,7 @@ __all__ = ["State"]
 _abandoned: Final[list[object]] = []
 
 
-class State(Forgetting):
+class State(Forgetting, CutOff):
     """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
@@ -77,13 +78,13 @@ class State(Forgetting):
         self.portal = BackgroundLoops()
         self.workers = Workers(run=self.portal.run)
         self.stats = Stats()
-        self.notices = Notices()
+        self.notices = Notices(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
         self.abandoned = AbandonedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = Epochs(self.keyspace)
         self.recovery = Recovery(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
         self.leases = Leases(self.flights.detach_flight)
-        self.eras = Eras()
+        self.eras = Eras(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
             self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
         )
@@ -95,6 +96,7 @@ class State(Forgetting):
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
         self.epoch_reads = EpochReads(self.epochs, settings.max_staleness, self.clock, self.outdated)
+        self.epoch_renewals = EpochRenewals(self.epochs, self.clock)
         self.announcements = Announcements(self._values, self, self.arrivals, self.epoch_reads)
         self.journal = self._new_journal()
         self.replays = self._new_replays()
@@ -173,6 +175,7 @@ class State(Forgetting):
             # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
+                    self.eras.cut(old)
                     if self.reachable:
                         old.trust.retire()
                     else:
@@ -204,16 +207,6 @@ class State(Forgetting):
         """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
         return self.endpoint is not None and self.breaker.closed
 
-    def local_trust(self) -> Trust:
-        """Return what a value stands on that could be stored in this process alone.
-
-        While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
-        this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
-        """
-        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self.eras.offline
-        return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now) if self.reachable else offline
-
     def describe(self) -> str:
         """Return what tells this cache from another, without secrets."""
         where = self.endpoint.display if self.endpoint else "memory only"
@@ -241,6 +234,7 @@ class State(Forgetting):
 
     def flushed(self, wire: "Wire") -> None:
         """Ask about what is being loaded: its lease is gone like all the rest, if it was in the database concerned."""
+        self.eras.flushed(wire)
         self.announcements.flushed(wire)
 
     def exchanged(self, wire: "Wire") -> None:
@@ -249,10 +243,15 @@ class State(Forgetting):
 
     def cut(self, wire: "Wire") -> None:
         """Take for changed what was announced and not followed up on a lost connection; wake who waits for more."""
+        self.eras.cut(wire)
         self.announcements.cut(wire)
         if self.journal is not None:
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
             self.journal.begin_doubt()
+
+    def beat(self, wire: "Wire") -> None:
+        """Keep the epochs of what is in use."""
+        self.epoch_renewals.beat(wire)
 
     def measured(self, sent: float, reads: int) -> None:
         """Note how long some reads took."""
@@ -393,6 +392,8 @@ class State(Forgetting):
         self.portal.end()
         if self.journal is not None:
             self.journal.end()
+        else:
+            self.log.closed()
         self.memory.reset()
         self.eras.offline.kill()
 
@@ -407,7 +408,7 @@ class State(Forgetting):
         self.special.intersection_update(self.disabling)
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases, self.eras, self.abandoned, self.workers,
+            self.leases, self.eras, self.abandoned, self.workers, self.epoch_renewals,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

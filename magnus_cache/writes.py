@@ -21,6 +21,7 @@ from magnus_cache.batch_reads import MANY
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Fill, LocalTrust, Trust
+from magnus_cache.eras import OfflineTrust
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.footprint import footprint, has_room
 from magnus_cache.freshness import lifetime
@@ -255,7 +256,8 @@ class Writes:
         if stored and fill is not None and floor is not None and floor <= held.epoch:
             # By Redis' time as it is known by now.
             deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
-            kept = self._memory.fill(fill, self.reads.entry(address, held, deadline, trust, sent, generation, marks))
+            entry = self.reads.entry(address, held, deadline, trust, sent, generation, marks, sent)
+            kept = self._memory.fill(fill, entry)
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(address.name)
@@ -311,8 +313,10 @@ class Writes:
         try:
             if overtaken():
                 return False
-            trust = trust or self.state.local_trust()
-            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks)
+            trust = trust or self.state.local_trust(address.namespace)
+            if address.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
+                return False
+            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks, now)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
@@ -329,7 +333,7 @@ class Writes:
         """
         offline = self.state.eras.offline
         if claim.offline is offline and not self.state.reachable:
-            trust: Trust = offline
+            trust: Trust = self.state.eras.bounded(offline, address.namespace)
         elif refusal is not None:
             self._stays_here(address, refusal)
             trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)

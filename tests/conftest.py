@@ -12,6 +12,7 @@ import pytest
 import redis
 import trustme
 
+from magnus_cache import notices
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from magnus_cache.process_wide import PROCESS, Isolation
 from magnus_cache.testing import Proxy
@@ -145,6 +146,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("REDIS_", "MAGNUS_CACHE_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _a_log_that_has_said_nothing() -> None:
+    """What one test had logged is no reason to hold it back in another."""
+    notices.forget_all()
 
 
 @pytest.fixture(autouse=True, scope="module")

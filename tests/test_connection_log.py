@@ -1,14 +1,18 @@
 """What the log says of the connection to Redis."""
 
 import logging
+import ssl
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import redis
+import trustme
 
 from magnus_cache import CacheManager
 from magnus_cache.embedded import EmbeddedServer
+from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until
 
 
@@ -45,6 +49,23 @@ def test_a_new_reason_is_told_and_the_end_is_as_loud_as_the_beginning(
     assert "nothing listens there" in away or "was lost" in away
     assert any("refused the user or password" in line for line in changed)
     assert "is back after" in back
+
+
+def test_another_remedy_for_the_same_reason_is_told(
+    server: EmbeddedServer, authority: trustme.CA, authority_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever follows the first and makes the cache anew, in a minute or not, needs the second."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.org").configure_cert(context)
+    with Proxy(server.port, context) as proxy:
+        for file in (None, None, str(authority_file)):
+            url = f"rediss://127.0.0.1:{proxy.port}/0"
+            with CacheManager(redis_url=url, redis_ssl_ca_certs=file) as cache:
+                cache.get("t", "k")
+    told = [line for _, line in lines(caplog)]
+    assert len(told) == 2
+    assert "is not trusted" in told[0]
+    assert "is not for '127.0.0.1'" in told[1]
 
 
 def test_a_bare_log_says_who_speaks() -> None:

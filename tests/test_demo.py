@@ -382,6 +382,15 @@ def test_an_improvement_is_rounded_down() -> None:
     assert len({len(line) for line in table([row])}) == 1
 
 
+@pytest.mark.parametrize(("width", "columns"), [(None, 7), (100, 7), (90, 6), (65, 4), (40, 3), (10, 3)])
+def test_a_narrow_terminal_gets_fewer_columns(width: int | None, columns: int) -> None:
+    row = Row(WORKLOADS[1], before=800, first=801, redis=0.25, near=0.001, asked=101, made=1)
+    lines = table([row], width)
+    assert {line.count("|") for line in lines} == {columns + 1}
+    assert width is None or width < 40 or max(map(len, lines)) <= max(width, 50)
+    assert all(title in lines[0] for title in ("Feature", "Before (ms)", "After (ms)"))
+
+
 # -- the command line -------------------------------------------------------------------------------------------
 
 

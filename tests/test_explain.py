@@ -9,6 +9,7 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager, Explanation, Namespace
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import Slow, fleet
+from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -116,3 +117,54 @@ async def test_an_entry_in_memory_speaks_to_people_too() -> None:
     assert "expires in 2 h" in told or "expires in 1 h 59 min" in told
     assert "size 2 kB" in told
     assert "None" not in told
+
+
+@pytest.mark.parametrize("where", ["memory only", "outage", "read before the outage"])
+async def test_a_value_in_memory_has_an_age(url: str, proxy: Any, where: str) -> None:
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(
+            redis_url=proxy.url, redis_enabled=where != "memory only", op_timeout=0.3
+        ) as cache:
+            if where == "outage":
+                proxy.refuse()
+            if where == "read before the outage":
+                async with AsyncCacheManager(redis_url=url) as peer:
+                    await peer.set("t", "k", [1], ttl="2h", tags="x")
+                clock.advance(20)
+                assert await cache.get("t", "k") == [1]
+            else:
+                await cache.set("t", "k", [1], ttl="2h", tags="x")
+                clock.advance(20)
+                assert await cache.get("t", "k") == [1]
+            proxy.refuse()
+            proxy.cut()
+            await wait_until_async(lambda: not cache._state.reachable)
+            clock.advance(45)
+            told = await cache.explain("t", "k")
+    assert told.level == "l1"
+    assert told.age == pytest.approx(65, abs=1)
+    assert "stored 1 min 5 s ago" in str(told)
+    assert "expires in 1 h 58 min" in str(told)
+    assert "tags x" in str(told)
+    assert "size" in str(told)
+
+
+async def test_a_remembered_error_and_a_stale_value_in_memory() -> None:
+    namespace = Namespace("t", negative={LookupError: 60}, grace=60)
+
+    def fail() -> None:
+        raise LookupError
+
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(redis_enabled=False) as cache:
+            with pytest.raises(LookupError):
+                await cache.get_or_set(namespace, "e", fail)
+            assert "an error that loading raised, remembered" in (await cache.explain(namespace, "e")).verdict
+            await cache.set(namespace, "k", 1, ttl=10)
+            clock.advance(30)
+            stale = await cache.explain(namespace, "k")
+            assert stale.verdict == "past its end, and may be served stale for 40 s more; no Redis is configured"
+            assert stale.level is None
+            assert "expired 20 s ago" in str(stale)
+            clock.advance(60)
+            assert (await cache.explain(namespace, "k")).verdict == "not there; no Redis is configured"

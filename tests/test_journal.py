@@ -48,7 +48,9 @@ class Life:
         self.warnings: list[str] = []
         self.recovery = Recovery(ROOT, **bounds)
         self.file = JournalFile(path, cache, ROOT, **bounds)
-        self.journal = Journal(self.file, self.recovery, lambda _, message: self.warnings.append(message), SECONDS)
+        self.journal = Journal(
+            self.file, self.recovery, lambda _, message, _error=None: self.warnings.append(message), SECONDS
+        )
         self.journal.begin_doubt()
 
     def write(self) -> None:
@@ -508,7 +510,9 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[
 
 def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:
     recovery, said = Recovery(ROOT), list[str]()
-    journal = Journal(JournalFile(path, CACHE, ROOT), recovery, lambda _, message: said.append(message), 0.05)
+    journal = Journal(
+        JournalFile(path, CACHE, ROOT), recovery, lambda _, message, _error=None: said.append(message), 0.05
+    )
 
     async def main() -> None:
         for _ in range(20):

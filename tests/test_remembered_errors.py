@@ -202,3 +202,62 @@ def test_a_class_that_has_changed_meanwhile_is_a_value_that_cannot_be_read() -> 
     payload = codec.encode(["builtins:ExceptionGroup", ("no members",), {}])
     with pytest.raises(CacheDecodeError, match="cannot be made again"):
         decode_error(payload, EVERYTHING)
+
+
+# -- tags --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["get_or_set", "cached", "batch"])
+def test_an_error_whose_tags_only_a_value_could_tell_is_not_remembered(
+    url: str, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """Nobody can say what it would have been, so no invalidation would reach it."""
+    namespace, calls = Namespace("t", negative={LookupError: 60}), 0
+
+    def tags(value: Any) -> list[str]:
+        return [f"sector:{value}"]
+
+    def load(key: str) -> Any:
+        nonlocal calls
+        calls += 1
+        raise LookupError(key)
+
+    def load_many(keys: list[str]) -> dict[str, Any]:
+        return {key: load(key) for key in keys}
+
+    with CacheManager(redis_url=url) as cache, CacheManager(redis_url=url) as peer:
+        for manager in (cache, cache, peer):
+            with pytest.raises(LookupError):
+                match way:
+                    case "get_or_set":
+                        manager.get_or_set(namespace, "k", lambda: load("k"), tags=tags)
+                    case "cached":
+                        manager.cached(namespace, key="{key}", tags=tags)(load)("k")
+                    case _:
+                        manager.get_or_set_many(namespace, ["k"], load_many, tags=tags)
+    assert calls == 3
+    lines = [line for line in caplog.messages if "not remembered" in line]
+    assert len(lines) == 1
+    assert "its tags are a function of the value" in lines[0]
+
+
+def test_an_error_whose_tags_are_known_goes_with_them(url: str) -> None:
+    namespace, calls = Namespace("t", negative={LookupError: 60}), 0
+
+    with CacheManager(redis_url=url) as cache, CacheManager(redis_url=url) as peer:
+
+        @cache.cached(namespace, key="{key}", tags=("prices", "sector:{key}"))
+        def load(key: str) -> None:
+            nonlocal calls
+            calls += 1
+            raise LookupError(key)
+
+        for invalidate in (lambda: None, lambda: peer.invalidate_tags("sector:k"), lambda: peer.delete(namespace, "k")):
+            for _ in range(2):
+                with pytest.raises(LookupError):
+                    load("k")
+            invalidate()
+            cache.get_stats()
+        with pytest.raises(LookupError):
+            load("k")
+    assert calls == 3

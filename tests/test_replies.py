@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheUnavailableError
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.redis import replies
+from magnus_cache.redis import reclaim, replies
 from tests.support.nonsense import Nonsense
 from tests.support.wait import wait_until_async
 
@@ -79,6 +80,67 @@ async def test_invariant_9_no_number_from_redis_raises_or_stays(
                 assert await cache.get_or_set("t", "k", _loaded, tags="x") == "loaded"
                 assert await other.get("t", "k") == "loaded"
                 assert await cache.ttl("t", "k") is not None
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("target", ["t", "magnus:t:a*", "magnus:*"])
+async def test_invariant_9_a_scan_without_an_end_has_one(
+    server: EmbeddedServer, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be cleared is invalid all the same, as soon as the server makes sense again."""
+    monkeypatch.setattr(reclaim, "_STEPS", 50)
+    async with Nonsense(server.port) as relay, AsyncCacheManager(redis_url=server.url) as other:
+        await other.set("t", "ab", "old")
+        relay.answer, relay.sane = b"*2\r\n$1\r\n7\r\n*0\r\n", 2
+        async with AsyncCacheManager(redis_url=relay.url) as cache:
+            async with asyncio.timeout(30):
+                assert await cache.clear(target) == 0
+            relay.answer = None
+            relay.hang_up()
+            await cache.get("t", "k")
+            await wait_until_async(lambda: cache.redis_available and not cache._engine.state.recovery.pending)
+            if target == "magnus:t:a*":
+                # Of the others, this server never heard: their epoch was issued by the one that talked nonsense.
+                assert await other.get("t", "ab") is None
+
+
+class Endless(Nonsense):
+    """Ends no SCAN.
+
+    :ivar keys: how many keys it claims to have.
+    :ivar counts: how often each command was asked.
+    """
+
+    keys = 0
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.answer, self.sane = b"+OK\r\n", 3
+        self.counts: Counter[bytes] = Counter()
+
+    def _sense(self, words: list[Any]) -> bytes:
+        self.counts[words[0]] += 1
+        match words[0]:
+            case b"SCAN":
+                return b"*2\r\n$1\r\n7\r\n*0\r\n"
+            case b"DBSIZE":
+                return b":%d\r\n" % self.keys
+        return super()._sense(words)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("keys", [0, 120, 1 << 62])
+async def test_how_many_steps_a_scan_may_take_is_a_matter_of_how_many_keys_there_are(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, keys: int
+) -> None:
+    monkeypatch.setattr(reclaim, "_STEPS", 5)
+    monkeypatch.setattr(reclaim, "_MOST_KEYS", 500)
+    async with Endless(server.port) as relay, AsyncCacheManager(redis_url=relay.url) as cache:
+        relay.keys = keys
+        async with asyncio.timeout(10):
+            assert await cache.clear("t") == 0
+        assert relay.counts[b"DBSIZE"] == 1
+        assert relay.counts[b"SCAN"] == 5 + min(keys, 500) // 50
 
 
 ODD: Final[list[Any]] = [None, -1, 1 << 63, True, 1.5, "5", b"5", [5], dt.date.min, ValueError("no")]

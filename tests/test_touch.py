@@ -282,9 +282,9 @@ async def test_a_set_is_kept_though_a_load_of_another_thread_is_about_to_be(monk
         monkeypatch.setattr(type(memory), "invalidate", between)
         local_trust = type(cache._state).local_trust
 
-        def filled_first(state: Any) -> Any:
+        def filled_first(state: Any, namespace: Any) -> Any:
             memory.fill(fill[0], loaded)
-            return local_trust(state)
+            return local_trust(state, namespace)
 
         monkeypatch.setattr(type(cache._state), "local_trust", filled_first)
         assert await cache._writes.write(address, "set", cache._reads.encoded(address, "set"), 60) is True

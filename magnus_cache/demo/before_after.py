@@ -40,7 +40,7 @@ async def before_and_after(stage: Stage, callers: Callers) -> None:
     with_cache = world.calls.since(start)
 
     rows = _rows(before, first, redis, near, with_cache)
-    console.block(table(rows))
+    console.block(table(rows, console.width))
     by_redis = "Redis: a hit by a second, empty manager. " if redis else ""
     console.say(f"All times are in ms. First: a miss, which loads. {by_redis}After: a hit in memory.")
     console.say(f"Before and First ran the six at the same time, each timed by itself; After is a median of {_HITS}.")

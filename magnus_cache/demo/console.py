@@ -31,9 +31,13 @@ class Console:
         self._coloured = self._stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         columns = shutil.get_terminal_size((WIDTH, 0)).columns if self._stream.isatty() else WIDTH
         self._width = max(_NARROWEST, min(WIDTH, columns))
-        self._steps = 0
-        self._checks = 0
+        self._steps = self._checks = 0
         self.failures: list[str] = []
+
+    @property
+    def width(self) -> int:
+        """Columns that there are."""
+        return self._width
 
     def title(self, text: str) -> None:
         """Print the first line."""

@@ -13,12 +13,13 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Final, get_args
 
+from magnus_cache.notices import Warn
 from magnus_cache.redis.journal_file import JournalFile, Known, Row
 from magnus_cache.redis.journal_queue import Batch, Change, JournalQueue, Sync, pending
 from magnus_cache.redis.recovery import Kind, Recovery
@@ -55,11 +56,11 @@ class Journal:
     Its thread is started by the first thing there is to write or to read, and ended by `close`.
 
     :param file: where to.
-    :param warn: takes a topic and a message, once in a while.
+    :param warn: takes a topic, a message and perhaps what caused it, once in a while.
     :param timeout: seconds that a caller waits for the disk.
     """
 
-    def __init__(self, file: JournalFile, recovery: Recovery, warn: Callable[[str, str], None], timeout: float) -> None:
+    def __init__(self, file: JournalFile, recovery: Recovery, warn: Warn, timeout: float) -> None:
         self._file = file
         self._recovery = recovery
         self._warn = warn
@@ -403,11 +404,9 @@ class Journal:
 
     def _say_moved(self, error: Exception) -> None:
         if self._file.aside is not None:
-            self._warn(
-                "journal:moved",
-                f"the recovery journal {self.path} could not be read ({error}) and was moved to "
-                f"{self._file.aside.name}; as nobody knows what was in it, all values of this cache count as invalid",
-            )
+            what = f"the recovery journal {self.path} could not be read ({error}) and was moved to "
+            then = "; as nobody knows what was in it, all values of this cache count as invalid"
+            self._warn("journal:moved", f"{what}{self._file.aside.name}{then}", error)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -417,4 +416,5 @@ class Journal:
             "journal",
             f"the recovery journal {self.path} cannot be used ({error}); invalidations of an outage are kept in memory "
             "only, and end with this process. Make room on the disk, and let this user write to file and folder",
+            error,
         )

@@ -30,6 +30,9 @@ class Observer(Protocol):
     def cut(self, wire: Any) -> None:
         """Tell that a connection was lost, and with it what it would have announced."""
 
+    def beat(self, wire: Any) -> None:
+        """Tell that the wire is up and was used a moment ago; some times a second at most."""
+
     def measured(self, sent: float, reads: int) -> None:
         """Tell that some reads were answered, which were sent at a monotonic second."""
 

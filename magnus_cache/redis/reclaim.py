@@ -17,6 +17,12 @@ __all__ = ["Reclaimed", "Touch", "reclaim", "remove_matching", "remove_names"]
 
 _STEP = 250
 """Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
+_STEPS = 10_000
+"""Steps of a SCAN after which Redis is asked how many are due; a table that is nearly empty takes thousands, too."""
+_KEYS_A_STEP = 50
+"""A tenth of the keys that a step gets through on average."""
+_MOST_KEYS = 1 << 32
+"""More than that cannot be in a database."""
 _RECLAIMED = 250
 """Values looked into by one script: well below a millisecond of the server's time."""
 
@@ -87,9 +93,19 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
 
 
 async def _scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
-    cursor = b"0"
+    """Yield the names that match a glob.
+
+    :raises CacheUnavailableError: when Redis goes away, refuses, or does not come to an end.
+    """
+    cursor, steps, most = b"0", 0, _STEPS
     while True:
         cursor, names = await wire.execute(commands.scan(cursor, pattern, _STEP), replies.step)
         yield names
         if cursor == b"0":
             return
+        steps += 1
+        if steps == _STEPS:
+            keys = await wire.execute(commands.DB_SIZE, replies.answer)
+            most += min(keys, _MOST_KEYS) // _KEYS_A_STEP
+        if steps >= most:
+            raise CacheUnavailableError("protocol", f"Redis does not end a SCAN after {steps} steps")

@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     "fill",
     "learn",
+    "prolong",
     "reclaim",
     "release",
     "renew",
@@ -33,7 +34,11 @@ __all__ = [
 ]
 
 EPOCH_LIFE: Final = 30 * 86_400_000
-"""Milliseconds that the epoch of a namespace or tag stays after it was issued; past it, its values are loaded anew."""
+"""Milliseconds that the epoch of a namespace or tag stays after it was issued or used; past it, its values are loaded
+anew."""
+
+_DAY: Final = 86_400_000
+"""Milliseconds."""
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
@@ -251,6 +256,17 @@ return redis.call('EXISTS', KEYS[1])
 )
 
 
+# A change would be announced to all who know the epoch, so it is for the first of a day only. Ends with a read, as all
+# that write: the server goes on to announce changes.
+_PROLONG: Final = Script(
+    "PROLONG",
+    f"""
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 and left < {EPOCH_LIFE - _DAY} then redis.call('PEXPIRE', KEYS[1], {EPOCH_LIFE}) end
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
 _COMPARE: Final = Script(
     "COMPARE",
     f"""
@@ -319,6 +335,11 @@ def learn(names: ControlNames, control: bytes, known: int) -> Command:
 def adopt(names: ControlNames, control: bytes, known: int, captured: int) -> Command:
     """Pack the reading of a tag's epoch; if it is missing, that of the load that made the tag, if that is safe."""
     return _ADOPT.command((names.clock, names.guard, control), known, captured, names.bucket(control))
+
+
+def prolong(control: bytes) -> Command:
+    """Pack the renewal of an epoch's life, if a day of it has gone by; the reply is 1 if there is one, else 0."""
+    return _PROLONG.command((control,))
 
 
 def reclaim(names: Sequence[bytes], epoch: int) -> Command:

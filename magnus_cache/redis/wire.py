@@ -397,6 +397,7 @@ class Wire:
     def _on_beat(self) -> None:
         """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
         self._beat = None
+        self._observer.beat(self)
         if self._up and (self.trust.used or self.holds):
             self.trust.used = False
             with contextlib.suppress(CacheUnavailableError):

@@ -71,6 +71,7 @@ from tests.support import (  # noqa: F401
     mutants_interrupts,
     mutants_joining,
     mutants_life,
+    mutants_logs,
     mutants_noise,
     mutants_pushes,
     mutants_soak,

@@ -1,0 +1,103 @@
+"""What a process remembers does not grow with the number of names, objects, failures or event loops that it has met."""
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+import redis
+
+from magnus_cache import CacheManager, Namespace
+from magnus_cache.decorators import Site
+from magnus_cache.identity import tokens
+from magnus_cache.namespaces import default_registry
+from magnus_cache.throttle import Throttle
+
+
+def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magnus_cache.epochs._MOST", 1_000)
+    with CacheManager(redis_url=url) as cache:
+        state = cache._state
+        for number in range(3_000):
+            state.stats.of(Namespace(f"n{number}")).misses += 1
+            cache._reads.address(f"n{number}", "k")
+        for number in range(0, 3_000, 20):
+            cache.get(f"n{number}", "k")
+        stats = cache.get_stats()
+        assert len(stats["namespaces"]) <= 1_001
+        assert stats["miss_count"] == 3_000 + 150
+        assert len(state.keyspace._heads) <= 1_024
+        assert len(default_registry._plain) <= 1_024
+        assert len(state.epochs._realms) <= 1_000
+        assert len(state.epochs._prefixes) <= 1_000
+        assert len(state.epochs._latest) <= 1_000
+
+
+def test_many_failures() -> None:
+    now = 0.0
+    throttle = Throttle(lambda: now)
+    for number in range(12_000):
+        throttle.failed(b"%d" % number, 60)
+    assert len(throttle._until) == 10_000
+    assert not throttle.holds(b"0")
+    assert throttle.holds(b"11999")
+
+
+def test_many_instances_and_functions() -> None:
+    """As a page makes them that is executed anew each time it is shown."""
+    before = len(tokens._known)
+    with CacheManager(redis_enabled=False) as cache:
+        sites: list[Any] = []
+
+        def page(number: int) -> None:
+            class Client:
+                def __init__(self, account: int) -> None:
+                    self.account = account
+
+                @cache.cached("t")
+                def total(self, year: int) -> int:
+                    return year
+
+            for year in range(3):
+                Client(number).total(year)
+
+        for number in range(200):
+            page(number)
+        gc.collect()
+        sites += [watcher for watcher in default_registry._watchers if isinstance(watcher, Site)]
+        assert len([site for site in sites if site.engine is cache._engine]) == 0
+        assert len(tokens._known) <= before + 3
+        assert len(cache._state.stats._branches) == 200
+
+        @cache.cached("t")
+        def squared(number: int) -> int:
+            return number * number
+
+        for number in range(10_000):
+            squared(number)
+        (site,) = [one for one in default_registry._watchers if isinstance(one, Site) and one.engine is cache._engine]
+        assert len(site.memo) <= 8_192
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_many_event_loops(url: str, raw: redis.Redis, *, pending: bool) -> None:
+    """Each call of `asyncio.run` has a loop of its own; some are closed with their tasks still there."""
+    with CacheManager(redis_url=url) as cache:
+
+        async def use(number: int) -> None:
+            await cache.aio.get_or_set("t", number, lambda: number)
+            await cache.aio.delete("t", number)
+            if pending:
+                cache._state.missed(lambda recovery: recovery.record([b"magnus:t:x"]))
+                cache._state.replays.begin(cache._state._wires[asyncio.get_running_loop()])
+
+        for number in range(30):
+            asyncio.run(use(number))
+        gc.collect()
+        state = cache._state
+        assert len(state._wires) <= 2
+        assert len(state.replays._tasks) <= 1
+        assert len(state.key_locks._loops) <= 1
+        assert len(state.flights._tasks) == len(state.flights) == len(state.flights._blocked) == 0
+        assert len(state.workers.places._lanes) <= 2
+        assert len(cache._writes._limiters) <= 2
