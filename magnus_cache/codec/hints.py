@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from typing import Any, Final, ForwardRef, Literal, NamedTuple, TypeVar, get_args, get_origin, is_typeddict
+from typing import Any, Final, ForwardRef, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 __all__ = ["Scope", "classes_in", "fields_of", "result_of"]
 
@@ -251,8 +251,9 @@ def fields_of(cls: type[Any], around: Mapping[str, Any] = _NO_NAMES) -> Iterator
 
 def _field_names(cls: type[Any]) -> set[str]:
     """Return the names of a class's fields, those of a pydantic model that are private included."""
-    if is_typeddict(cls):
-        return {*cls.__annotations__}
+    if hasattr(cls, "__required_keys__"):
+        # A TypedDict, of whichever library.
+        return {*_annotations(cls)}
     names: set[str] = set()
     for attribute in ("_fields", "__dataclass_fields__", "__pydantic_fields__", "__private_attributes__"):
         value: Any = getattr(cls, attribute, ())

@@ -259,7 +259,7 @@ def _register_quietly(cls: type) -> bool:
         return False
     if shape is None:
         # A TypedDict's values are dicts.
-        return hasattr(cls, "__total__")
+        return hasattr(cls, "__required_keys__")
     old = _by_name.get(type_name(cls))
     if old is not None and _is_current(old.cls) and not _is_current(cls):
         # An annotation from before a reload.
