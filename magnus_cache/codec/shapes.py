@@ -21,6 +21,8 @@ __all__ = ["Default", "Shape", "shape_of"]
 
 _REQUIRED: Final[Any] = object()
 _PLAIN: Final = frozenset({str, int, float, bool})
+_MAPPED: Final = "_sa_class_manager"
+"""What SQLAlchemy notes on a class that it maps."""
 
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
@@ -43,7 +45,7 @@ def shape_of(cls: Any) -> Shape | None:
     :raises CacheArgumentError: for a dataclass with state outside its fields, and for a class that SQLAlchemy maps.
     """
     bases: tuple[Any, ...] = cls.__mro__
-    if "_sa_class_manager" in vars(cls):
+    if _MAPPED in vars(cls):
         # Its instances belong to a session, which no field tells of; put together without it, they raise at every look.
         problem = f"SQLAlchemy maps {type_name(cls)}: return rows or plain objects, or give encode= and decode="
         raise CacheArgumentError("cls", problem)

@@ -18,8 +18,9 @@ from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["IMMUTABLE", "STDLIB_ENCODERS", "STDLIB_RESTORERS"]
 
-_SCALAR: Final = mark(b"e")
-_COLLECTION: Final = mark(b"o")
+_SMALL: Final = mark(b"e")
+_LARGE: Final = mark(b"o")
+"""Of types of which an empty one takes several hundred bytes; the budget for payloads tells the two apart."""
 
 _FRACTION_BITS: Final = 16_384
 """Bits of a numerator or denominator. To reduce a fraction of more takes a millisecond or, soon, seconds."""
@@ -50,7 +51,7 @@ IMMUTABLE: Final = frozenset({*_TEXTS[:6], Fraction})
 
 def _text_encoder(cls: type[Any]) -> Callable[[Any], list[Any]]:
     name = cls.__name__
-    return lambda value: [name, str(value), _SCALAR]
+    return lambda value: [name, str(value), _SMALL]
 
 
 def _encode_fraction(value: Fraction) -> list[Any]:
@@ -58,7 +59,7 @@ def _encode_fraction(value: Fraction) -> list[Any]:
         raise CacheEncodeError(
             "fractions.Fraction", f"a Fraction of more than {_FRACTION_BITS} bits cannot be stored; store its two parts"
         )
-    return ["Fraction", value.numerator, value.denominator, _SCALAR]
+    return ["Fraction", value.numerator, value.denominator, _SMALL]
 
 
 def _encode_defaultdict(value: Any) -> list[Any]:
@@ -70,17 +71,17 @@ def _encode_defaultdict(value: Any) -> list[Any]:
             "a defaultdict can be stored if its factory is a built-in type such as list or int; return dict(value) "
             "instead",
         )
-    return ["defaultdict", name, exact(dict(value)), _COLLECTION]
+    return ["defaultdict", name, exact(dict(value)), _LARGE]
 
 
 STDLIB_ENCODERS: Final[dict[type, Callable[[Any], list[Any]]]] = {
     **{cls: _text_encoder(cls) for cls in _TEXTS},
     Fraction: _encode_fraction,
-    # dict(...) follows the order of an OrderedDict, also after move_to_end().
-    OrderedDict: lambda value: ["OrderedDict", exact(dict(value)), _COLLECTION],
+    # In pairs, which take about as much memory as the nodes of an OrderedDict: so it counts in the budget for payloads.
+    OrderedDict: lambda value: ["OrderedDict", exact([[key, item] for key, item in value.items()]), _SMALL],
     defaultdict: _encode_defaultdict,
-    Counter: lambda value: ["Counter", exact(dict(value)), _COLLECTION],
-    deque: lambda value: ["deque", exact(list(value)), value.maxlen, _COLLECTION],
+    Counter: lambda value: ["Counter", exact(dict(value)), _LARGE],
+    deque: lambda value: ["deque", exact(list(value)), value.maxlen, _LARGE],
 }
 """By exact type: the value as a marked list."""
 
@@ -96,9 +97,9 @@ def _text_restorer(cls: Callable[[str], Any]) -> Callable[[Any], Any]:
     return lambda text: cls(expect(text, str))
 
 
-def _ordered(items: Any) -> Any:
+def _ordered(pairs: Any) -> Any:
     whole: OrderedDict[Any, Any] = OrderedDict()
-    return checked_update(whole, list(expect(items, dict).items()))
+    return checked_update(whole, [(key, item) for key, item in expect(pairs, list)])
 
 
 def _defaultdict(name: Any, items: Any) -> Any:
@@ -113,12 +114,12 @@ def _deque(items: Any, maxlen: Any) -> Any:
     return deque(expect(items, list), None if maxlen is None else expect(maxlen, int))
 
 
-_SCALARS: Final[dict[str, Callable[..., Any]]] = {
+_SMALL_TYPES: Final[dict[str, Callable[..., Any]]] = {
     **{cls.__name__: _text_restorer(cls) for cls in _TEXTS},
     "Fraction": _fraction,
-}
-_COLLECTIONS: Final[dict[str, Callable[..., Any]]] = {
     "OrderedDict": _ordered,
+}
+_LARGE_TYPES: Final[dict[str, Callable[..., Any]]] = {
     "defaultdict": _defaultdict,
     "Counter": _counter,
     "deque": _deque,
@@ -136,5 +137,5 @@ def _restorer(table: dict[str, Callable[..., Any]]) -> Restore:
     return restore
 
 
-STDLIB_RESTORERS: Final[dict[bytes, Restore]] = {b"e": _restorer(_SCALARS), b"o": _restorer(_COLLECTIONS)}
+STDLIB_RESTORERS: Final[dict[bytes, Restore]] = {b"e": _restorer(_SMALL_TYPES), b"o": _restorer(_LARGE_TYPES)}
 """By kind: the value from the items before the mark."""
