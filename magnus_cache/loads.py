@@ -46,8 +46,7 @@ class LoadedValue(Generic[T]):
     def __init__(self, value: T, payload: bytes | None) -> None:
         self._value = value
         self._payload = payload
-        # A row of a database, say, must not be one thing to the first caller and another to the later ones.
-        self._original = [] if payload is not None and codec.comes_back_changed(payload) else [value]
+        self._original = [value]
 
     def take(self) -> T:
         """Return the value: the first taker gets the loader's own object, the others equal ones."""

@@ -1,6 +1,6 @@
 """Values as bytes and back: exact, without pickle, and safe whatever the bytes."""
 
-from magnus_cache.codec.others import comes_back_changed
+from magnus_cache.codec.others import changed_so_far
 from magnus_cache.codec.registry import on_replaced, register_hint, register_result, register_type
 from magnus_cache.codec.renewal import renewed
 from magnus_cache.codec.sharing import shareable
@@ -8,6 +8,6 @@ from magnus_cache.codec.steps import LARGE, is_heavy
 from magnus_cache.codec.values import decode, decode_steps, encode, encode_steps, size_steps
 
 __all__ = [
-    "LARGE", "comes_back_changed", "decode", "decode_steps", "encode", "encode_steps", "is_heavy", "on_replaced",
+    "LARGE", "changed_so_far", "decode", "decode_steps", "encode", "encode_steps", "is_heavy", "on_replaced",
     "register_hint", "register_result", "register_type", "renewed", "shareable", "size_steps",
 ]  # fmt: skip

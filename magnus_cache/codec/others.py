@@ -13,7 +13,7 @@ from magnus_cache.codec.registry import encode_registered, late_registration, re
 from magnus_cache.codec.rows import ROW_KIND, encode_row, restore_row
 from magnus_cache.codec.stdlib import STDLIB_ENCODERS, STDLIB_RESTORERS
 
-__all__ = ["OTHER_RESTORERS", "RENEWAL", "Renewal", "comes_back_changed", "encode_other"]
+__all__ = ["OTHER_RESTORERS", "RENEWAL", "Renewal", "changed_so_far", "encode_other"]
 
 OTHER_RESTORERS: Final = {**STDLIB_RESTORERS, NAMED_TUPLE_KIND: restore_named_tuple, ROW_KIND: restore_row}
 """By kind: the value from the items before the mark."""
@@ -31,7 +31,14 @@ RENEWAL: Final = Renewal()
 _unnamed: Final[WeakSet[type]] = WeakSet()
 """Classes of named tuples that no annotation names: there are many tuples of each."""
 
-_CHANGED: Final = tuple(b"\xd4\xb3" + kind for kind in (NAMED_TUPLE_KIND, ROW_KIND))
+
+class _Tally:
+    """How many values were encoded that come back as something else. Only ever compared, so it needs no lock."""
+
+    changed = 0
+
+
+_tally: Final = _Tally()
 
 
 def encode_other(value: Any) -> list[Any] | None:
@@ -44,10 +51,11 @@ def encode_other(value: Any) -> list[Any] | None:
     if encoder is not None:
         return encoder(value)
     marked = encode_row(value, kind)
+    if marked is None and kind in _unnamed:
+        marked = encode_named_tuple(value, kind)
     if marked is not None:
+        _tally.changed += 1
         return marked
-    if kind in _unnamed:
-        return encode_named_tuple(value, kind)
     entry = late_registration(kind)
     if entry is None and RENEWAL.active:
         entry = replaced(kind)
@@ -57,9 +65,14 @@ def encode_other(value: Any) -> list[Any] | None:
     if not isinstance(value, tuple):
         return None
     _unnamed.add(kind)
+    _tally.changed += 1
     return encode_named_tuple(value, kind)
 
 
-def comes_back_changed(payload: bytes) -> bool:
-    """Return whether decoding a payload may give other than what was encoded: another class, or less than it knew."""
-    return any(head in payload for head in _CHANGED)
+def changed_so_far() -> int:
+    """Return how many values this process has encoded that come back as something else.
+
+    As another class, or as what knows less, such as a row that finds its columns by name only. Where the number has
+    not changed while a value was encoded, there is none in it.
+    """
+    return _tally.changed
