@@ -7,6 +7,7 @@ Each method reads as one path through the cache: check the arguments, try the ne
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
+from magnus_cache import codec
 from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
@@ -28,6 +29,7 @@ from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_ma
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
+from magnus_cache.typed_results import typed
 from magnus_cache.versions import Version
 from magnus_cache.warming import ProgressCallback, WarmReport, warm
 
@@ -144,16 +146,16 @@ class AsyncOperations(AsyncLife):
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
@@ -161,6 +163,7 @@ class AsyncOperations(AsyncLife):
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
+        :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
         :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
@@ -170,6 +173,8 @@ class AsyncOperations(AsyncLife):
         :raises Exception: whatever the loader raises, the same for all who waited.
         """
         check_callable(loader, "loader")
+        if returns is not None:
+            codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
         return await self._loaded(address, loader, Rule(checked_ttl(ttl), tags=TagRule(tags)))
 
@@ -206,7 +211,7 @@ class AsyncOperations(AsyncLife):
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (),
+        tags: AnyTags = (), *, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
 
@@ -214,11 +219,14 @@ class AsyncOperations(AsyncLife):
             list of keys that nobody else in the fleet is loading (500 at a time at most), and returns a mapping of
             them to values. Keys that it leaves out are left out of the result; one whose value is an exception failed.
         :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :param returns: the type of the values, or of the mapping; see `get_or_set`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
         :raises Exception: what the loader raised, if it was called for all keys there are no values of.
         """
         check_callable(batch_loader, "batch_loader")
+        if returns is not None:
+            codec.register_hint(returns, batch_loader)
         rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
         find = finder(self._engine, namespace, rule)
         return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
@@ -299,7 +307,7 @@ class AsyncOperations(AsyncLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -314,19 +322,21 @@ class AsyncOperations(AsyncLife):
             function closes over.
         :param version: a number or text that is part of the key: change it when the function's code changes, so that
             it does not read what its older self stored.
+        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         rule = make_rule(ttl, tags, skip_if, freshness)
-        return make_decorator(
+        made = make_decorator(
             self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
         )
+        return typed(made, returns)
 
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -341,9 +351,10 @@ class AsyncOperations(AsyncLife):
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
         rule = make_rule(ttl, tags, skip_if)
-        return make_batch_decorator(
+        made = make_batch_decorator(
             self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
         )
+        return typed(made, returns)
 
     # -- the rest -------------------------------------------------------------------------------------------
 

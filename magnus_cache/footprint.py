@@ -4,6 +4,7 @@ Encoded values take their bytes. Decoded ones take several times as many: a tupl
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from itertools import islice
@@ -70,9 +71,11 @@ def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
         return 0
     # Keys of rows are the same objects in all of them.
     seen.add(id(value))
-    if kind is dict:
+    if isinstance(value, dict):
         pairs = list(islice(value.items(), _SAMPLES // 2))
         return _own(value) + _parts([part for pair in pairs for part in pair], 2 * len(value), nodes, seen)
+    if isinstance(value, deque):
+        return _own(value) + _parts(list(islice(value, _SAMPLES)), len(value), nodes, seen)
     if isinstance(value, list | tuple):
         return _own(value) + _parts(_spread(value), len(value), nodes, seen)
     if isinstance(value, set | frozenset):

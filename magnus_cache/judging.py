@@ -3,9 +3,10 @@
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
+from magnus_cache import codec
 from magnus_cache.addresses import Address, Held
 from magnus_cache.current import CurrentLoad, is_unmodified, unmodified
-from magnus_cache.errors import CacheEncodeError, CacheError, CacheValueTooLargeError
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheError, CacheValueTooLargeError
 from magnus_cache.reads import Reads
 from magnus_cache.rules import Rule
 from magnus_cache.writes import Writes
@@ -55,6 +56,7 @@ class Judging:
             value = load.previous
         try:
             skipped = rule.skip_if is not None and rule.skip_if(value)
+            changed = codec.changed_so_far()
             payload = yield from self._payload(address, value, skipped=skipped)
             ttl = None if skipped or payload is None else rule.seconds(value, self._reads.ttl(address))
             all_tags = rule.tags_of(value, tags)
@@ -64,6 +66,8 @@ class Judging:
             # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
             self._hold_back(address, error)
             raise
+        if payload and codec.changed_so_far() != changed:
+            value = yield from _as_read(value, payload)
         if payload is None or ttl is None:
             return JudgedValue(value, payload, tags, all_tags)
         held = yield from self._writes.holding(address, value, payload, all_tags)
@@ -85,3 +89,11 @@ class Judging:
             # It need not be storable; then those who wait for it share it, as they would without a cache.
             return None
         return payload
+
+
+def _as_read(value: Any, payload: bytes) -> Generator[None, None, Any]:
+    """Return a value as later callers get it, so that the first one does not get another kind of row, say."""
+    try:
+        return (yield from codec.decode_steps(payload))
+    except CacheDecodeError:
+        return value

@@ -13,6 +13,7 @@ from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
+from magnus_cache import codec
 from magnus_cache.announcements import Announcements
 from magnus_cache.arrivals import Arrivals
 from magnus_cache.breaker import Breaker
@@ -35,7 +36,6 @@ from magnus_cache.leases import Leases
 from magnus_cache.loader_loop import BackgroundLoops
 from magnus_cache.loop_end import call_on_loop
 from magnus_cache.loops import loop_error
-from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
 from magnus_cache.notices import Notices
@@ -45,6 +45,7 @@ from magnus_cache.portal import CLOSE_TIMEOUT
 from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery
+from magnus_cache.renewals import RenewingMemory
 from magnus_cache.replays import Replays
 from magnus_cache.sections import check_waiting, section
 from magnus_cache.stats import Stats
@@ -72,7 +73,8 @@ class State(Forgetting, CutOff):
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0)
         self.namespaces = default_registry
-        self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
+        self.memory = RenewingMemory(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)
+        codec.on_replaced(self.memory)
         self.flights = Flights(clock=self.clock)
         self.key_locks = KeyLocks(4 * settings.op_timeout)
         self.portal = BackgroundLoops()

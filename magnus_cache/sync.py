@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
+from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.batch_reads import found_many_blocking
@@ -161,16 +162,16 @@ class BlockingOperations(BlockingLife):
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
@@ -179,6 +180,7 @@ class BlockingOperations(BlockingLife):
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
+        :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
         :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
@@ -189,6 +191,8 @@ class BlockingOperations(BlockingLife):
         :raises Exception: whatever the loader raises, the same for all who waited.
         """
         check_callable(loader, "loader")
+        if returns is not None:
+            codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
         tag_rule = TagRule(tags)
         rule = Rule(checked_ttl(ttl), tags=tag_rule)
@@ -221,7 +225,7 @@ class BlockingOperations(BlockingLife):
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (),
+        tags: AnyTags = (), *, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
 
@@ -230,11 +234,14 @@ class BlockingOperations(BlockingLife):
             returns a mapping of them to values. Keys that it leaves out are left out of the result; one whose value is
             an exception failed.
         :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :param returns: the type of the values, or of the mapping; see `get_or_set`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
         :raises Exception: what the loader raised, if it was called for all keys there are no values of.
         """
         check_callable(batch_loader, "batch_loader")
+        if returns is not None:
+            codec.register_hint(returns, batch_loader)
         rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
         find = finder(self._engine, namespace, rule)
         self._state.check_open()
@@ -331,7 +338,7 @@ class BlockingOperations(BlockingLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -346,6 +353,7 @@ class BlockingOperations(BlockingLife):
             function closes over.
         :param version: a number or text that is part of the key: change it when the function's code changes, so that
             it does not read what its older self stored.
+        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
@@ -359,13 +367,14 @@ class BlockingOperations(BlockingLife):
             skip_if=skip_if,
             exclude=exclude,
             version=version,
+            returns=returns,
             **freshness,
         )
 
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -380,7 +389,15 @@ class BlockingOperations(BlockingLife):
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
         return self._async.cached_many(
-            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, version=version
+            namespace,
+            ttl,
+            key_func,
+            key=key,
+            tags=tags,
+            skip_if=skip_if,
+            exclude=exclude,
+            version=version,
+            returns=returns,
         )
 
     # -- the rest -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-from collections import OrderedDict, defaultdict
+from collections import ChainMap, UserDict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -289,6 +289,9 @@ class Unregistered(enum.IntEnum):
 class Pair(NamedTuple):
     a: int
 
+    def double(self) -> int:
+        return 2 * self.a
+
 
 @dataclasses.dataclass
 class Plain:
@@ -298,7 +301,7 @@ class Plain:
 @pytest.mark.parametrize(
     "value",
     [
-        Text("x"), Unregistered.ONE, Pair(1), Plain(1), OrderedDict(a=1), defaultdict(list), object(), Order, len,
+        Text("x"), Unregistered.ONE, Pair(1), Plain(1), ChainMap({"a": 1}), UserDict(a=1), object(), Order, len,
         iter([1]), datetime(2025, 1, 1, tzinfo=Zone()), ValueError("x"),
     ],
 )  # fmt: skip
@@ -663,4 +666,5 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 
 def test_public_names() -> None:
     steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "size_steps"]
-    assert sorted(codec.__all__) == sorted([*steps, "decode", "encode", "register_type", "shareable"])
+    types = ["changed_so_far", "on_replaced", "register_hint", "register_result", "register_type", "renewed"]
+    assert sorted(codec.__all__) == sorted([*steps, *types, "decode", "encode", "shareable"])

@@ -1,23 +1,38 @@
 """What somebody else put into Redis may cost a miss, never the memory or the time of the process that reads it."""
 
+import collections
 import struct
 import time
 import tracemalloc
+from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
+from fractions import Fraction
+from ipaddress import IPv4Network, ip_network
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy
 import pandas
 import pytest
 import redis
+from psycopg2.extras import RealDictRow
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache.codec import budget, decode, encode, envelope
 from magnus_cache.codec import builtin as builtin_types
-from magnus_cache.codec import decode, encode, envelope
 from magnus_cache.codec.budget import RATIO, decoded_bytes
+from magnus_cache.codec.class_cache import ClassCache
 from magnus_cache.errors import CacheDecodeError, CacheValueTooLargeError
+from magnus_cache.pacing import at_once
+from tests.support.kinds import forget_what_was_made
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    forget_what_was_made()
+
 
 P = 2**61 - 1
 """Python's hashes of numbers are remainders of a division by this."""
@@ -53,6 +68,13 @@ BOMBS = {
     "negative numbers": b"\xf0",
     "sets": b"\x92\x01\xd4\xb3s",
     "long maps": b"\xde\x00\x01\xcd\x11\x11\xc0",
+    "deques": encode(deque()),
+    "ordered dicts": encode(OrderedDict()),
+    "counters": encode(Counter()),
+    "fractions": encode(Fraction(1, 3)),
+    "networks": encode(ip_network("10.0.0.0/8")),
+    "named tuples": encode(collections.namedtuple("A", "a")(0)),  # type: ignore[misc]  # noqa: PYI024
+    "rows": encode(RealDictRow()),
 }
 
 
@@ -71,6 +93,7 @@ ROWS = [
     {"id": number, "symbol": f"AAPL{number}", "name": "日本語テキスト", "price": number / 7, "ok": True, "none": None}
     for number in range(20_000)
 ]
+Quote: Any = collections.namedtuple("Quote", "id symbol name price ok none")  # noqa: PYI024  # not to be registered
 VALUES = {
     "rows": ROWS,
     "tuples": [tuple(row.values()) for row in ROWS],
@@ -81,6 +104,14 @@ VALUES = {
     "small numbers": [number % 100 for number in range(500_000)],
     "raw": bytes(range(256)) * 4_000,
     "text": "日本語" * 100_000,
+    "ordered dicts": [OrderedDict(row) for row in ROWS],
+    "defaultdicts": [defaultdict(list, row) for row in ROWS],
+    "deques": [deque(row.values()) for row in ROWS],
+    "paths": [PurePosixPath(f"/a/b/{number}") for number in range(20_000)],
+    "addresses": [ip_network(number << 8).network_address for number in range(20_000)],
+    "networks": [IPv4Network((number << 8, 24)) for number in range(20_000)],
+    "named tuples": [Quote(*row.values()) for row in ROWS],
+    "real dict rows": [RealDictRow(row) for row in ROWS],
 }
 
 
@@ -99,6 +130,23 @@ def test_the_estimate_comes_near_the_truth(value: Any) -> None:
     assert real / 2.2 < estimate
     # A dict of numbers takes twenty times its bytes. All others may be as large as their namespace allows.
     assert value is VALUES["numbers by number"] or estimate <= RATIO * len(payload)
+
+
+@pytest.mark.parametrize(
+    "make", [deque, lambda: OrderedDict.fromkeys(range(15)), lambda: OrderedDict.fromkeys(range(100)), RealDictRow]
+)
+def test_the_estimate_of_small_collections_is_not_too_low(make: Any) -> None:
+    value = [make() for _ in range(3_000)]
+    payload = encode(value)
+    tracemalloc.start()
+    try:
+        again = decode(payload)
+        real = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert again == value
+    # Counted token by token, whatever a count of bytes makes of it.
+    assert real / 2.2 < at_once(budget._walk(payload, 10**12))
 
 
 async def test_a_bomb_in_redis_is_a_counted_miss(url: str, raw: redis.Redis) -> None:
@@ -196,3 +244,77 @@ def test_a_zone_is_read_from_its_file_once() -> None:
     names = [f"Etc/GMT+{hours}" for hours in range(1, 13)]
     first = [id(restore([name])) for name in names]
     assert [id(restore([name])) for name in names] == first
+
+
+# -- what is made from names ------------------------------------------------------------------------------------
+
+
+def named(name: str, fields: str, *values: Any) -> bytes:
+    return marked(b"N", *map(encode, (name, fields, *values)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("A", "a b"), ("A", ""), ("A", "a-b"), ("A", "class"), ("A", "_a"), ("A", "_1"), ("A", "1"), ("", "a"),
+        ("class", "a"), ("A b", "a"), ("A(", "a"), ("A", "a)"), ("A" * 256, "a"), ("A", "a" * 256), ("A\n", "a"),
+        ("A", "\udcff"), ("A", " "), ("A", "a\n"),
+    ],
+)  # fmt: skip
+def test_names_that_no_named_tuple_has_are_malformed(name: str, fields: str) -> None:
+    assert reason(named(name, fields, 1)) == "malformed"
+
+
+def test_a_field_stands_in_a_named_tuple_once_and_of_them_there_are_not_too_many() -> None:
+    assert reason(named("A", "a a", 1, 2)) == "malformed"
+    fields = [f"f{number}" for number in range(1_665)]
+    assert reason(named("A", " ".join(fields), *fields)) == "malformed"
+    assert reason(marked(b"N", encode("A"))) == "malformed"
+    assert reason(marked(b"N", encode(b"A"), encode("a"), encode(1))) == "malformed"
+
+
+def test_ever_new_named_tuples_are_given_up() -> None:
+    payload = marked(b"t", *(named(f"Hostile{number}", "a", 1) for number in range(20_000)))
+    began = time.thread_time()
+    assert reason(payload) == "too_costly"
+    # Unchecked, it takes a second.
+    assert time.thread_time() - began < 0.5
+
+
+class Ticking:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_names_from_the_wire_are_limited_in_time_and_in_all() -> None:
+    clock = Ticking()
+    cache: ClassCache[int, list[int]] = ClassCache(lambda key: [key], lambda _: 42, 10, clock)
+    made = [cache.from_wire(number) for number in range(20)]
+    assert len(cache) == 10
+    with pytest.raises(CacheDecodeError) as caught:
+        cache.from_wire(20)
+    assert caught.value.reason == "too_costly"
+    # What is there costs nothing, and what the program itself makes is not counted.
+    assert cache.from_wire(19) is made[19]
+    assert cache.own(20) == [20]
+    assert cache.from_wire(20) is cache.own(20)
+    clock.now = 0.2
+    assert cache.from_wire(21) == [21]
+    assert len(cache) == 10
+
+
+def test_keys_of_other_dicts_that_share_a_hash_are_refused() -> None:
+    keys = [(P * number,) for number in range(300)]  # few enough for a plain dict
+    assert decode(encode(dict.fromkeys(keys))) == dict.fromkeys(keys)
+    # To fill this one takes several times as long.
+    assert reason(encode(OrderedDict.fromkeys(keys))) == "too_costly"
+
+
+def test_fractions_that_take_long_to_reduce_are_refused() -> None:
+    large = 3**200_000
+    assert reason(marked(b"e", encode("Fraction"), encode(large), encode(2 * large))) == "too_costly"
+    with pytest.raises(TypeError, match="Fraction"):
+        encode(Fraction(large, 2))
+    assert decode(encode(Fraction(3**5_000, 2))) == Fraction(3**5_000, 2)

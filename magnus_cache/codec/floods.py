@@ -16,9 +16,13 @@ from typing import Any, Final, TypeVar
 from magnus_cache.codec.marks import kind_of
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["FLOODING_BYTES", "FLOODING_KEYS", "check_hashes", "checked_dict", "checked_frozenset", "checked_set"]
+__all__ = [
+    "FLOODING_BYTES", "FLOODING_KEYS", "check_hashes", "checked_dict", "checked_frozenset", "checked_set",
+    "checked_update",
+]  # fmt: skip
 
 T = TypeVar("T")
+D = TypeVar("D", bound=dict[Any, Any])
 
 FLOODING_BYTES: Final = 8_192
 """Payloads below this hold the loop for 5 ms at most, whatever they contain."""
@@ -85,7 +89,14 @@ def checked_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     """
     if len(pairs) <= _FEW:
         return dict(pairs)
-    whole: dict[Any, Any] = {}
+    return checked_update({}, pairs)
+
+
+def checked_update(whole: D, pairs: list[tuple[Any, Any]]) -> D:
+    """Return a dict, of whatever kind, with keys and values added.
+
+    :raises CacheDecodeError: with the reason ``"too_costly"``, if the keys were chosen to collide.
+    """
     _fill(whole.update, pairs, check_hashes([key for key, _ in pairs]))
     return whole
 

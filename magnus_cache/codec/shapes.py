@@ -20,6 +20,9 @@ from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncod
 __all__ = ["Default", "Shape", "shape_of"]
 
 _REQUIRED: Final[Any] = object()
+_PLAIN: Final = frozenset({str, int, float, bool})
+_MAPPED: Final = "_sa_class_manager"
+"""What SQLAlchemy notes on a class that it maps."""
 
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
@@ -39,9 +42,13 @@ class Shape(NamedTuple):
 def shape_of(cls: Any) -> Shape | None:
     """Return the shape of a class that needs no functions, or None for any other class.
 
-    :raises CacheArgumentError: for a dataclass with state outside its fields.
+    :raises CacheArgumentError: for a dataclass with state outside its fields, and for a class that SQLAlchemy maps.
     """
     bases: tuple[Any, ...] = cls.__mro__
+    if _MAPPED in vars(cls):
+        # Its instances belong to a session, which no field tells of; put together without it, they raise at every look.
+        problem = f"SQLAlchemy maps {type_name(cls)}: return rows or plain objects, or give encode= and decode="
+        raise CacheArgumentError("cls", problem)
     if enum.Flag in bases:
         return _flag(cls)
     if enum.Enum in bases:
@@ -158,24 +165,34 @@ def _model(cls: type[Any]) -> Shape:
         state = value.__dict__
         if not all(name in state for name in names):
             raise CacheEncodeError(type_name(cls), f"a field of this {type_name(cls)} is not set")
-        return [
+        parts = [
             {name: state[name] for name in names},
             value.__pydantic_fields_set__,
             value.__pydantic_extra__,
             value.__pydantic_private__,
         ]
+        if len(state) > len(names):
+            # What a library has noted on it, such as the number of a request.
+            others = {name: item for name, item in state.items() if name not in names and kind_of(item) in _PLAIN}
+            if others and not others.keys() <= (lazy := _cached_properties(cls)):
+                parts.append({name: item for name, item in others.items() if name not in lazy})
+        return parts
 
     def decode(parts: Any) -> Any:
-        state, fields_set, extra, hidden = parts
+        state, fields_set, extra, hidden, *more = parts
         allowed = {*names, *(extra or ())}
         if (extra is None) is (cls.model_config.get("extra") == "allow") or not expect(fields_set, set) <= allowed:
             raise CacheDecodeError("malformed", f"the stored {type_name(cls)} does not fit the class as it is now")
         if private:
             hidden = _complete(cls, hidden or {}, private, private_defaults, partial=True)
         value: Any = object.__new__(cls)
+        fields = _complete(cls, state, names, defaults)
+        for others in more:
+            for name in expect(others, dict).keys() - {*names}:
+                fields[expect(name, str)] = others[name]
         value.__setstate__(
             {
-                "__dict__": _complete(cls, state, names, defaults),
+                "__dict__": fields,
                 "__pydantic_fields_set__": fields_set,
                 "__pydantic_extra__": extra,
                 "__pydantic_private__": hidden,

@@ -8,13 +8,16 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from magnus_cache.codec.marks import kind_of
+from magnus_cache.codec.named_tuples import is_rebuilt
 from magnus_cache.codec.registry import registration
+from magnus_cache.codec.stdlib import IMMUTABLE
 
 __all__ = ["shareable"]
 
 _ATOMS: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range}
     | {Decimal, date, time, datetime, timedelta, timezone, ZoneInfo, UUID}
+    | IMMUTABLE
 )
 _MUTABLE: Final = frozenset({list, dict, set, bytearray})
 
@@ -22,8 +25,9 @@ _MUTABLE: Final = frozenset({list, dict, set, bytearray})
 def shareable(value: object) -> bool:
     """Return whether a value is immutable all the way down, so that no caller can spoil it for another.
 
-    True for exact built-in scalars, Enum members, and tuples, frozensets and registered named tuples of such; False
-    for everything else, frozen dataclasses included (their fields can be changed through `object.__setattr__`).
+    True for exact built-in scalars, Enum members, and tuples, frozensets and named tuples of such, if these come back
+    as they are; False for everything else, frozen dataclasses included (their fields can be changed through
+    `object.__setattr__`).
     """
     kind = kind_of(value)
     if kind in _ATOMS:
@@ -47,7 +51,10 @@ def shareable(value: object) -> bool:
 
 
 def _named_tuple(value: Any) -> bool:
-    entry = registration(kind_of(value))
+    kind = kind_of(value)
+    if is_rebuilt(kind):
+        return not getattr(value, "__dict__", None)
+    entry = registration(kind)
     return (
         entry is not None
         and tuple in entry.cls.__mro__

@@ -15,6 +15,7 @@ from magnus_cache.codec.budget import RATIO, SMALL_BYTES, budget_of, counting
 from magnus_cache.codec.builtin import ENCODERS, RESTORERS, TUPLE
 from magnus_cache.codec.floods import FLOODING_BYTES, FLOODING_KEYS, checked_dict, checked_frozenset, checked_set
 from magnus_cache.codec.marks import MARK_CODE, Mark, kind_of, type_name
+from magnus_cache.codec.others import OTHER_RESTORERS, encode_other
 from magnus_cache.codec.registry import encode_registered, registration, restore_registered
 from magnus_cache.codec.steps import DIVIDED, LARGE, fed, packed
 from magnus_cache.codec.traps import exact
@@ -60,7 +61,10 @@ def _default(value: Any) -> list[Any]:
         from magnus_cache.codec import frames
 
         return frames.encode(value)
-    raise _unregistered(kind)
+    marked = encode_other(value)
+    if marked is None:
+        raise _unregistered(kind)
+    return marked
 
 
 def _unregistered(kind: type) -> CacheEncodeError:
@@ -153,7 +157,13 @@ def _frames(items: list[Any]) -> Any:
 
 _MARKS: Final = {
     kind: Mark(restore)
-    for kind, restore in {**RESTORERS, b"R": restore_registered, b"n": _arrays, b"p": _frames}.items()
+    for kind, restore in {
+        **RESTORERS,
+        **OTHER_RESTORERS,
+        b"R": restore_registered,
+        b"n": _arrays,
+        b"p": _frames,
+    }.items()
 }
 
 

@@ -76,6 +76,7 @@ from tests.support import (  # noqa: F401
     mutants_pushes,
     mutants_soak,
     mutants_stalls,
+    mutants_types,
 )
 from tests.support.guards import MUTANTS, VARIABLE, edit, guard, nothing, put
 

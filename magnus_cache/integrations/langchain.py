@@ -1,0 +1,36 @@
+"""Makes the results of LangChain storable: import this module once, in every process that reads them.
+
+Registers the models of ``langchain_core``: messages and their chunks, generations and the results that hold them,
+documents, prompt values, and what agents decide.
+
+:raises ImportError: if the library is not there.
+"""
+
+from typing import Any
+
+from magnus_cache.codec import register_type
+from magnus_cache.integrations.models import library, models_of
+
+__all__ = ["register"]
+
+library("langchain_core", extra="langchain")
+
+
+def register() -> None:
+    """Register the models; importing this module has done so. Again after the library was reloaded."""
+    modules = (
+        "langchain_core.messages",
+        "langchain_core.outputs",
+        "langchain_core.documents",
+        "langchain_core.prompt_values",
+        "langchain_core.agents",
+    )
+    for model in models_of(modules):
+        register_type(model)
+    # The text of a message, a str that can also be called.
+    text: Any = getattr(library("langchain_core.messages.base", extra="langchain"), "TextAccessor", None)
+    if text is not None:
+        register_type(text, encode=str.__str__, decode=text)
+
+
+register()
