@@ -7,8 +7,10 @@ from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.local_values import shown_tags
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies
+from magnus_cache.revalidation import tags_of
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source
@@ -112,6 +114,8 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     name = address.name.decode()
     near = state.memory.hit(address.name)
     wire = state.wire()
+    if address.namespace.local:
+        return await _by_reference(reads, address, name)
     if wire is None:
         return _local(reads, address, name, near or state.memory.peek(address.name), "no Redis is configured")
     try:
@@ -143,6 +147,23 @@ def _local(reads: Reads, address: Address, name: str, entry: Entry | None, why: 
         return Explanation(str(address.namespace), name, None, f"not there; {why}")
     left = entry.fresh_until - reads.state.clock()
     return Explanation(str(address.namespace), name, "l1", f"in this process; {why}", left=left, size=entry.size)
+
+
+async def _by_reference(reads: Reads, address: Address, name: str) -> Explanation:
+    """Return the state of a key of a local namespace."""
+    entry = reads.state.memory.hit(address.name) or await reads.read(address)
+    entry = entry or (reads.state.memory.past(address.name, trusted=False) if reads.state.endpoint is None else None)
+    if entry is None:
+        return Explanation(str(address.namespace), name, None, "not there; its namespace is local to each process")
+    left, verdict = entry.fresh_until - reads.state.clock(), "in this process by reference, as its namespace is local"
+    if entry.negative:
+        verdict = "an error that loading raised, remembered in this process"
+    elif left <= 0:
+        verdict = f"past its end, and may be served stale for {_duration(left + address.freshness.grace)} more"
+    return Explanation(
+        str(address.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
+        tags=shown_tags(tags_of(entry)),
+    )  # fmt: skip
 
 
 async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:

@@ -91,6 +91,9 @@ class Namespace(str):
     :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
         not to change it.
     :param compress: compress large values.
+    :param local: keep values in this process's memory only, by reference, whatever they are: clients, compiled models,
+        frames. Nothing of them is sent to Redis; clears, tags and deletes of other processes still reach them.
+    :param strict: raise `CacheEncodeError` where the result of a load cannot be stored, instead of returning it.
     :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
@@ -102,9 +105,11 @@ class Namespace(str):
     max_value_bytes: int | None
     share: bool
     compress: bool
+    local: bool
+    strict: bool
     freshness: Freshness
 
-    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "share", "ttl")
+    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "share", "strict", "ttl")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -113,6 +118,8 @@ class Namespace(str):
         "max_value_bytes": None,
         "share": False,
         "compress": False,
+        "local": False,
+        "strict": False,
         "grace": PLAIN.grace,
         "soft_timeout": PLAIN.soft_timeout,
         "hard_timeout": PLAIN.hard_timeout,
@@ -133,6 +140,8 @@ class Namespace(str):
         max_value_bytes: int | None = None,
         share: bool = False,
         compress: bool = False,
+        local: bool = False,
+        strict: bool = False,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -144,7 +153,11 @@ class Namespace(str):
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
         put(self, "compress", _flag(compress, "compress"))
+        put(self, "local", _flag(local, "local"))
+        put(self, "strict", _flag(strict, "strict"))
         put(self, "freshness", Freshness.of(freshness))
+        if self.local:
+            _check_local(self)
         return self
 
     @property
@@ -215,6 +228,19 @@ def _flag(value: object, argument: str) -> bool:
     if not isinstance(value, bool):
         raise CacheTypeError(argument, f"give True or False, not {type(value).__name__}")
     return value
+
+
+def _check_local(namespace: Namespace) -> None:
+    """:raises CacheArgumentError: for what contradicts `local`, which keeps objects in memory as they are."""
+    if not namespace.l1:
+        raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
+    if namespace.compress:
+        raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress=True")
+    if namespace.max_value_bytes is not None:
+        problem = (
+            "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"
+        )
+        raise CacheArgumentError("max_value_bytes", problem)
 
 
 def _size(value: object) -> int:

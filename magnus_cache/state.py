@@ -70,6 +70,7 @@ class State(Forgetting):
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0)
         self.namespaces = default_registry
+        self.local_namespaces: set[str] = set()
         self.memory = Memory(settings.l1_max_entries, settings.l1_max_bytes, self.clock)
         self.flights = Flights(clock=self.clock)
         self.key_locks = KeyLocks(4 * settings.op_timeout)

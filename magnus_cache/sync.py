@@ -144,16 +144,16 @@ class BlockingOperations(BlockingLife):
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
@@ -162,10 +162,12 @@ class BlockingOperations(BlockingLife):
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
-        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
@@ -174,7 +176,7 @@ class BlockingOperations(BlockingLife):
         check_callable(loader, "loader")
         address = self._reads.address(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        rule = Rule(checked_ttl(ttl), tags=tag_rule)
+        rule = Rule(checked_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
             if address.freshness is not PLAIN:
                 return self._under_policy(address, loader, rule, tag_rule.of_call({}))
@@ -204,7 +206,7 @@ class BlockingOperations(BlockingLife):
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (),
+        tags: AnyTags = (), *, strict: bool | None = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
 
@@ -218,7 +220,8 @@ class BlockingOperations(BlockingLife):
         :raises Exception: what the loader raised, if it was called for all keys there are no values of.
         """
         check_callable(batch_loader, "batch_loader")
-        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
+        life = None if ttl is None else seconds(ttl)
+        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
         find = finder(self._engine, namespace, rule)
         self._state.check_open()
         return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
@@ -317,7 +320,7 @@ class BlockingOperations(BlockingLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (),
+        exclude: Iterable[str] = (), strict: bool | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -329,18 +332,20 @@ class BlockingOperations(BlockingLife):
             as ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
         :param exclude: names of parameters that do not count, such as a database session.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         return self._async.cached(
-            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, **freshness
+            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, strict=strict, **freshness
         )
 
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (),
+        exclude: Iterable[str] = (), strict: bool | None = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -353,7 +358,9 @@ class BlockingOperations(BlockingLife):
         :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        return self._async.cached_many(namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude)
+        return self._async.cached_many(
+            namespace, ttl, key_func, key=key, tags=tags, skip_if=skip_if, exclude=exclude, strict=strict
+        )
 
     # -- the rest -------------------------------------------------------------------------------------------
 

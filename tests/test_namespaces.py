@@ -29,7 +29,8 @@ FRESHNESS: dict[str, Any] = {
     "negative": {LookupError: 30.0},
 }  # fmt: skip
 FULL: dict[str, Any] = {
-    "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, **FRESHNESS,
+    "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True,
+    "local": False, "strict": True, **FRESHNESS,
 }  # fmt: skip
 
 
@@ -61,8 +62,8 @@ def test_a_namespace_is_its_name() -> None:
 def test_policy_and_its_defaults() -> None:
     assert Namespace("n").policy == Namespace.DEFAULTS
     assert Namespace("n", ttl=timedelta(seconds=90), l1=False, l1_ttl="5s", max_value_bytes=100, share=True,
-                     compress=True, grace="1h", soft_timeout=0, hard_timeout=2.5, early=1, jitter=0.1, retry="1s",
-                     negative={LookupError: "30s"}).policy == FULL  # fmt: skip
+                     compress=True, strict=True, grace="1h", soft_timeout=0, hard_timeout=2.5, early=1, jitter=0.1,
+                     retry="1s", negative={LookupError: "30s"}).policy == FULL  # fmt: skip
     assert repr(Namespace("n", ttl="5m", share=True)) == "Namespace('n', ttl=300.0, share=True)"
     assert repr(Namespace("n")) == "Namespace('n')"
 

@@ -69,6 +69,7 @@ from tests.support import (  # noqa: F401
     mutants_interrupts,
     mutants_joining,
     mutants_pushes,
+    mutants_results,
     mutants_soak,
     mutants_stalls,
 )
