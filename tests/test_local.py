@@ -415,6 +415,31 @@ async def test_what_is_invalidated_in_an_outage_reaches_the_others_later(url: st
         await gone(peer)
 
 
+@pytest.mark.parametrize("how", INVALIDATIONS)
+@pytest.mark.parametrize("when", ["kept", "loading"])
+async def test_what_was_invalidated_unheard_is_told_by_its_epoch(url: str, proxy: Proxy, how: str, when: str) -> None:
+    """Also by a process that has forgotten which epochs it knew: there are bounds on how many it remembers."""
+    factory = Factory()
+    async with managers(proxy.url, 1, op_timeout=0.3) as (cache,), managers(url, 1) as (peer,):
+        await cache.get(MODELS, "k")
+        if when == "loading":
+            factory.gate.clear()
+        task = asyncio.create_task(cache.get_or_set(MODELS, "k", factory, tags="x"))
+        await wait_until_async(lambda: factory.made)
+        if when == "kept":
+            await task
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not cache._state.reachable)
+        cache._state.epochs.forget()
+        await INVALIDATIONS[how](peer)
+        proxy.resume()
+        await wait_until_async(lambda: cache._state.reachable)
+        factory.gate.set()
+        assert await task is factory.made[0]
+        assert await cache.get(MODELS, "k") is None
+
+
 async def test_loads_in_an_outage_are_kept(proxy: Proxy) -> None:
     factory = Factory()
     async with managers(proxy.url, 1, op_timeout=0.3) as (cache,):

@@ -8,6 +8,7 @@ from magnus_cache import (
     copies,
     core,
     entries,
+    judging,
     lease,
     leases,
     loaded_value,
@@ -86,37 +87,25 @@ def without_hiding_keys_that_are_no_plain_ones() -> None:
 
 @guard(f"{LOCAL}::test_what_a_peer_invalidates_is_gone")
 def without_hidden_tags_of_local_keys() -> None:
-    for module in (batches, loads, local_writes, writes):
+    for module in (batches, judging, loads, local_writes, writes):
         put(module, "tagged", lambda _address, tags: tags)
 
 
-@guard(f"{LOCAL}::test_what_is_invalidated_while_the_connection_is_lost_is_gone")
+@guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
 def without_epochs_of_local_values() -> None:
-    put(entries.TaggedEntry, "of", classmethod(_of_the_latest))
+    def entry_of(cls: Any, *arguments: Any) -> Any:
+        again = original(*arguments)
+        again.epoch = 1 << 62
+        return again
+
+    original = entries.TaggedEntry.of
+    put(entries.TaggedEntry, "of", classmethod(entry_of))
 
 
-def _of_the_latest(cls: Any, entry: Any, marks: Any, generation: int, epoch: int = 0) -> Any:
-    again = _original_of(entry, marks, generation, epoch)
-    again.epoch = 1 << 62
-    return again
-
-
-_original_of: Final = entries.TaggedEntry.of
-
-
-@guard(f"{LOCAL}::test_invariant_2_a_load_that_is_overtaken_is_not_kept")
-def without_asking_again_whether_a_local_load_was_overtaken() -> None:
-    async def settled(*_: Any) -> int:
-        return 0
-
-    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> bool:
-        original, self._reads.epochs.settled = self._reads.epochs.settled, settled
-        try:
-            claim.lease.fill = self._state.memory.reserve(address.name, anew=True)
-            claim.since = self._state.epochs.moment()
-            return await _original_fill(self, address, held, ttl, claim)
-        finally:
-            self._reads.epochs.settled = original
+@guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
+def without_judging_a_local_load_when_it_ends() -> None:
+    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> Any:
+        return await _original_fill(self, address, held._replace(epoch=1 << 62), ttl, claim)
 
     put(local_writes.LocalWrites, "fill", fill)
 
