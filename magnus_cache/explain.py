@@ -9,7 +9,7 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.local_values import shown_tags
 from magnus_cache.reads import Reads
-from magnus_cache.redis import commands, replies
+from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.revalidation import tags_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
 def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
     """Take the reply to a look; what is no lease's time counts as none."""
     value, holder, left = reply
-    if type(holder) is not bytes:
+    if type(holder) is not bytes or holder == scripts.PASSED:
         holder = None
     if type(left) is not int or not 0 <= left <= replies.LONGEST_WAIT:
         left = 0

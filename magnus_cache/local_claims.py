@@ -1,10 +1,11 @@
 """Loading an object that stays in this process: one load in the process, and no lease.
 
-Other processes have objects of their own, so none waits for this one. What a lease does for other loads beside that is
-done here without Redis: the connection is kept talking, so that an invalidation is heard while the load goes on, and
-callers may join however long it takes.
+Other processes have objects of their own, so none waits for this one. All that could overtake the load raises an epoch:
+of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it however long it takes, and
+whatever becomes of the connection.
 """
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ class LocalWatch(Lease):
     def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: Memory) -> None:
         self.wire, self.name, self.flight = wire, name, flight
         self.token, self.seconds = b"", 0.0
-        self.trust = wire.trust if wire.tracking else Trust(wire.clock() + wire.max_staleness)
+        # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then
+        # callers may join, who are judged by that.
+        self.trust = Trust(math.inf)
         self.void = self.ended = self.doubted = self._asking = False
         self._owner = owner
         self._left, self._timer = 0, None

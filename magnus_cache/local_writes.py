@@ -75,6 +75,9 @@ class LocalWrites:
         assert isinstance(watch, LocalWatch)
         wire, now = watch.wire, state.clock()
         try:
+            if not wire.up or wire.trust.deadline <= now:
+                # Any answer brings what was announced before.
+                await wire.renew()
             floor = await twice(lambda: self._reads.epochs.settled(wire, address.realm, held.tags))
         except CacheUnavailableError as error:
             self._reads.failed(address, error)

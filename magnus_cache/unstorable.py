@@ -41,6 +41,10 @@ def loader_name(function: object) -> str:
     return f"{getattr(function, '__module__', None) or kind_of(function).__module__}.{name}"
 
 
+def _named(rule: Rule) -> str:
+    return "a loader" if rule.function is None else loader_name(rule.function)
+
+
 def _size(value: Any) -> int:
     try:
         return footprint(value, 0)
@@ -59,7 +63,7 @@ class Unstorable:
         self._flights = flights
         self._writes = writes
         self._off_loop = writes.off_loop
-        self._reported: set[tuple[str, str]] = set()
+        self._reported: dict[tuple[str, str], object] = {}
 
     async def refused(
         self, address: Address, value: Any, rule: Rule, error: CacheEncodeError, claim: Claim
@@ -74,14 +78,12 @@ class Unstorable:
         if claim.lease is not None:
             claim.lease.close(unstorable=True)
         address.counters.unstorable += 1
-        function = loader_name(rule.function) if rule.function is not None else f"a load of {str(address.namespace)!r}"
+        function = _named(rule)
         strict = rule.is_strict(address.namespace)
         kind = "size" if isinstance(error, CacheValueTooLargeError) else error.type_name
-        first = not strict and (function, kind) not in self._reported and len(self._reported) < _MOST_REPORTED
+        first = not strict and self._is_first(function, kind)
         if not (first or strict):
             return error
-        if first:
-            self._reported.add((function, kind))
         work = partial(explained, value, error, "result")
         if address.namespace.local:
             work = partial(CacheEncodeError, error.type_name, error.problem, "result")
@@ -111,10 +113,16 @@ class Unstorable:
         return copies or []
 
     def _report_sharing(self, value: Any, rule: Rule) -> None:
-        function, name = loader_name(rule.function), type_name(kind_of(value))
-        if (function, "shared") not in self._reported and len(self._reported) < _MOST_REPORTED:
-            self._reported.add((function, "shared"))
+        function, name = _named(rule), type_name(kind_of(value))
+        if self._is_first(function, "shared"):
             say(
                 f"callers who wait for the same call of {function} share its result, or parts of it: a {name} that "
                 "can neither be stored nor copied in full. They must not change it"
             )
+
+    def _is_first(self, function: str, kind: str) -> bool:
+        """Return whether something is to be reported: of threads that ask at the same time, to one."""
+        if len(self._reported) >= _MOST_REPORTED:
+            return False
+        mine = object()
+        return self._reported.setdefault((function, kind), mine) is mine

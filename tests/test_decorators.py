@@ -384,7 +384,7 @@ def test_a_result_that_cannot_be_stored_is_returned_and_says_so(
         return Unknown()
 
     assert isinstance(make(), Unknown)
-    assert re.search(r"make returned.*result is a .*Unknown.*register_type", caplog.text)
+    assert re.search(r"make returned.*result is of type .*Unknown.*register_type", caplog.text)
 
 
 def test_a_result_over_the_limit_is_returned_and_not_stored(caplog: pytest.LogCaptureFixture) -> None:

@@ -415,6 +415,64 @@ async def test_what_is_invalidated_in_an_outage_reaches_the_others_later(url: st
         await gone(peer)
 
 
+async def test_a_load_outlives_a_lost_connection(proxy: Proxy) -> None:
+    """Later callers join it, and its object is kept."""
+    factory = Factory()
+    async with managers(proxy.url, 1) as (cache,):
+        factory.gate.clear()
+        first = asyncio.create_task(cache.get_or_set(MODELS, "k", factory))
+        await wait_until_async(lambda: factory.made)
+        trust = cache._state.wire().trust  # type: ignore[union-attr]  # there is Redis
+        proxy.cut()
+        await wait_until_async(lambda: trust.deadline == float("-inf"))
+        await cache.get("t", "other")
+        second = asyncio.create_task(cache.get_or_set(MODELS, "k", factory))
+        await wait_until_async(lambda: cache._state.flights.joined or len(factory.made) > 1)
+        factory.gate.set()
+        assert await first is await second is await cache.get(MODELS, "k")
+        assert len(factory.made) == 1
+
+
+async def test_without_tracking_a_long_load_is_joined(url: str, raw: redis.Redis) -> None:
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    factory = Factory()
+    try:
+        with virtual_clock() as clock:
+            async with managers(url.replace("redis://", "redis://limited:pw@"), 1) as (cache,):
+                factory.gate.clear()
+                first = asyncio.create_task(cache.get_or_set(MODELS, "k", factory))
+                await wait_until_async(lambda: factory.made)
+                clock.advance(5)
+                second = asyncio.create_task(cache.get_or_set(MODELS, "k", factory))
+                await wait_until_async(lambda: cache._state.flights.joined or len(factory.made) > 1)
+                factory.gate.set()
+                assert await first is await second
+                assert len(factory.made) == 1
+    finally:
+        raw.acl_deluser("limited")
+
+
+@pytest.mark.parametrize("how", INVALIDATIONS)
+async def test_joiners_of_a_load_that_was_overtaken_unheard_load_again(url: str, proxy: Proxy, how: str) -> None:
+    factory = Factory()
+    async with managers(proxy.url, 1, op_timeout=0.3) as (cache,), managers(url, 1) as (peer,):
+        factory.gate.clear()
+        first = asyncio.create_task(cache.get_or_set(MODELS, "k", factory, tags="x"))
+        await wait_until_async(lambda: factory.made)
+        proxy.refuse()
+        proxy.cut()
+        await wait_until_async(lambda: not cache._state.reachable)
+        cache._state.epochs.forget()
+        await INVALIDATIONS[how](peer)
+        second = asyncio.create_task(cache.get_or_set(MODELS, "k", factory, tags="x"))
+        await wait_until_async(lambda: cache._state.flights.joined or len(factory.made) > 1)
+        proxy.resume()
+        await wait_until_async(lambda: cache._state.reachable)
+        factory.gate.set()
+        assert await first is factory.made[0]
+        assert await second is factory.made[1]
+
+
 @pytest.mark.parametrize("how", INVALIDATIONS)
 @pytest.mark.parametrize("when", ["kept", "loading"])
 async def test_what_was_invalidated_unheard_is_told_by_its_epoch(url: str, proxy: Proxy, how: str, when: str) -> None:

@@ -164,14 +164,14 @@ def test_each_function_and_each_type_is_reported(manager: CacheManager, caplog: 
     lines = [record.getMessage() for record in caplog.records if "is not cached" in record.getMessage()]
     assert len(lines) == 3
     assert ".one returned" in lines[0]
-    assert 'result["rows"][1]["it\'s"] is a' in lines[0]
+    assert 'result["rows"][1]["it\'s"] is of type' in lines[0]
     assert "Other" in lines[0]
     assert "register_type(Other)" in lines[0]
     assert "annotate" in lines[0]
     assert "Thing" in lines[1]
     assert "local=True" in lines[1]
     assert ".two returned" in lines[2]
-    assert "result[0] is a" in lines[2]
+    assert "result[0] is of type" in lines[2]
 
 
 def test_a_refresh_leaves_nothing_older_behind(manager: CacheManager) -> None:
@@ -411,7 +411,7 @@ def test_errors_of_batches_travel() -> None:
 
 
 def test_set_always_raises(manager: CacheManager) -> None:
-    with pytest.raises(CacheEncodeError, match=r'value\["rows"\]\[1\] is a .*Thing') as caught:
+    with pytest.raises(CacheEncodeError, match=r'value\["rows"\]\[1\] is of type .*Thing') as caught:
         manager.set("t", "k", {"rows": [1, Thing()]})
     assert caught.value.path == 'value["rows"][1]'
     with pytest.raises(CacheEncodeError):
@@ -494,6 +494,10 @@ def test_paths(manager: CacheManager) -> None:
             manager.set("t", "k", value)
         assert caught.value.path == path
         assert str(caught.value).startswith(path)
+    with pytest.raises(CacheEncodeError, match="nested deeper than"):
+        manager.set("t", "k", deep())
+    with pytest.raises(CacheEncodeError, match="contains itself"):
+        manager.set("t", "k", circle)
 
 
 def test_no_value_is_in_a_message(manager: CacheManager) -> None:

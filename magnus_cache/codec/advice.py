@@ -33,6 +33,7 @@ _CLIENT: Final = re.compile(
     r"(Client|Connection|Conn|Session|Engine|Pool|Channel|Socket|socket|Driver|Redis|Consumer|Producer|Executor)$"
 )
 _ROWS: Final = frozenset({"sqlite3.Row", "asyncpg.protocol.record.Record", "asyncpg.Record"})
+_STORED: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview, list, dict})
 _BUILT_IN: Final = (dict, list, set, frozenset, tuple, str, bytes, int, float)
 
 
@@ -42,7 +43,7 @@ def advice(part: Any) -> str | None:
     None where the encoder's own error says it.
     """
     kind = kind_of(part)
-    if kind in ENCODERS or kind is memoryview or registration(kind) is not None:
+    if kind in _STORED or kind in ENCODERS or registration(kind) is not None:
         # Not the type is to blame.
         return None
     names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]

@@ -19,6 +19,8 @@ def explained(value: Any, error: CacheEncodeError, root: str) -> CacheEncodeErro
         return error
     path, part, own = locate(value, error, root)
     remedy = advice(part)
-    name = type_name(kind_of(part))
-    problem = f"{path}: {own.problem}" if remedy is None else f"{path} is a {name}, which cannot be stored: {remedy}"
+    shown = type_name(kind_of(part)).removeprefix("builtins.")
+    problem = (
+        f"{path}: {own.problem}" if remedy is None else f"{path} is of type {shown}, which cannot be stored: {remedy}"
+    )
     return CacheEncodeError(own.type_name, problem, path)

@@ -18,6 +18,7 @@ from magnus_cache.redis.commands import Command, pack
 __all__ = [
     "EPOCH_LIFE",
     "LEASED",
+    "PASSED",
     "UNSTORABLE",
     "Script",
     "acquire",
@@ -41,6 +42,10 @@ LEASED: Final = 0
 
 UNSTORABLE: Final = -1
 """The answer to `acquire` that says: load it for yourself, as what was waited for cannot be stored."""
+
+PASSED: Final = b"unstorable"
+"""What stands in place of a lease's token for a moment after its load turned out to have a value that cannot be stored.
+It is nobody's lease."""
 
 _PASSING: Final = 250
 """Milliseconds for which it can be known that a load's value cannot be stored: those who wait are woken at once."""

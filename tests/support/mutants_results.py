@@ -10,7 +10,6 @@ from magnus_cache import (
     entries,
     judging,
     lease,
-    leases,
     loaded_value,
     loads,
     local_claims,
@@ -129,15 +128,15 @@ def without_a_connection_before_a_local_load() -> None:
     put(loads.Loads, "_is_first", lambda *_: False)
 
 
-@guard(f"{LOCAL}::test_a_long_load_is_joined_for_as_long_as_it_takes")
-def without_a_connection_that_is_kept_talking_in_a_local_load() -> None:
-    original = leases.Leases.take
+@guard(f"{LOCAL}::test_a_load_outlives_a_lost_connection")
+def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
+    original = local_claims.LocalWatch.__init__
 
-    def take(self: Any, held: Any) -> None:
-        original(self, held)
-        held.wire.holds = 0
+    def init(self: Any, owner: Any, wire: Any, *more: Any) -> None:
+        original(self, owner, wire, *more)
+        self.trust = wire.trust
 
-    put(leases.Leases, "take", take)
+    put(local_claims.LocalWatch, "__init__", init)
 
 
 @guard(f"{LOCAL}::test_a_glob_clears_whole_local_namespaces_elsewhere")
