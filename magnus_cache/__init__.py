@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
     from magnus_cache.errors import (
         CacheArgumentError,
+        CacheBatchEncodeError,
         CacheBatchError,
         CacheClosedError,
         CacheDeadlockError,
@@ -60,6 +61,7 @@ __all__ = [
     "TTL_STATIC",
     "AsyncCacheManager",
     "CacheArgumentError",
+    "CacheBatchEncodeError",
     "CacheBatchError",
     "CacheClosedError",
     "CacheDeadlockError",
@@ -106,6 +108,7 @@ _HOMES: Final = {
     ),
     "errors": (
         "CacheArgumentError",
+        "CacheBatchEncodeError",
         "CacheBatchError",
         "CacheClosedError",
         "CacheDeadlockError",

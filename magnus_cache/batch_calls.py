@@ -14,7 +14,14 @@ from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
-from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
+from magnus_cache.errors import (
+    CacheArgumentError,
+    CacheBatchEncodeError,
+    CacheBatchError,
+    CacheClosedError,
+    CacheEncodeError,
+    CacheTypeError,
+)
 from magnus_cache.flight import SERVING, Flight
 from magnus_cache.judging import JudgedValue
 from magnus_cache.loop_end import call_on_loop
@@ -152,6 +159,8 @@ class _Search:
             first, *rest = errors.values()
             if len(errors) == len(self.missing) and all(error is first for error in rest):
                 raise first
+            if all(isinstance(error, CacheEncodeError) for error in errors.values()):
+                raise CacheBatchEncodeError(results, errors) from first
             raise CacheBatchError(results, errors) from first
         return results
 

@@ -117,6 +117,8 @@ def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | N
 
 async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry | None]:
     """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
+    if addresses[0].namespace.local:
+        return [await reads.read(address) for address in addresses]
     wire = reads.state.wire()
     if wire is None or not wire.up:
         # The first one sees to it that the wire is up, if it can be.

@@ -17,7 +17,9 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.flight import Flight
 from magnus_cache.judging import JudgedValue
 from magnus_cache.leases import Claim
-from magnus_cache.loads import LoadedValue, Loads
+from magnus_cache.loaded_value import LoadedValue
+from magnus_cache.loads import Loads
+from magnus_cache.local_values import tagged
 from magnus_cache.pacing import Step, turn
 from magnus_cache.rules import Rule
 
@@ -41,7 +43,7 @@ class Wanted:
     def __init__(self, key: Any, address: Address, tags: tuple[str, ...] = ()) -> None:
         self.key = key
         self.address = address
-        self.tags = tags
+        self.tags = tagged(address, tags)
 
 
 class _Order:
@@ -173,7 +175,7 @@ class Batch:
             address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
             blocks=self._blocks, caller=caller,
         )  # fmt: skip
-        return await loaded.taken()
+        return await loaded.taken(strict=self._rule.is_strict(address.namespace))
 
     async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""

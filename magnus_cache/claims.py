@@ -16,6 +16,7 @@ from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.leases import Claim, Lease, new_token
+from magnus_cache.local_claims import LocalClaims
 from magnus_cache.pace import Pace, pause
 from magnus_cache.reads import Reads
 from magnus_cache.redis import replies, scripts
@@ -88,6 +89,7 @@ class Claims:
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._state = reads.state
+        self._local = LocalClaims(reads)
 
     async def claim(
         self, address: Address, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
@@ -109,6 +111,8 @@ class Claims:
             held = partial(self._state.memory.hit, address.name)
             return await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
         try:
+            if address.namespace.local:
+                return await self._local.claim(wire, address, flight, tags, fresh=fresh, unwanted=unwanted)
             with self._state.leases.listening(address.name) as changed:
                 return await self._claimed(
                     wire, address, flight, tags, changed, waiting, fresh=fresh, unwanted=unwanted
@@ -157,7 +161,7 @@ class Claims:
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
         reject: _Rejected | None = None
         rejected, unsettled, lost = 0, 0, 0
-        wanted, judged, patience = tags, True, _Patience(wire)
+        wanted, judged, waited, patience = tags, True, False, _Patience(wire)
         while True:
             changed.clear()
             try:
@@ -171,7 +175,7 @@ class Claims:
                 else:
                     header = b"" if reject is None else reject.raw[:HEADER_BYTES]
                     answer = await self._ask(
-                        wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted
+                        wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted, waited=waited
                     )
             except UnsettledError as error:
                 unsettled += 1
@@ -207,6 +211,7 @@ class Claims:
             if left <= 0:
                 return self.unclaimed(flight, fresh=fresh)
             await patience.wait(changed, min(left, answer.seconds), left)
+            waited = True
             if not wire.up:
                 # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
                 await wire.renew()
@@ -248,13 +253,16 @@ class Claims:
         *,
         fresh: bool,
         unwanted: int | None,
+        waited: bool,
     ) -> "_Answer":
         life = round(self._state.settings.lease * 1000)
         self._reads.epochs.prepare(wire, address.realm, tags)
         fill = self._reads.expect(address)
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
-        command = scripts.acquire(address.name, reject, token, life, force=fresh, database=wire.database)
+        command = scripts.acquire(
+            address.name, reject, token, life, force=fresh, database=wire.database, waited=waited
+        )  # fmt: skip
         try:
             # If this raises, nothing was asked.
             wire.call(command, receive, waiter)
@@ -319,6 +327,8 @@ class Claims:
         self._state.leases.told(token)
         if isinstance(reply, bytes):
             return self._found(address, fill, unwanted, reply, source, sent)
+        if reply == scripts.UNSTORABLE:
+            return self.unclaimed(flight, fresh=fresh)
         if reply != scripts.LEASED:
             return _Waiting(replies.number(reply, replies.LONGEST_WAIT) / 1000)
         lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)

@@ -32,6 +32,8 @@ class Clears:
             return 0
         try:
             if not _whole(scope):
+                # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
+                await twice(lambda: self.state.replays.bump(wire, self._local_controls(scope)))
                 return await twice(lambda: remove_matching(wire, scope, self.state.touch))
             control = self.state.epochs.control_of(scope.prefix)
             epoch = await twice(lambda: self.state.replays.bump(wire, (control,)))
@@ -51,6 +53,17 @@ class Clears:
                 )
             return 0
         return self._freed(await reclaim(wire, scope.pattern, epoch))
+
+    def _local_controls(self, scope: Scope) -> list[bytes]:
+        """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
+        state = self.state
+        names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
+        realms = [state.epochs.realm(name) for name in sorted(names)]
+        return [
+            realm.control
+            for realm in realms
+            if realm.prefix.startswith(scope.prefix) or scope.prefix.startswith(realm.prefix)
+        ]
 
     async def invalidate(self, tags: Sequence[str]) -> None:
         """Let no value with one of these tags be served any more, whatever its namespace.

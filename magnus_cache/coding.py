@@ -5,11 +5,13 @@ from typing import Any
 
 from magnus_cache import codec
 from magnus_cache.addresses import LARGE, MISS, Address
+from magnus_cache.codec.refusals import explained
 from magnus_cache.current import is_unmodified
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.footprint import keep_decoded
 from magnus_cache.freshness import PLAIN
+from magnus_cache.local_values import LocalValues
 from magnus_cache.negatives import decode_error
 from magnus_cache.pacing import at_once, in_turns
 from magnus_cache.state import State
@@ -24,6 +26,7 @@ class Coding:
         self.state = state
         self._settings = state.settings
         self._clock = state.clock
+        self.local = LocalValues(state)
 
     def opened(self, address: Address, entry: Entry | None) -> Any:
         """Return an entry's value, fresh for this caller unless it is immutable.
@@ -99,8 +102,13 @@ class Coding:
         :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        # In steps as well: other threads get the GIL in between.
-        payload = at_once(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+        if address.namespace.local:
+            return self._referred(address, value)
+        try:
+            # In steps as well: other threads get the GIL in between.
+            payload = at_once(self.encoding(value))
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
         at_once(self.checking(address, payload))
         return payload
 
@@ -117,12 +125,25 @@ class Coding:
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
         """
-        payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+        if address.namespace.local:
+            return self._referred(address, value)
+        try:
+            payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
         if len(payload) < codec.LARGE:
             self.check_size(address, payload)
         else:
             await in_turns(self.checking(address, payload))
         return payload
+
+    def _referred(self, address: Address, value: Any) -> bytes:
+        """Return nothing, which is what is encoded of an object that is kept by reference."""
+        if is_unmodified(value):
+            raise _for_loaders()
+        if (refusal := self.local.refusal(address, value)) is not None:
+            raise refusal
+        return b""
 
     def check_size(self, address: Address, payload: bytes) -> None:
         """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
@@ -158,6 +179,9 @@ def _encoded(value: Any) -> bytes:
         return codec.encode(value)
     except CacheEncodeError:
         if is_unmodified(value):
-            problem = "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term"
-            raise CacheTypeError("value", problem) from None
+            raise _for_loaders() from None
         raise
+
+
+def _for_loaders() -> CacheTypeError:
+    return CacheTypeError("value", "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term")

@@ -146,16 +146,16 @@ class AsyncOperations(AsyncLife):
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
@@ -164,10 +164,12 @@ class AsyncOperations(AsyncLife):
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
-        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises Exception: whatever the loader raises, the same for all who waited.
@@ -176,7 +178,8 @@ class AsyncOperations(AsyncLife):
         if returns is not None:
             codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
-        return await self._loaded(address, loader, Rule(checked_ttl(ttl), tags=TagRule(tags)))
+        rule = Rule(checked_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
+        return await self._loaded(address, loader, rule)
 
     async def _loaded(self, address: Address, loader: AnyLoader[T], rule: Rule) -> T:
         tags = rule.tags.of_call({}) if rule.tags is not None else ()
@@ -211,7 +214,7 @@ class AsyncOperations(AsyncLife):
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (), *, returns: Any = None,
+        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
 
@@ -227,7 +230,8 @@ class AsyncOperations(AsyncLife):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
+        life = None if ttl is None else seconds(ttl)
+        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
         find = finder(self._engine, namespace, rule)
         return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
 
@@ -307,7 +311,8 @@ class AsyncOperations(AsyncLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -323,11 +328,13 @@ class AsyncOperations(AsyncLife):
         :param version: a number or text that is part of the key: change it when the function's code changes, so that
             it does not read what its older self stored.
         :param returns: the type of the results, whose classes are registered; by default the function's annotation.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        rule = make_rule(ttl, tags, skip_if, freshness)
+        rule = make_rule(ttl, tags, skip_if, freshness, strict)
         made = make_decorator(
             self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
         )
@@ -336,7 +343,8 @@ class AsyncOperations(AsyncLife):
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -350,7 +358,7 @@ class AsyncOperations(AsyncLife):
         :param version: a number or text that is part of the key, see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        rule = make_rule(ttl, tags, skip_if)
+        rule = make_rule(ttl, tags, skip_if, strict=strict)
         made = make_batch_decorator(
             self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
         )

@@ -37,7 +37,7 @@ MakeRule = Callable[[CallKeys], Rule]
 
 def make_rule(
     ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
-    freshness: FreshnessOptions | None = None,
+    freshness: FreshnessOptions | None = None, strict: bool | None = None,
 ) -> MakeRule:  # fmt: skip
     """Return what makes the rule for these options; see `CacheManager.cached`.
 
@@ -48,7 +48,8 @@ def make_rule(
     life = checked_ttl(ttl)
     if not callable(tags):
         check_tags(tags)
-    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness)
+    Rule(strict=strict)  # A mistake in it is to be told here.
+    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
 
 
 def make_decorator(
@@ -122,6 +123,7 @@ class Site:
         self.engine = engine
         self.namespace = namespace
         self.rule = rule
+        rule.function = function
         self.keys = keys
         self.function = function
         self.loader = function

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-__all__ = ["OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife"]
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -18,6 +18,10 @@ _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
 _VERSION_BITS: Final = 64
 _VERSION_MASK: Final = (1 << _VERSION_BITS) - 1
+
+MOST_BYTES: Final = _SIZE_MASK // 2
+"""The largest size that an entry can note for its value, with room for its tags."""
+
 _SPAN_BITS: Final = 42
 _SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
 _BORN_BITS: Final = 44
@@ -206,22 +210,28 @@ class Mark:
 
 
 class TaggedEntry(Entry):
-    """An entry that also goes when one of its tags is invalidated."""
+    """An entry that also goes when one of its tags is invalidated.
 
-    __slots__ = ("marks",)
+    :ivar epoch: the highest epoch that its maker had seen before it was loaded.
+    """
+
+    __slots__ = ("epoch", "marks")
 
     marks: Sequence[Mark]
+    epoch: int
 
     @classmethod
-    def of(cls, entry: Entry, marks: Sequence[Mark], generation: int) -> Self:
+    def of(cls, entry: Entry, marks: Sequence[Mark], generation: int, epoch: int = 0) -> Self:
         """Return an entry with tags.
 
         :param generation: the memory's, from before it was known that none of the tags is invalid.
+        :param epoch: the highest epoch that its maker had seen before it was loaded.
         """
         size = entry.size + _TAG_OVERHEAD * len(marks)
         more = entry._packed >> _MORE_BITS
         self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version, more, entry.born)
         self.marks = marks
+        self.epoch = epoch
         self.stamp = generation
         return self
 
@@ -235,6 +245,7 @@ class TaggedEntry(Entry):
         more = self._packed >> _MORE_BITS
         again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
         again.marks = self.marks
+        again.epoch = self.epoch
         again.stamp = self.stamp
         return again
 
@@ -244,6 +255,7 @@ class TaggedEntry(Entry):
         payload = self.payload  # first, as in `Entry`
         again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
         again.marks = self.marks
+        again.epoch = self.epoch
         again.stamp = self.stamp
         return again
 

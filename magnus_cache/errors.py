@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 __all__ = [
     "CacheArgumentError",
+    "CacheBatchEncodeError",
     "CacheBatchError",
     "CacheClosedError",
     "CacheDeadlockError",
@@ -66,18 +67,20 @@ class CacheSettingsError(CacheError, ValueError):
 
 
 class CacheEncodeError(CacheError, TypeError):
-    """A value (or a part of it) has a type that the cache cannot store.
+    """A value (or a part of it) cannot be stored.
 
     :ivar type_name: the qualified name of the offending type.
+    :ivar path: where in the value that part is, such as ``result["rows"][3].price``; empty if that is not known.
     """
 
-    def __init__(self, type_name: str, problem: str) -> None:
+    def __init__(self, type_name: str, problem: str, path: str = "") -> None:
         super().__init__(problem)
         self.type_name = type_name
         self.problem = problem
+        self.path = path
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.type_name, self.problem)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.type_name, self.problem, self.path)
 
 
 class CacheDecodeError(CacheError, ValueError):
@@ -95,8 +98,8 @@ class CacheDecodeError(CacheError, ValueError):
         return type(self), (self.reason, self.problem)
 
 
-class CacheValueTooLargeError(CacheError, ValueError):
-    """An explicitly stored value is larger than the namespace allows.
+class CacheValueTooLargeError(CacheEncodeError, ValueError):
+    """A value is larger than the namespace allows.
 
     :ivar size: encoded size in bytes.
     :ivar limit: the namespace's ``max_value_bytes``.
@@ -107,9 +110,10 @@ class CacheValueTooLargeError(CacheError, ValueError):
     def __init__(self, namespace: str, size: int, limit: int, decoded: bool = False) -> None:
         and_more = ", and in memory once decoded more than 16 times" if decoded else ", more than"
         super().__init__(
+            "",
             f"the value for namespace {str(namespace)!r} takes {size} bytes{and_more} "
             f"max_value_bytes={limit}; "
-            "store less, or raise max_value_bytes on the Namespace or in the settings"
+            "store less, or raise max_value_bytes on the Namespace or in the settings",
         )
         self.namespace = namespace
         self.size = size
@@ -133,6 +137,24 @@ class CacheBatchError(CacheError):
             f"{len(errors)} of {len(errors) + len(results)} keys could not be loaded ({kinds}); see the errors by key "
             "in .errors, and the values of the others in .results"
         )
+        self.results = results
+        self.errors = errors
+
+    def __reduce__(self) -> tuple[type, tuple[dict[Any, Any], dict[Any, Exception]]]:
+        return type(self), (self.results, self.errors)
+
+
+class CacheBatchEncodeError(CacheBatchError, CacheEncodeError):
+    """Some results of a batch cannot be stored, and the caller is `strict`; all errors are `CacheEncodeError`.
+
+    :ivar results: the values that there are, by key.
+    :ivar errors: the error of each other key.
+    """
+
+    def __init__(self, results: dict[Any, Any], errors: dict[Any, Exception]) -> None:
+        first = next(iter(errors.values()))
+        problem = f"{len(errors)} of {len(errors) + len(results)} results cannot be stored: {first}"
+        CacheEncodeError.__init__(self, getattr(first, "type_name", ""), problem, getattr(first, "path", ""))
         self.results = results
         self.errors = errors
 

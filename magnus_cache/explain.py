@@ -7,8 +7,9 @@ from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.local_values import shown_tags
 from magnus_cache.reads import Reads
-from magnus_cache.redis import commands, replies
+from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.revalidation import tags_of
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ async def explain(reads: Reads, address: Address) -> Explanation:
     name = address.name.decode()
     near = state.memory.hit(address.name)
     wire = state.wire()
+    if address.namespace.local:
+        return await _by_reference(reads, address, name)
     if wire is None:
         entry = near or state.memory.past(address.name, trusted=False)
         return _local(reads, address, entry, "no Redis is configured")
@@ -134,7 +137,7 @@ async def explain(reads: Reads, address: Address) -> Explanation:
 def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
     """Take the reply to a look; what is no lease's time counts as none."""
     value, holder, left = reply
-    if type(holder) is not bytes:
+    if type(holder) is not bytes or holder == scripts.PASSED:
         holder = None
     if type(left) is not int or not 0 <= left <= replies.LONGEST_WAIT:
         left = 0
@@ -189,6 +192,23 @@ def _explanation(address: Address, entry: Entry, level: str | None, verdict: str
 
 def _past_its_end(grace: float) -> str:
     return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
+
+
+async def _by_reference(reads: Reads, address: Address, name: str) -> Explanation:
+    """Return the state of a key of a local namespace."""
+    entry = reads.state.memory.hit(address.name) or await reads.read(address)
+    entry = entry or (reads.state.memory.past(address.name, trusted=False) if reads.state.endpoint is None else None)
+    if entry is None:
+        return Explanation(str(address.namespace), name, None, "not there; its namespace is local to each process")
+    left, verdict = entry.fresh_until - reads.state.clock(), "in this process by reference, as its namespace is local"
+    if entry.negative:
+        verdict = "an error that loading raised, remembered in this process"
+    elif left <= 0:
+        verdict = f"past its end, and may be served stale for {_duration(left + address.freshness.grace)} more"
+    return Explanation(
+        str(address.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
+        tags=shown_tags(tags_of(entry)),
+    )  # fmt: skip
 
 
 async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:

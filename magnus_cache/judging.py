@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from magnus_cache import codec
 from magnus_cache.addresses import Address, Held
 from magnus_cache.current import CurrentLoad, is_unmodified, unmodified
-from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheError, CacheValueTooLargeError
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheError
+from magnus_cache.local_values import tagged
 from magnus_cache.reads import Reads
 from magnus_cache.rules import Rule
 from magnus_cache.writes import Writes
@@ -20,6 +21,7 @@ class JudgedValue(NamedTuple):
     :ivar known: those of its tags that were known before the load.
     :ivar ttl: seconds.
     :ivar held: None if it is not to be kept.
+    :ivar refusal: why it cannot be stored, or None.
     """
 
     value: Any
@@ -29,6 +31,7 @@ class JudgedValue(NamedTuple):
     ttl: float = 0.0
     held: Held | None = None
     error: Exception | None = None
+    refusal: CacheEncodeError | None = None
 
 
 class Judging:
@@ -48,7 +51,6 @@ class Judging:
         """Return, in steps, what is to be kept of a value.
 
         :param tags: those that were known before the load.
-        :raises CacheEncodeError: if the value's type cannot be stored.
         """
         if is_unmodified(value):
             if load is None or not load.has_previous:
@@ -57,9 +59,9 @@ class Judging:
         try:
             skipped = rule.skip_if is not None and rule.skip_if(value)
             changed = codec.changed_so_far()
-            payload = yield from self._payload(address, value, skipped=skipped)
-            ttl = None if skipped or payload is None else rule.seconds(value, self._reads.ttl(address))
-            all_tags = rule.tags_of(value, tags)
+            payload, refusal = yield from self._payload(address, value, skipped=skipped)
+            ttl = None if skipped or refusal is not None else rule.seconds(value, self._reads.ttl(address))
+            all_tags = tagged(address, rule.tags_of(value, tags))
         except CacheError:
             raise
         except Exception as error:
@@ -69,26 +71,28 @@ class Judging:
         if payload and codec.changed_so_far() != changed:
             value = yield from _as_read(value, payload)
         if payload is None or ttl is None:
-            return JudgedValue(value, payload, tags, all_tags)
+            return JudgedValue(value, payload, tags, all_tags, refusal=refusal)
         held = yield from self._writes.holding(address, value, payload, all_tags)
         return JudgedValue(value, payload, tags, all_tags, ttl, held)
 
-    def _payload(self, address: Address, value: Any, *, skipped: bool) -> Generator[None, None, bytes | None]:
-        """Return the bytes by which the value is stored, or handed to each of those who wait for it; or None."""
+    def _payload(
+        self, address: Address, value: Any, *, skipped: bool
+    ) -> Generator[None, None, tuple[bytes | None, CacheEncodeError | None]]:
+        """Return the bytes by which the value is stored, or handed to each of those who wait for it; and why it cannot.
+
+        A value that is too large has these bytes as well.
+        """
+        if address.namespace.local:
+            return b"", None if skipped else self._reads.local.refusal(address, value)
+        payload: bytes | None = None
         try:
             payload = yield from self._reads.encoding(value)
             if not skipped:
                 yield from self._reads.checking(address, payload)
-        except CacheValueTooLargeError as error:
-            # Data grows without anybody's fault: unlike an explicit `set`, a load goes on and says so.
-            self._reads.state.notices.warn(f"size:{address.namespace}", f"not cached: {error}")
-            return None
-        except CacheEncodeError:
-            if not skipped:
-                raise
-            # It need not be storable; then those who wait for it share it, as they would without a cache.
-            return None
-        return payload
+        except CacheEncodeError as error:
+            # What is not to be stored need not be storable.
+            return payload, None if skipped else error
+        return payload, None
 
 
 def _as_read(value: Any, payload: bytes) -> Generator[None, None, Any]:

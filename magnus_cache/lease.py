@@ -42,7 +42,9 @@ class Owner(Protocol):
     def ended(self, lease: "Lease") -> None:
         """Note that a lease is no longer held."""
 
-    def release(self, wire: "Wire", name: bytes, token: bytes, until: float) -> None:
+    def release(
+        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+    ) -> None:  # fmt: skip
         """Give a lease back."""
 
 
@@ -164,16 +166,19 @@ class Lease:
         if not answered:
             self._owner.uncertain(self)
 
-    def close(self, *, filled: bool = False) -> None:
-        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves."""
-        if running_loop() is self.wire.loop:
-            self._close(filled)
-        else:
-            if not call_on_loop(self.wire.loop, self._close, filled):
-                # The loop was closed with the load. Redis is told through the next connection.
-                self._close(filled)
+    def close(self, *, filled: bool = False, unstorable: bool = False) -> None:
+        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves.
 
-    def _close(self, filled: bool) -> None:
+        :param unstorable: whether there is a value that cannot be stored: then they need not do so one by one.
+        """
+        if running_loop() is self.wire.loop:
+            self._close(filled, unstorable)
+        else:
+            if not call_on_loop(self.wire.loop, self._close, filled, unstorable):
+                # The loop was closed with the load. Redis is told through the next connection.
+                self._close(filled, unstorable)
+
+    def _close(self, filled: bool, unstorable: bool) -> None:
         if self.ended:
             return
         self.ended = True
@@ -183,7 +188,8 @@ class Lease:
         self._owner.ended(self)
         if not filled:
             # Not waited for: this also runs when the load was cancelled.
-            self._owner.release(self.wire, self.name, self.token, self.wire.clock() + self.seconds)
+            until = self.wire.clock() + self.seconds
+            self._owner.release(self.wire, self.name, self.token, until, unstorable=unstorable)
 
 
 class _Question:

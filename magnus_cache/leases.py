@@ -146,10 +146,14 @@ class Leases:
     def hold(self, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
         """Take charge of a lease that Redis has just granted. To be called inside the wire's reader."""
         lease = Lease(self, wire, name, token, seconds, flight)
-        wire.holds += 1
-        with self._lock:
-            self._held[name] = lease
+        self.take(lease)
         return lease
+
+    def take(self, lease: Lease) -> None:
+        """Take charge of a lease; on its wire's loop."""
+        lease.wire.holds += 1
+        with self._lock:
+            self._held[lease.name] = lease
 
     def unwanted(self, name: bytes, token: bytes) -> None:
         """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
@@ -169,10 +173,13 @@ class Leases:
             if self._held.get(lease.name) is lease:
                 del self._held[lease.name]
 
-    def release(self, wire: "Wire", name: bytes, token: bytes, until: float) -> None:
+    def release(
+        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+    ) -> None:  # fmt: skip
         """Give a lease back, now or, if Redis is away, on its return; on the wire's loop.
 
         :param until: monotonic seconds of its end in any case.
+        :param unstorable: whether its load has a value that cannot be stored.
         """
 
         def again() -> None:
@@ -185,7 +192,8 @@ class Leases:
             self.ring(name)
 
         try:
-            wire.call(scripts.release(name, token, database=wire.database), released, _Release(again))
+            command = scripts.release(name, token, database=wire.database, unstorable=unstorable)
+            wire.call(command, released, _Release(again))
         except CacheError:
             again()
 

@@ -51,6 +51,9 @@ class Lifetimes:
     async def left(self, address: Address) -> float | None:
         """Return the seconds a value has left to live, or None if there is none."""
         wire = self._state.wire()
+        if address.namespace.local:
+            local = await self._reads.look(address)
+            return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
                 stored = await twice(lambda: self._stored(wire, address))
@@ -68,6 +71,10 @@ class Lifetimes:
         :param ttl: seconds.
         """
         wire = self._state.wire()
+        if wire is not None and address.namespace.local:
+            # Whether it is still valid has to be asked before; what it stands on stays.
+            entry = await self._reads.look(address)
+            return entry is not None and self._prolong_here(address, ttl, wire)
         if wire is not None:
             try:
                 return await twice(lambda: self._replace(wire, address, ttl))
@@ -95,10 +102,12 @@ class Lifetimes:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # First of all: if Redis comes back from here on, this is the trust that its coming kills.
-            trust = self._state.eras.bounded(self._state.eras.offline, address.namespace)
-            entry = self._here(address, wire)
-            if entry is None:
+            offline = self._state.eras.bounded(self._state.eras.offline, address.namespace)
+            local = address.namespace.local
+            entry = self._memory.peek(address.name) if local else self._here(address, wire)
+            if entry is None or entry.negative:
                 return False
+            trust = entry.trust if local else offline
             longer = entry.until(self._clock() + ttl, trust, afterlife(0.0, grace))
             if self._memory.replace(address.name, entry, longer):
                 break

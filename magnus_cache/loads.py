@@ -4,12 +4,12 @@ The same rules for coroutines, whose load is a task of its own, and for threads,
 """
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, TypeGuard, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
-from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address, Held
 from magnus_cache.claims import Claims
 from magnus_cache.clock import monotonic
@@ -23,6 +23,8 @@ from magnus_cache.joining import Caller, JoiningCaller
 from magnus_cache.judging import JudgedValue, Judging
 from magnus_cache.leases import Claim
 from magnus_cache.load_failures import LoadFailures
+from magnus_cache.loaded_value import LoadedValue
+from magnus_cache.local_values import tagged
 from magnus_cache.modes import Mode
 from magnus_cache.negatives import encode_error
 from magnus_cache.pacing import at_once, in_turns
@@ -33,41 +35,13 @@ from magnus_cache.rules import AnyLoader, Rule
 from magnus_cache.sections import check_waiting
 from magnus_cache.throttle import Throttle
 from magnus_cache.uncached import uncached
+from magnus_cache.unstorable import Unstorable
 from magnus_cache.workers import is_async
 from magnus_cache.writes import Writes
 
 __all__ = ["LoadedValue", "Loads"]
 
 T = TypeVar("T")
-
-
-class LoadedValue(Generic[T]):
-    """What a load came to, for all who waited for it: each gets a value of its own."""
-
-    __slots__ = ("_original", "_payload", "_value")
-
-    def __init__(self, value: T, payload: bytes | None) -> None:
-        self._value = value
-        self._payload = payload
-        self._original = [value]
-
-    def take(self) -> T:
-        """Return the value: the first taker gets the loader's own object, the others equal ones."""
-        if self._payload is None:
-            return self._value
-        try:
-            # One call in C: of two threads, exactly one gets it.
-            return self._original.pop()
-        except IndexError:
-            value: T = codec.decode(self._payload)
-            return value
-
-    async def taken(self) -> T:
-        """Do what `take` does, on an event loop, in as many of its turns as the value takes."""
-        if self._payload is None or self._original or len(self._payload) < codec.LARGE:
-            return self.take()
-        value: T = await in_turns(codec.decode_steps(self._payload))
-        return value
 
 
 class Loads:
@@ -84,6 +58,7 @@ class Loads:
         self.throttle = Throttle(reads.state.clock)
         self._failures = LoadFailures(reads.state.notices)
         self.flights.unheard = self._failures.tell
+        self.unstorable = Unstorable(reads.state.flights, writes)
 
     @property
     def wait_timeout(self) -> float:
@@ -103,21 +78,31 @@ class Loads:
         :param blocks: the event loop that is held up by whoever this is done for.
         :raises Exception: whatever the loader raises, the same for all who waited.
         :raises CacheRecursionError: if loading the key needs the key.
-        :raises CacheEncodeError: if the value's type cannot be stored.
+        :raises CacheEncodeError: if the value cannot be stored, and the rule is strict.
+        """
+        loaded = await self.outcome(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
+        return await loaded.taken(strict=rule.is_strict(address.namespace))
+
+    async def outcome(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> LoadedValue[T]:  # fmt: skip
+        """Return what a load came to; see `load`.
+
+        :raises Exception: as `load` does, but for values that cannot be stored.
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
             with running(CurrentLoad()):
-                return _modified(await self._called(address, loader))
-        fresh = fresh or mode is Mode.BYPASS
+                return LoadedValue(_modified(await self._called(address, loader)), None)
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
         caller = self.caller(address, fresh=fresh)
         patience = await self.confirmed(address, fresh=fresh, patience=patience)
-        loaded = await self.flights.run(
+        return await self.flights.run(
             address.name, partial(self._lead, address, loader, rule, tags, fresh=fresh),
             wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
             caller=caller,
         )  # fmt: skip
-        return await loaded.taken()
 
     async def _lead(
         self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
@@ -172,6 +157,7 @@ class Loads:
         :param unwanted: the version of the value that is to be refreshed.
         """
         self._before(address, fresh=False)
+        tags = tagged(address, tags)
         lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
         return self.flights.launch(address.name, lead, str(address.namespace))
 
@@ -188,7 +174,7 @@ class Loads:
             with running(CurrentLoad()):
                 return _modified(self.called_blocking(loader))
         check_waiting()
-        fresh = fresh or mode is Mode.BYPASS
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
         call = self._state.portal.call
 
         async def claimed(flight: Flight, claims: list[Claim]) -> Claim | Entry:
@@ -230,12 +216,13 @@ class Loads:
                     claim.close()
 
         caller = self.caller(address, fresh=fresh)
-        if not fresh and self._in_doubt(address):
+        if self._is_first(address) or (not fresh and self._in_doubt(address)):
             try:
-                call(self.confirmed, address)
+                call(partial(self.confirmed, address, fresh=fresh))
             except NoThreadError:
                 self.flights.detach(address.name)
-        return self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller).take()
+        loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller)
+        return loaded.take(strict=rule.is_strict(address.namespace))
 
     def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
         """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
@@ -243,6 +230,14 @@ class Loads:
 
     def _in_doubt(self, address: Address) -> bool:
         return self._state.leases.doubted(address.name) is not None or self._state.doubts(address.realm)
+
+    def _is_first(self, address: Address) -> bool:
+        """Whether a load has to wait for a connection: one to a new server ends all loads that can be joined by then.
+
+        Other loads begin a second time then, and wait for the lease; a local one has none.
+        """
+        state = self._state
+        return address.namespace.local and state.endpoint is not None and not state.reachable
 
     async def confirmed(self, address: Address, *, fresh: bool = False, patience: float | None = None) -> float | None:
         """Return once it is known what an announcement, if there was one, means for the load that is under way.
@@ -254,6 +249,12 @@ class Loads:
         :param patience: seconds to wait at most; None for as long as Redis may take. What is left of it is returned.
         """
         wire = self._state.wire()
+        if self._is_first(address) and wire is not None:
+            began = monotonic()
+            with contextlib.suppress(TimeoutError, CacheUnavailableError):
+                async with asyncio.timeout(patience):
+                    await wire.renew()
+            patience = None if patience is None else max(0.0, began + patience - monotonic())
         if fresh or not self._in_doubt(address) or wire is None or not wire.up:
             return patience
         began, lease, doubts = monotonic(), self._state.leases.doubted(address.name), wire.known.doubts
@@ -395,19 +396,26 @@ class Loads:
 
         :raises Exception: if it could not be judged.
         """
-        value, payload, known, tags, ttl, held, error = judged
-        if error is not None:
-            raise error
-        look = claim.flight.look
+        if judged.error is not None:
+            raise judged.error
+        value, payload, tags, held = judged.value, judged.payload, judged.tags, judged.held
+        look, local = claim.flight.look, address.namespace.local
         look.tags = tags
         if rule.tags is not None and rule.tags.of_value is not None:
             await self.claims.adopt(tags, claim)
         if payload is not None and held is not None:
             held = held._replace(cost=cost, validator=load.validator if load is not None else None)
-            await self._writes.fill(address, held, payload, ttl, claim)
-        self.throttle.succeeded(address.name)
-        look.overtaken = bool(tags) and await self.claims.overtaken(address, tags, known, claim)
-        return LoadedValue(value, payload)
+            await self._writes.fill(address, held, payload, judged.ttl, claim)
+        if (refusal := judged.refusal) is not None:
+            refusal = await self.unstorable.refused(address, value, rule, refusal, claim)
+        if refusal is None or claim.flight.waiters or claim.flight.loop is None:
+            self.throttle.succeeded(address.name)
+        else:
+            # It was for nobody but the cache, as every attempt would be.
+            self.throttle.failed(address.name, address.freshness.retry)
+        copies = [] if local or payload is not None else await self.unstorable.copies(value, rule, claim.flight)
+        look.overtaken = bool(tags) and await self.claims.overtaken(address, tags, judged.known, claim)
+        return LoadedValue(value, None if local else payload, refusal, copies)
 
 
 def _modified(value: T) -> T:

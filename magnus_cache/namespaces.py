@@ -97,6 +97,9 @@ class Namespace(str):
     :param offline: for how long memory may serve values after contact with Redis was lost, while others may change
         them unheard; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives. It is
         counted from the last moment at which Redis confirmed what is in memory. Nothing is stored in memory past it.
+    :param local: keep values in this process's memory only, by reference, whatever they are: clients, compiled models,
+        frames. Nothing of them is sent to Redis; clears, tags and deletes of other processes still reach them.
+    :param strict: raise `CacheEncodeError` where the result of a load cannot be stored, instead of returning it.
     :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
@@ -110,9 +113,14 @@ class Namespace(str):
     compress: bool
     version: Version | None
     offline: float | None
+    local: bool
+    strict: bool
     freshness: Freshness
 
-    __slots__ = ("compress", "freshness", "l1", "l1_ttl", "max_value_bytes", "offline", "share", "ttl", "version")
+    __slots__ = (
+        "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict", "ttl",
+        "version",
+    )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
@@ -123,6 +131,8 @@ class Namespace(str):
         "compress": False,
         "version": None,
         "offline": None,
+        "local": False,
+        "strict": False,
         "grace": PLAIN.grace,
         "soft_timeout": PLAIN.soft_timeout,
         "hard_timeout": PLAIN.hard_timeout,
@@ -145,6 +155,8 @@ class Namespace(str):
         compress: bool = False,
         version: Version | None = None,
         offline: Duration | None = None,
+        local: bool = False,
+        strict: bool = False,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -158,7 +170,11 @@ class Namespace(str):
         put(self, "compress", _flag(compress, "compress"))
         put(self, "version", checked_version(version))
         put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
+        put(self, "local", _flag(local, "local"))
+        put(self, "strict", _flag(strict, "strict"))
         put(self, "freshness", Freshness.of(freshness))
+        if self.local:
+            _check_local(self)
         return self
 
     @property
@@ -229,6 +245,19 @@ def _flag(value: object, argument: str) -> bool:
     if not isinstance(value, bool):
         raise CacheTypeError(argument, f"give True or False, not {type(value).__name__}")
     return value
+
+
+def _check_local(namespace: Namespace) -> None:
+    """:raises CacheArgumentError: for what contradicts `local`, which keeps objects in memory as they are."""
+    if not namespace.l1:
+        raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
+    if namespace.compress:
+        raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress=True")
+    if namespace.max_value_bytes is not None:
+        problem = (
+            "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"
+        )
+        raise CacheArgumentError("max_value_bytes", problem)
 
 
 def _size(value: object) -> int:

@@ -80,6 +80,12 @@ class Reads(Coding):
         wire = self.state.wire()
         if wire is None:
             return self._memory.peek(address.name)
+        if address.namespace.local:
+            try:
+                return await self.local.read(wire, address)
+            except CacheUnavailableError as error:
+                self.failed(address, error)
+                return self.fallback(address)
         recovery, lost = self.state.recovery, 0
         for _ in range(JUDGEMENTS):
             try:
@@ -159,9 +165,11 @@ class Reads(Coding):
         portal.check_thread()
         if state.endpoint is None:
             return self._memory.peek(address.name)
+        if (local := address.namespace.local) and self._memory.past(address.name, trusted=False) is None:
+            return None
         tags: tuple[str, ...] = ()
         again = False
-        if not state.recovery.pending and self.held(address) is None:
+        if not local and not state.recovery.pending and self.held(address) is None:
             fill: Fill | None = None
             try:
                 fill = self.expect(address)
@@ -339,7 +347,7 @@ class Reads(Coding):
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
         entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
-        return TaggedEntry.of(entry, marks, generation) if held.tags else entry
+        return TaggedEntry.of(entry, marks, generation, held.epoch) if held.tags else entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
+from magnus_cache.namespaces import Namespace
 from magnus_cache.tags import TagRule, check_tags
 
 __all__ = ["AnyLoader", "AnyTtl", "Rule", "check_callable", "check_mapping", "checked_ttl"]
@@ -49,9 +50,11 @@ class Rule:
     :ivar skip_if: says of a value that it is not to be kept.
     :ivar tags: the tags it gets.
     :ivar freshness: in what it departs from its namespace's policy of freshness.
+    :ivar strict: whether a value that cannot be stored is an error to the caller; None for what the namespace says.
+    :ivar function: what is called for a value, to be named where one cannot be stored.
     """
 
-    __slots__ = ("freshness", "skip_if", "tags", "ttl")
+    __slots__ = ("freshness", "function", "skip_if", "strict", "tags", "ttl")
 
     def __init__(
         self,
@@ -59,11 +62,21 @@ class Rule:
         skip_if: Callable[[Any], bool] | None = None,
         tags: TagRule | None = None,
         freshness: FreshnessOptions | None = None,
+        strict: bool | None = None,
+        function: object = None,
     ) -> None:
+        if strict is not None and not isinstance(strict, bool):
+            raise CacheTypeError("strict", f"give True, False or None, not {type(strict).__name__}")
         self.freshness = freshness
+        self.strict = strict
+        self.function = function
         self.ttl = ttl
         self.skip_if = skip_if
         self.tags = tags
+
+    def is_strict(self, namespace: Namespace) -> bool:
+        """Return whether a value that cannot be stored is an error to the caller."""
+        return namespace.strict if self.strict is None else self.strict
 
     def seconds(self, value: Any, default: float) -> float:
         """Return the value's time to live.

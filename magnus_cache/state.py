@@ -73,6 +73,7 @@ class State(Forgetting, CutOff):
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0)
         self.namespaces = default_registry
+        self.local_namespaces: set[str] = set()
         self.memory = RenewingMemory(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)
         codec.on_replaced(self.memory)
         self.flights = Flights(clock=self.clock)

@@ -18,7 +18,8 @@ class CacheStats(dict[str, Any]):
     """The figures of `get_stats`, as a mapping.
 
     Always there: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
-    ``miss_count``, ``in_memory_keys``, ``in_memory_bytes``, ``evictions``, ``expirations``,
+    ``miss_count``, ``unstorable`` (results that could not be stored, and were returned), ``in_memory_keys``,
+    ``in_memory_bytes``, ``evictions``, ``expirations``,
     ``fenced_fills`` (values read or loaded that were overtaken, so that they were not kept),
     ``flights``, ``flights_joined``, ``unattended`` (loads that go on though nobody waits for them),
     ``unreplayed`` (whether something was invalidated that Redis does not know of yet),
@@ -42,7 +43,7 @@ class Counters:
 
     __slots__ = (
         "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "loads", "misses", "negative_hits",
-        "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable",
+        "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -73,6 +74,8 @@ class Counters:
     """Callers that did not wait for a load any longer."""
     unreadable: int
     """Stored values that could not be read, and counted as misses."""
+    unstorable: int
+    """Results that could not be stored; they were returned, and the next call loads again."""
 
     def __init__(self) -> None:
         self.reset()
@@ -194,6 +197,7 @@ class Stats:
             total_requests=l1 + l2 + misses,
             hit_count=l1 + l2,
             miss_count=misses,
+            unstorable=total.unstorable,
             levels={"l1": {"count": l1}, "l2": self.l2_latency.figures(), "load": self.load_latency.figures()},
             namespaces={name: counters.figures() for name, counters in namespaces.items()},
             errors=dict(self.errors),

@@ -162,16 +162,16 @@ class BlockingOperations(BlockingLife):
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
 
@@ -181,10 +181,12 @@ class BlockingOperations(BlockingLife):
         :param tags: names under which the value can be invalidated together with others, or a function of the value
             that returns them.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
-        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
@@ -195,7 +197,7 @@ class BlockingOperations(BlockingLife):
             codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        rule = Rule(checked_ttl(ttl), tags=tag_rule)
+        rule = Rule(checked_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
             if address.freshness is not PLAIN:
                 return self._under_policy(address, loader, rule, tag_rule.of_call({}))
@@ -225,7 +227,7 @@ class BlockingOperations(BlockingLife):
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (), *, returns: Any = None,
+        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
 
@@ -242,7 +244,8 @@ class BlockingOperations(BlockingLife):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        rule = Rule(None if ttl is None else seconds(ttl), tags=TagRule(tags))
+        life = None if ttl is None else seconds(ttl)
+        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
         find = finder(self._engine, namespace, rule)
         self._state.check_open()
         return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
@@ -338,7 +341,8 @@ class BlockingOperations(BlockingLife):
     def cached(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -354,6 +358,8 @@ class BlockingOperations(BlockingLife):
         :param version: a number or text that is part of the key: change it when the function's code changes, so that
             it does not read what its older self stored.
         :param returns: the type of the results, whose classes are registered; by default the function's annotation.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
         :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
@@ -367,6 +373,7 @@ class BlockingOperations(BlockingLife):
             skip_if=skip_if,
             exclude=exclude,
             version=version,
+            strict=strict,
             returns=returns,
             **freshness,
         )
@@ -374,7 +381,8 @@ class BlockingOperations(BlockingLife):
     def cached_many(
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None, returns: Any = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -397,6 +405,7 @@ class BlockingOperations(BlockingLife):
             skip_if=skip_if,
             exclude=exclude,
             version=version,
+            strict=strict,
             returns=returns,
         )
 

@@ -22,7 +22,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
     """Return tags as plain text, each once. A single text is one tag.
 
     :raises CacheTypeError: for what is no text, or no collection of it.
-    :raises CacheArgumentError: for an empty or over-long tag, and for more than 255.
+    :raises CacheArgumentError: for an empty or over-long tag, one that begins with NUL, and for more than 255.
     """
     if isinstance(tags, str):
         tags = (tags,)
@@ -35,6 +35,8 @@ def check_tags(tags: object) -> tuple[str, ...]:
         text = str.__str__(tag)
         if not text or len(text) > _LONGEST:
             raise CacheArgumentError("tags", f"a tag has 1 to {_LONGEST} characters, not {len(text)}")
+        if text.startswith("\x00"):
+            raise CacheArgumentError("tags", "a tag does not begin with NUL: such tags are the cache's own")
         try:
             text.encode()
         except UnicodeEncodeError:

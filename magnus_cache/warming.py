@@ -37,8 +37,9 @@ class WarmReport:
     :ivar loaded: keys whose value was loaded and stored.
     :ivar skipped: keys that had a value, with `only_missing`.
     :ivar failed: keys whose loader raised, and what cannot be a key.
-    :ivar errors: the exception by key, for the first hundred that failed.
+    :ivar errors: the exception by key, for the first hundred that failed or whose value cannot be stored.
     :ivar seconds: how long it took.
+    :ivar unstorable: keys whose value was loaded and cannot be stored.
     """
 
     total: int
@@ -47,10 +48,12 @@ class WarmReport:
     failed: int
     seconds: float
     errors: dict[Any, Exception] = field(default_factory=dict)
+    unstorable: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} of {self.total} loaded"]
         parts += [f"{self.skipped} there already"] if self.skipped else []
+        parts += [f"{self.unstorable} cannot be stored"] if self.unstorable else []
         parts += [f"{self.failed} failed"] if self.failed else []
         return f"{', '.join(parts)} in {self.seconds:.2f} s"
 
@@ -60,7 +63,7 @@ class _Tally:
 
     def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self.total = total
-        self.loaded = self.skipped = self.failed = 0
+        self.loaded = self.skipped = self.failed = self.unstorable = 0
         self.errors: dict[Any, Exception] = {}
         self._progress = progress
         self._started = monotonic()
@@ -69,7 +72,7 @@ class _Tally:
         if self._progress is None:
             return
         try:
-            self._progress(self.loaded + self.skipped + self.failed, self.total)
+            self._progress(self.loaded + self.skipped + self.failed + self.unstorable, self.total)
         # What only shows the work must not stop it.
         except Exception:  # noqa: BLE001  # as said
             logger.exception("the progress callback failed; warming goes on without it")
@@ -77,13 +80,21 @@ class _Tally:
 
     def fail(self, key: Any, error: Exception) -> None:
         self.failed += 1
+        self._note(key, error)
+
+    def refuse(self, key: Any, error: Exception) -> None:
+        """Count a value that was loaded and cannot be stored."""
+        self.unstorable += 1
+        self._note(key, error)
+
+    def _note(self, key: Any, error: Exception) -> None:
         if len(self.errors) < _ERRORS_KEPT:
             # What is no key may not even be hashable.
             self.errors[key if isinstance(key, Hashable) else repr(type(key))] = error
 
     def report(self) -> WarmReport:
         took = monotonic() - self._started
-        return WarmReport(self.total, self.loaded, self.skipped, self.failed, took, self.errors)
+        return WarmReport(self.total, self.loaded, self.skipped, self.failed, took, self.errors, self.unstorable)
 
 
 async def warm(
@@ -99,7 +110,7 @@ async def warm(
         raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
-    rule = Rule(None if ttl is None else seconds(ttl))
+    rule = Rule(None if ttl is None else seconds(ttl), function=data_loader)
     engine.state.keyspace.check_namespace(namespace)
     work, unusable = await _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
@@ -114,8 +125,11 @@ async def warm(
                     if only_missing and await engine.reads.look(address) is not None:
                         tally.skipped += 1
                     else:
-                        await engine.loads.load(address, partial(data_loader, key), rule, fresh=True)
-                        tally.loaded += 1
+                        outcome = await engine.loads.outcome(address, partial(data_loader, key), rule, fresh=True)
+                        if outcome.refusal is not None:
+                            tally.refuse(key, outcome.refusal)
+                        else:
+                            tally.loaded += 1
                 # One key that fails stops nothing; it is in the report.
                 except Exception as error:  # noqa: BLE001  # as said
                     tally.fail(key, error)

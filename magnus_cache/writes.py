@@ -26,6 +26,8 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.footprint import footprint, has_room
 from magnus_cache.freshness import lifetime
 from magnus_cache.leases import Claim
+from magnus_cache.local_values import tagged
+from magnus_cache.local_writes import LocalWrites
 from magnus_cache.pacing import Step, at_once, in_turns, turn
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies, scripts
@@ -62,6 +64,7 @@ class Writes:
         self.reads = reads
         self._memory = reads.state.memory
         self._clock = reads.state.clock
+        self.local = LocalWrites(reads, self._keep)
         self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
             weakref.WeakKeyDictionary()
         )
@@ -83,7 +86,7 @@ class Writes:
 
         :param ttl: seconds.
         """
-        since = self.state.epochs.moment()
+        since, tags = self.state.epochs.moment(), tagged(address, tags)
         # An invalidation that is recorded from here on came after this write, and stays.
         mark = self.state.recovery.mark
         self._memory.invalidate(address.name)
@@ -98,6 +101,8 @@ class Writes:
 
         if wire is None:
             return self._keep(address, held, ttl, overtaken, supersedes=True)
+        if address.namespace.local:
+            return await self.local.write(wire, address, held, ttl, overtaken)
         error: CacheUnavailableError | None = None
         kept = False
 
@@ -148,6 +153,11 @@ class Writes:
             return await self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
         if lease.void:
             return False
+        if address.namespace.local:
+            outcome = await self.local.fill(address, held, ttl, claim)
+            if isinstance(outcome, bool):
+                return outcome
+            return await self._keep_loaded(address, held, ttl, overtaken, claim, outcome if outcome.refused else None)
         try:
             self.reads.epochs.prepare(lease.wire, address.realm, tags)
             command = partial(scripts.fill, address.name, lease.token, database=lease.wire.database)
@@ -178,6 +188,8 @@ class Writes:
         self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]
     ) -> Generator[None, None, Held]:
         """Return, in steps, what is to be kept of a value, with a new version."""
+        if address.namespace.local:
+            return self.local.held(value, tags)
         version = envelope.new_version()
         shareable = codec.shareable(value)
         if shareable or address.namespace.share:
@@ -369,7 +381,9 @@ class Writes:
         """Remove values everywhere and return how many there were, as far as it can be known."""
         removed = 0
         for start in range(0, len(addresses), _REMOVED):
-            removed += await self._remove([address.name for address in addresses[start : start + _REMOVED]])
+            some = addresses[start : start + _REMOVED]
+            count, names = await self.local.remove(some)
+            removed += count + (await self._remove(names) if names else 0)
             await turn()
         return removed
 

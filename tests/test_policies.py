@@ -216,7 +216,7 @@ async def test_a_mistake_in_the_program_is_not_hidden_by_a_stale_value(caller: O
         await cache.get_or_set(namespace, lambda: 1)
         clock.advance(11)
         with pytest.raises(CacheEncodeError):
-            await cache.get_or_set(namespace, object)
+            await cache.get_or_set(Namespace("t", grace=60, strict=True), object)
 
 
 @pytest.mark.parametrize("which", ["ttl", "skip_if", "tags"])

@@ -110,7 +110,7 @@ def test_an_entry_that_is_opened_while_it_is_touched_keeps_its_value(kind: type[
 
     near = Opened(None, b"\x91\x01", monotonic() + 60, LONG, 2, 1)
     if kind is TaggedEntry:
-        near.marks = (Mark("x"),)
+        near.marks, near.epoch = (Mark("x"),), 0
     copy = near.until(monotonic() + 600, LONG)
     assert copy.payload == b"\x91\x01" or copy.value == [1]
 

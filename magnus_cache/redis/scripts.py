@@ -18,6 +18,8 @@ from magnus_cache.redis.commands import Command, pack
 __all__ = [
     "EPOCH_LIFE",
     "LEASED",
+    "PASSED",
+    "UNSTORABLE",
     "Script",
     "acquire",
     "adopt",
@@ -42,6 +44,16 @@ _DAY: Final = 86_400_000
 
 LEASED: Final = 0
 """The answer to `acquire` that says: load it, the lease is yours."""
+
+UNSTORABLE: Final = -1
+"""The answer to `acquire` that says: load it for yourself, as what was waited for cannot be stored."""
+
+PASSED: Final = b"unstorable"
+"""What stands in place of a lease's token for a moment after its load turned out to have a value that cannot be stored.
+It is nobody's lease."""
+
+_PASSING: Final = 250
+"""Milliseconds for which it can be known that a load's value cannot be stored: those who wait are woken at once."""
 
 
 class Script:
@@ -82,10 +94,15 @@ if ARGV[4] ~= '' then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 elseif not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
   left = redis.call('PTTL', KEYS[2]) + 1
+  local holder = redis.pcall('GET', KEYS[2])
+  local passed = holder == 'unstorable'
   -- Without an end, it is nobody's lease. With our token, it was granted by an answer that was lost on the way.
-  if left <= 0 or redis.pcall('GET', KEYS[2]) == ARGV[2] then
+  if left <= 0 or holder == ARGV[2] or (passed and ARGV[5] == '') then
     redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
     left = 0
+  elseif passed then
+    -- Not one after another: what the first one loaded cannot be stored, so neither, most likely, can theirs.
+    left = -1
   end
 end
 redis.call('EXISTS', KEYS[2])
@@ -116,6 +133,8 @@ _RELEASE: Final = Script(
     "RELEASE",
     """
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+-- Those who wait for it now are to load for themselves, all at the same time. Later callers take it over.
+if ARGV[2] ~= '' and not redis.pcall('SET', KEYS[1], 'unstorable', 'PX', ARGV[2])['err'] then return 1 end
 return redis.call('DEL', KEYS[1])
 """,
     writes=0,
@@ -279,15 +298,19 @@ return {{0, redis.call('GET', KEYS[1])}}
 
 
 def acquire(
-    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False, database: int = 0
-) -> Command:
+    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False, database: int = 0,
+    waited: bool = False,
+) -> Command:  # fmt: skip
     """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
+
+    For a caller that has waited for the lease it may be `UNSTORABLE`.
 
     :param reject: the header of the value that was judged unusable; empty if there was none.
     :param force: take the lease whatever there is, from whoever holds it.
+    :param waited: whether the caller has waited for another's lease.
     """
     keys = (name, lease_name(name, database))
-    return _ACQUIRE.command(keys, reject, token, milliseconds, b"1" if force else b"")
+    return _ACQUIRE.command(keys, reject, token, milliseconds, b"1" if force else b"", b"1" if waited else b"")
 
 
 def compare(name: bytes, version: int, size: int) -> Command:
@@ -308,9 +331,12 @@ def renew(name: bytes, token: bytes, milliseconds: int, *, database: int = 0) ->
     return _RENEW.command((lease_name(name, database),), token, milliseconds)
 
 
-def release(name: bytes, token: bytes, *, database: int = 0) -> Command:
-    """Pack the end of a lease without a value; the reply is 1, or 0 if it was not ours any more."""
-    return _RELEASE.command((lease_name(name, database),), token)
+def release(name: bytes, token: bytes, *, database: int = 0, unstorable: bool = False) -> Command:
+    """Pack the end of a lease without a value; the reply is 1, or 0 if it was not ours any more.
+
+    :param unstorable: whether there is a value, and it cannot be stored: then nobody need wait for the next lease.
+    """
+    return _RELEASE.command((lease_name(name, database),), token, _PASSING if unstorable else b"")
 
 
 def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:

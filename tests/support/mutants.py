@@ -74,6 +74,7 @@ from tests.support import (  # noqa: F401
     mutants_logs,
     mutants_noise,
     mutants_pushes,
+    mutants_results,
     mutants_soak,
     mutants_stalls,
     mutants_types,

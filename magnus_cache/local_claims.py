@@ -1,0 +1,104 @@
+"""Loading an object that stays in this process: one load in the process, and no lease.
+
+Other processes have objects of their own, so none waits for this one. All that could overtake the load raises an epoch:
+of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it however long it takes, and
+whatever becomes of the connection.
+"""
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from magnus_cache.addresses import MISS, Address
+from magnus_cache.current import Previous
+from magnus_cache.entries import Entry, Trust
+from magnus_cache.flight import Flight
+from magnus_cache.lease import Lease, Owner
+from magnus_cache.leases import Claim
+from magnus_cache.local_values import LocalValues
+from magnus_cache.memory import Memory
+from magnus_cache.reads import Reads
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.wire import Wire
+
+__all__ = ["LocalClaims", "LocalWatch"]
+
+
+class LocalWatch(Lease):
+    """Stands for the lease of a load that has none at Redis: it ends, and is voided, as a lease is.
+
+    :ivar fill: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.
+    """
+
+    __slots__ = ("_memory", "fill")
+
+    def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: Memory) -> None:
+        self.wire, self.name, self.flight = wire, name, flight
+        self.token, self.seconds = b"", 0.0
+        # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then
+        # callers may join, who are judged by that.
+        self.trust = Trust(math.inf)
+        self.void = self.ended = self.doubted = self._asking = False
+        self._owner = owner
+        self._left, self._timer = 0, None
+        self._memory = memory
+        # Of several loads of one key, the one that began last has a say.
+        self.fill = memory.reserve(name, anew=True)
+
+    def doubt(self) -> None:
+        """Let nobody join: what the load stands on is gone, as after FLUSHALL."""
+        self._owner.uncertain(self)
+
+    def _close(self, filled: bool, unstorable: bool) -> None:
+        if not self.ended:
+            self.ended = True
+            self._owner.ended(self)
+            self._memory.release(self.fill)
+
+
+class LocalClaims:
+    """Claims keys of local namespaces for the loads of one cache."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self._state = reads.state
+        self._local: LocalValues = reads.local
+
+    async def claim(
+        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
+        unwanted: int | None,
+    ) -> Claim | Entry:  # fmt: skip
+        """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
+
+        :param unwanted: the version of an object that is not to be returned, as it is what is to be refreshed.
+        :raises CacheUnavailableError: when Redis cannot be asked what was invalidated.
+        """
+        state = self._state
+        state.local_namespaces.add(str(address.namespace))
+        await self._reads.caught_up(wire, address)
+        # Asked even if all is known: from here on the connection is kept talking.
+        await wire.renew()
+        await self._reads.epochs.settled(wire, address.realm, tags)
+        flight.look.since = state.epochs.moment()
+        entry = None if fresh else await self._local.read(wire, address)
+        if entry is not None and entry.version != unwanted and self._is_good(address, entry):
+            return entry
+        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        offline = state.eras.offline
+        # Nothing is waited for from here on: whoever gets the claim ends it.
+        watch = LocalWatch(state.leases, wire, address.name, flight, state.memory)
+        claim = Claim(
+            flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.recovery.mark,
+            fresh=fresh, offline=offline, at=state.clock(),
+        )  # fmt: skip
+        flight.look.known = wire.known
+        if entry is not None and not entry.negative:
+            claim.previous = Previous(partial(self._reads.opened_anyway, address, entry), None)
+        state.leases.take(watch)
+        return claim
+
+    def _is_good(self, address: Address, entry: Entry) -> bool:
+        if entry.negative:
+            return self._reads.error(address, entry) is not None
+        return self._reads.opened(address, entry) is not MISS

@@ -1,0 +1,164 @@
+"""Guards of loads whose results cannot be stored, and names; see `mutants`."""
+
+from typing import Any, Final
+
+from magnus_cache import (
+    batches,
+    clears,
+    copies,
+    core,
+    entries,
+    judging,
+    lease,
+    loaded_value,
+    loads,
+    local_claims,
+    local_values,
+    local_writes,
+    unstorable,
+    writes,
+)
+from magnus_cache.codec import paths
+from magnus_cache.redis import scripts
+from tests.support.guards import edit, guard, put
+
+LOCAL: Final = "tests/test_local.py"
+UNSTORABLE: Final = "tests/test_unstorable.py"
+
+
+@guard(f"{UNSTORABLE}::test_those_who_joined_get_objects_of_their_own")
+def without_copies_of_what_cannot_be_stored() -> None:
+    put(copies.Copier, "copies", lambda *_: None)
+
+
+@guard(f"{UNSTORABLE}::test_those_who_joined_get_objects_of_their_own")
+def without_a_payload_of_what_is_too_large() -> None:
+    original = loaded_value.LoadedValue.__init__
+
+    def init(self: Any, value: Any, payload: Any, refusal: Any = None, copies: Any = ()) -> None:
+        original(self, value, None if refusal is not None else payload, refusal, copies)
+
+    put(loaded_value.LoadedValue, "__init__", init)
+
+
+@guard(f"{UNSTORABLE}::test_what_cannot_be_copied_is_shared_and_that_is_said")
+def without_sharing_what_must_not_be_copied() -> None:
+    original = copies._inner
+    put(copies, "_inner", lambda part: () if (inner := original(part)) is copies._OPAQUE else inner)
+
+
+@guard(f"{UNSTORABLE}::test_other_processes_load_at_once_and_at_the_same_time")
+def without_a_word_to_those_who_wait_for_what_cannot_be_stored() -> None:
+    edit(scripts._RELEASE, "ARGV[2] ~= ''", "false")
+
+
+@guard(f"{UNSTORABLE}::test_a_later_caller_gets_the_lease_and_stores")
+def without_leases_for_callers_after_what_could_not_be_stored() -> None:
+    edit(scripts._ACQUIRE, "(passed and ARGV[5] == '')", "false")
+    edit(scripts._ACQUIRE, "elseif passed", "elseif passed and ARGV[5] == '' or passed")
+
+
+@guard(f"{UNSTORABLE}::test_a_refresh_leaves_nothing_older_behind")
+def without_removing_what_a_result_was_to_replace() -> None:
+    original = unstorable.Unstorable.refused
+
+    async def refused(self: Any, address: Any, value: Any, rule: Any, error: Any, claim: Any) -> Any:
+        claim.fresh = False
+        return await original(self, address, value, rule, error, claim)
+
+    put(unstorable.Unstorable, "refused", refused)
+
+
+@guard(f"{UNSTORABLE}::test_a_refresh_for_nobody_is_not_tried_all_the_time")
+def without_a_pause_after_a_refresh_that_could_not_be_stored() -> None:
+    put(loads.Throttle, "failed", lambda *_: None)
+
+
+@guard(f"{UNSTORABLE}::test_each_function_and_each_type_is_reported")
+def without_telling_functions_apart_in_reports() -> None:
+    put(unstorable, "loader_name", lambda _: "a function")
+
+
+@guard(f"{UNSTORABLE}::test_no_value_is_in_a_message")
+def without_hiding_keys_that_are_no_plain_ones() -> None:
+    put(paths, "_shown", repr)
+
+
+@guard(f"{LOCAL}::test_what_a_peer_invalidates_is_gone")
+def without_hidden_tags_of_local_keys() -> None:
+    for module in (batches, judging, loads, local_writes, writes):
+        put(module, "tagged", lambda _address, tags: tags)
+
+
+@guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
+def without_epochs_of_local_values() -> None:
+    def entry_of(cls: Any, *arguments: Any) -> Any:
+        again = original(*arguments)
+        again.epoch = 1 << 62
+        return again
+
+    original = entries.TaggedEntry.of
+    put(entries.TaggedEntry, "of", classmethod(entry_of))
+
+
+@guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
+def without_judging_a_local_load_when_it_ends() -> None:
+    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> Any:
+        return await _original_fill(self, address, held._replace(epoch=1 << 62), ttl, claim)
+
+    put(local_writes.LocalWrites, "fill", fill)
+
+
+_original_fill: Final = local_writes.LocalWrites.fill
+
+
+@guard(f"{LOCAL}::test_a_load_that_this_process_overtakes_is_not_kept_and_not_joined")
+def without_the_place_of_a_local_object() -> None:
+    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> bool:
+        claim.lease.fill, claim.lease.void = self._state.memory.reserve(address.name, anew=True), False
+        claim.since = self._state.epochs.moment()
+        return await _original_fill(self, address, held._replace(epoch=1 << 62), ttl, claim)
+
+    put(local_writes.LocalWrites, "fill", fill)
+    put(lease.Lease, "void", property(lambda _: False, lambda *_: None))
+
+
+@guard(f"{LOCAL}::test_a_long_load_is_joined_for_as_long_as_it_takes")
+def without_a_connection_before_a_local_load() -> None:
+    put(loads.Loads, "_is_first", lambda *_: False)
+
+
+@guard(f"{LOCAL}::test_a_load_outlives_a_lost_connection")
+def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
+    original = local_claims.LocalWatch.__init__
+
+    def init(self: Any, owner: Any, wire: Any, *more: Any) -> None:
+        original(self, owner, wire, *more)
+        self.trust = wire.trust
+
+    put(local_claims.LocalWatch, "__init__", init)
+
+
+@guard(f"{LOCAL}::test_a_glob_clears_whole_local_namespaces_elsewhere")
+def without_globs_that_reach_local_values_elsewhere() -> None:
+    put(clears.Clears, "_local_controls", lambda *_: [])
+
+
+@guard(f"{LOCAL}::test_a_generator_is_not_kept")
+def without_telling_generators_from_other_objects() -> None:
+    put(local_values, "_ONCE", ())
+
+
+@guard(f"{LOCAL}::test_what_is_invalidated_in_an_outage_reaches_the_others_later")
+def without_a_record_of_local_deletes_in_an_outage() -> None:
+    put(local_writes.LocalWrites, "_unsure", lambda *_: None)
+
+
+@guard(f"{LOCAL}::test_a_failing_load_leaves_nothing", f"{LOCAL}::test_a_cancelled_load_leaves_nothing")
+def without_giving_back_the_place_of_a_local_load() -> None:
+    put(local_claims.LocalWatch, "_close", lambda self, *_: self._owner.ended(self))
+
+
+@guard(f"{LOCAL}::test_the_hidden_tag_is_nobody_elses")
+def without_refusing_hidden_tags_of_callers() -> None:
+    put(core, "check_tags", lambda tags: tuple(tags))
