@@ -7,6 +7,7 @@ from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.function_tags import visible_tags
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies
 
@@ -158,7 +159,8 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
-        "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
+        "level": None, "left": left, "epoch": header.epoch, "floor": floor,
+        "tags": visible_tags(tags), "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip
     grace = left + address.freshness.grace
