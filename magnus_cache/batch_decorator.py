@@ -8,12 +8,14 @@ import functools
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple, cast
 
+from magnus_cache.addresses import Address
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
 from magnus_cache.batches import Wanted
 from magnus_cache.callkeys import CallKeys
 from magnus_cache.decorators import Site, decorator_for
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
+from magnus_cache.function_calls import add_operations
 from magnus_cache.protocols import BatchDecorator
 from magnus_cache.rules import Rule
 from magnus_cache.workers import is_async
@@ -61,11 +63,25 @@ class _BatchSite(Site):
         """Return the function that stands in for the decorated one."""
         if self.keys.first is None:
             raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
-        make = self._async_many() if is_async(self.function) else self._blocking_many()
+        awaited = is_async(self.function)
+        make = self._async_many() if awaited else self._blocking_many()
         functools.update_wrapper(make, self.function)
+        add_operations(make, self, awaited=awaited)
         make.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         make.cache_info = self.info
         return make
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of one key lives, given in place of the keys.
+
+        :raises CacheTypeError: for many keys.
+        """
+        assert self.keys.first is not None
+        name = self.keys.first[1]
+        key = self.keys.bind(args, kwargs)[name]
+        if not isinstance(key, Hashable):
+            raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
+        return self.address(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
         """Return what a call wants, and how some of its keys are loaded."""
@@ -107,8 +123,11 @@ class _BatchSite(Site):
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
+            addresses = [call.find(key).address for key in call.many]
             state.check_open()
-            return state.portal.call(self.engine.writes.remove, [call.find(key).address for key in call.many]) > 0
+            if self.engine.deferred.invalidations:
+                return self.engine.deferred.remove(addresses) > 0
+            return state.portal.call(self.engine.writes.remove, addresses) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)

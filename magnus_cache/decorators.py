@@ -1,27 +1,29 @@
 """`cached`: one decorator for functions and coroutine functions, methods, classmethods and staticmethods.
 
-What it returns for a function is a function: frameworks inspect it, pickle finds it by name, and calling it costs
-no more than a call. What it returns for something in a class body is a descriptor, so that `invalidate` and its
-kin, reached through an instance, know whose they are.
+What it returns looks like a function, and like a method where it is reached through an instance: frameworks inspect
+it, and pickle finds it by name; see `bound`.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, cast
 
 from magnus_cache.addresses import LARGE, MISS, Address
-from magnus_cache.callkeys import CallKeys
+from magnus_cache.bound import CachedClassMethod, CachedFunction
+from magnus_cache.callkeys import CallKeys, plain_strings
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
+from magnus_cache.function_calls import add_operations
+from magnus_cache.function_tags import function_tag, with_function_tag
 from magnus_cache.modes import Mode
 from magnus_cache.protocols import CacheInfo, Decorator
 from magnus_cache.rules import AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.workers import is_async
 
-__all__ = ["CachedMethod", "MakeRule", "Site", "decorator_for", "make_decorator", "make_rule"]
+__all__ = ["MakeRule", "Site", "decorator_for", "make_decorator", "make_rule"]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
@@ -77,12 +79,11 @@ def decorator_for(
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
         keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude)
-        wrapper = kind(engine, namespace, rule(keys), keys, plain).wrapper()
+        site = kind(engine, namespace, rule(keys), keys, plain)
+        cached = CachedFunction(site.wrapper(), plain, site)
         if isinstance(function, staticmethod):
-            return staticmethod(wrapper)
-        if isinstance(function, classmethod) or keys.in_class:
-            return CachedMethod(wrapper, of_class=isinstance(function, classmethod))
-        return wrapper
+            return staticmethod(cached)
+        return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
 
     return decorate
 
@@ -98,6 +99,7 @@ class Site:
         self.rule = rule
         self.keys = keys
         self.function = function
+        self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
         if rule.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
@@ -111,7 +113,7 @@ class Site:
         generation = namespaces.generation
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness)
+        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
@@ -129,14 +131,24 @@ class Site:
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""
         rule = self.rule.tags
-        if rule is None:
-            return ()
-        return rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        return with_function_tag(own, (self.tag,))
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the one value lives that these arguments are about."""
+        return self.address(args, kwargs)
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        name = self.keys.name or repr(self.function)
+        return f"{name}, namespace {str(self.namespace)!r}, cache {self.engine.state.describe()}"
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
-        wrapper = self._async_wrapper() if is_async(self.function) else self._blocking_wrapper()
+        awaited = is_async(self.function)
+        wrapper = self._async_wrapper() if awaited else self._blocking_wrapper()
         functools.update_wrapper(wrapper, self.function)
+        add_operations(wrapper, self, awaited=awaited)
         wrapper.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         wrapper.cache_info = self.info
         return wrapper
@@ -150,20 +162,28 @@ class Site:
         return CacheInfo(hits, counters.misses, counters.loads, str(self.namespace), None if callable(ttl) else ttl)
 
     # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
-    # more call between would cost it a fifth of that.
+    # more call between would cost it a fifth of that. So is what `fast` does for plain strings.
 
     def _async_wrapper(self) -> Any:
         state, reads = self.engine.state, self.engine.reads
-        fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
+        fast_call, exact, tags = self.keys.fast_call, self.keys.fast is plain_strings, self.tags
+        refreshes, special = self.engine.refreshes, state.special
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
             if address is None:
                 address = self.address(args, kwargs)
-            if not state.special or state.mode is Mode.NORMAL:
+            if not special or state.mode is Mode.NORMAL:
                 entry = hit(address.name)
                 if entry is not None:
                     if entry.payload is None:
@@ -199,16 +219,24 @@ class Site:
 
     def _blocking_wrapper(self) -> Any:
         state, reads = self.engine.state, self.engine.reads
-        fast_call, tags, refreshes = self.keys.fast_call, self.tags, self.engine.refreshes
+        fast_call, exact, tags = self.keys.fast_call, self.keys.fast is plain_strings, self.tags
+        refreshes, special = self.engine.refreshes, state.special
         memo, fast, hit, counters, function, rule = (
             self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
         )  # fmt: skip
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
             if address is None:
                 address = self.address(args, kwargs)
-            if not state.special or state.mode is Mode.NORMAL:
+            if not special or state.mode is Mode.NORMAL:
                 entry = hit(address.name)
                 if entry is not None:
                     if entry.payload is None:
@@ -230,6 +258,8 @@ class Site:
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             address = self.address(args, kwargs)
             state.check_open()
+            if self.engine.deferred.invalidations:
+                return self.engine.deferred.remove((address,)) > 0
             return state.portal.call(self.engine.writes.remove, (address,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
@@ -243,48 +273,3 @@ def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:
     for name, function in more.items():
         setattr(wrapper, name, function)
     return wrapper
-
-
-class _Bound(functools.partial[Any]):
-    """A cached method of one instance or class. A partial: called at C speed, and seen through by `inspect`."""
-
-    __slots__ = ()
-
-    @property
-    def __wrapped__(self) -> Any:
-        return functools.partial(self.func.__wrapped__, *self.args)  # type: ignore[attr-defined]  # a wrapper has it
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.invalidate`."""
-        return self.func.invalidate(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def refresh(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.refresh`."""
-        return self.func.refresh(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.cache_key`."""
-        return self.func.cache_key(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def cache_info(self) -> CacheInfo:
-        """See `Cached.cache_info`."""
-        info: CacheInfo = self.func.cache_info()  # type: ignore[attr-defined]  # likewise
-        return info
-
-
-class CachedMethod:
-    """A cached function of a class body: bound to an instance, or to the class, when it is looked up."""
-
-    def __init__(self, wrapper: Any, *, of_class: bool) -> None:
-        functools.update_wrapper(self, wrapper)
-        self._wrapper = wrapper
-        self._of_class = of_class
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if self._of_class:
-            return _Bound(self._wrapper, owner if owner is not None else type(instance))
-        return self._wrapper if instance is None else _Bound(self._wrapper, instance)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function unbound, as `classmethod` around it does from Python 3.13 on."""
-        return self._wrapper(*args, **kwargs)
