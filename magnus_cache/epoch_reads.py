@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache.clock import Clock
-from magnus_cache.epochs import Doubt, Epochs, Known, Realm, epoch_of
+from magnus_cache.epochs import Doubt, Epochs, Known, epoch_of
 from magnus_cache.errors import CacheUnavailableError, Reason
+from magnus_cache.realms import Realm
 from magnus_cache.redis import scripts
 
 if TYPE_CHECKING:
