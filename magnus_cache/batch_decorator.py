@@ -63,10 +63,8 @@ class _BatchSite(Site):
         """Return the function that stands in for the decorated one."""
         if self.keys.first is None:
             raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
-        awaited = is_async(self.function)
-        make = self._async_many() if awaited else self._blocking_many()
+        make = self._async_many() if is_async(self.function) else self._blocking_many()
         functools.update_wrapper(make, self.function)
-        add_operations(make, self, awaited=awaited)
         make.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         make.cache_info = self.info
         return make
@@ -111,7 +109,7 @@ class _BatchSite(Site):
                 self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
             )
 
-        return _with(wrapper, invalidate, refresh)
+        return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh)
 
     def _blocking_many(self) -> Any:
         state = self.engine.state
@@ -136,7 +134,7 @@ class _BatchSite(Site):
                 self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
             )
 
-        return _with(wrapper, invalidate, refresh)
+        return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh)
 
 
 def _with(wrapper: Any, invalidate: Callable[..., Any], refresh: Callable[..., Any]) -> Any:

@@ -145,10 +145,8 @@ class Site:
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
-        awaited = is_async(self.function)
-        wrapper = self._async_wrapper() if awaited else self._blocking_wrapper()
+        wrapper = self._async_wrapper() if is_async(self.function) else self._blocking_wrapper()
         functools.update_wrapper(wrapper, self.function)
-        add_operations(wrapper, self, awaited=awaited)
         wrapper.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
         wrapper.cache_info = self.info
         return wrapper
@@ -215,7 +213,7 @@ class Site:
             loader = functools.partial(function, *args, **kwargs)
             return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
-        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+        return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
         state, reads = self.engine.state, self.engine.reads
@@ -266,7 +264,7 @@ class Site:
             loader = functools.partial(function, *args, **kwargs)
             return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
-        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+        return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:

@@ -3,6 +3,7 @@
 The blocking forms of a function, and the awaited ones of a coroutine function.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from magnus_cache.addresses import Address
@@ -23,6 +24,11 @@ class Place(Protocol):
         ...
 
     @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
+    @property
     def tag(self) -> str:
         """The tag that all of its values have."""
         ...
@@ -32,12 +38,14 @@ class Place(Protocol):
         ...
 
 
-def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> None:
-    """Give the function that stands for a decorated one these operations as attributes."""
+def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> Any:
+    """Return the function that stands for a decorated one, with these operations as attributes."""
     make = _awaited if awaited else _blocking
+    name = getattr(place.function, "__qualname__", type(place.function).__qualname__)
     for operation in make(place):
-        operation.__qualname__ = f"{wrapper.__qualname__}.{operation.__name__}"
+        operation.__qualname__ = f"{name}.{operation.__name__}"
         setattr(wrapper, operation.__name__, operation)
+    return wrapper
 
 
 async def _contains(engine: Engine, address: Address) -> bool:
