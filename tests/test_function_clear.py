@@ -20,23 +20,32 @@ from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import Slow, fleet
 from tests.support.wait import wait_until
 
+CALLS: list[Any] = []
+"""Calls of the functions below: of the module, as what a function closes over may be part of its keys."""
 
-def decorated(manager: AsyncCacheManager, calls: list[Any], **options: Any) -> Any:
+
+@pytest.fixture
+def calls() -> list[Any]:
+    CALLS.clear()
+    return CALLS
+
+
+def decorated(manager: AsyncCacheManager, **options: Any) -> Any:
     """Return the same function of each process."""
 
     @manager.cached("t", **options)
     async def rows(number: int) -> list[int]:
-        calls.append(number)
-        return [number, len(calls)]
+        CALLS.append(number)
+        return [number, len(CALLS)]
 
     return rows
 
 
-def blocking(manager: CacheManager, calls: list[Any], **options: Any) -> Any:
+def blocking(manager: CacheManager, **options: Any) -> Any:
     @manager.cached("t", **options)
     def rows(number: int) -> list[int]:
-        calls.append(number)
-        return [number, len(calls)]
+        CALLS.append(number)
+        return [number, len(CALLS)]
 
     return rows
 
@@ -54,10 +63,11 @@ async def told(*managers: AsyncCacheManager) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"key": "k {number}"}, {"key_func": str}, {"tags": "user:{number}"}, {"tags": str}, {"grace": 60}]
 )
-async def test_all_values_of_a_function_are_gone_everywhere(url: str, options: dict[str, Any]) -> None:
-    calls: list[int] = []
+async def test_all_values_of_a_function_are_gone_everywhere(
+    url: str, options: dict[str, Any], calls: list[Any]
+) -> None:
     async with fleet(url) as (one, two):
-        here, there = decorated(one, calls, **options), decorated(two, calls, **options)
+        here, there = decorated(one, **options), decorated(two, **options)
         first = [await here(number) for number in range(5)]
         assert [await there(number) for number in range(5)] == first
         assert len(calls) == 5
@@ -72,9 +82,9 @@ async def test_all_values_of_a_function_are_gone_everywhere(url: str, options: d
 
 
 @pytest.mark.anyio
-async def test_it_is_one_exchange_and_keeps_the_names(url: str, raw: redis.Redis) -> None:
+async def test_it_is_one_exchange_and_keeps_the_names(url: str, raw: redis.Redis, calls: list[Any]) -> None:
     async with fleet(url, 1) as (one,):
-        function = decorated(one, [])
+        function = decorated(one)
         await asyncio.gather(*map(function, range(200)))
         names = set(raw.keys("magnus:*"))
         assert f"magnus:t:{function.cache_key(7)}".encode() in names
@@ -87,14 +97,13 @@ async def test_it_is_one_exchange_and_keeps_the_names(url: str, raw: redis.Redis
 
 
 @pytest.mark.anyio
-async def test_other_functions_and_values_stay(url: str) -> None:
+async def test_other_functions_and_values_stay(url: str, calls: list[Any]) -> None:
     async with fleet(url, 1) as (one,):
-        calls: list[int] = []
-        function = decorated(one, calls)
+        function = decorated(one)
 
         @one.cached("t")
         async def other(number: int) -> list[int]:
-            calls.append(-number)
+            CALLS.append(-number)
             return [number]
 
         elsewhere = one.cached("elsewhere")(function.__wrapped__)
@@ -110,10 +119,9 @@ async def test_other_functions_and_values_stay(url: str) -> None:
         assert await one.get("t", "k") == "value"
 
 
-def test_the_blocking_form(url: str) -> None:
-    calls: list[int] = []
+def test_the_blocking_form(url: str, calls: list[Any]) -> None:
     with CacheManager(redis_url=url) as one, CacheManager(redis_url=url) as two:
-        here, there = blocking(one, calls), blocking(two, calls)
+        here, there = blocking(one), blocking(two)
         assert here(1) == there(1)
         assert here.contains(1) is there.contains(1) is True
         assert isinstance(here.explain(1), Explanation)
@@ -126,10 +134,9 @@ def test_the_blocking_form(url: str) -> None:
         here.clear()
 
 
-def test_in_memory_alone() -> None:
+def test_in_memory_alone(calls: list[Any]) -> None:
     with CacheManager(redis_enabled=False) as cache:
-        calls: list[int] = []
-        function = blocking(cache, calls)
+        function = blocking(cache)
         function(1)
         function(2)
         function.clear()
@@ -139,7 +146,7 @@ def test_in_memory_alone() -> None:
         assert calls == [1, 2, 1, 2]
 
 
-def test_of_a_method_the_values_of_all_instances(url: str) -> None:
+def test_of_a_method_the_values_of_all_instances(url: str, calls: list[Any]) -> None:
     with CacheManager(redis_url=url) as cache:
 
         class Account:
@@ -171,7 +178,7 @@ def test_of_a_method_the_values_of_all_instances(url: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("form", ["async", "blocking"])
-async def test_a_function_of_many_keys(url: str, form: str) -> None:
+async def test_a_function_of_many_keys(url: str, form: str, calls: list[Any]) -> None:
     async with fleet(url, 1) as (one,):
 
         @one.cached_many("t")
@@ -204,7 +211,9 @@ async def test_a_function_of_many_keys(url: str, form: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("clearing", [0, 1])
-async def test_invariant_2_a_load_that_began_before_a_clear_is_not_stored(url: str, clearing: int) -> None:
+async def test_invariant_2_a_load_that_began_before_a_clear_is_not_stored(
+    url: str, clearing: int, calls: list[Any]
+) -> None:
     slow = Slow()
     async with fleet(url) as managers:
 
@@ -230,15 +239,14 @@ async def test_invariant_2_a_load_that_began_before_a_clear_is_not_stored(url: s
 
 
 @pytest.mark.anyio
-async def test_stale_and_remembered_values_are_cleared_too(url: str) -> None:
+async def test_stale_and_remembered_values_are_cleared_too(url: str, calls: list[Any]) -> None:
     with virtual_clock() as clock:
         async with fleet(url, 1) as (one,):
-            calls: list[int] = []
 
             @one.cached("t", ttl=10, grace=100, negative={LookupError: 60})
             async def value(number: int) -> int:
-                calls.append(number)
-                if number < 0 or len(calls) > 2:
+                CALLS.append(number)
+                if number < 0 or len(CALLS) > 2:
                     raise LookupError(number) if number < 0 else RuntimeError("away")
                 return number
 
@@ -255,10 +263,9 @@ async def test_stale_and_remembered_values_are_cleared_too(url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_clear_in_an_outage_is_made_up_for(proxy: Any, url: str) -> None:
-    calls: list[int] = []
+async def test_a_clear_in_an_outage_is_made_up_for(proxy: Any, url: str, calls: list[Any]) -> None:
     async with fleet(proxy.url, 1, op_timeout=0.5) as (one,), fleet(url, 1) as (two,):
-        here, there = decorated(one, calls), decorated(two, calls)
+        here, there = decorated(one), decorated(two)
         assert await here(1) == await there(1) == [1, 1]
         proxy.refuse()
         proxy.cut()
@@ -277,11 +284,10 @@ async def test_a_clear_in_an_outage_is_made_up_for(proxy: Any, url: str) -> None
 
 
 @pytest.mark.anyio
-async def test_values_stored_without_the_tag_are_served(url: str) -> None:
+async def test_values_stored_without_the_tag_are_served(url: str, calls: list[Any]) -> None:
     """An earlier release stored them, or `set` or `warm_cache`: the function's epoch is no older than its first use."""
     async with fleet(url) as (old, new):
-        calls: list[int] = []
-        function = decorated(new, calls)
+        function = decorated(new)
         key = function.cache_key(7)
         await old.set("t", key, [7, 0])
         assert await function(7) == [7, 0]
@@ -295,16 +301,15 @@ async def test_values_stored_without_the_tag_are_served(url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_process_that_met_the_values_before_the_function(url: str) -> None:
+async def test_a_process_that_met_the_values_before_the_function(url: str, calls: list[Any]) -> None:
     """It has their marks from reading them by their keys."""
     async with fleet(url) as (one, two):
-        calls: list[int] = []
-        here = decorated(one, calls)
+        here = decorated(one)
         await here(1)
         await here(2)
         key = here.cache_key(1)
         assert await two.get("t", key) == [1, 1]
-        there = decorated(two, calls)
+        there = decorated(two)
         assert await there(2) == [2, 2]
         await here.clear()
         await told(two)
@@ -313,33 +318,33 @@ async def test_a_process_that_met_the_values_before_the_function(url: str) -> No
 
 
 @pytest.mark.anyio
-async def test_a_value_with_as_many_tags_as_there_can_be(url: str) -> None:
+async def test_a_value_with_as_many_tags_as_there_can_be(url: str, calls: list[Any]) -> None:
     async with fleet(url, 1) as (one,):
         tags = [f"tag{number}" for number in range(MOST_TAGS - 1)]
-        function = decorated(one, [], tags=tags)
-        computed = decorated(one, [], tags=lambda _: tags, key="other {number}")
+        function = decorated(one, tags=tags)
+        computed = decorated(one, tags=lambda _: tags, key="other {number}")
         for kept in (function, computed):
             assert await kept(1) == await kept(1)
             assert (await kept.explain(1)).tags == tuple(tags)
             await kept.clear()
             assert await kept.contains(1) is False
         tags.append("one too many")
-        for refused in (decorated(one, [], tags=tags), computed):
+        for refused in (decorated(one, tags=tags), computed):
             with pytest.raises(CacheArgumentError, match="at most 254 tags"):
                 await refused(2)
 
 
 @pytest.mark.anyio
-async def test_its_tag_is_not_shown(url: str) -> None:
+async def test_its_tag_is_not_shown(url: str, calls: list[Any]) -> None:
     async with fleet(url, 1) as (one,):
-        function = decorated(one, [], tags=["x", "user:{number}"])
+        function = decorated(one, tags=["x", "user:{number}"])
         await function(7)
         assert (await function.explain(7)).tags == ("x", "user:7")
         await one.invalidate_tags("x")
         assert await function.contains(7) is False
 
 
-def test_names_of_tags() -> None:
+def test_names_of_tags(calls: list[Any]) -> None:
     assert visible_tags(("x", function_tag("t", "module.name"), "~x")) == ("x", "~x")
     assert function_tag("t", "module.name") != function_tag("u", "module.name")
     assert len(function_tag("t", "x" * 1_000)) <= 200
@@ -355,11 +360,11 @@ def _in_child(function: Any, results: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_a_forked_child_clears_what_it_has_in_memory(url: str) -> None:
+def test_a_forked_child_clears_what_it_has_in_memory(url: str, calls: list[Any]) -> None:
     """The child remembers where the values of calls live, and must find the marks of its new values there."""
     context = multiprocessing.get_context("fork")
     with CacheManager(redis_url=url) as cache:
-        function = blocking(cache, [])
+        function = blocking(cache)
         function(1)
         results = context.Queue()
         with warnings.catch_warnings():
@@ -374,10 +379,10 @@ def test_a_forked_child_clears_what_it_has_in_memory(url: str) -> None:
         results.join_thread()
 
 
-def test_a_child_without_redis_too() -> None:
+def test_a_child_without_redis_too(calls: list[Any]) -> None:
     context = multiprocessing.get_context("fork")
     with CacheManager(redis_enabled=False) as cache:
-        function = blocking(cache, [])
+        function = blocking(cache)
         function(1)
         results = context.Queue()
         with warnings.catch_warnings():
@@ -396,18 +401,18 @@ def test_a_child_without_redis_too() -> None:
 
 
 @pytest.mark.anyio
-async def test_its_tag_takes_no_room_of_values(url: str) -> None:
+async def test_its_tag_takes_no_room_of_values(url: str, calls: list[Any]) -> None:
     async with fleet(url, 2) as (one, two):
-        await decorated(one, [], key="k {number}")(1)
+        await decorated(one, key="k {number}")(1)
         await two.set("t", "k 2", [1, 1])
         assert one._state.memory.bytes == two._state.memory.bytes
 
 
 @pytest.mark.anyio
-async def test_the_epoch_of_a_function_comes_along_with_its_first_value(url: str) -> None:
+async def test_the_epoch_of_a_function_comes_along_with_its_first_value(url: str, calls: list[Any]) -> None:
     """Else that would have to be asked for twice; where nobody announces changes, every half a second."""
     async with fleet(url) as (one, two):
-        here, there = decorated(one, []), decorated(two, [])
+        here, there = decorated(one), decorated(two)
         await here(0)
         received, answers = two._reads.received, list[Any]()
 
@@ -421,16 +426,15 @@ async def test_the_epoch_of_a_function_comes_along_with_its_first_value(url: str
 
 
 @pytest.mark.anyio
-async def test_values_that_are_never_near(url: str) -> None:
+async def test_values_that_are_never_near(url: str, calls: list[Any]) -> None:
     namespace = Namespace("near", l1=False)
     async with fleet(url) as managers:
-        calls: list[int] = []
 
         def made(manager: AsyncCacheManager) -> Any:
             @manager.cached(namespace)
             async def value(number: int) -> int:
-                calls.append(number)
-                return len(calls)
+                CALLS.append(number)
+                return len(CALLS)
 
             return value
 
@@ -440,17 +444,16 @@ async def test_values_that_are_never_near(url: str) -> None:
         assert await two(1) == 2
 
 
-def test_names_of_tags_are_remembered_within_bounds() -> None:
+def test_names_of_tags_are_remembered_within_bounds(calls: list[Any]) -> None:
     epochs = Epochs(Keyspace())
     for number in range(3_000):
         assert epochs.tag_name(f"tag{number}") == f"magnus!tag:tag{number}".encode()
     assert len(epochs._names_of_tags) <= 1_024
 
 
-def test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing(url: str) -> None:
+def test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing(url: str, calls: list[Any]) -> None:
     with CacheManager(redis_url=url) as one, CacheManager(redis_url=url) as two:
-        calls: list[int] = []
-        here, there = blocking(one, calls), blocking(two, calls)
+        here, there = blocking(one), blocking(two)
         many = one.cached_many("t", key="{keys}")(of_many)
         here(1)
         here(2)
