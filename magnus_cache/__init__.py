@@ -3,51 +3,54 @@
 Start with `get_cache_manager` and its `cached` decorator, or make a `CacheManager` of your own.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from magnus_cache.codec import register_type
-from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
-from magnus_cache.errors import (
-    CacheArgumentError,
-    CacheBatchError,
-    CacheClosedError,
-    CacheDeadlockError,
-    CacheDecodeError,
-    CacheEncodeError,
-    CacheError,
-    CacheRecursionError,
-    CacheSettingsError,
-    CacheTimeoutError,
-    CacheTypeError,
-    CacheUnavailableError,
-    CacheValueTooLargeError,
-)
-from magnus_cache.explain import Explanation
-from magnus_cache.managers import (
-    AsyncCacheManager,
-    CacheManager,
-    cache_clear,
-    cache_delete,
-    cache_get,
-    cache_set,
-    get_async_cache_manager,
-    get_cache_manager,
-)
-from magnus_cache.namespaces import (
-    TTL_LONG,
-    TTL_MEDIUM,
-    TTL_REALTIME,
-    TTL_STATIC,
-    CacheNamespaces,
-    Namespace,
-    register_namespace,
-)
-from magnus_cache.protocols import CacheInfo
-from magnus_cache.stats import CacheStats
-from magnus_cache.warming import WarmReport
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache.codec import register_type
+    from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache.errors import (
+        CacheArgumentError,
+        CacheBatchError,
+        CacheClosedError,
+        CacheDeadlockError,
+        CacheDecodeError,
+        CacheEncodeError,
+        CacheError,
+        CacheLoopError,
+        CacheRecursionError,
+        CacheSettingsError,
+        CacheTimeoutError,
+        CacheTypeError,
+        CacheUnavailableError,
+        CacheValueTooLargeError,
+    )
+    from magnus_cache.explain import Explanation
+    from magnus_cache.health import Health
+    from magnus_cache.managers import (
+        AsyncCacheManager,
+        CacheManager,
+        cache_clear,
+        cache_delete,
+        cache_get,
+        cache_set,
+        configure,
+        get_async_cache_manager,
+        get_cache_manager,
+    )
+    from magnus_cache.namespaces import (
+        TTL_LONG,
+        TTL_MEDIUM,
+        TTL_REALTIME,
+        TTL_STATIC,
+        CacheNamespaces,
+        Namespace,
+        register_namespace,
+    )
+    from magnus_cache.protocols import CacheInfo
     from magnus_cache.settings import CacheSettings
+    from magnus_cache.stats import CacheStats
+    from magnus_cache.warming import WarmReport
 
 __all__ = [
     "NOT_MODIFIED",
@@ -64,6 +67,7 @@ __all__ = [
     "CacheEncodeError",
     "CacheError",
     "CacheInfo",
+    "CacheLoopError",
     "CacheManager",
     "CacheNamespaces",
     "CacheRecursionError",
@@ -76,12 +80,14 @@ __all__ = [
     "CacheValueTooLargeError",
     "CurrentLoad",
     "Explanation",
+    "Health",
     "Namespace",
     "WarmReport",
     "cache_clear",
     "cache_delete",
     "cache_get",
     "cache_set",
+    "configure",
     "current_load",
     "get_async_cache_manager",
     "get_cache_manager",
@@ -91,11 +97,72 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_HOMES: Final = {
+    "codec": ("register_type",),
+    "current": (
+        "NOT_MODIFIED",
+        "CurrentLoad",
+        "current_load",
+    ),
+    "errors": (
+        "CacheArgumentError",
+        "CacheBatchError",
+        "CacheClosedError",
+        "CacheDeadlockError",
+        "CacheDecodeError",
+        "CacheEncodeError",
+        "CacheError",
+        "CacheLoopError",
+        "CacheRecursionError",
+        "CacheSettingsError",
+        "CacheTimeoutError",
+        "CacheTypeError",
+        "CacheUnavailableError",
+        "CacheValueTooLargeError",
+    ),
+    "explain": ("Explanation",),
+    "health": ("Health",),
+    "managers": (
+        "AsyncCacheManager",
+        "CacheManager",
+        "cache_clear",
+        "cache_delete",
+        "cache_get",
+        "cache_set",
+        "configure",
+        "get_async_cache_manager",
+        "get_cache_manager",
+    ),
+    "namespaces": (
+        "TTL_LONG",
+        "TTL_MEDIUM",
+        "TTL_REALTIME",
+        "TTL_STATIC",
+        "CacheNamespaces",
+        "Namespace",
+        "register_namespace",
+    ),
+    "protocols": ("CacheInfo",),
+    "settings": ("CacheSettings",),
+    "stats": ("CacheStats",),
+    "warming": ("WarmReport",),
+}
+"""The public names by the module that has them."""
 
-def __getattr__(name: str) -> Any:
-    """Import `CacheSettings` when it is asked for: pydantic-settings takes longer to import than all the rest."""
-    if name == "CacheSettings":
-        from magnus_cache.settings import CacheSettings
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
-        return CacheSettings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+if not TYPE_CHECKING:
+    # Type checkers have the imports above, and so find misspelt names.
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is asked for: pytest imports this package wherever it is installed."""
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheArgumentError, CacheBatchError, CacheClosedError, CacheTypeError
 from magnus_cache.flight import SERVING, Flight
 from magnus_cache.judging import JudgedValue
+from magnus_cache.loops import check_loop
 from magnus_cache.modes import Mode
 from magnus_cache.outcomes import running_loop
 from magnus_cache.pacing import Step, at_once, in_turns, turn
@@ -164,6 +165,7 @@ async def load_many(
     :raises Exception: what the loader raised, if it was called for all keys there are no values of.
     """
     check_callable(loader, "batch_loader")
+    check_loop()
 
     async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
         with engine.state.flights.joint(flights):

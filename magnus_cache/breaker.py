@@ -90,6 +90,11 @@ class Breaker:
         return self._known and not self._failures
 
     @property
+    def unknown(self) -> bool:
+        """Whether nothing was asked yet, or nothing has come of it."""
+        return not self._known and not self._failures
+
+    @property
     def open(self) -> bool:
         """Whether the last exchange with Redis failed; False before the first."""
         return self._failures > 0

@@ -26,8 +26,10 @@ __all__ = [
     "ahead",
     "current_clock",
     "monotonic",
+    "process_clock",
     "seconds",
     "server_time",
+    "switch_process_clock",
     "using_clock",
 ]
 
@@ -59,11 +61,37 @@ def _system_clock() -> Clock:
 monotonic: Final[Clock] = _system_clock()
 """What caches go by. Timers of event loops need not count sleep: they come later than meant, never too early."""
 
-_CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=monotonic)
+process_clock: Final = partial(monotonic)
+"""What all caches of this process go by: `monotonic`, or what a test has switched it to.
+
+A partial, because it runs at C speed and what it calls can be exchanged: caches that exist already follow at once, and
+a hit in memory pays nothing for it.
+"""
+
+_CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=process_clock)
+
+_switched_to: Final[list[Clock]] = []
+"""Keeps these clocks alive: another thread may be in the midst of a call of one, and a partial holds no reference."""
+_before_new: Final[list[Callable[[], object]]] = []
+
+
+def switch_process_clock(clock: Clock, before_new: Callable[[], object] | None = None) -> None:
+    """Let all caches of this process go by another clock, those that exist already too. It must not be behind.
+
+    :param before_new: called before a cache is made, as long as this clock counts.
+    """
+    _switched_to.append(clock)
+    _before_new[:] = [before_new] if before_new is not None else []
+    # A partial of a partial would cost twice as much.
+    now = clock if isinstance(clock, partial) else partial(clock)
+    # It is how partials are unpickled.
+    process_clock.__setstate__((now.func, now.args, now.keywords, None))  # type: ignore[attr-defined]  # as said
 
 
 def current_clock() -> Clock:
-    """Return the clock of caches that are made in this context: `monotonic`, or what a test has put in its place."""
+    """Return the clock of a cache that is made in this context: `process_clock`, or what `using_clock` says."""
+    for call in _before_new:
+        call()
     return _CLOCK.get()
 
 
@@ -79,7 +107,7 @@ def using_clock(clock: Clock) -> Generator[None]:
 
 def ahead(clock: Clock) -> float:
     """Return the seconds that a clock is ahead of `monotonic`; a server's clock is seen as being so, too."""
-    seconds: float = getattr(clock, "ahead", 0.0)
+    seconds: float = getattr(process_clock.func if clock is process_clock else clock, "ahead", 0.0)
     return seconds
 
 

@@ -7,8 +7,6 @@ Each method reads as one path through the cache: check the arguments, try the ne
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache.addresses import LARGE, MISS, Address
@@ -23,6 +21,8 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.explain import Explanation, explain
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.lives import AsyncLife
+from magnus_cache.loops import check_loop
 from magnus_cache.modes import Mode
 from magnus_cache.pacing import Step, turn
 from magnus_cache.protocols import BatchDecorator, Decorator
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncOperations:
+class AsyncOperations(AsyncLife):
     """What can be done with a cache from a coroutine; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
@@ -60,9 +60,6 @@ class AsyncOperations:
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
         self._clears = engine.clears
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._state.describe()}>"
 
     # -- single values --------------------------------------------------------------------------------------
 
@@ -240,6 +237,7 @@ class AsyncOperations:
         """
         check_mapping(mapping)
         life, names = None if ttl is None else seconds(ttl), check_tags(tags)
+        check_loop()
         items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
         portion = Step()
         for key, value in list(mapping.items()):
@@ -258,6 +256,7 @@ class AsyncOperations:
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
+        check_loop()
         return await self._writes.remove(await addressed(self._reads, namespace, listed(keys, "keys")))
 
     async def clear(self, namespace_or_pattern: str) -> int:
@@ -291,6 +290,7 @@ class AsyncOperations:
             none; None for a bar if a terminal and `rich` are there.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
+        check_loop()
         return await warm(
             self._engine, namespace, data_loader, listed(keys, "keys"), ttl,
             concurrency=concurrency, only_missing=only_missing, progress=progress,
@@ -365,29 +365,3 @@ class AsyncOperations:
                 figures["redis_used_memory"] = commands.info(info, b"used_memory_human") or "unknown"
         figures["redis_available"] = state.redis_available
         return figures
-
-    @property
-    def redis_available(self) -> bool:
-        """Whether Redis answered when it was last asked; False before the first call. No I/O."""
-        return self._state.redis_available
-
-    def bypass(self) -> AbstractContextManager[None]:
-        """Within it, read nothing from the cache but store what is loaded: a one-off fresh read."""
-        return self._state.switched(Mode.BYPASS)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Within it, behave as if there were no cache; for tests."""
-        return self._state.switched(Mode.DISABLED)
-
-    async def aclose(self) -> None:
-        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`."""
-        await self._state.aclose()
-
-    async def __aenter__(self) -> Self:
-        self._state.check_open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

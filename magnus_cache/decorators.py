@@ -23,7 +23,7 @@ from magnus_cache.rules import AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.workers import is_async
 
-__all__ = ["MakeRule", "Site", "decorator_for", "make_decorator", "make_rule"]
+__all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
@@ -79,8 +79,16 @@ def decorator_for(
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
         keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude)
-        site = kind(engine, namespace, rule(keys), keys, plain)
-        cached = CachedFunction(site.wrapper(), plain, site)
+        made = rule(keys)
+
+        def site(engine: Engine) -> Site:
+            return kind(engine, namespace, made, keys, plain)
+
+        if engine.follow is None:
+            place = site(engine)
+            cached = CachedFunction(place.wrapper(), plain, place)
+        else:
+            cached = CachedFunction(engine.follow(site), plain, _ProcessWide(keys.name or repr(plain), namespace))
         if isinstance(function, staticmethod):
             return staticmethod(cached)
         return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
@@ -88,8 +96,30 @@ def decorator_for(
     return decorate
 
 
+class _ProcessWide:
+    """Names a function that follows the process-wide cache, whichever that is."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        return self._text
+
+
+Rebind = Callable[["Site", Callable[..., Any]], None]
+"""Has a wrapper look into the memory of another site's cache, and call something else for all but a hit there."""
+
+
 class Site:
-    """One decorated function: where its values live and how they are loaded."""
+    """One decorated function in one cache: where its values live and how they are loaded.
+
+    :ivar slow: called as ``slow(args, kwargs)`` for what is no hit in memory.
+    :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
+    """
+
+    slow: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    rebind: Rebind | None = None
 
     def __init__(
         self, engine: Engine, namespace: str, rule: Rule, keys: CallKeys, function: Callable[..., Any]
@@ -160,15 +190,47 @@ class Site:
         return CacheInfo(hits, counters.misses, counters.loads, str(self.namespace), None if callable(ttl) else ttl)
 
     # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
-    # more call between would cost it a fifth of that. So is what `fast` does for plain strings.
+    # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
+    # for `slow`, which belongs to one cache for good: a call never mixes two.
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of a call lives, remembered or not."""
+        address = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
+        return self.address(args, kwargs) if address is None else address
 
     def _async_wrapper(self) -> Any:
-        state, reads = self.engine.state, self.engine.reads
-        fast_call, exact, tags = self.keys.fast_call, self.keys.fast is plain_strings, self.tags
-        refreshes, special = self.engine.refreshes, state.special
-        memo, fast, hit, counters, function, rule = (
-            self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
-        )  # fmt: skip
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.function, self.rule
+        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
+
+        async def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            own = engine.reads
+            if engine.state.mode is Mode.NORMAL:
+                entry = engine.state.memory.hit(address.name)
+                if entry is not None:
+                    value = entry.value if entry.payload is None else own.opened_here(address, entry)
+                    if value is LARGE:
+                        value = await own.open_anyway(address, entry)
+                    if value is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return await refreshes.value(address, loader, rule, tags(args, kwargs))
+                entry = await own.read(address)
+                value = own.opened_here(address, entry)
+                if value is LARGE:
+                    value = await own.open(address, entry)
+                if value is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            return await refreshes.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+
+        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
+        self.slow = look_up
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
@@ -179,32 +241,25 @@ class Site:
                 address = memo[short]
             except KeyError:
                 address = None
-            if address is None:
-                address = self.address(args, kwargs)
-            if not special or state.mode is Mode.NORMAL:
+            if address is not None and (not state.special or state.mode is Mode.NORMAL):
                 entry = hit(address.name)
                 if entry is not None:
                     if entry.payload is None:
                         counters.l1_hits += 1
                         return entry.value
                     value = reads.opened_here(address, entry)
-                    if value is LARGE:
-                        value = await reads.open_anyway(address, entry)
-                    if value is not MISS:
+                    # A large one is for `slow`: to decode it takes turns of the event loop.
+                    if value is not MISS and value is not LARGE:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not PLAIN:
-                    loader = functools.partial(function, *args, **kwargs)
-                    return await refreshes.value(address, loader, rule, tags(args, kwargs))
-                entry = await reads.read(address)
-                value = reads.opened_here(address, entry)
-                if value is LARGE:
-                    value = await reads.open(address, entry)
-                if value is not MISS:
-                    counters.l2_hits += 1
-                    return value
-                counters.misses += 1
-            return await refreshes.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+            return await slow(args, kwargs)
+
+        def rebind(site: Site, then: Callable[..., Any]) -> None:
+            nonlocal state, reads, hit, counters, slow, memo
+            engine = site.engine
+            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            # Last: a call that has it has all the others.
+            memo = site.memo
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
@@ -213,15 +268,37 @@ class Site:
             loader = functools.partial(function, *args, **kwargs)
             return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
+        self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        state, reads = self.engine.state, self.engine.reads
-        fast_call, exact, tags = self.keys.fast_call, self.keys.fast is plain_strings, self.tags
-        refreshes, special = self.engine.refreshes, state.special
-        memo, fast, hit, counters, function, rule = (
-            self.memo, self.keys.fast, state.memory.hit, self.counters, self.function, self.rule,
-        )  # fmt: skip
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.function, self.rule
+        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
+
+        def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            own = engine.reads
+            if engine.state.mode is Mode.NORMAL:
+                entry = engine.state.memory.hit(address.name)
+                if entry is not None:
+                    value = entry.value if entry.payload is None else own.opened(address, entry)
+                    if value is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
+                if (value := own.opened(address, own.read_blocking(address))) is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            loader = functools.partial(function, *args, **kwargs)
+            return refreshes.load_blocking(address, loader, rule, tags(args, kwargs))
+
+        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
+        self.slow = look_up
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
@@ -232,9 +309,7 @@ class Site:
                 address = memo[short]
             except KeyError:
                 address = None
-            if address is None:
-                address = self.address(args, kwargs)
-            if not special or state.mode is Mode.NORMAL:
+            if address is not None and (not state.special or state.mode is Mode.NORMAL):
                 entry = hit(address.name)
                 if entry is not None:
                     if entry.payload is None:
@@ -243,27 +318,27 @@ class Site:
                     if (value := reads.opened(address, entry)) is not MISS:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not PLAIN:
-                    loader = functools.partial(function, *args, **kwargs)
-                    return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
-                if (value := reads.opened(address, reads.read_blocking(address))) is not MISS:
-                    counters.l2_hits += 1
-                    return value
-                counters.misses += 1
-            loader = functools.partial(function, *args, **kwargs)
-            return refreshes.load_blocking(address, loader, rule, tags(args, kwargs))
+            return slow(args, kwargs)
+
+        def rebind(site: Site, then: Callable[..., Any]) -> None:
+            nonlocal state, reads, hit, counters, slow, memo
+            engine = site.engine
+            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            # Last: a call that has it has all the others.
+            memo = site.memo
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             address = self.address(args, kwargs)
-            state.check_open()
+            self.engine.state.check_open()
             if self.engine.deferred.invalidations:
                 return self.engine.deferred.remove((address,)) > 0
-            return state.portal.call(self.engine.writes.remove, (address,)) > 0
+            return self.engine.state.portal.call(self.engine.writes.remove, (address,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
             return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
+        self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
 
 

@@ -1,5 +1,6 @@
 """What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -18,12 +19,17 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One cache, without a face."""
+    """One cache, without a face.
 
-    __slots__ = ("clears", "deferred", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
+    :ivar follow: makes a function that goes to whatever cache is in use, given what makes it for one; None for a cache
+        whose functions stay with it.
+    """
+
+    __slots__ = ("clears", "deferred", "follow", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
         self.lifetimes = Lifetimes(self.writes)

@@ -17,6 +17,7 @@ __all__ = [
     "CacheDecodeError",
     "CacheEncodeError",
     "CacheError",
+    "CacheLoopError",
     "CacheRecursionError",
     "CacheSettingsError",
     "CacheTimeoutError",
@@ -171,6 +172,10 @@ class CacheRecursionError(CacheError, RuntimeError):
 
 class CacheDeadlockError(CacheError, RuntimeError):
     """A blocking call was made where only the blocked thread could ever answer it."""
+
+
+class CacheLoopError(CacheError, RuntimeError):
+    """An operation of `AsyncCacheManager` was awaited without asyncio, such as under trio."""
 
 
 class CacheClosedError(CacheError, RuntimeError):

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from magnus_cache.sections import section
 
-__all__ = ["ForkLock", "Forked", "Parted", "part", "watch"]
+__all__ = ["ForkLock", "Forked", "Parted", "part", "watch", "watched"]
 
 
 class Forked(Protocol):
@@ -55,6 +55,12 @@ def watch(thing: Forked) -> None:
     with section():
         _WATCHED.add(thing)
         _register()
+
+
+def watched() -> list[Forked]:
+    """Return the things that `watch` was told of and that live."""
+    with section():
+        return list(_WATCHED)
 
 
 def part(thing: Parted) -> None:

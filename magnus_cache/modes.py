@@ -1,4 +1,4 @@
-"""How the cache is to be treated by the present context: as usual, or not at all."""
+"""How the cache is to be treated: as usual, or not at all."""
 
 from contextvars import ContextVar
 from enum import Enum
@@ -8,7 +8,7 @@ __all__ = ["MODE", "Mode"]
 
 
 class Mode(Enum):
-    """How calls in the present context treat the cache."""
+    """How calls treat the cache."""
 
     NORMAL = "normal"
     BYPASS = "bypass"

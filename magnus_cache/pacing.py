@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Final, TypeVar
 
 from magnus_cache.clock import monotonic
+from magnus_cache.loops import check_loop
 
 __all__ = ["PIECE", "SHARE", "STEP_BYTES", "Step", "at_once", "in_turns", "pieces", "turn"]
 
@@ -59,7 +60,10 @@ async def turn() -> None:
     """Return when there is time for another step: at once, or after others have had their turn.
 
     All steps of ours on one loop share the time, however many calls they belong to.
+
+    :raises CacheLoopError: if no event loop of asyncio runs here.
     """
+    check_loop()
     loop = asyncio.get_running_loop()
     for _ in range(_PATIENCE):
         if _turn.loop is not loop:

@@ -19,6 +19,7 @@ from magnus_cache.breaker import Breaker
 from magnus_cache.clock import current_clock
 from magnus_cache.codec import envelope
 from magnus_cache.connection_log import ConnectionLog
+from magnus_cache.endings import Ending
 from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.epoch_reads import EpochReads
 from magnus_cache.epochs import Epochs
@@ -31,6 +32,7 @@ from magnus_cache.key_locks import KeyLocks
 from magnus_cache.keys import Keyspace
 from magnus_cache.leases import Leases
 from magnus_cache.loader_loop import BackgroundLoops
+from magnus_cache.loops import loop_error
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.namespaces import default_registry
@@ -45,7 +47,7 @@ from magnus_cache.redis.recovery import Recovery
 from magnus_cache.replays import Replays
 from magnus_cache.sections import check_waiting, section
 from magnus_cache.stats import Stats
-from magnus_cache.switches import Switch
+from magnus_cache.switches import Presence, Switch
 from magnus_cache.workers import Workers
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class State(Forgetting):
         )
         self.closed = False
         self.special: set[object] = set()
+        self.disabling: set[object] = set()
         self._lock = section()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
@@ -119,12 +122,18 @@ class State(Forgetting):
     @property
     def mode(self) -> Mode:
         """How calls in this context treat the cache."""
-        # This set keeps the context variable off the hot path while nothing uses it.
-        return MODE.get() if self.special else Mode.NORMAL
+        # The first set keeps the context variable off the hot path while nothing uses it.
+        if not self.special:
+            return Mode.NORMAL
+        return Mode.DISABLED if self.disabling else MODE.get()
 
-    def switched(self, mode: Mode) -> AbstractContextManager[None]:
-        """Treat the cache in another way within this context: this task or thread, and what it starts."""
-        return Switch(MODE, mode, self.special)
+    def bypass(self) -> AbstractContextManager[None]:
+        """Bypass the cache within this context: this task or thread, and what it starts."""
+        return Switch(MODE, Mode.BYPASS, self.special)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Disable the cache for all callers, in whatever thread or task."""
+        return Presence(self.disabling, self.special)
 
     # -- wires ----------------------------------------------------------------------------------------------
 
@@ -136,8 +145,12 @@ class State(Forgetting):
         """Return the running loop's wire, made now if need be; None when Redis is switched off.
 
         :raises CacheClosedError: after `aclose`.
+        :raises CacheLoopError: without a running event loop of asyncio.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise loop_error() from None
         wire = self._wires.get(loop)
         if wire is not None and not wire.over:
             return wire
@@ -275,6 +288,10 @@ class State(Forgetting):
 
     async def aclose(self) -> None:
         """Close every wire, and the background loop with its thread; nothing of this cache is left running."""
+        if running_loop() is None:
+            # Under another async library than asyncio no wire is this loop's.
+            self.close()
+            return
         self.closed = True
         try:
             await self.flights.aclose()
@@ -296,15 +313,17 @@ class State(Forgetting):
         finally:
             self._end()
 
-    def close(self) -> None:
+    def close(self) -> Ending:
         """Do what `aclose` does, from a thread; wires of other running loops end as soon as those loops turn.
+
+        Awaiting what it returns waits for those of the loop that this thread is running.
 
         :raises CacheDeadlockError: in a signal handler or finalizer that has interrupted a critical section.
         """
         if sys.is_finalizing():
             # Nothing of it runs any more.
             self.closed = True
-            return
+            return Ending()
         check_waiting()
         self.closed = True
         try:
@@ -316,7 +335,8 @@ class State(Forgetting):
                 # Its loop may end meanwhile, and take it along: what it came to is not asked.
                 wait([last], CLOSE_TIMEOUT)
             self.replays.stop()
-            wait([wire.ended for wire in self._stop_wires() if wire.loop is self.portal.loop], CLOSE_TIMEOUT)
+            wires = self._stop_wires()
+            wait([wire.ended for wire in wires if wire.loop is self.portal.loop], CLOSE_TIMEOUT)
             self.portal.close()
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
@@ -324,6 +344,7 @@ class State(Forgetting):
                 pass  # Other threads get the GIL in between.
         finally:
             self._end()
+        return Ending([(wire.loop, wire.ended) for wire in wires])
 
     def _farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
@@ -369,7 +390,8 @@ class State(Forgetting):
         _abandoned.extend((self._wires, self.replays))
         self._lock = section()
         self._wires, self.replays = {}, self._new_replays()
-        self.special.clear()
+        # A block that disables the cache is left in the child as well, if the thread in it is the one that forked.
+        self.special.intersection_update(self.disabling)
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
             self.leases, self.eras, self.abandoned, self.workers,

@@ -1,10 +1,10 @@
-"""A value of a context for the time of a ``with`` block, which an interrupt does not leave behind."""
+"""What holds for the time of a ``with`` block, and which an interrupt does not leave behind."""
 
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Switch"]
+__all__ = ["Presence", "Switch"]
 
 T = TypeVar("T")
 
@@ -49,3 +49,34 @@ class Switch(Generic[T]):
         self._variable.set(self._before)
         if self._active is not None:
             self._active.discard(self)
+
+
+class Presence:
+    """A member of some sets for the time of one ``with`` block: what it stands for holds in every thread and task."""
+
+    __slots__ = ("_sets",)
+
+    def __init__(self, *sets: set[Any]) -> None:
+        self._sets = sets
+
+    def __enter__(self) -> None:
+        try:
+            for members in self._sets:
+                members.add(self)
+        except BaseException:
+            # Interrupted: there will be no `__exit__`.
+            self._leave()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        for members in self._sets:
+            members.discard(self)

@@ -7,9 +7,7 @@ the same paths as for coroutines, over one connection for all threads.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache.addresses import MISS, Address
@@ -21,6 +19,7 @@ from magnus_cache.core import AsyncOperations
 from magnus_cache.engine import Engine
 from magnus_cache.explain import Explanation
 from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.lives import BlockingLife
 from magnus_cache.modes import Mode
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 
 @readable
-class BlockingOperations:
+class BlockingOperations(BlockingLife):
     """What can be done with a cache from blocking code; see `CacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
@@ -57,9 +56,6 @@ class BlockingOperations:
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
         self._deferred = engine.deferred
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._state.describe()}>"
 
     def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._state.check_open()
@@ -377,29 +373,3 @@ class BlockingOperations:
         """Return the figures of this cache; see `CacheStats` for the keys."""
         figures: CacheStats = self._call(self._async.get_stats)
         return figures
-
-    @property
-    def redis_available(self) -> bool:
-        """Whether Redis answered when it was last asked; False before the first call. No I/O."""
-        return self._state.redis_available
-
-    def bypass(self) -> AbstractContextManager[None]:
-        """Within it, read nothing from the cache but store what is loaded: a one-off fresh read."""
-        return self._state.switched(Mode.BYPASS)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Within it, behave as if there were no cache; for tests."""
-        return self._state.switched(Mode.DISABLED)
-
-    def close(self) -> None:
-        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`."""
-        self._state.close()
-
-    def __enter__(self) -> Self:
-        self._state.check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -28,7 +28,7 @@ from magnus_cache.entries import Entry, Trust
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.portal import THREAD_NAME, Portal
-from magnus_cache.switches import Switch
+from magnus_cache.switches import Presence, Switch
 from tests.support.interrupts import interrupted
 from tests.support.wait import wait_until
 
@@ -135,10 +135,13 @@ def test_ctrl_c_at_any_place_of_a_switch_leaves_it_off(cache: CacheManager, mode
                 assert cache._state.mode.value == mode
         except KeyboardInterrupt:
             pass
-        if interruption.where == f"Switch.__exit__ line {Switch.__exit__.__code__.co_firstlineno}":
+        if interruption.where in {
+            f"{kind.__name__}.__exit__ line {kind.__exit__.__code__.co_firstlineno}" for kind in (Switch, Presence)
+        }:
             # Before its first step: no context manager written in Python can do anything about that.
             MODE.set(Mode.NORMAL)
             cache._state.special.clear()
+            cache._state.disabling.clear()
         assert cache._state.mode is Mode.NORMAL, interruption.where
         assert not cache._state.special, interruption.where
         if not interruption.done:

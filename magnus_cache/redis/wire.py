@@ -60,6 +60,7 @@ class Wire:
     :ivar known: the epochs that need not be asked for on the present connection.
     :ivar questions: what is to be asked because of announcements.
     :ivar database: the number of the database that it reads and writes.
+    :ivar probe: a key that need not exist, to ask for when only an answer counts.
     :ivar holds: leases held through this wire.
     :ivar time: the estimate of this server's clock.
     :ivar server: what the server of the present connection has told about itself.
@@ -74,7 +75,7 @@ class Wire:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.max_staleness = limits.max_staleness
-        self.database = endpoint.db
+        self.database, self.probe = endpoint.db, limits.probe
         self.trust, self.known = Trust(-math.inf), Known()
         self.questions = Questions(self.loop, lambda: self.known.pace)
         self.holds = 0
@@ -82,10 +83,8 @@ class Wire:
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
-        self.over = False
-        self.ended: Future[None] = Future()
-        self._up = False
-        self.server = STRANGER
+        self.over, self.ended = False, Future[None]()
+        self._up, self.server = False, STRANGER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf

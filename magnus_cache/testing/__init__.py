@@ -1,10 +1,11 @@
-"""Tools to test what stands on a cache: a proxy that breaks connections, a clock to advance, judges of what is left.
+"""Tools to test what is built on a cache: isolation, a clock to advance, a proxy that breaks connections, leak checks.
 
-They need a real server, such as `magnus_cache.embedded.EmbeddedServer`, and no test framework.
+They need no test framework; for pytest there are fixtures, see `magnus_cache.integrations.pytest`.
 """
 
 from magnus_cache.testing.clock import VirtualClock, virtual_clock
 from magnus_cache.testing.frames import Frame, FrameError, FrameSplitter
+from magnus_cache.testing.isolation import isolated
 from magnus_cache.testing.leaks import LeakCheck, no_leaks
 from magnus_cache.testing.proxy import Direction, Proxy, ProxyCounts
 from magnus_cache.testing.staleness import (
@@ -30,6 +31,7 @@ __all__ = [
     "StalenessLog",
     "StalenessReport",
     "VirtualClock",
+    "isolated",
     "no_leaks",
     "read_log",
     "virtual_clock",

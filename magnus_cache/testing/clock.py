@@ -3,11 +3,18 @@
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
-from magnus_cache.clock import monotonic, using_clock
+from magnus_cache.clock import ahead, monotonic, process_clock, switch_process_clock
 from magnus_cache.errors import CacheArgumentError
+from magnus_cache.forks import watched
+from magnus_cache.sections import section
+from magnus_cache.state import State
 
 __all__ = ["VirtualClock", "virtual_clock"]
+
+_running: Final[list["VirtualClock"]] = []
+"""The clocks of the blocks that have been entered and not left, the latest last."""
 
 
 class VirtualClock:
@@ -20,9 +27,9 @@ class VirtualClock:
     :ivar ahead: seconds ahead of that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: float = 0.0) -> None:
         self._lock = threading.Lock()
-        self.ahead = 0.0
+        self.ahead = ahead
 
     def __call__(self) -> float:
         """Return seconds that never go back."""
@@ -41,7 +48,43 @@ class VirtualClock:
 
 @contextmanager
 def virtual_clock() -> Generator[VirtualClock]:
-    """Within it, let the caches that are made go by a clock that the test advances; all by the same one."""
-    clock = VirtualClock()
-    with using_clock(clock):
+    """Within it, let all caches of this process go by a clock that the test advances, in whatever thread.
+
+    Caches that were made before follow it too. After the block time goes on from where the clock was, as long as one of
+    them is open: time must not go back for a cache, or it would serve for longer what it has.
+    """
+    with section():
+        _set_right()
+        clock = VirtualClock(ahead(process_clock))
+        _running.append(clock)
+        switch_process_clock(clock)
+    try:
         yield clock
+    finally:
+        with section():
+            _leave(clock)
+
+
+def _leave(clock: VirtualClock) -> None:
+    innermost = _running[-1] is clock
+    _running.remove(clock)
+    if not innermost:
+        return
+    if _running:
+        # It was not asked meanwhile.
+        outer = _running[-1]
+        outer.ahead = max(outer.ahead, clock.ahead)
+        switch_process_clock(outer)
+    else:
+        switch_process_clock(clock, _set_right)
+        _set_right()
+
+
+def _set_right() -> None:
+    """Let time be real again after the last block, once no cache is open that would see it go back."""
+    if not _running and not (ahead(process_clock) and any(_goes_by_it(thing) for thing in watched())):
+        switch_process_clock(monotonic)
+
+
+def _goes_by_it(thing: object) -> bool:
+    return isinstance(thing, State) and not thing.closed and thing.clock is process_clock

@@ -10,10 +10,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.errors import CacheBatchError, CacheDeadlockError, CacheTimeoutError, CacheUnavailableError
+from magnus_cache.modes import MODE, Mode
+from magnus_cache.switches import Switch
 from tests.stress.keys import ALL, FAMILIES, NUMBERS, Family, Key
 from tests.stress.records import CACHES, MEMORY, Kind, Log, now
 
@@ -510,15 +513,16 @@ class Caller:
         return self._fresh("refresh", cache, key, lambda: function.refresh(key.name))
 
     def _bypass(self, cache: Cache) -> Step:
-        return self._switched(cache, "bypass")
+        return self._switched(cache, Mode.BYPASS)
 
     def _disabled(self, cache: Cache) -> Step:
-        return self._switched(cache, "disabled")
+        return self._switched(cache, Mode.DISABLED)
 
-    def _switched(self, cache: Cache, mode: str) -> Step:
+    def _switched(self, cache: Cache, mode: Mode) -> Step:
         key = self._key(FAMILIES["plain"])
         loader = self._loader(cache, key)
-        switch = getattr(cache.face, mode)
+        # For this one call: `disabled()` would be for all of them.
+        switch = partial(Switch, MODE, mode, cache.state.special)
 
         async def awaited() -> Any:
             with switch():
@@ -528,7 +532,7 @@ class Caller:
             with switch():
                 return cache.sync.get_or_set(key.namespace, key.name, loader, ttl=60, tags=key.tags)
 
-        return self._fresh(mode, cache, key, awaited if self._in_tasks else blocking)
+        return self._fresh(mode.value, cache, key, awaited if self._in_tasks else blocking)
 
     def _crowd(self, cache: Cache) -> Step:
         """Ask many times at once, while others invalidate: nobody has to wait for a load of his own."""

@@ -234,8 +234,8 @@ def without_taking_back_an_interrupted_reservation() -> None:
 @guard(_TESTS + "test_ctrl_c_at_any_place_of_a_switch_leaves_it_off")
 def without_a_switch_that_can_be_interrupted() -> None:
     @contextlib.contextmanager
-    def switched(self: Any, mode: Any) -> Any:
-        token = state.MODE.set(mode)
+    def bypass(self: Any) -> Any:
+        token = state.MODE.set(state.Mode.BYPASS)
         self.special.add(token)
         try:
             yield
@@ -243,7 +243,7 @@ def without_a_switch_that_can_be_interrupted() -> None:
             self.special.discard(token)
             state.MODE.reset(token)
 
-    put(state.State, "switched", switched)
+    put(state.State, "bypass", bypass)
 
 
 @guard(_TESTS + "test_a_handler_that_calls_the_cache_at_any_place_waits_for_nothing")

@@ -1,0 +1,97 @@
+"""A process-wide cache of a test's own, which all functions that were decorated through it follow."""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Any, Final, Unpack
+from uuid import uuid4
+
+from magnus_cache.errors import CacheError
+from magnus_cache.managers import AsyncCacheManager, CacheManager, get_cache_manager
+from magnus_cache.portal import Portal
+from magnus_cache.process_wide import PROCESS, Isolation, Opened
+from magnus_cache.settings_options import SettingsOptions
+from magnus_cache.state import State
+
+__all__ = ["isolated"]
+
+_LONGEST: Final = 5.0
+"""Seconds that removing what a test has stored may take; what is left then, expires."""
+
+
+class isolated:  # noqa: N801  # called as a function is, and what it returns is a context manager of both kinds
+    """Within it, the process-wide cache is another: empty, with statistics of its own, and under a prefix of its own.
+
+    All that the program has decorated through `get_cache_manager()` follows it, and so do managers that it has got
+    there. For ``with``, which gives the manager for blocking code, and ``async with``, which gives the one for
+    coroutines. After the block the cache is closed, what it has stored in Redis is removed, and the one from before is
+    in its place again. Blocks may be within one another.
+
+    :param settings: as those of `CacheManager`; they count whatever `configure` is told within. By default they are
+        the program's own, except for the prefix and the `recovery_path`.
+    :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
+    """
+
+    def __init__(self, **settings: Unpack[SettingsOptions]) -> None:
+        self._own = {"prefix": f"magnus-test-{uuid4().hex[:12]}", "recovery_path": None}
+        self._settings: dict[str, Any] = {**self._own, **settings}
+        self._place: Isolation | None = None
+
+    def _enter(self) -> CacheManager:
+        if self._place is not None:
+            raise RuntimeError("this block has been entered already; call isolated() for each")
+        self._place = PROCESS.isolate(self._settings)
+        return get_cache_manager()
+
+    def _leave(self) -> Opened | None:
+        place, self._place = self._place, None
+        return None if place is None else PROCESS.restore(place)
+
+    def __enter__(self) -> CacheManager:
+        return self._enter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cache = self._leave()
+        if cache is None:
+            return
+        state = cache.engine.state
+        wipes = self._wipes(state)
+        state.close()
+        if wipes:
+            portal = Portal()
+            try:
+                with contextlib.suppress(CacheError, TimeoutError):
+                    portal.call(_wiped, state, timeout=_LONGEST)
+            finally:
+                portal.close()
+
+    async def __aenter__(self) -> AsyncCacheManager:
+        return self._enter().aio
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cache = self._leave()
+        if cache is None:
+            return
+        state = cache.engine.state
+        wipes = self._wipes(state)
+        await state.aclose()
+        if wipes:
+            with contextlib.suppress(CacheError, TimeoutError):
+                async with asyncio.timeout(_LONGEST):
+                    await _wiped(state)
+
+    def _wipes(self, state: State) -> bool:
+        """Whether there is something to remove: not under a prefix that others may use, nor where nobody answers."""
+        return state.settings.prefix == self._own["prefix"] and not state.closed and state.redis_available
+
+
+async def _wiped(state: State) -> None:
+    # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
+    from magnus_cache.redis.trial import wipe
+
+    if state.endpoint is not None:
+        await wipe(state.endpoint, state.settings.op_timeout, state.keyspace.prefix.encode())
