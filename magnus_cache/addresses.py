@@ -2,9 +2,9 @@
 
 from typing import Any, Final, NamedTuple
 
-from magnus_cache.epochs import Realm
 from magnus_cache.freshness import Freshness
 from magnus_cache.namespaces import Namespace
+from magnus_cache.realms import Realm
 from magnus_cache.stats import Counters
 
 __all__ = ["LARGE", "MISS", "Address", "Held", "Large", "Missing"]

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple, cast
 
+from magnus_cache.addresses import Address
 from magnus_cache.awaitables import Kind, awaited, blocking, kind_of
 from magnus_cache.batch_calls import listed, load_many, load_many_blocking
 from magnus_cache.batches import Wanted
@@ -15,6 +16,7 @@ from magnus_cache.callkeys import CallKeys
 from magnus_cache.decorators import Site, decorator_for
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
+from magnus_cache.function_calls import add_operations
 from magnus_cache.protocols import BatchDecorator
 from magnus_cache.rules import Rule
 from magnus_cache.versions import Version
@@ -83,6 +85,18 @@ class _BatchSite(Site):
         make.cache_info = self.info
         return make
 
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of one key lives, given in place of the keys.
+
+        :raises CacheTypeError: for many keys.
+        """
+        assert self.keys.first is not None
+        name = self.keys.first[1]
+        key = self.keys.bind(args, kwargs)[name]
+        if not isinstance(key, Hashable):
+            raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
+        return self.address(args, kwargs)
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
         """Return what a call wants, and how some of its keys are loaded."""
         first = self.keys.first
@@ -111,7 +125,7 @@ class _BatchSite(Site):
                 self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
             )
 
-        return _with(wrapper, invalidate, refresh)
+        return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh)
 
     def _blocking_many(self) -> Any:
         state = self.engine.state
@@ -123,8 +137,9 @@ class _BatchSite(Site):
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
+            addresses = [call.find(key).address for key in call.many]
             state.check_open()
-            return self.engine.deferred.removed([call.find(key).address for key in call.many]) > 0
+            return self.engine.deferred.removed(addresses) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
@@ -133,7 +148,7 @@ class _BatchSite(Site):
                 self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
             )
 
-        return _with(wrapper, invalidate, refresh)
+        return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh)
 
 
 def _with(wrapper: Any, invalidate: Callable[..., Any], refresh: Callable[..., Any]) -> Any:

@@ -26,7 +26,7 @@ from magnus_cache.signatures import POSITIONAL
 from magnus_cache.templates import Template
 from magnus_cache.versions import Version, version_suffix
 
-__all__ = ["CallKeys"]
+__all__ = ["CallKeys", "plain_strings"]
 
 _Fast: TypeAlias = Callable[[Args], Hashable]
 
@@ -140,11 +140,16 @@ class CallKeys:
     def fast_call(self, args: Args, kwargs: Kwargs) -> Hashable:
         """Do what `fast` does for a call with keyword arguments, in some more time."""
         first = self.fast(args)
+        if first is None:
+            return None
+        for value in kwargs.values():
+            if type(value) is not str:
+                break
+        else:
+            return first, *kwargs.items()
         values = tuple(kwargs.values())
         types = tuple(map(type, values))
-        if first is None or not _EXACT.issuperset(types):
-            return None
-        return first, tuple(kwargs), values, types
+        return (first, tuple(kwargs), values, types) if _EXACT.issuperset(types) else None
 
     def memorable(self, key: KeyText) -> bool:
         """Return whether to remember a call by its arguments: not if they are so long that they would fill memory."""
@@ -293,12 +298,20 @@ def _never(_: Args) -> None:
     return None
 
 
-def _exact(args: Args) -> Hashable:
+def plain_strings(args: Args) -> Hashable:
+    """Do what `CallKeys.fast` does for a function of which every parameter counts."""
     for arg in args:
         if type(arg) is not str:
             break
     else:
         return args
+    return _of_types(args)
+
+
+def _of_types(args: Args) -> Hashable:
+    if len(args) == 1:
+        kind = type(args[0])
+        return (args[0], kind) if kind in _EXACT else None
     types = tuple(map(type, args))
     return (args, types) if _EXACT.issuperset(types) else None
 
@@ -338,7 +351,7 @@ def _by_place(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fas
     if dropped and not call.guessed:
         return _fast_without(call, dropped, owner)
     if owner is None:
-        return _exact
+        return plain_strings
     part = owner.part
 
     def of_method(args: Args) -> Hashable:
@@ -348,7 +361,7 @@ def _by_place(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fas
                 break
         else:
             return (part(args[0]), *rest) if args else None
-        short = _exact(rest)
+        short = _of_types(rest)
         return None if short is None else (part(args[0]), short)
 
     return of_method
@@ -365,9 +378,13 @@ def _fast_without(call: Call, dropped: Collection[str], owner: Owner | None) -> 
     least = sum(p.kind in POSITIONAL and p.default is p.empty for p in call.parameters.values())
     most = sum(p.kind in POSITIONAL for p in call.parameters.values())
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in call.parameters.values())
+    only = kept[0] if len(kept) == 1 and rest is None and owner is None else most
 
     def without(args: Args) -> Hashable:
         count = len(args)
+        if only < count == most:
+            kind = type(args[only])
+            return (args[only], kind) if kind in _EXACT else None
         # Too few or too many would drop what makes the call an error.
         if count < least or (count > most and not open_ended):
             return None
@@ -377,7 +394,7 @@ def _fast_without(call: Call, dropped: Collection[str], owner: Owner | None) -> 
             first = owner.part(given.pop(0))
         if rest is not None:
             given += args[rest:]
-        short = _exact(tuple(given))
+        short = plain_strings(tuple(given))
         return None if short is None else (first, count if rest is not None else 0, short)
 
     return without

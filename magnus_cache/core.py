@@ -4,11 +4,14 @@ Each method reads as one path through the cache: check the arguments, try the ne
 `writes` or `loads`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache import codec
 from magnus_cache.addresses import LARGE, MISS, Address
+from magnus_cache.annotations_text import readable
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.batch_reads import addressed, found_many
@@ -41,10 +44,11 @@ __all__ = ["AsyncOperations"]
 T = TypeVar("T")
 
 
+@readable
 class AsyncOperations(AsyncLife):
     """What can be done with a cache from a coroutine; see `AsyncCacheManager`."""
 
-    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Unpack[SettingsOptions]) -> None:
+    def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(Engine.made(settings, overrides))
 
     @classmethod
@@ -289,7 +293,7 @@ class AsyncOperations(AsyncLife):
 
     async def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
-        concurrency: int = 16, only_missing: bool = False, progress: "ProgressCallback | bool | None" = None,
+        concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
         """Load and store a value for each key, some at a time; a key that fails stops nothing.
 

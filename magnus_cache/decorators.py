@@ -1,22 +1,24 @@
 """`cached`: one decorator for functions and coroutine functions, methods, classmethods and staticmethods.
 
-What it returns for a function is a function: frameworks inspect it, pickle finds it by name, and calling it costs
-no more than a call. What it returns for something in a class body is a descriptor, so that `invalidate` and its
-kin, reached through an instance, know whose they are.
+What it returns looks like a function, and like a method where it is reached through an instance: frameworks inspect
+it, and pickle finds it by name; see `bound`.
 """
 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, cast
 
 from magnus_cache.addresses import LARGE, MISS, Address
 from magnus_cache.awaitables import Kind, awaited, blocking, either, kind_of
-from magnus_cache.callkeys import CallKeys
+from magnus_cache.bound import CachedClassMethod, CachedFunction
+from magnus_cache.callkeys import CallKeys, plain_strings
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
+from magnus_cache.function_calls import add_operations
+from magnus_cache.function_tags import function_tag, with_function_tag
 from magnus_cache.modes import Mode
 from magnus_cache.prefilled import method_of
 from magnus_cache.protocols import CacheInfo, Decorator
@@ -26,7 +28,7 @@ from magnus_cache.tags import AnyTags, TagRule, check_tags
 from magnus_cache.versions import Version, checked_version
 from magnus_cache.workers import is_async
 
-__all__ = ["CachedMethod", "MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
+__all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
@@ -91,14 +93,27 @@ def decorator_for(
         def site(engine: Engine) -> Site:
             return kind(engine, namespace, made, keys, plain)
 
-        wrapper = site(engine).wrapper() if engine.follow is None else engine.follow(site)
+        if engine.follow is None:
+            place = site(engine)
+            cached = CachedFunction(place.wrapper(), plain, place)
+        else:
+            cached = CachedFunction(engine.follow(site), plain, _ProcessWide(keys.name or repr(plain), namespace))
         if isinstance(function, staticmethod):
-            return staticmethod(wrapper)
-        if isinstance(function, classmethod) or keys.in_class:
-            return CachedMethod(wrapper, of_class=isinstance(function, classmethod))
-        return wrapper
+            return staticmethod(cached)
+        return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
 
     return decorate
+
+
+class _ProcessWide:
+    """Names a function that follows the process-wide cache, whichever that is."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        return self._text
 
 
 Rebind = Callable[["Site", Callable[..., Any]], None]
@@ -128,6 +143,7 @@ class Site:
         self.function = function
         self.loader = function
         self.awaited = False
+        self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
         if rule.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
@@ -143,7 +159,7 @@ class Site:
             warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness)
+        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
@@ -161,9 +177,17 @@ class Site:
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""
         rule = self.rule.tags
-        if rule is None:
-            return ()
-        return rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        return with_function_tag(own, (self.tag,))
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the one value lives that these arguments are about."""
+        return self.address(args, kwargs)
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        name = self.keys.name or repr(self.function)
+        return f"{name}, namespace {str(self.namespace)!r}, cache {self.engine.state.describe()}"
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
@@ -211,6 +235,7 @@ class Site:
         fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
         state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
         hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
 
         async def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             address, engine, counters = self.find(args, kwargs), self.engine, self.counters
@@ -241,7 +266,14 @@ class Site:
         self.slow = look_up
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
             if address is not None and (not state.special or state.mode is Mode.NORMAL):
                 entry = hit(address.name)
                 if entry is not None:
@@ -270,12 +302,13 @@ class Site:
             return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         self.rebind = rebind
-        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+        return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
         fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
         state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
         hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
 
         def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             address, engine, counters = self.find(args, kwargs), self.engine, self.counters
@@ -301,7 +334,14 @@ class Site:
         self.slow = look_up
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            address = memo.get(fast_call(args, kwargs) if kwargs else fast(args))
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
             if address is not None and (not state.special or state.mode is Mode.NORMAL):
                 entry = hit(address.name)
                 if entry is not None:
@@ -330,55 +370,10 @@ class Site:
             return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         self.rebind = rebind
-        return _with(wrapper, invalidate=invalidate, refresh=refresh)
+        return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:
     for name, function in more.items():
         setattr(wrapper, name, function)
     return wrapper
-
-
-class _Bound(functools.partial[Any]):
-    """A cached method of one instance or class. A partial: called at C speed, and seen through by `inspect`."""
-
-    __slots__ = ()
-
-    @property
-    def __wrapped__(self) -> Any:
-        return functools.partial(self.func.__wrapped__, *self.args)  # type: ignore[attr-defined]  # a wrapper has it
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.invalidate`."""
-        return self.func.invalidate(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def refresh(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.refresh`."""
-        return self.func.refresh(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Cached.cache_key`."""
-        return self.func.cache_key(*self.args, *args, **kwargs)  # type: ignore[attr-defined]  # likewise
-
-    def cache_info(self) -> CacheInfo:
-        """See `Cached.cache_info`."""
-        info: CacheInfo = self.func.cache_info()  # type: ignore[attr-defined]  # likewise
-        return info
-
-
-class CachedMethod:
-    """A cached function of a class body: bound to an instance, or to the class, when it is looked up."""
-
-    def __init__(self, wrapper: Any, *, of_class: bool) -> None:
-        functools.update_wrapper(self, wrapper)
-        self._wrapper = wrapper
-        self._of_class = of_class
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if self._of_class:
-            return _Bound(self._wrapper, owner if owner is not None else type(instance))
-        return self._wrapper if instance is None else _Bound(self._wrapper, instance)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function unbound, as `classmethod` around it does from Python 3.13 on."""
-        return self._wrapper(*args, **kwargs)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife"]
+__all__ = [
+    "MOST_BYTES", "OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife", "room",
+]  # fmt: skip
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -200,17 +202,30 @@ class Mark:
 
     :ivar tag: its text.
     :ivar generation: the memory's generation in which it was last invalidated; older entries are gone.
+    :ivar room: bytes that it takes for each entry that has it.
     """
 
-    __slots__ = ("__weakref__", "generation", "tag")
+    __slots__ = ("__weakref__", "generation", "room", "tag")
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, room: int = _TAG_OVERHEAD) -> None:
         self.tag = tag
         self.generation = 0
+        self.room = room
+
+
+def room(marks: Sequence[Mark]) -> int:
+    """Return the bytes that tags take for each entry that has them."""
+    total = 0
+    for mark in marks:
+        total += mark.room
+    return total
 
 
 class TaggedEntry(Entry):
     """An entry that also goes when one of its tags is invalidated.
+
+    Its maker counts the `room` of its marks, and sets these, the epoch and the stamp: the memory's generation from
+    before it was known that none of the tags is invalid.
 
     :ivar epoch: the highest epoch that its maker had seen before it was loaded.
     """
@@ -220,25 +235,10 @@ class TaggedEntry(Entry):
     marks: Sequence[Mark]
     epoch: int
 
-    @classmethod
-    def of(cls, entry: Entry, marks: Sequence[Mark], generation: int, epoch: int = 0) -> Self:
-        """Return an entry with tags.
-
-        :param generation: the memory's, from before it was known that none of the tags is invalid.
-        :param epoch: the highest epoch that its maker had seen before it was loaded.
-        """
-        size = entry.size + _TAG_OVERHEAD * len(marks)
-        more = entry._packed >> _MORE_BITS
-        self = cls(entry.value, entry.payload, entry.deadline, entry.trust, size, entry.version, more, entry.born)
-        self.marks = marks
-        self.epoch = epoch
-        self.stamp = generation
-        return self
-
     @property
     def length(self) -> int:
         """Bytes of the value as it is kept, without what its tags are counted for."""
-        return self.size - _TAG_OVERHEAD * len(self.marks)
+        return self.size - room(self.marks)
 
     def decoded(self, value: Any, size: int) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""

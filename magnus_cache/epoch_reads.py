@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache.clock import Clock
-from magnus_cache.epochs import Doubt, Epochs, Known, Realm, epoch_of
+from magnus_cache.epochs import Doubt, Epochs, Known, epoch_of
 from magnus_cache.errors import CacheUnavailableError, Reason
+from magnus_cache.realms import Realm
 from magnus_cache.redis import scripts
 
 if TYPE_CHECKING:
@@ -108,11 +109,11 @@ class EpochReads:
             for name in self._epochs.names_of(realm, tags):
                 self._ask(wire, name)
             return
-        if not tags and realm.control in known.ready:
+        if (not tags or tags == realm.tags) and realm.ready in known.ready:
             return
         missing = self._epochs.missing(known, realm, tags)
         if not missing:
-            known.ready.add(realm.control)
+            known.ready.add(realm.ready)
         for name in missing:
             if name not in known.asked:
                 self._ask(wire, name)
@@ -243,7 +244,7 @@ class EpochReads:
             known = wire.known
             if (floor := epochs.floor(known, realm, tags)) is not None:
                 return floor
-            known.ready.discard(realm.control)
+            known.ready.discard(realm.ready)
             known.refusal = None
             self.prepare(wire, realm, tags)
             asked = [known.asked[name] for name in epochs.missing(known, realm, tags) if name in known.asked]

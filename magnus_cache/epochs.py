@@ -14,16 +14,17 @@ import math
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from magnus_cache.entries import Mark
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Keyspace
 from magnus_cache.pace import Pace
+from magnus_cache.realms import Realm
 from magnus_cache.sections import section
 
-__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "Realm", "epoch_of"]
+__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
@@ -38,6 +39,9 @@ _BUCKETS: Final = 1_024
 
 _MOST: Final = 100_000
 """Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
+
+_MOST_NAMES: Final = 1_024
+"""Tags whose epochs' names are remembered."""
 
 _MOST_EVENTS: Final = 4_096
 """Tags invalidated lately that are told apart; of older ones, all loads under way count as overtaken."""
@@ -56,26 +60,6 @@ def epoch_of(text: object, latest: int = LATEST_EPOCH) -> int:
         return 0
     epoch = int(text)
     return epoch if epoch <= min(latest, LATEST_EPOCH) else 0
-
-
-class Realm:
-    """A namespace as Redis knows it: what its values' names begin with, and the name of its epoch.
-
-    :ivar value_bytes: how large its values have been of late, large ones counting more; 0 if none was seen. Kept by
-        those who read and write, up to 8 kilobytes roughly.
-    """
-
-    __slots__ = ("control", "prefix", "value_bytes")
-
-    def __init__(self, keyspace: Keyspace, namespace: str) -> None:
-        self.prefix = keyspace.namespace_prefix(namespace)
-        self.control = keyspace.control_name("epoch", str.__str__(namespace))
-        self.value_bytes = 0.0
-
-    def sized(self, size: int) -> None:
-        """Note the bytes of a value that was read or written."""
-        # At once up, slowly down: a reply that is too large costs more than one too many.
-        self.value_bytes = max(size + 1, self.value_bytes + (size - self.value_bytes) / 16)
 
 
 class ControlNames:
@@ -122,7 +106,7 @@ class Known:
     :ivar doubts: the names that were announced and not read again yet, the oldest first.
     :ivar confirmed: the monotonic second from which the trust of the connection is counted, if nothing is in doubt.
     :ivar pace: of the questions that announcements cause.
-    :ivar ready: the epochs of namespaces whose values without tags can be judged; saves most reads a closer look.
+    :ivar ready: the realms whose values without further tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
     :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
     :ivar refusal: why Redis last refused to tell one, or to issue it anew.
@@ -205,6 +189,8 @@ class Epochs:
         self.names = ControlNames(keyspace)
         self.root = self.names.root
         self._moments = itertools.count(1)
+        self._functions: dict[bytes, Realm] = {}
+        self._names_of_tags: dict[str, bytes] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -215,6 +201,8 @@ class Epochs:
         self._realms: dict[str, Realm] = {}
         self._prefixes: dict[bytes, bytes] = {}
         self._marks: weakref.WeakValueDictionary[bytes, Mark] = weakref.WeakValueDictionary()
+        # Calls of cached functions remember where their values live, so their realms outlive a fork.
+        self._marks.update((name, realm.marks[0]) for name, realm in self._functions.items())
         self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._blurred = self._last = 0
 
@@ -232,9 +220,28 @@ class Epochs:
             self._realms[str.__str__(namespace)] = realm
         return realm
 
+    def function_realm(self, namespace: str, tag: str) -> Realm:
+        """Return the names for the values of one cached function, all of which have this tag."""
+        name = self.tag_name(tag)
+        if (realm := self._functions.get(name)) is not None:
+            return realm
+        # Announcements about the namespace find its prefix.
+        self.realm(namespace)
+        realm = Realm(self._keyspace, namespace)
+        realm.tags, realm.names = (tag,), (name,)
+        with self._lock:
+            # One for all its values, so it takes no room of theirs; or the one that values from elsewhere have already.
+            realm.marks = (self._marks.setdefault(name, Mark(tag, room=0)),)
+            return self._functions.setdefault(name, realm)
+
     def tag_name(self, tag: str) -> bytes:
         """Return the name of a tag's epoch."""
-        return self._keyspace.control_name("tag", tag)
+        name = self._names_of_tags.get(tag)
+        if name is None:
+            if len(self._names_of_tags) >= _MOST_NAMES:
+                self._names_of_tags.clear()
+            name = self._names_of_tags[str.__str__(tag)] = self._keyspace.control_name("tag", tag)
+        return name
 
     def control_of(self, prefix: bytes) -> bytes:
         """Return the name of the epoch of the values that begin so: those of a namespace, or all."""
@@ -251,8 +258,13 @@ class Epochs:
         everything = f"{self._keyspace.prefix}:".encode()
         return everything if name.startswith(self.root) else None
 
-    def marks(self, tags: Iterable[str]) -> list[Mark]:
-        """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid."""
+    def marks(self, tags: Iterable[str], realm: Realm | None = None) -> Sequence[Mark]:
+        """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid.
+
+        :param realm: the realm of the value.
+        """
+        if realm is not None and realm.tags == tags:
+            return realm.marks
         named = [(self.tag_name(tag), tag) for tag in tags]
         # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
         with self._lock:
@@ -298,12 +310,16 @@ class Epochs:
 
     def names_of(self, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names of the epochs that a value is judged by."""
-        return [self.root, realm.control, *map(self.tag_name, tags)]
+        return [self.root, realm.control, *self._tag_names(realm, tags)]
+
+    def _tag_names(self, realm: Realm, tags: Iterable[str]) -> Iterable[bytes]:
+        return realm.names if tags == realm.tags else map(self.tag_name, tags)
 
     def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""
         current, latest = known.current, self._latest
-        return [name for name in self.names_of(realm, tags) if name not in current or name not in latest]
+        names = dict.fromkeys((*self.names_of(realm, tags), *realm.names))
+        return [name for name in names if name not in current or name not in latest]
 
     def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which a value with such tags is invalid; None if that is not known."""
@@ -315,8 +331,7 @@ class Epochs:
         if floor is None or other is None:
             return None
         floor = max(floor, other)
-        for tag in tags:
-            name = self.tag_name(tag)
+        for name in realm.names if tags == realm.tags else map(self.tag_name, tags):
             epoch = latest.get(name)
             if epoch is None or name not in current:
                 return None

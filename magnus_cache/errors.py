@@ -211,7 +211,7 @@ class CacheUnavailableError(CacheError, ConnectionError):
     :ivar refused: whether Redis is there and said no to this one request, so that asking again would not help.
     """
 
-    def __init__(self, reason: Reason, problem: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: "Reason", problem: str, *, refused: bool = False) -> None:
         super().__init__(problem)
         self.reason: Reason = reason
         self.problem = problem

@@ -7,6 +7,7 @@ from magnus_cache.addresses import Address
 from magnus_cache.codec import envelope
 from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.function_tags import visible_tags
 from magnus_cache.local_values import shown_tags
 from magnus_cache.reads import Reads
 from magnus_cache.redis import commands, replies, scripts
@@ -207,7 +208,7 @@ async def _by_reference(reads: Reads, address: Address, name: str) -> Explanatio
         verdict = f"past its end, and may be served stale for {_duration(left + address.freshness.grace)} more"
     return Explanation(
         str(address.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
-        tags=shown_tags(tags_of(entry)),
+        tags=visible_tags(shown_tags(tags_of(entry))),
     )  # fmt: skip
 
 
@@ -224,7 +225,8 @@ async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
-        "level": None, "left": left, "epoch": header.epoch, "floor": floor, "tags": tags, "cost": header.cost,
+        "level": None, "left": left, "epoch": header.epoch, "floor": floor,
+        "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip
     grace = left + address.freshness.grace

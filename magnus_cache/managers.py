@@ -227,7 +227,7 @@ def get_async_cache_manager() -> AsyncCacheManager:
     return get_cache_manager().aio
 
 
-def configure(**settings: Unpack[SettingsOptions]) -> None:
+def configure(**settings: "Unpack[SettingsOptions]") -> None:
     """Set up the process-wide cache, before its first use; decorating functions is none.
 
     What is not named here comes from the environment and `.env`. A second call adds to the first one. The settings

@@ -161,8 +161,10 @@ class Memory:
             return True
         if self._floors.cleared(name, entry.stamp):
             return False
-        if type(entry) is TaggedEntry and any(mark.generation > entry.stamp for mark in entry.marks):
-            return False
+        if type(entry) is TaggedEntry:
+            for mark in entry.marks:
+                if mark.generation > entry.stamp:
+                    return False
         entry.stamp = generation
         return True
 

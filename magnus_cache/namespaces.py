@@ -4,11 +4,14 @@ A `Namespace` is a `str`, so it can stand wherever a plain name stands; plain na
 namespace registered under that name, or to one with the defaults.
 """
 
+from __future__ import annotations
+
 import re
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
+from magnus_cache.annotations_text import readable
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
@@ -79,6 +82,7 @@ def check_name(name: object, argument: str = "namespace", *, also: str = "") -> 
     return text
 
 
+@readable
 class Namespace(str):
     """A name with the policy of the values stored under it; equal to, and hashed as, the plain name.
 
@@ -336,7 +340,7 @@ class NamespaceRegistry:
             watcher.namespaces_changed()
         return namespace
 
-    def watch(self, watcher: "Watcher") -> None:
+    def watch(self, watcher: Watcher) -> None:
         """Have a thing told whenever a plain name may resolve to another namespace, as long as it lives."""
         with section():
             self._watchers.add(watcher)

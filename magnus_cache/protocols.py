@@ -1,15 +1,23 @@
 """What the decorators return, as type checkers see it: for whoever annotates what takes or returns a cached function.
 
-A function stays what it was, with its parameters and its result; what is added to it is here. Type checkers do not see
-through a classmethod, nor through a staticmethod that is reached through an instance: both work, and both have to be
-told so, or to call a cached function of their module.
+A function stays what it was, with its parameters and its result; what is added to it is here. One type is for both
+kinds: the result of a coroutine function is a coroutine, and so is that of what is added. With a type for each kind,
+checkers would have to choose for a function of any type, ``(x: T) -> T``, and choose wrongly.
+
+To a type checker a cached method is an object and no method. mypy sees that it fits a protocol or an abstract method;
+pyright does not, and neither lets a plain method override it, as that has no `invalidate`. `as_method` is for those
+places. A classmethod is seen for what it is; a staticmethod is, where it is reached through its class.
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+
+if TYPE_CHECKING:
+    from magnus_cache.explain import Explanation
 
 __all__ = [
-    "AsyncCached", "AsyncCachedMany", "BatchDecorator", "CacheInfo", "Cached", "CachedMany", "Decorator",
+    "AsyncCached", "AsyncCachedMany", "BatchDecorator", "CacheInfo", "Cached", "CachedMany", "CachedManyOfClass",
+    "CachedOfClass", "Decorator", "as_method",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -30,8 +38,19 @@ class CacheInfo(NamedTuple):
     """Seconds, or None where it is computed from the value."""
 
 
-class Cached(Protocol[P, R_co]):
-    """A cached function: call it as before, or ask for more."""
+class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: what tells the kinds apart is no use of it
+    """A cached function: call it as before, or ask for more. What is added is awaited for a coroutine function.
+
+    - ``invalidate(...)`` removes the value for these arguments everywhere and returns whether there was one.
+    - ``refresh(...)`` calls the function now, stores its value and returns it.
+    - ``contains(...)`` returns whether there is a value for these arguments; it loads none.
+    - ``explain(...)`` returns what the cache knows of that value; see `CacheManager.explain`.
+    - ``clear()`` drops all values that this function has stored, everywhere, in one exchange with Redis. Of a method,
+      those of all instances. Functions of one name, as a factory makes them, are cleared together. What `set` or
+      `warm_cache` has put under the function's keys is not its own: remove that by `delete`.
+
+    Each raises what the operation of that name of `CacheManager` raises.
+    """
 
     @property
     def __wrapped__(self) -> Callable[P, R_co]:
@@ -40,10 +59,6 @@ class Cached(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return the function's value for these arguments, from the cache if it is there."""
-        ...
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove the value for these arguments everywhere; return whether there was one."""
         ...
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -59,88 +74,134 @@ class Cached(Protocol[P, R_co]):
         ...
 
     @overload
+    def invalidate(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self: "Cached[P, Coroutine[Any, Any, object]]", *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, bool]: ...
+    @overload
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
+
+    @overload
+    def contains(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self: "Cached[P, Coroutine[Any, Any, object]]", *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, bool]: ...
+    @overload
+    def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
+
+    @overload
+    def explain(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self: "Cached[P, Coroutine[Any, Any, object]]", *args: P.args, **kwargs: P.kwargs
+    ) -> "Coroutine[Any, Any, Explanation]": ...
+    @overload
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> "Explanation": ...
+
+    @overload
+    def clear(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self: "Cached[P, Coroutine[Any, Any, object]]",
+    ) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def clear(self) -> None: ...
+
+    # mypy takes the first of these for whatever is reached through a class: it does not look at the first parameter.
+    @overload
+    def __get__(
+        self: "Cached[Concatenate[type[S], Q], R]", instance: None, owner: type[S]
+    ) -> "CachedOfClass[Q, R]": ...
+    @overload
     def __get__(self, instance: None, owner: type) -> "Cached[P, R_co]": ...
     @overload
+    def __get__(self: "Cached[Concatenate[type[S], Q], R]", instance: S, owner: type[S]) -> "Cached[Q, R]": ...
+    @overload
     def __get__(self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type) -> "Cached[Q, R]": ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> "Cached[P, R_co]": ...
 
 
-class AsyncCached(Protocol[P, R_co]):
-    """A cached coroutine function: call it as before, or ask for more."""
-
-    @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R_co]]:
-        """The coroutine function itself, without the cache."""
-        ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
-        """Return the function's value for these arguments, from the cache if it is there."""
-        ...
-
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove the value for these arguments everywhere; return whether there was one."""
-        ...
-
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the function now, store its value and return it."""
-        ...
-
-    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Return the key that these arguments have in the namespace."""
-        ...
-
-    def cache_info(self) -> CacheInfo:
-        """Return the figures of this function."""
-        ...
+class CachedOfClass(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
+    """A cached classmethod reached through its class; to mypy any cached method: with or without the first argument."""
 
     @overload
-    def __get__(self, instance: None, owner: type) -> "AsyncCached[P, R_co]": ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
-    def __get__(self: "AsyncCached[Concatenate[S, Q], R]", instance: S, owner: type) -> "AsyncCached[Q, R]": ...
+    def __call__(self, owner: Any, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+AsyncCached: TypeAlias = Cached[P, Coroutine[Any, Any, R]]
+"""A cached coroutine function: call it as before, or ask for more."""
 
 
 class Decorator(Protocol):
     """What `cached` returns: takes a function of either kind and returns one of the same kind."""
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncCached[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
-
-
-class CachedMany(Cached[P, R_co], Protocol[P, R_co]):
-    """A cached function of many keys; see `CacheManager.cached_many`."""
-
-    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the key that one of many has in the namespace: called with it in place of the keys."""
+    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]:
+        """Return the cached function."""
         ...
 
+
+class CachedMany(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
+    """A cached function of many keys; see `CacheManager.cached_many`.
+
+    `cache_key`, `contains` and `explain` take one key in place of the keys.
+    """
+
+    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the key that one of many has in the namespace."""
+        ...
+
+    @overload
+    def contains(
+        self: "Cached[P, Coroutine[Any, Any, object]]", *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, bool]: ...
+    @overload
+    def contains(self, *args: Any, **kwargs: Any) -> bool: ...
+
+    @overload
+    def explain(
+        self: "Cached[P, Coroutine[Any, Any, object]]", *args: Any, **kwargs: Any
+    ) -> "Coroutine[Any, Any, Explanation]": ...
+    @overload
+    def explain(self, *args: Any, **kwargs: Any) -> "Explanation": ...
+
+    @overload  # type: ignore[override]  # each returns more than that of `Cached`
+    def __get__(
+        self: "CachedMany[Concatenate[type[S], Q], R]", instance: None, owner: type[S]
+    ) -> "CachedManyOfClass[Q, R]": ...
     @overload
     def __get__(self, instance: None, owner: type) -> "CachedMany[P, R_co]": ...
     @overload
+    def __get__(self: "CachedMany[Concatenate[type[S], Q], R]", instance: S, owner: type[S]) -> "CachedMany[Q, R]": ...
+    @overload
     def __get__(self: "CachedMany[Concatenate[S, Q], R]", instance: S, owner: type) -> "CachedMany[Q, R]": ...
+    @overload
+    def __get__(  # pyright: ignore[reportIncompatibleMethodOverride]  # likewise
+        self, instance: object, owner: type
+    ) -> "CachedMany[P, R_co]": ...
 
 
-class AsyncCachedMany(AsyncCached[P, R_co], Protocol[P, R_co]):
-    """A cached coroutine function of many keys; see `AsyncCacheManager.cached_many`."""
-
-    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the key that one of many has in the namespace: called with it in place of the keys."""
-        ...
+class CachedManyOfClass(CachedMany[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
+    """A cached classmethod of many keys, reached through its class; see `CachedOfClass`."""
 
     @overload
-    def __get__(self, instance: None, owner: type) -> "AsyncCachedMany[P, R_co]": ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
-    def __get__(self: "AsyncCachedMany[Concatenate[S, Q], R]", instance: S, owner: type) -> "AsyncCachedMany[Q, R]": ...
+    def __call__(self, owner: Any, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+AsyncCachedMany: TypeAlias = CachedMany[P, Coroutine[Any, Any, R]]
+"""A cached coroutine function of many keys; see `AsyncCacheManager.cached_many`."""
 
 
 class BatchDecorator(Protocol):
     """What `cached_many` returns: takes a function of either kind and returns one of the same kind."""
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncCachedMany[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> CachedMany[P, R]: ...
+    def __call__(self, function: Callable[P, R], /) -> CachedMany[P, R]:
+        """Return the cached function."""
+        ...
+
+
+def as_method(function: Callable[P, R], /) -> Callable[P, R]:
+    """Return the same cached function, and let type checkers see a plain one; written above `cached`.
+
+    So a cached method fits a protocol, overrides a method and can be overridden. What the cache adds to it is still
+    there, and type checkers do not see it any more.
+    """
+    return function

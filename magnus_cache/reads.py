@@ -14,7 +14,7 @@ from magnus_cache.addresses import Address, Held
 from magnus_cache.clock import LONGEST
 from magnus_cache.codec import envelope
 from magnus_cache.coding import Coding
-from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife
+from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife, room
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.epochs import SMALL_BYTES
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
@@ -54,16 +54,20 @@ class Reads(Coding):
         return self.address_of(policy, key, state.stats.of(policy), options)
 
     def address_of(
-        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None
+        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
     ) -> Address:
-        """Return where a value lives, to be counted in counters of its own."""
+        """Return where a value lives, to be counted in counters of its own.
+
+        :param tag: what all values of the cached function have that makes this one.
+        """
         state, freshness = self.state, namespace.freshness
         if options:
             freshness = merged(freshness, options)
         name = state.keyspace.value_name(namespace, key)
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
-        return Address(namespace, name, counters, state.epochs.realm(namespace), freshness)
+        realm = state.epochs.function_realm(namespace, tag) if tag else state.epochs.realm(namespace)
+        return Address(namespace, name, counters, realm, freshness)
 
     def ttl(self, address: Address) -> float:
         """Return a namespace's time to live in seconds."""
@@ -295,10 +299,10 @@ class Reads(Coding):
         deadline = source.time.end(fresh_until, life, now)
         if deadline + freshness.grace <= now or (held.negative and not freshness.negative):
             return None
-        marks = self.state.epochs.marks(held.tags) if held.tags else ()
+        marks = self.state.epochs.marks(held.tags, address.realm) if held.tags else ()
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if floor is None:
-            source.known.ready.discard(address.realm.control)
+            source.known.ready.discard(address.realm.ready)
             raise UnsettledError(tuple(held.tags))
         current = floor <= held.epoch <= source.time.horizon
         if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
@@ -346,8 +350,12 @@ class Reads(Coding):
             deadline -= early
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        entry = Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
-        return TaggedEntry.of(entry, marks, generation, held.epoch) if held.tags else entry
+        if not held.tags:
+            return Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
+        size = held.size + room(marks)
+        entry = TaggedEntry(held.value, held.payload, deadline, trust, size, held.version, more, born)
+        entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
+        return entry
 
     def failed(self, address: Address, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""

@@ -1,5 +1,6 @@
 """What callers say about a load: how its value is got, and how it is kept."""
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
+from magnus_cache.function_tags import with_function_tag
 from magnus_cache.namespaces import Namespace
 from magnus_cache.tags import TagRule, check_tags
 
@@ -23,6 +25,13 @@ AnyTtl = Duration | Callable[[Any], Duration | None] | None
 
 def check_callable(function: object, argument: str) -> None:
     """:raises CacheTypeError: naming the argument, for what cannot be called or would give a generator."""
+    if isinstance(function, property | functools.cached_property):
+        kind = "property" if isinstance(function, property) else "cached_property"
+        problem = f"a {kind} is read, not called; write @{kind} above the decorator: it then reads the cached function"
+        raise CacheTypeError(argument, problem)
+    if isinstance(function, functools.singledispatchmethod):
+        problem = "a singledispatchmethod cannot be cached as a whole; decorate what is registered with it"
+        raise CacheTypeError(argument, problem)
     if not callable(function):
         raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -100,4 +109,4 @@ class Rule:
         """
         if self.tags is None or self.tags.of_value is None:
             return known
-        return check_tags(self.tags.of_value(value))
+        return with_function_tag(check_tags(self.tags.of_value(value)), known)

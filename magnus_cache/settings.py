@@ -5,6 +5,7 @@ What is wrong is told with the keyword and the variable, and never with a secret
 """
 
 import difflib
+import inspect
 import os
 import re
 import ssl
@@ -344,3 +345,13 @@ def _explained(error: ValidationError) -> str:
         place = problem["loc"]
         problems.append(f"{place[0]} ({_variable(str(place[0]))}): {message}" if place else message)
     return "; ".join(problems)
+
+
+def _without_constraints(parameter: inspect.Parameter) -> inspect.Parameter:
+    annotation = parameter.annotation
+    return parameter.replace(annotation=annotation.__origin__) if hasattr(annotation, "__metadata__") else parameter
+
+
+# `help()` is to show types and defaults, not how each is checked.
+_shown = inspect.signature(CacheSettings)
+CacheSettings.__signature__ = _shown.replace(parameters=list(map(_without_constraints, _shown.parameters.values())))

@@ -24,7 +24,7 @@ from magnus_cache.cut_off import CutOff
 from magnus_cache.endings import Ending
 from magnus_cache.epoch_reads import EpochReads
 from magnus_cache.epoch_renewals import EpochRenewals
-from magnus_cache.epochs import Epochs, Realm
+from magnus_cache.epochs import Epochs
 from magnus_cache.eras import Eras
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 from magnus_cache.flights import Flights
@@ -42,6 +42,7 @@ from magnus_cache.notices import Notices
 from magnus_cache.outcomes import running_loop
 from magnus_cache.pacing import turn
 from magnus_cache.portal import CLOSE_TIMEOUT
+from magnus_cache.realms import Realm
 from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.recovery import Recovery

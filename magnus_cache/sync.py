@@ -4,12 +4,15 @@ A hit in memory is served in the calling thread. Everything else goes to the bac
 the same paths as for coroutines, over one connection for all threads.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache import codec
 from magnus_cache.addresses import MISS, Address
+from magnus_cache.annotations_text import readable
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.batch_reads import found_many_blocking
 from magnus_cache.clock import Duration, seconds
@@ -37,10 +40,11 @@ __all__ = ["BlockingOperations"]
 T = TypeVar("T")
 
 
+@readable
 class BlockingOperations(BlockingLife):
     """What can be done with a cache from blocking code; see `CacheManager`."""
 
-    def __init__(self, settings: "CacheSettings | None" = None, **overrides: Unpack[SettingsOptions]) -> None:
+    def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(AsyncOperations(settings, **overrides))
 
     @classmethod
@@ -318,7 +322,7 @@ class BlockingOperations(BlockingLife):
 
     def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
-        concurrency: int = 16, only_missing: bool = False, progress: "ProgressCallback | bool | None" = None,
+        concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
         """Load and store a value for each key, some at a time; a key that fails stops nothing.
 

@@ -262,7 +262,7 @@ class Writes:
             if isinstance(part, Exception):
                 raise part
         stored = replies.yes(parts[-1])
-        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags)
+        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, address.realm)
         kept = False
         floor = self.state.epochs.floor(source.known, address.realm, held.tags)
         if stored and fill is not None and floor is not None and floor <= held.epoch:
@@ -319,7 +319,8 @@ class Writes:
         """
         if not address.namespace.l1:
             return False
-        now, generation, marks = self._clock(), self._memory.generation, self.state.epochs.marks(held.tags)
+        now, generation = self._clock(), self._memory.generation
+        marks = self.state.epochs.marks(held.tags, address.realm)
         # Reserved before the question: what another thread does from here on voids the placeholder.
         fill = self._memory.reserve(address.name, anew=supersedes)
         try:

@@ -253,3 +253,19 @@ def test_tags_that_end_too_early_are_a_decode_error(block: bytes) -> None:
     assert _opened(raw) == "malformed"
     with pytest.raises(CacheDecodeError):
         envelope.unseal(raw, LIMIT)
+
+
+def test_tags_are_known_by_all_of_how_they_are_stored() -> None:
+    """A single tag is looked up as it is stored; that is never taken for one of several, nor for a longer one."""
+    known: list[list[str]] = [["a"], ["ab"], ["a", "b"], ["a", "b", "c"], ["b"], [""], ["", "a"], ["ä" * 200], []]
+    for _ in range(2):
+        for tags in known:
+            raw = pack(b"payload", version=1, fresh_until=2, tags=tags)
+            assert envelope.unseal(raw, LIMIT)[3:5] == (tuple(tags), b"payload")
+
+
+def test_few_tags_are_remembered_as_they_are_stored() -> None:
+    for number in range(3_000):
+        raw = pack(b"x", version=1, fresh_until=2, tags=[f"tag{number}"])
+        assert envelope.unseal(raw, LIMIT)[3] == (f"tag{number}",)
+    assert len(envelope._known_tags) <= 1_024

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from magnus_cache.entries import OVERHEAD, Entry, Fill, Mark, TaggedEntry, Trust, afterlife
+from magnus_cache.entries import OVERHEAD, Entry, Fill, Mark, TaggedEntry, Trust, afterlife, room
 from magnus_cache.memory import Memory
 
 FOREVER = Trust(float("inf"))
@@ -332,7 +332,11 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, d
 @pytest.mark.parametrize("born", [None, -1e9, 0.0, 1.25, 1e9])
 def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
     entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, (1 << 64) - 1, afterlife(1.0, 2.0, negative=True), born)
-    tagged = TaggedEntry.of(entry, [Mark("x")], 3)
+    marks = [Mark("x")]
+    tagged = TaggedEntry(
+        [1], b"payload", 5.0, Trust(9.0), 7 + room(marks), (1 << 64) - 1, afterlife(1.0, 2.0, negative=True), born
+    )
+    tagged.marks, tagged.epoch, tagged.stamp = marks, 0, 3
     for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), tagged.decoded([1], 127)):
         assert one.born == born
         assert one.version == (1 << 64) - 1

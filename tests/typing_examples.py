@@ -1,11 +1,15 @@
 """What type checkers must see through the decorators; checked by mypy --strict and pyright, not run."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Unpack, assert_type
+from typing import Any, Generic, Protocol, TypeVar, Unpack, assert_type
 
-from magnus_cache import NOT_MODIFIED, AsyncCacheManager, CacheManager, Namespace, current_load
+from magnus_cache import NOT_MODIFIED, AsyncCacheManager, CacheManager, Explanation, Namespace, current_load
 from magnus_cache.freshness import FreshnessOptions
-from magnus_cache.protocols import Cached, Decorator
+from magnus_cache.protocols import AsyncCached, Cached, Decorator, as_method
+
+T = TypeVar("T")
 
 cache = CacheManager(redis_enabled=False)
 acache = AsyncCacheManager(redis_enabled=False)
@@ -126,22 +130,166 @@ def warm(function: Cached[[int], str]) -> str:
 assert_type(warm(wrapped), str)
 
 
+# -- both kinds ---------------------------------------------------------------------------------------------------
+
+
+@cache.cached("t")
+def same(thing: T) -> T:
+    return thing
+
+
+@acache.cached("t")
+async def listed(thing: T, *more: T, limit: int = 0) -> list[T]:
+    return [thing, *more]
+
+
+def takes_either(plain: Callable[[str], Coroutine[Any, Any, float]], cached: AsyncCached[[str], float]) -> None: ...
+
+
+assert_type(same(3), int)
+assert_type(same("x"), str)
+assert_type(same.invalidate(3), bool)
+assert_type(price.contains("AAPL", days=3), bool)
+assert_type(price.explain("AAPL"), Explanation)
+price.clear()
+price.contains(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+price()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+takes_either(quote, quote)
+
+
+async def of_coroutine_functions() -> None:
+    assert_type(await listed(3, 4, limit=1), list[int])
+    assert_type(await quote.contains("AAPL"), bool)
+    assert_type(await quote.explain("AAPL"), Explanation)
+    assert_type(await Client().rows_later.invalidate("NFL"), bool)
+    assert_type(await quotes.contains("AAPL"), bool)
+    await quote.clear()
+    await quote(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 # -- in classes ---------------------------------------------------------------------------------------------------
 
 
 class Store:
-    """A staticmethod that is reached through its class is seen for what it is; a classmethod is not."""
+    """A staticmethod that is reached through its class is seen for what it is."""
 
     @staticmethod
     @cache.cached("t")
     def plain(number: int) -> str:
         return str(number)
 
-    # What checkers cannot see through, a cached function of the module serves as well.
+    @cache.cached("t")
+    @staticmethod
+    def plain_too(number: int) -> str:
+        return str(number)
+
     @classmethod
-    def through(cls, number: int) -> str:
-        return wrapped(number)
+    @cache.cached("t")
+    def of_class(cls, number: int) -> str:
+        return str(number)
+
+    @cache.cached("t")
+    @classmethod
+    def of_class_too(cls, number: int) -> str:
+        return str(number)
+
+    @cache.cached("t")
+    def method(self, number: int) -> str:
+        return str(number)
+
+    @cache.cached_many("t")
+    def many(self, keys: list[str]) -> dict[str, int]:
+        return dict.fromkeys(keys, 1)
+
+    @property
+    @cache.cached("t")
+    def size(self) -> int:
+        return 1
+
+
+class Shop(Store):
+    def other(self) -> str:
+        return super().method(1)
 
 
 assert_type(Store.plain(1), str)
-assert_type(Store.through(1), str)
+assert_type(Store.plain_too(1), str)
+assert_type(Store.of_class(1), str)
+assert_type(Store.of_class_too(1), str)
+assert_type(Shop.of_class_too(1), str)
+assert_type(Shop().of_class_too(1), str)
+assert_type(Shop().of_class(1), str)
+assert_type(Store.of_class_too.refresh(1), str)
+assert_type(Store.of_class_too.invalidate(1), bool)
+assert_type(Shop().method(1), str)
+assert_type(Shop().method.contains(1), bool)
+assert_type(Store.method(Shop(), 1), str)
+assert_type(Store().many(["a"]), dict[str, int])
+assert_type(Store().many.contains("a"), bool)
+assert_type(Store().size, int)
+Store.of_class_too("x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+Shop().method("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Box(Generic[T]):
+    def __init__(self, thing: T) -> None:
+        self.thing = thing
+
+    def __cache_key__(self) -> str:
+        return repr(self.thing)
+
+    @cache.cached("t")
+    def get(self, number: int) -> T:
+        return self.thing
+
+
+assert_type(Box(3).get(1), int)
+assert_type(Box("x").get.refresh(1), str)
+
+
+# -- protocols and overrides --------------------------------------------------------------------------------------
+
+
+class Rows(Protocol):
+    def rows(self, number: int) -> list[str]: ...
+
+    async def later(self, number: int) -> list[str]: ...
+
+
+class Base(ABC):
+    @abstractmethod
+    def rows(self, number: int) -> list[str]: ...
+
+
+class Impl(Base):
+    @as_method
+    @cache.cached("t")
+    def rows(self, number: int) -> list[str]:
+        return [str(number)]
+
+    @as_method
+    @cache.cached("t")
+    async def later(self, number: int) -> list[str]:
+        return [str(number)]
+
+
+class Again(Impl):
+    @as_method
+    @cache.cached("t")
+    def rows(self, number: int) -> list[str]:
+        return super().rows(number)
+
+
+class Plain(Again):
+    def rows(self, number: int) -> list[str]:
+        return super().rows(number)
+
+
+def use(rows: Rows, base: Base) -> None: ...
+
+
+use(Impl(), Impl())
+use(Again(), Again())
+use(Plain(), Plain())
+assert_type(Again().rows(1), list[str])
+Again().rows("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -72,6 +72,14 @@ VALIDATED: Final = 0x10
 
 MOST_TAGS: Final = 255
 
+_ONE_TAG: Final = 3
+"""Bytes before the text of a single tag: the number of tags, and its length."""
+
+_MOST_KNOWN: Final = 1_024
+
+_known_tags: Final[dict[bytes, tuple[str, ...]]] = {}
+"""Tags of values that had one, by how they are stored."""
+
 _KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED
 _LEVEL: Final = 1
 _U64: Final = (1 << 64) - 1
@@ -201,14 +209,20 @@ def read_tags(raw: bytes, header: Header) -> tuple[tuple[str, ...], int]:
 
     :raises CacheDecodeError: with the reason ``"malformed"``.
     """
-    if not header.flags & TAGGED:
-        return (), HEADER_BYTES
+    return _tags(raw) if header.flags & TAGGED else ((), HEADER_BYTES)
+
+
+def _tags(raw: bytes) -> tuple[tuple[str, ...], int]:
     if len(raw) == HEADER_BYTES:
         raise _malformed("tags")
     place, tags = HEADER_BYTES + 1, list[str]()
     for _ in range(raw[HEADER_BYTES]):
         tag, place = _text(raw, place, "tags")
         tags.append(tag)
+    if len(tags) == 1:
+        if len(_known_tags) >= _MOST_KNOWN:
+            _known_tags.clear()
+        _known_tags[raw[HEADER_BYTES:place]] = (tags[0],)
     return tuple(tags), place
 
 
@@ -248,8 +262,16 @@ def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
         checksum, flags, version, fresh_until, epoch, cost, life, length = _HEADER.unpack_from(raw)
-        if not flags and length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
-            return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life
+        if length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
+            if not flags:
+                return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life
+            if flags == TAGGED and size > _ONE_TAG:
+                # One, most often that of a function, is looked up as it is stored rather than decoded.
+                start = HEADER_BYTES + _ONE_TAG + (raw[HEADER_BYTES + 1] << 8 | raw[HEADER_BYTES + 2])
+                tags = _known_tags.get(raw[HEADER_BYTES:start])
+                if tags is None:
+                    tags, start = _tags(raw)
+                return version, fresh_until, epoch, tags, raw[start:], cost, False, life
     header = read_header(raw)
     tags, _ = read_tags(raw, header)
     payload, negative = open_payload(raw, header, limit), bool(header.flags & NEGATIVE)

@@ -72,6 +72,7 @@ from tests.support import (  # noqa: F401
     mutants_joining,
     mutants_life,
     mutants_logs,
+    mutants_methods,
     mutants_noise,
     mutants_pushes,
     mutants_results,

@@ -1,0 +1,157 @@
+"""Guards of cached functions and methods; see `mutants`."""
+
+from typing import Any, Final
+
+from magnus_cache import batch_decorator, bound, decorators, epochs, explain, function_calls, function_tags, rules
+from magnus_cache.codec import envelope
+from tests.support.guards import guard, put
+
+BOUND: Final = "tests/test_bound_methods.py"
+CLEAR: Final = "tests/test_function_clear.py"
+EVERYWHERE: Final = f"{CLEAR}::test_all_values_of_a_function_are_gone_everywhere"
+
+
+@guard(EVERYWHERE)
+def without_the_tag_of_a_function() -> None:
+    put(decorators, "with_function_tag", lambda tags, _: tags)
+
+
+@guard(EVERYWHERE)
+def without_the_tag_of_a_function_beside_tags_of_the_value() -> None:
+    put(rules, "with_function_tag", lambda tags, _: tags)
+
+
+@guard(f"{CLEAR}::test_other_functions_and_values_stay")
+def without_the_namespace_in_the_tag_of_a_function() -> None:
+    put(decorators, "function_tag", lambda _, name: f"~function:{name}")
+
+
+@guard(f"{CLEAR}::test_other_functions_and_values_stay")
+def without_the_name_in_the_tag_of_a_function() -> None:
+    put(decorators, "function_tag", lambda namespace, _: f"~function:{namespace}")
+
+
+@guard(f"{CLEAR}::test_names_of_tags")
+def without_telling_long_names_of_functions_apart() -> None:
+    put(function_tags, "shorten", lambda text: text[:200])
+
+
+@guard(f"{CLEAR}::test_a_value_with_as_many_tags_as_there_can_be")
+def without_a_place_for_the_tag_of_a_function() -> None:
+    put(decorators, "with_function_tag", lambda tags, function: (*tags, *function)[:255])
+    put(rules, "with_function_tag", lambda tags, function: (*tags, *function)[:255])
+
+
+@guard(f"{CLEAR}::test_values_stored_without_the_tag_are_served")
+def without_serving_values_that_have_no_tag() -> None:
+    original = epochs.Epochs.floor
+
+    def floor(self: Any, known: Any, realm: Any, tags: Any = ()) -> Any:
+        return original(self, known, realm, tags or realm.tags)
+
+    put(epochs.Epochs, "floor", floor)
+
+
+@guard(f"{CLEAR}::test_the_epoch_of_a_function_comes_along_with_its_first_value")
+def without_asking_for_the_epoch_of_a_function_along_with_its_values() -> None:
+    def missing(self: Any, known: Any, realm: Any, tags: Any = ()) -> list[bytes]:
+        names = self.names_of(realm, tags)
+        return [name for name in names if name not in known.current or name not in self._latest]
+
+    put(epochs.Epochs, "missing", missing)
+
+
+@guard(f"{CLEAR}::test_a_forked_child_clears_what_it_has_in_memory", f"{CLEAR}::test_a_child_without_redis_too")
+def without_the_marks_of_functions_in_a_forked_child() -> None:
+    original = epochs.Epochs.reset
+
+    def reset(self: Any) -> None:
+        functions, self._functions = self._functions, {}
+        original(self)
+        self._functions = functions
+
+    put(epochs.Epochs, "reset", reset)
+
+
+@guard(f"{CLEAR}::test_a_process_that_met_the_values_before_the_function")
+def without_taking_over_the_mark_that_values_have_already() -> None:
+    original = epochs.Epochs.function_realm
+
+    def function_realm(self: Any, namespace: str, tag: str) -> Any:
+        name = self.tag_name(tag)
+        if name not in self._functions:
+            self._marks.pop(name, None)
+        return original(self, namespace, tag)
+
+    put(epochs.Epochs, "function_realm", function_realm)
+
+
+@guard(f"{CLEAR}::test_its_tag_takes_no_room_of_values")
+def without_room_for_values_that_have_the_tag_of_a_function() -> None:
+    original = epochs.Mark
+    put(epochs, "Mark", lambda tag, room=0: original(tag))
+
+
+@guard(f"{CLEAR}::test_its_tag_is_not_shown")
+def without_hiding_the_tag_of_a_function() -> None:
+    put(explain, "visible_tags", lambda tags: tags)
+
+
+@guard(f"{CLEAR}::test_a_function_of_many_keys")
+def without_refusing_many_keys_in_place_of_one() -> None:
+    put(batch_decorator._BatchSite, "single", decorators.Site.single)
+
+
+@guard(f"{CLEAR}::test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing")
+def without_leaving_a_clear_of_a_function_for_later() -> None:
+    original = function_calls._blocking
+
+    def blocking(place: Any) -> Any:
+        operations = original(place)
+
+        def clear() -> None:
+            engine = place.engine
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
+
+        return clear, *operations[1:]
+
+    put(function_calls, "_blocking", blocking)
+
+
+@guard("tests/test_envelope.py")
+def without_a_bound_on_the_tags_that_are_known() -> None:
+    put(envelope, "_MOST_KNOWN", 1 << 40)
+
+
+@guard("tests/test_envelope.py")
+def without_telling_one_tag_from_several() -> None:
+    original = envelope._tags
+
+    def tags(raw: bytes) -> Any:
+        found, place = original(raw)
+        if found:
+            first = envelope.HEADER_BYTES + 3 + len(found[0].encode())
+            envelope._known_tags[raw[envelope.HEADER_BYTES : first]] = found[:1]
+        return found, place
+
+    put(envelope, "_tags", tags)
+
+
+@guard(f"{BOUND}::test_a_method_is_equal_to_itself_and_to_no_other")
+def without_telling_methods_of_two_instances_apart() -> None:
+    put(bound.BoundCached, "__eq__", lambda self, other: self.__func__ is other.__func__)
+
+
+@guard(f"{BOUND}::test_everything_a_cache_adds_is_there_on_a_bound_method")
+def without_the_instance_in_what_a_cache_adds_to_a_method() -> None:
+    put(bound.BoundCached, "invalidate", lambda self, *args: self.__func__.invalidate(*args))
+
+
+@guard(f"{BOUND}::test_copies")
+def without_copying_the_instance_of_a_method() -> None:
+    put(bound.BoundCached, "__deepcopy__", lambda self, memo: self)
+
+
+@guard(f"{BOUND}::test_methods_reach_other_processes")
+def without_pickling_methods_by_name() -> None:
+    put(bound.BoundCached, "__reduce__", lambda self: (type(self), (self.func, *self.args)))
