@@ -58,15 +58,11 @@ class Deferred:
         :raises CacheArgumentError: for a name that is neither.
         """
         scope = self._state.keyspace.scope(target)
-        flights, prefix, regex = self._state.flights, scope.prefix, scope.regex
-
-        def covered(name: bytes) -> bool:
-            return name.startswith(prefix) if regex is None else regex.fullmatch(name) is not None
-
-        flights.detach_matching(covered)
-        self._state.memory.clear_matching(prefix if regex is None else regex)
+        flights = self._state.flights
+        flights.detach_matching(scope.covers)
+        self._state.memory.clear_matching(scope.prefix if scope.glob is None else scope.glob)
         # Again, as for every clear: a load that began in between may have found here what is gone now.
-        flights.detach_matching(covered)
+        flights.detach_matching(scope.covers)
         self._later(partial(self._clears.clear, target))
 
     def invalidate(self, tags: Sequence[str]) -> None:

@@ -4,13 +4,20 @@ Every clear opens a new generation. An entry carries the generation in which it 
 meets an older one asks the floors once whether a clear since then covered its name.
 """
 
-import re
 import sys
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Floor", "Floors", "Scope", "covers"]
+__all__ = ["Floor", "Floors", "NamePattern", "Scope", "covers"]
 
-Scope = bytes | re.Pattern[bytes]
+
+class NamePattern(Protocol):
+    """Tells which names a clear covers; a `re.Pattern` of bytes does. Two that are equal cover the same names."""
+
+    def fullmatch(self, name: bytes, /) -> object | None:
+        """Return anything for a name that is covered, and None for another."""
+
+
+Scope = bytes | NamePattern
 """What a clear covers: the names with a prefix, or those that a pattern matches in full."""
 
 _MOST: Final = 64
