@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Final, TypeAlias, Union
 from uuid import UUID
 
-from magnus_cache.canonical import encode, escape, escape_bytes, int_text
+from magnus_cache.canonical import UnsupportedError, counts_by_fields, encode, escape, escape_bytes, int_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.globs import Glob, Scope, is_pattern, key_pattern, literal_head, prefix_pattern
 from magnus_cache.namespaces import check_name, default_registry
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
-"""What can be a key."""
+"""What can be a key; also what counts by its fields or content, see `key_text`."""
 
 LONGEST_TEXT: Final = 200
 """Bytes of UTF-8 up to which a key's text is kept; longer ones are hashed."""
@@ -66,11 +66,13 @@ class KeyText(str):
 def key_text(key: Key, argument: str = "key") -> str:
     """Return the text of a key: the same for equal keys, never the same for two that differ in value or type.
 
-    A subclass of `str` counts as its text, a named tuple as a tuple, and a `KeyText` is returned as it is.
+    A subclass of `str` counts as its text, a named tuple as a tuple, a NumPy scalar as the plain value that it equals,
+    and a `KeyText` is returned as it is.
 
-    :param key: a str, int, bytes, UUID or a tuple of these.
+    :param key: a str, int, bytes, UUID or a tuple of these; a path, IP address or NumPy scalar; a dataclass, attrs or
+        msgspec instance, a pydantic model, or an object with ``__cache_key__()``; an array or frame of at most 4 MiB.
     :param argument: the argument's name for the error message.
-    :raises CacheTypeError: (a `TypeError`) for any other type.
+    :raises CacheTypeError: (a `TypeError`) for any other type, and for more than 4 MiB.
     :raises CacheArgumentError: (a `ValueError`) for an empty str, bytes or tuple.
     """
     if type(key) is str and _PLAIN(key):
@@ -96,6 +98,12 @@ def _public(key: object, argument: str, depth: int) -> str:
         return f"~uuid:{UUID.__str__(key)}"
     if isinstance(key, tuple) and depth < _DEEPEST:
         return f"~({','.join([_public(part, argument, depth + 1) for part in key])})"
+    try:
+        if counts_by_fields(key):
+            return encode(key, depth)
+    except UnsupportedError as error:
+        problem = error.problem
+        raise CacheTypeError(argument, f"{problem}; make a str or a tuple of what identifies the value") from None
     within = "a tuple nested too deeply" if isinstance(key, tuple) else f"{'in a tuple, ' * (depth > 0)}a"
     raise CacheTypeError(
         argument,
