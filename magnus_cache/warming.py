@@ -80,7 +80,9 @@ class _Tally:
         self.failed += 1
         if len(self.errors) < _ERRORS_KEPT:
             # What is no key may not even be hashable.
-            self.errors[key if isinstance(key, Hashable) else repr(type(key))] = error
+            name = key if isinstance(key, Hashable) else repr(type(key))
+            # Equal to a key of another type that failed, as True is to 1.
+            self.errors[f"{type(key).__name__} {key!r}" if name in self.errors else name] = error
 
     def report(self) -> WarmReport:
         took = monotonic() - self._started

@@ -68,6 +68,7 @@ from tests.support import (  # noqa: F401
     mutants_hostile,
     mutants_interrupts,
     mutants_joining,
+    mutants_keys,
     mutants_pushes,
     mutants_soak,
     mutants_stalls,
