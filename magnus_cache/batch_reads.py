@@ -51,16 +51,19 @@ async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Addr
     for start in range(0, len(keys), MANY):
         some, step = keys[start : start + MANY], addresses[start : start + MANY]
         names.add(some, step)
+        hits = near_hits = 0
         for key, address, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
             payload = entry.payload if entry is not None else None
             value = reads.opened_here(address, entry)
             if value is LARGE:
                 value = await reads.open(address, entry)
-            address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
                 found[key] = value
+                hits += 1
+                near_hits += near
             if portion.done(len(payload) if payload is not None else 0):
                 await turn()
+        step[0].counters.count_many(len(some), hits, near_hits)
     return found
 
 
@@ -74,11 +77,14 @@ def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[A
     for start in range(0, len(keys), MANY):
         some, step = keys[start : start + MANY], addresses[start : start + MANY]
         names.add(some, step)
+        hits = near_hits = 0
         for key, address, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
             value = reads.opened(address, entry)
-            address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
                 found[key] = value
+                hits += 1
+                near_hits += near
+        step[0].counters.count_many(len(some), hits, near_hits)
     return found
 
 

@@ -324,11 +324,11 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
 
 
 def counts_by_fields(value: object) -> bool:
-    """Return whether a value is an object that counts by its fields or content, or by its own ``__cache_key__()``.
-
-    :raises UnsupportedError: for one that has no canonical text.
-    """
-    return _encoder_for(value) in (_foreign, _own, _dataclass, _model)
+    """Return whether a value is an object that counts by its fields or content, or by its own ``__cache_key__()``."""
+    try:
+        return _encoder_for(value) in (_foreign, _own, _dataclass, _model)
+    except UnsupportedError:
+        return False
 
 
 def _encoder_for(value: object) -> _Encoder:

@@ -4,6 +4,7 @@ Every clear opens a new generation. An entry carries the generation in which it 
 meets an older one asks the floors once whether a clear since then covered its name.
 """
 
+import re
 import sys
 from typing import Final, NamedTuple, Protocol
 
@@ -26,6 +27,10 @@ never a stale value."""
 
 _MOST_NAMESPACES: Final = 1_024
 """Floors kept of namespaces; past this, likewise."""
+
+
+_READING: Final = 8
+"""Comparisons that a pattern counts for which reads the key out of each name: some microseconds."""
 
 
 def covers(scope: Scope, name: bytes) -> bool:
@@ -63,8 +68,8 @@ class Floors:
 
     @property
     def comparisons(self) -> int:
-        """How many comparisons `cleared` may take, beyond its one look-up."""
-        return len(self._floors)
+        """How many comparisons `cleared` may take, beyond its one look-up, each counted by what it takes."""
+        return sum(_cost(floor.scope) for floor in self._floors)
 
     def bounded(self, steps: int) -> int:
         """Return how many steps the collector may go: fewer than given, where each takes many comparisons."""
@@ -145,6 +150,10 @@ class Floors:
 def _namespace_of(name: bytes) -> bytes:
     """Return what the names of a namespace begin with, up to the second colon, given one of them or this itself."""
     return name[: name.find(b":", name.find(b":") + 1) + 1]
+
+
+def _cost(scope: Scope) -> int:
+    return 1 if isinstance(scope, bytes | re.Pattern) else _READING
 
 
 def _within(inner: Scope, outer: Scope) -> bool:

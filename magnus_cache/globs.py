@@ -27,6 +27,10 @@ _QUOTED: Final = re.compile(rb"([*?\[\]\\^\-])")
 _STAR: Final = ""
 """In a list of tokens, what stands for any characters; the others are expressions for one character each."""
 
+_PARTS_OF_A_NAME: Final = 3
+"""Prefix, namespace, and the text of the key."""
+
+_NUMBER: Final = re.compile(rb"~(-?[0-9]+)")
 _DIGEST: Final = re.compile(r"(.*)~#[0-9a-f]{32}", re.DOTALL)
 _ESCAPED: Final = re.compile(rb"%([0-9A-F]{2})")
 _LONGEST_CHARACTER: Final = 4
@@ -81,11 +85,21 @@ class Glob:
         """Return a full Redis name if it is covered, else None: what `re.Pattern.fullmatch` tells, for a clear."""
         if not name.startswith(self._prefix):
             return None
+        shapes = self._shapes
+        if b"~" not in name and b"%" not in name:
+            # Most names: there is nothing to be read from them.
+            text = _decoded(name)
+            for shape in shapes:
+                if shape.regex.fullmatch(text):
+                    return name
+            return None
         parts = name.split(b":", 2)
-        head = _decoded(b"%b:%b:" % (parts[0], parts[1])) if len(parts) == 3 else _decoded(name)
-        for spelled, whole in spellings(parts[2]) if len(parts) == 3 else (("", True),):
-            for shape in self._shapes:
-                if shape.matches(head + spelled) if whole else shape.may_match(head + spelled):
+        if len(parts) < _PARTS_OF_A_NAME:
+            return None
+        head = _decoded(name[: -len(parts[2])])
+        for spelled, whole in spellings(parts[2]):
+            for shape in shapes:
+                if shape.regex.fullmatch(head + spelled) if whole else shape.may_match(head + spelled):
                     return name
         return None
 
@@ -109,9 +123,6 @@ class _Shape(NamedTuple):
         head = tokens if bounded else tokens[: tokens.index(_STAR)]
         return cls(_regex(tokens), tuple(re.compile(f"(?s:{token})") for token in head), bounded)
 
-    def matches(self, text: str) -> bool:
-        return self.regex.fullmatch(text) is not None
-
     def may_match(self, beginning: str) -> bool:
         """Return whether it matches any longer text with this beginning.
 
@@ -132,6 +143,9 @@ def spellings(text: bytes) -> Iterator[tuple[str, bool]]:
     """
     if b"~" not in text:
         yield _unescaped(text), True
+        return
+    if number := _NUMBER.fullmatch(text):
+        yield number.group(1).decode(), True
         return
     encoded = _decoded(text)
     digest = _DIGEST.fullmatch(encoded)

@@ -98,12 +98,12 @@ def _public(key: object, argument: str, depth: int) -> str:
         return f"~uuid:{UUID.__str__(key)}"
     if isinstance(key, tuple) and depth < _DEEPEST:
         return f"~({','.join([_public(part, argument, depth + 1) for part in key])})"
-    try:
-        if counts_by_fields(key):
+    if counts_by_fields(key):
+        try:
             return encode(key, depth)
-    except UnsupportedError as error:
-        problem = error.problem
-        raise CacheTypeError(argument, f"{problem}; make a str or a tuple of what identifies the value") from None
+        except UnsupportedError as error:
+            problem = f"{error.problem}; make a str or a tuple of what identifies the value"
+        raise CacheTypeError(argument, problem)
     within = "a tuple nested too deeply" if isinstance(key, tuple) else f"{'in a tuple, ' * (depth > 0)}a"
     raise CacheTypeError(
         argument,

@@ -38,7 +38,7 @@ def without_keys_as_their_callers_wrote_them() -> None:
 
 @guard(_GLOBS + "test_a_long_string_is_covered_by_each_of_its_beginnings")
 def without_the_doubt_about_long_keys() -> None:
-    put(globs._Shape, "may_match", globs._Shape.matches)
+    put(globs._Shape, "may_match", lambda self, text: self.regex.fullmatch(text) is not None)
 
 
 @guard(_GLOBS + "test_a_glob_covers_no_key_by_its_internal_text")
