@@ -9,13 +9,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from magnus_cache.addresses import MISS
+from magnus_cache.batch_keys import equal_keys, unhashable_key
 from magnus_cache.batch_reads import look_many, look_many_blocking, weight
 from magnus_cache.batches import Batch, CallLoader, Wanted
 from magnus_cache.current import CurrentLoad, is_unmodified, running, unmodified
 from magnus_cache.engine import Engine
 from magnus_cache.entries import Entry
 from magnus_cache.errors import (
-    CacheArgumentError,
     CacheBatchEncodeError,
     CacheBatchError,
     CacheClosedError,
@@ -102,17 +102,19 @@ class _Search:
     def add(self, items: Iterable[Wanted]) -> None:
         """Want some keys.
 
+        :raises CacheTypeError: for one that cannot be a key of the result.
         :raises CacheArgumentError: for one that is equal to another that is stored elsewhere.
         """
         for item in items:
             name = item.address.name
             self.keys.append(item.key)
             self.missing.setdefault(name, item)
-            if self._names.setdefault(item.key, name) != name:
-                problem = (
-                    f"{item.key!r} is equal to another key of another type, so that no mapping can tell them apart"
-                )
-                raise CacheArgumentError("keys", problem)
+            try:
+                known = self._names.setdefault(item.key, name)
+            except TypeError:
+                raise unhashable_key() from None
+            if known != name:
+                raise equal_keys(item.key)
 
     def steps(self) -> Iterator[list[Wanted]]:
         """Yield what is to be looked for, some at a time."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.addresses import LARGE, MISS, Address
+from magnus_cache.batch_keys import KeyNames
 from magnus_cache.entries import Entry
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.errors import CacheUnavailableError
@@ -42,34 +43,49 @@ async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[A
 
 
 async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
-    """Return the values that there are, by key."""
+    """Return the values that there are, by key.
+
+    :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
+    """
     found: dict[Any, Any] = {}
-    portion = Step()
+    names, portion = KeyNames(), Step()
     for start in range(0, len(keys), MANY):
-        step = addresses[start : start + MANY]
-        for key, address, (entry, near) in zip(keys[start:], step, await look_many(reads, step), strict=False):
+        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        names.add(some, step)
+        hits = near_hits = 0
+        for key, address, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
             payload = entry.payload if entry is not None else None
             value = reads.opened_here(address, entry)
             if value is LARGE:
                 value = await reads.open(address, entry)
-            address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
                 found[key] = value
+                hits += 1
+                near_hits += near
             if portion.done(len(payload) if payload is not None else 0):
                 await turn()
+        step[0].counters.count_many(len(some), hits, near_hits)
     return found
 
 
 def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
-    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all."""
+    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
+
+    :raises CacheArgumentError: as `found_many` does.
+    """
     found: dict[Any, Any] = {}
+    names = KeyNames()
     for start in range(0, len(keys), MANY):
-        step = addresses[start : start + MANY]
-        for key, address, (entry, near) in zip(keys[start:], step, look_many_blocking(reads, step), strict=False):
+        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        names.add(some, step)
+        hits = near_hits = 0
+        for key, address, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
             value = reads.opened(address, entry)
-            address.counters.count(hit=value is not MISS, near=near)
             if value is not MISS:
                 found[key] = value
+                hits += 1
+                near_hits += near
+        step[0].counters.count_many(len(some), hits, near_hits)
     return found
 
 

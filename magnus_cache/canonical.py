@@ -22,14 +22,19 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from hashlib import blake2b
 from typing import Any, Final
 from uuid import UUID
 
+from magnus_cache.descriptions import Content, Fields, Plain, Raw, UnsupportedError
 from magnus_cache.errors import CacheTypeError
+from magnus_cache.foreign import describe, is_described
 from magnus_cache.identity import tokens
 from magnus_cache.module_names import module_name
 
-__all__ = ["UnsupportedError", "canonical", "class_name", "encode", "escape", "escape_bytes", "int_text"]
+__all__ = [
+    "UnsupportedError", "canonical", "class_name", "counts_by_fields", "encode", "escape", "escape_bytes", "int_text",
+]  # fmt: skip
 
 # Escaped everywhere: what ends a hash tag, the marks of this grammar, and what cannot be seen. The ranges are
 # spelled out because `str.isprintable` answers by Python version, and a fleet must agree on the text of a key.
@@ -47,25 +52,17 @@ _LONGEST_DECIMAL_BITS: Final = 256
 _UNSET: Final = "~unset"
 
 
-class UnsupportedError(Exception):
-    """A value has no canonical text.
-
-    :ivar problem: what is wrong, without the value.
-    """
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-
 def canonical(value: object, argument: str = "argument") -> str:
     """Return the canonical text of a value.
 
-    :param value: None, bool, int, float, str, bytes, Decimal, date, time, datetime, timedelta, UUID, an enumeration
-        member, class or function; a tuple, list, set, frozenset or dict of these; a NamedTuple, dataclass
-        instance or pydantic model; or an object with ``__cache_key__()`` that returns one of all these.
+    :param value: None, bool, int, float, complex, str, bytes, Decimal, Fraction, date, time, datetime, timedelta, time
+        zone, UUID, path, IP address, enumeration member, class or function; a tuple, list, set, frozenset, range or
+        dict of these; a NamedTuple, dataclass, attrs or msgspec instance or pydantic model; a NumPy scalar, which
+        counts as the plain value that it equals; an array or frame of NumPy, pandas or polars; or an object with
+        ``__cache_key__()`` that returns one of all these.
     :param argument: the argument's name for the error message.
-    :raises CacheTypeError: (a `TypeError`) for anything else, and for what is nested deeper than 50 levels.
+    :raises CacheTypeError: (a `TypeError`) for anything else, for what is nested deeper than 50 levels, and for an
+        array or frame of more than 4 MiB.
     """
     try:
         return encode(value)
@@ -226,9 +223,12 @@ def _named_tuple(value: Any, depth: int) -> str:
 
 
 def _dataclass(value: Any, depth: int) -> str:
+    return _fields(value, [field.name for field in dataclasses.fields(value)], depth)
+
+
+def _fields(value: Any, names: Iterable[str], depth: int) -> str:
     pairs = [
-        f"{escape(field.name)}={encode(getattr(value, field.name), depth) if hasattr(value, field.name) else _UNSET}"
-        for field in dataclasses.fields(value)
+        f"{escape(name)}={encode(getattr(value, name), depth) if hasattr(value, name) else _UNSET}" for name in names
     ]
     return f"~obj:{class_name(type(value))}({','.join(pairs)})"
 
@@ -240,6 +240,36 @@ def _model(value: Any, depth: int) -> str:
     extra, private = value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}
     parts = [_dict(part, depth) for part in (fields, extra, private)]
     return f"~model:{class_name(type(value))}({','.join(parts)})"
+
+
+def _complex(value: complex, depth: int) -> str:
+    return f"~complex({_float(value.real, depth)},{_float(value.imag, depth)})"
+
+
+def _range(value: range, _: int) -> str:
+    return f"~range({int_text(value.start)},{int_text(value.stop)},{int_text(value.step)})"
+
+
+def _foreign(value: Any, depth: int) -> str:
+    described = describe(value)
+    if isinstance(described, Plain):
+        return encode(described.value, depth)
+    if isinstance(described, Fields):
+        return _fields(value, described.names, depth)
+    if isinstance(described, Content):
+        return f"~{described.kind}:{_digest(described, depth)}"
+    assert described is not None
+    return f"~{described.kind}:{escape(described.text)}"
+
+
+def _digest(content: Content, depth: int) -> str:
+    digest = blake2b(digest_size=16)
+    for part in content.parts:
+        data = part.data if isinstance(part, Raw) else encode(part, depth).encode()
+        # Where each part ends, and whether it is text, belongs to what is told apart.
+        digest.update(b"%d %d;" % (isinstance(part, Raw), len(data)))
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _own(value: Any, depth: int) -> str:
@@ -261,12 +291,15 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     type(None): lambda value, _: "~None",
     float: _float,
     bytes: _bytes,
+    complex: _complex,
+    range: _range,
     Decimal: lambda value, _: f"~decimal:{value}",
     UUID: lambda value, _: f"~uuid:{value}",
     dt.datetime: _datetime,
     dt.time: _datetime,
     dt.date: _date,
     dt.timedelta: _timedelta,
+    dt.timezone: lambda value, depth: f"~timezone({_timedelta(value.utcoffset(None), depth)})",
     tuple: _sequence(""),
     list: _sequence("l"),
     set: _set("s"),
@@ -276,6 +309,14 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     types.FunctionType: _function,
     types.BuiltinFunctionType: _function,
 }
+
+
+def counts_by_fields(value: object) -> bool:
+    """Return whether a value is an object that counts by its fields or content, or by its own ``__cache_key__()``."""
+    try:
+        return _encoder_for(value) in (_foreign, _own, _dataclass, _model)
+    except UnsupportedError:
+        return False
 
 
 def _encoder_for(value: object) -> _Encoder:
@@ -295,6 +336,8 @@ def _encoder_for(value: object) -> _Encoder:
     models = sys.modules.get("pydantic.main")
     if models is not None and isinstance(value, models.BaseModel):
         return _model
+    if is_described(value):
+        return _foreign
     for base in (int, float, bytes, Decimal):
         if isinstance(value, base):
             return lambda value, depth, base=base: _scalar_subclass(base, value, depth)  # type: ignore[misc]

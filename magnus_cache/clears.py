@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.keys import Scope
+from magnus_cache.globs import Scope
+from magnus_cache.redis import commands, replies
 from magnus_cache.redis.reclaim import Reclaimed, reclaim, remove_matching
 from magnus_cache.retries import twice
 from magnus_cache.state import State
+
+if TYPE_CHECKING:
+    from magnus_cache.redis.wire import Wire
 
 __all__ = ["Clears"]
 
@@ -23,11 +28,13 @@ class Clears:
 
         Namespaces and everything are invisible to the whole fleet after one exchange; what follows frees memory.
 
+        :raises CacheArgumentError: for a name that is neither, and for a glob with another cache's prefix.
         :raises CacheUnavailableError: if Redis is there and refuses.
         """
-        scope = self.state.keyspace.scope(target)
+        scope, wire = self.state.keyspace.scope(target), self.state.wire()
+        if wire is not None:
+            await self._check_prefix(wire, scope, target)
         self._forget(scope)
-        wire = self.state.wire()
         if wire is None:
             return 0
         try:
@@ -65,6 +72,25 @@ class Clears:
             if realm.prefix.startswith(scope.prefix) or scope.prefix.startswith(realm.prefix)
         ]
 
+    async def _check_prefix(self, wire: "Wire", scope: Scope, target: str) -> None:
+        """Refuse a glob that begins with the prefix of other caches on this server: here, it would match nothing.
+
+        Every cache has a clock in Redis under its prefix, so one question tells; it is not asked for a namespace that
+        this process uses.
+
+        :raises CacheArgumentError: naming the right prefix.
+        """
+        keyspace = self.state.keyspace
+        if not scope.relative or keyspace.uses(scope.relative):
+            return
+        try:
+            there = await wire.execute(commands.count((keyspace.clock_of(scope.relative),)), replies.answer)
+        except CacheUnavailableError:
+            # Away, or not allowed to look: then the glob is taken as it stands.
+            return
+        if there:
+            raise keyspace.other_prefix(scope.relative, target)
+
     async def invalidate(self, tags: Sequence[str]) -> None:
         """Let no value with one of these tags be served any more, whatever its namespace.
 
@@ -94,10 +120,10 @@ class Clears:
 
     def _forget(self, scope: Scope) -> None:
         """Drop what this process holds within a scope, and let no load that began before have a say about it."""
-        if scope.regex is None:
+        if scope.glob is None:
             self.state.forget_prefix(scope.prefix)
         else:
-            self.state.forget_matching(scope.regex)
+            self.state.forget_matching(scope.glob)
 
     def _unsure(self, scope: Scope) -> None:
         # In this order: a read that did not see the record finds its placeholder void.
@@ -121,4 +147,4 @@ class Clears:
 
 def _whole(scope: Scope) -> bool:
     """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
-    return scope.regex is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2
+    return scope.glob is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2

@@ -13,9 +13,10 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache.errors import CacheArgumentError
+from magnus_cache.numeric import number
 
 __all__ = [
     "LONGEST",
@@ -37,7 +38,10 @@ Clock = Callable[[], float]
 """Seconds on a clock that never goes back, and runs on while the machine sleeps; `monotonic` by default."""
 
 Duration = float | int | timedelta | str
-"""A time to live: seconds, a `timedelta`, or text such as ``"90s"``, ``"5m"``, ``"1h30m"``."""
+"""A time to live: seconds, a `timedelta`, or text such as ``"90s"``, ``"5m"``, ``"1h30m"``.
+
+Any other number will do as well, such as NumPy's or a `Decimal`; type checkers are told of the everyday kinds.
+"""
 
 MICROSECONDS: Final = 1_000_000
 
@@ -129,7 +133,7 @@ _DRIFT: Final = 100e-6
 def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) -> float:
     """Return a duration in seconds.
 
-    :param duration: seconds as int or float, a `timedelta`, or text of numbers with the units
+    :param duration: seconds as int, float or any other number, a `timedelta`, or text of numbers with the units
         ``ms s m h d w``, as in ``"1h30m"``.
     :param argument: the argument's name for the error message.
     :param zero: whether it may be zero.
@@ -146,8 +150,10 @@ def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) ->
         amount = duration.total_seconds()
     elif isinstance(duration, str):
         amount = _parse(duration, argument)
-    elif isinstance(duration, int | float):
-        return seconds(int(duration) if isinstance(duration, int) else float(duration), argument, zero=zero)
+    elif (plain := number(duration)) is not None:
+        return seconds(plain, argument, zero=zero)
+    elif (span := _numpy_span(duration)) is not None:
+        return seconds(span, argument, zero=zero)
     else:
         raise CacheArgumentError(
             argument, f"a duration is seconds, a timedelta or text such as '90s', not {type(duration).__name__}"
@@ -156,6 +162,14 @@ def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) ->
         got, least = duration if isinstance(duration, float) else amount, "zero or more" if zero else "more than zero"
         raise CacheArgumentError(argument, f"a duration must be {least} and at most a century, got {got:g} seconds")
     return amount
+
+
+def _numpy_span(duration: Any) -> timedelta | None:
+    """Return a ``np.timedelta64`` as a `timedelta`; None for one without a unit, and for anything else."""
+    if str(getattr(duration, "dtype", "")).startswith("timedelta64["):
+        span = duration.astype("timedelta64[us]").item()
+        return span if isinstance(span, timedelta) else None
+    return None
 
 
 def _parse(text: str, argument: str) -> float:

@@ -15,6 +15,7 @@ from magnus_cache.annotations_text import readable
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.batch_reads import addressed, found_many
+from magnus_cache.batch_writes import set_many
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import make_decorator, make_rule
 from magnus_cache.engine import Engine
@@ -25,10 +26,9 @@ from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.lives import AsyncLife
 from magnus_cache.loops import check_loop
 from magnus_cache.modes import Mode
-from magnus_cache.pacing import Step, turn
 from magnus_cache.protocols import BatchDecorator, Decorator
 from magnus_cache.redis import commands, replies
-from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
@@ -69,7 +69,8 @@ class AsyncOperations(AsyncLife):
     async def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """Return the stored value, or `default` if there is none; None is a value like any other.
 
-        :param key: str, int, UUID, bytes, or a tuple of these.
+        :param key: str, int, UUID, bytes, or a tuple of these; also a path, an IP address, a NumPy scalar, which counts
+            as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         address = self._reads.address(namespace, key)
@@ -209,7 +210,8 @@ class AsyncOperations(AsyncLife):
     async def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return the stored values by key, in the order of `keys`; keys without a value are left out.
 
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
+            and different here, as ``1`` and ``True``.
         """
         check_loop()
         several = listed(keys, "keys")
@@ -241,29 +243,17 @@ class AsyncOperations(AsyncLife):
 
     async def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
-    ) -> None:
-        """Store many values; nothing is stored if any key or value cannot be.
+    ) -> bool:
+        """Store many values; return whether all of them are stored, each as by `set`.
+
+        Nothing is stored if any key or value cannot be.
 
         :param tags: what each of them gets.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        check_mapping(mapping)
-        life, names = None if ttl is None else seconds(ttl), check_tags(tags)
-        check_loop()
-        items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
-        portion = Step()
-        for key, value in list(mapping.items()):
-            address = self._reads.address(namespace, key)
-            payload = await self._reads.encode(address, value)
-            items.append((address, value, payload, life or self._reads.ttl(address), names))
-            if portion.done(len(payload)):
-                await turn()
-        if self._state.mode is Mode.DISABLED:
-            await self._writes.remove([item[0] for item in items])
-        else:
-            await self._writes.write_many(items)
+        return await set_many(self._engine, namespace, mapping, ttl, tags)
 
     async def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.

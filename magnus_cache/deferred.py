@@ -14,7 +14,7 @@ from typing import Any, Final
 from magnus_cache.addresses import Address
 from magnus_cache.clears import Clears
 from magnus_cache.errors import CacheError
-from magnus_cache.keys import Scope
+from magnus_cache.globs import Scope
 from magnus_cache.loop_end import end_with_loop
 from magnus_cache.portal import NoThreadError
 from magnus_cache.redis.recovery import Recovery
@@ -69,15 +69,11 @@ class Deferred:
         self._later(f"clear {target}", partial(self._clears.clear, target))
 
     def _forget_scope(self, scope: Scope) -> None:
-        flights, prefix, regex = self._state.flights, scope.prefix, scope.regex
-
-        def covered(name: bytes) -> bool:
-            return name.startswith(prefix) if regex is None else regex.fullmatch(name) is not None
-
-        flights.detach_matching(covered)
-        self._state.memory.clear_matching(prefix if regex is None else regex)
+        flights = self._state.flights
+        flights.detach_matching(scope.covers)
+        self._state.memory.clear_matching(scope.prefix if scope.glob is None else scope.glob)
         # Again, as for every clear: a load that began in between may have found here what is gone now.
-        flights.detach_matching(covered)
+        flights.detach_matching(scope.covers)
 
     def invalidate(self, tags: Sequence[str]) -> None:
         """Forget the values with one of these tags now, and invalidate them everywhere soon."""

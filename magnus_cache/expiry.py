@@ -6,11 +6,19 @@ meets an older one asks the floors once whether a clear since then covered its n
 
 import re
 import sys
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Floor", "Floors", "Scope", "covers"]
+__all__ = ["Floor", "Floors", "NamePattern", "Scope", "covers"]
 
-Scope = bytes | re.Pattern[bytes]
+
+class NamePattern(Protocol):
+    """Tells which names a clear covers; a `re.Pattern` of bytes does. Two that are equal cover the same names."""
+
+    def fullmatch(self, name: bytes, /) -> object | None:
+        """Return anything for a name that is covered, and None for another."""
+
+
+Scope = bytes | NamePattern
 """What a clear covers: the names with a prefix, or those that a pattern matches in full."""
 
 _MOST: Final = 64
@@ -19,6 +27,10 @@ never a stale value."""
 
 _MOST_NAMESPACES: Final = 1_024
 """Floors kept of namespaces; past this, likewise."""
+
+
+_READING: Final = 8
+"""Comparisons that a pattern counts for which reads the key out of each name: some microseconds."""
 
 
 def covers(scope: Scope, name: bytes) -> bool:
@@ -56,8 +68,8 @@ class Floors:
 
     @property
     def comparisons(self) -> int:
-        """How many comparisons `cleared` may take, beyond its one look-up."""
-        return len(self._floors)
+        """How many comparisons `cleared` may take, beyond its one look-up, each counted by what it takes."""
+        return sum(_cost(floor.scope) for floor in self._floors)
 
     def bounded(self, steps: int) -> int:
         """Return how many steps the collector may go: fewer than given, where each takes many comparisons."""
@@ -138,6 +150,10 @@ class Floors:
 def _namespace_of(name: bytes) -> bytes:
     """Return what the names of a namespace begin with, up to the second colon, given one of them or this itself."""
     return name[: name.find(b":", name.find(b":") + 1) + 1]
+
+
+def _cost(scope: Scope) -> int:
+    return 1 if isinstance(scope, bytes | re.Pattern) else _READING
 
 
 def _within(inner: Scope, outer: Scope) -> bool:

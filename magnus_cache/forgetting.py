@@ -1,10 +1,10 @@
 """Forgetting: what this process holds of values that were invalidated, and what is being loaded of them."""
 
-import re
 from collections.abc import Callable, Iterable
 
 from magnus_cache.entries import LocalTrust
 from magnus_cache.epochs import Epochs
+from magnus_cache.expiry import NamePattern, Scope
 from magnus_cache.flights import Flights
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
@@ -37,11 +37,11 @@ class Forgetting:
         """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
         self._forget(prefix, lambda name: name.startswith(prefix))
 
-    def forget_matching(self, regex: re.Pattern[bytes]) -> None:
-        """Do what `forget_prefix` does for the names that an expression matches in full."""
-        self._forget(regex, lambda name: regex.fullmatch(name) is not None)
+    def forget_matching(self, pattern: NamePattern) -> None:
+        """Do what `forget_prefix` does for the names that a pattern matches in full."""
+        self._forget(pattern, lambda name: pattern.fullmatch(name) is not None)
 
-    def _forget(self, scope: bytes | re.Pattern[bytes], covered: Callable[[bytes], bool]) -> None:
+    def _forget(self, scope: Scope, covered: Callable[[bytes], bool]) -> None:
         # The loads first: one that ends between the two steps is to find itself overtaken, or its place void. And last:
         # one that began in between may have found here what is gone now.
         self.flights.detach_matching(covered)

@@ -17,6 +17,7 @@ from typing import Any, Final, TypedDict
 
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
+from magnus_cache.numeric import number
 
 __all__ = ["PLAIN", "Freshness", "FreshnessOptions", "Standing", "early_by", "lifetime", "merged", "standing"]
 
@@ -181,11 +182,12 @@ def _pause(value: Any, argument: str) -> float:
 def _number(value: Any, argument: str) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    found = number(value)
+    if found is None:
         raise CacheTypeError(argument, f"a number is needed, not {type(value).__name__}")
-    if not 0 <= value < math.inf:
+    if not 0 <= found < math.inf:
         raise CacheArgumentError(argument, f"a number from 0 on is needed, got {value}")
-    return float(value)
+    return float(found)
 
 
 def _share(value: Any, argument: str) -> float:

@@ -14,29 +14,28 @@ marked with ``~``, which a plain string never contains unescaped, so no two keys
 
 import re
 from hashlib import blake2b
-from typing import Final, NamedTuple, TypeAlias, Union
+from typing import Final, TypeAlias, Union
 from uuid import UUID
 
-from magnus_cache.canonical import encode, escape, escape_bytes, int_text
+from magnus_cache.canonical import UnsupportedError, counts_by_fields, encode, escape, escape_bytes, int_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.namespaces import check_name
+from magnus_cache.globs import Glob, Scope, is_pattern, key_pattern, literal_head, prefix_pattern
+from magnus_cache.namespaces import check_name, default_registry
 
 __all__ = [
+    "DEFAULT_PREFIX",
     "LONGEST_TEXT",
     "Key",
     "KeyText",
     "Keyspace",
-    "Scope",
-    "is_pattern",
     "key_text",
     "lease_name",
-    "pattern_regex",
     "shorten",
     "value_name",
 ]
 
 Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
-"""What can be a key."""
+"""What can be a key; also what counts by its fields or content, see `key_text`."""
 
 LONGEST_TEXT: Final = 200
 """Bytes of UTF-8 up to which a key's text is kept; longer ones are hashed."""
@@ -51,6 +50,12 @@ _PLAIN: Final = re.compile(r"[!-$&-z|]{1,200}").fullmatch
 
 _MOST_HEADS: Final = 1024
 
+DEFAULT_PREFIX: Final = "magnus"
+"""What every name in Redis begins with, unless the settings say otherwise."""
+
+_PARTS_OF_A_NAME: Final = 3
+"""Prefix, namespace and text of a value's name."""
+
 
 class KeyText(str):
     """The finished text of a key, as `cache_key` of a cached function returns it: taken as it is."""
@@ -61,11 +66,13 @@ class KeyText(str):
 def key_text(key: Key, argument: str = "key") -> str:
     """Return the text of a key: the same for equal keys, never the same for two that differ in value or type.
 
-    A subclass of `str` counts as its text, a named tuple as a tuple, and a `KeyText` is returned as it is.
+    A subclass of `str` counts as its text, a named tuple as a tuple, a NumPy scalar as the plain value that it equals,
+    and a `KeyText` is returned as it is.
 
-    :param key: a str, int, bytes, UUID or a tuple of these.
+    :param key: a str, int, bytes, UUID or a tuple of these; a path, IP address or NumPy scalar; a dataclass, attrs or
+        msgspec instance, a pydantic model, or an object with ``__cache_key__()``; an array or frame of at most 4 MiB.
     :param argument: the argument's name for the error message.
-    :raises CacheTypeError: (a `TypeError`) for any other type.
+    :raises CacheTypeError: (a `TypeError`) for any other type, and for more than 4 MiB.
     :raises CacheArgumentError: (a `ValueError`) for an empty str, bytes or tuple.
     """
     if type(key) is str and _PLAIN(key):
@@ -91,6 +98,12 @@ def _public(key: object, argument: str, depth: int) -> str:
         return f"~uuid:{UUID.__str__(key)}"
     if isinstance(key, tuple) and depth < _DEEPEST:
         return f"~({','.join([_public(part, argument, depth + 1) for part in key])})"
+    if counts_by_fields(key):
+        try:
+            return encode(key, depth)
+        except UnsupportedError as error:
+            problem = f"{error.problem}; make a str or a tuple of what identifies the value"
+        raise CacheTypeError(argument, problem)
     within = "a tuple nested too deeply" if isinstance(key, tuple) else f"{'in a tuple, ' * (depth > 0)}a"
     raise CacheTypeError(
         argument,
@@ -126,23 +139,6 @@ def _at(database: int) -> str:
     return f"@{database}" if database else ""
 
 
-class Scope(NamedTuple):
-    """What a clear covers, as full Redis names.
-
-    :ivar prefix: all names covered begin with this.
-    :ivar pattern: the glob for SCAN MATCH. It may match more than is covered where `regex` is given.
-    :ivar regex: matches, in full, exactly the names covered; None means all that begin with `prefix`.
-    """
-
-    prefix: bytes
-    pattern: bytes
-    regex: re.Pattern[bytes] | None
-
-    def covers(self, name: bytes) -> bool:
-        """Return whether a full Redis name is covered."""
-        return name.startswith(self.prefix) and (self.regex is None or self.regex.fullmatch(name) is not None)
-
-
 class Keyspace:
     """All Redis names of one deployment.
 
@@ -153,7 +149,7 @@ class Keyspace:
 
     __slots__ = ("_at", "_heads", "prefix")
 
-    def __init__(self, prefix: str = "magnus", database: int = 0) -> None:
+    def __init__(self, prefix: str = DEFAULT_PREFIX, database: int = 0) -> None:
         self.prefix: Final = check_name(prefix, "prefix", also="!")
         self._at = _at(database)
         # Checked namespaces and what their names begin with: one look-up for each call.
@@ -187,37 +183,58 @@ class Keyspace:
         name = f"{self.prefix}!{kind}{self._at}"
         return (f"{name}:{escape(text, alone=True)}" if text else name).encode()
 
-    def prefix_pattern(self, prefix: bytes) -> bytes:
-        """Return the glob for SCAN MATCH that matches the names that begin with these bytes."""
-        return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
-
     def scope(self, target: str) -> Scope:
         r"""Return what ``clear(target)`` covers: never a name outside this prefix, never a control key.
 
         - a plain name is that namespace, and nothing of one that only begins alike;
         - a glob (``* ? [a-c] [^a]`` and backslash escapes, as Redis has them) is matched with the full names,
-          as in ``magnus:*``, and with the names without the prefix, as in ``portfolio:us*``.
+          as in ``magnus:*``, and with the names without the prefix, as in ``portfolio:us*``, with keys as their callers
+          wrote them; see `globs`.
 
         :raises CacheTypeError: for anything but a `str`.
-        :raises CacheArgumentError: for a name that cannot be a namespace.
+        :raises CacheArgumentError: for a name that cannot be a namespace; and for a glob that begins with the default
+            prefix where this is not the default one.
         """
         if not isinstance(target, str) or not is_pattern(target):
-            prefix = self.namespace_prefix(check_name(target, "namespace_or_pattern"))
-            return Scope(prefix, self.prefix_pattern(prefix), None)
-        glob, root = str.__str__(target).encode("utf-8", "surrogatepass"), f"{self.prefix}:".encode()
-        if not glob.strip(b"*"):
-            glob = root + b"*"
-        head = _literal_head(glob)[: len(root)]
-        if head and not root.startswith(head):
+            prefix = self.namespace_prefix(_plain_target(target))
+            return Scope(prefix, prefix_pattern(prefix))
+        glob, root = str.__str__(target), f"{self.prefix}:"
+        if not glob.strip("*"):
+            glob = f"{root}*"
+        head, relative = literal_head(glob), ""
+        if head and not root.startswith(head[: len(root)]):
             # No full name begins like this, so it can only be meant without the prefix.
-            glob = root + glob
+            relative = head.partition(":")[0] if ":" in head else ""
+            default = DEFAULT_PREFIX in (relative, glob.removesuffix("*"))
+            if default and DEFAULT_PREFIX not in map(str, default_registry):
+                raise self.other_prefix(DEFAULT_PREFIX, glob)
+            glob, head = root + glob, root + head
         if not glob.startswith(root):
-            full, relative = _expression(glob), re.escape(root) + _expression(glob)
-            regex = re.compile(rb"(?s:(?=%b)(?:%b|%b))\Z" % (re.escape(root), full, relative))
-            return Scope(root, self.prefix_pattern(root), regex)
-        literal = _literal_head(glob)
-        only_prefix = glob == literal + b"*"
-        return Scope(literal, glob, None if only_prefix else pattern_regex(glob))
+            return Scope(root.encode(), prefix_pattern(root.encode()), Glob(root.encode(), glob, root + glob))
+        parts = head.split(":", 2)
+        # A namespace's name is in Redis as it is; what a key's is there depends on what kind of key it is.
+        prefix = (head if len(parts) < _PARTS_OF_A_NAME else f"{parts[0]}:{parts[1]}:").encode("utf-8", "surrogatepass")
+        if glob == head + "*" and prefix.decode("utf-8", "surrogatepass") == head:
+            return Scope(prefix, prefix_pattern(prefix), relative=relative)
+        pattern = key_pattern(prefix, parts[2] if len(parts) == _PARTS_OF_A_NAME else "")
+        return Scope(prefix, pattern, Glob(prefix, glob), relative)
+
+    def other_prefix(self, other: str, glob: str) -> CacheArgumentError:
+        """Return the error for a glob that begins with another cache's prefix, with what to write instead."""
+        right = f"{self.prefix}:{glob.removeprefix(other).removeprefix(':')}"
+        return CacheArgumentError(
+            "namespace_or_pattern",
+            f"{glob!r} names the prefix {other!r}, and this cache's is {self.prefix!r}: write clear({right!r}). "
+            f"For a namespace {other!r}, write clear({other!r}) or clear({f'{self.prefix}:{glob}'!r})",
+        )
+
+    def uses(self, namespace: str) -> bool:
+        """Return whether this process has had to do with a namespace lately."""
+        return namespace in self._heads
+
+    def clock_of(self, prefix: str) -> bytes:
+        """Return the name of the control key that is in this database for as long as it has caches of a prefix."""
+        return f"{prefix}!clock{self._at}".encode("utf-8", "surrogatepass")
 
     def _head(self, namespace: str) -> str:
         try:
@@ -232,76 +249,18 @@ class Keyspace:
         return head
 
 
-# -- globs --------------------------------------------------------------------------------------------------
+def _plain_target(target: object) -> str:
+    """Return the name of a namespace that is to be cleared.
 
-
-def is_pattern(text: str) -> bool:
-    """Return whether text has glob characters, as no namespace has."""
-    return any(character in text for character in "*?[\\")
-
-
-def pattern_regex(glob: str | bytes) -> re.Pattern[bytes]:
-    """Return the expression that matches in full what SCAN MATCH matches, oddities of Redis' globs included."""
-    data = glob.encode("utf-8", "surrogatepass") if isinstance(glob, str) else glob
-    return re.compile(rb"(?s:%b)\Z" % _expression(data))
-
-
-def _literal_head(glob: bytes) -> bytes:
-    found = re.match(rb"[^*?\[\\]*", glob)
-    return found.group() if found else b""
-
-
-def _expression(glob: bytes) -> bytes:
-    """Translate a glob. After the first star, each stretch between stars is matched where it first fits, for good.
-
-    Giving it up again could not help, and would take exponential time.
+    :raises CacheTypeError: for anything but a `str`.
+    :raises CacheArgumentError: for a name that cannot be a namespace.
     """
-    stretches: list[list[bytes]] = [[]]
-    place = 0
-    while place < len(glob):
-        character = glob[place : place + 1]
-        place += 1
-        if character == b"*":
-            stretches.append([])
-        elif character == b"?":
-            stretches[-1].append(b".")
-        elif character == b"[":
-            item, place = _class(glob, place)
-            stretches[-1].append(item)
-        else:
-            if character == b"\\" and place < len(glob):
-                character = glob[place : place + 1]
-                place += 1
-            stretches[-1].append(re.escape(character))
-    head, *rest = (b"".join(stretch) for stretch in stretches)
-    if not rest:
-        return head
-    *middle, last = rest
-    return head + b"".join(b"(?>.*?%b)" % stretch for stretch in middle if stretch) + b".*" + last
-
-
-def _class(glob: bytes, place: int) -> tuple[bytes, int]:
-    """Translate what follows ``[`` up to its ``]``, or to the end of the glob, as Redis has it."""
-    negated = glob[place : place + 1] == b"^"
-    place += negated
-    members: set[int] = set()
-    while place < len(glob):
-        left = len(glob) - place
-        if glob[place] == 0x5C and left >= 2:
-            members.add(glob[place + 1])
-            place += 2
-        elif glob[place] == 0x5D:
-            place += 1
-            break
-        elif left >= 3 and glob[place + 1] == 0x2D:
-            low, high = sorted((glob[place], glob[place + 2]))
-            members.update(range(low, high + 1))
-            place += 3
-        else:
-            members.add(glob[place])
-            place += 1
-    if negated:
-        members = set(range(256)) - members
-    if not members:
-        return b"(?!)", place
-    return b"[%b]" % b"".join(b"\\x%02x" % member for member in sorted(members)), place
+    try:
+        return check_name(target, "namespace_or_pattern")
+    except CacheArgumentError as error:
+        if not isinstance(target, str) or ":" not in target:
+            raise
+        problem = error.problem
+    raise CacheArgumentError(
+        "namespace_or_pattern", f"{problem}; delete(namespace, key) removes one value, and a pattern has one of * ? ["
+    )

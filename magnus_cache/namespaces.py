@@ -15,6 +15,7 @@ from magnus_cache.annotations_text import readable
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
+from magnus_cache.numeric import whole
 from magnus_cache.sections import section
 from magnus_cache.versions import Version, checked_version
 
@@ -265,11 +266,12 @@ def _check_local(namespace: Namespace) -> None:
 
 
 def _size(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    size = whole(value)
+    if size is None:
         raise CacheTypeError("max_value_bytes", f"a size is an int of bytes, not {type(value).__name__}")
-    if value <= 0:
-        raise CacheArgumentError("max_value_bytes", f"a size must be more than zero bytes, got {value}")
-    return value
+    if size <= 0:
+        raise CacheArgumentError("max_value_bytes", f"a size must be more than zero bytes, got {size}")
+    return size
 
 
 class _Listing(type):

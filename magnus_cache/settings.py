@@ -22,6 +22,7 @@ from magnus_cache.endpoints import Endpoint, parse_url
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 from magnus_cache.namespaces import check_name
 from magnus_cache.notices import say
+from magnus_cache.numeric import whole
 from magnus_cache.settings_options import SettingsOptions
 
 __all__ = ["CacheSettings"]
@@ -208,9 +209,11 @@ class CacheSettings(BaseSettings):
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"{value!r} is a bool, not a number")  # noqa: TRY004  # the kind that pydantic reports
-        return value
+        # One of NumPy's is no `bool`, and pydantic takes it for a number.
+        if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
+            raise ValueError(f"{value!r} is a bool, not a number")  # the kind that pydantic reports
+        found = whole(value)
+        return value if found is None else found
 
     @field_validator("redis_host")
     @classmethod

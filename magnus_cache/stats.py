@@ -94,6 +94,12 @@ class Counters:
         else:
             self.l2_hits += 1
 
+    def count_many(self, looks: int, hits: int, near_hits: int) -> None:
+        """Count the outcome of some looks at once, so many of them hits, and so many of these near."""
+        self.misses += looks - hits
+        self.l1_hits += near_hits
+        self.l2_hits += hits - near_hits
+
     def add(self, other: "Counters") -> None:
         """Add another's counts to these."""
         for name in self.__slots__:

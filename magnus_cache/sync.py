@@ -15,6 +15,7 @@ from magnus_cache.addresses import MISS, Address
 from magnus_cache.annotations_text import readable
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.batch_reads import found_many_blocking
+from magnus_cache.batch_writes import set_many_blocking
 from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
 from magnus_cache.engine import Engine
@@ -25,7 +26,7 @@ from magnus_cache.lives import BlockingLife
 from magnus_cache.modes import Mode
 from magnus_cache.portal import NoThreadError
 from magnus_cache.protocols import BatchDecorator, Decorator
-from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, check_mapping, checked_ttl
+from magnus_cache.rules import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
 from magnus_cache.settings_options import SettingsOptions
 from magnus_cache.stats import CacheStats
 from magnus_cache.tags import AnyTags, TagRule, check_tags
@@ -83,7 +84,8 @@ class BlockingOperations(BlockingLife):
     def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """Return the stored value, or `default` if there is none; None is a value like any other.
 
-        :param key: str, int, UUID, bytes, or a tuple of these.
+        :param key: str, int, UUID, bytes, or a tuple of these; also a path, an IP address, a NumPy scalar, which counts
+            as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         address = self._reads.address(namespace, key)
@@ -222,7 +224,8 @@ class BlockingOperations(BlockingLife):
     def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return the stored values by key, in the order of `keys`; keys without a value are left out.
 
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
+            and different here, as ``1`` and ``True``.
         """
         self._state.check_open()
         several = listed(keys, "keys")
@@ -256,26 +259,18 @@ class BlockingOperations(BlockingLife):
 
     def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
-    ) -> None:
-        """Store many values; nothing is stored if any key or value cannot be.
+    ) -> bool:
+        """Store many values; return whether all of them are stored, each as by `set`.
+
+        Nothing is stored if any key or value cannot be. Where a signal handler has interrupted the cache, they are
+        stored soon after, and the answer is False.
 
         :param tags: what each of them gets.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        check_mapping(mapping)
-        life, names = None if ttl is None else seconds(ttl), check_tags(tags)
-        items: list[tuple[Address, Any, bytes, float, tuple[str, ...]]] = []
-        for key, value in list(mapping.items()):
-            address = self._reads.address(namespace, key)
-            payload = self._reads.encoded(address, value)
-            items.append((address, value, payload, life or self._reads.ttl(address), names))
-        addresses = [item[0] for item in items]
-        if self._state.mode is Mode.DISABLED:
-            self._remove(addresses)
-        else:
-            self._call_or(self._writes.write_many, items, record=partial(self._deferred.record, addresses))
+        return set_many_blocking(self._engine, namespace, mapping, ttl, tags)
 
     def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
         """Remove values everywhere; return how many there were.

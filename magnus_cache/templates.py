@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.foreign import has_content
 
 __all__ = ["Template"]
 
@@ -93,7 +94,8 @@ class _Formatter(string.Formatter):
 
 def _textual(value: Any, argument: str) -> Any:
     cls: Any = type(value)
-    if isinstance(value, _CONTAINERS):
+    # The text of a large array leaves out its middle.
+    if isinstance(value, _CONTAINERS) or has_content(value):
         remedy = "name one of its items or attributes, or give a function"
         raise CacheTypeError(argument, f"a field of the template is a {cls.__qualname__}; {remedy}")
     # What `object` says is the address in memory, which the next object may have.

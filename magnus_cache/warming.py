@@ -16,6 +16,7 @@ from magnus_cache.clock import Duration, monotonic, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.notices import logger, say
+from magnus_cache.numeric import whole
 from magnus_cache.rules import Rule, check_callable
 
 __all__ = ["ProgressCallback", "WarmReport", "warm"]
@@ -90,7 +91,9 @@ class _Tally:
     def _note(self, key: Any, error: Exception) -> None:
         if len(self.errors) < _ERRORS_KEPT:
             # What is no key may not even be hashable.
-            self.errors[key if isinstance(key, Hashable) else repr(type(key))] = error
+            name = key if isinstance(key, Hashable) else repr(type(key))
+            # Equal to a key of another type that failed, as True is to 1.
+            self.errors[f"{type(key).__name__} {key!r}" if name in self.errors else name] = error
 
     def report(self) -> WarmReport:
         took = monotonic() - self._started
@@ -106,7 +109,8 @@ async def warm(
     :raises CacheArgumentError: naming the argument that cannot be used; nothing has been loaded then.
     """
     check_callable(data_loader, "data_loader")
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+    at_once = whole(concurrency)
+    if at_once is None or at_once < 1:
         raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
@@ -136,7 +140,7 @@ async def warm(
                 tally.tell()
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(concurrency, len(work))):
+            for _ in range(min(at_once, len(work))):
                 tasks.start_soon(worker)
     return tally.report()
 

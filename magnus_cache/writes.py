@@ -356,8 +356,12 @@ class Writes:
         async with self.state.key_locks.hold(address.name):
             return self._keep(address, held, ttl, overtaken, trust)
 
-    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> None:
-        """Store many values, each with its address, payload, time to live in seconds, and tags."""
+    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> bool:
+        """Store many values, each with its address, payload, time to live in seconds, and tags.
+
+        Return whether all of them are stored, in Redis or, while that is away, in this process.
+        """
+        stored = True
         for start in range(0, len(items), MANY):
             writes: list[asyncio.Task[bool]] = []
             portion = Step()
@@ -370,11 +374,12 @@ class Writes:
                         # One turn for those that were begun to get as far as the queue.
                         await asyncio.sleep(0)
                         await turn()
-                await asyncio.gather(*writes)
+                stored = all(await asyncio.gather(*writes)) and stored
             except BaseException:
                 for write in writes:
                     write.cancel()
                 raise
+        return stored
 
     # -- remove ---------------------------------------------------------------------------------------------
 

@@ -331,7 +331,8 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, d
 
 @pytest.mark.parametrize("born", [None, -1e9, 0.0, 1.25, 1e9])
 def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
-    entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, (1 << 64) - 1, afterlife(1.0, 2.0, negative=True), born)
+    more = afterlife(1.0, 2.0, negative=True)
+    entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, (1 << 64) - 1, more, born)
     marks = [Mark("x")]
     tagged = TaggedEntry(
         [1], b"payload", 5.0, Trust(9.0), 7 + room(marks), (1 << 64) - 1, afterlife(1.0, 2.0, negative=True), born

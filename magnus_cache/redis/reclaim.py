@@ -6,7 +6,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.keys import Scope, lease_name, value_name
+from magnus_cache.globs import Scope
+from magnus_cache.keys import lease_name, value_name
 from magnus_cache.redis import commands, replies, scripts
 
 if TYPE_CHECKING:

@@ -70,6 +70,7 @@ from tests.support import (  # noqa: F401
     mutants_identity,
     mutants_interrupts,
     mutants_joining,
+    mutants_keys,
     mutants_life,
     mutants_logs,
     mutants_methods,

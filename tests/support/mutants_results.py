@@ -20,7 +20,7 @@ from magnus_cache import (
 )
 from magnus_cache.codec import paths
 from magnus_cache.redis import scripts
-from tests.support.guards import edit, guard, put
+from tests.support.guards import edit, guard, nothing, put
 
 LOCAL: Final = "tests/test_local.py"
 UNSTORABLE: Final = "tests/test_unstorable.py"

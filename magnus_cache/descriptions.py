@@ -1,0 +1,98 @@
+"""What a value that is no plain one counts for as a part of a key: how `foreign` tells `canonical`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeAlias
+
+__all__ = [
+    "LARGEST", "Content", "Describe", "Described", "Fields", "Plain", "Raw", "Room", "Text", "UnsupportedError",
+    "library_name", "only",
+]  # fmt: skip
+
+LARGEST: Final = 4 * 2**20
+"""Bytes of an array or frame at most, and what its texts and other objects count for: some milliseconds."""
+
+
+class UnsupportedError(Exception):
+    """A value has no canonical text.
+
+    :ivar problem: what is wrong, without the value.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class Plain(NamedTuple):
+    """It counts as this plain value."""
+
+    value: Any
+
+
+class Text(NamedTuple):
+    """It counts as a text of its kind."""
+
+    kind: str
+    text: str
+
+
+class Fields(NamedTuple):
+    """It counts as its class and these fields; one that is missing is not set."""
+
+    names: Iterable[str]
+
+
+class Raw(NamedTuple):
+    """Bytes, as a part of content."""
+
+    data: bytes
+
+
+class Content(NamedTuple):
+    """It counts as a digest of these parts, which are `Raw` or values."""
+
+    kind: str
+    parts: Iterator[Any]
+
+
+Described: TypeAlias = Plain | Text | Fields | Content
+Describe: TypeAlias = Callable[[Any], Described]
+
+
+def library_name(cls: type) -> str:
+    """Return a class's name behind that of its library: where in it the class is defined differs by version."""
+    module = cls.__module__
+    return f"{module.partition('.')[0]}.{cls.__name__}" if isinstance(module, str) else ""
+
+
+def only(value: object, *names: str) -> str:
+    """Return the name of a value's class.
+
+    :raises UnsupportedError: for another class than these, as a subclass may hold more than what is read of it.
+    """
+    cls = type(value)
+    name = library_name(cls)
+    if name not in names:
+        raise UnsupportedError(f"a {cls.__module__}.{cls.__qualname__} may hold more than a {names[0]}")
+    return name
+
+
+class Room:
+    """What is left of the bound while one array or frame is read."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = LARGEST
+
+    def take(self, size: int) -> None:
+        """:raises UnsupportedError: if that is too much."""
+        self.check(size)
+        self._left -= size
+
+    def check(self, size: int) -> None:
+        """:raises UnsupportedError: if that would be too much."""
+        if size > self._left:
+            raise UnsupportedError(
+                f"it holds more than the {LARGEST // 2**20} MiB of content that are read to make a key"
+            )
