@@ -38,8 +38,11 @@ _FILES: Final = 8
 """Files that an event loop opens, and a few to work with."""
 
 
-class NoThreadError(CacheUnavailableError):
-    """There is no background loop, and none can be started; callers get the fallback, as when Redis is away."""
+class NoThreadError(CacheUnavailableError, RuntimeError):
+    """There is no background loop, and none can be started; callers get the fallback, as when Redis is away.
+
+    A `RuntimeError` like the one that Python raises for it.
+    """
 
 
 class Session:

@@ -4,7 +4,6 @@ import contextlib
 from typing import Any
 
 from magnus_cache import (
-    batch_calls,
     deferred,
     dropped,
     engine,
@@ -108,15 +107,3 @@ def without_telling_a_recursion_error_from_a_closed_loop() -> None:
 
     original = portal_session.Session.post
     put(portal_session.Session, "post", post)
-
-
-@guard(_DEEP + "test_a_recursion_error_at_any_depth_leaves_nothing_behind[valkey-many]")
-def without_giving_up_a_batch_deep_in_the_stack() -> None:
-    put(batch_calls._Desk, "__setattr__", _without("_deserted"))
-
-
-def _without(name: str) -> Any:
-    def set_(self: Any, attribute: str, value: Any) -> None:
-        object.__setattr__(self, attribute, False if attribute == name else value)
-
-    return set_
