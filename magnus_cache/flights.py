@@ -263,7 +263,7 @@ class Flights(Boarding):
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
-            if not flight.crew:
+            if not flight.crew and not flight.adrift:
                 self.unheard(flight, error)
             self._settle(flight, Abandoned(error) if flight.adrift else Failed(error, error.__traceback__))
         except SystemExit as error:

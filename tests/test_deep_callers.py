@@ -76,7 +76,7 @@ def test_a_recursion_error_of_a_loader_is_its_own(url: str) -> None:
             with pytest.raises(RecursionError) as caught:
                 cache.get_or_set("t", "k", lambda: endless(0))
             assert not isinstance(caught.value, CacheClosedError)
-        assert settled(cache)
+        wait_until(lambda: settled(cache))
         assert cache.get_or_set("t", "k", lambda: 1) == 1
 
 

@@ -250,6 +250,6 @@ atexit.register(last)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_PREFIX": "own"},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 True None\n", "")

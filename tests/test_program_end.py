@@ -50,7 +50,8 @@ def start(script: str, server: Any, mode: str = "plain") -> "subprocess.Popen[st
         # A signal is for the child alone.
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A loaded machine is no outage.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_OP_TIMEOUT": "10"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url,
+             "MAGNUS_CACHE_PREFIX": "own", "MAGNUS_CACHE_OP_TIMEOUT": "10"},
     )  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def test_children_that_do_not_close_the_cache_end_quietly(
     script.write_text(SPAWNED)
     done = subprocess.run(
         [sys.executable, *MODES[mode], str(script), method], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_PREFIX": "own"},
     )  # fmt: skip
     assert (done.returncode, noise(done.stderr)) == (0, "")
 

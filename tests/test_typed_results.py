@@ -268,7 +268,7 @@ def test_wrapped_and_partial_functions_and_callable_objects(cache: CacheManager)
     def function(_: int) -> one:  # type: ignore[valid-type]
         return instance(one)
 
-    cache.cached("typed", key="one")(partial(function, 1))
+    cache.cached("typed", key="one", exclude=("_",))(partial(function, 1))
     check(one)
 
     def plain() -> "list[two]":  # type: ignore[valid-type]

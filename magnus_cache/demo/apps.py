@@ -110,9 +110,9 @@ def cached_app(cache: CacheManager, plain: App) -> App:
         return messages
 
     class KalshiManager:
-        """Made without arguments, so that its instances are interchangeable and share what is cached."""
+        """The key is spelled out: a class made in a function is another one in each process."""
 
-        @cache.cached(CacheNamespaces.KALSHI_MARKETS, ttl=60)
+        @cache.cached(CacheNamespaces.KALSHI_MARKETS, ttl=60, key="{sport}")
         def get_active_markets(self, sport: str = "NFL") -> Rows:
             return plain.get_active_markets(sport)
 
@@ -154,7 +154,7 @@ def cached_async_app(cache: AsyncCacheManager, plain: AsyncApp) -> AsyncApp:
     async def get_recent_messages(hours_back: int) -> Rows:
         return await plain.get_recent_messages(hours_back)
 
-    @cache.cached(CacheNamespaces.KALSHI_MARKETS, ttl=60)
+    @cache.cached(CacheNamespaces.KALSHI_MARKETS, ttl=60, exclude=("plain",))
     async def get_active_markets(sport: str) -> Rows:
         return await plain.get_active_markets(sport)
 
