@@ -138,11 +138,12 @@ class Coherence(RuleBasedStateMachine):
         self.truth = Truth()
         self.raw = redis.Redis(port=server.port, protocol=2)
         self.raw.flushall()
-        with virtual_clock() as self.clock:
-            self.managers = [
-                AsyncCacheManager(redis_url=url, op_timeout=5.0, max_staleness=5.0, wait_timeout=30.0)
-                for url in (server.url, proxy.url)
-            ]
+        self.time = virtual_clock()
+        self.clock = self.time.__enter__()
+        self.managers = [
+            AsyncCacheManager(redis_url=url, op_timeout=5.0, max_staleness=5.0, wait_timeout=30.0)
+            for url in (server.url, proxy.url)
+        ]
         self.runner = asyncio.Runner()
         self.paused: list[Load] = []
         self.calls: list[Call] = []
@@ -467,6 +468,7 @@ class Coherence(RuleBasedStateMachine):
         finally:
             with contextlib.closing(self.runner), contextlib.closing(self.raw):
                 self.runner.run(self.close())
+            self.time.__exit__(None, None, None)
 
     async def quiesce(self) -> None:
         """Check that when all is done each near cache has what Redis has, or nothing."""

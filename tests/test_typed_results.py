@@ -515,6 +515,7 @@ class Checked(pydantic.BaseModel):
 
 
 async def test_a_model_comes_back_without_being_validated_again(url: str) -> None:
+    _validated.clear()
     async with AsyncCacheManager(redis_url=url) as cache, AsyncCacheManager(redis_url=url) as other:
 
         @cache.cached(Namespace("models"))

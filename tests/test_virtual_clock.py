@@ -9,7 +9,17 @@ import pytest
 
 from magnus_cache import CacheManager
 from magnus_cache.clock import ahead, monotonic, process_clock
+from magnus_cache.forks import watched
+from magnus_cache.testing import clock as testing_clock
 from magnus_cache.testing import virtual_clock
+
+
+@pytest.fixture(autouse=True)
+def _caches_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that others have left open, in the globals of a module, say, do not keep time from being real again."""
+    before, goes_by_it = watched(), testing_clock._goes_by_it
+    ours = lambda thing: goes_by_it(thing) and not any(thing is other for other in before)  # noqa: E731
+    monkeypatch.setattr(testing_clock, "_goes_by_it", ours)
 
 
 @pytest.fixture
