@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
@@ -65,6 +66,9 @@ JOB: Final[ContextVar[Job | None]] = ContextVar("magnus_cache_job", default=None
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine: for functions, partials, and objects with an async `__call__`."""
+    while isinstance(function, partial):
+        # `inspect` sees through those of functions alone, not of objects with an async `__call__`.
+        function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
 
 
