@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache.epoch_renewals import EpochRenewals
 from magnus_cache.redis.scripts import _PROLONG, EPOCH_LIFE
 from magnus_cache.testing import virtual_clock
 from tests.support.wait import wait_until_async
@@ -89,7 +90,16 @@ async def test_once_a_day(url: str, raw: redis.Redis) -> None:
                 assert (left(raw, NAMESPACE) > DAY) is renewed
 
 
-async def test_many_are_prolonged_some_at_a_time(url: str, raw: redis.Redis) -> None:
+async def test_many_are_prolonged_some_at_a_time(url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, original = list[int](), EpochRenewals.beat
+
+    def counted(self: EpochRenewals, wire: Any) -> None:
+        before = len(self._asked)
+        original(self, wire)
+        asked.append(len(self._asked) - before)
+
+    # The wire's own beats count as well: on a busy machine some come between those that the test waits for.
+    monkeypatch.setattr(EpochRenewals, "beat", counted)
     names = [b"magnus!epoch:n%d" % number for number in range(250)]
     for name in names:
         age(raw, name, 25, 5 * DAY)
@@ -97,13 +107,11 @@ async def test_many_are_prolonged_some_at_a_time(url: str, raw: redis.Redis) -> 
         async with AsyncCacheManager(redis_url=url) as cache:
             for number in range(250):
                 await cache.get(f"n{number}", "k")
-            done: list[int] = []
             for _ in range(4):
                 await beat(cache)
-                done.append(sum(left(raw, name) > 5 * DAY for name in names))
                 clock.advance(2)
-    assert done[-1] == 250
-    assert max(after - before for before, after in zip([0, *done], done, strict=False)) <= 200
+            assert all(left(raw, name) > 5 * DAY for name in names)
+    assert 0 < max(asked) <= 100
 
 
 def test_what_has_ended_is_not_brought_back(raw: redis.Redis) -> None:

@@ -238,7 +238,7 @@ class Stress:
             }
             if more:
                 row.left.append(f"worker {place} has more objects: {more}")
-            if answer["threads"] > first["threads"] + 1:  # the loop of loaders is begun when it is needed
+            if answer["threads"] > first["threads"]:
                 row.left.append(f"worker {place} has {answer['threads']} threads, {first['threads']} before")
 
     def _leases(self) -> list[str]:

@@ -299,12 +299,16 @@ class Worker:
         for cache in self._caches:
             cache.state.memory.sweep(10_000)
         gc.collect()
+        sessions = [cache.state.portal.loaders._session for cache in self._caches]
+        # Each cache's loop of loaders is begun when it is first needed.
+        loaders = {session.thread for session in sessions if session is not None}
+        # Nor the idle ones that event loops keep for later.
+        others = [thread for thread in threading.enumerate() if not thread.name.startswith("AnyIO worker thread")]
         return {
             "left": left,
             "bytes": psutil.Process().memory_info().rss,
             "objects": objects(),
-            # Not the idle ones that event loops keep for later.
-            "threads": sum(not thread.name.startswith("AnyIO worker thread") for thread in threading.enumerate()),
+            "threads": sum(thread not in loaders for thread in others),
         }
 
     def _left(self) -> list[str]:
