@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         CacheUnavailableError,
         CacheValueTooLargeError,
     )
-    from magnus_cache.explain import Explanation
+    from magnus_cache.explanation import Explanation
     from magnus_cache.health import Health
     from magnus_cache.managers import (
         AsyncCacheManager,

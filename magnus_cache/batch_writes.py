@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from magnus_cache.addresses import Address
-from magnus_cache.clock import Duration, seconds
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.loops import check_loop
 from magnus_cache.modes import Mode

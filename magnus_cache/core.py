@@ -16,11 +16,12 @@ from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many
 from magnus_cache.batch_decorator import make_batch_decorator
 from magnus_cache.batch_reads import addressed, found_many
 from magnus_cache.batch_writes import set_many
-from magnus_cache.clock import Duration, seconds
 from magnus_cache.decorators import make_decorator, make_rule
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.explain import Explanation, explain
+from magnus_cache.explain import explain
+from magnus_cache.explanation import Explanation
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.lives import AsyncLife

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from magnus_cache.breaker import Breaker
 from magnus_cache.clock import Clock
-from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.eras import Eras
 from magnus_cache.namespaces import Namespace
+from magnus_cache.trust import LocalTrust, Trust
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint

@@ -3,18 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-__all__ = [
-    "MOST_BYTES", "OVERHEAD", "Entry", "Fill", "LocalTrust", "Mark", "TaggedEntry", "Trust", "afterlife", "room",
-]  # fmt: skip
+from magnus_cache.tag_stamps import Mark, room
+from magnus_cache.trust import Trust
+
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Fill", "TaggedEntry", "afterlife"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
-
-_TAG_OVERHEAD: Final = 120
-"""Bytes that a tag takes beside its text, for each entry that has it."""
-
-_RETIRED: Final = -1
-_DEAD: Final = float("-inf")
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
@@ -43,46 +38,6 @@ def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
     """
     # Rounded down: never later than was meant.
     return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
-
-
-class Trust:
-    """What the entries of one connection stand on: proof that no invalidation of them was missed.
-
-    :ivar deadline: monotonic seconds until which they may be served.
-    :ivar era: between which outages it stood: in an outage, what the last connections were good for is better than
-        nothing, and what stood on earlier ones may have been invalidated unheard.
-    :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
-    """
-
-    __slots__ = ("_before", "deadline", "era", "used")
-
-    def __init__(self, deadline: float, era: int = 0) -> None:
-        self.deadline = self._before = deadline
-        self.era = era
-        self.used = False
-
-    @property
-    def lapsed(self) -> float:
-        """Monotonic seconds until which it was good: its deadline, or the one that it had before it was killed."""
-        deadline = self.deadline
-        return self._before if deadline == _DEAD else deadline
-
-    def kill(self) -> None:
-        """Make every entry that stands on this suspect, at once."""
-        if (deadline := self.deadline) != _DEAD:
-            self._before = deadline
-        self.deadline = _DEAD
-
-    def retire(self) -> None:
-        """Do what `kill` does, for good: what stands on this is no fallback in the next outage either."""
-        self.kill()
-        self.era = _RETIRED
-
-
-class LocalTrust(Trust):
-    """What values stand on that this process alone has, because Redis could not take them."""
-
-    __slots__ = ()
 
 
 class Entry(float):
@@ -195,30 +150,6 @@ class Entry(float):
         """Monotonic seconds until which the value may be of any use."""
         more = self._packed >> (_MORE_BITS + 1)
         return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
-
-
-class Mark:
-    """A tag, as the entries know it that have it.
-
-    :ivar tag: its text.
-    :ivar generation: the memory's generation in which it was last invalidated; older entries are gone.
-    :ivar room: bytes that it takes for each entry that has it.
-    """
-
-    __slots__ = ("__weakref__", "generation", "room", "tag")
-
-    def __init__(self, tag: str, room: int = _TAG_OVERHEAD) -> None:
-        self.tag = tag
-        self.generation = 0
-        self.room = room
-
-
-def room(marks: Sequence[Mark]) -> int:
-    """Return the bytes that tags take for each entry that has them."""
-    total = 0
-    for mark in marks:
-        total += mark.room
-    return total
 
 
 class TaggedEntry(Entry):

@@ -17,12 +17,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from magnus_cache.entries import Mark
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.keys import Keyspace
 from magnus_cache.pace import Pace
 from magnus_cache.realms import Realm
 from magnus_cache.sections import section
+from magnus_cache.tag_stamps import Mark
 
 __all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "epoch_of"]
 

@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache.entries import LocalTrust, Trust
 from magnus_cache.namespaces import Namespace
+from magnus_cache.trust import LocalTrust, Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire

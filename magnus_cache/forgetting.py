@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
-from magnus_cache.entries import LocalTrust
 from magnus_cache.epochs import Epochs
 from magnus_cache.expiry import NamePattern, Scope
 from magnus_cache.flights import Flights
 from magnus_cache.leases import Leases
 from magnus_cache.memory import Memory
+from magnus_cache.trust import LocalTrust
 
 __all__ = ["Forgetting"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Final, TypedDict
 
-from magnus_cache.clock import Duration, seconds
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
 from magnus_cache.numeric import number
 

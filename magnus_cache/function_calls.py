@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from magnus_cache.addresses import Address
 from magnus_cache.engine import Engine
-from magnus_cache.explain import Explanation
 from magnus_cache.explain import explain as explained
+from magnus_cache.explanation import Explanation
 from magnus_cache.modes import Mode
 
 __all__ = ["Place", "add_operations"]

@@ -12,7 +12,10 @@ The text of a plain string is that string, as long as it is short and all of it 
 marked with ``~``, which a plain string never contains unescaped, so no two keys share a text.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final, TypeAlias, Union
 from uuid import UUID
@@ -20,7 +23,6 @@ from uuid import UUID
 from magnus_cache.canonical import UnsupportedError, counts_by_fields, encode, escape, escape_bytes, int_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.globs import Glob, Scope, is_pattern, key_pattern, literal_head, prefix_pattern
-from magnus_cache.namespaces import check_name, default_registry
 
 __all__ = [
     "DEFAULT_PREFIX",
@@ -28,6 +30,7 @@ __all__ = [
     "Key",
     "KeyText",
     "Keyspace",
+    "check_name",
     "key_text",
     "lease_name",
     "shorten",
@@ -144,14 +147,16 @@ class Keyspace:
 
     :param prefix: what every name begins with; no ``:``, ``!``, braces, white space or glob characters.
     :param database: the number of the Redis database.
+    :param namespaces: the registered namespaces; a glob may begin with the default prefix if that is one of them.
     :raises CacheArgumentError: for a prefix that cannot be one.
     """
 
-    __slots__ = ("_at", "_heads", "prefix")
+    __slots__ = ("_at", "_heads", "_namespaces", "prefix")
 
-    def __init__(self, prefix: str = DEFAULT_PREFIX, database: int = 0) -> None:
+    def __init__(self, prefix: str = DEFAULT_PREFIX, database: int = 0, namespaces: Iterable[str] = ()) -> None:
         self.prefix: Final = check_name(prefix, "prefix", also="!")
         self._at = _at(database)
+        self._namespaces = namespaces
         # Checked namespaces and what their names begin with: one look-up for each call.
         self._heads: dict[str, str] = {}
 
@@ -162,7 +167,7 @@ class Keyspace:
         """Return a namespace's name as a plain str.
 
         :raises CacheTypeError: for anything but a `str`.
-        :raises CacheArgumentError: for a name that cannot be one, see `namespaces.check_name`.
+        :raises CacheArgumentError: for a name that cannot be one, see `check_name`.
         """
         return check_name(namespace)
 
@@ -206,7 +211,7 @@ class Keyspace:
             # No full name begins like this, so it can only be meant without the prefix.
             relative = head.partition(":")[0] if ":" in head else ""
             default = DEFAULT_PREFIX in (relative, glob.removesuffix("*"))
-            if default and DEFAULT_PREFIX not in map(str, default_registry):
+            if default and DEFAULT_PREFIX not in map(str, self._namespaces):
                 raise self.other_prefix(DEFAULT_PREFIX, glob)
             glob, head = root + glob, root + head
         if not glob.startswith(root):
@@ -264,3 +269,41 @@ def _plain_target(target: object) -> str:
     raise CacheArgumentError(
         "namespace_or_pattern", f"{problem}; delete(namespace, key) removes one value, and a pattern has one of * ? ["
     )
+
+
+_LONGEST_NAME: Final = 100
+
+
+# ':' separates a namespace from its keys, braces mark a cluster's hash tag, and the glob characters would make
+# `clear` ambiguous. The ranges are spelled out because `str.isprintable` answers by Python version: two processes
+# of one fleet must agree on what a name is.
+_FORBIDDEN: Final = re.compile(
+    "[:{}*?\\[\\]\\\\^\\s\x00-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff]"
+)
+
+
+def check_name(name: object, argument: str = "namespace", *, also: str = "") -> str:
+    r"""Return a name as a plain `str` if Redis names can be built from it.
+
+    :param name: what the caller gave.
+    :param argument: the argument's name for the error message.
+    :param also: further characters that this kind of name must not contain.
+    :raises CacheTypeError: (a `TypeError`) for anything but a `str`.
+    :raises CacheArgumentError: (a `ValueError`) for an empty or over-long name and for one with ``:``, braces,
+        white space, control characters or the glob characters ``* ? [ ] \ ^``.
+    """
+    if not isinstance(name, str):
+        raise CacheTypeError(argument, f"a name is a str or a Namespace, not {type(name).__name__}")
+    # A `str` enumeration's `str()` is not its text.
+    text = str.__str__(name)
+    if not text:
+        raise CacheArgumentError(argument, "the name is empty")
+    if len(text) > _LONGEST_NAME:
+        raise CacheArgumentError(argument, f"the name has {len(text)} characters, more than {_LONGEST_NAME}")
+    bad = _FORBIDDEN.search(text) or (re.search(f"[{re.escape(also)}]", text) if also else None)
+    if bad:
+        raise CacheArgumentError(
+            argument,
+            f"{text!r} contains {bad.group()!r}; a name has no colon, braces, white space, control or glob characters",
+        )
+    return text

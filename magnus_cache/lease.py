@@ -9,13 +9,13 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError
 from magnus_cache.flight import Flight
 from magnus_cache.keys import lease_name
 from magnus_cache.loop_end import call_on_loop
 from magnus_cache.outcomes import running_loop
 from magnus_cache.redis import scripts
+from magnus_cache.trust import Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source, Waiter

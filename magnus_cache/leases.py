@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from magnus_cache.codec.envelope import new_version
 from magnus_cache.current import Previous
-from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.flight import Flight
 from magnus_cache.lease import NOBODY, Lease
 from magnus_cache.loop_end import call_on_loop
 from magnus_cache.redis import scripts
 from magnus_cache.sections import section
+from magnus_cache.trust import Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source

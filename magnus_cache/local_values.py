@@ -20,13 +20,14 @@ from magnus_cache.addresses import Address
 from magnus_cache.codec.advice import advice
 from magnus_cache.codec.marks import kind_of, type_name
 from magnus_cache.current import is_unmodified
-from magnus_cache.entries import MOST_BYTES, OVERHEAD, Entry, TaggedEntry, Trust
+from magnus_cache.entries import MOST_BYTES, OVERHEAD, Entry, TaggedEntry
 from magnus_cache.epoch_reads import JUDGEMENTS
 from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
 from magnus_cache.footprint import footprint
 from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import tags_of
 from magnus_cache.state import State
+from magnus_cache.trust import Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire

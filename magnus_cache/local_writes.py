@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from magnus_cache.addresses import Address, Held
 from magnus_cache.codec.envelope import new_version
-from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.leases import Claim
-from magnus_cache.local_claims import LocalWatch
+from magnus_cache.local_lease import LocalWatch
 from magnus_cache.local_values import object_size, tagged
 from magnus_cache.reads import Reads
 from magnus_cache.retries import twice
+from magnus_cache.trust import Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from typing import Final
 
 from magnus_cache.clock import Clock, monotonic
-from magnus_cache.entries import OVERHEAD, Entry, Fill, Mark, TaggedEntry
+from magnus_cache.entries import OVERHEAD, Entry, Fill, TaggedEntry
 from magnus_cache.expiry import Floor, Floors, Scope, covers
 from magnus_cache.sections import section
 from magnus_cache.stripes import Table, make_table
+from magnus_cache.tag_stamps import Mark
 
 __all__ = ["Memory"]
 

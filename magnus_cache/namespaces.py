@@ -6,15 +6,15 @@ namespace registered under that name, or to one with the defaults.
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
 from magnus_cache.annotations_text import readable
-from magnus_cache.clock import Duration, seconds
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
+from magnus_cache.keys import check_name
 from magnus_cache.numeric import whole
 from magnus_cache.sections import section
 from magnus_cache.versions import Version, checked_version
@@ -28,7 +28,6 @@ __all__ = [
     "Namespace",
     "NamespaceRegistry",
     "Watcher",
-    "check_name",
     "default_registry",
     "register_namespace",
 ]
@@ -45,42 +44,7 @@ TTL_LONG: Final = 3600
 TTL_STATIC: Final = 86400
 """Seconds, for what hardly ever changes, such as the list of exchanges."""
 
-_LONGEST_NAME: Final = 100
 _MOST_PLAIN_NAMES: Final = 1024
-
-# ':' separates a namespace from its keys, braces mark a cluster's hash tag, and the glob characters would make
-# `clear` ambiguous. The ranges are spelled out because `str.isprintable` answers by Python version: two processes
-# of one fleet must agree on what a name is.
-_FORBIDDEN: Final = re.compile(
-    "[:{}*?\\[\\]\\\\^\\s\x00-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff]"
-)
-
-
-def check_name(name: object, argument: str = "namespace", *, also: str = "") -> str:
-    r"""Return a name as a plain `str` if Redis names can be built from it.
-
-    :param name: what the caller gave.
-    :param argument: the argument's name for the error message.
-    :param also: further characters that this kind of name must not contain.
-    :raises CacheTypeError: (a `TypeError`) for anything but a `str`.
-    :raises CacheArgumentError: (a `ValueError`) for an empty or over-long name and for one with ``:``, braces,
-        white space, control characters or the glob characters ``* ? [ ] \ ^``.
-    """
-    if not isinstance(name, str):
-        raise CacheTypeError(argument, f"a name is a str or a Namespace, not {type(name).__name__}")
-    # A `str` enumeration's `str()` is not its text.
-    text = str.__str__(name)
-    if not text:
-        raise CacheArgumentError(argument, "the name is empty")
-    if len(text) > _LONGEST_NAME:
-        raise CacheArgumentError(argument, f"the name has {len(text)} characters, more than {_LONGEST_NAME}")
-    bad = _FORBIDDEN.search(text) or (re.search(f"[{re.escape(also)}]", text) if also else None)
-    if bad:
-        raise CacheArgumentError(
-            argument,
-            f"{text!r} contains {bad.group()!r}; a name has no colon, braces, white space, control or glob characters",
-        )
-    return text
 
 
 @readable

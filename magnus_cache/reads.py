@@ -11,10 +11,10 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache.addresses import Address, Held
-from magnus_cache.clock import LONGEST
 from magnus_cache.codec import envelope
 from magnus_cache.coding import Coding
-from magnus_cache.entries import Entry, Fill, Mark, TaggedEntry, Trust, afterlife, room
+from magnus_cache.durations import LONGEST
+from magnus_cache.entries import Entry, Fill, TaggedEntry, afterlife
 from magnus_cache.epoch_reads import JUDGEMENTS, UnsettledError
 from magnus_cache.epochs import SMALL_BYTES
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
@@ -25,6 +25,8 @@ from magnus_cache.retries import ATTEMPTS
 from magnus_cache.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache.state import State
 from magnus_cache.stats import Counters
+from magnus_cache.tag_stamps import Mark, room
+from magnus_cache.trust import Trust
 from magnus_cache.versions import version_suffix
 
 if TYPE_CHECKING:

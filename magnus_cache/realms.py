@@ -1,7 +1,7 @@
 """Realms: whose epochs a value is judged by, and the names of these."""
 
-from magnus_cache.entries import Mark
 from magnus_cache.keys import Keyspace
+from magnus_cache.tag_stamps import Mark
 
 __all__ = ["Realm"]
 

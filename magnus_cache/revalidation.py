@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache.addresses import Held
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry, LocalTrust, TaggedEntry
+from magnus_cache.entries import Entry, TaggedEntry
 from magnus_cache.redis import scripts
 from magnus_cache.redis.commands import Command
+from magnus_cache.trust import LocalTrust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.wire import Wire

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from magnus_cache.clock import Duration, seconds
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.function_tags import with_function_tag

@@ -17,10 +17,10 @@ from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from magnus_cache.clock import seconds
+from magnus_cache.durations import seconds
 from magnus_cache.endpoints import Endpoint, parse_url
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
-from magnus_cache.namespaces import check_name
+from magnus_cache.keys import check_name
 from magnus_cache.notices import say
 from magnus_cache.numeric import whole
 from magnus_cache.settings_options import SettingsOptions

@@ -3,7 +3,7 @@
 from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
-from magnus_cache.clock import Duration
+from magnus_cache.durations import Duration
 
 if TYPE_CHECKING:
     # pydantic takes longer to import than the rest of this package.

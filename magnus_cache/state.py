@@ -72,7 +72,7 @@ class State(Forgetting, CutOff):
         self.settings = settings
         self.clock = current_clock()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
-        self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0)
+        self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0, default_registry)
         self.namespaces = default_registry
         self.local_namespaces: set[str] = set()
         self.memory = RenewingMemory(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)

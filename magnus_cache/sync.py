@@ -16,10 +16,10 @@ from magnus_cache.annotations_text import readable
 from magnus_cache.batch_calls import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache.batch_reads import found_many_blocking
 from magnus_cache.batch_writes import set_many_blocking
-from magnus_cache.clock import Duration, seconds
 from magnus_cache.core import AsyncOperations
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.engine import Engine
-from magnus_cache.explain import Explanation
+from magnus_cache.explanation import Explanation
 from magnus_cache.figures import local_figures
 from magnus_cache.freshness import PLAIN, FreshnessOptions
 from magnus_cache.lives import BlockingLife

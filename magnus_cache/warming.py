@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 
 from magnus_cache.addresses import Address
-from magnus_cache.clock import Duration, monotonic, seconds
+from magnus_cache.clock import monotonic
+from magnus_cache.durations import Duration, seconds
 from magnus_cache.engine import Engine
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.notices import logger, say

@@ -20,7 +20,7 @@ from magnus_cache.addresses import Address, Held
 from magnus_cache.batch_reads import MANY
 from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Fill, LocalTrust, Trust
+from magnus_cache.entries import Fill
 from magnus_cache.eras import OfflineTrust
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.footprint import footprint, has_room
@@ -34,6 +34,7 @@ from magnus_cache.redis import commands, replies, scripts
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.reclaim import remove_names
 from magnus_cache.retries import twice
+from magnus_cache.trust import LocalTrust, Trust
 
 if TYPE_CHECKING:
     from magnus_cache.redis.pipeline import Source

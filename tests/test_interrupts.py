@@ -24,11 +24,12 @@ from magnus_cache import (
 )
 from magnus_cache import memory as memory_module
 from magnus_cache.current import current_load
-from magnus_cache.entries import Entry, Trust
+from magnus_cache.entries import Entry
 from magnus_cache.memory import Memory
 from magnus_cache.modes import MODE, Mode
 from magnus_cache.portal import THREAD_NAME, Portal
 from magnus_cache.switches import Presence, Switch
+from magnus_cache.trust import Trust
 from tests.support.interrupts import interrupted
 from tests.support.wait import wait_until
 

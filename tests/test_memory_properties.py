@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from magnus_cache.entries import OVERHEAD, Entry, Fill, Trust
+from magnus_cache.entries import OVERHEAD, Entry, Fill
 from magnus_cache.expiry import Floor, Floors
 from magnus_cache.memory import Memory
 from magnus_cache.stripes import Stripes
+from magnus_cache.trust import Trust
 
 FOREVER = Trust(math.inf)
 
@@ -286,7 +287,7 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
             asked.append(name)
             return cleared(name, generation)
 
-    store._floors = cast(Floors, Watched())
+    store._floors = cast("Floors", Watched())
     assert values(store, *[b"n:9999"] * 5) == [1] * 5
     assert asked == [b"n:9999"]
 

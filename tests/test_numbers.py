@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from magnus_cache import CacheManager, Namespace
-from magnus_cache.clock import seconds
+from magnus_cache.durations import seconds
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError, CacheTypeError
 from magnus_cache.numeric import number, whole
 from magnus_cache.settings import CacheSettings

@@ -22,9 +22,9 @@ from magnus_cache import (
     current_load,
 )
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Trust
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing import Proxy, VirtualClock, no_leaks, virtual_clock
+from magnus_cache.trust import Trust
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio

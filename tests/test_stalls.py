@@ -12,11 +12,12 @@ import redis
 
 from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, Namespace, codec, pacing, register_type
 from magnus_cache.codec import values as codec_values
-from magnus_cache.entries import Entry, Trust
+from magnus_cache.entries import Entry
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
 from magnus_cache.expiry import Floor, Floors
 from magnus_cache.memory import Memory
 from magnus_cache.redis.pipeline import Pipeline, Read
+from magnus_cache.trust import Trust
 from magnus_cache.workers import Workers
 
 pytestmark = pytest.mark.anyio

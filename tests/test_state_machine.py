@@ -23,13 +23,13 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from magnus_cache import AsyncCacheManager, CacheStats
 from magnus_cache.codec import envelope
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.entries import Trust
 from magnus_cache.eras import Eras
 from magnus_cache.leases import Claim, Leases
 from magnus_cache.memory import Memory
 from magnus_cache.redis.wire import Wire
 from magnus_cache.state import State
 from magnus_cache.testing import Proxy, virtual_clock
+from magnus_cache.trust import Trust
 from magnus_cache.writes import Writes
 from tests.support.wait import wait_until_async
 

@@ -11,7 +11,9 @@ import pytest
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache.clock import monotonic
 from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry, Mark, TaggedEntry, Trust
+from magnus_cache.entries import Entry, TaggedEntry
+from magnus_cache.tag_stamps import Mark
+from magnus_cache.trust import Trust
 from tests.support.wait import wait_until_async
 
 ANSWERS = Namespace("t", ttl=60, negative={LookupError: "1m"})

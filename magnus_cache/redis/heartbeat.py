@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from magnus_cache.clock import MICROSECONDS, ahead, server_time
+from magnus_cache.clock import MICROSECONDS, ahead
 from magnus_cache.epochs import epoch_of
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.redis import commands
 from magnus_cache.redis.connection import is_orphan
 from magnus_cache.redis.pipeline import Call
+from magnus_cache.redis.server_time import server_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,14 @@ from typing import Any, Final, Protocol
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from magnus_cache.clock import RedisTime
-from magnus_cache.entries import Trust
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheError, CacheUnavailableError
 from magnus_cache.pacing import turn
 from magnus_cache.redis import commands
 from magnus_cache.redis.commands import Command
 from magnus_cache.redis.diagnosis import refused
+from magnus_cache.redis.server_time import RedisTime
+from magnus_cache.trust import Trust
 
 __all__ = ["Call", "Frame", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter", "as_it_is"]
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import Final
 
-from magnus_cache.clock import LONGEST, MICROSECONDS
+from magnus_cache.clock import MICROSECONDS
 from magnus_cache.codec.envelope import EPOCH_AT, VERSION_AT
+from magnus_cache.durations import LONGEST
 from magnus_cache.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache.keys import lease_name
 from magnus_cache.redis.commands import Command, pack

@@ -22,8 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from magnus_cache.breaker import Breaker
-from magnus_cache.clock import Clock, RedisTime, monotonic
-from magnus_cache.entries import Trust
+from magnus_cache.clock import Clock, monotonic
 from magnus_cache.epochs import Known
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.loop_end import connection_task
@@ -38,8 +37,10 @@ from magnus_cache.redis.intake import Intake
 from magnus_cache.redis.observer import Limits, Observer
 from magnus_cache.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
 from magnus_cache.redis.questions import Questions
+from magnus_cache.redis.server_time import RedisTime
 from magnus_cache.redis.silence import PATIENCE, Silence
 from magnus_cache.redis.trials import turn as trial
+from magnus_cache.trust import Trust
 
 if TYPE_CHECKING:
     from magnus_cache.endpoints import Endpoint

@@ -61,6 +61,7 @@ from magnus_cache.redis import (
     silence,
     wire,
 )
+from magnus_cache.trust import Trust
 
 # Each registers its guards by being imported.
 from tests.support import (  # noqa: F401
@@ -263,7 +264,7 @@ def without_the_identity_of_the_placeholder() -> None:
 
 @guard(COHERENCE)
 def without_trust() -> None:
-    put(entries.Trust, "kill", nothing)
+    put(Trust, "kill", nothing)
 
 
 @guard(COHERENCE)
@@ -312,7 +313,7 @@ def without_distrust_of_a_lost_connection() -> None:
     original = wire.Wire._lost
 
     def lost(self: Any, error: Any) -> None:
-        trust, self.trust = self.trust, entries.Trust(0.0)
+        trust, self.trust = self.trust, Trust(0.0)
         original(self, error)
         self.trust = trust
 
@@ -861,7 +862,7 @@ def without_telling_what_outages_a_value_has_been_through() -> None:
         original(self, wire, first=False)
 
     put(eras.Eras, "connected", connected)
-    put(entries.Trust, "retire", entries.Trust.kill)
+    put(Trust, "retire", Trust.kill)
 
 
 @guard(POLICIES)

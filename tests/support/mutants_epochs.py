@@ -4,8 +4,11 @@ import math
 import time
 from typing import Any, Final
 
-from magnus_cache import arrivals, clock, entries, epoch_reads, epochs, reads, replays, writes
+from magnus_cache import arrivals, clock, epoch_reads, epochs, reads, replays, writes
+from magnus_cache.durations import LONGEST
 from magnus_cache.redis import handshake, heartbeat, replies, scripts, wire
+from magnus_cache.redis.server_time import RedisTime
+from magnus_cache.trust import Trust
 from tests.support.guards import edit, guard, nothing, put
 
 NUMBERS: Final = "tests/test_epoch_numbers.py"
@@ -61,7 +64,7 @@ def without_a_horizon_of_epochs_read() -> None:
 
 @guard(f"{NUMBERS}::test_a_value_that_claims_an_impossible_epoch_is_not_valid_for_ever")
 def without_a_horizon_of_a_values_epoch() -> None:
-    class Far(clock.RedisTime):
+    class Far(RedisTime):
         def sample(self, sent: float, received: float, server: int) -> None:
             super().sample(sent, received, server)
             self.horizon = 1 << 64
@@ -92,7 +95,7 @@ def without_asking_the_time_after_a_rest() -> None:
 
 @guard(f"{TIME}::test_a_write_that_meets_the_new_clock_is_corrected")
 def without_correcting_what_meets_the_new_clock() -> None:
-    class Steady(clock.RedisTime):
+    class Steady(RedisTime):
         def sample(self, sent: float, received: float, server: int) -> None:
             super().sample(sent, received, server)
             self.steps = 0
@@ -102,18 +105,18 @@ def without_correcting_what_meets_the_new_clock() -> None:
 
 @guard(f"{TIME}::test_nothing_is_fresh_for_longer_than_its_life")
 def without_the_life_of_a_value() -> None:
-    def end(self: clock.RedisTime, server: int, _life: float, now: float) -> float:
-        return min(self.local(server), now + clock.LONGEST)
+    def end(self: RedisTime, server: int, _life: float, now: float) -> float:
+        return min(self.local(server), now + LONGEST)
 
-    put(clock.RedisTime, "end", end)
+    put(RedisTime, "end", end)
 
 
 @guard(f"{TIME}::test_nothing_is_fresh_for_longer_than_its_life")
 def without_a_longest_life() -> None:
-    def end(self: clock.RedisTime, server: int, life: float, now: float) -> float:
+    def end(self: RedisTime, server: int, life: float, now: float) -> float:
         return min(self.local(server), now + life) if life > 0 else self.local(server)
 
-    put(clock.RedisTime, "end", end)
+    put(RedisTime, "end", end)
 
 
 @guard(f"{TIME}::test_a_time_that_makes_no_sense_counts_for_nothing")
@@ -181,7 +184,7 @@ def without_the_end_of_epochs_in_trust() -> None:
     def trust(self: reads.Reads, source: Any, sent: float) -> Any:
         if source.tracking:
             return source.trust
-        return entries.Trust(sent + self.state.settings.max_staleness, self.state.eras.now)
+        return Trust(sent + self.state.settings.max_staleness, self.state.eras.now)
 
     put(reads.Reads, "trust", trust)
 

@@ -4,8 +4,9 @@ import math
 from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import entries, epoch_renewals, eras, flight, instances, load_failures, loads, notices, state, writes
+from magnus_cache import epoch_renewals, eras, flight, instances, load_failures, loads, notices, state, writes
 from magnus_cache.redis import commands, reclaim, replies, scripts
+from magnus_cache.trust import Trust
 from tests.support.guards import edit, guard, nothing, put
 
 OFFLINE: Final = "tests/test_offline.py"
@@ -42,7 +43,7 @@ def without_counting_what_a_connection_brought_from_its_own_loss() -> None:
 
 @guard(OFFLINE)
 def without_knowing_until_when_a_killed_trust_was_good() -> None:
-    put(entries.Trust, "lapsed", property(lambda self: self.deadline))
+    put(Trust, "lapsed", property(lambda self: self.deadline))
 
 
 @guard(OFFLINE)
@@ -57,7 +58,7 @@ def without_following_the_trust_that_a_flush_replaces() -> None:
 
 @guard(OFFLINE)
 def without_ending_bounded_trusts_with_the_outage() -> None:
-    put(eras.OfflineTrust, "kill", entries.Trust.kill)
+    put(eras.OfflineTrust, "kill", Trust.kill)
 
 
 @guard(f"{OFFLINE}::test_a_trust_of_the_outage_dies_however_late_it_is_made")

@@ -1,0 +1,95 @@
+"""What the cache knows of one key, as a record that people can read."""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Explanation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The state of one key; never its value.
+
+    :ivar namespace: the namespace's name.
+    :ivar name: the value's full name in Redis.
+    :ivar level: where a `get` would find it now: ``"l1"``, ``"l2"``, or None for a miss.
+    :ivar verdict: what there is, or why it is a miss, in words.
+    :ivar age: seconds since it was stored, or None if that is not known.
+    :ivar left: seconds that it has left to live, or None.
+    :ivar epoch: the highest epoch that its maker had seen before it was loaded, or None.
+    :ivar floor: the epoch below which such a value is invalid, or None.
+    :ivar tags: its tags.
+    :ivar cost: seconds that its load took, or None.
+    :ivar size: bytes of the encoded value, or None.
+    :ivar lease_holder: who is loading it: host, process and acquisition, or None.
+    :ivar lease_left: seconds until that lease runs out unless it is renewed, or None.
+    """
+
+    namespace: str
+    name: str
+    level: str | None
+    verdict: str
+    age: float | None = None
+    left: float | None = None
+    epoch: int | None = None
+    floor: int | None = None
+    tags: tuple[str, ...] = ()
+    cost: float | None = None
+    size: int | None = None
+    lease_holder: str | None = None
+    lease_left: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.verdict}"]
+        told: list[str] = []
+        if self.age is not None:
+            told.append(f"stored {_duration(self.age)} ago")
+        if self.left is not None:
+            told.append(
+                f"expires in {_duration(self.left)}" if self.left > 0 else f"expired {_duration(-self.left)} ago"
+            )
+        if self.cost:
+            told.append(f"loaded in {_duration(self.cost)}")
+        if self.size is not None:
+            told.append(f"size {_size(self.size)}")
+        if self.tags:
+            told.append(f"tags {', '.join(self.tags)}")
+        if told:
+            lines.append(f"  {'; '.join(told)}")
+        if self.epoch is not None:
+            lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.floor} on")
+        if self.lease_holder is not None:
+            lines.append(
+                f"  being loaded by {self.lease_holder}; its lease ends in {_duration(self.lease_left or 0.0)}"
+            )
+        return "\n".join(lines)
+
+
+_SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration for people, with its two largest units: ``2 d 3 h``, ``1 min 5 s``, ``2.5 s``, ``350 ms``."""
+    if seconds < 0.9995:
+        return f"{round(seconds * 1000, 1):g} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    left, parts = round(seconds), list[str]()
+    for span, unit in _SPANS:
+        count, left = divmod(left, span)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def _size(count: int) -> str:
+    """Return a size for people: ``1 byte``, ``900 bytes``, ``4.2 kB``."""
+    if count < 1000:
+        return "1 byte" if count == 1 else f"{count} bytes"
+    value, units = float(count), iter(("kB", "MB", "GB"))
+    unit = ""
+    while value >= 1000 and (larger := next(units, "")):
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
