@@ -16,7 +16,7 @@ from benchmarks.raw import RawPublisher, packed
 from benchmarks.redis_hits import connected
 from benchmarks.tables import OURS, Table, rotations
 from magnus_cache import AsyncCacheManager
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 
 __all__ = ["clears", "invalidations", "note_round"]
 

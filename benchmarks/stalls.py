@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from benchmarks.plan import PREFIX, Plan, settle
 from benchmarks.tables import OURS, Table
-from magnus_cache import AsyncCacheManager, codec
+from magnus_cache import AsyncCacheManager
+from magnus_cache._engine import codec
 
 __all__ = ["stalls"]
 

@@ -7,8 +7,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from magnus_cache.codec import register_type
-    from magnus_cache.current import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.api.managers import (
+        AsyncCacheManager,
+        CacheManager,
+        cache_clear,
+        cache_delete,
+        cache_get,
+        cache_set,
+        configure,
+        get_async_cache_manager,
+        get_cache_manager,
+    )
+    from magnus_cache._engine.api.warming import WarmReport
+    from magnus_cache._engine.codec import register_type
+    from magnus_cache._engine.coordination.health import Health
+    from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.namespaces import (
+        TTL_LONG,
+        TTL_MEDIUM,
+        TTL_REALTIME,
+        TTL_STATIC,
+        CacheNamespaces,
+        Namespace,
+        register_namespace,
+    )
+    from magnus_cache._engine.runtime.stats import CacheStats
+    from magnus_cache._engine.settings.settings import CacheSettings
+    from magnus_cache._engine.store.explanation import Explanation
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -26,32 +51,7 @@ if TYPE_CHECKING:
         CacheUnavailableError,
         CacheValueTooLargeError,
     )
-    from magnus_cache.explanation import Explanation
-    from magnus_cache.health import Health
-    from magnus_cache.managers import (
-        AsyncCacheManager,
-        CacheManager,
-        cache_clear,
-        cache_delete,
-        cache_get,
-        cache_set,
-        configure,
-        get_async_cache_manager,
-        get_cache_manager,
-    )
-    from magnus_cache.namespaces import (
-        TTL_LONG,
-        TTL_MEDIUM,
-        TTL_REALTIME,
-        TTL_STATIC,
-        CacheNamespaces,
-        Namespace,
-        register_namespace,
-    )
     from magnus_cache.protocols import CacheInfo
-    from magnus_cache.settings import CacheSettings
-    from magnus_cache.stats import CacheStats
-    from magnus_cache.warming import WarmReport
 
 __all__ = [
     "NOT_MODIFIED",
@@ -100,8 +100,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
-    "codec": ("register_type",),
-    "current": (
+    "_engine.codec": ("register_type",),
+    "_engine.flights.context": (
         "NOT_MODIFIED",
         "CurrentLoad",
         "current_load",
@@ -123,9 +123,9 @@ _HOMES: Final = {
         "CacheUnavailableError",
         "CacheValueTooLargeError",
     ),
-    "explain": ("Explanation",),
-    "health": ("Health",),
-    "managers": (
+    "_engine.store.explanation": ("Explanation",),
+    "_engine.coordination.health": ("Health",),
+    "_engine.api.managers": (
         "AsyncCacheManager",
         "CacheManager",
         "cache_clear",
@@ -136,7 +136,7 @@ _HOMES: Final = {
         "get_async_cache_manager",
         "get_cache_manager",
     ),
-    "namespaces": (
+    "_engine.policy.namespaces": (
         "TTL_LONG",
         "TTL_MEDIUM",
         "TTL_REALTIME",
@@ -146,9 +146,9 @@ _HOMES: Final = {
         "register_namespace",
     ),
     "protocols": ("CacheInfo",),
-    "settings": ("CacheSettings",),
-    "stats": ("CacheStats",),
-    "warming": ("WarmReport",),
+    "_engine.settings.settings": ("CacheSettings",),
+    "_engine.runtime.stats": ("CacheStats",),
+    "_engine.api.warming": ("WarmReport",),
 }
 """The public names by the module that has them."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheError
 
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "find_redis", "find_valkey"]

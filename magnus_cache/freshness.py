@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Final, TypedDict
 
-from magnus_cache.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.numbers import number
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
-from magnus_cache.numeric import number
 
 __all__ = ["PLAIN", "Freshness", "FreshnessOptions", "Standing", "early_by", "lifetime", "merged", "standing"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
-    from magnus_cache.explanation import Explanation
+    from magnus_cache._engine.store.explanation import Explanation
 
 __all__ = [
     "AsyncCached", "AsyncCachedMany", "BatchDecorator", "CacheInfo", "Cached", "CachedMany", "CachedManyOfClass",

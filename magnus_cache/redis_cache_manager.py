@@ -4,8 +4,8 @@ Code written after the guide runs once that import path is changed to this one. 
 `magnus_cache` itself.
 """
 
-from magnus_cache.managers import cache_clear, cache_delete, cache_get, cache_set, get_cache_manager
-from magnus_cache.namespaces import TTL_LONG, TTL_MEDIUM, TTL_REALTIME, TTL_STATIC, CacheNamespaces
+from magnus_cache._engine.api.managers import cache_clear, cache_delete, cache_get, cache_set, get_cache_manager
+from magnus_cache._engine.policy.namespaces import TTL_LONG, TTL_MEDIUM, TTL_REALTIME, TTL_STATIC, CacheNamespaces
 
 __all__ = [
     "TTL_LONG",

@@ -12,10 +12,10 @@ import pytest
 import redis
 import trustme
 
-from magnus_cache import notices
-from magnus_cache.clock import monotonic, switch_process_clock
+from magnus_cache._engine.api.process_wide import PROCESS, Isolation
+from magnus_cache._engine.runtime import log
+from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
-from magnus_cache.process_wide import PROCESS, Isolation
 from magnus_cache.testing import Proxy
 from tests.support import leaks
 from tests.support.wait import wait_until
@@ -152,7 +152,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _a_log_that_has_said_nothing() -> None:
     """What one test had logged is no reason to hold it back in another."""
-    notices.forget_all()
+    log.forget_all()
 
 
 @pytest.fixture(autouse=True, scope="module")

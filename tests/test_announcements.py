@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache.pace import LONGEST_PAUSE, Pace, pause
-from magnus_cache.redis.wire import Wire
+from magnus_cache._engine.redis.wire import Wire
+from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
@@ -51,7 +51,7 @@ async def answered(manager: AsyncCacheManager) -> None:
 @pytest.fixture
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions that are about to be asked stay there, as if their answers took long."""
-    monkeypatch.setattr("magnus_cache.redis.questions.Questions._ask", lambda _: None)
+    monkeypatch.setattr("magnus_cache._engine.redis.announced.Questions._ask", lambda _: None)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_a_load_whose_lease_stands_is_joined_before_its_holder_knows(url: 
 async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str, monkeypatch: Any) -> None:
     """Its own ACQ asks as well: it waits for the value of the lease's holder, and makes no second load."""
     from magnus_cache import CacheUnavailableError
-    from magnus_cache.lease import Lease
+    from magnus_cache._engine.coordination.lease import Lease
 
     def refused(*_: Any) -> None:
         raise CacheUnavailableError("overloaded", "too much at once")
@@ -158,7 +158,7 @@ async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str,
 
 async def test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease(url: str, monkeypatch: Any) -> None:
     from magnus_cache import CacheUnavailableError
-    from magnus_cache.lease import Lease
+    from magnus_cache._engine.coordination.lease import Lease
 
     def refused(*_: Any) -> None:
         raise CacheUnavailableError("overloaded", "too much at once")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace, notices
-from magnus_cache.load_failures import function_name
-from magnus_cache.notices import Notices
+from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace
+from magnus_cache._engine.loading.failures import function_name
+from magnus_cache._engine.runtime import log as notices
+from magnus_cache._engine.runtime.log import Notices
 from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.wait import wait_until, wait_until_async
 
@@ -280,7 +281,7 @@ def test_the_name_of_a_function() -> None:
 
 
 async def test_a_load_that_has_ended_keeps_nothing_of_its_call() -> None:
-    from magnus_cache.flight import LOADING, Flight
+    from magnus_cache._engine.flights.flight import LOADING, Flight
 
     flights: list[Flight | None] = []
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheBatchError, CacheDeadlockError, CacheManager, CacheRecursionError
+from magnus_cache._engine.keys.names import lease_name
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.keys import lease_name
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.wait import wait_until, wait_until_async
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.breaker import Breaker
-from magnus_cache.redis.trials import turn
+from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.outage.turn import turn
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until_async
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheManager, get_cache_manager
-from magnus_cache.callkeys import CallKeys
+from magnus_cache._engine.keys.calls import CallKeys
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.testing import isolated
 

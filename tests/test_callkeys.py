@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magnus_cache.callkeys import CallKeys
+from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.instances import constructed_without_arguments
+from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.instances import constructed_without_arguments
-from magnus_cache.keys import KeyText, key_text
 
 
 def plain(a: Any = 5, *rest: Any, b: Any = None, **more: Any) -> None:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace, register_namespace
+from magnus_cache._engine.keys.globs import glob_regex, spellings
+from magnus_cache._engine.keys.names import Keyspace, key_text
+from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.globs import glob_regex, spellings
-from magnus_cache.keys import Keyspace, key_text
-from magnus_cache.namespaces import default_registry
 from tests.support.fleet_of_managers import fleet, near
 
 pytestmark = pytest.mark.anyio

@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgpack import ExtType, Timestamp, packb
 
-from magnus_cache import codec
-from magnus_cache.codec import decode, encode, register_type, shareable
-from magnus_cache.codec.marks import MARK_CODE
-from magnus_cache.codec.values import MAX_DEPTH
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import decode, encode, register_type, shareable
+from magnus_cache._engine.codec.markers import MARK_CODE
+from magnus_cache._engine.codec.values import MAX_DEPTH
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
 
 
@@ -656,7 +656,7 @@ def test_threads_encode_at_once() -> None:
 
 def test_importing_the_codec_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from magnus_cache.codec import encode, decode; decode(encode([1, (2,)]))\n"
+        "import sys; from magnus_cache._engine.codec import encode, decode; decode(encode([1, (2,)]))\n"
         "print(*({'pandas', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 np = pytest.importorskip("numpy")
 pd = pytest.importorskip("pandas")
 
-from magnus_cache.codec import decode, encode, shareable  # noqa: E402 - after the check for the libraries
+from magnus_cache._engine.codec import decode, encode, shareable  # noqa: E402 - after the check for the libraries
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError  # noqa: E402 - as above
 
 STRUCTURED = np.dtype([("a", "<i4"), ("b", ">f8", (2,)), ("c", [("d", "S3")])])
@@ -260,7 +260,7 @@ def test_damaged_frames_raise_nothing_but_a_decode_error() -> None:
 def test_without_the_library_a_stored_value_is_of_an_unknown_type() -> None:
     code = (
         "import sys; sys.modules['numpy'] = sys.modules['pandas'] = None\n"
-        "from magnus_cache.codec import decode\n"
+        "from magnus_cache._engine.codec import decode\n"
         "from magnus_cache.errors import CacheDecodeError\n"
         "for text in sys.argv[1:]:\n"
         "    try: decode(bytes.fromhex(text))\n"

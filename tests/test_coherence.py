@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import Namespace, codec
-from magnus_cache.codec import envelope
+from magnus_cache import Namespace
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.wait import wait_until_async
 
@@ -265,7 +266,7 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
             queued.append(reads.request(wire, address, None))
             return raw
 
-        monkeypatch.setattr("magnus_cache.writes.to_thread.run_sync", compress_while_somebody_reads)
+        monkeypatch.setattr("magnus_cache._engine.store.writes.to_thread.run_sync", compress_while_somebody_reads)
         await one.set(packed, "k", "new" * 20_000)
         for waiter, fill in queued:
             await waiter

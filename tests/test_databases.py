@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.epochs import ControlNames, Epochs
-from magnus_cache.keys import Keyspace, lease_name, value_name
-from magnus_cache.redis.recovery import Recovery
+from magnus_cache._engine.coherence.epochs import ControlNames, Epochs
+from magnus_cache._engine.keys.names import Keyspace, lease_name, value_name
+from magnus_cache._engine.outage.outbox import Recovery
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheClosedError, CacheManager
-from magnus_cache.sections import section
+from magnus_cache._engine.runtime.critical import section
 from tests.support.wait import wait_until
 
 

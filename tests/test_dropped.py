@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.sections import section
+from magnus_cache._engine.runtime.critical import section
 from magnus_cache.testing import Proxy
 from tests.support import leaks
 from tests.support.wait import wait_until, wait_until_async

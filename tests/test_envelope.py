@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache.codec import envelope
-from magnus_cache.codec.envelope import (
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.envelope import (
     COMPRESSED,
     HEADER_BYTES,
     Header,

@@ -6,12 +6,13 @@ from typing import Any, Final
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, codec
-from magnus_cache.codec import envelope
-from magnus_cache.epochs import LATEST_EPOCH, Epochs, epoch_of
-from magnus_cache.keys import Keyspace
-from magnus_cache.redis import scripts
-from magnus_cache.redis.commands import Command
+from magnus_cache import AsyncCacheManager
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, Epochs, epoch_of
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.redis.commands import Command
 from tests.support.fleet_of_managers import fleet
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.epoch_renewals import EpochRenewals
-from magnus_cache.redis.scripts import _PROLONG, EPOCH_LIFE
+from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
+from magnus_cache._engine.redis.scripts import _PROLONG, EPOCH_LIFE
 from magnus_cache.testing import virtual_clock
 from tests.support.wait import wait_until_async
 

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, codec
-from magnus_cache.claims import Claims
-from magnus_cache.codec import envelope
-from magnus_cache.epochs import Epochs, Known
+from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epochs import Epochs, Known
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.redis import scripts
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.keys import Keyspace
-from magnus_cache.redis import scripts
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
 

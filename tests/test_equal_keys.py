@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.batch_keys import KeyNames
+from magnus_cache._engine.keys.names import KeyText
+from magnus_cache._engine.store.batch_keys import KeyNames
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.keys import KeyText
 from tests.conftest import emptied
 
 pytestmark = pytest.mark.anyio

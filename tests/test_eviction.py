@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.redis import handshake
+from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
-from magnus_cache.redis import handshake
-from magnus_cache.redis.commands import Command, pack
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until_async
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry
-from magnus_cache.key_locks import KeyLocks
-from magnus_cache.memory import Memory
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.key_locks import KeyLocks
+from magnus_cache._engine.memory.store import Memory
 from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.wait import wait_until_async
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.flights.flights import Flights
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
-from magnus_cache.flight import Flight
-from magnus_cache.flights import Flights
 
 KEY = b"magnus:portfolio:user1"
 LONG = 30.0

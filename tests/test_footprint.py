@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magnus_cache import AsyncCacheManager, Namespace, codec, register_type
-from magnus_cache.footprint import footprint
+from magnus_cache import AsyncCacheManager, Namespace, register_type
+from magnus_cache._engine import codec
+from magnus_cache._engine.memory.footprint import footprint
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from magnus_cache import CacheManager, CacheTypeError
-from magnus_cache.canonical import canonical
-from magnus_cache.descriptions import LARGEST
-from magnus_cache.keys import Keyspace, key_text
+from magnus_cache._engine.keys.canonical import canonical
+from magnus_cache._engine.keys.descriptions import LARGEST
+from magnus_cache._engine.keys.names import Keyspace, key_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -408,7 +408,7 @@ def test_keys_of_content_are_the_same_in_every_process() -> None:
 
 def test_no_library_is_imported_to_find_out() -> None:
     script = (
-        "import sys, pathlib; from magnus_cache.canonical import canonical\n"
+        "import sys, pathlib; from magnus_cache._engine.keys.canonical import canonical\n"
         "canonical([pathlib.Path('a'), 1, {'a': 1.5}])\n"
         "print(sorted({'numpy', 'pandas', 'polars', 'attr', 'msgspec', 'ipaddress', 'fractions'} & set(sys.modules)))"
     )

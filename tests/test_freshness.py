@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache import Namespace
-from magnus_cache.entries import Entry, afterlife
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.loading.throttle import Throttle
+from magnus_cache._engine.memory.entry import Entry, afterlife
 from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import PLAIN, Freshness, Standing, early_by, lifetime, merged, standing
-from magnus_cache.throttle import Throttle
-from magnus_cache.trust import Trust
 
 TIMES = st.floats(0, 1e9)
 SPANS = st.floats(0, 1e6)

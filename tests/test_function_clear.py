@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, Explanation, Namespace, sections
-from magnus_cache.codec.envelope import MOST_TAGS
-from magnus_cache.epochs import Epochs
+from magnus_cache import AsyncCacheManager, CacheManager, Explanation, Namespace
+from magnus_cache._engine.codec.envelope import MOST_TAGS
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.policy.function_tags import function_tag, visible_tags, with_function_tag
+from magnus_cache._engine.runtime import critical
 from magnus_cache.errors import CacheArgumentError, CacheClosedError, CacheTypeError
-from magnus_cache.function_tags import function_tag, visible_tags, with_function_tag
-from magnus_cache.keys import Keyspace
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import Slow, fleet
 from tests.support.wait import wait_until
@@ -459,7 +460,7 @@ def test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing(url: str,
         here(2)
         many(["a"])
         assert there(1) == [1, 1]
-        with sections.section():
+        with critical.section():
             assert many.invalidate(["a"]) is True
             assert here.invalidate(2) is True
             assert here.clear() is None

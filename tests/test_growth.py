@@ -8,14 +8,14 @@ import pytest
 import redis
 
 from magnus_cache import CacheManager, Namespace
-from magnus_cache.decorators import Site
-from magnus_cache.identity import tokens
-from magnus_cache.namespaces import default_registry
-from magnus_cache.throttle import Throttle
+from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.keys.identity import tokens
+from magnus_cache._engine.loading.throttle import Throttle
+from magnus_cache._engine.policy.namespaces import default_registry
 
 
 def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magnus_cache.epochs._MOST", 1_000)
+    monkeypatch.setattr("magnus_cache._engine.coherence.epochs._MOST", 1_000)
     with CacheManager(redis_url=url) as cache:
         state = cache._state
         for number in range(3_000):

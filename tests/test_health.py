@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache._engine.coordination.health import Health
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.health import Health
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.redis import intake
+from magnus_cache._engine.redis import frame_limits
 from tests.support.relay import Link, Relay
 from tests.support.wait import wait_until_async
 
@@ -92,9 +92,9 @@ async def test_values_as_large_as_they_may_be_are_no_frame_without_end(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Smaller than they are, so that the values may be.
-    monkeypatch.setattr(intake, "_UNASKED_BYTES", MIB)
-    monkeypatch.setattr(intake, "_REPLY_BYTES", MIB)
-    monkeypatch.setattr(intake, "_TIMES", 2)
+    monkeypatch.setattr(frame_limits, "_UNASKED_BYTES", MIB)
+    monkeypatch.setattr(frame_limits, "_REPLY_BYTES", MIB)
+    monkeypatch.setattr(frame_limits, "_TIMES", 2)
     # The first one is read alone, and would tell how large the others are.
     values = {f"k{number}": bytes(MIB - 16 if number else 1) for number in range(24)}
     loads: list[int] = []

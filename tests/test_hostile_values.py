@@ -18,12 +18,12 @@ import redis
 from psycopg2.extras import RealDictRow
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.codec import budget, decode, encode, envelope
-from magnus_cache.codec import builtin as builtin_types
-from magnus_cache.codec.budget import RATIO, decoded_bytes
-from magnus_cache.codec.class_cache import ClassCache
+from magnus_cache._engine.codec import budget, decode, encode, envelope
+from magnus_cache._engine.codec import builtin as builtin_types
+from magnus_cache._engine.codec.budget import RATIO, decoded_bytes
+from magnus_cache._engine.codec.class_cache import ClassCache
+from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheDecodeError, CacheValueTooLargeError
-from magnus_cache.pacing import at_once
 from tests.support.kinds import forget_what_was_made
 
 pytestmark = pytest.mark.anyio
@@ -188,7 +188,7 @@ def test_keys_that_share_a_hash_are_refused(make: Any) -> None:
 
 def test_a_table_that_fills_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**6))
-    monkeypatch.setattr("magnus_cache.codec.floods.thread_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("magnus_cache._engine.codec.hash_collisions.thread_time", lambda: float(next(ticks)))
     payload = encode(set(range(5_000)))
     assert reason(payload) == "too_costly"
     assert reason(encode(dict.fromkeys(range(5_000)))) == "too_costly"

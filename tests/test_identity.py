@@ -9,8 +9,9 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
 
-from magnus_cache import CacheManager, closures
-from magnus_cache.callkeys import CallKeys
+from magnus_cache import CacheManager
+from magnus_cache._engine.keys import closures
+from magnus_cache._engine.keys.calls import CallKeys
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 T = TypeVar("T")

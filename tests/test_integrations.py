@@ -19,7 +19,7 @@ from openai.types.responses import Response
 import magnus_cache.integrations.langchain
 import magnus_cache.integrations.openai
 from magnus_cache import AsyncCacheManager
-from magnus_cache.codec import decode, encode
+from magnus_cache._engine.codec import decode, encode
 
 pytestmark = pytest.mark.anyio
 

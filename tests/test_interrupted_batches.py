@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from magnus_cache import CacheManager, batch_calls
+from magnus_cache import CacheManager
+from magnus_cache._engine.api import many as batch_calls
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.wait import wait_until
 

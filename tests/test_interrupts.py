@@ -14,22 +14,16 @@ import pytest
 import redis
 
 import magnus_cache
-from magnus_cache import (
-    AsyncCacheManager,
-    CacheClosedError,
-    CacheDeadlockError,
-    CacheManager,
-    CacheRecursionError,
-    sections,
-)
-from magnus_cache import memory as memory_module
-from magnus_cache.current import current_load
-from magnus_cache.entries import Entry
-from magnus_cache.memory import Memory
-from magnus_cache.modes import MODE, Mode
-from magnus_cache.portal import THREAD_NAME, Portal
-from magnus_cache.switches import Presence, Switch
-from magnus_cache.trust import Trust
+from magnus_cache import AsyncCacheManager, CacheClosedError, CacheDeadlockError, CacheManager, CacheRecursionError
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.flights.context import current_load
+from magnus_cache._engine.memory import store as memory_module
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.policy.modes import MODE, Mode
+from magnus_cache._engine.runtime import critical
+from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal
+from magnus_cache._engine.runtime.switches import Presence, Switch
 from tests.support.interrupts import interrupted
 from tests.support.wait import wait_until
 
@@ -64,7 +58,7 @@ def left_behind(cache: CacheManager) -> list[str]:
     there = {
         "loads": len(state.flights), "reserved places": state.memory.pending, "blocked loops": state.flights._blocked,
         "waiters": session._waiting, "tasks": session._tasks, "leases": len(state.leases), "special": state.special,
-        "sections": sections.engaged(),
+        "sections": critical.engaged(),
     }  # fmt: skip
     return [f"{name}: {what}" for name, what in there.items() if what]
 
@@ -406,7 +400,7 @@ def test_a_finalizer_on_the_background_thread_before_its_loop_runs(
 
 
 def test_within_a_section_waits_are_refused_and_writes_deferred(cache: CacheManager, raw: redis.Redis) -> None:
-    with sections.section():
+    with critical.section():
         assert cache.get("t", "warm") == 1, "a hit waits for nothing"
         for call in (
             lambda: cache.get("t", "k"), lambda: cache.get_or_set("t", "k", lambda: 1),
@@ -426,7 +420,7 @@ def test_within_a_section_waits_are_refused_and_writes_deferred(cache: CacheMana
 def test_what_is_deferred_before_there_is_a_loop_comes_first(url: str, raw: redis.Redis) -> None:
     with CacheManager(redis_url=url) as other, CacheManager(redis_url=url) as cache:
         other.set("t", "k", 1)
-        with sections.section():
+        with critical.section():
             cache.delete("t", "k")
         assert not cache._state.portal.running
         assert raw.exists("magnus:t:k")
@@ -438,7 +432,7 @@ def test_what_is_deferred_before_there_is_a_loop_comes_first(url: str, raw: redi
 async def test_what_is_deferred_on_a_loop_starts_the_background_loop(url: str, raw: redis.Redis) -> None:
     async with AsyncCacheManager(redis_url=url) as cache:
         await cache.set("t", "k", 1)
-        with sections.section():
+        with critical.section():
             cache.sync.delete("t", "k")
         while raw.exists("magnus:t:k"):
             await asyncio.sleep(0.01)

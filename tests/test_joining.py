@@ -15,15 +15,15 @@ from magnus_cache import (
     CacheUnavailableError,
     Namespace,
 )
-from magnus_cache.entries import Entry
-from magnus_cache.epochs import Epochs
-from magnus_cache.flight import Flight
-from magnus_cache.flights import Flights
-from magnus_cache.joining import Caller, Look
-from magnus_cache.keys import Keyspace
-from magnus_cache.memory import Memory
-from magnus_cache.rules import Rule
-from magnus_cache.unattended import OutOfPatienceError
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.flights.background import OutOfPatienceError
+from magnus_cache._engine.flights.callers import Caller, Look
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.flights.flights import Flights
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.policy.options import Rule
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until, wait_until_async
 

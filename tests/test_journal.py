@@ -21,13 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import magnus_cache
-from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, replays
+from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
+from magnus_cache._engine.coordination import replay as replays
+from magnus_cache._engine.outage import journal
+from magnus_cache._engine.outage.journal import THREAD_NAME, Journal
+from magnus_cache._engine.outage.journal_file import JournalFile
+from magnus_cache._engine.outage.outbox import MOST_NAMES, Missed, Recovery
+from magnus_cache._engine.runtime.forks import part
 from magnus_cache.errors import CacheSettingsError
-from magnus_cache.forks import part
-from magnus_cache.redis import journal
-from magnus_cache.redis.journal import THREAD_NAME, Journal
-from magnus_cache.redis.journal_file import JournalFile
-from magnus_cache.redis.recovery import MOST_NAMES, Missed, Recovery
 from tests.support.fleet import Fleet, Worker
 from tests.support.wait import wait_until, wait_until_async
 
@@ -257,7 +258,7 @@ def test_the_file_is_for_this_user_alone(path: Path, live: Callable[..., Life]) 
 OTHER: Final = """
 import sys
 from pathlib import Path
-from magnus_cache.redis.journal_file import JournalFile
+from magnus_cache._engine.outage.journal_file import JournalFile
 file = JournalFile(Path(sys.argv[1]), "redis://elsewhere:6379/0 magnus", b"magnus:")
 file.change([("names", b"magnus:t:other")], ())
 file.close()

@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.breaker import Breaker
-from magnus_cache.claims import Claims
-from magnus_cache.notices import Notices
-from magnus_cache.replays import Replays
+from magnus_cache._engine.coordination.replay import Replays
+from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.runtime.log import Notices
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 

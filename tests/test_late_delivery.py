@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.redis.orphans import AbandonedConnections
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.redis.abandoned import AbandonedConnections
 from magnus_cache.testing import Proxy
 from tests.support import leaks
 from tests.support.relay import Relay

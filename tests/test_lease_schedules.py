@@ -13,14 +13,14 @@ from typing import Any, Final, Self
 import hiredis
 import pytest
 
-from magnus_cache import codec
-from magnus_cache.codec import envelope
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epochs import ControlNames, epoch_of
+from magnus_cache._engine.coordination.leases import new_token
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.redis import commands, scripts
+from magnus_cache._engine.redis.commands import Command
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.epochs import ControlNames, epoch_of
-from magnus_cache.keys import Keyspace
-from magnus_cache.leases import new_token
-from magnus_cache.redis import commands, scripts
-from magnus_cache.redis.commands import Command
 
 SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))
 

@@ -8,11 +8,11 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.keys import lease_name
-from magnus_cache.leases import new_token
-from magnus_cache.redis import commands, scripts
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.leases import new_token
+from magnus_cache._engine.keys.names import lease_name
+from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.testing import Proxy
-from magnus_cache.trust import Trust
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until, wait_until_async
 

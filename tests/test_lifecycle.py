@@ -18,9 +18,9 @@ import redis
 
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError, CacheUnavailableError
-from magnus_cache.redis.commands import Command, pack
 from magnus_cache.testing import Proxy
 
 

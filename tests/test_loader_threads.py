@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace, lease
+from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace
+from magnus_cache._engine.coordination import lease
+from magnus_cache._engine.runtime.workers import Workers
 from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
-from magnus_cache.workers import Workers
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import CacheManager, module_names, shared_names
-from magnus_cache.module_names import file_stem, module_name
+from magnus_cache import CacheManager
+from magnus_cache._engine.api import shared_names
+from magnus_cache._engine.runtime import module_names
+from magnus_cache._engine.runtime.module_names import file_stem, module_name
 from tests.support import named_main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from magnus_cache.entries import OVERHEAD, Entry, Fill, TaggedEntry, afterlife
-from magnus_cache.memory import Memory
-from magnus_cache.tag_stamps import Mark, room
-from magnus_cache.trust import Trust
+from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Fill, TaggedEntry, afterlife
+from magnus_cache._engine.memory.store import Memory
 
 FOREVER = Trust(float("inf"))
 

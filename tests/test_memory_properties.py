@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from magnus_cache.entries import OVERHEAD, Entry, Fill
-from magnus_cache.expiry import Floor, Floors
-from magnus_cache.memory import Memory
-from magnus_cache.stripes import Stripes
-from magnus_cache.trust import Trust
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.memory.clear_log import Floor, Floors
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Fill
+from magnus_cache._engine.memory.lru import Stripes
+from magnus_cache._engine.memory.store import Memory
 
 FOREVER = Trust(math.inf)
 
@@ -555,7 +555,7 @@ class Collected(RuleBasedStateMachine):
     def clear(self, scope: bytes | re.Pattern[bytes]) -> None:
         # Without the steps that a clear goes itself, as in a store too large for them.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("magnus_cache.memory._CLEAR_STEPS", 1)
+            patch.setattr("magnus_cache._engine.memory.store._CLEAR_STEPS", 1)
             self.store.clear_matching(scope)
         for part in (self.model, self.current):
             for name in list(part):

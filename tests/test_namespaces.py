@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheManager
-from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.namespaces import (
+from magnus_cache._engine.policy.namespaces import (
     TTL_LONG,
     TTL_MEDIUM,
     TTL_REALTIME,
@@ -22,6 +21,7 @@ from magnus_cache.namespaces import (
     default_registry,
     register_namespace,
 )
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.testing import virtual_clock
 
 FRESHNESS: dict[str, Any] = {

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from magnus_cache import CacheManager, Namespace
-from magnus_cache.durations import seconds
+from magnus_cache._engine.runtime.durations import seconds
+from magnus_cache._engine.runtime.numbers import number, whole
+from magnus_cache._engine.settings.settings import CacheSettings
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError, CacheTypeError
-from magnus_cache.numeric import number, whole
-from magnus_cache.settings import CacheSettings
 
 
 class Indexed:

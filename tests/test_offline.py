@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, Namespace
-from magnus_cache.eras import OfflineTrust
+from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
 from tests.support.wait import wait_until, wait_until_async

@@ -14,9 +14,9 @@ import pytest
 from redis.exceptions import NoPermissionError
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache.endpoints import Endpoint
-from magnus_cache.redis.diagnosis import explain
-from magnus_cache.redis.recovery import Recovery
+from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.redis.diagnosis import explain
+from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 

@@ -21,10 +21,10 @@ from magnus_cache import (
     Namespace,
     current_load,
 )
-from magnus_cache.codec import envelope
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing import Proxy, VirtualClock, no_leaks, virtual_clock
-from magnus_cache.trust import Trust
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio

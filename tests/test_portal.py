@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import portal as portal_module
+from magnus_cache._engine.runtime import portal as portal_module
+from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
-from magnus_cache.portal import THREAD_NAME, Portal, Waiter
 
-ROOT = Path(portal_module.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 LONG = 30.0
 """Seconds that no wait in here comes near, unless something hangs."""
@@ -138,7 +138,7 @@ def test_a_first_call_that_is_overtaken_starts_no_second_thread(
             other.start()
             other.join(LONG)
 
-    monkeypatch.setattr("magnus_cache.portal.check_waiting", check_waiting)
+    monkeypatch.setattr("magnus_cache._engine.runtime.portal.check_waiting", check_waiting)
     assert portal.call(double, 2) == 4
     assert overtaken == [0, 2]
     assert len(portal_threads()) == 1
@@ -609,7 +609,7 @@ def test_a_script_that_never_closes_ends_in_silence(busy: bool) -> None:
     """Neither a hang nor a warning at exit, and `atexit` functions can still use the loop."""
     script = f"""
 import asyncio, atexit
-from magnus_cache.portal import Portal
+from magnus_cache._engine.runtime.portal import Portal
 portal = Portal()
 async def answer(): return "answer"
 async def start():

@@ -24,9 +24,9 @@ from magnus_cache import (
     get_async_cache_manager,
     get_cache_manager,
 )
-from magnus_cache.decorators import Site
+from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.process_wide import PROCESS
 from magnus_cache.testing import Proxy, isolated, no_leaks
 from tests.support.wait import wait_until
 
@@ -206,7 +206,10 @@ def test_every_operation_of_a_manager_is_one_of_the_process_wide_manager(process
         for name in dir(kind):
             if not name.startswith("_") and name not in {"aio", "sync"}:
                 there = next(vars(cls) for cls in type(face).__mro__ if name in vars(cls))
-                assert there["__module__"] in {"magnus_cache.managers", "magnus_cache.process_managers"}, name
+                assert there["__module__"] in {
+                    "magnus_cache._engine.api.managers",
+                    "magnus_cache._engine.api.process_managers",
+                }, name
 
 
 def test_asking_for_it_and_decorating_is_no_use(source: Source) -> None:

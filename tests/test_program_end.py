@@ -15,7 +15,7 @@ import pytest
 import redis
 
 import magnus_cache
-from magnus_cache import loop_end
+from magnus_cache._engine.runtime import loop_end
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.conftest import emptied

@@ -18,10 +18,10 @@ from anyio import to_thread
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, CacheUnavailableError, Namespace
-from magnus_cache.epochs import Epochs
-from magnus_cache.keys import Keyspace
-from magnus_cache.redis import commands
-from magnus_cache.redis.pipeline import Frame, Pipeline, Read
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.redis.pipeline import Frame, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
@@ -56,7 +56,7 @@ async def test_a_delete_that_is_refused_voids_what_was_read_meanwhile(
             assert near(one, "t", "k")
             raise CacheUnavailableError("oom", "Redis refused", refused=True)
 
-        monkeypatch.setattr("magnus_cache.writes.remove_names", refused)
+        monkeypatch.setattr("magnus_cache._engine.store.writes.remove_names", refused)
         await one.delete("t", "k")
         assert not near(one, "t", "k")
         monkeypatch.undo()
@@ -211,8 +211,8 @@ async def test_a_cancelled_get_many_leaves_no_complaints(url: str, proxy: Any) -
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_fork_while_another_thread_holds_our_locks() -> None:
     """PITFALLS 12: the child finds them free."""
-    from magnus_cache.redis import journal_file
-    from magnus_cache.sections import section
+    from magnus_cache._engine.outage import journal_file
+    from magnus_cache._engine.runtime.critical import section
 
     held, go = threading.Event(), threading.Event()
 

@@ -13,9 +13,9 @@ import redis
 
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
+from magnus_cache._engine.settings.settings import _variable
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import Reason
-from magnus_cache.settings import _variable
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until_async

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheEncodeError, CacheManager, Namespace, register_type
-from magnus_cache.codec import decode, encode, registry, renewed
-from magnus_cache.memory import Memory
-from magnus_cache.sections import section
+from magnus_cache._engine.codec import decode, encode, registry, renewed
+from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.runtime.critical import section
 
 pytestmark = pytest.mark.anyio
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import CacheManager, Namespace, codec
+from magnus_cache import CacheManager, Namespace
+from magnus_cache._engine import codec
+from magnus_cache._engine.store.negative import decode_error, encode_error
 from magnus_cache.errors import CacheDecodeError
 from magnus_cache.freshness import Freshness
-from magnus_cache.negatives import decode_error, encode_error
 
 EVERYTHING = Freshness(negative=((Exception, 60.0),))
 

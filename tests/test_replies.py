@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheUnavailableError
+from magnus_cache._engine.redis import bulk, replies
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.redis import reclaim, replies
 from tests.support.nonsense import Nonsense
 from tests.support.wait import wait_until_async
 
@@ -88,7 +88,7 @@ async def test_invariant_9_a_scan_without_an_end_has_one(
     server: EmbeddedServer, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was to be cleared is invalid all the same, as soon as the server makes sense again."""
-    monkeypatch.setattr(reclaim, "_STEPS", 50)
+    monkeypatch.setattr(bulk, "_STEPS", 50)
     async with Nonsense(server.port) as relay, AsyncCacheManager(redis_url=server.url) as other:
         await other.set("t", "ab", "old")
         relay.answer, relay.sane = b"*2\r\n$1\r\n7\r\n*0\r\n", 2
@@ -133,8 +133,8 @@ class Endless(Nonsense):
 async def test_how_many_steps_a_scan_may_take_is_a_matter_of_how_many_keys_there_are(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, keys: int
 ) -> None:
-    monkeypatch.setattr(reclaim, "_STEPS", 5)
-    monkeypatch.setattr(reclaim, "_MOST_KEYS", 500)
+    monkeypatch.setattr(bulk, "_STEPS", 5)
+    monkeypatch.setattr(bulk, "_MOST_KEYS", 500)
     async with Endless(server.port) as relay, AsyncCacheManager(redis_url=relay.url) as cache:
         relay.keys = keys
         async with asyncio.timeout(10):

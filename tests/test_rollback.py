@@ -9,13 +9,13 @@ import redis
 from redis.exceptions import ResponseError
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.arrivals import Arrivals
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coordination.failover import Arrivals
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.redis.handshake import STRANGER
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
-from magnus_cache.epochs import Epochs
-from magnus_cache.keys import Keyspace
-from magnus_cache.redis import scripts
-from magnus_cache.redis.handshake import STRANGER
-from magnus_cache.redis.recovery import Recovery
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until, wait_until_async

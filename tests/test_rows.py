@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheDecodeError, CacheManager, register_type
-from magnus_cache.codec import decode, encode
+from magnus_cache._engine.codec import decode, encode
 from tests.support.kinds import alike, forget_what_was_made
 
 pytestmark = pytest.mark.anyio
@@ -202,7 +202,7 @@ def test_rows_by_blocking_calls(url: str) -> None:
 def test_a_row_of_a_library_that_is_not_imported_is_a_miss() -> None:
     payloads = [encode(make()) for make in ROWS.values()]
     script = (
-        "import sys, magnus_cache; from magnus_cache.codec import decode; from magnus_cache import CacheDecodeError\n"
+        "import sys\nfrom magnus_cache._engine.codec import decode\nfrom magnus_cache import CacheDecodeError\n"
         f"for payload in {payloads!r}:\n"
         "    try: decode(payload)\n"
         "    except CacheDecodeError as error: print(error.reason)\n"

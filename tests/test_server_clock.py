@@ -5,8 +5,9 @@ import time
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, Namespace, codec
-from magnus_cache.codec import envelope
+from magnus_cache import AsyncCacheManager, Namespace
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.clock_relay import ClockRelay

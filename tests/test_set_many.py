@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheEncodeError
-from magnus_cache.sections import section
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -10,10 +10,10 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr, ValidationError
 
-from magnus_cache.endpoints import Endpoint, EndpointError, parse_url
+from magnus_cache._engine.redis.endpoint import Endpoint, EndpointError, parse_url
+from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.settings.settings import CacheSettings
 from magnus_cache.errors import CacheSettingsError
-from magnus_cache.settings import CacheSettings
-from magnus_cache.settings_options import SettingsOptions
 
 GUIDE = "REDIS_HOST=localhost\nREDIS_PORT=6379\nREDIS_PASSWORD=  # Leave empty for local dev\n"
 
@@ -335,7 +335,7 @@ def test_a_host_that_is_more_than_a_host_is_told(host: str, remedy: str) -> None
 def test_a_misspelt_variable_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, meant: str, place: str
 ) -> None:
-    monkeypatch.setattr("magnus_cache.settings._told", set())
+    monkeypatch.setattr("magnus_cache._engine.settings.settings._told", set())
     if place == ".env":
         Path(".env").write_text(f"{name}=5\n")
     else:

@@ -10,7 +10,7 @@ import pytest
 
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, Namespace, get_cache_manager
-from magnus_cache.annotations_text import readable
+from magnus_cache._engine.runtime.annotations import readable
 
 
 def callables() -> Iterator[tuple[str, Any]]:

@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, Namespace, codec, pacing, register_type
-from magnus_cache.codec import values as codec_values
-from magnus_cache.entries import Entry
+from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, Namespace, register_type
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import values as codec_values
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.memory.clear_log import Floor, Floors
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.redis.pipeline import Pipeline, Read
+from magnus_cache._engine.runtime import turns as pacing
+from magnus_cache._engine.runtime.workers import Workers
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
-from magnus_cache.expiry import Floor, Floors
-from magnus_cache.memory import Memory
-from magnus_cache.redis.pipeline import Pipeline, Read
-from magnus_cache.trust import Trust
-from magnus_cache.workers import Workers
 
 pytestmark = pytest.mark.anyio
 

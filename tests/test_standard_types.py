@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, CacheDecodeError, CacheEncodeError, CacheManager, Namespace, register_type
-from magnus_cache.codec import decode, encode, registry, shareable
-from magnus_cache.codec.named_tuples import is_rebuilt
-from magnus_cache.footprint import footprint
+from magnus_cache._engine.codec import decode, encode, registry, shareable
+from magnus_cache._engine.codec.named_tuples import is_rebuilt
+from magnus_cache._engine.memory.footprint import footprint
 from tests.support.kinds import alike, forget_what_was_made
 
 pytestmark = pytest.mark.anyio

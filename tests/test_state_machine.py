@@ -21,16 +21,16 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from magnus_cache import AsyncCacheManager, CacheStats
-from magnus_cache.codec import envelope
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.generations import Eras
+from magnus_cache._engine.coordination.leases import Claim, Leases
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.redis.wire import Wire
+from magnus_cache._engine.store.writes import Writes
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.eras import Eras
-from magnus_cache.leases import Claim, Leases
-from magnus_cache.memory import Memory
-from magnus_cache.redis.wire import Wire
-from magnus_cache.state import State
 from magnus_cache.testing import Proxy, virtual_clock
-from magnus_cache.trust import Trust
-from magnus_cache.writes import Writes
 from tests.support.wait import wait_until_async
 
 SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import clock
+from magnus_cache._engine.runtime import clock
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
 

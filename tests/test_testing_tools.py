@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import StalenessChecker, StalenessLog, no_leaks, read_log
 
 ROOT = Path(__file__).resolve().parents[1]

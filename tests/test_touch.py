@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager, Namespace
-from magnus_cache.clock import monotonic
-from magnus_cache.codec import envelope
-from magnus_cache.entries import Entry, TaggedEntry
-from magnus_cache.tag_stamps import Mark
-from magnus_cache.trust import Trust
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.tag_stamps import Mark
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.memory.entry import Entry, TaggedEntry
+from magnus_cache._engine.runtime.clock import monotonic
 from tests.support.wait import wait_until_async
 
 ANSWERS = Namespace("t", ttl=60, negative={LookupError: "1m"})
@@ -125,7 +125,7 @@ async def test_a_touch_that_redis_does_not_answer_is_done_here(
     private_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The value that is near stays until Redis has answered: it is what the outage is survived with."""
-    from magnus_cache.redis import scripts
+    from magnus_cache._engine.redis import scripts
 
     replace = scripts.replace
 
@@ -161,7 +161,7 @@ async def test_a_touch_survives_a_cut_connection(url: str, proxy: Any) -> None:
 async def test_invariant_6_a_cancelled_touch_leaves_nothing_near_that_may_have_another_end(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magnus_cache.redis import scripts
+    from magnus_cache._engine.redis import scripts
 
     async with AsyncCacheManager(redis_url=url) as cache:
         await cache.set("t", "k", 1, ttl=600)

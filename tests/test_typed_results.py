@@ -35,7 +35,7 @@ from magnus_cache import (
     Namespace,
     register_type,
 )  # fmt: skip
-from magnus_cache.codec import decode, encode, registry
+from magnus_cache._engine.codec import decode, encode, registry
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from magnus_cache import CacheEncodeError, CacheManager
-from magnus_cache.codec.advice import advice
+from magnus_cache._engine.codec.advice import advice
 
 
 class Colour(enum.Enum):

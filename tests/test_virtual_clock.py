@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheManager
-from magnus_cache.clock import ahead, monotonic, process_clock
-from magnus_cache.forks import watched
+from magnus_cache._engine.runtime.clock import ahead, monotonic, process_clock
+from magnus_cache._engine.runtime.forks import watched
 from magnus_cache.testing import clock as testing_clock
 from magnus_cache.testing import virtual_clock
 

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheUnavailableError
-from magnus_cache.redis.wire import Wire
+from magnus_cache._engine.redis.wire import Wire
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 

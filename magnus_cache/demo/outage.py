@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.demo.callers import Callers, Timed
 from magnus_cache.demo.stage import Stage
 from magnus_cache.embedded import EmbeddedServer

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.demo.before_after import before_and_after
 from magnus_cache.demo.callers import both_kinds
 from magnus_cache.demo.console import Console

@@ -8,7 +8,7 @@ documents, prompt values, and what agents decide.
 
 from typing import Any
 
-from magnus_cache.codec import register_type
+from magnus_cache._engine.codec import register_type
 from magnus_cache.integrations.models import library, models_of
 
 __all__ = ["register"]

@@ -6,7 +6,7 @@ embeddings, moderations, images, transcriptions, and the others. Streams are no 
 :raises ImportError: if the library is not there.
 """
 
-from magnus_cache.codec import register_type
+from magnus_cache._engine.codec import register_type
 from magnus_cache.integrations.models import library, models_of
 
 __all__ = ["register"]

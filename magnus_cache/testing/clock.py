@@ -5,11 +5,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
-from magnus_cache.clock import ahead, monotonic, process_clock, switch_process_clock
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.runtime.clock import ahead, monotonic, process_clock, switch_process_clock
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.forks import watched
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.forks import watched
-from magnus_cache.sections import section
-from magnus_cache.state import State
 
 __all__ = ["VirtualClock", "virtual_clock"]
 

@@ -6,12 +6,12 @@ from types import TracebackType
 from typing import Any, Final, Unpack
 from uuid import uuid4
 
+from magnus_cache._engine.api.managers import AsyncCacheManager, CacheManager, get_cache_manager
+from magnus_cache._engine.api.process_wide import PROCESS, Isolation, Opened
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.runtime.portal import Portal
+from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache.errors import CacheError
-from magnus_cache.managers import AsyncCacheManager, CacheManager, get_cache_manager
-from magnus_cache.portal import Portal
-from magnus_cache.process_wide import PROCESS, Isolation, Opened
-from magnus_cache.settings_options import SettingsOptions
-from magnus_cache.state import State
 
 __all__ = ["isolated"]
 
@@ -91,7 +91,7 @@ class isolated:  # noqa: N801  # called as a function is, and what it returns is
 
 async def _wiped(state: State) -> None:
     # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
-    from magnus_cache.redis.trial import wipe
+    from magnus_cache._engine.redis.single_connection import wipe
 
     if state.endpoint is not None:
         await wipe(state.endpoint, state.settings.op_timeout, state.keyspace.prefix.encode())

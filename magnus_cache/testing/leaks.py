@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from magnus_cache.clock import monotonic
+from magnus_cache._engine.runtime.clock import monotonic
 
 __all__ = ["LeakCheck", "no_leaks"]
 

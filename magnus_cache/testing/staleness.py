@@ -15,7 +15,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from magnus_cache.clock import Clock, monotonic
+from magnus_cache._engine.runtime.clock import Clock, monotonic
 
 __all__ = ["StaleRead", "StalenessChecker", "StalenessEvent", "StalenessLog", "StalenessReport", "read_log"]
 

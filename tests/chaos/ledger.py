@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from magnus_cache.state import State
+from magnus_cache._engine.coordination.state import State
 
 __all__ = ["Cache", "Ledger", "Stale"]
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from magnus_cache import CacheManager, get_cache_manager
-from magnus_cache.keys import KeyText
+from magnus_cache._engine.keys.names import KeyText
 from tests.guide.document import BLOCKS, PATH, module_name, with_our_imports
 from tests.guide.service import Service
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache._engine.policy.modes import MODE, Mode
+from magnus_cache._engine.runtime.switches import Switch
 from magnus_cache.errors import CacheBatchError, CacheDeadlockError, CacheTimeoutError, CacheUnavailableError
-from magnus_cache.modes import MODE, Mode
-from magnus_cache.switches import Switch
 from tests.stress.keys import ALL, FAMILIES, NUMBERS, Family, Key
 from tests.stress.records import CACHES, MEMORY, Kind, Log, now
 

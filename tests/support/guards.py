@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from magnus_cache.redis.scripts import Script
+from magnus_cache._engine.redis.scripts import Script
 
 VARIABLE: Final = "MAGNUS_CACHE_MUTANT"
 

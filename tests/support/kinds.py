@@ -3,7 +3,7 @@
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
-from magnus_cache.codec import named_tuples, rows
+from magnus_cache._engine.codec import named_tuples, rows
 
 __all__ = ["alike", "forget_what_was_made"]
 

@@ -11,57 +11,36 @@ import math
 import os
 from typing import Any, Final
 
-from magnus_cache import (
-    arrivals,
-    batch_calls,
-    batch_reads,
-    batches,
-    breaker,
-    claims,
-    clears,
-    current,
-    entries,
-    epoch_reads,
-    epochs,
-    eras,
-    errors,
-    flight_registry,
-    flights,
-    freshness,
-    joining,
-    leases,
-    loads,
-    loop_end,
-    memory,
-    negatives,
-    reads,
-    refreshes,
-    replays,
-    state,
-    throttle,
-    workers,
-    writes,
-)
-from magnus_cache.addresses import MISS, Address
-from magnus_cache.codec import envelope
-from magnus_cache.flight import Flight
-from magnus_cache.redis import (
-    abandoned,
+from magnus_cache import errors, freshness
+from magnus_cache._engine.api import many
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination import epoch_sync, failover, generations, leases, replay, state
+from magnus_cache._engine.flights import callers, context, flights, registry
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading import acquire as claims
+from magnus_cache._engine.loading import batch, loads, throttle
+from magnus_cache._engine.loading import stale as refreshes
+from magnus_cache._engine.memory import entry as entries
+from magnus_cache._engine.memory import store as memory
+from magnus_cache._engine.outage import breaker, journal, journal_file, journal_queue, outbox
+from magnus_cache._engine.redis import (
+    bulk,
     commands,
     connection,
+    frame_limits,
     handshake,
-    intake,
-    journal,
-    journal_file,
-    journal_queue,
+    orphans,
     pipeline,
-    reclaim,
-    recovery,
     scripts,
-    silence,
+    watchdog,
     wire,
 )
-from magnus_cache.trust import Trust
+from magnus_cache._engine.runtime import loop_end, workers
+from magnus_cache._engine.store import clears, reads, reads_many, writes
+from magnus_cache._engine.store import negative as negatives
+from magnus_cache._engine.store.records import MISS, Address
 
 # Each registers its guards by being imported.
 from tests.support import (  # noqa: F401
@@ -322,7 +301,7 @@ def without_distrust_of_a_lost_connection() -> None:
 
 @guard(RACES)
 def without_touching_again_when_the_answer_comes() -> None:
-    put(reclaim, "_removed", lambda _touch, _names, reply, *_: reply)
+    put(bulk, "_removed", lambda _touch, _names, reply, *_: reply)
     # Where our own removals are announced, that does it as well.
     put(handshake, "_ORDERLY", 1_000)
 
@@ -358,7 +337,7 @@ def without_issuing_a_missing_epoch() -> None:
         source.known.current.add(asking.name)
         return True
 
-    put(epoch_reads.EpochReads, "_told", told)
+    put(epoch_sync.EpochReads, "_told", told)
 
 
 @guard(EPOCHS)
@@ -411,12 +390,12 @@ def without_an_end_of_epochs_nobody_announces() -> None:
 
 @guard(EPOCHS)
 def without_recording_clears() -> None:
-    put(recovery.Recovery, "record_prefix", nothing)
+    put(outbox.Recovery, "record_prefix", nothing)
 
 
 @guard(EPOCHS)
 def without_recording_tags() -> None:
-    put(recovery.Recovery, "record_tags", nothing)
+    put(outbox.Recovery, "record_tags", nothing)
 
 
 @guard(EPOCHS)
@@ -475,7 +454,7 @@ def without_leaving_waited_keys_out_of_the_first_call() -> None:
 
 @guard(BATCHES)
 def without_one_call_for_all_keys() -> None:
-    put(batches.Batch, "_decided", _at_once)
+    put(batch.Batch, "_decided", _at_once)
 
 
 def _at_once(self: Any, count: int) -> None:
@@ -485,7 +464,7 @@ def _at_once(self: Any, count: int) -> None:
 
 @guard(BATCHES)
 def without_handing_left_out_keys_on() -> None:
-    put(joining.Look, "left_out_by", property(nothing, nothing))
+    put(callers.Look, "left_out_by", property(nothing, nothing))
 
 
 # -- outages ------------------------------------------------------------------------------------------------------
@@ -493,12 +472,12 @@ def without_handing_left_out_keys_on() -> None:
 
 @guard(OUTAGE)
 def without_the_record_of_what_redis_missed() -> None:
-    put(recovery.Recovery, "record", nothing)
+    put(outbox.Recovery, "record", nothing)
 
 
 @guard(OUTAGE, RACES)
 def without_disbelief_until_it_is_told() -> None:
-    put(recovery.Recovery, "covers", lambda *_: False)
+    put(outbox.Recovery, "covers", lambda *_: False)
 
 
 @guard(OUTAGE)
@@ -518,7 +497,7 @@ def without_a_look_at_replies() -> None:
 
 @guard(RACES)
 def without_hearing_parts_of_answers() -> None:
-    took = intake.Intake._took
+    took = frame_limits.Intake._took
 
     def unheard(self: Any, size: int) -> bool:
         heard = self.heard
@@ -526,12 +505,12 @@ def without_hearing_parts_of_answers() -> None:
         self.heard = heard
         return taken
 
-    put(intake.Intake, "_took", unheard)
+    put(frame_limits.Intake, "_took", unheard)
 
 
 @guard(RACES)
 def without_patience_for_large_replies() -> None:
-    put(silence, "PATIENCE", 1)
+    put(watchdog, "PATIENCE", 1)
 
 
 @guard(RACES)
@@ -541,7 +520,7 @@ def without_threads_of_its_own_for_compression() -> None:
 
 @guard(RACES)
 def without_looking_at_cancelled_reads() -> None:
-    original = batch_reads._read_many
+    original = reads_many._read_many
 
     async def read_many(self: Any, addresses: Any) -> Any:
         wire_ = self.state.wire()
@@ -550,7 +529,7 @@ def without_looking_at_cancelled_reads() -> None:
         waiters = [self.request(wire_, address, None)[0] for address in addresses]
         return [await waiter for waiter in waiters]
 
-    put(batch_reads, "_read_many", read_many)
+    put(reads_many, "_read_many", read_many)
 
 
 # -- what our own commands bring about ---------------------------------------------------------------------------
@@ -582,7 +561,7 @@ def without_going_back_to_noloop_where_writes_cannot_be_quiet() -> None:
 
 @guard(LATE)
 def without_ending_what_was_given_up() -> None:
-    put(abandoned.AbandonedConnections, "ends", lambda *_: [])
+    put(orphans.AbandonedConnections, "ends", lambda *_: [])
 
 
 @guard(LATE)
@@ -606,7 +585,7 @@ def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
 
 @guard(ROLLBACK)
 def without_vouching_for_a_server() -> None:
-    put(arrivals.Arrivals, "vouch", nothing)
+    put(failover.Arrivals, "vouch", nothing)
 
 
 @guard(ROLLBACK)
@@ -742,7 +721,7 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
         def outer(self, outer: Any) -> None:
             self._outer = outer or getattr(self, "_outer", None)
 
-    put(flight_registry, "Flight", Nested)
+    put(registry, "Flight", Nested)
 
 
 @guard(POLICIES)
@@ -840,7 +819,7 @@ def without_a_least_draw() -> None:
 
 @guard(POLICIES)
 def without_asking_what_was_not_modified() -> None:
-    put(current.CurrentLoad, "has_previous", True)
+    put(context.CurrentLoad, "has_previous", True)
 
 
 @guard(POLICIES)
@@ -856,12 +835,12 @@ def without_giving_back_leases_that_an_outage_kept() -> None:
 
 @guard(POLICIES)
 def without_telling_what_outages_a_value_has_been_through() -> None:
-    original = eras.Eras.connected
+    original = generations.Eras.connected
 
     def connected(self: Any, wire: Any, *, first: bool) -> None:
         original(self, wire, first=False)
 
-    put(eras.Eras, "connected", connected)
+    put(generations.Eras, "connected", connected)
     put(Trust, "retire", Trust.kill)
 
 
@@ -881,12 +860,12 @@ def without_a_bound_on_reading() -> None:
 
 @guard(POLICIES)
 def without_stale_values_for_batches() -> None:
-    original = batch_calls._Search.found
+    original = many._Search.found
 
     def found(self: Any, item: Any, entry: Any, value: Any, *, near: bool) -> None:
         original(self, item, None if value is MISS else entry, value, near=near)
 
-    put(batch_calls._Search, "found", found)
+    put(many._Search, "found", found)
 
 
 # -- loaders that block, hang, pile up -----------------------------------------------------------------------------
@@ -940,12 +919,12 @@ def without_leaving_alone_what_was_given_up() -> None:
 
 @guard(LOADERS)
 def without_an_age_of_loads() -> None:
-    put(flight_registry.FlightRegistry, "overdue", nothing)
+    put(registry.FlightRegistry, "overdue", nothing)
 
 
 @guard(RACES)
 def without_an_end_of_joining_what_has_no_lease() -> None:
-    put(flight_registry.FlightRegistry, "expire", nothing)
+    put(registry.FlightRegistry, "expire", nothing)
 
 
 @guard(LIFECYCLE)
@@ -970,14 +949,14 @@ def without_giving_back_the_lease_of_what_hangs() -> None:
 
 @guard(LOADERS)
 def without_more_time_for_the_next_attempt() -> None:
-    original = flight_registry.FlightRegistry._enter
+    original = registry.FlightRegistry._enter
 
     def enter(self: Any, flight: Any) -> Any:
         replaced = original(self, flight)
         flight.tolerance = 2.0
         return replaced
 
-    put(flight_registry.FlightRegistry, "_enter", enter)
+    put(registry.FlightRegistry, "_enter", enter)
 
 
 @guard(LOADERS)
@@ -1104,7 +1083,7 @@ def without_last_words() -> None:
 
 @guard(LAST)
 def without_ending_replays() -> None:
-    put(replays.Replays, "stop", lambda _: [])
+    put(replay.Replays, "stop", lambda _: [])
 
 
 @guard(LAST)
@@ -1124,7 +1103,7 @@ JOURNAL: Final = "tests/test_journal.py"
 
 @guard(JOURNAL)
 def without_doubt_until_the_journal_is_read() -> None:
-    put(recovery.Recovery, "begin_doubt", nothing)
+    put(outbox.Recovery, "begin_doubt", nothing)
 
 
 @guard(JOURNAL)
@@ -1189,7 +1168,7 @@ def without_leaving_an_open_journal_to_sqlite() -> None:
 
 @guard(JOURNAL)
 def without_a_look_at_what_rows_say() -> None:
-    put(recovery.Recovery, "fits", lambda *_: True)
+    put(outbox.Recovery, "fits", lambda *_: True)
 
 
 @guard(JOURNAL)

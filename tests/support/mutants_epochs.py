@@ -4,11 +4,14 @@ import math
 import time
 from typing import Any, Final
 
-from magnus_cache import arrivals, clock, epoch_reads, epochs, reads, replays, writes
-from magnus_cache.durations import LONGEST
-from magnus_cache.redis import handshake, heartbeat, replies, scripts, wire
-from magnus_cache.redis.server_time import RedisTime
-from magnus_cache.trust import Trust
+from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination import epoch_sync, failover, replay
+from magnus_cache._engine.redis import handshake, heartbeat, replies, scripts, wire
+from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.runtime import clock
+from magnus_cache._engine.runtime.durations import LONGEST
+from magnus_cache._engine.store import reads, writes
 from tests.support.guards import edit, guard, nothing, put
 
 NUMBERS: Final = "tests/test_epoch_numbers.py"
@@ -59,7 +62,7 @@ def without_a_horizon_of_epochs_read() -> None:
     def epoch_of(text: object, _latest: int = 0) -> int:
         return of(text)
 
-    put(epoch_reads, "epoch_of", epoch_of)
+    put(epoch_sync, "epoch_of", epoch_of)
 
 
 @guard(f"{NUMBERS}::test_a_value_that_claims_an_impossible_epoch_is_not_valid_for_ever")
@@ -153,7 +156,7 @@ def without_trust_by_the_marker_alone() -> None:
 
 @guard(f"{EXCHANGED}::test_the_other_database_is_met_anew")
 def without_meeting_an_exchanged_database_anew() -> None:
-    put(arrivals.Arrivals, "forget", nothing)
+    put(failover.Arrivals, "forget", nothing)
 
 
 @guard(f"{EXCHANGED}::test_an_exchanged_database_is_no_fallback_in_the_next_outage")
@@ -198,7 +201,7 @@ def without_asking_for_epochs_half_way() -> None:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    put(epoch_reads.EpochReads, "_expire", expire)
+    put(epoch_sync.EpochReads, "_expire", expire)
 
 
 @guard(f"{UNTRACKED}::test_what_was_asked_before_counts_for_nothing")
@@ -254,5 +257,5 @@ def without_a_range_of_issued_epochs() -> None:
     def epoch_of(text: Any, _latest: int = 0) -> int:
         return int(text or 0)
 
-    for module in (epoch_reads, replays):
+    for module in (epoch_sync, replay):
         put(module, "epoch_of", epoch_of)

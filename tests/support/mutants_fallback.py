@@ -4,7 +4,12 @@ import contextlib
 from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import decorators, entries, key_locks, lifetimes, memory, namespaces, places, writes
+from magnus_cache._engine.api import cached
+from magnus_cache._engine.keys import lambdas
+from magnus_cache._engine.memory import entry as entries
+from magnus_cache._engine.memory import key_locks, store
+from magnus_cache._engine.policy import namespaces
+from magnus_cache._engine.store import lifetimes, writes
 from tests.support.guards import guard, put
 
 STEPS: Final = "tests/test_fallback_steps.py"
@@ -13,7 +18,7 @@ TOUCH: Final = "tests/test_touch.py"
 
 @guard(STEPS)
 def without_a_look_whether_an_entry_is_still_the_one_that_was_looked_at() -> None:
-    put(memory.Memory, "replace", lambda self, name, _old, entry: self.put(name, entry))
+    put(store.Memory, "replace", lambda self, name, _old, entry: self.put(name, entry))
 
 
 @guard(STEPS)
@@ -66,18 +71,18 @@ NAMESPACES: Final = "tests/test_namespaces.py"
 
 @guard(NAMES)
 def without_the_code_in_the_names_of_lambdas_that_have_no_file() -> None:
-    put(places, "_code", lambda _: "")
-    put(places, "_last", lambda path: "")
+    put(lambdas, "_code", lambda _: "")
+    put(lambdas, "_last", lambda path: "")
 
 
 @guard(NAMES)
 def without_an_order_for_the_constants_of_a_lambda() -> None:
-    put(places, "_constant", repr)
+    put(lambdas, "_constant", repr)
 
 
 @guard(NAMESPACES)
 def without_telling_functions_that_a_namespace_was_replaced() -> None:
-    put(decorators.Site, "namespaces_changed", lambda _: None)
+    put(cached.Site, "namespaces_changed", lambda _: None)
 
 
 @guard(NAMESPACES)
@@ -90,7 +95,7 @@ def without_a_second_look_at_the_registry_after_remembering() -> None:
 
 @guard(TOUCH)
 def without_keeping_what_is_near_until_redis_has_answered_a_touch() -> None:
-    put(memory.Memory, "void", memory.Memory.invalidate)
+    put(store.Memory, "void", store.Memory.invalidate)
 
 
 @guard(TOUCH)
@@ -110,12 +115,12 @@ def without_overtaking_loads_that_began_during_a_failing_write() -> None:
 
 @guard(TOUCH)
 def without_a_placeholder_of_its_own_for_a_write() -> None:
-    original = memory.Memory.reserve
+    original = store.Memory.reserve
 
     def reserve(self: Any, name: bytes, *, anew: bool = False) -> Any:
         return original(self, name)
 
-    put(memory.Memory, "reserve", reserve)
+    put(store.Memory, "reserve", reserve)
 
 
 @guard(TOUCH)

@@ -4,10 +4,13 @@ from collections.abc import Generator, Iterator
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from magnus_cache import coding, footprint, loader_places, writes
-from magnus_cache.codec import arrays, budget, builtin, floods, frames, values
-from magnus_cache.codec.marks import Mark
-from magnus_cache.redis import connection, intake, pipeline
+from magnus_cache._engine.codec import budget, builtin, hash_collisions, numpy_types, pandas_types, values
+from magnus_cache._engine.codec.markers import Mark
+from magnus_cache._engine.memory import footprint
+from magnus_cache._engine.redis import connection, frame_limits, pipeline
+from magnus_cache._engine.runtime import loader_slots
+from magnus_cache._engine.store import values as coding
+from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
 VALUES: Final = "tests/test_hostile_values.py"
@@ -55,32 +58,32 @@ def without_checked_keys() -> None:
 
 @guard(f"{VALUES}::test_a_table_that_fills_too_slowly_is_given_up")
 def without_a_bound_on_the_time_to_fill_a_table() -> None:
-    put(floods, "_SLOW", 1e9)
+    put(hash_collisions, "_SLOW", 1e9)
 
 
 @guard(f"{VALUES}::test_a_single_value_does_not_become_a_column")
 def without_the_shape_of_a_column() -> None:
     def array(encoded: Any) -> Any:
         if isinstance(encoded, list):
-            return frames._ARRAY_FORMS[encoded[0]](*encoded[1:])
+            return pandas_types._ARRAY_FORMS[encoded[0]](*encoded[1:])
         return encoded
 
-    put(frames, "_array", array)
+    put(pandas_types, "_array", array)
 
 
 @guard(f"{VALUES}::test_categories_that_share_a_hash_are_refused")
 def without_checked_labels() -> None:
-    put(frames, "check_hashes", nothing)
+    put(pandas_types, "check_hashes", nothing)
 
 
 @guard(f"{VALUES}::test_a_dtype_of_very_many_fields_is_malformed")
 def without_a_bound_on_the_fields_of_a_dtype() -> None:
-    put(arrays, "_MOST_FIELDS", 10**9)
+    put(numpy_types, "_MOST_FIELDS", 10**9)
 
 
 @guard(f"{VALUES}::test_a_dtype_of_very_many_fields_is_malformed")
 def without_a_bound_on_the_name_of_a_dtype() -> None:
-    put(arrays, "_plain_name", lambda spec: spec)
+    put(numpy_types, "_plain_name", lambda spec: spec)
 
 
 @guard(f"{VALUES}::test_a_zone_is_read_from_its_file_once")
@@ -94,12 +97,12 @@ SERVER: Final = "tests/test_hostile_server.py"
 
 @guard(f"{SERVER}::test_an_announcement_without_end_ends_the_connection")
 def without_a_lower_bound_on_what_comes_unasked() -> None:
-    put(intake, "_UNASKED_BYTES", 128 << 20)
+    put(frame_limits, "_UNASKED_BYTES", 128 << 20)
 
 
 @guard(f"{SERVER}::test_a_reply_without_end_ends_the_connection_and_frees_its_memory")
 def without_a_bound_on_the_bytes_of_a_reply() -> None:
-    put(intake, "_REPLY_BYTES", 1 << 50)
+    put(frame_limits, "_REPLY_BYTES", 1 << 50)
 
 
 @guard(f"{SERVER}::test_a_reply_without_end_ends_the_connection_and_frees_its_memory")
@@ -109,7 +112,7 @@ def without_freeing_what_was_read_of_a_frame() -> None:
 
 @guard(f"{SERVER}::test_a_frame_that_was_begun_has_a_deadline")
 def without_a_deadline_for_a_frame() -> None:
-    put(intake.Intake, "_check", nothing)
+    put(frame_limits.Intake, "_check", nothing)
 
 
 @guard(f"{SERVER}::test_a_handshake_without_end_ends_the_connection")
@@ -130,7 +133,7 @@ def without_leaving_places_for_other_namespaces() -> None:
     def has_room(self: Any, lane: Any) -> bool:
         return bool(lane.running < self._most and self.running < self._most_of_all)
 
-    put(loader_places.LoaderPlaces, "_has_room", has_room)
+    put(loader_slots.LoaderPlaces, "_has_room", has_room)
 
 
 @guard(
@@ -138,15 +141,15 @@ def without_leaving_places_for_other_namespaces() -> None:
     f"{THREADS}::test_threads_of_event_loops_that_have_ended_count_as_well",
 )
 def without_a_bound_on_all_threads() -> None:
-    put(loader_places.LoaderPlaces, "_has_room", lambda self, lane: lane.running < self._most)
+    put(loader_slots.LoaderPlaces, "_has_room", lambda self, lane: lane.running < self._most)
 
 
 @guard(f"{THREADS}::test_a_forked_child_has_none_of_the_threads")
 def without_new_places_in_a_forked_child() -> None:
-    put(loader_places.LoaderPlaces, "reset", lambda self: None if hasattr(self, "running") else reset(self))
+    put(loader_slots.LoaderPlaces, "reset", lambda self: None if hasattr(self, "running") else reset(self))
 
 
-reset = loader_places.LoaderPlaces.reset
+reset = loader_slots.LoaderPlaces.reset
 
 
 FOOTPRINT: Final = "tests/test_footprint.py"

@@ -3,21 +3,12 @@
 import inspect
 from typing import Any, Final
 
-from magnus_cache import (
-    awaitables,
-    callkeys,
-    calls,
-    closures,
-    decorators,
-    instances,
-    key_functions,
-    module_names,
-    prefilled,
-    reads,
-    shared_names,
-    signatures,
-)
-from magnus_cache.canonical import class_name
+from magnus_cache._engine.api import awaitables, cached, shared_names
+from magnus_cache._engine.keys import arguments, closures, instances, key_functions, partials, signatures
+from magnus_cache._engine.keys import calls as callkeys
+from magnus_cache._engine.keys.canonical import class_name
+from magnus_cache._engine.runtime import module_names
+from magnus_cache._engine.store import reads
 from tests.support.guards import guard, put
 
 IDENTITY: Final = "tests/test_identity.py"
@@ -31,12 +22,12 @@ KEYS: Final = "tests/test_callkeys.py"
     f"{IDENTITY}::test_a_bound_method_counts_what_it_is_bound_to", f"{IDENTITY}::test_partials_count_what_they_fill_in"
 )
 def without_what_a_function_is_bound_to() -> None:
-    put(calls, "prefilled", prefilled.Prefilled)
+    put(arguments, "prefilled", partials.Prefilled)
 
 
 @guard(f"{IDENTITY}::test_methods_written_in_c_count_what_they_are_bound_to")
 def without_what_a_method_in_c_is_bound_to() -> None:
-    put(calls, "bound_to", lambda _: None)
+    put(arguments, "bound_to", lambda _: None)
 
 
 @guard(f"{IDENTITY}::test_what_a_partial_fills_in_may_change")
@@ -47,7 +38,7 @@ def without_a_look_at_what_a_partial_fills_in() -> None:
 
 @guard(f"{IDENTITY}::test_what_a_function_closes_over_is_part_of_its_keys")
 def without_closures() -> None:
-    put(calls, "closure_of", lambda *_: None)
+    put(arguments, "closure_of", lambda *_: None)
 
 
 @guard(f"{IDENTITY}::test_a_variable_is_read_when_the_function_is_called")
@@ -116,7 +107,7 @@ def without_the_content_of_slotted_instances() -> None:
     f"{SIGNATURES}::test_a_method_behind_such_a_decorator",
 )
 def without_doubt_of_a_decorators_arguments() -> None:
-    put(calls, "seen", lambda function: signatures.Seen(inspect.signature(function), None))
+    put(arguments, "seen", lambda function: signatures.Seen(inspect.signature(function), None))
 
 
 @guard(f"{SIGNATURES}::test_a_template_does_not_guess_which_argument_is_meant")
@@ -131,7 +122,7 @@ def without_a_look_for_coroutine_functions_within() -> None:
 
 @guard(f"{SIGNATURES}::test_a_function_that_returns_one_unsaid_gets_a_clear_error")
 def without_an_error_for_awaitables() -> None:
-    put(decorators, "blocking", lambda function, _: function)
+    put(cached, "blocking", lambda function, _: function)
 
 
 @guard(f"{VERSIONS}::test_another_version_of_a_function_has_other_values")

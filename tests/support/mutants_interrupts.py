@@ -5,21 +5,12 @@ import threading
 from contextvars import ContextVar
 from typing import Any
 
-from magnus_cache import (
-    boarding,
-    deferred,
-    expiry,
-    flight,
-    flights,
-    loads,
-    memory,
-    outcomes,
-    portal,
-    portal_session,
-    sections,
-    state,
-    stripes,
-)
+from magnus_cache._engine.coordination import state
+from magnus_cache._engine.flights import flight, flights, joins
+from magnus_cache._engine.loading import loads
+from magnus_cache._engine.memory import clear_log, lru, store
+from magnus_cache._engine.runtime import critical, portal, portal_thread, waiters
+from magnus_cache._engine.store import deferred
 from magnus_cache.errors import CacheDeadlockError
 from tests.support.guards import guard, nothing, put
 
@@ -27,20 +18,20 @@ _TESTS = "tests/test_interrupts.py::"
 
 
 def _check_with(check: Any) -> None:
-    for module in (sections, portal, portal_session, flights, loads, state):
+    for module in (critical, portal, portal_thread, flights, loads, state):
         put(module, "check_waiting", check)
 
 
 @guard(_TESTS + "test_within_a_section_waits_are_refused_and_writes_deferred")
 def without_a_look_whether_a_section_was_interrupted() -> None:
-    put(sections, "engaged", lambda: False)
+    put(critical, "engaged", lambda: False)
     put(portal, "engaged", lambda: False)
 
 
 @guard(_TESTS + "test_while_the_interpreter_ends_nothing_is_waited_for")
 def without_a_look_whether_the_interpreter_ends() -> None:
     def check() -> None:
-        if sections.engaged():
+        if critical.engaged():
             raise CacheDeadlockError("a signal handler")
 
     _check_with(check)
@@ -49,13 +40,13 @@ def without_a_look_whether_the_interpreter_ends() -> None:
 @guard(_TESTS + "test_a_handler_that_calls_the_cache_at_any_place_waits_for_nothing")
 def without_a_lock_that_can_be_entered_again() -> None:
     put(flights, "section", threading.Lock)
-    reset = boarding.FlightRegistry.__init__
+    reset = joins.FlightRegistry.__init__
 
     def init(self: Any, *args: Any) -> None:
         reset(self, *args)
         self._lock = threading.Lock()
 
-    put(boarding.FlightRegistry, "__init__", init)
+    put(joins.FlightRegistry, "__init__", init)
 
 
 @guard(_TESTS + "test_a_handler_in_the_midst_of_a_wake_makes_its_own")
@@ -63,12 +54,12 @@ def without_a_wake_of_ones_own() -> None:
     def post(self: Any, callback: Any, args: Any) -> None:
         self._inbox.append((callback, args))
         if self.over or self.loop is None:
-            raise portal_session.closed_error()
+            raise portal_thread.closed_error()
         if self._wake is None:
             self._wake = [0]
             self.loop.call_soon_threadsafe(self._drain, context=self._context)
 
-    put(portal_session.Session, "post", post)
+    put(portal_thread.Session, "post", post)
 
 
 @guard(_TESTS + "test_a_handler_finds_the_cache_as_it_starts")
@@ -102,7 +93,7 @@ def without_deferring_on_the_background_loop() -> None:
 
 @guard(_TESTS + "test_what_is_deferred_before_there_is_a_loop_comes_first")
 def without_a_place_for_what_comes_before_the_loop() -> None:
-    put(portal_session.Session, "serve_early", nothing)
+    put(portal_thread.Session, "serve_early", nothing)
 
 
 @guard(_TESTS + "test_what_is_deferred_on_a_loop_starts_the_background_loop")
@@ -127,7 +118,7 @@ def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
             stored: bool = self._store(fill.name, entry)
             return stored
 
-    put(memory.Memory, "fill", fill)
+    put(store.Memory, "fill", fill)
 
 
 @guard(_TESTS + "test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept")
@@ -139,7 +130,7 @@ def without_a_look_at_what_is_replaced_in_the_step_that_does() -> None:
             stored: bool = self._store(name, entry)
             return stored
 
-    put(memory.Memory, "replace", replace)
+    put(store.Memory, "replace", replace)
 
 
 @guard(_TESTS + "test_removals_in_the_midst_of_the_memorys_steps_do_no_harm")
@@ -148,17 +139,17 @@ def without_a_look_at_what_is_removed() -> None:
         del self[name]
         return True
 
-    put(stripes.One, "take", take)
+    put(lru.One, "take", take)
 
 
 @guard(_TESTS + "test_a_floor_laid_in_the_midst_of_another_stays")
 def without_a_look_at_the_floors_in_the_step_that_lays_one() -> None:
     def add(self: Any, floor: Any) -> Any:
-        kept = tuple(old for old in self._floors if not expiry._within(old.scope, floor.scope))
+        kept = tuple(old for old in self._floors if not clear_log._within(old.scope, floor.scope))
         self._floors = (*kept, floor)
         return floor
 
-    put(expiry.Floors, "add", add)
+    put(clear_log.Floors, "add", add)
 
 
 @guard(_TESTS + "test_a_floor_laid_in_the_midst_of_another_stays")
@@ -166,17 +157,17 @@ def without_counting_a_floors_steps_from_when_it_is_there() -> None:
     def clear_matching(self: Any, scope: Any) -> None:
         with self._lock:
             generation = self._generation + 1
-            self._floors.add(expiry.Floor(scope, generation, self.steps + len(self._queue)))
+            self._floors.add(clear_log.Floor(scope, generation, self.steps + len(self._queue)))
             self._generation = generation
             self._void(scope)
-            self._advance(memory._CLEAR_STEPS)
+            self._advance(store._CLEAR_STEPS)
 
-    put(memory.Memory, "clear_matching", clear_matching)
+    put(store.Memory, "clear_matching", clear_matching)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_leaves_nothing_behind")
 def without_leaving_again_after_an_interrupt() -> None:
-    left = boarding.Boarding._leave
+    left = joins.Boarding._leave
     seen: set[int] = set()
 
     def leave(self: Any, seat: Any) -> None:
@@ -184,21 +175,21 @@ def without_leaving_again_after_an_interrupt() -> None:
             seen.add(id(seat))
             left(self, seat)
 
-    put(boarding.Boarding, "_leave", leave)
+    put(joins.Boarding, "_leave", leave)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_leaves_nothing_behind")
 def without_a_seat_that_knows_its_load_at_once() -> None:
-    board = boarding.Boarding._board
+    board = joins.Boarding._board
 
     def late(self: Any, seat: Any, *args: Any, **options: Any) -> Any:
-        other = boarding.Seat(seat.waiter, seat.holds_up)
+        other = joins.Seat(seat.waiter, seat.holds_up)
         found = board(self, other, *args, **options)
         for name in ("flight", "leads", "outer", "inner", "blocks", "job"):
             setattr(seat, name, getattr(other, name))
         return found
 
-    put(boarding.Boarding, "_board", late)
+    put(joins.Boarding, "_board", late)
 
 
 @guard(_TESTS + "test_those_who_wait_for_an_interrupted_load_are_served")
@@ -208,13 +199,13 @@ def without_telling_those_who_were_not_told() -> None:
             if flight.done:
                 return
             flight.done = True
-            flight.detached = flight.detached or isinstance(outcome, outcomes.Abandoned)
+            flight.detached = flight.detached or isinstance(outcome, waiters.Abandoned)
             self._unattended.discard(flight)
             self._forget(flight)
             crew, flight.crew = flight.crew, set()
-        outcomes.wake(crew, outcome)
+        waiters.wake(crew, outcome)
 
-    put(boarding.Boarding, "_settle", settle)
+    put(joins.Boarding, "_settle", settle)
 
 
 @guard(_TESTS + "test_an_interrupted_reservation_is_taken_back")
@@ -223,12 +214,12 @@ def without_taking_back_an_interrupted_reservation() -> None:
         with self._lock:
             fill = self._pending.get(name)
             if fill is None:
-                fill = self._pending[name] = memory.Fill(name)
+                fill = self._pending[name] = store.Fill(name)
             else:
                 fill.holders += 1
             return fill
 
-    put(memory.Memory, "reserve", reserve)
+    put(store.Memory, "reserve", reserve)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_of_a_switch_leaves_it_off")

@@ -2,7 +2,12 @@
 
 from typing import Any, Final
 
-from magnus_cache import batch_calls, claims, epochs, flights, forgetting, joining, loads, state, writes
+from magnus_cache._engine.api import many
+from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coordination import invalidation, state
+from magnus_cache._engine.flights import callers, flights
+from magnus_cache._engine.loading import acquire, loads
+from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
 JOINING: Final = "tests/test_joining.py"
@@ -15,7 +20,7 @@ LEFT_OUT: Final = f"{JOINING}::test_what_a_batch_loader_leaves_out_is_left_out_f
 
 @guard(FOUND, LOADED)
 def without_judging_what_was_joined() -> None:
-    put(joining.JoiningCaller, "accepts", lambda *_: True)
+    put(callers.JoiningCaller, "accepts", lambda *_: True)
 
 
 @guard("tests/test_joining_stress.py")
@@ -30,14 +35,14 @@ def without_the_tags_of_what_was_found() -> None:
 
 @guard(FOUND)
 def without_noting_the_look_before_it() -> None:
-    original = claims.Claims.claim
+    original = acquire.Claims.claim
 
     async def claim(self: Any, address: Any, flight: Any, *args: Any, **more: Any) -> Any:
         got = await original(self, address, flight, *args, **more)
         flight.look.since = self._state.epochs.moment()
         return got
 
-    put(claims.Claims, "claim", claim)
+    put(acquire.Claims, "claim", claim)
 
 
 @guard(f"{JOINING}::test_nobody_joins_a_load_that_is_taking_in_what_it_found")
@@ -57,7 +62,7 @@ def without_putting_aside_a_load_that_found_a_value() -> None:
 
 @guard(f"{JOINING}::test_a_fresh_call_takes_nothing_that_a_load_found")
 def without_refusing_what_was_found_for_a_fresh_call() -> None:
-    put(joining.Look, "found", property(lambda _: False, nothing))
+    put(callers.Look, "found", property(lambda _: False, nothing))
 
 
 @guard(ONE_BY_ONE)
@@ -65,7 +70,7 @@ def without_judging_by_the_start_of_each_call() -> None:
     def accepts(self: Any, look: Any) -> bool:
         return not look.overtaken and not self._epochs.overtaken(look.tags, look.since)
 
-    put(joining.JoiningCaller, "accepts", accepts)
+    put(callers.JoiningCaller, "accepts", accepts)
 
 
 @guard(f"{JOINING}::test_moments_tell_before_from_after")
@@ -107,7 +112,7 @@ def without_noting_an_invalidation_when_it_is_done() -> None:
         if (mark := self.epochs.mark(name)) is not None:
             self.memory.outdate(mark)
 
-    put(forgetting.Forgetting, "outdated", outdated)
+    put(invalidation.Forgetting, "outdated", outdated)
 
 
 @guard(f"{WITHIN}[delete]")
@@ -118,7 +123,7 @@ def without_putting_loads_aside_after_a_delete() -> None:
             self.leases.touched(name)
             self.memory.invalidate(name)
 
-    put(forgetting.Forgetting, "touch", touch)
+    put(invalidation.Forgetting, "touch", touch)
 
 
 @guard(f"{WITHIN}[clear]", f"{WITHIN}[glob]")
@@ -128,7 +133,7 @@ def without_putting_loads_aside_after_a_clear() -> None:
         self.leases.touched_matching(covered)
         self.memory.clear_matching(scope)
 
-    put(forgetting.Forgetting, "_forget", forget)
+    put(invalidation.Forgetting, "_forget", forget)
 
 
 WRITTEN: Final = f"{JOINING}::test_a_load_that_found_what_a_write_replaces_serves_no_later_calls"
@@ -159,24 +164,24 @@ def without_putting_loads_aside_after_a_write() -> None:
 
 @guard(f"{JOINING}::test_an_invalidation_that_a_lost_connection_did_not_announce_counts_for_those_who_joined")
 def without_doubt_about_what_was_not_announced() -> None:
-    original = claims.Claims.overtaken
+    original = acquire.Claims.overtaken
 
     async def overtaken(self: Any, address: Any, tags: Any, known: Any, claim: Any) -> bool:
         if claim.lease is not None:
             claim.flight.look.known = claim.lease.wire.known
         return await original(self, address, tags, known, claim)
 
-    put(claims.Claims, "overtaken", overtaken)
+    put(acquire.Claims, "overtaken", overtaken)
 
 
 @guard(LEFT_OUT)
 def without_sharing_what_is_left_out() -> None:
-    put(batch_calls, "_source", lambda _: object())
+    put(many, "_source", lambda _: object())
 
 
 @guard(f"{JOINING}::test_another_function_is_asked_for_what_the_first_leaves_out")
 def without_telling_decorated_functions_apart() -> None:
-    put(batch_calls, "_source", lambda _: "the same")
+    put(many, "_source", lambda _: "the same")
 
 
 @guard(f"{JOINING}::test_a_call_has_one_deadline_however_often_it_is_turned_away")

@@ -3,20 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from magnus_cache import (
-    batch_keys,
-    clears,
-    clock,
-    contents,
-    descriptions,
-    foreign,
-    globs,
-    keys,
-    templates,
-    warming,
-    writes,
-)
-from magnus_cache.descriptions import Raw
+from magnus_cache._engine.api import warming
+from magnus_cache._engine.keys import arrays, descriptions, globs, names, templates
+from magnus_cache._engine.keys import libraries as foreign
+from magnus_cache._engine.keys.descriptions import Raw
+from magnus_cache._engine.runtime import clock
+from magnus_cache._engine.store import batch_keys, clears, writes
 from tests.support.guards import guard, nothing, put
 
 _GLOBS: Final = "tests/test_clear_globs.py::"
@@ -48,7 +40,7 @@ def without_a_look_at_what_is_known_of_long_keys() -> None:
 
 @guard(_GLOBS + "test_a_clear_by_glob_removes_it_everywhere")
 def without_all_kinds_of_keys_in_what_is_scanned() -> None:
-    put(keys, "key_pattern", lambda prefix, literal: globs.prefix_pattern(prefix + literal.encode()))
+    put(names, "key_pattern", lambda prefix, literal: globs.prefix_pattern(prefix + literal.encode()))
 
 
 @guard(_GLOBS + "test_a_clear_by_glob_leaves_alone_what_it_does_not_cover")
@@ -58,7 +50,7 @@ def without_a_second_look_at_what_was_scanned() -> None:
 
 @guard(_GLOBS + "test_the_default_prefix_under_another_one_is_refused")
 def without_a_look_for_the_default_prefix() -> None:
-    put(keys, "DEFAULT_PREFIX", "\0")
+    put(names, "DEFAULT_PREFIX", "\0")
 
 
 @guard(_GLOBS + "test_the_prefix_of_any_other_cache_on_the_server_is_refused")
@@ -68,7 +60,7 @@ def without_a_look_for_other_prefixes() -> None:
 
 @guard(_GLOBS + "test_the_prefix_of_any_other_cache_on_the_server_is_refused")
 def without_the_namespaces_of_this_process_among_prefixes() -> None:
-    put(keys.Keyspace, "uses", lambda *_: False)
+    put(names.Keyspace, "uses", lambda *_: False)
 
 
 # -- keys that are equal in Python --------------------------------------------------------------------------------
@@ -99,22 +91,22 @@ def without_plain_values_for_scalars_of_numpy() -> None:
 @guard(_FOREIGN + "test_what_may_hold_more_than_is_read_is_refused")
 def without_a_look_for_subclasses() -> None:
     put(foreign, "only", lambda value, *_: descriptions.library_name(type(value)))
-    put(contents, "only", lambda value, *_: descriptions.library_name(type(value)))
+    put(arrays, "only", lambda value, *_: descriptions.library_name(type(value)))
 
 
 @guard(_FOREIGN + "test_arrays_and_frames_that_differ_are_different_keys")
 def without_the_types_and_shapes_of_arrays() -> None:
-    numbers = contents._numbers
+    numbers = arrays._numbers
 
     def bare(values: Any, room: Any) -> Iterator[Any]:
         return (part for part in numbers(values, room) if not isinstance(part, tuple))
 
-    put(contents, "_numbers", bare)
+    put(arrays, "_numbers", bare)
 
 
 @guard(_FOREIGN + "test_arrays_and_frames_that_differ_are_different_keys")
 def without_the_lengths_of_texts() -> None:
-    put(contents, "_little", lambda _: b"")
+    put(arrays, "_little", lambda _: b"")
 
 
 @guard(_FOREIGN + "test_what_lies_between_the_values_of_an_array_makes_no_difference")
@@ -123,7 +115,7 @@ def without_a_look_past_what_lies_between_values() -> None:
         yield (str(values.dtype), *values.shape)
         yield Raw(values.tobytes())
 
-    put(contents, "_numbers", numbers)
+    put(arrays, "_numbers", numbers)
 
 
 @guard(_FOREIGN + "test_more_than_the_bound_is_refused_with_the_remedies")

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from magnus_cache import following, lives, process_wide, state
-from magnus_cache.clock import monotonic, switch_process_clock
-from magnus_cache.sections import section
+from magnus_cache._engine.api import following, process_wide
+from magnus_cache._engine.api import life as lives
+from magnus_cache._engine.coordination import state
+from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
+from magnus_cache._engine.runtime.critical import section
 from magnus_cache.testing import clock, isolation
 from tests.support.guards import guard, nothing, put
 

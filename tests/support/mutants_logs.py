@@ -4,9 +4,15 @@ import math
 from types import SimpleNamespace
 from typing import Any, Final
 
-from magnus_cache import epoch_renewals, eras, flight, instances, load_failures, loads, notices, state, writes
-from magnus_cache.redis import commands, reclaim, replies, scripts
-from magnus_cache.trust import Trust
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination import epoch_renewals, generations, state
+from magnus_cache._engine.flights import flight
+from magnus_cache._engine.keys import instances
+from magnus_cache._engine.loading import failures as load_failures
+from magnus_cache._engine.loading import loads
+from magnus_cache._engine.redis import bulk, commands, replies, scripts
+from magnus_cache._engine.runtime import log
+from magnus_cache._engine.store import writes
 from tests.support.guards import edit, guard, nothing, put
 
 OFFLINE: Final = "tests/test_offline.py"
@@ -14,12 +20,12 @@ OFFLINE: Final = "tests/test_offline.py"
 
 @guard(OFFLINE)
 def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
-    put(eras.Eras, "serves", lambda self, trust, _namespace, _now: trust.era == self.now)
+    put(generations.Eras, "serves", lambda self, trust, _namespace, _now: trust.era == self.now)
 
 
 @guard(OFFLINE)
 def without_an_end_of_what_is_stored_while_redis_is_away() -> None:
-    put(eras.Eras, "bounded", lambda _self, offline, _namespace: offline)
+    put(generations.Eras, "bounded", lambda _self, offline, _namespace: offline)
 
 
 @guard(OFFLINE)
@@ -33,12 +39,12 @@ def without_counting_the_loss_of_contact_from_the_last_confirmation() -> None:
         return self.breaker.outage.began if self.breaker.outage else self.clock()
 
     put(state.State, "contact", contact)
-    put(eras.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(f"{OFFLINE}::test_what_a_lost_connection_brought_counts_from_its_own_loss")
 def without_counting_what_a_connection_brought_from_its_own_loss() -> None:
-    put(eras.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(OFFLINE)
@@ -48,22 +54,22 @@ def without_knowing_until_when_a_killed_trust_was_good() -> None:
 
 @guard(OFFLINE)
 def without_noting_the_contact_of_a_connection_that_is_lost() -> None:
-    put(eras.Eras, "cut", nothing)
+    put(generations.Eras, "cut", nothing)
 
 
 @guard(OFFLINE)
 def without_following_the_trust_that_a_flush_replaces() -> None:
-    put(eras.Eras, "flushed", nothing)
+    put(generations.Eras, "flushed", nothing)
 
 
 @guard(OFFLINE)
 def without_ending_bounded_trusts_with_the_outage() -> None:
-    put(eras.OfflineTrust, "kill", Trust.kill)
+    put(generations.OfflineTrust, "kill", Trust.kill)
 
 
 @guard(f"{OFFLINE}::test_a_trust_of_the_outage_dies_however_late_it_is_made")
 def without_a_bound_on_the_trusts_of_an_outage() -> None:
-    put(eras, "_MOST_BOUNDS", math.inf)
+    put(generations, "_MOST_BOUNDS", math.inf)
 
 
 @guard(f"{OFFLINE}::test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it")
@@ -81,18 +87,18 @@ def without_telling_of_loads_that_fail_without_a_caller() -> None:
 
 @guard(f"{LOGS}::test_there_are_not_more_lines_the_more_topics_there_are")
 def without_a_bound_on_the_topics_of_the_log() -> None:
-    put(notices.Notices, "_bounded", lambda _self, topic, _now: topic)
+    put(log.Notices, "_bounded", lambda _self, topic, _now: topic)
 
 
 @guard(f"{LOGS}::test_managers_of_one_redis_share_the_minute")
 def without_sharing_what_was_logged_among_the_caches_of_one_redis() -> None:
-    original = notices.Notices.__init__
-    put(notices.Notices, "__init__", lambda self, clock=notices.monotonic, place=None: original(self, clock))
+    original = log.Notices.__init__
+    put(log.Notices, "__init__", lambda self, clock=log.monotonic, place=None: original(self, clock))
 
 
 @guard(f"{LOGS}::test_a_page_that_is_executed_again_and_again_warns_once")
 def without_telling_classes_that_are_made_anew_by_their_name() -> None:
-    put(instances, "say_once", lambda _topic, message: notices.say(message))
+    put(instances, "say_once", lambda _topic, message: log.say(message))
 
 
 @guard(f"{LOGS}::test_a_load_that_has_ended_keeps_nothing_of_its_call")
@@ -125,7 +131,7 @@ def without_a_bound_on_the_steps_of_a_scan() -> None:
             cursor, names = await wire.execute(commands.scan(cursor or b"0", pattern, 500), replies.step)
             yield names
 
-    put(reclaim, "_scanned", scanned)
+    put(bulk, "_scanned", scanned)
 
 
 EPOCHS: Final = "tests/test_epoch_renewals.py"

@@ -2,8 +2,11 @@
 
 from typing import Any, Final
 
-from magnus_cache import batch_decorator, bound, decorators, epochs, explain, function_calls, function_tags, rules
-from magnus_cache.codec import envelope
+from magnus_cache._engine.api import bound, cached_many, explain, function_operations
+from magnus_cache._engine.api import cached as decorators
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.policy import function_tags, options
 from tests.support.guards import guard, put
 
 BOUND: Final = "tests/test_bound_methods.py"
@@ -18,7 +21,7 @@ def without_the_tag_of_a_function() -> None:
 
 @guard(EVERYWHERE)
 def without_the_tag_of_a_function_beside_tags_of_the_value() -> None:
-    put(rules, "with_function_tag", lambda tags, _: tags)
+    put(options, "with_function_tag", lambda tags, _: tags)
 
 
 @guard(f"{CLEAR}::test_other_functions_and_values_stay")
@@ -39,7 +42,7 @@ def without_telling_long_names_of_functions_apart() -> None:
 @guard(f"{CLEAR}::test_a_value_with_as_many_tags_as_there_can_be")
 def without_a_place_for_the_tag_of_a_function() -> None:
     put(decorators, "with_function_tag", lambda tags, function: (*tags, *function)[:255])
-    put(rules, "with_function_tag", lambda tags, function: (*tags, *function)[:255])
+    put(options, "with_function_tag", lambda tags, function: (*tags, *function)[:255])
 
 
 @guard(f"{CLEAR}::test_values_stored_without_the_tag_are_served")
@@ -99,12 +102,12 @@ def without_hiding_the_tag_of_a_function() -> None:
 
 @guard(f"{CLEAR}::test_a_function_of_many_keys")
 def without_refusing_many_keys_in_place_of_one() -> None:
-    put(batch_decorator._BatchSite, "single", decorators.Site.single)
+    put(cached_many._BatchSite, "single", decorators.Site.single)
 
 
 @guard(f"{CLEAR}::test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing")
 def without_leaving_a_clear_of_a_function_for_later() -> None:
-    original = function_calls._blocking
+    original = function_operations._blocking
 
     def blocking(place: Any) -> Any:
         operations = original(place)
@@ -115,7 +118,7 @@ def without_leaving_a_clear_of_a_function_for_later() -> None:
 
         return clear, *operations[1:]
 
-    put(function_calls, "_blocking", blocking)
+    put(function_operations, "_blocking", blocking)
 
 
 @guard("tests/test_envelope.py")

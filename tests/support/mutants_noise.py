@@ -3,20 +3,14 @@
 import contextlib
 from typing import Any
 
-from magnus_cache import (
-    deferred,
-    dropped,
-    engine,
-    flights,
-    lease,
-    loads,
-    loop_end,
-    portal_session,
-    uncached,
-    workers,
-)
-from magnus_cache.outcomes import Failed
-from magnus_cache.redis import connection
+from magnus_cache._engine.api import engine
+from magnus_cache._engine.coordination import dropped, lease
+from magnus_cache._engine.flights import flights
+from magnus_cache._engine.loading import loads, uncached
+from magnus_cache._engine.redis import connection
+from magnus_cache._engine.runtime import loop_end, portal_thread, workers
+from magnus_cache._engine.runtime.waiters import Failed
+from magnus_cache._engine.store import deferred
 from tests.support.guards import guard, nothing, put
 
 _ENDS = "tests/test_program_end.py::"
@@ -103,7 +97,7 @@ def without_telling_a_recursion_error_from_a_closed_loop() -> None:
         try:
             original(self, *args)
         except RuntimeError as error:
-            raise portal_session.closed_error() from error
+            raise portal_thread.closed_error() from error
 
-    original = portal_session.Session.post
-    put(portal_session.Session, "post", post)
+    original = portal_thread.Session.post
+    put(portal_thread.Session, "post", post)

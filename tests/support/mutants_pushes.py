@@ -2,8 +2,13 @@
 
 from typing import Any, Final
 
-from magnus_cache import claims, epoch_reads, epochs, keys, lease, leases, loads, pace, state
-from magnus_cache.redis import reclaim, recovery
+from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
+from magnus_cache._engine.keys import names as keys
+from magnus_cache._engine.loading import acquire, loads
+from magnus_cache._engine.outage import outbox
+from magnus_cache._engine.redis import bulk
+from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
 
 DATABASES: Final = "tests/test_databases.py"
@@ -22,14 +27,14 @@ def without_the_database_in_the_names_of_control_keys() -> None:
 
 @guard(f"{DATABASES}::test_invariant_2_a_load_of_any_database_that_is_overtaken_is_stored_nowhere")
 def without_the_database_in_the_scan_for_leases() -> None:
-    original = reclaim.lease_name
-    put(reclaim, "lease_name", lambda name, _: original(name))
+    original = bulk.lease_name
+    put(bulk, "lease_name", lambda name, _: original(name))
 
 
 @guard(f"{DATABASES}::test_a_journal_takes_the_tags_of_its_own_database")
 def without_the_database_in_the_tags_of_a_journal() -> None:
-    original = recovery.Recovery.__init__
-    put(recovery.Recovery, "__init__", lambda self, root, *args, **_: original(self, root, *args))
+    original = outbox.Recovery.__init__
+    put(outbox.Recovery, "__init__", lambda self, root, *args, **_: original(self, root, *args))
 
 
 # -- what an announcement means -----------------------------------------------------------------------------------
@@ -87,12 +92,12 @@ def without_reading_an_epoch_again_before_its_values_go() -> None:
         wire.known.discard(name)
         self._outdated(name)
 
-    put(epoch_reads.EpochReads, "announced", announced)
+    put(epoch_sync.EpochReads, "announced", announced)
 
 
 @guard(f"{NEWS}::test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about")
 def without_following_up_announced_epochs() -> None:
-    put(epoch_reads.EpochReads, "_ask_again", nothing)
+    put(epoch_sync.EpochReads, "_ask_again", nothing)
 
 
 @guard(f"{NEWS}::test_what_another_connection_learns_of_an_epoch_counts_for_all")
@@ -113,15 +118,13 @@ def without_holding_trust_while_an_epoch_is_in_doubt() -> None:
 
 @guard(f"{NEWS}::test_invariant_7_what_was_announced_and_not_followed_up_is_no_fallback")
 def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
-    put(epoch_reads.EpochReads, "cut", nothing)
+    put(epoch_sync.EpochReads, "cut", nothing)
 
 
 @guard(f"{NEWS}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
 def without_assuming_the_worst_of_an_epoch_that_cannot_be_read() -> None:
-    original = epoch_reads._Asking.__init__
-    put(
-        epoch_reads._Asking, "__init__", lambda self, known, name, ended, _: original(self, known, name, ended, nothing)
-    )
+    original = epoch_sync._Asking.__init__
+    put(epoch_sync._Asking, "__init__", lambda self, known, name, ended, _: original(self, known, name, ended, nothing))
 
 
 @guard(f"{NEWS}::test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again")
@@ -136,22 +139,22 @@ def without_counting_answers_that_an_announcement_has_followed() -> None:
 
 @guard(f"{NEWS}::test_every_operation_works_where_nothing_can_be_tracked")
 def without_reading_a_value_and_its_epochs_in_one_reply() -> None:
-    original = epoch_reads.EpochReads.prepare
+    original = epoch_sync.EpochReads.prepare
 
     def prepare(self: Any, *args: Any, again: bool = False) -> None:
         original(self, *args)
 
-    put(epoch_reads.EpochReads, "prepare", prepare)
+    put(epoch_sync.EpochReads, "prepare", prepare)
 
 
 @guard(f"{NEWS}::test_invariant_10_announcements_of_what_was_asked_are_no_circle")
 def without_pauses_between_questions() -> None:
-    put(pace.Pace, "delay", lambda *_: 0.0)
+    put(backoff.Pace, "delay", lambda *_: 0.0)
 
 
 @guard(f"{NEWS}::test_without_tracking_a_waiter_looks_again_by_itself")
 def without_looking_again_where_nothing_is_announced() -> None:
-    put(claims, "pause", lambda _: 60.0)
+    put(acquire, "pause", lambda _: 60.0)
 
 
 @guard("tests/test_leases.py::test_a_flush_voids_what_is_being_loaded")
@@ -159,7 +162,7 @@ def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return
 
-    put(claims.Claims, "_current", at_once)
+    put(acquire.Claims, "_current", at_once)
 
 
 @guard(f"{NEWS}::test_invariant_1_who_came_after_an_announced_tag_is_not_given_an_older_load")
@@ -179,10 +182,10 @@ def without_keeping_other_epochs_when_the_root_is_announced() -> None:
 
 @guard(f"{NEWS}::test_an_announced_root_leaves_the_other_epochs_known_and_heard")
 def without_following_up_epochs_that_are_not_current() -> None:
-    original = epoch_reads.EpochReads.announced
+    original = epoch_sync.EpochReads.announced
 
     def announced(self: Any, name: bytes, heard: Any, **more: Any) -> None:
         if name in heard.known.current:
             original(self, name, heard, **more)
 
-    put(epoch_reads.EpochReads, "announced", announced)
+    put(epoch_sync.EpochReads, "announced", announced)

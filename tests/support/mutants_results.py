@@ -2,24 +2,14 @@
 
 from typing import Any, Final
 
-from magnus_cache import (
-    batches,
-    clears,
-    copies,
-    core,
-    entries,
-    judging,
-    lease,
-    loaded_value,
-    loads,
-    local_claims,
-    local_values,
-    local_writes,
-    unstorable,
-    writes,
-)
-from magnus_cache.codec import paths
-from magnus_cache.redis import scripts
+from magnus_cache._engine.api import asynchronous
+from magnus_cache._engine.codec import copies, paths
+from magnus_cache._engine.coordination import lease
+from magnus_cache._engine.loading import acquire_local, batch, loaded_value, loads, unstorable
+from magnus_cache._engine.loading import results as judging
+from magnus_cache._engine.memory import entry
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.store import clears, local_values, local_writes, writes
 from tests.support.guards import edit, guard, nothing, put
 
 LOCAL: Final = "tests/test_local.py"
@@ -86,13 +76,13 @@ def without_hiding_keys_that_are_no_plain_ones() -> None:
 
 @guard(f"{LOCAL}::test_what_a_peer_invalidates_is_gone")
 def without_hidden_tags_of_local_keys() -> None:
-    for module in (batches, judging, loads, local_writes, writes):
+    for module in (batch, judging, loads, local_writes, writes):
         put(module, "tagged", lambda _address, tags: tags)
 
 
 @guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
 def without_epochs_of_local_values() -> None:
-    put(entries.TaggedEntry, "epoch", property(lambda _: 1 << 62, nothing))
+    put(entry.TaggedEntry, "epoch", property(lambda _: 1 << 62, nothing))
 
 
 @guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
@@ -124,13 +114,13 @@ def without_a_connection_before_a_local_load() -> None:
 
 @guard(f"{LOCAL}::test_a_load_outlives_a_lost_connection")
 def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
-    original = local_claims.LocalWatch.__init__
+    original = acquire_local.LocalWatch.__init__
 
     def init(self: Any, owner: Any, wire: Any, *more: Any) -> None:
         original(self, owner, wire, *more)
         self.trust = wire.trust
 
-    put(local_claims.LocalWatch, "__init__", init)
+    put(acquire_local.LocalWatch, "__init__", init)
 
 
 @guard(f"{LOCAL}::test_a_glob_clears_whole_local_namespaces_elsewhere")
@@ -150,9 +140,9 @@ def without_a_record_of_local_deletes_in_an_outage() -> None:
 
 @guard(f"{LOCAL}::test_a_failing_load_leaves_nothing", f"{LOCAL}::test_a_cancelled_load_leaves_nothing")
 def without_giving_back_the_place_of_a_local_load() -> None:
-    put(local_claims.LocalWatch, "_close", lambda self, *_: self._owner.ended(self))
+    put(acquire_local.LocalWatch, "_close", lambda self, *_: self._owner.ended(self))
 
 
 @guard(f"{LOCAL}::test_the_hidden_tag_is_nobody_elses")
 def without_refusing_hidden_tags_of_callers() -> None:
-    put(core, "check_tags", lambda tags: tuple(tags))
+    put(asynchronous, "check_tags", lambda tags: tuple(tags))

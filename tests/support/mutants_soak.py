@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from magnus_cache import batch_calls
+from magnus_cache._engine.api import many
 from tests.support.guards import guard, put
 
 _TESTS = "tests/test_interrupted_batches.py::"
@@ -15,15 +15,15 @@ def without_an_end_for_what_a_lost_thread_was_to_answer() -> None:
         if self._task is not None:
             self._task.cancel()
 
-    put(batch_calls._Desk, "_cancel", cancel)
+    put(many._Desk, "_cancel", cancel)
 
 
 @guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[before the claim]")
 def without_a_look_whether_the_thread_that_loads_is_gone() -> None:
-    cancel = batch_calls._Desk._cancel
+    cancel = many._Desk._cancel
 
     def forget(self: Any) -> None:
         cancel(self)
         self._deserted = False
 
-    put(batch_calls._Desk, "_cancel", forget)
+    put(many._Desk, "_cancel", forget)

@@ -5,20 +5,15 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from magnus_cache import (
-    batch_calls,
-    coding,
-    expiry,
-    loader_loop,
-    loads,
-    memory,
-    pacing,
-    state,
-    sync,
-    writes,
-)
-from magnus_cache.codec import steps, values
-from magnus_cache.redis import pipeline
+from magnus_cache._engine.api import blocking, many
+from magnus_cache._engine.codec import steps, values
+from magnus_cache._engine.coordination import state
+from magnus_cache._engine.loading import loads
+from magnus_cache._engine.memory import clear_log, store
+from magnus_cache._engine.redis import pipeline
+from magnus_cache._engine.runtime import background_loops, turns
+from magnus_cache._engine.store import values as coding
+from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
 STALLS = "tests/test_stalls.py"
@@ -32,9 +27,9 @@ BLOCKS = f"{STALLS}::test_a_coroutine_that_blocks_holds_up_no_other_threads_get"
 @guard(LARGE)
 def without_turns_between_the_steps_of_a_value() -> None:
     async def at_once(work: Any) -> Any:
-        return pacing.at_once(work)
+        return turns.at_once(work)
 
-    for module in (coding, loads, batch_calls, writes):
+    for module in (coding, loads, many, writes):
         put(module, "in_turns", at_once)
 
 
@@ -91,7 +86,7 @@ def without_sharing_a_turn() -> None:
     async def turn() -> None:
         await asyncio.sleep(0)
 
-    put(pacing, "turn", turn)
+    put(turns, "turn", turn)
 
 
 @guard(f"{STALLS}::test_each_who_joined_a_large_load_decodes_in_steps")
@@ -104,7 +99,7 @@ def without_decoding_in_steps_for_those_who_joined() -> None:
 
 @guard(MANY)
 def without_counting_bytes() -> None:
-    put(pacing, "STEP_BYTES", 1 << 60)
+    put(turns, "STEP_BYTES", 1 << 60)
 
 
 @guard(f"{STALLS}::test_writes_of_one_call_begin_some_at_a_time")
@@ -135,34 +130,34 @@ def without_expecting_large_values() -> None:
 
 @guard(f"{STALLS}::test_sizes_are_remembered_for_the_next_call")
 def without_remembering_sizes() -> None:
-    from magnus_cache import epochs
+    from magnus_cache._engine.coherence import epochs
 
     put(epochs.Realm, "sized", nothing)
 
 
 @guard(f"{STALLS}::test_a_long_push_is_handled_in_steps")
 def without_steps_for_long_pushes() -> None:
-    put(pacing, "PIECE", 1 << 60)
+    put(turns, "PIECE", 1 << 60)
 
 
 @guard(f"{STALLS}::test_clears_of_namespaces_are_one_look_up")
 def without_finding_clears_of_namespaces_by_name() -> None:
-    put(expiry, "_namespace_of", lambda _: b"")
+    put(clear_log, "_namespace_of", lambda _: b"")
 
 
 @guard(f"{STALLS}::test_more_clears_of_namespaces_than_are_kept_apart_clear_everything")
 def without_a_bound_on_clears_of_namespaces() -> None:
-    put(expiry, "_MOST_NAMESPACES", math.inf)
+    put(clear_log, "_MOST_NAMESPACES", math.inf)
 
 
 @guard(f"{STALLS}::test_clears_by_pattern_shorten_the_steps_of_each_other")
 def without_counting_what_a_step_compares() -> None:
-    put(expiry.Floors, "bounded", lambda _self, count: count)
+    put(clear_log.Floors, "bounded", lambda _self, count: count)
 
 
 @guard(f"{STALLS}::test_a_large_memory_is_given_up_in_steps")
 def without_giving_up_a_memory_in_steps() -> None:
-    put(memory.Memory, "shrink", nothing)
+    put(store.Memory, "shrink", nothing)
 
 
 @guard(THREADS)
@@ -170,12 +165,12 @@ def without_coding_many_in_the_callers_thread() -> None:
     def get_many(self: Any, namespace: Any, keys: Any) -> Any:
         return self._call(self._async.get_many, namespace, keys)
 
-    put(sync.BlockingOperations, "get_many", get_many)
+    put(blocking.BlockingOperations, "get_many", get_many)
 
 
 @guard(THREADS)
 def without_judging_batches_in_the_callers_thread() -> None:
-    put(batch_calls._Desk, "_judged", lambda _self, _keys, answers: answers)
+    put(many._Desk, "_judged", lambda _self, _keys, answers: answers)
 
 
 @guard(THREADS)
@@ -183,7 +178,7 @@ def without_encoding_loads_in_the_callers_thread() -> None:
     original = loads.Loads.stored
 
     async def stored(self: Any, address: Any, judged: Any, rule: Any, *rest: Any) -> Any:
-        again = pacing.at_once(self.judging.steps(address, judged.value, rule, judged.tags))
+        again = turns.at_once(self.judging.steps(address, judged.value, rule, judged.tags))
         return await original(self, address, again, rule, *rest)
 
     put(loads.Loads, "stored", stored)
@@ -194,7 +189,7 @@ def without_a_loop_for_loaders() -> None:
     async def run(_self: Any, loader: Callable[[], Awaitable[Any]]) -> Any:
         return await loader()
 
-    put(loader_loop.BackgroundLoops, "run", run)
+    put(background_loops.BackgroundLoops, "run", run)
 
 
 @guard(BLOCKS)
@@ -210,8 +205,8 @@ def without_a_loop_for_the_loaders_of_threads() -> None:
 
 @guard(f"{STALLS}::test_a_blocking_call_within_a_coroutine_of_a_blocking_caller_is_refused")
 def without_refusing_to_block_the_loaders() -> None:
-    put(loader_loop.BackgroundLoops, "inside", loader_loop.Portal.inside)
-    put(loader_loop.BackgroundLoops, "_check_loaders", nothing)
+    put(background_loops.BackgroundLoops, "inside", background_loops.Portal.inside)
+    put(background_loops.BackgroundLoops, "_check_loaders", nothing)
 
 
 @guard(f"{STALLS}::test_what_ends_a_program_ends_no_loop_of_the_cache")
@@ -219,13 +214,13 @@ def without_keeping_what_ends_a_program_from_the_loop() -> None:
     async def run(self: Any) -> None:
         self._tell((None, await self._loader()))
 
-    put(loader_loop._Away, "_run", run)
+    put(background_loops._Away, "_run", run)
 
 
 @guard(f"{STALLS}::test_a_coroutine_that_nobody_waits_for_is_cancelled")
 def without_ending_the_loaders() -> None:
-    put(loader_loop.BackgroundLoops, "close", loader_loop.Portal.close)
-    put(loader_loop.BackgroundLoops, "end", loader_loop.Portal.end)
+    put(background_loops.BackgroundLoops, "close", background_loops.Portal.close)
+    put(background_loops.BackgroundLoops, "end", background_loops.Portal.end)
 
 
 @guard(SAME)

@@ -3,8 +3,9 @@
 import sys
 from typing import Any, Final
 
-from magnus_cache import judging, renewals
-from magnus_cache.codec import budget, class_cache, named_tuples, registry, rows, shapes, sharing, stdlib
+from magnus_cache._engine.codec import adapters, budget, class_cache, immutable, named_tuples, registry, rows, stdlib
+from magnus_cache._engine.loading import results
+from magnus_cache._engine.memory import reload
 from tests.support.guards import guard, nothing, put
 
 VALUES: Final = "tests/test_hostile_values.py"
@@ -19,12 +20,12 @@ TYPED: Final = "tests/test_typed_results.py"
     f"{ROWS}::test_the_first_caller_gets_what_the_later_ones_get",
 )
 def without_the_same_kind_for_the_first_caller() -> None:
-    put(judging.codec, "changed_so_far", lambda: 0)
+    put(results.codec, "changed_so_far", lambda: 0)
 
 
 @guard(f"{TYPES}::test_immutable_ones_are_shared_between_callers")
 def without_telling_named_tuples_of_the_program_from_those_made_anew() -> None:
-    put(sharing, "is_rebuilt", lambda cls: hasattr(cls, "_fields"))
+    put(immutable, "is_rebuilt", lambda cls: hasattr(cls, "_fields"))
 
 
 @guard(f"{TYPES}::test_a_named_tuple_that_would_lose_something_is_refused")
@@ -101,17 +102,17 @@ def without_a_bound_on_column_names() -> None:
 
 @guard(f"{ROWS}::test_a_class_that_sqlalchemy_maps_cannot_be_taken_apart")
 def without_refusing_what_sqlalchemy_maps() -> None:
-    put(shapes, "_MAPPED", "no such attribute")
+    put(adapters, "_MAPPED", "no such attribute")
 
 
 @guard(f"{RELOADED}::test_what_was_kept_comes_back_as_the_new_class")
 def without_renewing_values_after_a_reload() -> None:
-    put(renewals.RenewingMemory, "types_replaced", nothing)
+    put(reload.RenewingMemory, "types_replaced", nothing)
 
 
 @guard(f"{RELOADED}::test_under_the_lock_nothing_of_the_program_runs")
 def without_leaving_renewals_to_those_who_ask() -> None:
-    put(renewals, "engaged", lambda: False)
+    put(reload, "engaged", lambda: False)
 
 
 @guard(

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from magnus_cache import CacheManager, register_type
-from magnus_cache.callkeys import CallKeys
-from magnus_cache.codec import decode, encode
-from magnus_cache.codec.marks import type_name
+from magnus_cache._engine.codec import decode, encode
+from magnus_cache._engine.codec.markers import type_name
+from magnus_cache._engine.keys.calls import CallKeys
 
 
 @register_type

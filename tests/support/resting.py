@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 
-from magnus_cache.state import State
+from magnus_cache._engine.coordination.state import State
 
 __all__ = ["objects", "resting"]
 

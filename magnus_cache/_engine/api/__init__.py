@@ -1,0 +1,1 @@
+"""What callers touch: the managers, the decorators, batches and warming."""

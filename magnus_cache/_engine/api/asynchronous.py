@@ -1,0 +1,387 @@
+"""The operations of `AsyncCacheManager`: the cache for coroutines.
+
+Each method reads as one path through the cache: check the arguments, try the near cache, then go to `reads`,
+`writes` or `loads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.api.cached import make_decorator, make_rule
+from magnus_cache._engine.api.cached_many import make_batch_decorator
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.explain import explain
+from magnus_cache._engine.api.life import AsyncLife
+from magnus_cache._engine.api.local_stats import local_figures
+from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many
+from magnus_cache._engine.api.set_many import set_many
+from magnus_cache._engine.api.warming import ProgressCallback, WarmReport, warm
+from magnus_cache._engine.codec.typed_results import typed
+from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
+from magnus_cache._engine.redis import commands, replies
+from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.loops import check_loop
+from magnus_cache._engine.runtime.stats import CacheStats
+from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.reads_many import addressed, found_many
+from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.protocols import BatchDecorator, Decorator
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.settings.settings import CacheSettings
+
+__all__ = ["AsyncOperations"]
+
+T = TypeVar("T")
+
+
+@readable
+class AsyncOperations(AsyncLife):
+    """What can be done with a cache from a coroutine; see `AsyncCacheManager`."""
+
+    def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
+        self._bind(Engine.made(settings, overrides))
+
+    @classmethod
+    def _over(cls, engine: Engine) -> Self:
+        """Return another face of an engine."""
+        manager = cls.__new__(cls)
+        manager._bind(engine)
+        return manager
+
+    def _bind(self, engine: Engine) -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
+        self._clears = engine.clears
+
+    # -- single values --------------------------------------------------------------------------------------
+
+    async def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+        """Return the stored value, or `default` if there is none; None is a value like any other.
+
+        :param key: str, int, UUID, bytes, or a tuple of these; also a path, an IP address, a NumPy scalar, which counts
+            as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        address = self._reads.address(namespace, key)
+        state = self._state
+        if state.special and state.mode is not Mode.NORMAL:
+            return default
+        entry = state.memory.hit(address.name)
+        if entry is not None:
+            value = self._reads.opened_here(address, entry)
+            if value is LARGE:
+                value = await self._reads.open_anyway(address, entry)
+            if value is not MISS:
+                address.counters.l1_hits += 1
+                return value
+        entry = await self._reads.read(address)
+        value = self._reads.opened_here(address, entry)
+        if value is LARGE:
+            value = await self._reads.open(address, entry)
+        if value is MISS:
+            address.counters.misses += 1
+            return default
+        address.counters.l2_hits += 1
+        return value
+
+    async def set(
+        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
+        """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
+
+        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param tags: names under which it can be invalidated together with others.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+
+        A large value is encoded in steps, between which others run: leave it as it is until this returns.
+        """
+        address = self._reads.address(namespace, key)
+        life = self._reads.ttl(address) if ttl is None else seconds(ttl)
+        names, payload = check_tags(tags), await self._reads.encode(address, value)
+        if self._state.mode is Mode.DISABLED:
+            # Not stored, but what was there is not the value any more either.
+            await self._writes.remove((address,))
+            return False
+        return await self._writes.overwrite(address, value, payload, life, names)
+
+    async def delete(self, namespace: str, key: Any) -> bool:
+        """Remove a value everywhere; return whether there was one.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return await self.delete_many(namespace, (key,)) > 0
+
+    async def contains(self, namespace: str, key: Any) -> bool:
+        """Return whether there is a value.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        address = self._reads.address(namespace, key)
+        return self._state.mode is Mode.NORMAL and await self._reads.look(address) is not None
+
+    async def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+        """Give a stored value a new time to live, counted from now; return whether there was a value.
+
+        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        """
+        address, life = self._reads.address(namespace, key), seconds(ttl)
+        return self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(address, life)
+
+    async def ttl(self, namespace: str, key: Any) -> float | None:
+        """Return the seconds a value has left to live, or None if there is none.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        address = self._reads.address(namespace, key)
+        return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(address)
+
+    @overload
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    @overload
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T:  # fmt: skip
+        """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
+
+        :param loader: a coroutine function without arguments, or a function, which runs in a worker thread.
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param tags: names under which the value can be invalidated together with others, or a function of the value
+            that returns them.
+        :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
+        :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
+        :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
+        :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
+        :raises CacheRecursionError: if loading the key needs the key.
+        :raises Exception: whatever the loader raises, the same for all who waited.
+        """
+        check_callable(loader, "loader")
+        if returns is not None:
+            codec.register_hint(returns, loader)
+        address = self._reads.address(namespace, key, freshness)
+        rule = Rule(checked_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
+        return await self._loaded(address, loader, rule)
+
+    async def _loaded(self, address: Address, loader: AnyLoader[T], rule: Rule) -> T:
+        tags = rule.tags.of_call({}) if rule.tags is not None else ()
+        if self._state.mode is Mode.NORMAL:
+            entry = self._state.memory.hit(address.name)
+            if entry is not None:
+                value = self._reads.opened_here(address, entry)
+                if value is LARGE:
+                    value = await self._reads.open_anyway(address, entry)
+                if value is not MISS:
+                    address.counters.l1_hits += 1
+                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            if address.freshness is not PLAIN:
+                return await self._engine.refreshes.value(address, loader, rule, tags)
+            if (value := await self._reads.open(address, await self._reads.read(address))) is not MISS:
+                address.counters.l2_hits += 1
+                return value  # type: ignore[no-any-return]  # likewise
+            address.counters.misses += 1
+        return await self._engine.refreshes.load(address, loader, rule, tags)
+
+    # -- many values ----------------------------------------------------------------------------------------
+
+    async def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
+        """Return the stored values by key, in the order of `keys`; keys without a value are left out.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
+            and different here, as ``1`` and ``True``.
+        """
+        check_loop()
+        several = listed(keys, "keys")
+        addresses = await addressed(self._reads, namespace, several)
+        return await found_many(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
+
+    async def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
+    ) -> dict[Any, Any]:  # fmt: skip
+        """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
+
+        :param batch_loader: a coroutine function, or a function, which runs in a worker thread. It is called with the
+            list of keys that nobody else in the fleet is loading (500 at a time at most), and returns a mapping of
+            them to values. Keys that it leaves out are left out of the result; one whose value is an exception failed.
+        :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :param returns: the type of the values, or of the mapping; see `get_or_set`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        check_callable(batch_loader, "batch_loader")
+        if returns is not None:
+            codec.register_hint(returns, batch_loader)
+        life = None if ttl is None else seconds(ttl)
+        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        find = finder(self._engine, namespace, rule)
+        return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
+
+    async def set_many(
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
+        """Store many values; return whether all of them are stored, each as by `set`.
+
+        Nothing is stored if any key or value cannot be.
+
+        :param tags: what each of them gets.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        return await set_many(self._engine, namespace, mapping, ttl, tags)
+
+    async def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
+        """Remove values everywhere; return how many there were.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        check_loop()
+        return await self._writes.remove(await addressed(self._reads, namespace, listed(keys, "keys")))
+
+    async def clear(self, namespace_or_pattern: str) -> int:
+        """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
+
+        Returns the number of values removed from Redis; those of this process are gone as well.
+
+        :raises CacheArgumentError: for a name that is neither.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        return await self._clears.clear(namespace_or_pattern)
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
+
+        :raises CacheArgumentError: for tags that cannot be used.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        await self._clears.invalidate(check_tags(tags))
+
+    async def warm_cache(
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
+    ) -> WarmReport:  # fmt: skip
+        """Load and store a value for each key, some at a time; a key that fails stops nothing.
+
+        :param data_loader: called with a key; a coroutine function, or a function, which runs in worker threads.
+        :param concurrency: loads at a time, 1 or more.
+        :param only_missing: leave keys alone that have a value.
+        :param progress: called after each key as ``progress(done, total)``; True or False for a progress bar or
+            none; None for a bar if a terminal and `rich` are there.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        check_loop()
+        return await warm(
+            self._engine, namespace, data_loader, listed(keys, "keys"), ttl,
+            concurrency=concurrency, only_missing=only_missing, progress=progress,
+        )  # fmt: skip
+
+    # -- decorating -----------------------------------------------------------------------------------------
+
+    def cached(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator that caches what a function or coroutine function returns, by its arguments.
+
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param key_func: called with the function's arguments, returns the key.
+        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
+        :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
+            as ``"user:{user_id}"``, or a function of the value that returns them.
+        :param skip_if: called with the value; if it returns true, the value is not stored.
+        :param exclude: names of parameters that do not count, such as a database session, and of variables that the
+            function closes over.
+        :param version: a number or text that is part of the key: change it when the function's code changes, so that
+            it does not read what its older self stored.
+        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
+        :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        rule = make_rule(ttl, tags, skip_if, freshness, strict)
+        made = make_decorator(
+            self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
+        )
+        return typed(made, returns)
+
+    def cached_many(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+    ) -> BatchDecorator:  # fmt: skip
+        """Return a decorator for a function of many keys that returns a mapping of them to values.
+
+        Each value is cached for itself, and the function is called with the list of keys that are missing and that
+        nobody else in the fleet is loading. The keys are its first argument; others are part of every key. Keys that it
+        leaves out are left out of the result; one whose value is an exception failed (`CacheBatchError`).
+        `invalidate`, `refresh` take many keys as the function does, `cache_key` takes one.
+
+        :param key_func: called with one key in place of the keys; returns what it is cached under.
+        :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
+        :param version: a number or text that is part of the key, see `cached`.
+        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
+        """
+        rule = make_rule(ttl, tags, skip_if, strict=strict)
+        made = make_batch_decorator(
+            self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
+        )
+        return typed(made, returns)
+
+    # -- the rest -------------------------------------------------------------------------------------------
+
+    async def explain(self, namespace: str, key: Any) -> Explanation:
+        """Return what the cache knows of a key: where it is, how old, why it is a miss, who loads it. For people.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return await explain(self._reads, self._reads.address(namespace, key))
+
+    async def get_stats(self) -> CacheStats:
+        """Return the figures of this cache; see `CacheStats` for the keys."""
+        state, figures = self._state, local_figures(self._state)
+        wire = state.wire()
+        if wire is not None:
+            try:
+                total = await wire.execute(commands.DB_SIZE, replies.answer)
+                # Ours that are no values; leases come and go.
+                total -= await wire.execute(commands.count(state.epochs.known_names()), replies.answer)
+                info = await wire.execute(commands.INFO_MEMORY)
+            except CacheUnavailableError as error:
+                state.stats.failed(error.reason)
+            else:
+                figures["redis_total_keys"] = max(0, total)
+                figures["redis_used_memory"] = commands.info(info, b"used_memory_human") or "unknown"
+        figures["redis_available"] = state.redis_available
+        return figures

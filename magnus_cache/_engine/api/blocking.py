@@ -1,0 +1,424 @@
+"""The operations of `CacheManager`: the cache for blocking code.
+
+A hit in memory is served in the calling thread. Everything else goes to the background loop and waits for it:
+the same paths as for coroutines, over one connection for all threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.api.asynchronous import AsyncOperations
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.life import BlockingLife
+from magnus_cache._engine.api.local_stats import local_figures
+from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many_blocking
+from magnus_cache._engine.api.set_many import set_many_blocking
+from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
+from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.stats import CacheStats
+from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.reads_many import found_many_blocking
+from magnus_cache._engine.store.records import MISS, Address
+from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.protocols import BatchDecorator, Decorator
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.settings.settings import CacheSettings
+
+__all__ = ["BlockingOperations"]
+
+T = TypeVar("T")
+
+
+@readable
+class BlockingOperations(BlockingLife):
+    """What can be done with a cache from blocking code; see `CacheManager`."""
+
+    def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
+        self._bind(AsyncOperations(settings, **overrides))
+
+    @classmethod
+    def _over(cls, engine: Engine) -> Self:
+        """Return another face of an engine."""
+        manager = cls.__new__(cls)
+        manager._bind(AsyncOperations._over(engine))
+        return manager
+
+    def _bind(self, operations: AsyncOperations) -> None:
+        self._async = operations
+        self._engine = engine = operations._engine
+        self._state = engine.state
+        self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
+        self._deferred = engine.deferred
+
+    def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._state.check_open()
+        return self._state.portal.call(partial(operation, *args, **kwargs))
+
+    def _call_or(
+        self, operation: Callable[..., Any], *args: Any, otherwise: Any = None,
+        record: Callable[[NoThreadError], Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Return what an operation returns, or something else where there can be no background loop."""
+        try:
+            return self._call(operation, *args)
+        except NoThreadError as error:
+            if record is not None:
+                return record(error)
+            self._state.without_loop(error)
+            return otherwise
+
+    # -- single values --------------------------------------------------------------------------------------
+
+    def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+        """Return the stored value, or `default` if there is none; None is a value like any other.
+
+        :param key: str, int, UUID, bytes, or a tuple of these; also a path, an IP address, a NumPy scalar, which counts
+            as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        address = self._reads.address(namespace, key)
+        if self._state.mode is not Mode.NORMAL:
+            return default
+        value = self._looked_up(address)
+        if value is MISS:
+            address.counters.misses += 1
+            return default
+        return value
+
+    def _looked_up(self, address: Address) -> Any:
+        entry = self._state.memory.hit(address.name)
+        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
+            address.counters.l1_hits += 1
+            return value
+        value = self._reads.opened(address, self._reads.read_blocking(address))
+        if value is not MISS:
+            address.counters.l2_hits += 1
+        return value
+
+    def set(
+        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
+        """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
+
+        Where a signal handler has interrupted the cache, it is stored soon after, and the answer is False.
+
+        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param tags: names under which it can be invalidated together with others.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        address = self._reads.address(namespace, key)
+        life = self._reads.ttl(address) if ttl is None else seconds(ttl)
+        # Encoded here, so that a large value does not hold up the loop that all threads share.
+        names, payload = check_tags(tags), self._reads.encoded(address, value)
+        if self._state.mode is Mode.DISABLED:
+            self._remove((address,))
+            return False
+        if self._deferred.writes:
+            self._deferred.write(address, value, payload, life, names)
+            return False
+        record = partial(self._deferred.record_overwritten, address)
+        stored: bool = self._call_or(self._writes.overwrite, address, value, payload, life, names, record=record)
+        return stored
+
+    def delete(self, namespace: str, key: Any) -> bool:
+        """Remove a value everywhere; return whether there was one; see `delete_many`.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return self.delete_many(namespace, (key,)) > 0
+
+    def contains(self, namespace: str, key: Any) -> bool:
+        """Return whether there is a value.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        there: bool = self._call_or(self._async.contains, namespace, key, otherwise=False)
+        return there
+
+    def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+        """Give a stored value a new time to live, counted from now; return whether there was a value.
+
+        :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
+        """
+        touched: bool = self._call_or(self._async.touch, namespace, key, ttl, otherwise=False)
+        return touched
+
+    def ttl(self, namespace: str, key: Any) -> float | None:
+        """Return the seconds a value has left to live, or None if there is none.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        left: float | None = self._call_or(self._async.ttl, namespace, key)
+        return left
+
+    @overload
+    def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    @overload
+    def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T: ...  # fmt: skip
+    def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+    ) -> T:  # fmt: skip
+        """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
+
+        :param loader: a function without arguments, run in this thread, or a coroutine function, run on the
+            background loop.
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param tags: names under which the value can be invalidated together with others, or a function of the value
+            that returns them.
+        :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
+        :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
+        :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
+        :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
+        :raises CacheRecursionError: if loading the key needs the key.
+        :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
+        :raises Exception: whatever the loader raises, the same for all who waited.
+        """
+        check_callable(loader, "loader")
+        if returns is not None:
+            codec.register_hint(returns, loader)
+        address = self._reads.address(namespace, key, freshness)
+        tag_rule = TagRule(tags)
+        rule = Rule(checked_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        if self._state.mode is Mode.NORMAL:
+            if address.freshness is not PLAIN:
+                return self._under_policy(address, loader, rule, tag_rule.of_call({}))
+            if (value := self._looked_up(address)) is not MISS:
+                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            address.counters.misses += 1
+        return self._engine.refreshes.load_blocking(address, loader, rule, tag_rule.of_call({}))
+
+    def _under_policy(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...]) -> T:
+        entry = self._state.memory.hit(address.name)
+        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
+            address.counters.l1_hits += 1
+            return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+        return self._engine.refreshes.value_blocking(address, loader, rule, tags)
+
+    # -- many values ----------------------------------------------------------------------------------------
+
+    def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
+        """Return the stored values by key, in the order of `keys`; keys without a value are left out.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
+            and different here, as ``1`` and ``True``.
+        """
+        self._state.check_open()
+        several = listed(keys, "keys")
+        addresses = [self._reads.address(namespace, key) for key in several]
+        return found_many_blocking(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
+
+    def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
+    ) -> dict[Any, Any]:  # fmt: skip
+        """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
+
+        :param batch_loader: a function, called in this thread, or a coroutine function, run on the background loop. It
+            is called with the list of keys that nobody else in the fleet is loading (500 at a time at most), and
+            returns a mapping of them to values. Keys that it leaves out are left out of the result; one whose value is
+            an exception failed.
+        :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+        :param returns: the type of the values, or of the mapping; see `get_or_set`.
+        :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
+        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        check_callable(batch_loader, "batch_loader")
+        if returns is not None:
+            codec.register_hint(returns, batch_loader)
+        life = None if ttl is None else seconds(ttl)
+        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        find = finder(self._engine, namespace, rule)
+        self._state.check_open()
+        return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
+
+    def set_many(
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+    ) -> bool:
+        """Store many values; return whether all of them are stored, each as by `set`.
+
+        Nothing is stored if any key or value cannot be. Where a signal handler has interrupted the cache, they are
+        stored soon after, and the answer is False.
+
+        :param tags: what each of them gets.
+        :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
+        :raises CacheEncodeError: naming the type that cannot be stored.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        return set_many_blocking(self._engine, namespace, mapping, ttl, tags)
+
+    def delete_many(self, namespace: str, keys: Iterable[Any]) -> int:
+        """Remove values everywhere; return how many there were.
+
+        Where a signal handler or finalizer has interrupted the cache, this process forgets them at once, and Redis
+        and the others soon after; the number is that of this process then.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
+
+    def _remove(self, addresses: Sequence[Address]) -> int:
+        self._state.check_open()
+        return self._deferred.removed(addresses)
+
+    def clear(self, namespace_or_pattern: str) -> int:
+        """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
+
+        Returns the number of values removed from Redis; those of this process are gone as well. Where a signal handler
+        or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
+
+        :raises CacheArgumentError: for a name that is neither.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        if self._deferred.invalidations:
+            self._deferred.clear(namespace_or_pattern)
+            return 0
+        record = partial(self._deferred.record_clear, namespace_or_pattern)
+        removed: int = self._call_or(self._async.clear, namespace_or_pattern, record=record)
+        return removed
+
+    def invalidate_tags(self, *tags: str) -> None:
+        """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
+
+        Where a signal handler or finalizer has interrupted the cache, the fleet follows soon after this process.
+
+        :raises CacheArgumentError: for tags that cannot be used.
+        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        """
+        if self._deferred.invalidations:
+            self._deferred.invalidate(check_tags(tags))
+            return
+        self._call_or(self._async.invalidate_tags, *tags, record=partial(self._deferred.record_tags, check_tags(tags)))
+
+    def warm_cache(
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
+    ) -> WarmReport:  # fmt: skip
+        """Load and store a value for each key, some at a time; a key that fails stops nothing.
+
+        :param data_loader: called with a key; a function, which runs in worker threads, or a coroutine function,
+            which runs on the background loop.
+        :param concurrency: loads at a time, 1 or more.
+        :param only_missing: leave keys alone that have a value.
+        :param progress: called after each key as ``progress(done, total)``; True or False for a progress bar or
+            none; None for a bar if a terminal and `rich` are there.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        report: WarmReport = self._call(
+            self._async.warm_cache, namespace, data_loader, listed(keys, "keys"), ttl,
+            concurrency=concurrency, only_missing=only_missing, progress=progress,
+        )  # fmt: skip
+        return report
+
+    # -- decorating -----------------------------------------------------------------------------------------
+
+    def cached(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator that caches what a function or coroutine function returns, by its arguments.
+
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param key_func: called with the function's arguments, returns the key.
+        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
+        :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
+            as ``"user:{user_id}"``, or a function of the value that returns them.
+        :param skip_if: called with the value; if it returns true, the value is not stored.
+        :param exclude: names of parameters that do not count, such as a database session, and of variables that the
+            function closes over.
+        :param version: a number or text that is part of the key: change it when the function's code changes, so that
+            it does not read what its older self stored.
+        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            what the namespace says.
+        :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        return self._async.cached(
+            namespace,
+            ttl,
+            key_func,
+            key=key,
+            tags=tags,
+            skip_if=skip_if,
+            exclude=exclude,
+            version=version,
+            strict=strict,
+            returns=returns,
+            **freshness,
+        )
+
+    def cached_many(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+    ) -> BatchDecorator:  # fmt: skip
+        """Return a decorator for a function of many keys that returns a mapping of them to values.
+
+        Each value is cached for itself, and the function is called with the list of keys that are missing and that
+        nobody else in the fleet is loading. The keys are its first argument; others are part of every key. Keys that it
+        leaves out are left out of the result; one whose value is an exception failed (`CacheBatchError`).
+        `invalidate`, `refresh` take many keys as the function does, `cache_key` takes one.
+
+        :param key_func: called with one key in place of the keys; returns what it is cached under.
+        :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
+        :param version: a number or text that is part of the key, see `cached`.
+        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
+        """
+        return self._async.cached_many(
+            namespace,
+            ttl,
+            key_func,
+            key=key,
+            tags=tags,
+            skip_if=skip_if,
+            exclude=exclude,
+            version=version,
+            strict=strict,
+            returns=returns,
+        )
+
+    # -- the rest -------------------------------------------------------------------------------------------
+
+    def explain(self, namespace: str, key: Any) -> Explanation:
+        """Return what the cache knows of a key: where it is, how old, why it is a miss, who loads it. For people.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        explanation: Explanation = self._call(self._async.explain, namespace, key)
+        return explanation
+
+    def get_stats(self) -> CacheStats:
+        """Return the figures of this cache; see `CacheStats` for the keys."""
+        figures: CacheStats | None = self._call_or(self._async.get_stats)
+        return local_figures(self._state) if figures is None else figures

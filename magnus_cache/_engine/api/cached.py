@@ -1,0 +1,379 @@
+"""`cached`: one decorator for functions and coroutine functions, methods, classmethods and staticmethods.
+
+What it returns looks like a function, and like a method where it is reached through an instance: frameworks inspect
+it, and pickle finds it by name; see `bound`.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Final, cast
+
+from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either, kind_of
+from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.function_operations import add_operations
+from magnus_cache._engine.api.shared_names import warn_of_shared_names
+from magnus_cache._engine.keys.calls import CallKeys, plain_strings
+from magnus_cache._engine.keys.partials import method_of
+from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
+from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache.errors import CacheTypeError
+from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
+from magnus_cache.protocols import CacheInfo, Decorator
+
+__all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
+
+_MEMO: Final = 8_192
+"""Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
+
+MakeRule = Callable[[CallKeys], Rule]
+"""Makes the rule of a function's values, given its parameters."""
+
+
+def make_rule(
+    ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
+    freshness: FreshnessOptions | None = None, strict: bool | None = None,
+) -> MakeRule:  # fmt: skip
+    """Return what makes the rule for these options; see `CacheManager.cached`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    if skip_if is not None and not callable(skip_if):
+        raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
+    life = checked_ttl(ttl)
+    if not callable(tags):
+        check_tags(tags)
+    Rule(strict=strict)  # A mistake in it is to be told here.
+    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
+
+
+def make_decorator(
+    engine: Engine, namespace: str, rule: MakeRule, *, key_func: Callable[..., Any] | None, key: str | None,
+    exclude: Iterable[str], version: Version | None = None,
+) -> Decorator:  # fmt: skip
+    """Return the decorator for these options; see `CacheManager.cached`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    made = decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude, version=version)
+    return cast("Decorator", made)
+
+
+def decorator_for(
+    engine: Engine, namespace: str, rule: MakeRule, kind: "type[Site]", *,
+    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
+) -> Callable[[Any], Any]:  # fmt: skip
+    """Return the decorator that makes a site of some kind of what it is given.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    if callable(namespace):
+        problem = "a name is needed, not the function: write the decorator with parentheses, @cache.cached('name')"
+        raise CacheTypeError("namespace", problem)
+    engine.state.keyspace.check_namespace(namespace)
+    checked_version(version)
+
+    def decorate(function: Any) -> Any:
+        if isinstance(function, functools.partialmethod):
+            function = method_of(function)
+        plain = function.__func__ if isinstance(function, classmethod | staticmethod) else function
+        if inspect.isclass(plain):
+            raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
+        check_callable(plain, "function")
+        keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude, version=version)
+        made = rule(keys)
+
+        def site(engine: Engine) -> Site:
+            return kind(engine, namespace, made, keys, plain)
+
+        if engine.follow is None:
+            place = site(engine)
+            cached = CachedFunction(place.wrapper(), plain, place)
+        else:
+            cached = CachedFunction(engine.follow(site), plain, _ProcessWide(keys.name or repr(plain), namespace))
+        if isinstance(function, staticmethod):
+            return staticmethod(cached)
+        return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
+
+    return decorate
+
+
+class _ProcessWide:
+    """Names a function that follows the process-wide cache, whichever that is."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        return self._text
+
+
+Rebind = Callable[["Site", Callable[..., Any]], None]
+"""Has a wrapper look into the memory of another site's cache, and call something else for all but a hit there."""
+
+
+class Site:
+    """One decorated function in one cache: where its values live and how they are loaded.
+
+    :ivar slow: called as ``slow(args, kwargs)`` for what is no hit in memory.
+    :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
+    :ivar loader: what is called on a miss.
+    :ivar awaited: whether the wrapper made last is a coroutine function.
+    """
+
+    slow: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    rebind: Rebind | None = None
+
+    def __init__(
+        self, engine: Engine, namespace: str, rule: Rule, keys: CallKeys, function: Callable[..., Any]
+    ) -> None:
+        self.engine = engine
+        self.namespace = namespace
+        self.rule = rule
+        rule.function = function
+        self.keys = keys
+        self.function = function
+        self.loader = function
+        self.awaited = False
+        self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
+        if rule.freshness:
+            # A mistake in it is to be told where it is made.
+            merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
+        self.counters = engine.state.stats.branch(namespace)
+        self.memo: dict[Any, Address] = {}
+        engine.state.namespaces.watch(self)
+
+    def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of a call lives; remember it by plain arguments."""
+        namespaces = self.engine.state.namespaces
+        generation = namespaces.generation
+        if self.keys.by_name:
+            warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
+        policy = namespaces.resolve(self.namespace)
+        key = self.keys.key(args, kwargs)
+        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
+        short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
+        if short is not None and self.keys.memorable(key):
+            if len(self.memo) >= _MEMO:
+                self.memo.clear()
+            self.memo[short] = address
+            if namespaces.generation != generation:
+                # Registered since it was resolved: the memo was perhaps emptied before this.
+                self.memo.pop(short, None)
+        return address
+
+    def namespaces_changed(self) -> None:
+        """Forget where values live, as the namespace may have another policy now."""
+        self.memo.clear()
+
+    def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Return the tags that a call's value gets, as far as its arguments tell."""
+        rule = self.rule.tags
+        own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        return with_function_tag(own, (self.tag,))
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the one value lives that these arguments are about."""
+        return self.address(args, kwargs)
+
+    def describe(self) -> str:
+        """Return the name of the function, and of its namespace and cache."""
+        name = self.keys.name or repr(self.function)
+        return f"{name}, namespace {str(self.namespace)!r}, cache {self.engine.state.describe()}"
+
+    def wrapper(self) -> Any:
+        """Return the function that stands in for the decorated one."""
+        wrapper = self._of_kind(kind_of(self.function))
+        functools.update_wrapper(wrapper, self.function)
+        wrapper.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
+        wrapper.cache_info = self.info
+        return wrapper
+
+    def _of_kind(self, kind: Kind) -> Any:
+        if kind is Kind.EITHER:
+            return either(self.function, lambda load: self._copy(load)._async_wrapper(),
+                          lambda load: self._copy(load)._blocking_wrapper())  # fmt: skip
+        self.awaited = kind is Kind.ASYNC
+        if self.awaited:
+            self.loader = self.function if is_async(self.function) else awaited(self.function)
+            return self._async_wrapper()
+        self.loader = blocking(self.function, self.keys.name)
+        return self._blocking_wrapper()
+
+    def _copy(self, loader: Callable[..., Any]) -> "Site":
+        """Return this site with something else that is called on a miss."""
+        site = copy.copy(self)
+        site.loader = loader
+        return site
+
+    def info(self) -> CacheInfo:
+        """Return the figures of this function."""
+        counters, ttl = self.counters, self.rule.ttl
+        if ttl is None:
+            ttl = self.engine.state.namespaces.resolve(self.namespace).ttl or self.engine.state.settings.default_ttl
+        hits = counters.l1_hits + counters.l2_hits
+        return CacheInfo(hits, counters.misses, counters.loads, str(self.namespace), None if callable(ttl) else ttl)
+
+    # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
+    # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
+    # for `slow`, which belongs to one cache for good: a call never mixes two.
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of a call lives, remembered or not."""
+        address = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
+        return self.address(args, kwargs) if address is None else address
+
+    def _async_wrapper(self) -> Any:
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
+        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
+
+        async def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            own = engine.reads
+            if engine.state.mode is Mode.NORMAL:
+                entry = engine.state.memory.hit(address.name)
+                if entry is not None:
+                    value = entry.value if entry.payload is None else own.opened_here(address, entry)
+                    if value is LARGE:
+                        value = await own.open_anyway(address, entry)
+                    if value is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return await refreshes.value(address, loader, rule, tags(args, kwargs))
+                entry = await own.read(address)
+                value = own.opened_here(address, entry)
+                if value is LARGE:
+                    value = await own.open(address, entry)
+                if value is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            return await refreshes.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+
+        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
+        self.slow = look_up
+
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
+            if address is not None and (not state.special or state.mode is Mode.NORMAL):
+                entry = hit(address.name)
+                if entry is not None:
+                    if entry.payload is None:
+                        counters.l1_hits += 1
+                        return entry.value
+                    value = reads.opened_here(address, entry)
+                    # A large one is for `slow`: to decode it takes turns of the event loop.
+                    if value is not MISS and value is not LARGE:
+                        counters.l1_hits += 1
+                        return value
+            return await slow(args, kwargs)
+
+        def rebind(site: Site, then: Callable[..., Any]) -> None:
+            nonlocal state, reads, hit, counters, slow, memo
+            engine = site.engine
+            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            # Last: a call that has it has all the others.
+            memo = site.memo
+
+        async def invalidate(*args: Any, **kwargs: Any) -> bool:
+            return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
+
+        async def refresh(*args: Any, **kwargs: Any) -> Any:
+            loader = functools.partial(function, *args, **kwargs)
+            return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+
+        self.rebind = rebind
+        return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
+
+    def _blocking_wrapper(self) -> Any:
+        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
+        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        hit, counters, memo = state.memory.hit, self.counters, self.memo
+        exact = fast is plain_strings
+
+        def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            own = engine.reads
+            if engine.state.mode is Mode.NORMAL:
+                entry = engine.state.memory.hit(address.name)
+                if entry is not None:
+                    value = entry.value if entry.payload is None else own.opened(address, entry)
+                    if value is not MISS:
+                        counters.l1_hits += 1
+                        return value
+                if address.freshness is not PLAIN:
+                    loader = functools.partial(function, *args, **kwargs)
+                    return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
+                if (value := own.opened(address, own.read_blocking(address))) is not MISS:
+                    counters.l2_hits += 1
+                    return value
+                counters.misses += 1
+            loader = functools.partial(function, *args, **kwargs)
+            return refreshes.load_blocking(address, loader, rule, tags(args, kwargs))
+
+        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
+        self.slow = look_up
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
+                short: Hashable = args
+            else:
+                short = fast_call(args, kwargs) if kwargs else fast(args)
+            try:
+                address = memo[short]
+            except KeyError:
+                address = None
+            if address is not None and (not state.special or state.mode is Mode.NORMAL):
+                entry = hit(address.name)
+                if entry is not None:
+                    if entry.payload is None:
+                        counters.l1_hits += 1
+                        return entry.value
+                    if (value := reads.opened(address, entry)) is not MISS:
+                        counters.l1_hits += 1
+                        return value
+            return slow(args, kwargs)
+
+        def rebind(site: Site, then: Callable[..., Any]) -> None:
+            nonlocal state, reads, hit, counters, slow, memo
+            engine = site.engine
+            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            # Last: a call that has it has all the others.
+            memo = site.memo
+
+        def invalidate(*args: Any, **kwargs: Any) -> bool:
+            address = self.address(args, kwargs)
+            self.engine.state.check_open()
+            return self.engine.deferred.removed((address,)) > 0
+
+        def refresh(*args: Any, **kwargs: Any) -> Any:
+            loader = functools.partial(function, *args, **kwargs)
+            return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+
+        self.rebind = rebind
+        return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
+
+
+def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:
+    for name, function in more.items():
+        setattr(wrapper, name, function)
+    return wrapper

@@ -1,0 +1,156 @@
+"""`cached_many`: a decorator for functions that take many keys and return a mapping of them to values.
+
+Each key is cached for itself, as if the function had been called with that key alone; it is called with the keys that
+are missing. Its other arguments are part of every key.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple, cast
+
+from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, kind_of
+from magnus_cache._engine.api.cached import Site, decorator_for
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.function_operations import add_operations
+from magnus_cache._engine.api.many import listed, load_many, load_many_blocking
+from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.loading.batch import Wanted
+from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.store.records import Address
+from magnus_cache.errors import CacheTypeError
+from magnus_cache.protocols import BatchDecorator
+
+__all__ = ["make_batch_decorator"]
+
+
+def make_batch_decorator(
+    engine: Engine, namespace: str, rule: Callable[[CallKeys], Rule], *,
+    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
+) -> BatchDecorator:  # fmt: skip
+    """Return the decorator; see `CacheManager.cached_many`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    made = decorator_for(
+        engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude, version=version
+    )
+    return cast("BatchDecorator", made)
+
+
+class _Call(NamedTuple):
+    """One call: its keys, and its other arguments before and after them."""
+
+    site: Site
+    many: list[Any]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def find(self, key: Any) -> Wanted:
+        """Return where the value of one key lives."""
+        if not isinstance(key, Hashable):
+            raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
+        args = (*self.before, key, *self.after)
+        return Wanted(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
+
+    def load(self, keys: list[Any]) -> Any:
+        """Call the function with some of the keys."""
+        return self.site.loader(*self.before, keys, *self.after, **self.kwargs)
+
+
+class _BatchSite(Site):
+    """One decorated batch loader."""
+
+    def wrapper(self) -> Any:
+        """Return the function that stands in for the decorated one."""
+        if self.keys.first is None:
+            raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
+        kind = kind_of(self.function)
+        if kind is Kind.EITHER:
+            raise CacheTypeError(
+                "function",
+                f"{self.keys.name} is a plain function around a coroutine function, so whether to await it is not "
+                "known; put `cached_many` next to the coroutine function, or make the decorator between `async def`",
+            )
+        self.awaited = kind is Kind.ASYNC
+        if self.awaited:
+            self.loader = awaited(self.function)
+            make = self._async_many()
+        else:
+            self.loader = blocking(self.function, self.keys.name)
+            make = self._blocking_many()
+        functools.update_wrapper(make, self.function)
+        make.cache_key = lambda *args, **kwargs: self.keys.key(args, kwargs)
+        make.cache_info = self.info
+        return make
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the value of one key lives, given in place of the keys.
+
+        :raises CacheTypeError: for many keys.
+        """
+        assert self.keys.first is not None
+        name = self.keys.first[1]
+        key = self.keys.bind(args, kwargs)[name]
+        if not isinstance(key, Hashable):
+            raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
+        return self.address(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
+        """Return what a call wants, and how some of its keys are loaded."""
+        first = self.keys.first
+        assert first is not None
+        place, name = first
+        if name in kwargs:
+            rest = {other: value for other, value in kwargs.items() if other != name}
+            return _Call(self, listed(kwargs[name], name), args, (), rest)
+        if len(args) <= place:
+            # Its default; or too few arguments, for which this raises as calling the function would.
+            return _Call(self, listed(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
+        return _Call(self, listed(args[place], name), args[:place], args[place + 1 :], kwargs)
+
+    def _async_many(self) -> Any:
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            return await load_many(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
+
+        async def invalidate(*args: Any, **kwargs: Any) -> bool:
+            call = self._call(args, kwargs)
+            return await self.engine.writes.remove([call.find(key).address for key in call.many]) > 0
+
+        async def refresh(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            return await load_many(
+                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
+            )
+
+        return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh)
+
+    def _blocking_many(self) -> Any:
+        state = self.engine.state
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            state.check_open()
+            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
+
+        def invalidate(*args: Any, **kwargs: Any) -> bool:
+            call = self._call(args, kwargs)
+            addresses = [call.find(key).address for key in call.many]
+            state.check_open()
+            return self.engine.deferred.removed(addresses) > 0
+
+        def refresh(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            state.check_open()
+            return load_many_blocking(
+                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
+            )
+
+        return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh)
+
+
+def _with(wrapper: Any, invalidate: Callable[..., Any], refresh: Callable[..., Any]) -> Any:
+    wrapper.invalidate, wrapper.refresh = invalidate, refresh
+    return wrapper

@@ -1,0 +1,65 @@
+"""What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from magnus_cache._engine.coordination.dropped import drop
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.stale import Refreshes
+from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.clears import Clears
+from magnus_cache._engine.store.deferred import Deferred
+from magnus_cache._engine.store.lifetimes import Lifetimes
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache.errors import CacheTypeError
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One cache, without a face.
+
+    :ivar follow: makes a function that goes to whatever cache is in use, given what makes it for one; None for a cache
+        whose functions stay with it.
+    """
+
+    __slots__ = ("clears", "deferred", "follow", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
+        self.reads = Reads(state)
+        self.writes = Writes(self.reads)
+        self.lifetimes = Lifetimes(self.writes)
+        self.clears = Clears(state)
+        self.deferred = Deferred(state, self.writes, self.clears)
+        self.loads = Loads(self.reads, self.writes)
+        self.refreshes = Refreshes(self.reads, self.loads)
+
+    def __del__(self) -> None:
+        # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.
+        drop(self.state)
+
+    @classmethod
+    def made(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
+        """Return a new one; settings come from the environment where neither argument gives them.
+
+        :raises CacheTypeError: for settings that are none.
+        :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
+        """
+        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so
+        # that neither is imported by the first call, on somebody's event loop.
+        from magnus_cache._engine.settings.settings import CacheSettings
+
+        import_module("magnus_cache._engine.redis.wire")
+        if settings is None:
+            settings = CacheSettings(**overrides)
+        elif not isinstance(settings, CacheSettings):
+            problem = f"a CacheSettings is needed, not {type(settings).__name__}; single settings are keywords"
+            raise CacheTypeError("settings", f"{problem}, such as redis_url='redis://localhost:6379/0'")
+        elif overrides:
+            settings = settings.changed(overrides)
+        return cls(State(settings))

@@ -1,0 +1,154 @@
+"""What the cache knows of one key: for people who ask why a value is served, or why it is not."""
+
+from typing import TYPE_CHECKING, Any
+
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.function_tags import visible_tags
+from magnus_cache._engine.redis import commands, replies, scripts
+from magnus_cache._engine.store.explanation import Explanation, _duration
+from magnus_cache._engine.store.local_values import shown_tags
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.revalidation import tags_of
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["explain"]
+
+
+async def explain(reads: Reads, address: Address) -> Explanation:
+    """Return the state of one key. It is not counted, and nothing is brought near."""
+    state = reads.state
+    name = address.name.decode()
+    near = state.memory.hit(address.name)
+    wire = state.wire()
+    if address.namespace.local:
+        return await _by_reference(reads, address, name)
+    if wire is None:
+        entry = near or state.memory.past(address.name, trusted=False)
+        return _local(reads, address, entry, "no Redis is configured")
+    try:
+        await reads.caught_up(wire, address)
+        raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database), _looked)
+        facts = await _facts(reads, wire, address, raw)
+    except CacheUnavailableError as error:
+        entry, why = near or reads.last(address), f"Redis is away ({error.reason})"
+        return _local(reads, address, entry, why) if entry is not None else _not_served(reads, address, why)
+    if near is not None:
+        facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
+        # What is near has its own end, which may be sooner.
+        facts["left"] = near.fresh_until - state.clock()
+    lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
+    return Explanation(str(address.namespace), name, **facts, **lease)
+
+
+def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
+    """Take the reply to a look; what is no lease's time counts as none."""
+    value, holder, left = reply
+    if type(holder) is not bytes or holder == scripts.PASSED:
+        holder = None
+    if type(left) is not int or not 0 <= left <= replies.LONGEST_WAIT:
+        left = 0
+    return replies.single([value]), holder, left
+
+
+def _local(reads: Reads, address: Address, entry: Entry | None, why: str) -> Explanation:
+    """Return what this process alone knows.
+
+    :param entry: what it may serve of the value, be it stale.
+    """
+    namespace, state = address.namespace, reads.state
+    name, now = address.name.decode(), state.clock()
+    if entry is None:
+        return Explanation(str(namespace), name, None, f"not there; {why}")
+    left, verdict = entry.fresh_until - now, "in this process"
+    level: str | None = "l1"
+    if left <= 0:
+        grace = min(entry.end - now, left + address.freshness.grace)
+        level, verdict = None, _past_its_end(grace)
+    elif entry.negative:
+        verdict = "an error that loading raised, remembered in this process"
+    if namespace.offline is not None and state.endpoint is not None:
+        why += f", and memory may serve it for {_duration(state.eras.ends(entry.trust, namespace.offline) - now)} more"
+    return _explanation(address, entry, level, f"{verdict}; {why}", now)
+
+
+def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
+    """Return why this process does not serve what it holds, if it holds anything."""
+    namespace, state = address.namespace, reads.state
+    entry = state.memory.past(address.name, trusted=False)
+    if entry is None:
+        return _local(reads, address, None, why)
+    now = state.clock()
+    if state.reachable:
+        problem = "it is there for other connections of this process, and has to confirm the value first"
+    elif state.cut_off(namespace):
+        lost = _duration(now - state.contact())
+        problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={namespace.offline:g}"
+    else:
+        problem = "it may have been changed unheard since Redis last confirmed it"
+    return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", now)
+
+
+def _explanation(address: Address, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
+    age = None if entry.born is None else max(0.0, now - entry.born)
+    return Explanation(
+        str(address.namespace), address.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
+        size=entry.length, tags=tags_of(entry),
+    )  # fmt: skip
+
+
+def _past_its_end(grace: float) -> str:
+    return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
+
+
+async def _by_reference(reads: Reads, address: Address, name: str) -> Explanation:
+    """Return the state of a key of a local namespace."""
+    entry = reads.state.memory.hit(address.name) or await reads.read(address)
+    entry = entry or (reads.state.memory.past(address.name, trusted=False) if reads.state.endpoint is None else None)
+    if entry is None:
+        return Explanation(str(address.namespace), name, None, "not there; its namespace is local to each process")
+    left, verdict = entry.fresh_until - reads.state.clock(), "in this process by reference, as its namespace is local"
+    if entry.negative:
+        verdict = "an error that loading raised, remembered in this process"
+    elif left <= 0:
+        verdict = f"past its end, and may be served stale for {_duration(left + address.freshness.grace)} more"
+    return Explanation(
+        str(address.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
+        tags=visible_tags(shown_tags(tags_of(entry))),
+    )  # fmt: skip
+
+
+async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:
+    if raw is None:
+        return {"level": None, "verdict": "not there"}
+    try:
+        header = envelope.read_header(raw)
+        tags, _ = envelope.read_tags(raw, header)
+        envelope.open_payload(raw, header, reads.limit(address))
+    except CacheDecodeError as error:
+        return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
+    floor = await reads.epochs.settled(wire, address.realm, tags)
+    now = reads.state.clock()
+    left = wire.time.end(header.fresh_until, header.life, now) - now
+    facts: dict[str, Any] = {
+        "level": None, "left": left, "epoch": header.epoch, "floor": floor,
+        "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
+        "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
+    }  # fmt: skip
+    grace = left + address.freshness.grace
+    if left <= 0:
+        verdict = _past_its_end(grace)
+    elif not floor <= header.epoch <= wire.time.horizon:
+        verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
+    elif reads.state.recovery.pending and reads.covered(address, tags):
+        verdict = "invalidated by this process while Redis was away, which is not told yet"
+    else:
+        facts["level"], verdict = "l2", "valid"
+        if header.flags & envelope.NEGATIVE:
+            verdict = "an error that loading raised, remembered"
+    return facts | {"verdict": verdict}

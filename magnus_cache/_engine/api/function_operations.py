@@ -1,0 +1,95 @@
+"""What can be asked of a cached function beside calling it: `clear`, `explain` and `contains`.
+
+The blocking forms of a function, and the awaited ones of a coroutine function.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.explain import explain as explained
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.records import Address
+
+__all__ = ["Place", "add_operations"]
+
+
+class Place(Protocol):
+    """A decorated function, as far as these operations need to know it."""
+
+    @property
+    def engine(self) -> Engine:
+        """The cache."""
+        ...
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
+    @property
+    def tag(self) -> str:
+        """The tag that all of its values have."""
+        ...
+
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+        """Return where the one value lives that these arguments are about."""
+        ...
+
+
+def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> Any:
+    """Return the function that stands for a decorated one, with these operations as attributes."""
+    make = _awaited if awaited else _blocking
+    name = getattr(place.function, "__qualname__", type(place.function).__qualname__)
+    for operation in make(place):
+        operation.__qualname__ = f"{name}.{operation.__name__}"
+        setattr(wrapper, operation.__name__, operation)
+    return wrapper
+
+
+async def _contains(engine: Engine, address: Address) -> bool:
+    return engine.state.mode is Mode.NORMAL and await engine.reads.look(address) is not None
+
+
+def _awaited(place: Place) -> tuple[Any, Any, Any]:
+    async def clear() -> None:
+        """Drop all values of this function, everywhere; see `Cached.clear`."""
+        await place.engine.clears.invalidate((place.tag,))
+
+    async def explain(*args: Any, **kwargs: Any) -> Explanation:
+        """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
+        return await explained(place.engine.reads, place.single(args, kwargs))
+
+    async def contains(*args: Any, **kwargs: Any) -> bool:
+        """Return whether there is a value for these arguments; see `Cached.contains`."""
+        return await _contains(place.engine, place.single(args, kwargs))
+
+    return clear, explain, contains
+
+
+def _blocking(place: Place) -> tuple[Any, Any, Any]:
+    def clear() -> None:
+        """Drop all values of this function, everywhere; see `Cached.clear`."""
+        engine = place.engine
+        engine.state.check_open()
+        if engine.deferred.invalidations:
+            engine.deferred.invalidate((place.tag,))
+        else:
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
+
+    def explain(*args: Any, **kwargs: Any) -> Explanation:
+        """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
+        engine, address = place.engine, place.single(args, kwargs)
+        engine.state.check_open()
+        explanation: Explanation = engine.state.portal.call(explained, engine.reads, address)
+        return explanation
+
+    def contains(*args: Any, **kwargs: Any) -> bool:
+        """Return whether there is a value for these arguments; see `Cached.contains`."""
+        engine, address = place.engine, place.single(args, kwargs)
+        engine.state.check_open()
+        there: bool = engine.state.portal.call(_contains, engine, address)
+        return there
+
+    return clear, explain, contains

@@ -1,0 +1,130 @@
+"""What both managers have in common, and what belongs to the life of a cache: health, switches, closing."""
+
+import sys
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+from magnus_cache._engine.coordination.health import Health, check_health, unhealthy
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.runtime.closing import Ending
+from magnus_cache._engine.runtime.loops import async_library
+
+__all__ = ["AsyncLife", "BlockingLife"]
+
+_SPARE: Final = 0.25
+"""Seconds for the way to the background loop and back."""
+
+
+class _Life:
+    """What is the same in blocking and in async code."""
+
+    _state: State
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.describe()}>"
+
+    def bypass(self) -> AbstractContextManager[None]:
+        """Within it, read nothing from the cache but store what is loaded: a one-off fresh read."""
+        return self._state.bypass()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within it, behave as if there were no cache, for all callers, in whatever thread or task; for tests."""
+        return self._state.disabled()
+
+
+class AsyncLife(_Life):
+    """The life of a cache, as coroutines see it."""
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether Redis answered when it was last asked; False before the first call. No I/O; see `ping`."""
+        return self._state.redis_available
+
+    async def ping(self) -> Health:
+        """Ask Redis now, for `op_timeout` at most, and return whether and how fast it answers, what it is, or why not.
+
+        It never raises, not even on a closed cache: the problem is in the answer.
+        """
+        return await check_health(self._state)
+
+    async def aclose(self) -> None:
+        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`."""
+        await self._state.aclose()
+
+    async def close(self) -> None:
+        """Disconnect and stop all that this cache started; the same as `aclose`."""
+        await self.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._state.check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class BlockingLife(_Life):
+    """The life of a cache, as blocking code sees it."""
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether Redis answered when it was last asked.
+
+        If it was never asked, it is asked now, for `op_timeout` at most; except in a thread that runs an event loop,
+        which must not wait: there, the answer is False before the first call.
+        """
+        state = self._state
+        if state.endpoint is not None and state.breaker.unknown and self._may_ask():
+            self.ping()
+        return state.redis_available
+
+    def _may_ask(self) -> bool:
+        state = self._state
+        if state.closed or sys.is_finalizing() or state.portal.engaged or state.portal.inside:
+            return False
+        return async_library() is None
+
+    def ping(self) -> Health:
+        """Ask Redis now, for `op_timeout` at most, and return whether and how fast it answers, what it is, or why not.
+
+        It never raises, not even on a closed cache: the problem is in the answer.
+        """
+        state = self._state
+        try:
+            state.check_open()
+            # The answer has a bound of its own; this one is for a background loop that something holds up.
+            return state.portal.call(partial(check_health, state), timeout=state.settings.op_timeout + _SPARE)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+            return unhealthy(error, state)
+
+    def close(self) -> Ending:
+        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`.
+
+        In a coroutine, `await` what it returns: the connection of the running event loop ends when that turns next.
+        """
+        return self._state.close()
+
+    async def aclose(self) -> None:
+        """Close the cache without blocking the running event loop."""
+        await self._state.aclose()
+
+    def __enter__(self) -> Self:
+        self._state.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

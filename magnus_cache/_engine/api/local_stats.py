@@ -1,0 +1,28 @@
+"""The figures of one cache, gathered from its parts."""
+
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.runtime.stats import CacheStats
+
+__all__ = ["local_figures"]
+
+
+def local_figures(state: State) -> CacheStats:
+    """Return the figures that take no exchange with Redis."""
+    memory, figures = state.memory, state.stats.figures()
+    memory.sweep()
+    figures |= {
+        "redis_available": state.redis_available,
+        "in_memory_keys": len(memory),
+        "in_memory_bytes": memory.bytes,
+        "evictions": memory.evictions,
+        "expirations": memory.expirations,
+        "fenced_fills": memory.fenced + state.stats.fenced_loads,
+        "flights": len(state.flights),
+        "flights_joined": state.flights.joined,
+        "unattended": state.flights.unattended,
+        "unreplayed": state.recovery.pending,
+        "breaker": state.breaker.figures(state.clock()),
+    }
+    if state.journal is not None:
+        figures["journal"] = state.journal.figures()
+    return figures

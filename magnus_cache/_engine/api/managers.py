@@ -1,0 +1,271 @@
+"""The two faces of a cache, `CacheManager` and `AsyncCacheManager`, and the process-wide one of each."""
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+
+from magnus_cache._engine.api.asynchronous import AsyncOperations
+from magnus_cache._engine.api.blocking import BlockingOperations
+from magnus_cache._engine.api.process_managers import ProcessFace, delegate_to
+from magnus_cache._engine.api.process_wide import PROCESS
+from magnus_cache._engine.coordination.health import Health, unhealthy
+from magnus_cache._engine.runtime.closing import Ending
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache.errors import CacheError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.settings.settings import CacheSettings
+
+__all__ = [
+    "AsyncCacheManager",
+    "CacheManager",
+    "cache_clear",
+    "cache_delete",
+    "cache_get",
+    "cache_set",
+    "configure",
+    "get_async_cache_manager",
+    "get_cache_manager",
+]
+
+
+class CacheManager(BlockingOperations):
+    """A cache for blocking code: an LRU in this process, Redis behind it, and neither ever in the way.
+
+    Make one from settings or keywords (``CacheManager(redis_url="redis://127.0.0.1:6379/0")``), from the
+    environment (``CacheManager()``), or take the process-wide one (`get_cache_manager`). Nothing is connected and
+    no thread is started before the first call. Safe to use from any number of threads.
+
+    No method raises because Redis is away. `aio` is the same cache for async code.
+
+    :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
+    """
+
+    @property
+    def aio(self) -> "AsyncCacheManager":
+        """This same cache for async code."""
+        return AsyncCacheManager._over(self._engine)
+
+    @property
+    def sync(self) -> "CacheManager":
+        """This cache for blocking code: itself."""
+        return self
+
+    def __reduce__(self) -> Any:
+        # By the settings: another process connects for itself. They hold the password.
+        return _restored, (type(self), self._state.settings)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+
+class AsyncCacheManager(AsyncOperations):
+    """A cache for async code: an LRU in this process, Redis behind it, and neither ever in the way.
+
+    Made as `CacheManager` is; its operations are awaited. It works on any event loop, and on several at a time.
+    `sync` is the same cache for blocking code.
+
+    :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
+    """
+
+    @property
+    def aio(self) -> "AsyncCacheManager":
+        """This cache for async code: itself."""
+        return self
+
+    @property
+    def sync(self) -> CacheManager:
+        """This same cache for blocking code."""
+        return CacheManager._over(self._engine)
+
+    def __reduce__(self) -> Any:
+        # By the settings: another process connects for itself. They hold the password.
+        return _restored, (type(self), self._state.settings)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+
+def _restored(kind: "type[CacheManager | AsyncCacheManager]", settings: "CacheSettings") -> Any:
+    return kind(settings)
+
+
+def _blocking() -> BlockingOperations:
+    return PROCESS.blocking
+
+
+def _awaited() -> AsyncOperations:
+    return PROCESS.awaited
+
+
+@delegate_to(_blocking, BlockingOperations)
+class _ProcessManager(ProcessFace, CacheManager):
+    """The process-wide cache for blocking code, whichever it is."""
+
+    _name = "CacheManager"
+
+    def __init__(self) -> None:
+        # No cache of its own.
+        pass
+
+    def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+        """See `CacheManager.get`."""
+        # Without the detour that serves for the other operations: a hit in memory is all but free.
+        now = PROCESS.now
+        return (PROCESS.open() if now is None else now).get(namespace, key, default)
+
+    @property
+    def redis_available(self) -> bool:
+        """See `CacheManager.redis_available`."""
+        return PROCESS.blocking.redis_available
+
+    @property
+    def aio(self) -> "AsyncCacheManager":
+        """The process-wide cache for async code."""
+        return _ProcessAsyncManager()
+
+    def ping(self) -> Health:
+        """See `CacheManager.ping`."""
+        try:
+            return PROCESS.blocking.ping()
+        except CacheError as error:
+            return unhealthy(error)
+
+    def clear(self, namespace_or_pattern: str) -> int:
+        """See `CacheManager.clear`."""
+        return PROCESS.blocking.clear(PROCESS.own_name(namespace_or_pattern))
+
+    def close(self) -> Ending:
+        """Disconnect and stop all that the process-wide cache started. Idempotent; its next use makes another.
+
+        In a coroutine, `await` what it returns: the connection of the running event loop ends when that turns next.
+        """
+        return PROCESS.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        return get_cache_manager, ()
+
+
+@delegate_to(_awaited, AsyncOperations)
+class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
+    """The process-wide cache for async code, whichever it is."""
+
+    _name = "AsyncCacheManager"
+
+    def __init__(self) -> None:
+        # No cache of its own.
+        pass
+
+    def get(  # pyright: ignore[reportIncompatibleMethodOverride]  # what it returns is that method's coroutine
+        self, namespace: str, key: Any, default: Any = None
+    ) -> Coroutine[Any, Any, Any]:
+        """See `AsyncCacheManager.get`."""
+        # Without a coroutine around the coroutine.
+        now = PROCESS.now
+        return (PROCESS.open() if now is None else now).get_awaited(namespace, key, default)
+
+    @property
+    def redis_available(self) -> bool:
+        """See `AsyncCacheManager.redis_available`."""
+        return PROCESS.awaited.redis_available
+
+    @property
+    def sync(self) -> CacheManager:
+        """The process-wide cache for blocking code."""
+        return _ProcessManager()
+
+    async def ping(self) -> Health:
+        """See `AsyncCacheManager.ping`."""
+        try:
+            return await PROCESS.awaited.ping()
+        except CacheError as error:
+            return unhealthy(error)
+
+    async def clear(self, namespace_or_pattern: str) -> int:
+        """See `AsyncCacheManager.clear`."""
+        return await PROCESS.awaited.clear(PROCESS.own_name(namespace_or_pattern))
+
+    async def close(self) -> None:
+        """Disconnect and stop all that the process-wide cache started; the same as `aclose`."""
+        await self.aclose()
+
+    def __reduce__(self) -> Any:
+        return get_async_cache_manager, ()
+
+
+def get_cache_manager() -> CacheManager:
+    """Return the process-wide cache for blocking code.
+
+    It is made by its first use, from what `configure` was told, the environment and `.env`. After it was closed, the
+    next use makes another, also by a manager or a decorated function that was there before.
+
+    :raises CacheSettingsError: for a wrong setting, naming its environment variable.
+    """
+    PROCESS.check()
+    face = PROCESS.face
+    if face is None:
+        made = _ProcessManager()
+        with section():
+            face = PROCESS.face = PROCESS.face or made
+    return cast("CacheManager", face)
+
+
+def get_async_cache_manager() -> AsyncCacheManager:
+    """Return the process-wide cache for async code: another face of what `get_cache_manager` returns.
+
+    :raises CacheSettingsError: for a wrong setting, naming its environment variable.
+    """
+    return get_cache_manager().aio
+
+
+def configure(**settings: "Unpack[SettingsOptions]") -> None:
+    """Set up the process-wide cache, before its first use; decorating functions is none.
+
+    What is not named here comes from the environment and `.env`. A second call adds to the first one. The settings
+    also hold for the cache that is made after this one was closed.
+
+    :raises CacheSettingsError: for a wrong setting; and once the cache is in use, until it is closed.
+    """
+    PROCESS.configure(settings)
+
+
+def cache_get(namespace: str, key: Any, default: Any = None) -> Any:
+    """Return a value from the process-wide cache, or `default`.
+
+    :raises CacheArgumentError: as `CacheManager.get` does.
+    """
+    return get_cache_manager().get(namespace, key, default)
+
+
+def cache_set(namespace: str, key: Any, value: Any, ttl: Any = None) -> bool:
+    """Store a value in the process-wide cache; return whether it is stored.
+
+    :raises CacheArgumentError: as `CacheManager.set` does.
+    :raises CacheEncodeError: naming the type that cannot be stored.
+    """
+    return get_cache_manager().set(namespace, key, value, ttl)
+
+
+def cache_delete(namespace: str, key: Any) -> bool:
+    """Remove a value from the process-wide cache; return whether there was one.
+
+    :raises CacheArgumentError: as `CacheManager.delete` does.
+    """
+    return get_cache_manager().delete(namespace, key)
+
+
+def cache_clear(namespace_or_pattern: str) -> int:
+    """Remove a namespace, or what matches a glob, from the process-wide cache; return how many values Redis removed.
+
+    :raises CacheArgumentError: as `CacheManager.clear` does.
+    """
+    return get_cache_manager().clear(namespace_or_pattern)

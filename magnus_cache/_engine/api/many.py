@@ -1,0 +1,417 @@
+"""Calls for many keys at a time: `get_or_set_many`, and what a function decorated with `cached_many` does."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
+
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.flight import SERVING, Flight
+from magnus_cache._engine.loading.batch import Batch, CallLoader, Wanted
+from magnus_cache._engine.loading.results import JudgedValue
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import Rule, check_callable
+from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.loops import check_loop
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
+from magnus_cache._engine.runtime.waiters import running_loop
+from magnus_cache._engine.store.batch_keys import equal_keys, unhashable_key
+from magnus_cache._engine.store.reads_many import look_many, look_many_blocking, weight
+from magnus_cache._engine.store.records import MISS
+from magnus_cache.errors import (
+    CacheBatchEncodeError,
+    CacheBatchError,
+    CacheClosedError,
+    CacheEncodeError,
+    CacheTypeError,
+)
+
+__all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
+
+T = TypeVar("T")
+
+BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], Awaitable[Mapping[Any, Any]]]
+"""A function or coroutine function of a list of keys that returns a mapping of keys to values."""
+
+_STEP: Final = 64
+"""Keys whose places are found in one step."""
+
+_LOOKED_FOR: Final = 100
+"""Keys that are looked for at a time."""
+
+_LOOK: Final = 1.0
+"""Seconds after which a blocked thread looks whether the background loop is still there, and the loop likewise."""
+
+
+def listed(keys: Iterable[Any], argument: str) -> list[Any]:
+    """Return keys as a list.
+
+    :raises CacheTypeError: naming the argument, for what is no iterable, or a single text.
+    """
+    if isinstance(keys, str | bytes):
+        raise CacheTypeError(argument, "an iterable of keys is needed, not a single text; put it into a list")
+    try:
+        return list(keys)
+    except TypeError:
+        raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
+
+
+Find = Callable[[Any], Wanted]
+"""Tells where the value of a key lives.
+
+:raises CacheArgumentError: for a key that cannot be used.
+"""
+
+
+def finder(engine: Engine, namespace: str, rule: Rule) -> Find:
+    """Return what tells where the values of keys live.
+
+    :raises CacheArgumentError: for a namespace that cannot be used.
+    """
+    engine.state.keyspace.check_namespace(namespace)
+    tags = rule.tags.of_call({}) if rule.tags is not None else ()
+    return lambda key: Wanted(key, engine.reads.address(namespace, key), tags)
+
+
+def _source(loader: object) -> object:
+    """Return what a batch loader is told apart from others by: two closures of the same code are the same one."""
+    while isinstance(loader, partial):
+        loader = loader.func
+    return getattr(loader, "__code__", loader)
+
+
+class _Search:
+    """One call for many keys: what it wants, what there is of that, and what is missing."""
+
+    def __init__(self, engine: Engine, *, fresh: bool) -> None:
+        self._engine = engine
+        self.fresh = fresh or engine.state.mode is Mode.BYPASS
+        self.keys: list[Any] = []
+        # Keys that are stored at one place are one.
+        self.missing: dict[bytes, Wanted] = {}
+        self._names: dict[Any, bytes] = {}
+        self._values: dict[bytes, Any] = {}
+        self._stale: dict[bytes, Entry] = {}
+
+    def add(self, items: Iterable[Wanted]) -> None:
+        """Want some keys.
+
+        :raises CacheTypeError: for one that cannot be a key of the result.
+        :raises CacheArgumentError: for one that is equal to another that is stored elsewhere.
+        """
+        for item in items:
+            name = item.address.name
+            self.keys.append(item.key)
+            self.missing.setdefault(name, item)
+            try:
+                known = self._names.setdefault(item.key, name)
+            except TypeError:
+                raise unhashable_key() from None
+            if known != name:
+                raise equal_keys(item.key)
+
+    def steps(self) -> Iterator[list[Wanted]]:
+        """Yield what is to be looked for, some at a time."""
+        wanted = [] if self.fresh else list(self.missing.values())
+        for start in range(0, len(wanted), _LOOKED_FOR):
+            yield wanted[start : start + _LOOKED_FOR]
+
+    def found(self, item: Wanted, entry: Entry | None, value: Any, *, near: bool) -> None:
+        """Note what there is of a key: its value, or MISS and perhaps something that is past its end."""
+        name = item.address.name
+        item.address.counters.count(hit=value is not MISS, near=near)
+        if value is not MISS:
+            self._values[name] = value
+            del self.missing[name]
+        elif entry is not None and not entry.negative:
+            self._stale[name] = entry
+
+    def hold_back(self) -> Generator[None, None, None]:
+        """Serve what is past its end where a load has just failed, in steps."""
+        for name, item in list(self.missing.items()):
+            value = self._engine.refreshes.held_back(item.address, self._stale.get(name))
+            if value is not MISS:
+                self._values[name] = value
+                del self.missing[name]
+            yield
+
+    def results(self, loaded: dict[bytes, Any], errors: dict[Any, Exception]) -> Generator[None, None, dict[Any, Any]]:
+        """Return, in steps, the values by key, given what was loaded and what failed.
+
+        :raises CacheBatchError: if some keys could not be loaded.
+        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        """
+        values = self._values | loaded
+        for name, item in self.missing.items() if errors and not self.fresh else ():
+            yield
+            error = errors.get(item.key)
+            if error is None:
+                continue
+            if (value := self._engine.refreshes.instead(item.address, error, self._stale.get(name))) is not MISS:
+                values[name] = value
+                del errors[item.key]
+        results = {key: values[name] for key, name in self._names.items() if name in values}
+        if errors:
+            first, *rest = errors.values()
+            if len(errors) == len(self.missing) and all(error is first for error in rest):
+                raise first
+            if all(isinstance(error, CacheEncodeError) for error in errors.values()):
+                raise CacheBatchEncodeError(results, errors) from first
+            raise CacheBatchError(results, errors) from first
+        return results
+
+
+async def load_many(
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    function: object = None,
+) -> dict[Any, Any]:  # fmt: skip
+    """Return values by key, in the order of the keys; load those that are missing.
+
+    :param function: whose answers the loader returns, if that is not the loader itself.
+    :raises CacheBatchError: if some keys could not be loaded.
+    :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+    """
+    check_callable(loader, "batch_loader")
+    check_loop()
+
+    async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        with engine.state.flights.joint(flights):
+            return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
+
+    search, portion = _Search(engine, fresh=fresh), Step()
+    for start in range(0, len(keys), _STEP):
+        search.add(map(find, keys[start : start + _STEP]))
+        await turn()
+    if engine.state.mode is Mode.DISABLED and keys:
+        with running(CurrentLoad()):
+            return _answered(search.keys, await call(search.keys, ()))
+    for step in search.steps():
+        found = await look_many(engine.reads, [item.address for item in step])
+        for item, (entry, near) in zip(step, found, strict=True):
+            search.found(item, entry, await engine.reads.open(item.address, entry), near=near)
+            if portion.done(weight(entry)):
+                await turn()
+    if not search.fresh:
+        await in_turns(search.hold_back())
+    if not search.missing:
+        return await in_turns(search.results({}, {}))
+    batch = Batch(engine.loads, rule, call, fresh=search.fresh, source=_source(function or loader))
+    return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
+
+
+def load_many_blocking(
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    function: object = None,
+) -> dict[Any, Any]:  # fmt: skip
+    """Do what `load_many` does, for a thread, in which it decodes and encodes, and calls a plain function.
+
+    :raises CacheBatchError: as `load_many` does.
+    :raises Exception: as `load_many` does.
+    """
+    check_callable(loader, "batch_loader")
+    engine.state.portal.check_thread()
+    search = _Search(engine, fresh=fresh)
+    search.add(map(find, keys))
+    if engine.state.mode is Mode.DISABLED and keys:
+        with running(CurrentLoad()):
+            return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
+    for step in search.steps():
+        for item, (entry, near) in zip(
+            step, look_many_blocking(engine.reads, [item.address for item in step]), strict=True
+        ):
+            search.found(item, entry, engine.reads.opened(item.address, entry), near=near)
+    if not search.fresh:
+        at_once(search.hold_back())
+    if not search.missing:
+        return at_once(search.results({}, {}))
+    wanted, blocks, source = list(search.missing.values()), running_loop(), _source(function or loader)
+
+    def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
+        return Batch(engine.loads, rule, call, fresh=search.fresh, blocks=blocks, source=source).run(wanted)
+
+    try:
+        outcome = _Desk(engine, loader, rule, wanted).run(batch)
+    except NoThreadError as error:
+        engine.state.without_loop(error)
+        outcome = _load_uncached(engine, wanted, loader)
+    return at_once(search.results(*outcome))
+
+
+def _load_uncached(
+    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader
+) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+    """Return what a batch loader answers, by name, and the errors by key, where there is no background loop."""
+    errors: dict[Any, Exception] = {}
+    with running(CurrentLoad()):
+        answers: Any = engine.loads.called_blocking(partial(loader, [item.key for item in wanted]))
+    try:
+        answers = _checked(answers)
+    except CacheBatchError as error:
+        answers, errors = error.results, error.errors
+    return {item.address.name: answers[item.key] for item in wanted if item.key in answers}, errors
+
+
+def _answered(keys: Sequence[Any], answers: Any) -> dict[Any, Any]:
+    """Return what a loader answered to some keys, where nothing is cached."""
+    mapping = _checked(answers)
+    return {key: mapping[key] for key in keys if key in mapping}
+
+
+def _checked(answers: Any) -> Mapping[Any, Any]:
+    if not isinstance(answers, Mapping):
+        kind = type(answers).__name__
+        raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
+    errors = {key: error for key, value in answers.items() if (error := _mistake(value)) is not None}
+    if errors:
+        raise CacheBatchError({key: value for key, value in answers.items() if key not in errors}, errors)
+    return answers
+
+
+def _mistake(value: Any) -> Exception | None:
+    """Return the error that a key has for its value, or that it is to have such a value."""
+    if is_unmodified(value):
+        return unmodified()
+    return value if isinstance(value, Exception) else None
+
+
+class _Desk:
+    """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
+
+    def __init__(
+        self, engine: Engine, loader: Callable[[list[Any]], Any], rule: Rule, wanted: Sequence[Wanted]
+    ) -> None:
+        self._engine = engine
+        self._portal = engine.state.portal
+        self._loader = loader
+        self._rule = rule
+        self._wanted = {item.key: item for item in wanted}
+        self._notes: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._over = False
+        self._task: asyncio.Task[Any] | None = None
+        self._answers: set[asyncio.Future[Any]] = set()
+        self._deserted = False
+
+    def run(self, batch: Callable[[CallLoader], Awaitable[T]]) -> T:
+        context = copy_context()
+        context.run(SERVING.set, threading.get_ident())
+        try:
+            self._portal.submit(self._begin, partial(batch, self._call), context)
+            while True:
+                try:
+                    note = self._notes.get(timeout=_LOOK)
+                except Empty:
+                    if not self._portal.running:
+                        raise CacheClosedError("this cache was closed; make a new manager") from None
+                    continue
+                result = note()
+                if self._over:
+                    values: T = result
+                    return values
+        except BaseException:
+            # First, and without a call: deep in the caller's stack the next one may fail as well.
+            self._deserted = True
+            # Interrupted (Ctrl-C), or just failed: then there is nothing left to cancel.
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        if not self._over:
+            try:
+                self._portal.submit(self._cancel)
+            except CacheClosedError:
+                pass
+
+    # -- on the loop ------------------------------------------------------------------------------------------
+
+    def _begin(self, batch: Callable[[], Any], context: Any) -> None:
+        if self._deserted:
+            return
+        self._task = asyncio.get_running_loop().create_task(batch(), context=context)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._notes.put(partial(self._outcome, task))
+
+    def _cancel(self) -> None:
+        # The thread calls the loader no more: callers that joined the loads begin anew instead of waiting for it.
+        for answer in list(self._answers):
+            answer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _call(self, keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        if self._deserted:
+            raise asyncio.CancelledError
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._answers.add(answer)
+        try:
+            self._notes.put(partial(self._load, list(keys), flights, loop, answer))
+            while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
+                if self._deserted:
+                    raise asyncio.CancelledError
+            error, result = answer.result()
+        finally:
+            self._answers.discard(answer)
+        if error is not None:
+            raise error
+        return result
+
+    # -- in the thread ----------------------------------------------------------------------------------------
+
+    def _outcome(self, task: asyncio.Task[Any]) -> Any:
+        self._over = True
+        if task.cancelled():
+            raise CacheClosedError("this cache was closed; make a new manager")
+        return task.result()
+
+    def _load(
+        self, keys: list[Any], flights: Sequence[Flight], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any]
+    ) -> None:
+        try:
+            # A loader of many keys replaces no single value, also within the load of one.
+            with self._engine.state.flights.joint(flights), running(CurrentLoad()):
+                result = self._engine.loads.called_blocking(partial(self._loader, keys))
+            result = self._judged(keys, result)
+        except Exception as error:  # noqa: BLE001  # it comes back as the outcome
+            self._tell(loop, answer, (error, None))
+        else:
+            self._tell(loop, answer, (None, result))
+
+    def _judged(self, keys: Sequence[Any], answers: Any) -> Any:
+        """Return the answers as they are to be kept, each value encoded here: the loop is there for all threads."""
+        if not isinstance(answers, Mapping):
+            return answers
+        judged: dict[Any, Any] = {}
+        for key in keys:
+            try:
+                answer = answers.get(key, MISS)
+            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+                answer = error
+            if answer is MISS:
+                continue
+            if not isinstance(answer, Exception):
+                item = self._wanted[key]
+                try:
+                    steps = self._engine.loads.judging.steps(item.address, answer, self._rule, item.tags)
+                    answer = at_once(steps)
+                except Exception as error:  # noqa: BLE001  # it is raised by the load of the key
+                    answer = JudgedValue(answer, error=error)
+            judged[key] = answer
+        return judged
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], what: tuple[Exception | None, Any]
+    ) -> None:
+        def in_time() -> None:
+            if not answer.done():
+                answer.set_result(what)
+
+        # If the loop is gone, that ends the waiting as well.
+        call_on_loop(loop, in_time)

@@ -1,0 +1,183 @@
+"""Warming: load and store the values of many keys ahead of demand, some at a time."""
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.policy.options import Rule, check_callable
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.log import logger, say
+from magnus_cache._engine.runtime.numbers import whole
+from magnus_cache._engine.store.records import Address
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+__all__ = ["ProgressCallback", "WarmReport", "warm"]
+
+ProgressCallback = Callable[[int, int], object]
+"""Called after each key with the number of keys done and the number of all."""
+
+_ERRORS_KEPT = 100
+
+_STEP = 500
+"""Keys looked at in one turn of the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What a warming came to.
+
+    :ivar total: keys asked for, each counted once.
+    :ivar loaded: keys whose value was loaded and stored.
+    :ivar skipped: keys that had a value, with `only_missing`.
+    :ivar failed: keys whose loader raised, and what cannot be a key.
+    :ivar errors: the exception by key, for the first hundred that failed or whose value cannot be stored.
+    :ivar seconds: how long it took.
+    :ivar unstorable: keys whose value was loaded and cannot be stored.
+    """
+
+    total: int
+    loaded: int
+    skipped: int
+    failed: int
+    seconds: float
+    errors: dict[Any, Exception] = field(default_factory=dict)
+    unstorable: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} of {self.total} loaded"]
+        parts += [f"{self.skipped} there already"] if self.skipped else []
+        parts += [f"{self.unstorable} cannot be stored"] if self.unstorable else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        return f"{', '.join(parts)} in {self.seconds:.2f} s"
+
+
+class _Tally:
+    """Counts what has been done and tells whoever wants to know."""
+
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
+        self.total = total
+        self.loaded = self.skipped = self.failed = self.unstorable = 0
+        self.errors: dict[Any, Exception] = {}
+        self._progress = progress
+        self._started = monotonic()
+
+    def tell(self) -> None:
+        if self._progress is None:
+            return
+        try:
+            self._progress(self.loaded + self.skipped + self.failed + self.unstorable, self.total)
+        # What only shows the work must not stop it.
+        except Exception:  # noqa: BLE001  # as said
+            logger.exception("the progress callback failed; warming goes on without it")
+            self._progress = None
+
+    def fail(self, key: Any, error: Exception) -> None:
+        self.failed += 1
+        self._note(key, error)
+
+    def refuse(self, key: Any, error: Exception) -> None:
+        """Count a value that was loaded and cannot be stored."""
+        self.unstorable += 1
+        self._note(key, error)
+
+    def _note(self, key: Any, error: Exception) -> None:
+        if len(self.errors) < _ERRORS_KEPT:
+            # What is no key may not even be hashable.
+            name = key if isinstance(key, Hashable) else repr(type(key))
+            # Equal to a key of another type that failed, as True is to 1.
+            self.errors[f"{type(key).__name__} {key!r}" if name in self.errors else name] = error
+
+    def report(self) -> WarmReport:
+        took = monotonic() - self._started
+        return WarmReport(self.total, self.loaded, self.skipped, self.failed, took, self.errors, self.unstorable)
+
+
+async def warm(
+    engine: Engine, namespace: str, data_loader: Callable[[Any], Any], keys: Sequence[Any], ttl: Duration | None, *,
+    concurrency: int, only_missing: bool, progress: ProgressCallback | bool | None,
+) -> WarmReport:  # fmt: skip
+    """Load and store a value for each key; see `AsyncCacheManager.warm_cache`.
+
+    :raises CacheArgumentError: naming the argument that cannot be used; nothing has been loaded then.
+    """
+    check_callable(data_loader, "data_loader")
+    at_once = whole(concurrency)
+    if at_once is None or at_once < 1:
+        raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
+    rule = Rule(None if ttl is None else seconds(ttl), function=data_loader)
+    engine.state.keyspace.check_namespace(namespace)
+    work, unusable = await _addressed(engine, namespace, keys)
+    with _shown(progress, str(namespace)) as callback:
+        tally = _Tally(len(work) + len(unusable), callback)
+        for key, problem in unusable:
+            tally.fail(key, problem)
+        queue = iter(work.values())
+
+        async def worker() -> None:
+            for key, address in queue:
+                try:
+                    if only_missing and await engine.reads.look(address) is not None:
+                        tally.skipped += 1
+                    else:
+                        outcome = await engine.loads.outcome(address, partial(data_loader, key), rule, fresh=True)
+                        if outcome.refusal is not None:
+                            tally.refuse(key, outcome.refusal)
+                        else:
+                            tally.loaded += 1
+                # One key that fails stops nothing; it is in the report.
+                except Exception as error:  # noqa: BLE001  # as said
+                    tally.fail(key, error)
+                tally.tell()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(at_once, len(work))):
+                tasks.start_soon(worker)
+    return tally.report()
+
+
+async def _addressed(
+    engine: Engine, namespace: str, keys: Sequence[Any]
+) -> tuple[dict[bytes, tuple[Any, Address]], list[tuple[Any, Exception]]]:
+    """Return the work by name, as a key given twice is loaded once, and the keys that cannot be one."""
+    work: dict[bytes, tuple[Any, Address]] = {}
+    unusable: list[tuple[Any, Exception]] = []
+    for number, key in enumerate(keys, 1):
+        if number % _STEP == 0:
+            await asyncio.sleep(0)
+        try:
+            address = engine.reads.address(namespace, key)
+        except CacheArgumentError as error:
+            unusable.append((key, error))
+        else:
+            work[address.name] = (key, address)
+    if unusable:
+        say(f"warming {namespace}: {len(unusable)} keys cannot be keys ({unusable[0][1]})")
+    return work, unusable
+
+
+@contextmanager
+def _shown(progress: ProgressCallback | bool | None, title: str) -> Generator[ProgressCallback | None]:
+    """Yield what to call with the progress: the caller's function, a bar, or nothing."""
+    if callable(progress):
+        yield progress
+    elif progress is False or not (progress or sys.stderr.isatty()) or importlib.util.find_spec("rich") is None:
+        yield None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("warming {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,26 @@
+"""The error of a value that cannot be stored: which part is to blame, and what to do about it."""
+
+from typing import Any
+
+from magnus_cache._engine.codec.advice import advice
+from magnus_cache._engine.codec.markers import kind_of, type_name
+from magnus_cache._engine.codec.paths import locate
+from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
+
+__all__ = ["explained"]
+
+
+def explained(value: Any, error: CacheEncodeError, root: str) -> CacheEncodeError:
+    """Return the error of a value that was refused, with the path to the part that is to blame, and the remedy.
+
+    :param root: what the value itself is called, such as ``"value"``.
+    """
+    if isinstance(error, CacheValueTooLargeError):
+        return error
+    path, part, own = locate(value, error, root)
+    remedy = advice(part)
+    shown = type_name(kind_of(part)).removeprefix("builtins.")
+    problem = (
+        f"{path}: {own.problem}" if remedy is None else f"{path} is of type {shown}, which cannot be stored: {remedy}"
+    )
+    return CacheEncodeError(own.type_name, problem, path)

@@ -1,0 +1,26 @@
+"""Values that are kept decoded, made anew after a reload has replaced the classes of what is in them."""
+
+from typing import Any
+
+from magnus_cache._engine.codec.unregistered import RENEWAL
+from magnus_cache._engine.codec.values import decode, encode
+from magnus_cache.errors import CacheEncodeError
+
+__all__ = ["renewed"]
+
+
+def renewed(value: Any) -> Any:
+    """Return the value itself, or, if it holds instances of replaced classes, an equal one of the classes as they are.
+
+    :raises CacheDecodeError: if an instance does not fit its class any more.
+    """
+    RENEWAL.active, RENEWAL.met = True, 0
+    try:
+        payload = encode(value)
+        met = RENEWAL.met
+    except CacheEncodeError:
+        # Kept by reference, and none of the cache's business.
+        return value
+    finally:
+        RENEWAL.active = False
+    return decode(payload) if met else value

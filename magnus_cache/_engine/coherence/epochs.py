@@ -1,0 +1,398 @@
+"""Epochs: how a namespace, the whole prefix or a tag is invalidated in constant time, in the whole fleet.
+
+One clock at Redis issues all epochs, so any two of them compare. A value carries the highest epoch that its maker had
+seen *before* it was loaded, and is valid while that is no lower than the epochs of its namespace, of the whole prefix
+and of each of its tags. Who lags behind is only too careful.
+
+What a connection has read of an epoch is exact, as Redis announces on that very connection when it changes. What is
+missing at Redis is issued anew, never taken for valid.
+"""
+
+import asyncio
+import itertools
+import math
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from magnus_cache._engine.coherence.realms import Realm
+from magnus_cache._engine.coherence.tag_stamps import Mark
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.runtime.backoff import Pace
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache.errors import CacheUnavailableError
+
+__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "epoch_of"]
+
+LATEST_EPOCH: Final = 9_000_000_000_000_000
+"""The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
+
+SMALL_BYTES: Final = 8_192
+"""Bytes of a value up to which it does not matter how large it is: 256 of them make up one reply."""
+
+_DIGITS: Final = 16
+
+_BUCKETS: Final = 1_024
+"""Buckets of tags that are told apart in the guard."""
+
+_MOST: Final = 100_000
+"""Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
+
+_MOST_NAMES: Final = 1_024
+"""Tags whose epochs' names are remembered."""
+
+_MOST_EVENTS: Final = 4_096
+"""Tags invalidated lately that are told apart; of older ones, all loads under way count as overtaken."""
+
+_HISTORY: Final = 32
+"""Invalidations of each that are told apart; an own one counts up to four times, from its beginning to its end."""
+
+
+def epoch_of(text: object, latest: int = LATEST_EPOCH) -> int:
+    """Return the epoch that Redis holds in a control key, or has issued; 0 for none, and for what cannot be one.
+
+    :param text: whatever came.
+    :param latest: the highest one that is possible, such as `RedisTime.horizon`.
+    """
+    if type(text) is not bytes or len(text) > _DIGITS or not text.isdigit():
+        return 0
+    epoch = int(text)
+    return epoch if epoch <= min(latest, LATEST_EPOCH) else 0
+
+
+class ControlNames:
+    """The names of the control keys of one deployment.
+
+    :ivar root: the whole prefix' epoch.
+    :ivar clock: the clock that issues epochs.
+    :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
+    :ivar server: tells which server's history the values belong to.
+    :ivar tags: what the names of all tags' epochs begin with.
+    """
+
+    __slots__ = ("clock", "guard", "root", "server", "tags")
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self.root = keyspace.control_name("epoch")
+        self.clock = keyspace.control_name("clock")
+        self.guard = keyspace.control_name("guard")
+        self.server = keyspace.control_name("server")
+        self.tags = keyspace.control_name("tag", "-")[:-1]
+
+    def bucket(self, control: bytes) -> bytes:
+        """Return the guard's field that a tag's epoch belongs to; a dash for a namespace's, nothing for the root's."""
+        if control.startswith(self.tags):
+            return b"%d" % (zlib.crc32(control) % _BUCKETS)
+        return b"" if control == self.root else b"-"
+
+
+class Doubt(NamedTuple):
+    """An announcement of an epoch that was not followed up yet."""
+
+    confirmed: float
+    """The monotonic second from which the trust of its connection was counted when it came."""
+    moment: int
+    """When it came, see `Epochs.moment`."""
+
+
+class Known:
+    """The epochs that one connection has read and would hear about: those that need not be asked for.
+
+    :ivar current: the names of the control keys.
+    :ivar asked: the names that are being asked for, each with what is done when that has ended: its result is the
+        error, or None.
+    :ivar doubts: the names that were announced and not read again yet, the oldest first.
+    :ivar confirmed: the monotonic second from which the trust of the connection is counted, if nothing is in doubt.
+    :ivar pace: of the questions that announcements cause.
+    :ivar ready: the realms whose values without further tags can be judged; saves most reads a closer look.
+    :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
+    :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
+    :ivar refusal: why Redis last refused to tell one, or to issue it anew.
+    :ivar mark: the epoch of the marker, which tells one database from another.
+    :ivar since: monotonic seconds; an answer to what was asked before counts for nothing.
+    """
+
+    __slots__ = (
+        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "mark", "pace", "ready", "refusal", "sealed",
+        "since",
+    )  # fmt: skip
+
+    def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
+        self._marker = marker
+        self.confirmed = confirmed
+        self.mark = 0
+        self.since = -math.inf
+        self.current: set[bytes] = set()
+        self.asked: dict[bytes, asyncio.Future[BaseException | None]] = {}
+        self.doubts: dict[bytes, Doubt] = {}
+        self.pace = Pace()
+        self.ready: set[bytes] = set()
+        self.deadline = math.inf
+        self.sealed = False
+        self.refusal: CacheUnavailableError | None = None
+
+    @property
+    def trusted_from(self) -> float:
+        """The monotonic second from which the trust of the connection is counted.
+
+        While an announcement waits to be followed up, that reaches no further than it did before.
+        """
+        doubt = next(iter(self.doubts.values()), None)
+        return self.confirmed if doubt is None else doubt.confirmed
+
+    def learned(self, name: bytes, epoch: int, sent: float) -> None:
+        """Note that an epoch was told, which was asked for at a monotonic second."""
+        if sent < self.since:
+            return
+        if name == self._marker:
+            if self.mark and epoch != self.mark:
+                # Perhaps that of another database: then all others may be others, too.
+                self.ready.clear()
+                self.current.clear()
+            self.mark = epoch
+        if len(self.current) >= _MOST:
+            self.forget()
+        self.current.add(name)
+
+    def forget(self) -> None:
+        """Have everything asked for again."""
+        self.ready.clear()
+        self.current.clear()
+        self.asked.clear()
+
+    def doubt(self, name: bytes, doubt: Doubt) -> None:
+        """Have one epoch asked for again that was announced; it may be unchanged, and then nothing else is in doubt."""
+        self.ready.clear()
+        self.current.discard(name)
+        self.doubts.setdefault(name, doubt)
+
+    def discard(self, name: bytes) -> None:
+        """Have one epoch asked for again; with that of the marker all, as those of another database may be due."""
+        self.ready.clear()
+        if name == self._marker:
+            self.current.clear()
+        self.current.discard(name)
+
+
+class Epochs:
+    """The epochs that this process has seen, through any connection. Thread-safe.
+
+    :ivar highest: the highest of all; what a load that begins now may claim to know.
+    :ivar names: the names of the control keys.
+    :ivar root: the name of the whole prefix' epoch.
+    """
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self.names = ControlNames(keyspace)
+        self.root = self.names.root
+        self._moments = itertools.count(1)
+        self._functions: dict[bytes, Realm] = {}
+        self._names_of_tags: dict[str, bytes] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child."""
+        self._lock = section()
+        self.highest = 0
+        self._latest: dict[bytes, int] = {}
+        self._realms: dict[str, Realm] = {}
+        self._prefixes: dict[bytes, bytes] = {}
+        self._marks: weakref.WeakValueDictionary[bytes, Mark] = weakref.WeakValueDictionary()
+        # Calls of cached functions remember where their values live, so their realms outlive a fork.
+        self._marks.update((name, realm.marks[0]) for name, realm in self._functions.items())
+        self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._blurred = self._last = 0
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    def realm(self, namespace: str) -> Realm:
+        """Return a namespace's names."""
+        realm = self._realms.get(namespace)
+        if realm is None:
+            realm = Realm(self._keyspace, namespace)
+            if len(self._realms) >= _MOST:
+                self._realms.clear()
+                self._prefixes.clear()
+            self._prefixes[realm.control] = realm.prefix
+            self._realms[str.__str__(namespace)] = realm
+        return realm
+
+    def function_realm(self, namespace: str, tag: str) -> Realm:
+        """Return the names for the values of one cached function, all of which have this tag."""
+        name = self.tag_name(tag)
+        if (realm := self._functions.get(name)) is not None:
+            return realm
+        # Announcements about the namespace find its prefix.
+        self.realm(namespace)
+        realm = Realm(self._keyspace, namespace)
+        realm.tags, realm.names = (tag,), (name,)
+        with self._lock:
+            # One for all its values, so it takes no room of theirs; or the one that values from elsewhere have already.
+            realm.marks = (self._marks.setdefault(name, Mark(tag, room=0)),)
+            return self._functions.setdefault(name, realm)
+
+    def tag_name(self, tag: str) -> bytes:
+        """Return the name of a tag's epoch."""
+        name = self._names_of_tags.get(tag)
+        if name is None:
+            if len(self._names_of_tags) >= _MOST_NAMES:
+                self._names_of_tags.clear()
+            name = self._names_of_tags[str.__str__(tag)] = self._keyspace.control_name("tag", tag)
+        return name
+
+    def control_of(self, prefix: bytes) -> bytes:
+        """Return the name of the epoch of the values that begin so: those of a namespace, or all."""
+        namespace = prefix[len(self._keyspace.prefix) + 1 : -1]
+        return self.realm(namespace.decode()).control if namespace else self.root
+
+    def prefix_of(self, name: bytes) -> bytes | None:
+        """Return what the values begin with that an epoch is about, or None for a tag's epoch.
+
+        One whose namespace this process does not remember counts as that of the whole prefix.
+        """
+        if (prefix := self._prefixes.get(name)) is not None:
+            return prefix
+        everything = f"{self._keyspace.prefix}:".encode()
+        return everything if name.startswith(self.root) else None
+
+    def marks(self, tags: Iterable[str], realm: Realm | None = None) -> Sequence[Mark]:
+        """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid.
+
+        :param realm: the realm of the value.
+        """
+        if realm is not None and realm.tags == tags:
+            return realm.marks
+        named = [(self.tag_name(tag), tag) for tag in tags]
+        # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
+        with self._lock:
+            return [self._marks.setdefault(name, Mark(tag)) for name, tag in named]
+
+    def mark(self, name: bytes) -> Mark | None:
+        """Return the mark of a tag's epoch, if any entry has it."""
+        with self._lock:
+            return self._marks.get(name)
+
+    def in_use(self) -> list[bytes]:
+        """Return the names of the epochs of all namespaces that were used, and of the tags that entries have now."""
+        with self._lock:
+            return [*self._prefixes, *self._marks]
+
+    # -- what is known --------------------------------------------------------------------------------------
+
+    def seen(self, name: bytes, epoch: int) -> bool:
+        """Note an epoch that Redis told, and return whether it rose above one that was known."""
+        with self._lock:
+            self.highest = max(self.highest, epoch)
+            # To the end: the first ones are those not seen for longest.
+            last = self._latest.pop(name, 0)
+            self._latest[name] = max(last, epoch)
+            if len(self._latest) > _MOST:
+                for old in list(itertools.islice(self._latest, _MOST // 10)):
+                    del self._latest[old]
+        return 0 < last < epoch
+
+    def forget(self) -> None:
+        """Forget all epochs: what was told by some server turns out to be nonsense."""
+        with self._lock:
+            self.highest = 0
+            self._latest.clear()
+
+    def latest(self, name: bytes) -> int:
+        """Return the last epoch seen of a control key; 0 if there is none."""
+        return self._latest.get(name, 0)
+
+    def known_names(self) -> list[bytes]:
+        """Return the names of the control keys that are known, at most a thousand."""
+        return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
+
+    def names_of(self, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+        """Return the names of the epochs that a value is judged by."""
+        return [self.root, realm.control, *self._tag_names(realm, tags)]
+
+    def _tag_names(self, realm: Realm, tags: Iterable[str]) -> Iterable[bytes]:
+        return realm.names if tags == realm.tags else map(self.tag_name, tags)
+
+    def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+        """Return the names whose epochs a connection would have to ask for, to judge a value."""
+        current, latest = known.current, self._latest
+        names = dict.fromkeys((*self.names_of(realm, tags), *realm.names))
+        return [name for name in names if name not in current or name not in latest]
+
+    def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+        """Return the epoch below which a value with such tags is invalid; None if that is not known."""
+        current, latest = known.current, self._latest
+        if known.sealed or realm.control not in current or self.root not in current:
+            return None
+        # The process may know more than the connection, whose push is still on its way.
+        floor, other = latest.get(realm.control), latest.get(self.root)
+        if floor is None or other is None:
+            return None
+        floor = max(floor, other)
+        for name in realm.names if tags == realm.tags else map(self.tag_name, tags):
+            epoch = latest.get(name)
+            if epoch is None or name not in current:
+                return None
+            floor = max(floor, epoch)
+        return floor
+
+    def last_floor(self, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+        """Return the epoch below which such a value is invalid as far as this process has seen, by any connection.
+
+        None if one of them was never seen, or is forgotten.
+        """
+        latest = [self._latest.get(name) for name in self.names_of(realm, tags)]
+        found = [epoch for epoch in latest if epoch is not None]
+        return max(found) if len(found) == len(latest) else None
+
+    # -- what was invalidated ---------------------------------------------------------------------------------
+
+    def moment(self) -> int:
+        """Return a number that is higher than those of all earlier moments and invalidations in this process."""
+        return next(self._moments)
+
+    def invalidated(self, names: Iterable[bytes], moment: int | None = None) -> None:
+        """Note that these tags were invalidated now, whatever Redis will say.
+
+        :param moment: when they were, as was just learned; None for now.
+        """
+        with self._lock:
+            at = next(self._moments) if moment is None else moment
+            self._last = max(self._last, at)
+            for name in names:
+                # In place: `overtaken` takes no lock, and must find the earlier ones at any moment.
+                self._events[name] = tuple(sorted((*self._events.get(name, ())[1 - _HISTORY :], at)))
+                self._events.move_to_end(name)
+            while len(self._events) > _MOST_EVENTS:
+                try:
+                    oldest = next(iter(self._events))
+                    # In this order, as `overtaken` looks at the tag first and at this afterwards.
+                    self._blurred = max(self._blurred, self._events[oldest][-1])
+                    del self._events[oldest]
+                except (KeyError, RuntimeError):
+                    continue  # A signal handler has done the same in between.
+
+    def overtaken(self, tags: Iterable[str] | None, since: int, until: float = math.inf) -> bool:
+        """Whether one of the tags was invalidated between two moments.
+
+        True as well where so many invalidations followed that it is not known any more.
+
+        :param tags: None for unknown ones: then any invalidation since the first moment counts.
+        """
+        if tags is None:
+            return self._last > since
+        names = [self.tag_name(tag) for tag in tags]
+        if not names:
+            return False
+        if any(_between(self._events.get(name, ()), since, until) for name in names):
+            return True
+        return self._blurred > since
+
+
+def _between(events: tuple[int, ...], since: int, until: float) -> bool:
+    if len(events) == _HISTORY and events[0] > since:
+        # There may have been earlier ones.
+        return True
+    return any(since < event < until for event in events)

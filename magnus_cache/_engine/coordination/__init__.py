@@ -1,0 +1,1 @@
+"""In step with the fleet: leases, invalidation, epochs read and issued, failover, replay."""

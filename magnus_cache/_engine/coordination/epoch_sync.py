@@ -1,0 +1,265 @@
+"""Reading epochs: along with the values that are judged by them, once for each connection."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from magnus_cache._engine.coherence.epochs import Doubt, Epochs, Known, epoch_of
+from magnus_cache._engine.coherence.realms import Realm
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.runtime.clock import Clock
+from magnus_cache.errors import CacheUnavailableError, Reason
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["JUDGEMENTS", "EpochReads", "UnsettledError"]
+
+JUDGEMENTS: Final = 5
+"""Times that a value is asked for because its epochs were not known; each time they are asked for as well."""
+
+
+class UnsettledError(CacheUnavailableError):
+    """A value came before the epochs that it is judged by; never leaves the engine.
+
+    :ivar tags: the tags that the value has.
+    """
+
+    def __init__(self, tags: tuple[str, ...] = ()) -> None:
+        super().__init__(cast("Reason", "unsettled"), "the epochs of a value are not known yet")
+        self.tags = tags
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:  # type: ignore[override]  # made otherwise
+        return type(self), (self.tags,)
+
+
+class _Asking:
+    """The waiter of a read of an epoch, and of its issue where there is none; told to all who wait for its end.
+
+    :param failed: called with the name if a read fails that an announcement has caused.
+    """
+
+    __slots__ = ("_ended", "_failed", "_known", "name")
+
+    def __init__(
+        self,
+        known: Known,
+        name: bytes,
+        ended: "asyncio.Future[BaseException | None]",
+        failed: Callable[[bytes], object],
+    ) -> None:
+        self.name = name
+        self._known = known
+        self._ended = ended
+        self._failed = failed
+        known.asked[name] = ended
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, settled: bool, /) -> None:
+        """Let it be asked for again when it is needed, unless it is being issued now."""
+        if settled:
+            self._end(None)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Let it be asked for again when it is needed."""
+        if isinstance(exception, CacheUnavailableError) and exception.refused:
+            self._known.refusal = exception
+        if self._known.doubts.pop(self.name, None) is not None:
+            self._failed(self.name)
+        self._end(exception)
+
+    def _end(self, error: BaseException | None) -> None:
+        # There may be another read of it by now, for a value that had to come in one reply with it.
+        if self._known.asked.get(self.name) is self._ended:
+            del self._known.asked[self.name]
+        if not self._ended.done():
+            self._ended.set_result(error)
+
+
+class EpochReads:
+    """Reads the epochs of one deployment.
+
+    :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
+    :param outdated: called with the name of an epoch that rose, to forget all that it is about.
+    """
+
+    def __init__(self, epochs: Epochs, max_staleness: float, clock: Clock, outdated: Callable[[bytes], object]) -> None:
+        self._epochs = epochs
+        self._clock = clock
+        self._max_staleness = max_staleness
+        self._outdated = outdated
+
+    def prepare(self, wire: "Wire", realm: Realm, tags: Sequence[str] = (), *, again: bool = False) -> None:
+        """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
+
+        To be called right before the value is asked for: the answers come in that order, most often in one batch.
+
+        :param again: read them whatever is known. One reply then has them and the value, and no announcement comes
+            between them.
+        :raises CacheUnavailableError: when Redis is known to be away.
+        """
+        known = wire.known
+        self._expire(known)
+        if again:
+            for name in self._epochs.names_of(realm, tags):
+                self._ask(wire, name)
+            return
+        if (not tags or tags == realm.tags) and realm.ready in known.ready:
+            return
+        missing = self._epochs.missing(known, realm, tags)
+        if not missing:
+            known.ready.add(realm.ready)
+        for name in missing:
+            if name not in known.asked:
+                self._ask(wire, name)
+
+    def _ask(self, wire: "Wire", name: bytes) -> None:
+        """:raises CacheUnavailableError: when Redis is known to be away."""
+        asking = _Asking(wire.known, name, wire.loop.create_future(), self._outdated)
+        try:
+            wire.read(name, partial(self._told, asking), asking)
+        except CacheUnavailableError as error:
+            asking.set_exception(error)
+            raise
+
+    def _expire(self, known: Known) -> None:
+        """Have the epochs asked for again where nobody announces their changes.
+
+        For the staleness bound, counted from the question, they are as good as current; so what is judged by them is
+        good until the same moment (`Known.deadline`). Half-way, not at the end, or it would be good for no time at all.
+        """
+        if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
+            known.forget()
+            known.since = now
+            known.deadline = now + self._max_staleness
+
+    def _told(self, asking: _Asking, raw: bytes | None, source: "Source", sent: float) -> bool:
+        """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
+
+        Returns whether it is known now.
+        """
+        epochs, name = self._epochs, asking.name
+        epoch, latest = epoch_of(raw, source.time.horizon), epochs.latest(name)
+        if not epoch or epoch < latest:
+            command = scripts.learn(epochs.names, name, latest)
+            source.call(command, partial(self._issued, name, latest), asking)
+            return False
+        self._learned(name, epoch, source, sent)
+        return True
+
+    def _issued(self, name: bytes, known: int, digits: object, source: "Source", sent: float) -> bool:
+        """Take an epoch that is not below the one known when it was asked for; or else forget that."""
+        epoch = epoch_of(digits, source.time.horizon)
+        if not epoch:
+            raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
+        if epoch < known:
+            # So the server's clock is more than a century behind: another one has told nonsense.
+            self._epochs.forget()
+        self._learned(name, epoch, source, sent)
+        return True
+
+    def _learned(self, name: bytes, epoch: int, source: "Source", sent: float) -> None:
+        """Note an epoch; if it rose, whichever connection says so first, forget all that it is about."""
+        rose = self._epochs.seen(name, epoch)
+        known = source.known
+        known.learned(name, epoch, sent)
+        # What was asked before an announcement, and is answered after it, was read after what it is about.
+        doubt = known.doubts.pop(name, None)
+        if rose:
+            known.pace.reset()
+            if doubt is not None:
+                self._epochs.invalidated((name,), doubt.moment)
+            self._outdated(name)
+        if doubt is not None:
+            source.trust.deadline = known.trusted_from + self._max_staleness
+
+    # -- announced --------------------------------------------------------------------------------------------
+
+    def announced(self, name: bytes, wire: "Wire", *, needed: bool) -> None:
+        """Read an epoch again that was changed, or is not tracked any more.
+
+        :param needed: whether a load may be under way that stands on it.
+        """
+        if not self._epochs.latest(name):
+            # One that was never known stands for nothing yet: somebody has just issued the first one. Of one that was
+            # known and is forgotten, it could not be told whether it rose.
+            if name in wire.known.current:
+                wire.known.discard(name)
+                self._outdated(name)
+        elif needed or self._epochs.prefix_of(name) is not None or self._epochs.mark(name) is not None:
+            wire.known.doubt(name, Doubt(wire.known.confirmed, self._epochs.moment()))
+            wire.questions.put(name, partial(self._ask_again, wire, name))
+        else:
+            wire.known.discard(name)
+
+    def _ask_again(self, wire: "Wire", name: bytes) -> None:
+        known = wire.known
+        if name in known.doubts and name not in known.asked:
+            try:
+                self._ask(wire, name)
+            except CacheUnavailableError:
+                return  # It counts as risen.
+
+    def cut(self, wire: "Wire") -> None:
+        """Take for risen what was announced on a connection that was lost before it could be read again."""
+        doubts, wire.known.doubts = wire.known.doubts, {}
+        for name in doubts:
+            self._outdated(name)
+
+    # -- waited for -------------------------------------------------------------------------------------------
+
+    async def adopt(self, wire: "Wire", tags: Sequence[str], epoch: int) -> None:
+        """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        epochs = self._epochs
+        names = [epochs.tag_name(tag) for tag in tags]
+        waiters: list[asyncio.Future[bool]] = []
+        for name in names:
+            if name not in wire.known.current or not epochs.latest(name):
+                waiters.append(wire.loop.create_future())
+                latest = epochs.latest(name)
+                command = scripts.adopt(epochs.names, name, latest, epoch)
+                wire.call(command, partial(self._issued, name, latest), waiters[-1])
+        for outcome in await asyncio.gather(*waiters, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def settled(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> int:
+        """Return the epoch below which a value with such tags is invalid: no older than this call.
+
+        An answer counts also if an announcement has followed it: that is about what came later.
+
+        :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
+        """
+        self._expire(wire.known)
+        epochs = self._epochs
+        for _ in range(JUDGEMENTS):
+            known = wire.known
+            if (floor := epochs.floor(known, realm, tags)) is not None:
+                return floor
+            known.ready.discard(realm.ready)
+            known.refusal = None
+            self.prepare(wire, realm, tags)
+            asked = [known.asked[name] for name in epochs.missing(known, realm, tags) if name in known.asked]
+            if asked:
+                await asyncio.wait(asked)
+                errors = [error for read in asked if (error := read.result()) is not None]
+                for error in errors:
+                    if isinstance(error, CacheUnavailableError) and not error.refused:
+                        raise error.again()
+                if not errors and not known.sealed and wire.known is known:
+                    latest = epochs.last_floor(realm, tags)
+                    if latest is not None:
+                        return latest
+            if known.sealed or not asked:
+                await wire.renew()
+        if wire.known.refusal is not None:
+            raise wire.known.refusal.again()
+        raise CacheUnavailableError("error", "Redis' epochs change faster than they are told", refused=True)

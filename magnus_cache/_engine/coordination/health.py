@@ -1,0 +1,116 @@
+"""Health: whether Redis answers now, what it is, and if it does not, why."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.loops import check_loop
+from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheLoopError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.coordination.state import State
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Health", "check_health", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `ping` found out. It is true in a condition if Redis answered.
+
+    :ivar ok: whether Redis answered, and serves.
+    :ivar latency_ms: milliseconds that one exchange with it took; None without an answer.
+    :ivar server: ``"redis"`` or ``"valkey"``; None where it is not told.
+    :ivar version: such as ``"7.2.4"``; None where it is not told.
+    :ivar mode: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; ``"memory"`` for a cache without Redis; None where it
+        is not told.
+    :ivar tracking: whether Redis announces changes to this connection.
+    :ivar reason: why it is not ok, as one word, a colon, and what to do about it; None if it is.
+    """
+
+    ok: bool
+    latency_ms: float | None = None
+    server: str | None = None
+    version: str | None = None
+    mode: str | None = None
+    tracking: bool = False
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+async def check_health(state: "State") -> Health:
+    """Ask Redis now, for `op_timeout` seconds at most, and return what came of it. Whatever fails is in the answer."""
+    try:
+        state.check_open()
+        if state.endpoint is None:
+            problem = "disabled: Redis is switched off (redis_enabled=False); the memory of this process serves alone"
+            return Health(False, mode="memory", reason=problem)
+        check_loop()
+        async with asyncio.timeout(state.settings.op_timeout):
+            if state.breaker.open:
+                # The cache's own connection asks only when its next attempt is due; this is asked now.
+                return await _by_connecting(state)
+            wire = state.wire()
+            assert wire is not None
+            return await _through(wire, state.epochs.root)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+        return unhealthy(error, state)
+
+
+def unhealthy(error: Exception, state: "State | None" = None) -> Health:
+    """Return the health of a cache that could not ask Redis, or got no answer."""
+    match error:
+        case CacheUnavailableError():
+            return Health(False, reason=f"{error.reason}: {error.problem}")
+        case TimeoutError() if state is not None and state.endpoint is not None:
+            seconds = state.settings.op_timeout
+            return Health(False, reason=f"timeout: Redis at {state.endpoint.display} did not answer in {seconds:g} s")
+        case CacheClosedError():
+            word = "closed"
+        case CacheDeadlockError():
+            word = "deadlock"
+        case CacheLoopError():
+            word = "loop"
+        case _:
+            word = type(error).__name__
+    return Health(False, reason=f"{word}: {error}")
+
+
+async def _through(wire: "Wire", name: bytes) -> Health:
+    # A read, as any cache needs: a server may allow nothing else, and one that is loading its data answers a PING.
+    probe = commands.read(name)
+    if not wire.up:
+        # What connecting takes is not what an exchange takes.
+        await wire.execute(probe)
+    began = monotonic()
+    await wire.execute(probe)
+    took = monotonic() - began
+    try:
+        about = await wire.execute(commands.INFO_SERVER)
+    except CacheUnavailableError as error:
+        if not error.refused:
+            raise
+        about = None
+    return _healthy(took, about, tracking=wire.tracking)
+
+
+async def _by_connecting(state: "State") -> Health:
+    # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
+    from magnus_cache._engine.redis.single_connection import connect_once
+
+    assert state.endpoint is not None
+    settings = state.settings
+    took, about, tracking = await connect_once(state.endpoint, settings.op_timeout, state.epochs.root)
+    return _healthy(took, about, tracking=tracking)
+
+
+def _healthy(took: float, about: object, *, tracking: bool) -> Health:
+    valkey = commands.info(about, b"valkey_version")
+    server = commands.info(about, b"server_name") or ("valkey" if valkey else "redis")
+    version = valkey or commands.info(about, b"redis_version")
+    mode = commands.info(about, b"server_mode") or commands.info(about, b"redis_mode")
+    return Health(True, round(took * 1000, 3), server if version else None, version, mode, tracking)

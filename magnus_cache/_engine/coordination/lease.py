@@ -1,0 +1,212 @@
+"""One lease: the right of a load to store its value, renewed for as long as the load takes.
+
+An announcement of a lease need not mean that it was voided: the server may merely have ceased to track it. So the
+holder asks, and the load is overtaken only if Redis says that the lease is another's, or gone.
+"""
+
+import asyncio
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.keys.names import lease_name
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.waiters import running_loop
+from magnus_cache.errors import CacheError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source, Waiter
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["NOBODY", "Lease", "Owner"]
+
+_RENEWALS: Final = 3
+"""A lease is renewed after this part of its time."""
+
+_LONGEST: Final = 3600.0
+"""Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
+
+
+class Owner(Protocol):
+    """Who is told what becomes of a lease."""
+
+    def voided(self, lease: "Lease") -> None:
+        """Note that a load was overtaken."""
+
+    def uncertain(self, lease: "Lease") -> None:
+        """Note that it cannot be known whether a load was overtaken."""
+
+    def ended(self, lease: "Lease") -> None:
+        """Note that a lease is no longer held."""
+
+    def release(
+        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+    ) -> None:  # fmt: skip
+        """Give a lease back."""
+
+
+class _Nobody:
+    """The waiter of a request whose answer is of interest to its `receive` alone."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Do nothing."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Do nothing."""
+
+
+NOBODY: Final = _Nobody()
+
+
+class Lease:
+    """The right of one load to store its value.
+
+    :ivar trust: what its connection's announcements are good for; past it, the key may have been invalidated unheard.
+    :ivar void: whether it is known that nothing may be stored with it.
+    :ivar doubted: whether it was announced, and Redis has not said yet whether it stands.
+    """
+
+    __slots__ = (
+        "_asking", "_left", "_owner", "_timer", "doubted", "ended", "flight", "name", "seconds", "token", "trust",
+        "void", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self, owner: Owner, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None
+    ) -> None:
+        self.wire = wire
+        self.name = name
+        self.token = token
+        self.seconds = seconds
+        self.flight = flight
+        self.trust: Trust = wire.trust if wire.tracking else Trust(wire.clock() + wire.max_staleness)
+        self.void = False
+        self.ended = False
+        self.doubted = False
+        self._asking = False
+        self._owner = owner
+        self._left = math.ceil(_LONGEST * _RENEWALS / seconds)
+        self._timer: asyncio.TimerHandle | None = wire.loop.call_later(seconds / _RENEWALS, self._renew)
+
+    def _renew(self) -> None:
+        if self.ended:
+            return
+        if self.flight is not None and self.flight.done:
+            # A thread that was interrupted (Ctrl-C) in the wrong moment did not get to ending it.
+            self.close()
+            return
+        self._left -= 1
+        if self._left <= 0:
+            self.close()
+            return
+        # While Redis is away it is tried again and again: the lease may have outlived the outage.
+        self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
+        with contextlib.suppress(CacheError):
+            self.wire.call(
+                scripts.renew(self.name, self.token, round(self.seconds * 1000), database=self.wire.database),
+                self._renewed, NOBODY,
+            )  # fmt: skip
+
+    def _renewed(self, reply: Any, source: "Source", _sent: float) -> None:
+        if not reply:
+            # Deleted, overwritten or taken over, whatever became of the announcement.
+            self._owner.voided(self)
+        else:
+            self._stands(source)
+
+    def _stands(self, source: "Source") -> None:
+        # An answer that comes after an announcement was given after what that is about.
+        self.doubted = False
+        if source.tracking:
+            self.trust = source.trust
+
+    def look(self, wire: "Wire", waiter: "Waiter") -> None:
+        """Ask Redis, through any wire, whether it is still ours; `waiter` is told when that is known.
+
+        :raises CacheUnavailableError: when Redis is known to be away.
+        """
+        wire.read(lease_name(self.name, wire.database), self._looked, waiter)
+
+    def _looked(self, token: bytes | None, source: "Source", _sent: float) -> None:
+        if self.ended:
+            return
+        if token != self.token:
+            self.wire.known.pace.reset()
+            self._owner.voided(self)
+        elif source is self.wire:
+            # Another connection's answer says nothing about what this one has announced since.
+            self._stands(source)
+
+    def doubt(self) -> None:
+        """Note that it was announced, and ask soon whether it stands; on its wire's loop."""
+        self.doubted = True
+        self.wire.questions.put(lease_name(self.name, self.wire.database), self._ask)
+
+    def _ask(self) -> None:
+        if self.ended or not self.doubted or self._asking:
+            return
+        question = _Question(self)
+        try:
+            self._asking = True
+            self.look(self.wire, question)
+        except CacheError as error:
+            question.set_exception(error)
+
+    def asked(self, *, answered: bool) -> None:
+        """Note that the question has ended; without an answer, nobody may join the load any more."""
+        self._asking = False
+        if not answered:
+            self._owner.uncertain(self)
+
+    def close(self, *, filled: bool = False, unstorable: bool = False) -> None:
+        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves.
+
+        :param unstorable: whether there is a value that cannot be stored: then they need not do so one by one.
+        """
+        if running_loop() is self.wire.loop:
+            self._close(filled, unstorable)
+        else:
+            if not call_on_loop(self.wire.loop, self._close, filled, unstorable):
+                # The loop was closed with the load. Redis is told through the next connection.
+                self._close(filled, unstorable)
+
+    def _close(self, filled: bool, unstorable: bool) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._owner.ended(self)
+        if not filled:
+            # Not waited for: this also runs when the load was cancelled.
+            until = self.wire.clock() + self.seconds
+            self._owner.release(self.wire, self.name, self.token, until, unstorable=unstorable)
+
+
+class _Question:
+    """The waiter of the question whether a lease stands."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Let it be asked again."""
+        self._lease.asked(answered=True)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Let it be asked again, and nobody trust it until then."""
+        self._lease.asked(answered=False)

@@ -1,0 +1,300 @@
+"""Leases: the right to load a key, held by one process of the fleet at a time.
+
+After the leases of Facebook's Memcache (NSDI 2013): the token is unique to each acquisition, and whoever deletes or
+overwrites the key voids it, so that a load which began before can never be stored. The holder renews its lease while
+it loads; if it dies, the lease runs out and somebody else takes over. Who waits is woken by the server's announcement
+of a change of the value or the lease (ACQ has read both), or by the end of the lease, and never polls.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import socket
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from magnus_cache._engine.codec.envelope import new_version
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.lease import NOBODY, Lease
+from magnus_cache._engine.flights.context import Previous
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache.errors import CacheError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
+
+_MOST_UNRELEASED: Final = 1_000
+"""Leases that are remembered to be given back; more run out by themselves."""
+
+_Detach = Callable[[Flight], object]
+"""Told of a load under way that was overtaken: nobody may join it any more."""
+
+
+class _Bell(Protocol):
+    def __call__(self) -> object: ...
+
+
+def new_token() -> bytes:
+    """Return a token that no other acquisition has, readable for people: host, process and a unique number."""
+    return f"{_host()}:{os.getpid()}:{new_version():016x}".encode()
+
+
+def _host() -> str:
+    global _hostname
+    if _hostname is None:
+        _hostname = socket.gethostname()
+    return _hostname
+
+
+_hostname: str | None = None
+
+
+class _Release:
+    """The waiter of a release: if it fails, it is to be said again once Redis is back."""
+
+    __slots__ = ("_again",)
+
+    def __init__(self, again: Callable[[], object]) -> None:
+        self._again = again
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None:
+        """Do nothing."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Remember it."""
+        self._again()
+
+
+class Claim:
+    """What a load may do with its value; made before it begins.
+
+    :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
+    :ivar epoch: the highest epoch that this process had seen.
+    :ivar since: the moment when it was made, see `Epochs.moment`.
+    :ivar mark: where its record of untold invalidations stood.
+    :ivar fresh: whether it is to replace a value that may be there.
+    :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if
+        Redis was there and gave no lease: then others may overtake the load unheard.
+    :ivar at: monotonic seconds.
+    :ivar refusal: why Redis, being there, grants no lease, or None.
+    :ivar previous: the value that the load is to replace, if it is known.
+    """
+
+    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refusal", "since")
+
+    def __init__(
+        self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool,
+        offline: Trust | None, at: float,
+    ) -> None:  # fmt: skip
+        self.flight = flight
+        self.lease = lease
+        self.epoch = epoch
+        self.since = since
+        self.mark = mark
+        self.fresh = fresh
+        self.offline = offline
+        self.at = at
+        self.refusal: CacheUnavailableError | None = None
+        self.previous: Previous | None = None
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the key is known to have been deleted or overwritten since."""
+        return self.flight.detached
+
+    def close(self) -> None:
+        """Give up the lease, unless it was used."""
+        if self.lease is not None:
+            self.lease.close()
+
+
+class Leases:
+    """The leases that this process holds, and the bells of those of its loads that wait for others'. Thread-safe.
+
+    :param detach: called with the load under way whose lease is void.
+    """
+
+    def __init__(self, detach: _Detach) -> None:
+        self._detach = detach
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child."""
+        self._lock = section()
+        self._held: dict[bytes, Lease] = {}
+        self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
+        self._numbers = itertools.count()
+        self._unreleased: dict[bytes, tuple[bytes, float]] = {}
+
+    def __len__(self) -> int:
+        """Return how many leases are held."""
+        return len(self._held)
+
+    # -- held -----------------------------------------------------------------------------------------------
+
+    def hold(self, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
+        """Take charge of a lease that Redis has just granted. To be called inside the wire's reader."""
+        lease = Lease(self, wire, name, token, seconds, flight)
+        self.take(lease)
+        return lease
+
+    def take(self, lease: Lease) -> None:
+        """Take charge of a lease; on its wire's loop."""
+        lease.wire.holds += 1
+        with self._lock:
+            self._held[lease.name] = lease
+
+    def unwanted(self, name: bytes, token: bytes) -> None:
+        """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
+        with self._lock:
+            if len(self._unreleased) < _MOST_UNRELEASED:
+                self._unreleased[token] = (name, math.inf)
+
+    def told(self, token: bytes) -> None:
+        """Note that Redis has said whether it grants a lease."""
+        if self._unreleased:
+            self._unreleased.pop(token, None)
+
+    def ended(self, lease: Lease) -> None:
+        """Note that a lease is no longer held."""
+        lease.wire.holds -= 1
+        with self._lock:
+            if self._held.get(lease.name) is lease:
+                del self._held[lease.name]
+
+    def release(
+        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+    ) -> None:  # fmt: skip
+        """Give a lease back, now or, if Redis is away, on its return; on the wire's loop.
+
+        :param until: monotonic seconds of its end in any case.
+        :param unstorable: whether its load has a value that cannot be stored.
+        """
+
+        def again() -> None:
+            with self._lock:
+                if len(self._unreleased) < _MOST_UNRELEASED:
+                    self._unreleased[token] = (name, until)
+
+        def released(_reply: Any, _source: "Source", _sent: float) -> None:
+            # Redis does not announce our own doings to us.
+            self.ring(name)
+
+        try:
+            command = scripts.release(name, token, database=wire.database, unstorable=unstorable)
+            wire.call(command, released, _Release(again))
+        except CacheError:
+            again()
+
+    def release_lost(self, wire: "Wire") -> None:
+        """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
+        with self._lock:
+            lost, self._unreleased = self._unreleased, {}
+        now = wire.clock()
+        for token, (name, until) in lost.items():
+            if now < until:
+                self.release(wire, name, token, until)
+
+    def voided(self, lease: Lease) -> None:
+        """Note that a load was overtaken: it can store nothing, and nobody may join it or wait for its lease."""
+        lease.void = True
+        if lease.flight is not None:
+            self._detach(lease.flight)
+        lease.close()
+
+    def let_go(self, flight: Flight) -> None:
+        """Give back the lease of a load that seems to hang."""
+        lease = self._held.get(flight.key)
+        if lease is not None and lease.flight is flight:
+            lease.void = True
+            lease.close()
+
+    def announced(self, name: bytes, wire: "Wire") -> None:
+        """Take the announcement, through a wire, that somebody may have changed a value's lease."""
+        lease = self._held.get(name)
+        # Through another wire it may be about a lease that went before.
+        if lease is not None and lease.wire is wire:
+            lease.doubt()
+        self.ring(name)
+
+    def doubted(self, name: bytes) -> Lease | None:
+        """Return a value's lease if it was announced, and its holder waits to be told whether it stands."""
+        lease = self._held.get(name)
+        return lease if lease is not None and lease.doubted and lease.flight is not None else None
+
+    def uncertain(self, lease: Lease) -> None:
+        """Let nobody join a load of which it cannot be known whether it was overtaken; it may still be stored."""
+        if lease.flight is not None and not lease.ended:
+            self._detach(lease.flight)
+
+    def touched(self, name: bytes) -> None:
+        """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
+        lease = self._held.get(name)
+        if lease is not None:
+            self.voided(lease)
+        self.ring(name)
+
+    def touched_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Do what `touched` does for every name that satisfies a quick predicate."""
+        for name in [name for name in list(self._held) if predicate(name)]:
+            self.touched(name)
+
+    def flushed(self, wire: "Wire") -> None:
+        """Note that leases at a server may be gone: those of the database that was emptied."""
+        for lease in [lease for lease in list(self._held.values()) if lease.wire is wire]:
+            lease.doubt()
+        self.ring_all()
+
+    def check(self, name: bytes, now: float) -> None:
+        """Let nobody join a load whose lease could have been voided unheard."""
+        lease = self._held.get(name)
+        if lease is not None and lease.flight is not None and lease.trust.deadline < now:
+            self._detach(lease.flight)
+
+    # -- waited for -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listening(self, name: bytes) -> Generator[asyncio.Event]:
+        """Yield an event of the running loop that is set whenever the value or its lease changes."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        with self._lock:
+            number = next(self._numbers)
+            self._bells.setdefault(name, {})[number] = (loop, event.set)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                bells = self._bells.get(name, {})
+                bells.pop(number, None)
+                if not bells:
+                    self._bells.pop(name, None)
+
+    def ring(self, name: bytes) -> None:
+        """Wake whoever waits for a change of a value."""
+        if name in self._bells:
+            with self._lock:
+                bells = list(self._bells.get(name, {}).values())
+            _ring(bells)
+
+    def ring_all(self) -> None:
+        """Wake everybody: a connection was lost, and with it the announcements."""
+        with self._lock:
+            bells = [bell for group in self._bells.values() for bell in group.values()]
+        _ring(bells)
+
+
+def _ring(bells: list[tuple[asyncio.AbstractEventLoop, _Bell]]) -> None:
+    for loop, bell in bells:
+        # On a closed loop nobody is left to be woken.
+        call_on_loop(loop, bell)

@@ -1,0 +1,46 @@
+"""The lease of a load whose object stays in this process: it is held here alone."""
+
+import math
+from typing import TYPE_CHECKING
+
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.lease import Lease, Owner
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.memory.store import Memory
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["LocalWatch"]
+
+
+class LocalWatch(Lease):
+    """Stands for the lease of a load that has none at Redis: it ends, and is voided, as a lease is.
+
+    :ivar fill: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.
+    """
+
+    __slots__ = ("_memory", "fill")
+
+    def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: Memory) -> None:
+        self.wire, self.name, self.flight = wire, name, flight
+        self.token, self.seconds = b"", 0.0
+        # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then
+        # callers may join, who are judged by that.
+        self.trust = Trust(math.inf)
+        self.void = self.ended = self.doubted = self._asking = False
+        self._owner = owner
+        self._left, self._timer = 0, None
+        self._memory = memory
+        # Of several loads of one key, the one that began last has a say.
+        self.fill = memory.reserve(name, anew=True)
+
+    def doubt(self) -> None:
+        """Let nobody join: what the load stands on is gone, as after FLUSHALL."""
+        self._owner.uncertain(self)
+
+    def _close(self, filled: bool, unstorable: bool) -> None:
+        if not self.ended:
+            self.ended = True
+            self._owner.ended(self)
+            self._memory.release(self.fill)

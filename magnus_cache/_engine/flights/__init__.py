@@ -1,0 +1,1 @@
+"""One load per key in this process, shared by all its callers."""

@@ -1,0 +1,128 @@
+"""The load under way, as its loader sees it: what it is to replace, so that it can ask whether that has changed."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from typing import Any, Final, Never, cast
+
+from magnus_cache._engine.runtime.switches import Switch
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "is_unmodified", "running", "unmodified"]
+
+_LONGEST: Final = 4096
+"""Bytes of a validator. An ETag is some dozens."""
+
+
+class _NotModified:
+    """The type of `NOT_MODIFIED`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NOT_MODIFIED"
+
+    def __reduce__(self) -> str:
+        return "NOT_MODIFIED"
+
+
+_MARK: Final = _NotModified()
+
+NOT_MODIFIED: Final[Never] = cast("Never", _MARK)
+"""What a loader returns to say that the value it was to replace is still right: that is kept for another term.
+
+To type checkers it is of no type, so that a function that returns it keeps its annotation.
+"""
+
+
+def is_unmodified(value: object) -> bool:
+    """Whether a loader returned `NOT_MODIFIED`."""
+    return value is _MARK
+
+
+class Previous:
+    """A stored value that a load is to replace.
+
+    :ivar value: returns it, a copy of the caller's own where it is mutable.
+    :ivar validator: what the source told its versions apart by, or None.
+    """
+
+    __slots__ = ("validator", "value")
+
+    def __init__(self, value: Callable[[], Any], validator: str | None) -> None:
+        self.value = value
+        self.validator = validator
+
+
+class CurrentLoad:
+    """What a loader may know of its load; see `current_load`."""
+
+    __slots__ = ("_previous", "_validator")
+
+    def __init__(self, previous: Previous | None = None) -> None:
+        self._previous = previous
+        self._validator = previous.validator if previous is not None else None
+
+    @property
+    def has_previous(self) -> bool:
+        """Whether there is a value that this load is to replace: only then may the loader return `NOT_MODIFIED`."""
+        return self._previous is not None
+
+    @property
+    def previous(self) -> Any:
+        """The value that this load is to replace; None if there is none."""
+        return self._previous.value() if self._previous is not None else None
+
+    @property
+    def validator(self) -> str | None:
+        """What the source tells the value's versions apart by, such as an ETag; of the previous value, until it is set.
+
+        :raises CacheTypeError: when it is set to anything but a str or None.
+        :raises CacheArgumentError: when it is set to more than 4096 bytes.
+        """
+        return self._validator
+
+    @validator.setter
+    def validator(self, validator: str | None) -> None:
+        if validator is not None:
+            if not isinstance(validator, str):
+                raise CacheTypeError("validator", f"a str or None is needed, not {type(validator).__name__}")
+            if len(validator.encode("utf-8", "surrogatepass")) > _LONGEST:
+                raise CacheArgumentError("validator", f"it is longer than {_LONGEST} bytes; store a hash of it")
+            try:
+                validator.encode()
+            except UnicodeEncodeError as error:
+                raise CacheArgumentError("validator", "it contains a lone surrogate, which is no text") from error
+        self._validator = validator
+
+
+_CURRENT: Final[ContextVar[CurrentLoad | None]] = ContextVar("magnus_cache_current_load", default=None)
+
+
+def current_load() -> CurrentLoad:
+    """Return the load that calls the running code; outside of one, one that replaces nothing.
+
+    So a loader can ask its source conditionally, and works as well without the cache::
+
+        load = current_load()
+        reply = await client.get(url, headers={"If-None-Match": load.validator} if load.validator else {})
+        if reply.status_code == 304:
+            return NOT_MODIFIED
+        load.validator = reply.headers.get("ETag")
+        return reply.json()
+
+    There is something to replace when a stale value is refreshed (a grace), or a fresh one early; not after an
+    invalidation, nor while Redis is away. Loaders of many keys at once have none.
+    """
+    return _CURRENT.get() or CurrentLoad()
+
+
+def unmodified() -> CacheTypeError:
+    """Return the error of a loader that says `NOT_MODIFIED` where there is nothing to say it of."""
+    problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
+    return CacheTypeError("loader", problem)
+
+
+def running(load: CurrentLoad) -> AbstractContextManager[None]:
+    """Let what is called within see this load."""
+    return Switch(_CURRENT, load)

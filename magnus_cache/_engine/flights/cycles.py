@@ -1,0 +1,76 @@
+"""Loads that wait for each other in a circle: found before anybody begins to wait."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from magnus_cache._engine.flights.flight import LOADING, Flight
+from magnus_cache.errors import CacheDeadlockError, CacheRecursionError
+
+__all__ = ["Blocked", "check_circle", "enclosing"]
+
+Blocked = Mapping[asyncio.AbstractEventLoop, Sequence[Flight]]
+"""Which loads a blocking call keeps an event loop waiting for: nothing else on that loop can move."""
+
+
+def enclosing(owner: object, key: bytes) -> Flight | None:
+    """Return the innermost load of one registry that the caller is part of.
+
+    :raises CacheRecursionError: if one of them loads the same key.
+    """
+    innermost: Flight | None = None
+    flight = LOADING.get()
+    # A task may outlive the load that started it; then nobody waits for it, and it may ask for anything.
+    while flight is not None and not flight.done:
+        if flight.owner is owner:
+            if flight.key == key:
+                raise CacheRecursionError(
+                    f"loading {_readable(key)} needs {_readable(key)} itself; let its loader compute the value "
+                    "without the cache"
+                )
+            innermost = innermost or flight
+        flight = flight.outer
+    return innermost
+
+
+def check_circle(
+    flight: Flight, inner: Flight | None, blocks: asyncio.AbstractEventLoop | None, blocked: Blocked
+) -> None:
+    """Check that a load does not wait, directly or not, for who is about to wait for it.
+
+    :param inner: the load that is about to wait.
+    :param blocks: the event loop that it holds up.
+    :raises CacheRecursionError: if it waits for that load.
+    :raises CacheDeadlockError: if it waits for that event loop.
+    """
+    if inner is None and blocks is None:
+        return
+    for needed in _needed_by(flight, blocked):
+        if blocks is not None and needed.loop is blocks:
+            raise CacheDeadlockError(
+                f"this blocking call for {_readable(flight.key)} holds up the event loop that has to load it; "
+                "await the async manager (`cache.aio`), or call from another thread (`asyncio.to_thread`)"
+            )
+        if needed is inner:
+            raise CacheRecursionError(
+                f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs the former; "
+                "let one of the two loaders compute its value without the cache"
+            )
+
+
+def _needed_by(flight: Flight, blocked: Blocked) -> Iterator[Flight]:
+    """Yield a flight and all that it waits for, directly or not."""
+    seen, found = {flight}, [flight]
+    while found:
+        current = found.pop()
+        yield current
+        needs: Iterable[Flight] = current.needs
+        if current.loop is not None and current.loop in blocked:
+            needs = (*needs, *blocked[current.loop])
+        for needed in needs:
+            if needed not in seen:
+                seen.add(needed)
+                found.append(needed)
+
+
+def _readable(key: bytes) -> str:
+    return repr(key[:100].decode("utf-8", "backslashreplace"))

@@ -1,0 +1,1 @@
+"""Cache keys: from a call and its arguments to a name in Redis."""

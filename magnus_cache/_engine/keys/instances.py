@@ -1,0 +1,219 @@
+"""What `self` counts for in the key of a cached method: the data of one instance is not another's.
+
+An instance counts as
+
+- what its ``__cache_key__()`` returns;
+- nothing, if its class is constructed without arguments, so that one instance is as good as another (assigning
+  attributes afterwards, or in a classmethod, does not change that: define ``__cache_key__``);
+- its fields, if it is immutable and equal by them: a named tuple, a frozen dataclass, attrs or pydantic class;
+- its fields, if it cannot have an identity of its own, as with ``@dataclass(slots=True)``;
+- or else as itself alone, by a token.
+
+``Repo[int]()`` and ``Repo[str]()`` are two, as far as an instance tells: by its ``__orig_class__``.
+"""
+
+import dataclasses
+import enum
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from magnus_cache._engine.keys.canonical import UnsupportedError, class_name, encode, escape
+from magnus_cache._engine.keys.identity import IdentityMap, tokens
+from magnus_cache._engine.runtime.log import say_once
+from magnus_cache.errors import CacheTypeError
+
+__all__ = ["Owner", "constructed_without_arguments", "content", "is_value_class"]
+
+_Rule = Callable[[Any], str]
+
+
+class Owner:
+    """Says what the first argument of one method counts for.
+
+    :param function: the method's name, for messages.
+    :param owner: the module and qualified name of the class whose body defines the method. An instance of just
+        that class need not name it again: the function's name does.
+    :param argument: what the method calls its first argument.
+    """
+
+    __slots__ = ("_argument", "_function", "_of_classes", "_owner", "_rules")
+
+    def __init__(self, function: str, owner: tuple[str, str], argument: str) -> None:
+        self._function = function
+        self._owner = owner
+        self._argument = argument
+        self._rules: IdentityMap[_Rule] = IdentityMap()
+        self._of_classes: IdentityMap[_Rule] = IdentityMap()
+
+    def part(self, instance: object) -> str:
+        """Return the text that stands for an instance, or for the class in a classmethod; empty for nothing.
+
+        :raises CacheTypeError: if its ``__cache_key__`` returns what cannot be part of a key, or if it has none
+            and cannot be told from another instance.
+        """
+        # A class as the first argument is a classmethod's, and each class is a case of its own.
+        cls = instance if isinstance(instance, type) else type(instance)
+        rules = self._of_classes if cls is instance else self._rules
+        rule = rules.get(cls)
+        if rule is None:
+            rule = _always(encode(cls)) if cls is instance else self._rule_for(cls)
+            rules.put(cls, rule)
+        return rule(instance)
+
+    def _rule_for(self, cls: type) -> _Rule:
+        name = class_name(cls)
+        if callable(getattr(cls, "__cache_key__", None)):
+            return self._by_its_key
+        if issubclass(cls, enum.Enum):
+            return lambda instance: encode(instance)
+        if constructed_without_arguments(cls):
+            # Which class it is matters all the same: a subclass may override what the method calls. A class made in a
+            # function is another one each time, although it has the name of the last.
+            own = (cls.__module__, cls.__qualname__) == self._owner and "<locals>" not in cls.__qualname__
+            return self._generic(cls, "" if own else f"~self:{name}")
+        if is_value_class(cls) or not cls.__weakrefoffset__:
+            return self._by_content
+        return self._by_identity
+
+    def _generic(self, cls: type, text: str) -> _Rule:
+        if typing.Generic not in cls.__mro__:
+            return _always(text)
+
+        def rule(instance: Any) -> str:
+            alias = getattr(instance, "__orig_class__", None)
+            if alias is None:
+                return text
+            try:
+                return f"~self:{class_name(cls)}[{_type_texts(typing.get_args(alias))}]"
+            except UnsupportedError:
+                # A type variable, for one, has no name that others know.
+                return self._by_identity(instance)
+
+        return rule
+
+    def _by_its_key(self, instance: Any) -> str:
+        try:
+            return encode(instance)
+        except UnsupportedError as error:
+            problem = error.problem
+        raise CacheTypeError(
+            self._argument,
+            f"__cache_key__ of {type(instance).__qualname__} returned what cannot be part of a key: {problem}",
+        )
+
+    def _by_content(self, instance: Any) -> str:
+        try:
+            return content(instance)
+        except UnsupportedError:
+            return self._by_identity(instance)
+
+    def _by_identity(self, instance: object) -> str:
+        cls = type(instance)
+        try:
+            token = tokens.of(instance)
+        except TypeError:
+            pass
+        else:
+            _warn_once(cls, self._function, self._argument)
+            return f"~self:{class_name(cls)}({token})"
+        raise CacheTypeError(
+            self._argument,
+            f"{self._function} cannot be cached: instances of {cls.__qualname__} cannot be told apart, as they have "
+            "neither an identity that lasts (their class has __slots__ without '__weakref__') nor fields that can all "
+            f"be part of a key; define __cache_key__() on {cls.__qualname__}, returning what its data depend on",
+        )
+
+
+def _always(text: str) -> _Rule:
+    return lambda _: text
+
+
+def _warn_once(cls: type, function: str, argument: str) -> None:
+    # By its name: where a module is executed again and again, as a Streamlit page is, its class is a new one each time.
+    say_once(
+        f"instance:{cls.__module__}:{cls.__qualname__}",
+        f"{function} caches for each instance of {cls.__qualname__} alone, as the class is constructed with arguments: "
+        "nothing is shared with other instances, processes or restarts. To share, define __cache_key__() on the class, "
+        "returning what its data depend on (such as an account's id), or leave the instance out with "
+        f"exclude=({argument!r},)",
+    )
+
+
+def constructed_without_arguments(cls: type) -> bool:
+    """Return whether the class takes no argument to construct, not even an optional one."""
+    init, new = inspect.getattr_static(cls, "__init__"), inspect.getattr_static(cls, "__new__")
+    if init is not object.__init__:
+        # Whatever `__new__` may take, `type.__call__` hands the same arguments to both.
+        return _takes_only_self(init)
+    return new is object.__new__ or _takes_only_self(new.__func__ if isinstance(new, staticmethod) else new)
+
+
+def _takes_only_self(function: object) -> bool:
+    return inspect.isfunction(function) and len(inspect.signature(function).parameters) == 1
+
+
+# -- instances that are their content --------------------------------------------------------------------------------
+
+
+def is_value_class(cls: Any) -> bool:
+    """Return whether its instances do not change and are equal by their fields, so that equal ones are the same."""
+    if issubclass(cls, tuple):
+        return isinstance(getattr(cls, "_fields", None), tuple)
+    # Of this very class: a subclass that is no dataclass itself may keep what no field tells of.
+    dataclass = vars(cls).get("__dataclass_params__")
+    if dataclass is not None:
+        return bool(dataclass.frozen and dataclass.eq)
+    if "__attrs_attrs__" in vars(cls):
+        return cls.__setattr__.__name__ == "_frozen_setattrs" and cls.__eq__ is not object.__eq__
+    if "__struct_config__" in dir(cls):
+        return bool(cls.__struct_config__.frozen and cls.__struct_config__.eq)
+    config = getattr(cls, "model_config", None)
+    return isinstance(config, dict) and hasattr(cls, "__pydantic_decorators__") and bool(config.get("frozen"))
+
+
+def content(instance: Any) -> str:
+    """Return the text of an instance's class and fields.
+
+    :raises UnsupportedError: if a field has none, or if it may hold more than its fields.
+    """
+    cls = type(instance)
+    if "__dataclass_params__" in vars(cls):
+        # What does not count when instances are compared does not make two of them.
+        every = not is_value_class(cls)
+        fields = (field for field in dataclasses.fields(cls) if every or field.compare)
+        text = ",".join(f"{escape(field.name)}={encode(getattr(instance, field.name))}" for field in fields)
+    elif isinstance(instance, tuple) and getattr(instance, "__dict__", None):
+        raise UnsupportedError("it has attributes beside its fields")
+    else:
+        text = encode(instance)
+    return f"~self:{class_name(cls)}({text})"
+
+
+def _type_texts(args: tuple[Any, ...]) -> str:
+    return ",".join(map(_type_text, args))
+
+
+def _type_text(annotation: Any) -> str:
+    """Return the text of what can stand between the brackets of a generic class.
+
+    :raises UnsupportedError: for what has no name that other processes know, such as a type variable.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return f"~literal({','.join(map(encode, args))})"
+    if origin in (typing.Union, types.UnionType):
+        return f"~union({_type_texts(args)})"
+    if origin is not None and isinstance(origin, type):
+        return f"{encode(origin)}[{_type_texts(args)}]"
+    if isinstance(annotation, list):
+        return f"~list({_type_texts(tuple(annotation))})"
+    if annotation is typing.Any:
+        return "~any"
+    if annotation is None or annotation is types.NoneType or annotation is Ellipsis:
+        return "~ellipsis" if annotation is Ellipsis else "~None"
+    if isinstance(annotation, type):
+        return encode(annotation)
+    raise UnsupportedError("it has no name that other processes know")

@@ -1,0 +1,46 @@
+"""Where a function without a name of its own stands: what tells one lambda from another."""
+
+import sys
+from collections.abc import Callable
+from hashlib import blake2b
+from types import CodeType
+from typing import Any
+
+from magnus_cache._engine.runtime.module_names import file_stem
+
+__all__ = ["code_digest", "place_of"]
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return what tells one lambda of a module from another; functions are told apart by their names.
+
+    In a file that is its line and column. Cells of a notebook, and what is typed or built at run time, all begin with
+    line 1: there its source's name and its code tell.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or getattr(function, "__name__", "") != "<lambda>":
+        return ""
+    columns = [column for _, _, column, _ in code.co_positions() if column]
+    place = f"@{code.co_firstlineno}.{min(columns, default=0)}"
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    source, file = file_stem(code.co_filename), getattr(module, "__file__", None)
+    if isinstance(file, str) and source == file_stem(file):
+        return place
+    return f"{place}@{source}@{code_digest(code)}"
+
+
+def code_digest(code: CodeType) -> str:
+    """Return a digest of what a piece of code does, the same in every process of one version of Python."""
+    return blake2b(_code(code).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _code(code: CodeType) -> str:
+    """Return what a piece of code does, as text that is the same in every process of one version of Python."""
+    constants = [_code(part) if isinstance(part, CodeType) else _constant(part) for part in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_kwonlyargcount, code.co_flags)
+    return f"{code.co_code.hex()} {names} {constants}"
+
+
+def _constant(part: object) -> str:
+    # The order of a set of strings is another one in each process.
+    return repr(sorted(map(repr, part))) if isinstance(part, frozenset) else f"{type(part).__name__} {part!r}"

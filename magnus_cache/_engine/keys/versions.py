@@ -1,0 +1,44 @@
+"""Versions of code: a part of each key, so that code which changed does not read what its older self stored."""
+
+from typing import Final, TypeAlias
+
+from magnus_cache._engine.keys.canonical import escape, int_text
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+__all__ = ["Version", "checked_version", "version_suffix"]
+
+Version: TypeAlias = int | str
+"""A number or text; 2 and "2" are the same version."""
+
+_LONGEST: Final = 100
+
+
+def checked_version(version: object) -> Version | None:
+    """Return a version as it was given; None for none.
+
+    :raises CacheTypeError: for anything but an int or a str.
+    :raises CacheArgumentError: for an empty or over-long text.
+    """
+    if version is None:
+        return None
+    if isinstance(version, bool) or not isinstance(version, int | str):
+        raise CacheTypeError("version", f"a version is an int or a str, not {type(version).__name__}")
+    if not 0 < (length := len(_text(version))) <= _LONGEST:
+        raise CacheArgumentError("version", f"a version has 1 to {_LONGEST} characters, not {length}")
+    return version
+
+
+def version_suffix(version: object, mark: str = "v") -> str:
+    """Return what a version adds to the text of a key; empty for no version.
+
+    :param mark: tells a function's version from a namespace's.
+    :raises CacheTypeError: as `checked_version` does.
+    :raises CacheArgumentError: as `checked_version` does.
+    """
+    checked = checked_version(version)
+    return "" if checked is None else f"~{mark}:{escape(_text(checked))}"
+
+
+def _text(version: Version) -> str:
+    # A subclass, such as an enumeration of strings, counts as its plain value.
+    return str.__str__(version) if isinstance(version, str) else int_text(int(version)).removeprefix("~")

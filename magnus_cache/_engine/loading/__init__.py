@@ -1,0 +1,1 @@
+"""What happens on a miss: one load per key across the fleet."""

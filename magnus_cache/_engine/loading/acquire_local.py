@@ -1,0 +1,70 @@
+"""Loading an object that stays in this process: one load in the process, and no lease.
+
+Other processes have objects of their own, so none waits for this one. All that could overtake the load raises an epoch:
+of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it however long it takes, and
+whatever becomes of the connection.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.flights.context import Previous
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.store.local_values import LocalValues
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import MISS, Address
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["LocalClaims"]
+
+
+class LocalClaims:
+    """Claims keys of local namespaces for the loads of one cache."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self._state = reads.state
+        self._local: LocalValues = reads.local
+
+    async def claim(
+        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
+        unwanted: int | None,
+    ) -> Claim | Entry:  # fmt: skip
+        """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
+
+        :param unwanted: the version of an object that is not to be returned, as it is what is to be refreshed.
+        :raises CacheUnavailableError: when Redis cannot be asked what was invalidated.
+        """
+        state = self._state
+        state.local_namespaces.add(str(address.namespace))
+        await self._reads.caught_up(wire, address)
+        # Asked even if all is known: from here on the connection is kept talking.
+        await wire.renew()
+        await self._reads.epochs.settled(wire, address.realm, tags)
+        flight.look.since = state.epochs.moment()
+        entry = None if fresh else await self._local.read(wire, address)
+        if entry is not None and entry.version != unwanted and self._is_good(address, entry):
+            return entry
+        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        offline = state.eras.offline
+        # Nothing is waited for from here on: whoever gets the claim ends it.
+        watch = LocalWatch(state.leases, wire, address.name, flight, state.memory)
+        claim = Claim(
+            flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.recovery.mark,
+            fresh=fresh, offline=offline, at=state.clock(),
+        )  # fmt: skip
+        flight.look.known = wire.known
+        if entry is not None and not entry.negative:
+            claim.previous = Previous(partial(self._reads.opened_anyway, address, entry), None)
+        state.leases.take(watch)
+        return claim
+
+    def _is_good(self, address: Address, entry: Entry) -> bool:
+        if entry.negative:
+            return self._reads.error(address, entry) is not None
+        return self._reads.opened(address, entry) is not MISS

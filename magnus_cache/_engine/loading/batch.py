@@ -1,0 +1,263 @@
+"""Loading many keys at once: one call of a batch loader for those that nobody else is loading.
+
+Each key has a flight of its own, so that single and batch callers share loads, in this process and in the fleet. What
+a batch adds is that its flights, once each of them has been claimed, joined or found to be somebody else's, hand their
+keys to one call of the loader.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.flights.context import CurrentLoad, running
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.loaded_value import LoadedValue
+from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.results import JudgedValue
+from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.turns import Step, turn
+from magnus_cache._engine.store.local_values import tagged
+from magnus_cache._engine.store.records import MISS, Address
+from magnus_cache.errors import CacheTypeError
+
+__all__ = ["Batch", "CallLoader", "Wanted"]
+
+CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
+"""Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
+
+_STARTED: Final = 50
+"""Keys whose flights are begun in one turn of the loop."""
+
+_AT_ONCE: Final = 500
+"""Keys handed to one call of the loader at most, and handled by one batch."""
+
+
+class Wanted:
+    """One key of a batch, where its value lives, and its tags as far as they are known."""
+
+    __slots__ = ("address", "key", "tags")
+
+    def __init__(self, key: Any, address: Address, tags: tuple[str, ...] = ()) -> None:
+        self.key = key
+        self.address = address
+        self.tags = tagged(address, tags)
+
+
+class _Order:
+    """A key that this batch has claimed, and the future of what the loader says: its value or its error."""
+
+    __slots__ = ("answer", "flight", "wanted")
+
+    def __init__(self, wanted: Wanted, flight: Flight) -> None:
+        self.wanted = wanted
+        self.flight = flight
+        self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
+
+    def tell(self, error: BaseException | None, value: Any = None) -> None:
+        """Answer, unless there is an answer, or nobody waits any more."""
+        if not self.answer.done():
+            # Not as the future's exception: it could not be a StopIteration.
+            self.answer.set_result((error, value))
+
+
+class _Call:
+    """One call of the loader: it goes on for as long as anybody waits for one of its keys."""
+
+    __slots__ = ("left", "orders", "task")
+
+    def __init__(self, orders: list[_Order], load: Callable[[list[_Order]], Awaitable[None]]) -> None:
+        self.orders = orders
+        self.left = len(orders)
+        self.task = asyncio.ensure_future(load(orders))
+        # Also for a task that is cancelled before its first step.
+        self.task.add_done_callback(self._ended)
+        for order in orders:
+            order.answer.add_done_callback(self._gone)
+
+    def _gone(self, answer: asyncio.Future[Any]) -> None:
+        self.left -= 1
+        if not self.left:
+            self.task.cancel()
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        for order in self.orders:
+            order.tell(error or asyncio.CancelledError())
+
+
+class Batch:
+    """One call for many keys.
+
+    :param call: calls the batch loader.
+    :param fresh: take no values that are already there.
+    :param blocks: the event loop that the caller holds up meanwhile.
+    :param source: what the batch loader is told apart from others by.
+    """
+
+    def __init__(
+        self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False,
+        blocks: asyncio.AbstractEventLoop | None = None, source: object,
+    ) -> None:  # fmt: skip
+        self._loads = loads
+        self._source = source
+        self._blocks = blocks
+        self._claims: Claims = loads.claims
+        self._rule = rule
+        self._call = call
+        self._fresh = fresh
+        self._undecided = 0
+        self._sealed = False
+        self._orders: list[_Order] = []
+        self._calls: set[_Call] = set()
+
+    async def run(self, wanted: Sequence[Wanted]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+        """Return the values by name, without those that the loader did not answer, and the errors by key."""
+        values: dict[bytes, Any] = {}
+        errors: dict[Any, Exception] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            for item, outcome in zip(some, await self._some(some), strict=True):
+                if isinstance(outcome, Exception):
+                    errors[item.key] = outcome
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                elif outcome is not MISS:
+                    values[item.address.name] = outcome
+        return values, errors
+
+    async def _some(self, some: Sequence[Wanted]) -> list[Any]:
+        self._sealed = False
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            for item in some:
+                tasks.append(asyncio.create_task(self._one(item)))
+                if len(tasks) % _STARTED == 0:
+                    await asyncio.sleep(0)
+            # One turn for the tasks to board, and one for the flights that they lead to begin.
+            for _ in range(2):
+                await asyncio.sleep(0)
+            self._seal()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Cancelled before, others may have joined the flights: the loader is called for them.
+            self._seal()
+
+    def _seal(self) -> None:
+        """Note that all keys have boarded; from now on, the loader is called as soon as all are decided."""
+        self._sealed = True
+        self._decided(0)
+
+    async def _one(self, wanted: Wanted) -> Any:
+        address, loads = wanted.address, self._loads
+
+        async def lead(flight: Flight) -> LoadedValue[Any]:
+            self._undecided += 1
+            flight.loader = self._source
+            decided = _Once(self._decided)
+            try:
+                got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
+                opened = await loads.open(address, got, flight)
+                claim = loads.to_load(address, got, flight, self._rule, wanted.tags, opened, fresh=self._fresh)
+                if isinstance(claim, LoadedValue):
+                    return claim
+                return await self._ordered(wanted, flight, claim, decided)
+            finally:
+                decided.tell()
+
+        caller = loads.caller(address, fresh=self._fresh, source=self._source)
+        await loads.confirmed(address, fresh=self._fresh)
+        loaded = await loads.flights.run(
+            address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
+            blocks=self._blocks, caller=caller,
+        )  # fmt: skip
+        return await loaded.taken(strict=self._rule.is_strict(address.namespace))
+
+    async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
+        """Have the loader called for a key that was claimed, and keep what it says."""
+        order = _Order(wanted, flight)
+        try:
+            self._orders.append(order)
+            flight.began, started = self._loads.clock(), monotonic()
+            if not decided.tell():
+                # It had to wait for somebody else's load, and nobody waits for it any more.
+                self._decided(0)
+            error, value = await order.answer
+            if error is not None:
+                if isinstance(error, Exception):
+                    await self._loads.failed(wanted.address, error, wanted.tags, started, claim)
+                raise error
+            if value is MISS:
+                # An answer for callers with the same loader; others who joined ask their own.
+                flight.look.left_out_by = self._source
+                flight.look.tags = wanted.tags
+                return LoadedValue(MISS, None)
+            cost = self._loads.loaded(wanted.address, started)
+            if isinstance(value, JudgedValue):
+                return await self._loads.stored(wanted.address, value, self._rule, cost, claim)
+            return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
+        finally:
+            order.answer.cancel()
+            claim.close()
+
+    def _decided(self, count: int) -> None:
+        """Note that so many keys need not be waited for any more, and call the loader if that was the last."""
+        self._undecided -= count
+        if self._sealed and not self._undecided and self._orders:
+            # In the next turn: others that were granted in the same batch of answers come along.
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        orders, self._orders = [order for order in self._orders if not order.answer.done()], []
+        if orders:
+            call = _Call(orders, self._load)
+            self._calls.add(call)
+            call.task.add_done_callback(lambda _: self._calls.discard(call))
+
+    async def _load(self, orders: list[_Order]) -> None:
+        try:
+            # A loader of many keys replaces no single value, also within the load of one.
+            with running(CurrentLoad()):
+                answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
+            if not isinstance(answers, Mapping):
+                kind = type(answers).__name__
+                raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
+        except Exception as error:  # noqa: BLE001  # it goes to everybody who waits for one of the keys
+            for order in orders:
+                order.tell(error)
+            return
+        portion = Step()
+        for order in orders:
+            if portion.done():
+                # Each of them wakes a task that encodes and stores its value.
+                await asyncio.sleep(0)
+                await turn()
+            try:
+                answer = answers.get(order.wanted.key, MISS)
+            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+                answer = error
+            # A loader may fail for some keys only: it gives their exceptions for values.
+            if isinstance(answer, Exception):
+                order.tell(answer)
+            else:
+                order.tell(None, answer)
+
+
+class _Once:
+    """Tells a batch once that a key is decided."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        self._callback: Callable[[int], None] | None = callback
+
+    def tell(self) -> bool:
+        """Tell it; return whether this was the first time."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(1)
+        return callback is not None

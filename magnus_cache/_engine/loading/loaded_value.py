@@ -1,0 +1,59 @@
+"""What a load came to, as those who waited for it take it."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.runtime.turns import in_turns
+from magnus_cache.errors import CacheEncodeError
+
+__all__ = ["LoadedValue"]
+
+T = TypeVar("T")
+
+
+class LoadedValue(Generic[T]):
+    """What a load came to, for all who waited for it: each gets a value of its own.
+
+    :param payload: the encoded value, which later takers get decoded; None if it cannot be encoded.
+    :param refusal: why it cannot be stored, or None.
+    :param copies: for the other takers, where there is no payload.
+    """
+
+    __slots__ = ("_own", "_payload", "_value", "refusal")
+
+    def __init__(
+        self, value: T, payload: bytes | None, refusal: CacheEncodeError | None = None, copies: Sequence[T] = ()
+    ) -> None:
+        self._value = value
+        self._payload = payload
+        self._own = [*copies, value]
+        self.refusal = refusal
+
+    def take(self, *, strict: bool = False) -> T:
+        """Return the value: the first taker gets the loader's own object, the others equal ones.
+
+        :param strict: whether a value that cannot be stored is an error to this taker.
+        :raises CacheEncodeError: if it is; the same for all.
+        """
+        if strict and self.refusal is not None:
+            raise self.refusal.with_traceback(None)
+        try:
+            # One call in C: of two threads, exactly one gets it.
+            return self._own.pop()
+        except IndexError:
+            if self._payload is None:
+                return self._value
+            value: T = codec.decode(self._payload)
+            return value
+
+    async def taken(self, *, strict: bool = False) -> T:
+        """Do what `take` does, on an event loop, in as many of its turns as the value takes.
+
+        :raises CacheEncodeError: as `take` does.
+        """
+        refused = strict and self.refusal is not None
+        if refused or self._own or self._payload is None or len(self._payload) < codec.LARGE:
+            return self.take(strict=strict)
+        value: T = await in_turns(codec.decode_steps(self._payload))
+        return value

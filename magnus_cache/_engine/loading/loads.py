@@ -1,0 +1,428 @@
+"""Loads: what happens on a miss. One loader runs for all who ask for a key at a time; its value is kept.
+
+The same rules for coroutines, whose load is a task of its own, and for threads, where the first one loads.
+"""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeGuard, TypeVar, cast
+
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.flights.callers import Caller, JoiningCaller
+from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.failures import LoadFailures
+from magnus_cache._engine.loading.loaded_value import LoadedValue
+from magnus_cache._engine.loading.results import JudgedValue, Judging
+from magnus_cache._engine.loading.throttle import Throttle
+from magnus_cache._engine.loading.uncached import uncached
+from magnus_cache._engine.loading.unstorable import Unstorable
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import AnyLoader, Rule
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.critical import check_waiting
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.turns import at_once, in_turns
+from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache._engine.store.local_values import tagged
+from magnus_cache._engine.store.negative import encode_error
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import MISS, Address, Held
+from magnus_cache._engine.store.revalidation import tags_of
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache.errors import CacheUnavailableError, CacheValueTooLargeError
+from magnus_cache.freshness import PLAIN
+
+__all__ = ["LoadedValue", "Loads"]
+
+T = TypeVar("T")
+
+
+class Loads:
+    """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
+
+    def __init__(self, reads: Reads, writes: Writes) -> None:
+        self._reads = reads
+        self._writes = writes
+        self._state = reads.state
+        self.claims = Claims(reads)
+        self.judging = Judging(reads, writes, self._hold_back)
+        self.flights = reads.state.flights
+        self.clock = reads.state.clock
+        self.throttle = Throttle(reads.state.clock)
+        self._failures = LoadFailures(reads.state.notices)
+        self.flights.unheard = self._failures.tell
+        self.unstorable = Unstorable(reads.state.flights, writes)
+
+    @property
+    def wait_timeout(self) -> float:
+        """Seconds that a caller waits for somebody else's load."""
+        return self._state.settings.wait_timeout
+
+    async def load(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:  # fmt: skip
+        """Return the loader's value, from here or from whoever is loading the same key; keep it.
+
+        :param tags: those of the value that are known already.
+        :param fresh: take no value that is already there, and join no load that began before.
+        :param patience: seconds to wait; then the load goes on without the caller, who gets `OutOfPatienceError`. With
+            0 it is not begun if too many go on already.
+        :param blocks: the event loop that is held up by whoever this is done for.
+        :raises Exception: whatever the loader raises, the same for all who waited.
+        :raises CacheRecursionError: if loading the key needs the key.
+        :raises CacheEncodeError: if the value cannot be stored, and the rule is strict.
+        """
+        loaded = await self.outcome(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
+        return await loaded.taken(strict=rule.is_strict(address.namespace))
+
+    async def outcome(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> LoadedValue[T]:  # fmt: skip
+        """Return what a load came to; see `load`.
+
+        :raises Exception: as `load` does, but for values that cannot be stored.
+        """
+        mode = self._state.mode
+        if mode is Mode.DISABLED:
+            with running(CurrentLoad()):
+                return LoadedValue(_modified(await self._called(address, loader)), None)
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
+        caller = self.caller(address, fresh=fresh)
+        patience = await self.confirmed(address, fresh=fresh, patience=patience)
+        return await self.flights.run(
+            address.name, partial(self._lead, address, loader, rule, tags, fresh=fresh),
+            wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
+            caller=caller,
+        )  # fmt: skip
+
+    async def _lead(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
+        fresh: bool = False, unwanted: int | None = None,
+    ) -> LoadedValue[T]:  # fmt: skip
+        """Load a value for all who wait, or find that somebody else just has."""
+        flight.loader = loader
+        got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
+        opened = await self.open(address, got, flight)
+        claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
+        if isinstance(claim, LoadedValue):
+            return claim
+        load, started = CurrentLoad(claim.previous), monotonic()
+        try:
+            try:
+                with running(load):
+                    value = await self._called(address, loader)
+            except Exception as error:
+                await self.failed(address, error, tags, started, claim)
+                raise
+            return await self.kept(address, value, rule, tags, self.loaded(address, started), claim, load)
+        finally:
+            claim.close()
+
+    def to_load(
+        self, address: Address, got: Claim | Entry, flight: Flight, rule: Rule, tags: tuple[str, ...], opened: Any, *,
+        fresh: bool,
+    ) -> "Claim | LoadedValue[Any]":  # fmt: skip
+        """Return the claim to load under, or what somebody else has just loaded.
+
+        :param got: what asking for a claim came to.
+        :param tags: those of the value that are known already.
+        :param opened: the value of an entry, see `open`.
+        :raises Exception: if what somebody else left there is an error.
+        """
+        if isinstance(got, Entry):
+            found = self._found(address, got, opened)
+            if found is not None:
+                return found
+            got = self.claims.unclaimed(flight, fresh=fresh)
+        look = flight.look
+        look.since, look.found = got.since, False
+        # Should the load fail, nothing tells which tags its value would have had.
+        look.tags = tags if rule.tags is None or rule.tags.of_value is None else None
+        # What was waited for a lease does not count.
+        flight.began = self.clock()
+        return got
+
+    def begin(self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], unwanted: int) -> bool:
+        """Begin to load a key for nobody, and return whether that was done.
+
+        :param unwanted: the version of the value that is to be refreshed.
+        """
+        self._before(address, fresh=False)
+        tags = tagged(address, tags)
+        lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
+        return self.flights.launch(address.name, lead, str(address.namespace))
+
+    def load_blocking(
+        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+    ) -> T:
+        """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
+
+        :raises Exception: as `load` does.
+        :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
+        """
+        mode = self._state.mode
+        if mode is Mode.DISABLED:
+            with running(CurrentLoad()):
+                return _modified(self.called_blocking(loader))
+        check_waiting()
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
+        call = self._state.portal.call
+
+        async def claimed(flight: Flight, claims: list[Claim]) -> Claim | Entry:
+            got = await self.claims.claim(address, flight, tags, fresh=fresh)
+            if isinstance(got, Claim):
+                # Here, not when the thread learns of it: that may be interrupted (Ctrl-C) in between.
+                claims.append(got)
+                if flight.done:
+                    got.close()
+            return got
+
+        def lead(flight: Flight) -> LoadedValue[T]:
+            flight.loader = loader
+            claims: list[Claim] = []
+            try:
+                try:
+                    got: Claim | Entry = call(claimed, flight, claims)
+                except NoThreadError as error:
+                    return LoadedValue(
+                        *uncached(self.claims, address, flight, partial(self.called_blocking, loader), error)
+                    )
+                opened = self._opened(address, got, flight)
+                claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
+                if isinstance(claim, LoadedValue):
+                    return claim
+                load, started = CurrentLoad(claim.previous), monotonic()
+                try:
+                    with running(load):
+                        value = self.called_blocking(loader)
+                except Exception as error:
+                    call(self.failed, address, error, tags, started, claim)
+                    raise
+                cost = self.loaded(address, started)
+                # Encoded here: the loop is there for all threads.
+                judged = at_once(self.judging.steps(address, value, rule, tags, load))
+                return call(self.stored, address, judged, rule, cost, claim, load)
+            finally:
+                for claim in claims:
+                    claim.close()
+
+        caller = self.caller(address, fresh=fresh)
+        if self._is_first(address) or (not fresh and self._in_doubt(address)):
+            try:
+                call(partial(self.confirmed, address, fresh=fresh))
+            except NoThreadError:
+                self.flights.detach(address.name)
+        loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller)
+        return loaded.take(strict=rule.is_strict(address.namespace))
+
+    def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
+        """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
+        return JoiningCaller(self._state.epochs, partial(self._before, address), fresh=fresh, source=source)
+
+    def _in_doubt(self, address: Address) -> bool:
+        return self._state.leases.doubted(address.name) is not None or self._state.doubts(address.realm)
+
+    def _is_first(self, address: Address) -> bool:
+        """Whether a load has to wait for a connection: one to a new server ends all loads that can be joined by then.
+
+        Other loads begin a second time then, and wait for the lease; a local one has none.
+        """
+        state = self._state
+        return address.namespace.local and state.endpoint is not None and not state.reachable
+
+    async def confirmed(self, address: Address, *, fresh: bool = False, patience: float | None = None) -> float | None:
+        """Return once it is known what an announcement, if there was one, means for the load that is under way.
+
+        To be awaited before joining. The answer was given after this call began; what is announced later need not be
+        waited for. Without an answer the load cannot be joined.
+
+        :param fresh: whether no load that is under way is joined anyway.
+        :param patience: seconds to wait at most; None for as long as Redis may take. What is left of it is returned.
+        """
+        wire = self._state.wire()
+        if self._is_first(address) and wire is not None:
+            began = monotonic()
+            with contextlib.suppress(TimeoutError, CacheUnavailableError):
+                async with asyncio.timeout(patience):
+                    await wire.renew()
+            patience = None if patience is None else max(0.0, began + patience - monotonic())
+        if fresh or not self._in_doubt(address) or wire is None or not wire.up:
+            return patience
+        began, lease, doubts = monotonic(), self._state.leases.doubted(address.name), wire.known.doubts
+        try:
+            async with asyncio.timeout(patience):
+                if address.realm.control in doubts or self._state.epochs.root in doubts:
+                    await self._reads.epochs.settled(wire, address.realm)
+                if lease is not None:
+                    waiter: asyncio.Future[None] = wire.loop.create_future()
+                    lease.look(wire, waiter)
+                    await waiter
+        except (TimeoutError, CacheUnavailableError):
+            self.flights.detach(address.name)
+        return None if patience is None else max(0.0, began + patience - monotonic())
+
+    def _before(self, address: Address, fresh: bool) -> None:
+        """Let the caller join no load that it must not have the value of, nor one that will not end."""
+        if fresh:
+            self._state.flights.detach(address.name)
+            return
+        hung = self.flights.overdue(address.name, self.wait_timeout)
+        if hung is not None:
+            self._state.leases.let_go(hung)
+            self._state.notices.warn(
+                f"hung:{address.namespace}",
+                f"loading a value for namespace {str(address.namespace)!r} has taken {self.clock() - hung.began:.0f} "
+                "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
+                "wait_timeout higher",
+            )
+        if self._state.reachable or self._state.cut_off(address.namespace):
+            self.flights.expire(address.name)
+            self._state.leases.check(address.name, self._state.clock())
+
+    async def _called(self, address: Address, loader: AnyLoader[T]) -> T:
+        return await self._state.workers.call(loader, str(address.namespace))
+
+    def called_blocking(self, loader: AnyLoader[T]) -> T:
+        """Call a function in this thread, a coroutine function on the background loop for these."""
+        if is_async(loader):
+            return self._state.portal.loaders.call(cast("Callable[[], Awaitable[T]]", loader))
+        value: Any = loader()
+        if inspect.isawaitable(value):
+            # A lambda around a coroutine function does not look like one until it is called.
+            value = self._state.portal.loaders.call(_awaited, value)
+        loaded: T = value
+        return loaded
+
+    async def open(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+        """Return the value of an entry that was got instead of a claim; else MISS."""
+        return await self._reads.open(address, got) if self._is_found(got, flight) else MISS
+
+    def _opened(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+        """Do what `open` does, in a thread."""
+        return self._reads.opened(address, got) if self._is_found(got, flight) else MISS
+
+    def _is_found(self, got: Claim | Entry, flight: Flight) -> TypeGuard[Entry]:
+        """Return whether a load found something; then it is joined no more."""
+        if not isinstance(got, Entry):
+            return False
+        flight.look.tags, flight.look.found = tags_of(got), True
+        # Without a lease, nobody would announce to it that the value was deleted; to take it in may take its time.
+        self.flights.detach_flight(flight)
+        return True
+
+    def _found(self, address: Address, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+        """Return what somebody stored between this caller's look and its turn to load.
+
+        :param opened: the entry's value, or MISS.
+        :raises Exception: if that is an error.
+        """
+        if (error := self._reads.error(address, entry)) is not None:
+            address.counters.negative_hits += 1
+            raise error
+        return None if opened is MISS else LoadedValue(opened, entry.payload)
+
+    def loaded(self, address: Address, started: float) -> float:
+        """Count a load that began at a monotonic second, and return the seconds that it took."""
+        cost = monotonic() - started
+        address.counters.loads += 1
+        self._state.stats.load_latency.add(cost)
+        return cost
+
+    async def failed(
+        self, address: Address, error: Exception, tags: tuple[str, ...], started: float, claim: Claim
+    ) -> None:
+        """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
+        address.counters.load_errors += 1
+        freshness = address.freshness
+        if freshness is PLAIN or claim.flight.adrift:
+            return
+        ttl = freshness.negative_ttl(error)
+        if ttl is None:
+            self._hold_back(address, error)
+            return
+        # Tags that only a value could tell: no invalidation would reach what is remembered.
+        payload = None if claim.flight.look.tags is None else encode_error(error)
+        if payload is None:
+            kind, tagged = type(error).__name__, claim.flight.look.tags is None
+            why = "its tags are a function of the value; give them as texts or templates of the arguments"
+            why = (
+                why
+                if tagged
+                else ("not all of its parts can be stored; let the loader raise an error that has plain data only")
+            )
+            what = f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as {why}"
+            self._state.notices.warn(f"negative:{address.namespace}:{kind}", what)
+            return
+        try:
+            self._reads.check_size(address, payload)
+        except CacheValueTooLargeError as too_large:
+            self._state.notices.warn(f"size:{address.namespace}", f"not remembered: {too_large}")
+        else:
+            held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
+            held = held._replace(cost=monotonic() - started)
+            await self._writes.fill(address, held, payload, ttl, claim)
+
+    def _hold_back(self, address: Address, error: Exception) -> None:
+        freshness = address.freshness
+        if not freshness.grace and not freshness.early:
+            # Whoever waits gets the error, and whoever asks again wants it tried again.
+            return
+        self.throttle.failed(address.name, freshness.retry)
+        then = f"; where there is a stale value it is served, and the next attempt is in {freshness.retry:g} s"
+        self._failures.tell_of(address.name, address.namespace, error, then)
+
+    async def kept(
+        self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
+        load: CurrentLoad | None = None,
+    ) -> LoadedValue[T]:  # fmt: skip
+        """Store a value if it is to be, and return it for those who wait."""
+        judged = await in_turns(self.judging.steps(address, value, rule, tags, load))
+        return await self.stored(address, judged, rule, cost, claim, load)
+
+    async def stored(
+        self, address: Address, judged: JudgedValue, rule: Rule, cost: float, claim: Claim,
+        load: CurrentLoad | None = None,
+    ) -> LoadedValue[Any]:  # fmt: skip
+        """Store what is to be kept of a value, and return it for those who wait.
+
+        :raises Exception: if it could not be judged.
+        """
+        if judged.error is not None:
+            raise judged.error
+        value, payload, tags, held = judged.value, judged.payload, judged.tags, judged.held
+        look, local = claim.flight.look, address.namespace.local
+        look.tags = tags
+        if rule.tags is not None and rule.tags.of_value is not None:
+            await self.claims.adopt(tags, claim)
+        if payload is not None and held is not None:
+            held = held._replace(cost=cost, validator=load.validator if load is not None else None)
+            await self._writes.fill(address, held, payload, judged.ttl, claim)
+        if (refusal := judged.refusal) is not None:
+            refusal = await self.unstorable.refused(address, value, rule, refusal, claim)
+        if refusal is None or claim.flight.waiters or claim.flight.loop is None:
+            self.throttle.succeeded(address.name)
+        else:
+            # It was for nobody but the cache, as every attempt would be.
+            self.throttle.failed(address.name, address.freshness.retry)
+        copies = [] if local or payload is not None else await self.unstorable.copies(value, rule, claim.flight)
+        look.overtaken = bool(tags) and await self.claims.overtaken(address, tags, judged.known, claim)
+        return LoadedValue(value, None if local else payload, refusal, copies)
+
+
+def _modified(value: T) -> T:
+    if is_unmodified(value):
+        raise unmodified()
+    return value
+
+
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value

@@ -1,0 +1,46 @@
+"""Loads of blocking callers where there is no background loop: the loader is called, and nothing is kept."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.store.records import Address
+from magnus_cache.errors import CacheEncodeError
+
+__all__ = ["uncached"]
+
+T = TypeVar("T")
+
+
+def uncached(
+    claims: Claims, address: Address, flight: Flight, call: Callable[[], T], error: NoThreadError
+) -> tuple[T, bytes | None]:
+    """Return what a loader returns, for all who wait in this process, and the bytes to copy it by, if it has any.
+
+    :param call: calls the loader.
+    :param error: why there is no loop.
+    :raises Exception: whatever the loader raises.
+    """
+    state = claims._state
+    state.without_loop(error)
+    claim = claims.unclaimed(flight, fresh=False)
+    look = flight.look
+    look.since, look.found, look.tags = claim.since, False, None
+    flight.began = state.clock()
+    started = monotonic()
+    with running(CurrentLoad()):
+        value = call()
+    if is_unmodified(value):
+        raise unmodified()
+    address.counters.loads += 1
+    state.stats.load_latency.add(monotonic() - started)
+    try:
+        return value, codec.encode(value)
+    except CacheEncodeError:
+        # Then those who wait for it share it, as they would without a cache.
+        return value, None

@@ -1,0 +1,128 @@
+"""Results that cannot be stored: they are returned all the same, counted, and reported once.
+
+A load that succeeded is not undone by the cache. Its value goes to all who waited for it, each with a copy of its own
+where one can be made; the next call loads again. Other processes that wait for the load learn at once that no value
+will come (see `Leases.release`), and load for themselves.
+"""
+
+from functools import partial
+from typing import Any, Final
+
+from magnus_cache._engine.codec.copies import Copier
+from magnus_cache._engine.codec.markers import kind_of, type_name
+from magnus_cache._engine.codec.refusals import explained
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.flights.registry import FlightRegistry
+from magnus_cache._engine.memory.footprint import footprint
+from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.runtime.log import say
+from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
+
+__all__ = ["Unstorable", "loader_name"]
+
+_MOST_REPORTED: Final = 1_000
+"""Functions and types that are remembered as reported; past that, more are only counted."""
+
+_COPIED_HERE: Final = 1_000
+"""Parts that may be copied on the event loop: about a millisecond."""
+
+_SEARCHED_HERE: Final = 65_536
+"""Bytes of a value that may be searched on the event loop for the part that is to blame."""
+
+
+def loader_name(function: object) -> str:
+    """Return the name of the function that a load calls, as ``module.qualname``."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or kind_of(function).__qualname__
+    return f"{getattr(function, '__module__', None) or kind_of(function).__module__}.{name}"
+
+
+def _named(rule: Rule) -> str:
+    return "a loader" if rule.function is None else loader_name(rule.function)
+
+
+def _size(value: Any) -> int:
+    try:
+        return footprint(value, 0)
+    # It asks the value's own classes, which may do anything.
+    except Exception:  # noqa: BLE001  # as said
+        return 0
+
+
+class Unstorable:
+    """Takes the results of one cache's loads that cannot be stored.
+
+    :param flights: the loads under way.
+    """
+
+    def __init__(self, flights: FlightRegistry, writes: Writes) -> None:
+        self._flights = flights
+        self._writes = writes
+        self._off_loop = writes.off_loop
+        self._reported: dict[tuple[str, str], object] = {}
+
+    async def refused(
+        self, address: Address, value: Any, rule: Rule, error: CacheEncodeError, claim: Claim
+    ) -> CacheEncodeError:
+        """Take a result, count it, and report it if it is the first of its function and type.
+
+        Returns the error for callers who are strict about it.
+        """
+        if claim.fresh and not claim.overtaken:
+            # It was to replace what is there, and no later caller is to get that.
+            await self._writes.remove((address,))
+        if claim.lease is not None:
+            claim.lease.close(unstorable=True)
+        address.counters.unstorable += 1
+        function = _named(rule)
+        strict = rule.is_strict(address.namespace)
+        kind = "size" if isinstance(error, CacheValueTooLargeError) else error.type_name
+        first = not strict and self._is_first(function, kind)
+        if not (first or strict):
+            return error
+        work = partial(explained, value, error, "result")
+        if address.namespace.local:
+            work = partial(CacheEncodeError, error.type_name, error.problem, "result")
+        error = await self._off_loop(work, _size(value), _SEARCHED_HERE)
+        if first:
+            say(
+                f"{function} returned a result that is not cached: {error}. Callers get the result, and each call "
+                "loads again; strict=True makes this an error"
+            )
+        return error
+
+    async def copies(self, value: Any, rule: Rule, flight: Flight) -> list[Any]:
+        """Return a copy for each caller but one who waits for a load whose value cannot be stored.
+
+        None if they have to share it. Nobody joins the load from here on: for later callers there would be no copy.
+        """
+        self._flights.detach_flight(flight)
+        # A thread that leads its own load is not among those who wait.
+        count = flight.waiters - (flight.loop is not None)
+        if count <= 0:
+            return []
+        copier = Copier(value)
+        work = partial(copier.copies, count)
+        copies: list[Any] | None = await self._off_loop(work, copier.parts * count, _COPIED_HERE)
+        if copies is None or not copier.whole:
+            self._report_sharing(value, rule)
+        return copies or []
+
+    def _report_sharing(self, value: Any, rule: Rule) -> None:
+        function, name = _named(rule), type_name(kind_of(value))
+        if self._is_first(function, "shared"):
+            say(
+                f"callers who wait for the same call of {function} share its result, or parts of it: a {name} that "
+                "can neither be stored nor copied in full. They must not change it"
+            )
+
+    def _is_first(self, function: str, kind: str) -> bool:
+        """Return whether something is to be reported: of threads that ask at the same time, to one."""
+        if len(self._reported) >= _MOST_REPORTED:
+            return False
+        mine = object()
+        return self._reported.setdefault((function, kind), mine) is mine

@@ -1,0 +1,1 @@
+"""The local cache (L1) of this process."""

@@ -1,0 +1,202 @@
+"""What the near cache holds: entries, what they stand on, and the placeholders that keep a place for them."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Self
+
+from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.trust import Trust
+
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Fill", "TaggedEntry", "afterlife"]
+
+OVERHEAD: Final = 250
+"""Bytes that an entry takes beyond its name and value; counted against the limit."""
+
+_SIZE_BITS: Final = 40
+_SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
+_VERSION_BITS: Final = 64
+_VERSION_MASK: Final = (1 << _VERSION_BITS) - 1
+
+MOST_BYTES: Final = _SIZE_MASK // 2
+"""The largest size that an entry can note for its value, with room for its tags."""
+
+_SPAN_BITS: Final = 42
+_SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
+_BORN_BITS: Final = 44
+_BORN_MASK: Final = (1 << _BORN_BITS) - 1
+_BORN_AT: Final = _SIZE_BITS + _VERSION_BITS
+_MORE_BITS: Final = _BORN_AT + _BORN_BITS
+_BEFORE: Final = 1 << (_BORN_BITS - 1)
+"""Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
+
+
+def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
+    """Return what an entry notes of the time after its deadline, for its `more`: 0 for an entry that just ends.
+
+    :param fresh: seconds that the value is fresh after the deadline.
+    :param stale: seconds that it may be served, stale, after that.
+    :param negative: whether it stands for an error.
+    """
+    # Rounded down: never later than was meant.
+    return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
+
+
+class Entry(float):
+    """A value kept near.
+
+    As a number it *is* its deadline in monotonic seconds, which saves 24 bytes an entry and a look-up on each hit;
+    so tell entries apart by identity, not equality. Belongs to one name only.
+
+    :ivar value: what callers share, if `payload` is None.
+    :ivar payload: the encoded value, to be decoded afresh for each caller; or None.
+    :ivar trust: what it stands on.
+    :ivar stamp: the generation in which it was known not to be cleared. The memory's business.
+    :ivar lap: the collector's last lap that met it. The memory's business.
+    """
+
+    __slots__ = ("_packed", "lap", "payload", "stamp", "trust", "value")
+
+    value: Any
+    payload: bytes | None
+    trust: Trust
+    _packed: int
+    stamp: int
+    lap: int
+
+    def __new__(
+        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0,
+        more: int = 0, born: float | None = None,
+    ) -> Self:  # fmt: skip
+        """Make an entry.
+
+        :param deadline: monotonic seconds.
+        :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
+        :param version: the unique version in its envelope, 64 bits.
+        :param more: what `afterlife` returns.
+        :param born: monotonic seconds at which the value was stored, if that is known.
+        """
+        self = float.__new__(cls, deadline)
+        self.value = value
+        self.payload = payload
+        self.trust = trust
+        # One int of 44 bytes instead of three of 96 together, and 56 where there is more.
+        packed = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
+        packed = packed << _SIZE_BITS | size
+        self._packed = packed | more << _MORE_BITS if more else packed
+        self.stamp = self.lap = 0
+        return self
+
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
+        """Return the same value with another deadline, in monotonic seconds, and another trust.
+
+        :param more: what is to come after the deadline, see `afterlife`; None for the same as now.
+        """
+        more = self._packed >> _MORE_BITS if more is None else more
+        # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
+        payload = self.payload
+        return Entry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
+
+    def decoded(self, value: Any, size: int) -> "Entry":
+        """Return the same value decoded.
+
+        :param size: bytes that it takes so.
+        """
+        more = self._packed >> _MORE_BITS
+        return Entry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
+
+    def __bool__(self) -> Literal[True]:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Entry(deadline={self.deadline!r}, size={self.size}, version={self.version})"
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic seconds until which the value may be served without a second thought."""
+        return self.real
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value as it is kept, and what its tags are counted for."""
+        return self._packed & _SIZE_MASK
+
+    @property
+    def length(self) -> int:
+        """Bytes of the value as it is kept, without what its tags are counted for."""
+        return self.size
+
+    @property
+    def version(self) -> int:
+        """The unique version in the value's envelope."""
+        return self._packed >> _SIZE_BITS & _VERSION_MASK
+
+    @property
+    def born(self) -> float | None:
+        """Monotonic seconds at which the value was stored, by whichever process, to a millisecond; None if unknown."""
+        since = self._packed >> _BORN_AT & _BORN_MASK
+        return (since - _BEFORE) / 1000 if since else None
+
+    @property
+    def negative(self) -> bool:
+        """Whether it stands for an error that loading raised."""
+        return bool(self._packed >> _MORE_BITS & 1)
+
+    @property
+    def fresh_until(self) -> float:
+        """Monotonic seconds until which the value is fresh: later than the deadline if it is due to be refreshed."""
+        return self.real + (self._packed >> (_MORE_BITS + 1) & _SPAN_MASK) / 1000
+
+    @property
+    def end(self) -> float:
+        """Monotonic seconds until which the value may be of any use."""
+        more = self._packed >> (_MORE_BITS + 1)
+        return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
+
+
+class TaggedEntry(Entry):
+    """An entry that also goes when one of its tags is invalidated.
+
+    Its maker counts the `room` of its marks, and sets these, the epoch and the stamp: the memory's generation from
+    before it was known that none of the tags is invalid.
+
+    :ivar epoch: the highest epoch that its maker had seen before it was loaded.
+    """
+
+    __slots__ = ("epoch", "marks")
+
+    marks: Sequence[Mark]
+    epoch: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of the value as it is kept, without what its tags are counted for."""
+        return self.size - room(self.marks)
+
+    def decoded(self, value: Any, size: int) -> "TaggedEntry":
+        """Return the same value decoded; see `Entry`."""
+        more = self._packed >> _MORE_BITS
+        again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
+        again.marks = self.marks
+        again.epoch = self.epoch
+        again.stamp = self.stamp
+        return again
+
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
+        """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
+        more = self._packed >> _MORE_BITS if more is None else more
+        payload = self.payload  # first, as in `Entry`
+        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
+        again.marks = self.marks
+        again.epoch = self.epoch
+        again.stamp = self.stamp
+        return again
+
+
+class Fill:
+    """A placeholder. As long as it is the current one, nothing has touched its name since it was reserved."""
+
+    __slots__ = ("filled", "holders", "name")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.holders = 1
+        self.filled = False

@@ -1,0 +1,122 @@
+"""How much memory values take that are kept decoded: estimated, from a sample of their parts.
+
+Encoded values take their bytes. Decoded ones take several times as many: a tuple of tuples of `Decimal` eight times.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from itertools import islice
+from typing import Any, Final
+
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.store import Memory
+
+__all__ = ["footprint", "has_room", "keep_decoded"]
+
+_NODES: Final = 256
+"""Parts looked at. What is kept is estimated once, at its first hit or when it is written."""
+
+_SAMPLES: Final = 16
+"""Parts looked at of one container."""
+
+_ALIGNMENT: Final = 16
+_OBJECT: Final = 64
+_HEAD: Final = sys.getsizeof("")
+_PLAIN: Final = frozenset({str, bytes, int, float, complex, range})
+_SMALL_INTS: Final = range(-5, 257)
+"""Integers that exist once."""
+
+_SLACK: Final = 64
+"""Bytes more than were counted that are not worth a new entry."""
+
+
+def footprint(value: Any, encoded: int) -> int:
+    """Return about how many bytes a value takes, to within a factor of two for built-in types.
+
+    :param encoded: bytes that it takes encoded; other types count as at least that.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        # What a single object takes beside its content is counted with the entry.
+        return max(encoded, sys.getsizeof(value) - _HEAD)
+    return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
+
+
+def has_room(memory: Memory, size: int) -> bool:
+    """Return whether a value of that size may be kept decoded. A larger one is kept encoded, if at all."""
+    return size <= memory.max_bytes // 2
+
+
+def keep_decoded(memory: Memory, name: bytes, entry: Entry, value: Any) -> None:
+    """Have an entry keep its value decoded, if there is room for that; count what it takes then."""
+    payload = entry.payload
+    if payload is None:
+        return
+    size = entry.size - len(payload) + footprint(value, len(payload))
+    if size <= entry.size + _SLACK:
+        # In this order: whoever sees no payload must see the value.
+        entry.value = value
+        entry.payload = None
+    elif has_room(memory, size):
+        memory.replace(name, entry, entry.decoded(value, size))
+
+
+def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
+    if value is None or value is True or value is False or isinstance(value, Enum | type) or id(value) in seen:
+        return 0
+    kind = type(value)
+    if (kind is int and value in _SMALL_INTS) or (kind in (str, bytes) and len(value) < 2):
+        return 0
+    # Keys of rows are the same objects in all of them.
+    seen.add(id(value))
+    if isinstance(value, dict):
+        pairs = list(islice(value.items(), _SAMPLES // 2))
+        return _own(value) + _parts([part for pair in pairs for part in pair], 2 * len(value), nodes, seen)
+    if isinstance(value, deque):
+        return _own(value) + _parts(list(islice(value, _SAMPLES)), len(value), nodes, seen)
+    if isinstance(value, list | tuple):
+        return _own(value) + _parts(_spread(value), len(value), nodes, seen)
+    if isinstance(value, set | frozenset):
+        return _own(value) + _parts(list(islice(value, _SAMPLES)), len(value), nodes, seen)
+    if kind.__module__ == "builtins" or kind.__module__ in ("decimal", "datetime"):
+        return _own(value)
+    return _of_object(value, nodes, seen)
+
+
+def _of_object(value: Any, nodes: int, seen: set[int]) -> int:
+    """Estimate an object of a class: its attributes, and the bytes of an array."""
+    array = type(value).__module__.partition(".")[0] in ("numpy", "pandas")
+    size = getattr(value, "nbytes", 0) if array else 0
+    state = getattr(value, "__dict__", None)
+    parts = list(state.values()) if type(state) is dict else []
+    for base in type(value).__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        names: Iterable[str] = (slots,) if isinstance(slots, str) else slots
+        parts += [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
+    own = _OBJECT + 8 * len(parts) + (size if type(size) is int else 0)
+    return own + _parts(parts[:_SAMPLES], len(parts), nodes, seen)
+
+
+def _own(value: Any) -> int:
+    return (sys.getsizeof(value) + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+
+
+def _spread(value: Sequence[Any]) -> list[Any]:
+    """Return some items, from everywhere, and not at equal distances: columns repeat after as many."""
+    count = len(value)
+    if count <= _SAMPLES:
+        return list(value)
+    step = count // _SAMPLES
+    return [value[(place * step + place * place) % count] for place in range(_SAMPLES)]
+
+
+def _parts(sample: list[Any], count: int, nodes: int, seen: set[int]) -> int:
+    """Estimate all parts of a container from some."""
+    if not sample:
+        return 0
+    if nodes <= 1:
+        return count * _OBJECT
+    each = max(1, (nodes - 1) // len(sample))
+    return sum(_estimate(part, each, seen) for part in sample) * count // len(sample)

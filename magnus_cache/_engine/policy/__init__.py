@@ -1,0 +1,1 @@
+"""What callers decide: namespaces, load options and tags."""

@@ -1,0 +1,41 @@
+"""The tag that all values of one cached function have: clearing the function invalidates it, in constant time.
+
+A tag travels with the value. So `get` under the function's key, a peer's memory and a process that never imported the
+function refuse what was cleared, and keys stay as they are. What has no such tag, as `set` or an earlier release has
+stored it, is served as before, and is not cleared.
+"""
+
+from typing import Final
+
+from magnus_cache._engine.codec.envelope import MOST_TAGS
+from magnus_cache._engine.keys.names import shorten
+from magnus_cache.errors import CacheArgumentError
+
+__all__ = ["function_tag", "visible_tags", "with_function_tag"]
+
+_START: Final = "~function:"
+"""What these tags begin with, as what is not the caller's own begins with ``~`` in keys."""
+
+
+def function_tag(namespace: str, name: str) -> str:
+    """Return the tag of a function's values in a namespace.
+
+    :param name: the function's module and qualified name. Functions of one name, such as those that a factory makes,
+        have one tag: clearing one drops the values of all of them.
+    """
+    return shorten(f"{_START}{namespace}:{name}")
+
+
+def with_function_tag(tags: tuple[str, ...], function: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a value's own tags with that of its function.
+
+    :raises CacheArgumentError: for too many.
+    """
+    if len(tags) + len(function) > MOST_TAGS:
+        raise CacheArgumentError("tags", f"a value of a cached function has at most {MOST_TAGS - 1} tags of its own")
+    return (*tags, *function)
+
+
+def visible_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tags that callers gave."""
+    return tuple(tag for tag in tags if not tag.startswith(_START))

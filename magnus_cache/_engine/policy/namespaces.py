@@ -1,0 +1,369 @@
+"""Namespaces: the named parts of the cache, each with the policy of its values.
+
+A `Namespace` is a `str`, so it can stand wherever a plain name stands; plain names in turn resolve to the
+namespace registered under that name, or to one with the defaults.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
+
+from magnus_cache._engine.keys.names import check_name
+from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.numbers import whole
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
+
+__all__ = [
+    "TTL_LONG",
+    "TTL_MEDIUM",
+    "TTL_REALTIME",
+    "TTL_STATIC",
+    "CacheNamespaces",
+    "Namespace",
+    "NamespaceRegistry",
+    "Watcher",
+    "default_registry",
+    "register_namespace",
+]
+
+TTL_REALTIME: Final = 30
+"""Seconds, for what changes all the time, such as quotes."""
+
+TTL_MEDIUM: Final = 300
+"""Seconds, for what changes over minutes, such as a portfolio."""
+
+TTL_LONG: Final = 3600
+"""Seconds, for what changes over hours, such as a watchlist."""
+
+TTL_STATIC: Final = 86400
+"""Seconds, for what hardly ever changes, such as the list of exchanges."""
+
+_MOST_PLAIN_NAMES: Final = 1024
+
+
+@readable
+class Namespace(str):
+    """A name with the policy of the values stored under it; equal to, and hashed as, the plain name.
+
+    :param name: letters, digits and most punctuation; no ``:``, braces, white space or glob characters.
+    :param ttl: how long a value lives, as seconds, a `timedelta` or text such as ``"5m"``; ``None`` means
+        ``default_ttl`` of the settings.
+    :param l1: whether values are also kept in this process's memory.
+    :param l1_ttl: how long a value is kept in memory at most, in the forms of `ttl`; ``None`` means as long
+        as it lives.
+    :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
+    :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
+        not to change it.
+    :param compress: compress large values.
+    :param version: a number or text that is part of each key: change it when the code that makes the values changes,
+        so that it does not read what its older self stored.
+    :param offline: for how long memory may serve values after contact with Redis was lost, while others may change
+        them unheard; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives. It is
+        counted from the last moment at which Redis confirmed what is in memory. Nothing is stored in memory past it.
+    :param local: keep values in this process's memory only, by reference, whatever they are: clients, compiled models,
+        frames. Nothing of them is sent to Redis; clears, tags and deletes of other processes still reach them.
+    :param strict: raise `CacheEncodeError` where the result of a load cannot be stored, instead of returning it.
+    :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
+        ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+    :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
+    """
+
+    ttl: float | None
+    l1: bool
+    l1_ttl: float | None
+    max_value_bytes: int | None
+    share: bool
+    compress: bool
+    version: Version | None
+    offline: float | None
+    local: bool
+    strict: bool
+    freshness: Freshness
+
+    __slots__ = (
+        "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict", "ttl",
+        "version",
+    )  # fmt: skip
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "ttl": None,
+        "l1": True,
+        "l1_ttl": None,
+        "max_value_bytes": None,
+        "share": False,
+        "compress": False,
+        "version": None,
+        "offline": None,
+        "local": False,
+        "strict": False,
+        "grace": PLAIN.grace,
+        "soft_timeout": PLAIN.soft_timeout,
+        "hard_timeout": PLAIN.hard_timeout,
+        "early": PLAIN.early,
+        "jitter": PLAIN.jitter,
+        "retry": PLAIN.retry,
+        "negative": {},
+    }
+    """What each part of a policy is unless it is given."""
+
+    def __new__(
+        cls,
+        name: str,
+        *,
+        ttl: Duration | None = None,
+        l1: bool = True,
+        l1_ttl: Duration | None = None,
+        max_value_bytes: int | None = None,
+        share: bool = False,
+        compress: bool = False,
+        version: Version | None = None,
+        offline: Duration | None = None,
+        local: bool = False,
+        strict: bool = False,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Self:
+        """Make a namespace; see the class."""
+        self = super().__new__(cls, check_name(name, "name"))
+        put = object.__setattr__
+        put(self, "ttl", None if ttl is None else seconds(ttl, "ttl"))
+        put(self, "l1", _flag(l1, "l1"))
+        put(self, "l1_ttl", None if l1_ttl is None else seconds(l1_ttl, "l1_ttl"))
+        put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
+        put(self, "share", _flag(share, "share"))
+        put(self, "compress", _flag(compress, "compress"))
+        put(self, "version", checked_version(version))
+        put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
+        put(self, "local", _flag(local, "local"))
+        put(self, "strict", _flag(strict, "strict"))
+        put(self, "freshness", Freshness.of(freshness))
+        if self.local:
+            _check_local(self)
+        return self
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which a value may be served after its end, stale."""
+        return self.freshness.grace
+
+    @property
+    def soft_timeout(self) -> float | None:
+        """Seconds that a caller waits for a load while there is a stale value; None for as long as it takes."""
+        return self.freshness.soft_timeout
+
+    @property
+    def hard_timeout(self) -> float | None:
+        """Seconds that a caller waits at all, for Redis and for the load; None for as long as it takes."""
+        return self.freshness.hard_timeout
+
+    @property
+    def early(self) -> float:
+        """How eagerly values are refreshed before their end; 0 for never."""
+        return self.freshness.early
+
+    @property
+    def jitter(self) -> float:
+        """The share of its time to live by which a value's life is shortened at most, at random."""
+        return self.freshness.jitter
+
+    @property
+    def retry(self) -> float:
+        """Seconds for which a stale value is served after a failed load."""
+        return self.freshness.retry
+
+    @property
+    def negative(self) -> dict[type[Exception], float]:
+        """Seconds for which exceptions of some kinds are remembered as the answer."""
+        return dict(self.freshness.negative)
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """All parts of the policy by name; durations in seconds, sizes in bytes."""
+        return {part: getattr(self, part) for part in self.DEFAULTS}
+
+    def __repr__(self) -> str:
+        given = [f", {part}={value!r}" for part, value in self.policy.items() if value != self.DEFAULTS[part]]
+        return f"{type(self).__name__}({str(self)!r}{''.join(given)})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Namespace is immutable; make a new one instead of setting {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a Namespace is immutable; {name!r} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), str(self), self.policy)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+def _restore(cls: type[Namespace], name: str, policy: dict[str, Any]) -> Namespace:
+    return cls(name, **policy)
+
+
+def _flag(value: object, argument: str) -> bool:
+    if not isinstance(value, bool):
+        raise CacheTypeError(argument, f"give True or False, not {type(value).__name__}")
+    return value
+
+
+def _check_local(namespace: Namespace) -> None:
+    """:raises CacheArgumentError: for what contradicts `local`, which keeps objects in memory as they are."""
+    if not namespace.l1:
+        raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
+    if namespace.compress:
+        raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress=True")
+    if namespace.max_value_bytes is not None:
+        problem = (
+            "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"
+        )
+        raise CacheArgumentError("max_value_bytes", problem)
+
+
+def _size(value: object) -> int:
+    size = whole(value)
+    if size is None:
+        raise CacheTypeError("max_value_bytes", f"a size is an int of bytes, not {type(value).__name__}")
+    if size <= 0:
+        raise CacheArgumentError("max_value_bytes", f"a size must be more than zero bytes, got {size}")
+    return size
+
+
+class _Listing(type):
+    """Makes a class of namespaces iterable, as an enumeration is."""
+
+    def __iter__(cls) -> Iterator[Namespace]:
+        return (value for value in vars(cls).values() if isinstance(value, Namespace))
+
+    def __len__(cls) -> int:
+        return sum(1 for _ in cls)
+
+
+class CacheNamespaces(metaclass=_Listing):
+    """The namespaces that come with the package; iterate over the class to list them."""
+
+    PORTFOLIO: Final = Namespace("portfolio", ttl=TTL_MEDIUM)
+    OPTIONS_CHAINS: Final = Namespace("options_chains", ttl=900)
+    KALSHI_MARKETS: Final = Namespace("kalshi_markets", ttl=60)
+    STOCK_PRICES: Final = Namespace("stock_prices", ttl=60)
+    LLM_RESPONSES: Final = Namespace("llm_responses", ttl=TTL_LONG)
+    DISCORD_MESSAGES: Final = Namespace("discord_messages", ttl=120)
+    WATCHLISTS: Final = Namespace("watchlists", ttl=TTL_LONG)
+    REFERENCE_DATA: Final = Namespace("reference_data", ttl=TTL_STATIC)
+
+
+class Watcher(Protocol):
+    """What remembers to which namespace a plain name resolved."""
+
+    def namespaces_changed(self) -> None:
+        """Forget that, as it may resolve to another one now."""
+
+
+class NamespaceRegistry:
+    """Finds the policy for a plain name. Safe to use from several threads.
+
+    :ivar generation: how often a namespace was registered.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._watchers = weakref.WeakSet[Watcher]()
+        self._registered: dict[str, Namespace] = {}
+        # Names without a policy, remembered so that resolving them again is one look-up.
+        self._plain: dict[str, Namespace] = {}
+
+    def register(self, namespace: Namespace, *, replace: bool = False) -> Namespace:
+        """Make plain strings of this name resolve to this namespace, and return it.
+
+        :param replace: whether it may take the place of a namespace of that name with another policy.
+        :raises CacheTypeError: for anything but a `Namespace`.
+        :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
+        """
+        if not isinstance(namespace, Namespace):
+            raise CacheTypeError("namespace", f"register a Namespace, not {type(namespace).__name__}")
+        name = str(namespace)
+        with section():
+            known = self._registered.get(name)
+            if known is not None and known.policy != namespace.policy and not replace:
+                raise CacheArgumentError(
+                    "namespace", f"{name!r} is registered as {known!r}; use that one, or register with replace=True"
+                )
+            self._registered[name] = namespace
+            self._plain.pop(name, None)
+            # In this order: what is remembered from here on is seen to be older, or is of the new policy.
+            self.generation += 1
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.namespaces_changed()
+        return namespace
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have a thing told whenever a plain name may resolve to another namespace, as long as it lives."""
+        with section():
+            self._watchers.add(watcher)
+
+    def resolve(self, name: str) -> Namespace:
+        """Return a `Namespace` as it is, and for a plain name the registered one, or one with the defaults.
+
+        :raises CacheTypeError: for anything but a `str`.
+        :raises CacheArgumentError: for a name that cannot be one, see `check_name`.
+        """
+        if type(name) is Namespace:
+            return name
+        # Exact `str` only: an enumeration of strings hashes as its member's name, and what is no string at all
+        # may not hash.
+        if type(name) is str:
+            found = self._registered.get(name) or self._plain.get(name)
+            if found is not None:
+                return found
+        return self._resolve(name)
+
+    def _resolve(self, name: str) -> Namespace:
+        if isinstance(name, Namespace):
+            return name
+        text = check_name(name)
+        with section():
+            found = self._registered.get(text) or self._plain.get(text)
+            if found is None:
+                if len(self._plain) >= _MOST_PLAIN_NAMES:
+                    self._plain.clear()
+                found = self._plain[text] = Namespace(text)
+        return found
+
+    def __iter__(self) -> Iterator[Namespace]:
+        with section():
+            return iter(list(self._registered.values()))
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+
+def _with_defaults() -> NamespaceRegistry:
+    registry = NamespaceRegistry()
+    for namespace in CacheNamespaces:
+        registry.register(namespace)
+    return registry
+
+
+default_registry: Final = _with_defaults()
+"""The registry of the process: `CacheNamespaces` and what was added by `register_namespace`."""
+
+
+def register_namespace(namespace: Namespace, *, replace: bool = False) -> Namespace:
+    """Make plain strings of this name resolve to this namespace in the whole process, and return it.
+
+    :param namespace: the name with its policy.
+    :param replace: whether it may take the place of a namespace of that name with another policy.
+    :raises CacheTypeError: for anything but a `Namespace`.
+    :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
+    """
+    return default_registry.register(namespace, replace=replace)

@@ -1,0 +1,112 @@
+"""What callers say about a load: how its value is got, and how it is kept."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from magnus_cache._engine.policy.function_tags import with_function_tag
+from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.policy.tags import TagRule, check_tags
+from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.freshness import FreshnessOptions
+
+__all__ = ["AnyLoader", "AnyTtl", "Rule", "check_callable", "check_mapping", "checked_ttl"]
+
+T = TypeVar("T")
+
+AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
+"""A function or coroutine function without arguments."""
+
+AnyTtl = Duration | Callable[[Any], Duration | None] | None
+"""A time to live, or a function of the value that returns one; None for the namespace's."""
+
+
+def check_callable(function: object, argument: str) -> None:
+    """:raises CacheTypeError: naming the argument, for what cannot be called or would give a generator."""
+    if isinstance(function, property | functools.cached_property):
+        kind = "property" if isinstance(function, property) else "cached_property"
+        problem = f"a {kind} is read, not called; write @{kind} above the decorator: it then reads the cached function"
+        raise CacheTypeError(argument, problem)
+    if isinstance(function, functools.singledispatchmethod):
+        problem = "a singledispatchmethod cannot be cached as a whole; decorate what is registered with it"
+        raise CacheTypeError(argument, problem)
+    if not callable(function):
+        raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
+
+
+def check_mapping(mapping: object) -> None:
+    """:raises CacheTypeError: for what is no mapping of keys to values."""
+    if not isinstance(mapping, Mapping):
+        raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
+
+
+def checked_ttl(ttl: AnyTtl) -> Any:
+    """Return what a caller gave as `ttl` for a `Rule`: a duration in seconds.
+
+    :raises CacheArgumentError: naming `ttl`, for what is none.
+    """
+    return ttl if ttl is None or callable(ttl) else seconds(ttl)
+
+
+class Rule:
+    """How a load's value is kept: for how long, under which tags, and which values are not.
+
+    :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
+    :ivar skip_if: says of a value that it is not to be kept.
+    :ivar tags: the tags it gets.
+    :ivar freshness: in what it departs from its namespace's policy of freshness.
+    :ivar strict: whether a value that cannot be stored is an error to the caller; None for what the namespace says.
+    :ivar function: what is called for a value, to be named where one cannot be stored.
+    """
+
+    __slots__ = ("freshness", "function", "skip_if", "strict", "tags", "ttl")
+
+    def __init__(
+        self,
+        ttl: float | Callable[[Any], Duration | None] | None = None,
+        skip_if: Callable[[Any], bool] | None = None,
+        tags: TagRule | None = None,
+        freshness: FreshnessOptions | None = None,
+        strict: bool | None = None,
+        function: object = None,
+    ) -> None:
+        if strict is not None and not isinstance(strict, bool):
+            raise CacheTypeError("strict", f"give True, False or None, not {type(strict).__name__}")
+        self.freshness = freshness
+        self.strict = strict
+        self.function = function
+        self.ttl = ttl
+        self.skip_if = skip_if
+        self.tags = tags
+
+    def is_strict(self, namespace: Namespace) -> bool:
+        """Return whether a value that cannot be stored is an error to the caller."""
+        return namespace.strict if self.strict is None else self.strict
+
+    def seconds(self, value: Any, default: float) -> float:
+        """Return the value's time to live.
+
+        :raises CacheArgumentError: naming `ttl`, if its function returns what is no duration.
+        """
+        if not callable(self.ttl):
+            return default if self.ttl is None else self.ttl
+        ttl = self.ttl(value)
+        try:
+            return default if ttl is None else seconds(ttl)
+        except CacheArgumentError as error:
+            hint = "None stands for the namespace's, and skip_if says which values are not to be kept"
+            raise type(error)("ttl", f"what its function returned: {error.problem}; {hint}") from None
+
+    def tags_of(self, value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the value's tags.
+
+        :param known: those that were known before the load.
+        :raises CacheArgumentError: naming `tags`, if their function returns what are no tags.
+        """
+        if self.tags is None or self.tags.of_value is None:
+            return known
+        return with_function_tag(check_tags(self.tags.of_value(value)), known)

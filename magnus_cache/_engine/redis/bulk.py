@@ -1,0 +1,112 @@
+"""Removing many keys from Redis: in bounded steps that end, whatever the server refuses."""
+
+from collections.abc import AsyncGenerator, Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from magnus_cache._engine.keys.globs import Scope
+from magnus_cache._engine.keys.names import lease_name, value_name
+from magnus_cache._engine.redis import commands, replies, scripts
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Reclaimed", "Touch", "reclaim", "remove_matching", "remove_names"]
+
+_STEP = 250
+"""Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
+_STEPS = 10_000
+"""Steps of a SCAN after which Redis is asked how many are due; a table that is nearly empty takes thousands, too."""
+_KEYS_A_STEP = 50
+"""A tenth of the keys that a step gets through on average."""
+_MOST_KEYS = 1 << 32
+"""More than that cannot be in a database."""
+_RECLAIMED = 250
+"""Values looked into by one script: well below a millisecond of the server's time."""
+
+Touch = Callable[[list[bytes]], None]
+"""Told which keys are about to go, right before the command is queued: Redis does not announce our own writes."""
+
+
+async def remove_names(wire: "Wire", names: Iterable[bytes], touch: Touch) -> int:
+    """Remove these values and their leases, and return how many values there were.
+
+    :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
+    """
+    removed, rest = 0, iter(names)
+    while step := list(islice(rest, _STEP)):
+        touch(step)
+        removed += await wire.execute(commands.remove(step, database=wire.database), partial(_removed, touch, step))
+    return removed
+
+
+def _removed(touch: Touch, names: list[bytes], reply: object, _source: "Source", _sent: float) -> int:
+    """Touch again: another loop's read may have brought the old value between our touch and the removal."""
+    touch(names)
+    return replies.number(reply, len(names))
+
+
+async def remove_matching(wire: "Wire", scope: Scope, touch: Touch) -> int:
+    """Remove all values within a scope, void the leases of those that are being loaded, and return how many there were.
+
+    One pass sees every key that was there from its beginning to its end, so there is no reason to start over;
+    and where UNLINK is refused, the first refusal ends it.
+
+    :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
+    """
+    async for leases in _scanned(wire, lease_name(scope.pattern, wire.database)):
+        names = list(filter(scope.covers, map(value_name, leases)))
+        await remove_names(wire, names, touch)
+    removed = 0
+    async for names in _scanned(wire, scope.pattern):
+        removed += await remove_names(wire, filter(scope.covers, names), touch)
+    return removed
+
+
+def _untouched(_names: list[bytes]) -> None:
+    """Do nothing: nobody takes them for valid any more."""
+
+
+class Reclaimed(NamedTuple):
+    """How many values were removed, and what ended it too early, if anything did."""
+
+    removed: int
+    error: CacheUnavailableError | None
+
+
+async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
+    """Remove the values that match a glob and are older than an epoch.
+
+    Nobody takes them for valid any more, so this is for memory's sake alone.
+    """
+    removed = 0
+    try:
+        async for names in _scanned(wire, pattern):
+            for start in range(0, len(names), _RECLAIMED):
+                some = names[start : start + _RECLAIMED]
+                removed += await wire.execute(scripts.reclaim(some, epoch), partial(_removed, _untouched, some))
+    except CacheUnavailableError as error:
+        return Reclaimed(removed, error)
+    return Reclaimed(removed, None)
+
+
+async def _scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
+    """Yield the names that match a glob.
+
+    :raises CacheUnavailableError: when Redis goes away, refuses, or does not come to an end.
+    """
+    cursor, steps, most = b"0", 0, _STEPS
+    while True:
+        cursor, names = await wire.execute(commands.scan(cursor, pattern, _STEP), replies.step)
+        yield names
+        if cursor == b"0":
+            return
+        steps += 1
+        if steps == _STEPS:
+            keys = await wire.execute(commands.DB_SIZE, replies.answer)
+            most += min(keys, _MOST_KEYS) // _KEYS_A_STEP
+        if steps >= most:
+            raise CacheUnavailableError("protocol", f"Redis does not end a SCAN after {steps} steps")

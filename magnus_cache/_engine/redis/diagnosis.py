@@ -1,0 +1,175 @@
+"""What the errors of a connection and the refusals of a server mean, in words that tell what to do about it."""
+
+import re
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from redis import exceptions as errors
+
+from magnus_cache.errors import CacheUnavailableError, Reason
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.endpoint import Endpoint
+
+__all__ = ["explain", "refused", "unable"]
+
+
+def refused(error: Exception, command: str) -> CacheUnavailableError:
+    """Return what an error reply to one command means; the connection itself is sound."""
+    if isinstance(error, errors.OutOfMemoryError):
+        reason: Reason = "oom"
+        problem = "it is out of memory; raise maxmemory or evict"
+    elif isinstance(error, errors.ReadOnlyError):
+        reason, problem = "readonly", "it is a replica; connect to the primary"
+    elif isinstance(error, errors.NoPermissionError) or _FORBIDDEN.search(str(error)):
+        reason, problem = "noperm", f"its ACL forbids it; {_grant(error)}"
+    else:
+        reason, problem = "error", _code(error)
+    return CacheUnavailableError(reason, f"Redis refused {command}: {problem}", refused=True)
+
+
+_FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script can't", re.IGNORECASE)
+"""What a script meets that may be called, but not call what it calls: Redis 7 and Valkey, Redis 6."""
+
+
+_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info +client|tracking +client|id +client|kill"
+
+
+def _grant(error: object) -> str:
+    """Return what to grant: what an error of the ACL says is missing, and all of it, as the next is refused next."""
+    match = re.search(r"run the '([\w|]+)' command", str(error))
+    needed = f"{_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
+    return f"grant the user +{match[1]} (in all it needs {needed})" if match else f"grant the user {needed}"
+
+
+_UNABLE: Final[dict[str, tuple[Reason, str]]] = {
+    "LOADING": ("loading", "it is still loading its data; the cache waits for it"),
+    "BUSY": ("busy", "it is busy with a script or a function; the cache waits for it (SCRIPT KILL ends one)"),
+    "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary; the cache waits for it"),
+    "CLUSTERDOWN": ("clusterdown", "its cluster is down; the cache waits for it"),
+    "NOAUTH": ("auth", "it wants a password"),
+}
+"""What a server answers to everything, by the code of its error: it is there, and cannot serve."""
+
+
+def unable(error: Exception) -> tuple[Reason, str] | None:
+    """Return why a server serves nobody at all, in one word and in a sentence; None if it only refused one command."""
+    for kind, code in _KINDS:
+        if isinstance(error, kind):
+            return _UNABLE[code]
+    return _UNABLE.get(_code(error))
+
+
+_KINDS: Final = (
+    (errors.BusyLoadingError, "LOADING"),
+    (errors.MasterDownError, "MASTERDOWN"),
+    (errors.ClusterDownError, "CLUSTERDOWN"),
+)
+"""Errors from whose text redis-py takes the code away. The second is a kind of the third."""
+
+
+def _code(error: Exception) -> str:
+    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
+    return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+
+
+def explain(error: BaseException, endpoint: "Endpoint", *, worked: bool = False) -> CacheUnavailableError:
+    """Return what a failed or lost connection means, in words that tell what to do about it.
+
+    The one place where redis-py's and the socket's errors are told apart.
+
+    :param worked: whether the connection had served before: then its settings are right.
+    """
+    reason, problem = _diagnose(error, endpoint, worked)
+    return CacheUnavailableError(reason, f"Redis at {endpoint.display}: {problem}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        chain += [argument for argument in current.args if isinstance(argument, BaseException)]
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _diagnose(error: BaseException, endpoint: "Endpoint", worked: bool) -> tuple[Reason, str]:
+    chain = _causes(error)
+    text = " ".join(str(link) for link in chain)
+    if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
+        return "auth", f"it refused the user or password; {_login(endpoint)}"
+    for link in chain:
+        if isinstance(link, Exception) and (why := unable(link)) is not None:
+            return why
+        if isinstance(link, errors.NoPermissionError):
+            return "noperm", f"its ACL forbids what the cache cannot do without; {_grant(link)}"
+    if (problem := _tls_problem(chain, endpoint)) is not None:
+        return "tls", problem
+    if ("unknown command" in text and "HELLO" in text.upper()) or "NOPROTO" in text:
+        return "version", "it does not know RESP3; the cache requires Redis 6 or newer, or Valkey"
+    if _any(chain, errors.InvalidResponse) or "Protocol error" in text:
+        return "protocol", f"what answers there is not Redis; check {_place(endpoint)}"
+    if _any(chain, ConnectionRefusedError):
+        return "refused", f"nothing listens there; start redis-server, or check {_place(endpoint)}"
+    if _any(chain, FileNotFoundError):
+        return "refused", f"that socket does not exist; check the path in {endpoint.name('redis_url')}"
+    if _any(chain, TimeoutError) or _any(chain, errors.TimeoutError):
+        hint = "" if worked or endpoint.scheme != "tls" else f"; if it speaks plain Redis there, {_switch(endpoint)}"
+        return "timeout", f"it did not answer in time ({endpoint.name('op_timeout')}){hint}"
+    if "invalid DB index" in text or "DB index is out of range" in text:
+        return "database", f"it has no database {endpoint.db}; set {endpoint.name('redis_db')}"
+    if _any(chain, errors.ResponseError):
+        return "error", f"it refused the handshake: {text.split(' ', 1)[0]}"
+    if "name or service not known" in text.lower() or "getaddrinfo" in text or "name resolution" in text:
+        return "unknown_host", f"no such host; check {endpoint.name('redis_host')}"
+    hint = "" if worked or endpoint.scheme != "tcp" else f" (if it wants TLS, {_switch(endpoint)})"
+    return "lost", f"the connection was lost{hint}"
+
+
+def _any(chain: list[BaseException], kind: type[BaseException]) -> bool:
+    return any(isinstance(link, kind) for link in chain)
+
+
+# -- what to change, by the names that are in effect ----------------------------------------------------------
+
+
+def _place(endpoint: "Endpoint") -> str:
+    host, port = endpoint.name("redis_host"), endpoint.name("redis_port")
+    return host if host == port else f"{host} and {port}"
+
+
+def _login(endpoint: "Endpoint") -> str:
+    user, password = endpoint.name("redis_username"), endpoint.name("redis_password")
+    if user == password:
+        return f"check the user and password in {user}"
+    return f"set {password} (and {user} for an ACL user)"
+
+
+def _switch(endpoint: "Endpoint") -> str:
+    """Return how to switch TLS on, or off where it is on."""
+    name, is_on = endpoint.name("redis_ssl"), endpoint.scheme == "tls"
+    if name == endpoint.names.get("redis_url"):
+        return f"use {'redis' if is_on else 'rediss'}:// in {name}"
+    return f"set {name}={str(not is_on).lower() if name.isupper() else not is_on}"
+
+
+_OTHER_HOST: Final = frozenset({62, 64})
+"""OpenSSL's codes for a certificate that is for another host name, or another address."""
+
+_EXPIRED: Final = 10
+
+
+def _tls_problem(chain: list[BaseException], endpoint: "Endpoint") -> str | None:
+    for link in chain:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            if link.verify_code in _OTHER_HOST:
+                remedy = f"connect by a name that is in it, or set {endpoint.name('redis_ssl_check_hostname')}=false"
+                return f"its TLS certificate is not for {endpoint.host!r}; {remedy}"
+            if link.verify_code == _EXPIRED:
+                return "its TLS certificate has expired; renew it"
+            remedy = f"set {endpoint.name('redis_ssl_ca_certs')} to the file of the authority that signed it"
+            return f"its TLS certificate is not trusted; {remedy}"
+    if _any(chain, ssl.SSLError):
+        return f"the TLS handshake failed; if it speaks plain Redis there, {_switch(endpoint)}"
+    return None

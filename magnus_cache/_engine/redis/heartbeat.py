@@ -1,0 +1,133 @@
+"""The heartbeat of a connection: what a busy one asks again and again, in one exchange.
+
+Three questions, answered in this order:
+
+- the time, so that no value is written or judged by an old estimate of the server's clock;
+- now and then the state of replication: a replica that has lost its primary is not to be believed;
+- the epoch of everything, as a marker of the database. Every change of it is announced, so where it turns out to be
+  another one unannounced, the database is another one (SWAPDB), and nothing read from the former one counts.
+
+Only this last answer renews the trust of a connection: any answer proves that no announcement was missed, but not that
+the database is still the same.
+"""
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from magnus_cache._engine.coherence.epochs import epoch_of
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.redis.connection import is_orphan
+from magnus_cache._engine.redis.pipeline import Call
+from magnus_cache._engine.redis.server_time import server_time
+from magnus_cache._engine.runtime.clock import MICROSECONDS, ahead
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.runtime.clock import Clock
+
+__all__ = ["Heartbeat", "take_time"]
+
+_EVERY: Final = 1.0
+"""Seconds after which the time is asked for again at the latest, if anything is asked; and replication at most."""
+
+_PART: Final = 4
+"""What is sent after this part of the staleness bound is preceded by a heartbeat."""
+
+
+class Heartbeat:
+    """Asks on behalf of one wire, on the running loop.
+
+    :param max_staleness: seconds that a connection is trusted after it was asked.
+    :param marker: the name of the key that tells one database from another.
+    :param exchanged: called when the database turns out to be another one.
+    :ivar fault: why the present connection must not be used any more, or None.
+    """
+
+    def __init__(self, clock: "Clock", max_staleness: float, marker: bytes, exchanged: "Callable[[], object]") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._max_staleness = max_staleness
+        self._exchanged = exchanged
+        self._marker = commands.read(marker)
+        self._name = marker
+        self._every = min(max_staleness / _PART, _EVERY)
+        self._asked = self._looked = -math.inf
+        self._pulse: asyncio.Future[None] | None = None
+        self._replicates = False
+        self.fault: RedisConnectionError | None = None
+
+    def begin(self, sent: float, *, replication: bool) -> None:
+        """Begin anew with a connection whose handshake has asked the same at a monotonic second.
+
+        :param replication: whether the server tells of it.
+        """
+        self._asked = self._looked = sent
+        self._replicates = replication
+        self.fault = None
+
+    @property
+    def pulse(self) -> "asyncio.Future[None] | None":
+        """What waits for the answer, if one is under way."""
+        return None if self._pulse is None or self._pulse.done() else self._pulse
+
+    def is_due(self, now: float) -> bool:
+        """Whether what is sent now had better be preceded by it."""
+        return now - self._asked >= self._every and self.pulse is None
+
+    def ask(self, now: float) -> "tuple[asyncio.Future[None], list[Call]]":
+        """Return what waits for the answer, and what is to be asked, in this order."""
+        self._asked = now
+        self._pulse = pulse = self._waiter()
+        calls = [Call(commands.TIME, self._took_time, self._waiter()), Call(self._marker, self._marked, pulse)]
+        if self._replicates and now - self._looked >= max(_EVERY, self._max_staleness):
+            self._looked = now
+            calls.insert(1, Call(commands.INFO_REPLICATION, self._took_replication, self._waiter()))
+        return pulse, calls
+
+    def _waiter(self) -> asyncio.Future[None]:
+        # Nobody may be waiting when it fails; the end of the connection is told by other ways.
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiter.add_done_callback(_looked_at)
+        return waiter
+
+    def _took_time(self, reply: Any, source: "Source", sent: float) -> None:
+        take_time(reply, source, sent, self._clock)
+
+    def _took_replication(self, reply: Any, _source: "Source", _sent: float) -> None:
+        if is_orphan(reply):
+            self._fail("the server is a replica that has lost its primary")
+
+    def _marked(self, reply: Any, source: "Source", sent: float) -> None:
+        known, epoch = source.known, epoch_of(reply[0])
+        if source.tracking and self._name in known.current and epoch != known.mark:
+            self._exchanged()
+            self._fail("the database is another one, as after SWAPDB")
+        known.confirmed = sent
+        source.trust.deadline = known.trusted_from + self._max_staleness
+
+    def _fail(self, problem: str) -> None:
+        """:raises CacheUnavailableError: for those who wait; the wire ends the connection by `fault`."""
+        self.fault = RedisConnectionError(problem)
+        raise CacheUnavailableError("lost", f"Redis cannot be believed: {problem}")
+
+
+def take_time(reply: Any, source: "Source", sent: float, clock: "Clock") -> None:
+    """Take an answer to TIME.
+
+    :raises RedisConnectionError: for what is no time.
+    """
+    server = server_time(reply)
+    if server is None:
+        raise RedisConnectionError("Protocol error: what came is no answer to TIME")
+    source.time.sample(sent, clock(), server + int(ahead(clock) * MICROSECONDS))
+
+
+def _looked_at(waiter: asyncio.Future[None]) -> None:
+    if not waiter.cancelled():
+        waiter.exception()

@@ -1,0 +1,379 @@
+"""The Lua scripts: what must happen at Redis in one step. They compare bytes and judge nothing.
+
+Sent as EVALSHA; a server that does not know the script (it restarted, or somebody flushed it) is sent the text once.
+Where a script writes a key, it reads it afterwards: our own write under NOLOOP (see `Command.quiet`) ends the server's
+tracking of the key for us, and a read begins it anew.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha1
+from typing import Final
+
+from magnus_cache._engine.codec.envelope import EPOCH_AT, VERSION_AT
+from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
+from magnus_cache._engine.keys.names import lease_name
+from magnus_cache._engine.redis.commands import Command, pack
+from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.durations import LONGEST
+
+__all__ = [
+    "EPOCH_LIFE",
+    "LEASED",
+    "PASSED",
+    "UNSTORABLE",
+    "Script",
+    "acquire",
+    "adopt",
+    "arrive",
+    "bump",
+    "compare",
+    "fill",
+    "learn",
+    "prolong",
+    "reclaim",
+    "release",
+    "renew",
+    "replace",
+]
+
+EPOCH_LIFE: Final = 30 * 86_400_000
+"""Milliseconds that the epoch of a namespace or tag stays after it was issued or used; past it, its values are loaded
+anew."""
+
+_DAY: Final = 86_400_000
+"""Milliseconds."""
+
+LEASED: Final = 0
+"""The answer to `acquire` that says: load it, the lease is yours."""
+
+UNSTORABLE: Final = -1
+"""The answer to `acquire` that says: load it for yourself, as what was waited for cannot be stored."""
+
+PASSED: Final = b"unstorable"
+"""What stands in place of a lease's token for a moment after its load turned out to have a value that cannot be stored.
+It is nobody's lease."""
+
+_PASSING: Final = 250
+"""Milliseconds for which it can be known that a load's value cannot be stored: those who wait are woken at once."""
+
+
+class Script:
+    """One script: its name for messages, its text, and the digest that the server knows it by.
+
+    :ivar writes: 1 if the server is not to announce to us what it changes.
+    """
+
+    __slots__ = ("digest", "name", "text", "writes")
+
+    def __init__(self, name: str, text: str, writes: int = 1) -> None:
+        self.name = name
+        self.text = text
+        self.writes = writes
+        self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[bytes], *arguments: bytes | int) -> Command:
+        """Pack a call of it; should the server not know it, the wire sends what `again` packs."""
+        rest = (len(keys), *keys, *arguments)
+        packed = pack("EVALSHA", self.digest, *rest)
+
+        def again() -> Command:
+            return Command(self.name, pack("EVAL", self.text, *rest), writes=self.writes)
+
+        return Command(self.name, packed, again=again, writes=self.writes)
+
+
+_ACQUIRE: Final = Script(
+    "ACQ",
+    """
+local value = redis.pcall('GET', KEYS[1])
+if type(value) == 'string' and value ~= '' and ARGV[4] == ''
+    and (ARGV[1] == '' or string.sub(value, 1, #ARGV[1]) ~= ARGV[1]) then
+  return value
+end
+local left = 0
+if ARGV[4] ~= '' then
+  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+elseif not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
+  left = redis.call('PTTL', KEYS[2]) + 1
+  local holder = redis.pcall('GET', KEYS[2])
+  local passed = holder == 'unstorable'
+  -- Without an end, it is nobody's lease. With our token, it was granted by an answer that was lost on the way.
+  if left <= 0 or holder == ARGV[2] or (passed and ARGV[5] == '') then
+    redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+    left = 0
+  elseif passed then
+    -- Not one after another: what the first one loaded cannot be stored, so neither, most likely, can theirs.
+    left = -1
+  end
+end
+redis.call('EXISTS', KEYS[2])
+return left
+""",
+)
+
+_FILL: Final = Script(
+    "FILL",
+    """
+if redis.pcall('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('DEL', KEYS[2])
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
+_RENEW: Final = Script(
+    "RENEW",
+    """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
+_RELEASE: Final = Script(
+    "RELEASE",
+    """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+-- Those who wait for it now are to load for themselves, all at the same time. Later callers take it over.
+if ARGV[2] ~= '' and not redis.pcall('SET', KEYS[1], 'unstorable', 'PX', ARGV[2])['err'] then return 1 end
+return redis.call('DEL', KEYS[1])
+""",
+    writes=0,
+)
+
+# A hybrid clock: microseconds of Redis' own clock, but past the last epoch issued, past those of the keys that it is
+# issued for, and past what the caller knows. Any of these may be all that is left: an eviction takes the key of the
+# clock, a failover loses the last writes, an operator sets the server's clock back. The last one issued is kept twice.
+#
+# What claims to be more than a century ahead of the server's clock is nonsense, which the cache never issues: it counts
+# as missing. So nonsense cannot lead the epochs up to where numbers end, as that bound moves on faster than epochs are
+# issued. A caller whose knowledge is nonsense gets an epoch below it, and forgets.
+_ISSUE: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local latest = math.min(now + {int(LONGEST * MICROSECONDS)}, {LATEST_EPOCH})
+local function number(text)
+  local epoch = type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') and tonumber(text)
+  return epoch and epoch <= latest and epoch or 0
+end
+local function read(name)
+  local text = redis.pcall('GET', name)
+  return number(text), text
+end
+-- All but that of everything end at last: there may be any number of tags and namespaces. Missing is safe.
+local function put(name, text, bucket)
+  redis.call('SET', name, text)
+  if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
+end
+local function issue(known, buckets)
+  local names = {{}}
+  for index in ipairs(buckets) do names[index] = KEYS[index + 2] end
+  local guard = redis.pcall('HMGET', KEYS[2], 'last')
+  local last = math.max(read(KEYS[1]), number(guard[1]), number(known))
+  -- As one read: at each one in a script, a server that tracks for us remembers all of its keys.
+  for _, text in ipairs(redis.call('MGET', unpack(names))) do last = math.max(last, number(text)) end
+  local epoch = math.max(now, last + 1)
+  if epoch > {LATEST_EPOCH} then return redis.error_reply('EPOCHS end before the time of the clock') end
+  local text = string.format('%016.0f', epoch)
+  redis.call('SET', KEYS[1], text)
+  for index, bucket in ipairs(buckets) do put(names[index], text, bucket) end
+  redis.call('EXISTS', unpack(names))
+  redis.pcall('HSETNX', KEYS[2], 'since', text)
+  redis.pcall('HSET', KEYS[2], 'last', text)
+  return text
+end
+"""
+
+_BUMP: Final = Script(
+    "BUMP",
+    _ISSUE
+    + """
+local buckets = {}
+for index = 2, #ARGV do buckets[index - 1] = ARGV[index] end
+local text = issue(ARGV[1], buckets)
+if type(text) == 'table' then return text end
+for _, bucket in ipairs(buckets) do
+  if bucket ~= '' and bucket ~= '-' then redis.pcall('HSET', KEYS[2], bucket, text) end
+end
+return text
+""",
+)
+
+# A server that is another one than before, or has become a primary, may have gone back in time: what was removed from
+# it may be there again. The first to meet it invalidates everything; the others find that done.
+_ARRIVE: Final = Script(
+    "ARRIVE",
+    _ISSUE
+    + """
+if redis.pcall('GET', KEYS[4]) == ARGV[2] then return '' end
+local text = issue(ARGV[1], {''})
+if type(text) == 'table' then return text end
+redis.call('SET', KEYS[4], ARGV[2])
+return text
+""",
+)
+
+_LEARN: Final = Script(
+    "LEARN",
+    _ISSUE
+    + """
+local epoch, text = read(KEYS[3])
+if epoch > 0 and epoch >= number(ARGV[1]) then return text end
+return issue(ARGV[1], {ARGV[2]})
+""",
+)
+
+# A tag that no value had before has no epoch. Issuing one now would make the value invalid that has just been loaded;
+# but where nobody has invalidated a tag of this bucket since the load began, the load's own epoch will do. The guard, a
+# hash of buckets, tells; if it was lost, its beginning is too late for that.
+_ADOPT: Final = Script(
+    "ADOPT",
+    _ISSUE
+    + """
+local epoch, text = read(KEYS[3])
+if epoch > 0 and epoch >= number(ARGV[1]) then return text end
+local captured = tonumber(ARGV[2])
+local guard = redis.pcall('HMGET', KEYS[2], 'since', ARGV[3])
+local since, last = tonumber(guard[1] or ''), tonumber(guard[2] or '0')
+if captured <= latest and since and since <= captured and last and last <= captured
+    and number(ARGV[1]) <= captured then
+  text = string.format('%016.0f', captured)
+  put(KEYS[3], text, ARGV[3])
+  redis.call('EXISTS', KEYS[3])
+  return text
+end
+return issue(ARGV[1], {ARGV[3]})
+""",
+)
+
+# Whatever is older than an epoch goes, and what was stored since stays. As a number: Lua's comparison of strings
+# depends on the server's locale. The names are arguments and not keys: at every read in a script, a server that tracks
+# for us remembers all of its keys (of 500 keys, Redis 7.0 takes 18 ms for that), and these need no announcement.
+_RECLAIM: Final = Script(
+    "RECLAIM",
+    f"""
+local removed = 0
+for index = 2, #ARGV do
+  local name = ARGV[index]
+  local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
+  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
+  if not stamp or stamp < tonumber(ARGV[1]) or stamp > {LATEST_EPOCH} then
+    removed = removed + redis.call('UNLINK', name)
+  end
+end
+return removed
+""",
+    writes=0,
+)
+
+_REPLACE: Final = Script(
+    "REPLACE",
+    """
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
+
+# A change would be announced to all who know the epoch, so it is for the first of a day only. Ends with a read, as all
+# that write: the server goes on to announce changes.
+_PROLONG: Final = Script(
+    "PROLONG",
+    f"""
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 and left < {EPOCH_LIFE - _DAY} then redis.call('PEXPIRE', KEYS[1], {EPOCH_LIFE}) end
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
+_COMPARE: Final = Script(
+    "COMPARE",
+    f"""
+local head = redis.call('GETRANGE', KEYS[1], 0, ARGV[2] - 1)
+if string.sub(head, {VERSION_AT + 1}, {VERSION_AT + 8}) == ARGV[1] then return {{1, head}} end
+return {{0, redis.call('GET', KEYS[1])}}
+""",
+    writes=0,
+)
+
+
+def acquire(
+    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False, database: int = 0,
+    waited: bool = False,
+) -> Command:  # fmt: skip
+    """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
+
+    For a caller that has waited for the lease it may be `UNSTORABLE`.
+
+    :param reject: the header of the value that was judged unusable; empty if there was none.
+    :param force: take the lease whatever there is, from whoever holds it.
+    :param waited: whether the caller has waited for another's lease.
+    """
+    keys = (name, lease_name(name, database))
+    return _ACQUIRE.command(keys, reject, token, milliseconds, b"1" if force else b"", b"1" if waited else b"")
+
+
+def compare(name: bytes, version: int, size: int) -> Command:
+    """Pack a read of a value by who has one version of it: the reply is ``[1, its first bytes]`` or ``[0, value]``.
+
+    :param size: how many of its first bytes are wanted if it is that version.
+    """
+    return _COMPARE.command((name,), version.to_bytes(8, "big"), size)
+
+
+def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
+    """Pack FILL: store a value and end the lease; the reply is 1, or 0 if the lease is not ours any more."""
+    return _FILL.command((name, lease_name(name, database)), token, raw, milliseconds)
+
+
+def renew(name: bytes, token: bytes, milliseconds: int, *, database: int = 0) -> Command:
+    """Pack the renewal of a lease; the reply is 1, or 0 if it is not ours any more."""
+    return _RENEW.command((lease_name(name, database),), token, milliseconds)
+
+
+def release(name: bytes, token: bytes, *, database: int = 0, unstorable: bool = False) -> Command:
+    """Pack the end of a lease without a value; the reply is 1, or 0 if it was not ours any more.
+
+    :param unstorable: whether there is a value, and it cannot be stored: then nobody need wait for the next lease.
+    """
+    return _RELEASE.command((lease_name(name, database),), token, _PASSING if unstorable else b"")
+
+
+def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:
+    """Pack the issue of a new epoch, higher than `known`, to some control keys; the reply is its digits."""
+    buckets = [names.bucket(control) for control in controls]
+    return _BUMP.command((names.clock, names.guard, *controls), known, *buckets)
+
+
+def arrive(names: ControlNames, identity: bytes, known: int) -> Command:
+    """Pack the arrival at a server; the reply is the digits of the epoch by which all became invalid, or nothing.
+
+    :param identity: what tells this server's history from any other.
+    """
+    return _ARRIVE.command((names.clock, names.guard, names.root, names.server), known, identity)
+
+
+def learn(names: ControlNames, control: bytes, known: int) -> Command:
+    """Pack the reading of an epoch, issued anew if it is missing or below what is `known`; the reply is its digits."""
+    return _LEARN.command((names.clock, names.guard, control), known, names.bucket(control))
+
+
+def adopt(names: ControlNames, control: bytes, known: int, captured: int) -> Command:
+    """Pack the reading of a tag's epoch; if it is missing, that of the load that made the tag, if that is safe."""
+    return _ADOPT.command((names.clock, names.guard, control), known, captured, names.bucket(control))
+
+
+def prolong(control: bytes) -> Command:
+    """Pack the renewal of an epoch's life, if a day of it has gone by; the reply is 1 if there is one, else 0."""
+    return _PROLONG.command((control,))
+
+
+def reclaim(names: Sequence[bytes], epoch: int) -> Command:
+    """Pack the removal of those among some values that are older than an epoch; the reply is their number."""
+    return _RECLAIM.command((), epoch, *names)
+
+
+def replace(name: bytes, header: bytes, raw: bytes, milliseconds: int) -> Command:
+    """Pack a write that happens only while the stored value still begins with `header`; the reply is 1 or 0."""
+    return _REPLACE.command((name,), header, raw, milliseconds)

@@ -1,0 +1,419 @@
+"""The wire: one multiplexed RESP3 connection of one event loop to one Redis.
+
+Everybody on the loop shares it. A writer sends what has queued up as one piece; a reader hands the replies out.
+Invalidation pushes arrive on this same connection, *in order with the replies*: that order is what the near
+cache's correctness rests on.
+
+The life of a wire, all of it in `Wire._live`::
+
+    new -> connecting -> up -> connecting   the peer hung up: one more try at once, callers wait for it
+                |         `--> down         it fell silent: callers fail at once, probes go on in the background
+                `----> down -> up
+"""
+
+import asyncio
+import contextlib
+import math
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+
+from magnus_cache._engine.coherence.epochs import Known
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.outage.turn import turn as trial
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.redis.announced import Questions
+from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.connection import Push, opened
+from magnus_cache._engine.redis.diagnosis import explain, unable
+from magnus_cache._engine.redis.events import Limits, Observer
+from magnus_cache._engine.redis.frame_limits import Intake
+from magnus_cache._engine.redis.handshake import STRANGER, Recognition, greet, introduce
+from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.redis.watchdog import PATIENCE, Silence
+from magnus_cache._engine.runtime.clock import Clock, monotonic
+from magnus_cache._engine.runtime.loop_end import connection_task
+from magnus_cache._engine.runtime.turns import pieces
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.endpoint import Endpoint
+
+__all__ = ["Wire"]
+
+_YIELD_REPLIES: Final = 64
+"""Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
+
+_MOVING: Final = 5.0
+"""Seconds between two attempts to find the primary by connecting anew."""
+
+
+class Wire:
+    """One event loop's connection to one Redis. Every method must be called on that loop.
+
+    :ivar trust: what entries read through the present connection stand on; a new one for each connection.
+    :ivar known: the epochs that need not be asked for on the present connection.
+    :ivar questions: what is to be asked because of announcements.
+    :ivar database: the number of the database that it reads and writes.
+    :ivar probe: a key that need not exist, to ask for when only an answer counts.
+    :ivar holds: leases held through this wire.
+    :ivar time: the estimate of this server's clock.
+    :ivar server: what the server of the present connection has told about itself.
+    :ivar over: whether it was closed.
+    :ivar ended: done when it is, for whoever waits in another thread.
+    :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
+    """
+
+    def __init__(
+        self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer, clock: Clock = monotonic
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock
+        self.max_staleness = limits.max_staleness
+        self.database, self.probe = endpoint.db, limits.probe
+        self.trust, self.known = Trust(-math.inf), Known()
+        self.questions = Questions(self.loop, lambda: self.known.pace)
+        self.holds = 0
+        self.time, self.tracking = RedisTime(), False
+        self._endpoint, self._limits = endpoint, limits
+        self._breaker, self._observer = breaker, observer
+        self._pipeline = Pipeline(observer.measured)
+        self.over, self.ended = False, Future[None]()
+        self._up, self.server = False, STRANGER
+        self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
+        self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
+        self._moved = -math.inf
+        self._proved = self._stood = self._worked = False
+        self._error: CacheUnavailableError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._doorbell: asyncio.Future[None] | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.marker, self._exchanged)
+
+    # -- what callers use -----------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """Whether the connection stands and its handshake is done."""
+        return self._up
+
+    @property
+    def closed(self) -> bool:
+        """Whether the wire can never answer again: it was closed, or its loop was."""
+        return self.over or self.loop.is_closed()
+
+    def read(self, name: bytes, receive: Receive, waiter: Waiter, expected: float = 0) -> None:
+        """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
+
+        :param expected: how many bytes it may have; 0 if nothing is known of its like.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._enqueue(Read(name, receive, waiter, expected))
+
+    def call(self, command: Command, receive: Receive, waiter: Waiter) -> None:
+        """Queue a command; its last reply goes through `receive` to `waiter`.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._enqueue(Call(command, receive, waiter))
+
+    async def execute(self, command: Command, receive: Receive | None = None) -> Any:
+        """Send a command and return its last reply, or what `receive` makes of it.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        waiter = self.loop.create_future()
+        self.call(command, receive or as_it_is, waiter)
+        return await waiter
+
+    async def renew(self) -> None:
+        """Return after an answer has come that was asked for now: every push due before it has been handled.
+
+        One exchange serves all who wait for it.
+
+        :raises CacheUnavailableError: when Redis does not answer.
+        """
+        await asyncio.shield(self._pulse())
+
+    async def aclose(self) -> None:
+        """Disconnect and fail whoever still waits. Idempotent."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was ever asked through it, so that there is something to end."""
+        return self._task is not None
+
+    def stop(self) -> None:
+        """Begin to close, without waiting; for the thread of another loop, through `call_soon_threadsafe`."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _enqueue(self, *asked: Read | Call) -> None:
+        self._admit()
+        for one in asked:
+            self._pipeline.add(one)
+        self._ring()
+
+    def _admit(self) -> None:
+        """:raises CacheUnavailableError: if nothing can be asked now."""
+        if self._task is None:
+            self._start()
+        # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
+        if self._error is not None and (self.over or self._breaker.open):
+            # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
+            raise self._error.again()
+        if self._pipeline.pending >= self._limits.max_pending:
+            raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
+
+    def _ring(self) -> None:
+        # Done without being rung: a writer that was cancelled with its connection, and has not run since.
+        if self._doorbell is not None and not self._doorbell.done():
+            self._doorbell.set_result(None)
+
+    def _start(self) -> None:
+        self._task = connection_task(self.loop, self._live(), "magnus-cache-wire", self._end)
+
+    # -- the connection's life ------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        try:
+            while True:
+                await trial(self._breaker, self.clock, self._rest)
+                began = self.clock()
+                error = await self._connection()
+                self._lost(error)
+                if not self._stood and self._breaker.succeeded_at > began:
+                    # Another wire has connected since: what this one met is over.
+                    continue
+                # Who served us and hung up may be back at once, as after CLIENT KILL or a restart: let callers
+                # wait for one attempt. Who fell silent or refused us would make all of them wait in vain.
+                if self._proved and error.reason == "lost":
+                    continue
+                self._error = error
+                self._breaker.failed(self.clock(), error.reason)
+                self._observer.disconnected(self, error)
+                self._pipeline.fail_queued(error)
+        finally:
+            self._end()
+
+    def _rest(self) -> None:
+        """Let nobody wait for an attempt that is not due yet, as another wire has just learned that Redis is away."""
+        if self._error is None:
+            self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
+        self._pipeline.fail_queued(self._error)
+
+    def _end(self) -> None:
+        """Fail whoever waits, for good; also called for a task that was cancelled before its first step."""
+        if self.over:
+            return
+        self.over = True
+        self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
+        self._lost(self._error)
+        self._pipeline.fail_queued(self._error)
+        self.ended.set_result(None)
+
+    async def _connection(self) -> CacheUnavailableError:
+        """Hold one connection for as long as it lasts, and return why it ended."""
+        self._proved = self._stood = False
+        writer: asyncio.Task[None] | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(self._limits.op_timeout):
+                    connection = await stack.enter_async_context(
+                        opened(self._endpoint, self._limits.op_timeout, self._intake, self._settled)
+                    )
+                    await self._introduce(connection)
+                self._ready()
+                writer = connection_task(self.loop, self._write(connection), "magnus-cache-writer")
+                async with asyncio.timeout(None) as self._patience:
+                    await self._read(connection)
+        # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
+        # is, the connection is over, and the reason is told.
+        except Exception as error:  # noqa: BLE001  # as said
+            return explain(self._intake.refusal or error, self._endpoint, worked=self._worked)
+        except BaseException as error:
+            writer = None if isinstance(error, GeneratorExit) else writer  # a closed loop has ended it
+            if not self._up:
+                self._breaker.withdrawn(self.clock())
+            raise
+        finally:
+            self._patience = None
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+        raise AssertionError("unreachable: a connection ends by an error")
+
+    async def _introduce(self, connection: AbstractConnection) -> None:
+        sent = self.clock()
+        server = await introduce(connection, self._limits.probe)
+        # The staleness bound holds without.
+        self.tracking = server.tracking
+        # A new connection may lead to a new server: nothing known about the old one's clock counts.
+        self.time = RedisTime()
+        take_time(server.time, self, sent, self.clock)
+        self._heartbeat.begin(sent, replication=bool(server.history))
+        self.trust = Trust(sent + self.max_staleness)
+        self.known = Known(self._limits.marker, sent)
+        if not self.tracking:
+            self.known.deadline = sent + self.max_staleness
+        greeting = self._observer.greeting(server.identity) if server.identity else None
+        if greeting is not None:
+            self._observer.greeted(server.identity, await greet(connection, greeting))
+        self.server = server
+
+    def _ready(self) -> None:
+        self._intake.completed()
+        # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
+        self._breaker.succeeded(self.clock())
+        self._up, self._stood, self._worked, self._error = True, True, True, None
+        self._observer.connected(self)
+        self._schedule_beat()
+
+    def _settled(self) -> bool:
+        return self._up and self._pipeline.oldest is None
+
+    def _lost(self, error: CacheUnavailableError) -> None:
+        """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
+        self._up = False
+        self.trust.kill()
+        self._silence.end()
+        self.questions.close()
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+        if self._pipeline.oldest is not None:
+            # First: once its callers know, whatever they do instead is to come after all that they did here.
+            self._observer.abandoned.leave(self.server.run, self.server.client)
+        self.server = STRANGER
+        self._pipeline.fail_sent(error)
+        self._observer.cut(self)
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        """Send whatever is queued, as one piece, whenever there is something; never read."""
+        while True:
+            if not self._pipeline.queued:
+                self._doorbell = self.loop.create_future()
+                try:
+                    await self._doorbell
+                finally:
+                    self._doorbell = None
+            # First: what follows is judged by the answers, and costs no exchange of its own.
+            if self._heartbeat.is_due(now := self.clock()):
+                for call in reversed(self._heartbeat.ask(now)[1]):
+                    self._pipeline.add_first(call)
+            if self._observer.abandoned.waiting:
+                for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
+                    self._pipeline.add_first(Call(command, as_it_is, ending))
+            chunks = self._pipeline.compose(now, quiet=self.server.echoes)
+            self._silence.begin()
+            self._schedule_beat()
+            # A failure here closes the transport, which the reader sees and reports.
+            await connection.send_packed_command(chunks, check_health=False)  # type: ignore[arg-type]  # any buffers
+
+    def _give_up(self) -> None:
+        if self._patience is not None:
+            self._patience.reschedule(self.loop.time())
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Hand out replies and pushes in the order in which they come; nobody else reads."""
+        handled = 0
+        while True:
+            try:
+                # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.
+                reply: Any = await connection.read_response(
+                    disable_decoding=True, disconnect_on_error=False, push_request=True
+                )
+            except ResponseError as error:
+                reply = error
+            self._intake.completed()
+            if type(reply) is Push:
+                await self._pushed(reply.frame)
+            else:
+                self._answered(reply)
+                if self._pipeline.unfinished:
+                    await self._pipeline.handed_out()
+            handled += 1
+            if handled % _YIELD_REPLIES == 0:
+                await asyncio.sleep(0)
+
+    async def _pushed(self, frame: list[Any]) -> None:
+        if frame[0] != b"invalidate":
+            return
+        if frame[1] is None:
+            # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
+            deadline, era = self.trust.deadline, self.trust.era
+            self.trust.retire()
+            self.trust = Trust(deadline, era)
+            self.known = Known(self._limits.marker, self.known.confirmed)
+            if self.server.history:
+                recognition = Recognition(self.known, self.server.history)
+                self._pipeline.add_first(Call(commands.recognize(self._limits.probe), as_it_is, recognition))
+                self._ring()
+            self._observer.flushed(self)
+        else:
+            # Between two steps it is as if the others had not come yet: no later answer renews trust before they have.
+            async for names in pieces(frame[1]):
+                self._observer.invalidated(names, self)
+
+    def _answered(self, reply: Any) -> None:
+        frame = self._pipeline.oldest
+        if frame is None:
+            raise RedisConnectionError("Protocol error: a reply that nobody asked for")
+        if isinstance(reply, Exception) and unable(reply) is not None:
+            # It says no to everything: all who wait learn it now, and nobody else has to ask.
+            raise reply
+        self._proved = True
+        self._intake.heard = now = self.clock()
+        reply = self._pipeline.answered(reply, self)
+        if self._pipeline.queued:
+            # A script that the server did not know is asked for anew.
+            self._ring()
+        if self._heartbeat.fault is not None:
+            raise self._heartbeat.fault
+        if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:
+            # It was demoted. A new connection may lead to its successor, which the name stands for by now.
+            self._moved = now
+            raise RedisConnectionError("the primary has become a replica")
+
+    # -- trust and time -------------------------------------------------------------------------------------
+
+    def _schedule_beat(self) -> None:
+        if self._beat is None and self._up:
+            self._beat = self.loop.call_later(self.max_staleness / 3, self._on_beat)
+
+    def _on_beat(self) -> None:
+        """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
+        self._beat = None
+        self._observer.beat(self)
+        if self._up and (self.trust.used or self.holds):
+            self.trust.used = False
+            with contextlib.suppress(CacheUnavailableError):
+                self._pulse()
+
+    def _pulse(self) -> asyncio.Future[None]:
+        """Ask what the heartbeat asks, unless that is under way: one exchange serves trust and clock both."""
+        pulse = self._heartbeat.pulse
+        if pulse is None:
+            self._admit()
+            pulse, calls = self._heartbeat.ask(self.clock())
+            self._enqueue(*calls)
+        return pulse
+
+    def _exchanged(self) -> None:
+        """Let nothing count that was read from another database than the present one."""
+        self.trust.retire()
+        self._observer.exchanged(self)

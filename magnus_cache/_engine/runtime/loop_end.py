@@ -1,0 +1,143 @@
+"""Event loops as the cache finds them: closed by hand, never closed, or about to end with the program.
+
+`asyncio.run` cancels all tasks before it closes its loop. A loop that is closed by hand (``new_event_loop``,
+``run_until_complete``, ``close``), as older code and task queues do it, leaves its tasks pending. asyncio reports each
+of them when it is collected ("Task was destroyed but it is pending!"), and the collector ends their coroutines at any
+time, in any thread. So the cache ends its own tasks in the moment in which their loop is closed.
+
+A loop tells nobody that it closes, but it drops its timers then: a timer that is never due learns of it.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final, TypeVar
+
+from magnus_cache._engine.runtime.critical import section
+
+__all__ = ["call_on_loop", "connection_task", "end_with_loop"]
+
+T = TypeVar("T")
+
+_NEVER: Final = 1e9
+"""Seconds until the timer would be due."""
+
+
+def call_on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
+    """Have a callback called on a loop, from any thread; return False if the loop is closed.
+
+    :raises RuntimeError: for anything else that goes wrong, such as a `RecursionError` of a caller deep in its stack.
+    """
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+        return False
+    return True
+
+
+class _LoopEnd:
+    """The timer of one loop, which alone refers to it: when the loop drops its timers, this is finalized."""
+
+    __slots__ = ("__weakref__", "_process", "connections", "tasks")
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self.connections: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+
+    def __call__(self) -> None:
+        """Wait on, on a loop whose clock jumps to the next timer."""
+        asyncio.get_running_loop().call_later(_NEVER, self, context=Context())
+
+    def __del__(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the tasks, unless the loop runs, as of a test that cancels all timers; or is that of a parent process."""
+        if self._process == os.getpid():
+            # Connections first: what the other tasks would send is recorded then, to be sent through another one.
+            for task in [*self.connections, *self.tasks]:
+                _end(task)
+
+
+def _end(task: "asyncio.Task[Any]") -> None:
+    loop = task.get_loop()
+    if task.done() or loop.is_running():
+        return
+    if not loop.is_closed():
+        # It could run once more, and wake a task whose coroutine has ended.
+        task.add_done_callback(_looked_at)
+    # A loader of the caller's may await in its `finally`, or fail there. The collector would report it.
+    with contextlib.suppress(Exception):
+        task.get_coro().close()
+
+
+def _looked_at(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+_ends: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "weakref.ref[_LoopEnd]"]] = (
+    weakref.WeakKeyDictionary()
+)
+_registered = False
+
+
+def connection_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], name: str, ended: Callable[[], object] = int
+) -> "asyncio.Task[T]":
+    """Start a task that holds a connection, which ends with its loop, before the tasks that use it do.
+
+    :param ended: called when the task is done, also if that was before its first step.
+    """
+    # In a context of its own: a connection outlives the call that happened to start it, and the load it was made in.
+    context = Context()
+    task = loop.create_task(coroutine, name=name, context=context)
+    task.add_done_callback(lambda _: ended(), context=context)
+    end_with_loop(task, connection=True)
+    return task
+
+
+def end_with_loop(task: "asyncio.Task[Any]", *, connection: bool = False) -> None:
+    """Have a task's coroutine closed, without a word, if its loop is closed before the task is done.
+
+    Also at the end of the program, if the loop does not run then. To be called on the loop.
+
+    :param connection: whether it holds a connection that other tasks use.
+    """
+    # asyncio's own way to say that nobody need be told; without it, the message is all that is lost.
+    with contextlib.suppress(AttributeError):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    end = _end_of(task.get_loop())
+    (end.connections if connection else end.tasks).add(task)
+
+
+def _end_of(loop: asyncio.AbstractEventLoop) -> _LoopEnd:
+    global _registered
+    known = _ends.get(loop)
+    end = known() if known is not None else None
+    if end is None:
+        end = _LoopEnd()
+        # A context of its own: the timer outlives the call that happened to start it.
+        loop.call_later(_NEVER, end, context=Context())
+        with section():
+            _ends[loop] = weakref.ref(end)
+            if not _registered:
+                # With the first one, not at import: importing this package has no side effect.
+                atexit.register(_at_exit)
+                _registered = True
+    return end
+
+
+def _at_exit() -> None:
+    with section():
+        ends = [known() for known in _ends.values()]
+    for end in ends:
+        if end is not None:
+            end.end()

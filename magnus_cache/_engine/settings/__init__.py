@@ -1,0 +1,1 @@
+"""The settings of a cache: keywords, environment, `.env` file."""

@@ -1,0 +1,40 @@
+"""The settings as keywords, for editors and type checkers; `CacheSettings` has their meaning and defaults."""
+
+from os import PathLike
+from typing import TYPE_CHECKING, TypedDict
+
+from magnus_cache._engine.runtime.durations import Duration
+
+if TYPE_CHECKING:
+    # pydantic takes longer to import than the rest of this package.
+    from pydantic import SecretStr
+
+__all__ = ["SettingsOptions"]
+
+
+class SettingsOptions(TypedDict, total=False):
+    """Every setting as a keyword of the managers and of `CacheSettings`. Durations are seconds or text, sizes bytes."""
+
+    redis_url: "str | SecretStr | None"
+    redis_host: str
+    redis_port: int
+    redis_username: str | None
+    redis_password: "str | SecretStr | None"
+    redis_db: int
+    redis_ssl: bool
+    redis_ssl_ca_certs: str | None
+    redis_ssl_certfile: str | None
+    redis_ssl_keyfile: str | None
+    redis_ssl_check_hostname: bool
+    redis_enabled: bool
+    prefix: str
+    default_ttl: Duration
+    op_timeout: Duration
+    max_staleness: Duration
+    lease: Duration
+    wait_timeout: Duration
+    l1_max_entries: int
+    l1_max_bytes: int
+    max_value_bytes: int
+    max_pending: int
+    recovery_path: str | PathLike[str] | None

@@ -1,0 +1,1 @@
+"""The read and write paths of values."""

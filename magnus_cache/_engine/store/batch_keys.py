@@ -1,0 +1,73 @@
+"""Keys of one call that a mapping of results would take for one another."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from magnus_cache._engine.store.records import Address
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
+
+__all__ = ["KeyNames", "equal_keys", "unhashable_key"]
+
+_EXACT: Final = frozenset({str, int, bytes, UUID})
+"""Types of keys of which two that are equal are one key here as well."""
+
+
+def equal_keys(key: object) -> CacheArgumentError:
+    """Return the error for a key that is equal to another of the same call, and is stored elsewhere.
+
+    ``1``, ``True`` and ``1.0`` are equal in Python and are different keys here: in the result, one would have the
+    value of another.
+    """
+    return CacheArgumentError(
+        "keys",
+        f"{key!r} ({type(key).__name__}) is equal to another key of another type, so that no mapping can tell them "
+        "apart; ask for them in separate calls",
+    )
+
+
+def unhashable_key() -> CacheTypeError:
+    """Return the error for a key that cannot be one of a mapping, such as an array."""
+    problem = "a key of many has to be hashable, as the values are returned by key; ask for it alone"
+    return CacheTypeError("keys", problem)
+
+
+class KeyNames:
+    """The keys of one call and where their values live: refuses what no mapping can tell apart."""
+
+    __slots__ = ("_before", "_known", "_type")
+
+    def __init__(self) -> None:
+        self._type: type | None = None
+        self._before: list[tuple[Sequence[Any], Sequence[Address]]] = []
+        self._known: dict[Any, Address] = {}
+
+    def add(self, keys: Sequence[Any], addresses: Sequence[Address]) -> None:
+        """Add some keys.
+
+        :raises CacheTypeError: for a key that cannot be one of a mapping.
+        :raises CacheArgumentError: for a key that is equal to another, and whose value has another name.
+        """
+        self._before.append((keys, addresses))
+        # Nearly all calls have keys of one such type: this is all that it costs them.
+        types = set(map(type, keys))
+        if len(types) == 1 and not self._known:
+            (only,) = types
+            if only in _EXACT and self._type in (None, only):
+                self._type = only
+                return
+        for some, where in self._before:
+            self._compare(some, where)
+        self._before.clear()
+
+    def _compare(self, keys: Sequence[Any], addresses: Sequence[Address]) -> None:
+        known = self._known
+        try:
+            for key, address in zip(keys, addresses, strict=True):
+                if known.setdefault(key, address).name != address.name:
+                    break
+            else:
+                return
+        except TypeError:
+            raise unhashable_key() from None
+        raise equal_keys(key)

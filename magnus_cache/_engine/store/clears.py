@@ -1,0 +1,150 @@
+"""Invalidating many values at once: namespaces and tags by epochs, in constant time; other globs key by key."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.globs import Scope
+from magnus_cache._engine.redis import commands, replies
+from magnus_cache._engine.redis.bulk import Reclaimed, reclaim, remove_matching
+from magnus_cache._engine.redis.retries import twice
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Clears"]
+
+
+class Clears:
+    """The clears of one `State`."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def clear(self, target: str) -> int:
+        """Remove a namespace, or what matches a glob, and return how many values Redis removed.
+
+        Namespaces and everything are invisible to the whole fleet after one exchange; what follows frees memory.
+
+        :raises CacheArgumentError: for a name that is neither, and for a glob with another cache's prefix.
+        :raises CacheUnavailableError: if Redis is there and refuses.
+        """
+        scope, wire = self.state.keyspace.scope(target), self.state.wire()
+        if wire is not None:
+            await self._check_prefix(wire, scope, target)
+        self._forget(scope)
+        if wire is None:
+            return 0
+        try:
+            if not _whole(scope):
+                # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
+                await twice(lambda: self.state.replays.bump(wire, self._local_controls(scope)))
+                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
+            control = self.state.epochs.control_of(scope.prefix)
+            epoch = await twice(lambda: self.state.replays.bump(wire, (control,)))
+            if not epoch:
+                # There was no room for an epoch that would tell the old values from later ones.
+                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
+        except asyncio.CancelledError:
+            self._unsure(scope)
+            raise
+        except CacheUnavailableError as error:
+            self._unsure(scope)
+            await self.state.recorded()
+            self._failed(error)
+            if error.reason == "protocol":
+                self.state.notices.warn(
+                    "clear", f"{error}; instead of single values, all that may hold them counts as invalid"
+                )
+            return 0
+        return self._freed(await reclaim(wire, scope.pattern, epoch))
+
+    def _local_controls(self, scope: Scope) -> list[bytes]:
+        """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
+        state = self.state
+        names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
+        realms = [state.epochs.realm(name) for name in sorted(names)]
+        return [
+            realm.control
+            for realm in realms
+            if realm.prefix.startswith(scope.prefix) or scope.prefix.startswith(realm.prefix)
+        ]
+
+    async def _check_prefix(self, wire: "Wire", scope: Scope, target: str) -> None:
+        """Refuse a glob that begins with the prefix of other caches on this server: here, it would match nothing.
+
+        Every cache has a clock in Redis under its prefix, so one question tells; it is not asked for a namespace that
+        this process uses.
+
+        :raises CacheArgumentError: naming the right prefix.
+        """
+        keyspace = self.state.keyspace
+        if not scope.relative or keyspace.uses(scope.relative):
+            return
+        try:
+            there = await wire.execute(commands.count((keyspace.clock_of(scope.relative),)), replies.answer)
+        except CacheUnavailableError:
+            # Away, or not allowed to look: then the glob is taken as it stands.
+            return
+        if there:
+            raise keyspace.other_prefix(scope.relative, target)
+
+    async def invalidate(self, tags: Sequence[str]) -> None:
+        """Let no value with one of these tags be served any more, whatever its namespace.
+
+        :raises CacheUnavailableError: if Redis is there and refuses.
+        """
+        state = self.state
+        names = [state.epochs.tag_name(tag) for tag in tags]
+        self._outdate(names)
+        wire = state.wire()
+        if wire is None or not names:
+            return
+        try:
+            await twice(lambda: state.replays.bump(wire, names))
+        except asyncio.CancelledError:
+            state.missed(lambda recovery: recovery.record_tags(names))
+            self._outdate(names)
+            raise
+        except CacheUnavailableError as error:
+            state.missed(lambda recovery: recovery.record_tags(names))
+            self._outdate(names)
+            await state.recorded()
+            self._failed(error)
+
+    def _outdate(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self.state.outdated(name)
+
+    def _forget(self, scope: Scope) -> None:
+        """Drop what this process holds within a scope, and let no load that began before have a say about it."""
+        if scope.glob is None:
+            self.state.forget_prefix(scope.prefix)
+        else:
+            self.state.forget_matching(scope.glob)
+
+    def _unsure(self, scope: Scope) -> None:
+        # In this order: a read that did not see the record finds its placeholder void.
+        self.state.missed(lambda recovery: recovery.record_prefix(scope.prefix))
+        self._forget(scope)
+
+    def _failed(self, error: CacheUnavailableError) -> None:
+        self.state.stats.failed(error.reason)
+        if error.refused:
+            raise error
+
+    def _freed(self, reclaimed: Reclaimed) -> int:
+        if reclaimed.error is not None:
+            self.state.stats.failed(reclaimed.error.reason)
+            self.state.notices.warn(
+                "reclaim",
+                f"{reclaimed.error}; what was cleared is not served, and stays there until it expires",
+            )
+        return reclaimed.removed
+
+
+def _whole(scope: Scope) -> bool:
+    """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
+    return scope.glob is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2

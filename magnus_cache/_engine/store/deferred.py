@@ -1,0 +1,163 @@
+"""Work that a signal handler or a finalizer asks for in the midst of the cache, where nothing may be waited for.
+
+It takes effect in this process at once, as far as that only removes something; the rest is left for the background
+loop, which does it as soon as it can. An invalidation so made is complete for this process when the call returns, and
+for Redis and the other processes soon after: nothing tells the caller, so nothing is counted.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any, Final
+
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.globs import Scope
+from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.runtime.loop_end import end_with_loop
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.store.clears import Clears
+from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache.errors import CacheError
+
+__all__ = ["Deferred"]
+
+_SHOWN: Final = 3
+"""Names in a log line."""
+
+
+class Deferred:
+    """The deferred work of one cache. Its methods return at once, in whatever place they are called."""
+
+    def __init__(self, state: State, writes: Writes, clears: Clears) -> None:
+        self._state = state
+        self._writes = writes
+        self._clears = clears
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this thread's writes are to be left to the background loop, as it must not wait for them."""
+        return self._state.portal.engaged
+
+    @property
+    def invalidations(self) -> bool:
+        """Whether its invalidations are: also those of a finalizer on the background loop's own thread."""
+        portal = self._state.portal
+        return portal.engaged or portal.inside
+
+    def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
+        """Store a value soon, and forget the present one now; see `Writes.overwrite`."""
+        self._forget((address,))
+        self._later(f"set {_shown(address)}", partial(self._writes.overwrite, address, value, payload, ttl, tags))
+
+    def remove(self, addresses: Sequence[Address]) -> int:
+        """Forget values now and remove them everywhere soon; return how many this process had."""
+        held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
+        self._forget(addresses)
+        names = ", ".join(map(_shown, addresses[:_SHOWN])) + (", ..." if len(addresses) > _SHOWN else "")
+        self._later(f"delete {names}", partial(self._writes.remove, addresses))
+        return held
+
+    def clear(self, target: str) -> None:
+        """Forget a namespace, or what matches a glob, now, and clear it everywhere soon.
+
+        :raises CacheArgumentError: for a name that is neither.
+        """
+        self._forget_scope(self._state.keyspace.scope(target))
+        self._later(f"clear {target}", partial(self._clears.clear, target))
+
+    def _forget_scope(self, scope: Scope) -> None:
+        flights = self._state.flights
+        flights.detach_matching(scope.covers)
+        self._state.memory.clear_matching(scope.prefix if scope.glob is None else scope.glob)
+        # Again, as for every clear: a load that began in between may have found here what is gone now.
+        flights.detach_matching(scope.covers)
+
+    def invalidate(self, tags: Sequence[str]) -> None:
+        """Forget the values with one of these tags now, and invalidate them everywhere soon."""
+        self._outdate([self._state.epochs.tag_name(tag) for tag in tags])
+        self._later(f"invalidate the tags {', '.join(tags)}", partial(self._clears.invalidate, tags))
+
+    def _outdate(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._state.outdated(name)
+
+    # -- where there is no background loop --------------------------------------------------------------------
+
+    def removed(self, addresses: Sequence[Address]) -> int:
+        """Remove values everywhere, now or as soon as that can be; return how many there were, as far as is known."""
+        if self.invalidations:
+            return self.remove(addresses)
+        try:
+            return self._state.portal.call(self._writes.remove, addresses)
+        except NoThreadError as error:
+            return self.record(addresses, error)
+
+    def record(self, addresses: Sequence[Address], error: NoThreadError) -> int:
+        """Forget values, and have Redis told by the next connection; return how many this process had."""
+        held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
+        self._missed(error, lambda recovery: recovery.record([address.name for address in addresses]))
+        self._forget(addresses)
+        return held
+
+    def record_overwritten(self, address: Address, error: NoThreadError) -> bool:
+        """Do what `record` does for a value that cannot be stored; return False."""
+        self.record((address,), error)
+        return False
+
+    def record_clear(self, target: str, error: NoThreadError) -> int:
+        """Forget a namespace, or what matches a glob, and have Redis told by the next connection; return 0.
+
+        :raises CacheArgumentError: for a name that is neither.
+        """
+        scope = self._state.keyspace.scope(target)
+        self._missed(error, lambda recovery: recovery.record_prefix(scope.prefix))
+        self._forget_scope(scope)
+        return 0
+
+    def record_tags(self, tags: Sequence[str], error: NoThreadError) -> None:
+        """Forget the values with one of these tags, and have Redis told by the next connection."""
+        names = [self._state.epochs.tag_name(tag) for tag in tags]
+        self._missed(error, lambda recovery: recovery.record_tags(names))
+        self._outdate(names)
+
+    def _missed(self, error: NoThreadError, record: Callable[[Recovery], int]) -> None:
+        # To be called first: a read that did not see the record finds its placeholder void.
+        self._state.without_loop(error)
+        if self._state.endpoint is not None:
+            self._state.missed(record)
+
+    def _forget(self, addresses: Sequence[Address]) -> None:
+        for address in addresses:
+            self._state.flights.detach(address.name)
+            self._state.memory.invalidate(address.name)
+            # Again, as in `clear`.
+            self._state.flights.detach(address.name)
+
+    def _later(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        self._state.check_open()
+        self._state.portal.defer(self._begin, what, work)
+
+    # -- on the background loop -------------------------------------------------------------------------------
+
+    def _begin(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(what, work), context=Context())
+        if not task.done():  # an eager task may have ended at once
+            end_with_loop(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001  # nobody waits for it
+            why = error if isinstance(error, CacheError) else type(error).__name__
+            self._state.notices.warn(
+                "deferred", f"a call of a signal handler or finalizer came to nothing ({what}): {why}", error
+            )
+
+
+def _shown(address: Address) -> str:
+    return address.name.decode("utf-8", "replace")

@@ -1,0 +1,165 @@
+"""Values of local namespaces: objects that stay in this process, by reference, and what is known of them.
+
+Nothing of such a value is sent anywhere. Redis only tells when it was invalidated: a clear of its namespace and the
+invalidation of a tag reach it by their epochs, as they reach any value in memory. A single key that is deleted has no
+epoch of its own, so each key has a hidden tag, which it shares with about one in 256 keys of its namespace: deleting
+the key invalidates the tag, everywhere.
+
+A value stands on the trust of a connection. Once that has lapsed, the value is judged anew by its epochs, on whatever
+connection there is, and if it is still valid it stands on that one: an object that took a minute to make outlives a
+lost connection. In an outage it is served as other values in memory are.
+"""
+
+import sys
+import zlib
+from collections.abc import Iterable
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache._engine.codec.advice import advice
+from magnus_cache._engine.codec.markers import kind_of, type_name
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.flights.context import is_unmodified
+from magnus_cache._engine.memory.entry import MOST_BYTES, OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.footprint import footprint
+from magnus_cache._engine.redis.retries import ATTEMPTS
+from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.revalidation import tags_of
+from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["LocalValues", "object_size", "shown_tags", "tagged"]
+
+_BUCKETS: Final = 256
+"""Hidden tags of one namespace. Each is a key in Redis, so they have to be few."""
+
+_HIDDEN: Final = "\x00local:"
+"""What a hidden tag begins with, and no tag of callers: see `check_tags`."""
+
+_ONCE: Final = (GeneratorType, CoroutineType, AsyncGeneratorType)
+"""What gives its content once, so that a second caller would get nothing."""
+
+
+def tagged(address: Address, tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a value's tags; of a value that stays local, with the hidden one of its key."""
+    if not address.namespace.local:
+        return tags
+    hidden = f"{_HIDDEN}{address.namespace}:{zlib.crc32(address.name) % _BUCKETS}"
+    return tags if hidden in tags else (*tags, hidden)
+
+
+def shown_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return those of a value's tags that its callers gave it."""
+    return tuple(tag for tag in tags if not tag.startswith(_HIDDEN))
+
+
+def object_size(value: Any) -> int:
+    """Return about how many bytes an object takes, as far as it can be asked, for the bound on the memory.
+
+    What a library allocates outside of Python counts where the object tells: by ``nbytes``, ``estimated_size()`` or
+    ``__sizeof__``.
+    """
+    size = 0
+    for ask in (
+        lambda: footprint(value, 0),
+        lambda: sys.getsizeof(value),
+        lambda: value.nbytes,
+        lambda: value.estimated_size(),
+    ):
+        try:
+            told = ask()
+        # The object's own methods may do anything; then they tell nothing.
+        except Exception:  # noqa: BLE001  # as said
+            continue
+        if type(told) is int:
+            size = max(size, told)
+    return min(size, MOST_BYTES)
+
+
+class LocalValues:
+    """The local values of one cache, as reads and loads meet them."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._memory = state.memory
+        self._epochs = state.epoch_reads
+
+    def refusal(self, address: Address, value: Any) -> CacheEncodeError | None:
+        """Return why an object cannot be kept in memory, or None."""
+        name = type_name(kind_of(value))
+        if isinstance(value, _ONCE) or is_unmodified(value):
+            return CacheEncodeError(name, f"a {name} cannot be kept: {advice(value)}")
+        memory, size = self._memory, object_size(value) + len(address.name) + OVERHEAD
+        if size <= memory.max_bytes and memory.max_entries > 0:
+            return None
+        return CacheEncodeError(
+            name,
+            f"a {name} of about {size} bytes cannot be kept in memory, which has room for l1_max_bytes="
+            f"{memory.max_bytes} and l1_max_entries={memory.max_entries}; raise them in the settings",
+        )
+
+    async def read(self, wire: "Wire", address: Address) -> Entry | None:
+        """Return the entry of an object that is still valid, be it stale; None if there is none.
+
+        :raises CacheUnavailableError: when Redis cannot be asked whether it was invalidated.
+        """
+        lost = 0
+        entry: Entry | None = None
+        for _ in range(JUDGEMENTS):
+            # Reserved first: what is stored meanwhile voids the place, and is not dropped.
+            fill = self._memory.reserve(address.name)
+            try:
+                entry = self._memory.past(address.name, trusted=False)
+                if entry is None:
+                    return None
+                sent = self._state.clock()
+                if not await self._is_valid(wire, address, entry):
+                    self._memory.drop(fill)
+                    return None
+            except CacheUnavailableError as error:
+                lost += 1
+                if error.reason != "lost" or lost == ATTEMPTS:
+                    raise
+                continue
+            finally:
+                self._memory.release(fill)
+            trust = self.trust(wire, address, tags_of(entry), sent)
+            if trust is entry.trust:
+                return entry
+            if trust is not None:
+                again = entry.until(entry.deadline, trust)
+                if self._memory.replace(address.name, entry, again):
+                    return again
+        # It was valid when Redis was asked, and changes all the time.
+        return entry
+
+    async def _is_valid(self, wire: "Wire", address: Address, entry: Entry) -> bool:
+        state, tags = self._state, tags_of(entry)
+        if state.recovery.pending and self._covered(address, tags):
+            await state.replays.done(wire)
+        if not wire.up or wire.trust.deadline <= state.clock():
+            # Any answer brings what was announced before.
+            await wire.renew()
+        floor = await self._epochs.settled(wire, address.realm, tags)
+        if state.recovery.pending and self._covered(address, tags):
+            return False
+        return isinstance(entry, TaggedEntry) and entry.epoch >= floor
+
+    def _covered(self, address: Address, tags: Iterable[str]) -> bool:
+        return self._state.recovery.covers(address.name, map(self._state.epochs.tag_name, tags))
+
+    def trust(self, wire: "Wire", address: Address, tags: tuple[str, ...], sent: float) -> Trust | None:
+        """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.
+
+        :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.
+        """
+        state = self._state
+        if state.epochs.floor(wire.known, address.realm, tags) is None:
+            return None
+        if wire.tracking:
+            return wire.trust
+        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.eras.now)

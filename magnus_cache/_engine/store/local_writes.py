@@ -1,0 +1,137 @@
+"""Keeping and removing objects that stay in this process."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from magnus_cache._engine.codec.envelope import new_version
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.store.local_values import object_size, tagged
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import Address, Held
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Keep", "LocalWrites"]
+
+
+class Keep(Protocol):
+    """Stores a value in memory unless it is overtaken; see `Writes`."""
+
+    def __call__(
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        supersedes: bool = False,
+    ) -> bool:  # fmt: skip
+        """Store it; return whether it is stored."""
+        ...
+
+
+class LocalWrites:
+    """The writes to local namespaces of one cache.
+
+    :param keep: stores in memory.
+    """
+
+    def __init__(self, reads: Reads, keep: Keep) -> None:
+        self._reads = reads
+        self._state = reads.state
+        self._keep = keep
+
+    def held(self, value: Any, tags: tuple[str, ...]) -> Held:
+        """Return what is to be kept of an object: itself."""
+        return Held(value, None, object_size(value), new_version(), tags=tags)
+
+    async def write(
+        self, wire: "Wire", address: Address, held: Held, ttl: float, overtaken: Callable[[], bool]
+    ) -> bool:
+        """Keep an object that a caller gave; return whether it is kept."""
+        state = self._state
+        state.local_namespaces.add(str(address.namespace))
+        trust: Trust | None = None
+        try:
+            await wire.renew()
+            sent = state.clock()
+            await self._reads.epochs.settled(wire, address.realm, held.tags)
+        except CacheUnavailableError as error:
+            self._reads.failed(address, error)
+        else:
+            trust = self._trust(wire, address, held.tags, sent)
+        held = held._replace(epoch=state.epochs.highest)
+        return self._keep(address, held, ttl, overtaken, trust, supersedes=True)
+
+    async def fill(self, address: Address, held: Held, ttl: float, claim: Claim) -> bool | CacheUnavailableError:
+        """Keep an object that was loaded, unless it was invalidated since; return whether it is kept.
+
+        Returns the error where Redis cannot be asked whether it was.
+
+        :param held: with the epoch that was known before the load.
+        """
+        watch, state = claim.lease, self._state
+        assert isinstance(watch, LocalWatch)
+        wire, now = watch.wire, state.clock()
+        try:
+            if not wire.up or wire.trust.deadline <= now:
+                # Any answer brings what was announced before.
+                await wire.renew()
+            floor = await twice(lambda: self._reads.epochs.settled(wire, address.realm, held.tags))
+        except CacheUnavailableError as error:
+            self._reads.failed(address, error)
+            return error
+        # In this order: what is invalidated from here on finds the entry, or its place void.
+        generation, marks = state.memory.generation, state.epochs.marks(held.tags)
+        kept = False
+        if held.epoch >= floor and not state.epochs.overtaken(held.tags, claim.since):
+            trust = self._trust(wire, address, held.tags, now)
+            entry = self._reads.entry(address, held, now + ttl, trust, now, generation, marks)
+            kept = state.memory.fill(watch.fill, entry)
+        watch.close(filled=True)
+        address.counters.stores += kept
+        state.stats.fenced_loads += not kept
+        return kept
+
+    def _trust(self, wire: "Wire", address: Address, tags: tuple[str, ...], sent: float) -> Trust:
+        """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
+        suspect = Trust(float("-inf"), self._state.eras.now)
+        return self._reads.local.trust(wire, address, tags, sent) or suspect
+
+    async def remove(self, addresses: Sequence[Address]) -> tuple[int, list[bytes]]:
+        """Remove objects of local namespaces, here and in the other processes.
+
+        Returns how many there were here, and the names of the other values, which are not removed.
+        """
+        local = [address for address in addresses if address.namespace.local]
+        others = [address.name for address in addresses if not address.namespace.local]
+        return await self._remove(local) if local else 0, others
+
+    async def _remove(self, addresses: Sequence[Address]) -> int:
+        state = self._state
+        names = [address.name for address in addresses]
+        held = sum(state.memory.peek(name) is not None for name in set(names))
+        state.touch(names)
+        wire = state.wire()
+        if wire is None:
+            return held
+        controls = list({state.epochs.tag_name(tag): None for each in addresses for tag in tagged(each, ())})
+        try:
+            await twice(lambda: state.replays.bump(wire, controls))
+        except asyncio.CancelledError:
+            self._unsure(controls)
+            raise
+        except CacheUnavailableError as error:
+            state.stats.failed(error.reason)
+            self._unsure(controls)
+            if state.reachable:
+                state.notices.warn(f"refused:{error.reason}", f"{error}; other processes still use the value")
+            await state.recorded()
+        return held
+
+    def _unsure(self, controls: Sequence[bytes]) -> None:
+        # In this order, as for every invalidation that Redis may not have: see `Clears`.
+        self._state.missed(lambda recovery: recovery.record_tags(controls))
+        for name in controls:
+            self._state.outdated(name)

@@ -1,0 +1,365 @@
+"""Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
+
+Coroutines read on their own loop's wire; a blocking caller's read is queued on the background loop's, without a
+task of its own. Either way a reply is judged, and kept if it may be, inside the wire's reader.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from random import random
+from typing import TYPE_CHECKING, Any
+
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epochs import SMALL_BYTES
+from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.memory.entry import Entry, Fill, TaggedEntry, afterlife
+from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.redis.retries import ATTEMPTS
+from magnus_cache._engine.runtime.durations import LONGEST
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.stats import Counters
+from magnus_cache._engine.store.records import Address, Held
+from magnus_cache._engine.store.revalidation import comparable, comparison, recognized, tags_of
+from magnus_cache._engine.store.values import Coding
+from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
+from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source, Waiter
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Reads"]
+
+
+class Reads(Coding):
+    """The reads of one `State`, and the making of entries."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self._memory = state.memory
+        self._compares = True
+        self.epochs = state.epoch_reads
+
+    def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> Address:
+        """Return where a value lives.
+
+        :param options: what a single call says about freshness.
+        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
+        """
+        state = self.state
+        policy = state.namespaces.resolve(namespace)
+        return self.address_of(policy, key, state.stats.of(policy), options)
+
+    def address_of(
+        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
+    ) -> Address:
+        """Return where a value lives, to be counted in counters of its own.
+
+        :param tag: what all values of the cached function have that makes this one.
+        """
+        state, freshness = self.state, namespace.freshness
+        if options:
+            freshness = merged(freshness, options)
+        name = state.keyspace.value_name(namespace, key)
+        if namespace.version is not None:
+            name += version_suffix(namespace.version, "n").encode()
+        realm = state.epochs.function_realm(namespace, tag) if tag else state.epochs.realm(namespace)
+        return Address(namespace, name, counters, realm, freshness)
+
+    def ttl(self, address: Address) -> float:
+        """Return a namespace's time to live in seconds."""
+        return address.namespace.ttl or self._settings.default_ttl
+
+    # -- read -----------------------------------------------------------------------------------------------
+
+    async def read(self, address: Address, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
+        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
+
+        :param tags: those that the value is known to have; their epochs are asked for with it.
+        :param again: whether it has come once before its epochs were known.
+        """
+        wire = self.state.wire()
+        if wire is None:
+            return self._memory.peek(address.name)
+        if address.namespace.local:
+            try:
+                return await self.local.read(wire, address)
+            except CacheUnavailableError as error:
+                self.failed(address, error)
+                return self.fallback(address)
+        recovery, lost = self.state.recovery, 0
+        for _ in range(JUDGEMENTS):
+            try:
+                if recovery.pending:
+                    await self.caught_up(wire, address)
+                held = self.held(address)
+                if held is not None and held.trust is wire.trust and self._clock() < held:
+                    # Its trust has lapsed for want of talk: any answer on its wire renews that.
+                    await wire.renew()
+                    if (entry := self._memory.hit(address.name)) is not None:
+                        return entry
+                self.epochs.prepare(wire, address.realm, tags, again=again)
+                # In one reply with its epochs, whatever announcements come before and after it.
+                waiter, fill = self.request(wire, address, None if again else held)
+                try:
+                    return await waiter
+                finally:
+                    if fill is not None:
+                        self.settle(fill)
+            except UnsettledError as error:
+                tags, again = error.tags, True
+            except CacheUnavailableError as error:
+                self.failed(address, error)
+                if error.reason == "noperm" and self._compares:
+                    # Perhaps it was the script; what is not permitted has to be read in full.
+                    self._compares = False
+                    continue
+                lost += 1
+                if error.reason != "lost" or lost == ATTEMPTS:
+                    break
+        return self.fallback(address)
+
+    async def caught_up(self, wire: "Wire", address: Address) -> None:
+        """Return once Redis knows of this process's invalidations of a value, if that comes soon.
+
+        :raises CacheUnavailableError: when it went away again.
+        """
+        recovery = self.state.recovery
+        if recovery.pending and recovery.covers(address.name):
+            await self.state.replays.done(wire)
+
+    # -- asking ---------------------------------------------------------------------------------------------
+
+    def held(self, address: Address) -> Entry | None:
+        """Return what is here, trusted or not, and may be near."""
+        return self._memory.peek(address.name) if address.namespace.l1 else None
+
+    def request(
+        self, wire: "Wire", address: Address, held: Entry | None
+    ) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+        """Queue a read; the second item of the answer is to be settled when the first is there.
+
+        :param held: what is here, see `held`; None has Redis send the value in any case.
+        """
+        waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
+        fill: Fill | None = None
+        try:
+            fill = self.expect(address)
+            if held is None or not self._compares or not comparable(held, wire):
+                wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
+            else:
+                tags = tags_of(held)
+                self.epochs.prepare(wire, address.realm, tags)
+                wire.call(comparison(address.name, held, tags), partial(self.compared, address, fill, held), waiter)
+        except BaseException:
+            self.settle(fill)
+            raise
+        return waiter, fill
+
+    def read_blocking(self, address: Address) -> Entry | None:
+        """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
+
+        :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
+        """
+        portal, state = self.state.portal, self.state
+        state.check_open()
+        portal.check_thread()
+        if state.endpoint is None:
+            return self._memory.peek(address.name)
+        if (local := address.namespace.local) and self._memory.past(address.name, trusted=False) is None:
+            return None
+        tags: tuple[str, ...] = ()
+        again = False
+        if not local and not state.recovery.pending and self.held(address) is None:
+            fill: Fill | None = None
+            try:
+                fill = self.expect(address)
+                entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
+            except UnsettledError as error:
+                tags, again = error.tags, True
+            except NoThreadError as error:
+                return self.without_loop(address, error)
+            except CacheUnavailableError as error:
+                # The long way round knows what to do about it.
+                self.failed(address, error)
+            else:
+                return entry
+            finally:
+                try:
+                    self.settle(fill)
+                except BaseException:
+                    # Interrupted (Ctrl-C), perhaps before it had begun. Once too often only costs another its place.
+                    self.settle(fill)
+                    raise
+        try:
+            return portal.call(partial(self.read, address, tags, again=again))
+        except NoThreadError as error:
+            return self.without_loop(address, error)
+
+    def without_loop(self, address: Address, error: CacheUnavailableError) -> Entry | None:
+        """Count a read that had no background loop to go to, and return what this process has."""
+        address.counters.errors += 1
+        self.state.without_loop(error)
+        return self.fallback(address)
+
+    def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
+        """Queue a blocked thread's read; runs on the background loop."""
+        try:
+            wire = self.state.wire()
+            assert wire is not None
+            self.epochs.prepare(wire, address.realm)
+            wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
+        except CacheError as error:
+            waiter.set_exception(error)
+
+    def fallback(self, address: Address) -> Entry | None:
+        """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
+        return None if self.state.reachable else self._still_served(address, self._memory.peek(address.name))
+
+    def last(self, address: Address) -> Entry | None:
+        """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
+
+        It need not be trusted, but must have been until the outage.
+        """
+        if self.state.reachable:
+            return None
+        return self._still_served(address, self._memory.past(address.name, trusted=False))
+
+    def _still_served(self, address: Address, entry: Entry | None) -> Entry | None:
+        serves = entry is not None and self.state.eras.serves(entry.trust, address.namespace, self._clock())
+        return entry if serves else None
+
+    async def look(self, address: Address) -> Entry | None:
+        """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
+        entry = self._memory.hit(address.name) or await self.read(address)
+        good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
+        return entry if good else None
+
+    def expect(self, address: Address) -> Fill | None:
+        """Reserve the value's place in the near cache, before it is asked for."""
+        return self._memory.reserve(address.name) if address.namespace.l1 else None
+
+    def settle(self, fill: Fill | None) -> None:
+        """Give back a place that was reserved, used or not."""
+        if fill is not None:
+            self._memory.release(fill)
+
+    def received(
+        self, address: Address, fill: Fill | None, raw: bytes | None, source: "Source", sent: float
+    ) -> Entry | None:
+        """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
+
+        :raises UnsettledError: for a value whose epochs are not known on this connection.
+        """
+        size, realm = len(raw) if raw is not None else 0, address.realm
+        if size > SMALL_BYTES or not 0 < realm.value_bytes <= SMALL_BYTES:
+            realm.sized(size)
+        if raw is None:
+            self._gone(fill)
+            return None
+        # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
+        generation = self._memory.generation
+        try:
+            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unseal(raw, self.limit(address))
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return None
+        held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
+        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
+
+    def compared(
+        self, address: Address, fill: Fill | None, near: Entry, reply: Any, source: "Source", sent: float
+    ) -> Entry | None:
+        """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
+
+        :raises UnsettledError: for a value whose epochs are not known on this connection.
+        """
+        generation = self._memory.generation
+        try:
+            held, fresh_until, life, raw = recognized(near, reply)
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return None
+        if held is None:
+            return self.received(address, fill, raw, source, sent)
+        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
+
+    def _judged(
+        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float], source: "Source", sent: float,
+        generation: int,
+    ) -> Entry | None:  # fmt: skip
+        """Return the entry of what Redis has, if it is still of use, and keep it.
+
+        :param times: its fresh-until and its life, as its header has them.
+        """
+        (fresh_until, life), freshness, now = times, address.freshness, self._clock()
+        deadline = source.time.end(fresh_until, life, now)
+        if deadline + freshness.grace <= now or (held.negative and not freshness.negative):
+            return None
+        marks = self.state.epochs.marks(held.tags, address.realm) if held.tags else ()
+        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
+        if floor is None:
+            source.known.ready.discard(address.realm.ready)
+            raise UnsettledError(tuple(held.tags))
+        current = floor <= held.epoch <= source.time.horizon
+        if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
+            self._gone(fill)
+            return None
+        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
+        entry = self.entry(address, held, deadline, trust, sent, generation, marks, born)
+        if fill is not None:
+            self._memory.fill(fill, entry)
+        return entry
+
+    def _gone(self, fill: Fill | None) -> None:
+        """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
+        if fill is not None:
+            self._memory.drop(fill)
+
+    def covered(self, address: Address, tags: Sequence[str]) -> bool:
+        """Whether an invalidation that Redis was not told of yet is about such a value."""
+        return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
+
+    def trust(self, source: "Source", sent: float) -> Trust:
+        """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
+        if source.tracking:
+            return source.trust
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
+
+    def entry(
+        self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,
+        marks: Sequence[Mark] = (), born: float | None = None,
+    ) -> Entry:  # fmt: skip
+        """Make an entry.
+
+        :param deadline: when the value ceases to be fresh.
+        :param since: when its life in this process is counted from.
+        :param generation: the memory's, from before it was known that none of the tags is invalid.
+        :param marks: those of its tags, from before then as well.
+        :param born: when it was stored, if that is known.
+        """
+        freshness, more = address.freshness, 0
+        if freshness is not PLAIN:
+            # Not earlier than now, however eager.
+            most = max(0.0, deadline - since)
+            early = 0.0 if held.negative else min(most, early_by(held.cost, freshness.early, random))
+            more = afterlife(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
+            deadline -= early
+        if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
+            deadline, more = since + cap, more & 1
+        if not held.tags:
+            return Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
+        size = held.size + room(marks)
+        entry = TaggedEntry(held.value, held.payload, deadline, trust, size, held.version, more, born)
+        entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
+        return entry
+
+    def failed(self, address: Address, error: CacheUnavailableError) -> None:
+        """Count an exchange with Redis that failed."""
+        address.counters.errors += 1
+        self.state.stats.failed(error.reason)

@@ -1,0 +1,200 @@
+"""Reads of many values at once: what is near at once, the others in one or a few exchanges with Redis."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.turns import Step, turn
+from magnus_cache._engine.store.batch_keys import KeyNames
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["MANY", "addressed", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "weight"]
+
+MANY: Final = 500
+"""Values asked for, or written, at a time by one call."""
+
+_STEP: Final = 64
+"""Keys handled in one step, where nothing but their number counts: some hundred microseconds."""
+
+_Look = tuple[Entry | None, bool]
+"""An entry, if there is one, and whether it was near."""
+
+
+async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[Address]:
+    """Return where the values of many keys live.
+
+    :raises CacheArgumentError: for a namespace or key that cannot be used.
+    """
+    addresses: list[Address] = []
+    for start in range(0, len(keys), _STEP):
+        addresses += [reads.address(namespace, key) for key in keys[start : start + _STEP]]
+        await turn()
+    return addresses
+
+
+async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+    """Return the values that there are, by key.
+
+    :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
+    """
+    found: dict[Any, Any] = {}
+    names, portion = KeyNames(), Step()
+    for start in range(0, len(keys), MANY):
+        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        names.add(some, step)
+        hits = near_hits = 0
+        for key, address, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
+            payload = entry.payload if entry is not None else None
+            value = reads.opened_here(address, entry)
+            if value is LARGE:
+                value = await reads.open(address, entry)
+            if value is not MISS:
+                found[key] = value
+                hits += 1
+                near_hits += near
+            if portion.done(len(payload) if payload is not None else 0):
+                await turn()
+        step[0].counters.count_many(len(some), hits, near_hits)
+    return found
+
+
+def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
+
+    :raises CacheArgumentError: as `found_many` does.
+    """
+    found: dict[Any, Any] = {}
+    names = KeyNames()
+    for start in range(0, len(keys), MANY):
+        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        names.add(some, step)
+        hits = near_hits = 0
+        for key, address, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
+            value = reads.opened(address, entry)
+            if value is not MISS:
+                found[key] = value
+                hits += 1
+                near_hits += near
+        step[0].counters.count_many(len(some), hits, near_hits)
+    return found
+
+
+def weight(entry: Entry | None) -> int:
+    """Return the bytes that opening an entry takes to decode."""
+    payload = entry.payload if entry is not None else None
+    return len(payload) if payload is not None else 0
+
+
+async def look_many(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
+    """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
+    found, missing = _near(reads, addresses)
+    for start in range(0, len(missing), MANY):
+        await turn()
+        step = missing[start : start + MANY]
+        _note(found, step, await _read_many(reads, [addresses[index] for index in step]))
+    return found
+
+
+def look_many_blocking(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
+    """Do what `look_many` does, for a thread."""
+    found, missing = _near(reads, addresses)
+    for start in range(0, len(missing), MANY):
+        step = missing[start : start + MANY]
+        asked = partial(_read_many, reads, [addresses[index] for index in step])
+        try:
+            entries = reads.state.portal.call(asked)
+        except NoThreadError as error:
+            entries = [reads.without_loop(addresses[index], error) for index in step]
+        _note(found, step, entries)
+    return found
+
+
+def _near(reads: Reads, addresses: Sequence[Address]) -> tuple[list[_Look], list[int]]:
+    """Return what is near, and the places of those that are not."""
+    hit = reads.state.memory.hit
+    found: list[_Look] = [(hit(address.name), True) for address in addresses]
+    return found, [index for index, (entry, _) in enumerate(found) if entry is None]
+
+
+def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | None]) -> None:
+    for place, entry in zip(places, entries, strict=True):
+        found[place] = (entry, False)
+
+
+async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry | None]:
+    """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
+    if addresses[0].namespace.local:
+        return [await reads.read(address) for address in addresses]
+    wire = reads.state.wire()
+    if wire is None or not wire.up:
+        # The first one sees to it that the wire is up, if it can be.
+        first, rest = await reads.read(addresses[0]), addresses[1:]
+        if wire is None or not wire.up:
+            return [first, *[await reads.read(address) for address in rest]]
+        return [first, *(await _read_many(reads, rest) if rest else ())]
+    if reads.state.recovery.pending:
+        covered = [address for address in addresses if reads.state.recovery.covers(address.name)]
+        with contextlib.suppress(CacheUnavailableError):
+            for address in covered[:1]:
+                await reads.caught_up(wire, address)
+    answers: list[Entry | Exception | None] = [UnsettledError()] * len(addresses)
+    tags: set[str] = set()
+    for attempt in range(JUDGEMENTS):
+        open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
+        if not open_:
+            break
+        wanted = [addresses[index] for index in open_]
+        for index, answer in zip(open_, await _ask_many(reads, wire, wanted, tags, again=attempt > 0), strict=True):
+            answers[index] = answer
+            if isinstance(answer, UnsettledError):
+                tags.update(answer.tags)
+    # What was lost on the way goes the long way round.
+    return [
+        await reads.read(address) if isinstance(answer, Exception) else answer
+        for answer, address in zip(answers, addresses, strict=True)
+    ]
+
+
+async def _ask_many(
+    reads: Reads, wire: "Wire", addresses: Sequence[Address], tags: Iterable[str], *, again: bool
+) -> list[Entry | Exception | None]:
+    """Ask for some values, and for the epochs of tags that they turned out to have.
+
+    :param again: whether they have come once before their epochs were known; see `EpochReads.prepare`.
+    """
+    waiters: list[asyncio.Future[Entry | None]] = []
+    refused: list[Exception] = []
+    with contextlib.ExitStack() as fills:
+        try:
+            try:
+                reads.epochs.prepare(wire, addresses[0].realm, tuple(tags), again=again)
+                for count, address in enumerate(addresses, 1):
+                    waiter, fill = reads.request(wire, address, None if again else reads.held(address))
+                    waiters.append(waiter)
+                    fills.callback(reads.settle, fill)
+                    if count % _STEP == 0:
+                        await turn()
+            except CacheUnavailableError as error:
+                refused = [error] * (len(addresses) - len(waiters))
+            answers = await asyncio.gather(*waiters, return_exceptions=True)
+        finally:
+            # Cancelled half-way, nobody is left to look at the rest.
+            for waiter in waiters:
+                waiter.cancel()
+    return [*(_no_cancellation(answer) for answer in answers), *refused]
+
+
+def _no_cancellation(answer: Entry | BaseException | None) -> Entry | Exception | None:
+    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+        raise answer
+    return answer

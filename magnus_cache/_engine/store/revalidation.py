@@ -1,0 +1,55 @@
+"""Warm reconnection: what is still here from before a connection was lost need not come over again.
+
+Its trust is dead, so Redis has to be asked before it is served. It is asked whether it still has that very version;
+the value comes over only if it has not. So an outage costs a fleet no burst of large replies, and its sources nothing.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.memory.entry import Entry, TaggedEntry
+from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.store.records import Held
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["comparable", "comparison", "recognized", "tags_of"]
+
+_WORTH: Final = 1_024
+"""Bytes of a value from which on comparing is cheaper than reading: a script costs Redis some microseconds more."""
+
+
+def comparable(near: Entry, wire: "Wire") -> bool:
+    """Whether what is here is worth being compared: large, and known to Redis, but not on this connection yet."""
+    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, LocalTrust)
+
+
+def tags_of(near: Entry) -> tuple[str, ...]:
+    """Return the tags of what is here."""
+    return tuple(mark.tag for mark in near.marks) if isinstance(near, TaggedEntry) else ()
+
+
+def comparison(name: bytes, near: Entry, tags: Sequence[str]) -> Command:
+    """Pack the comparison of what is here with what Redis has; `recognized` reads the reply."""
+    return scripts.compare(name, near.version, envelope.head_bytes(tags))
+
+
+def recognized(near: Entry, reply: Any) -> tuple[Held | None, int, float, bytes | None]:
+    """Return what is known of what Redis has, its fresh-until and life, and its bytes if they came over.
+
+    :param near: what the comparison was made with.
+    :raises CacheDecodeError: with the reason ``"malformed"``.
+    """
+    is_same, raw = reply
+    if not is_same:
+        return None, 0, 0.0, raw
+    header, tags = envelope.glance(raw)
+    # In this order: whoever opens the entry this very moment sets the value before the payload goes.
+    payload = near.payload
+    value = near.value if payload is None else None
+    held = Held(value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative)
+    return held, header.fresh_until, header.life, None

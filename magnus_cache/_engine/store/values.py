@@ -1,0 +1,187 @@
+"""Values as callers have them, and as payloads: in the calling thread, or in turns of an event loop."""
+
+from collections.abc import Generator
+from typing import Any
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec.refusals import explained
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.flights.context import is_unmodified
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.footprint import keep_decoded
+from magnus_cache._engine.runtime.turns import at_once, in_turns
+from magnus_cache._engine.store.local_values import LocalValues
+from magnus_cache._engine.store.negative import decode_error
+from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
+from magnus_cache.freshness import PLAIN
+
+__all__ = ["Coding"]
+
+
+class Coding:
+    """The encoding and decoding of one `State`'s values, each with what its namespace has to say about it."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._settings = state.settings
+        self._clock = state.clock
+        self.local = LocalValues(state)
+
+    def opened(self, address: Address, entry: Entry | None) -> Any:
+        """Return an entry's value, fresh for this caller unless it is immutable.
+
+        MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
+        """
+        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
+            return MISS
+        return self.opened_anyway(address, entry)
+
+    def opened_here(self, address: Address, entry: Entry | None) -> Any:
+        """Do what `opened` does, on an event loop; LARGE for a value that is to be opened by `open` there."""
+        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
+            return MISS
+        payload = entry.payload
+        if payload is None:
+            return entry.value
+        return LARGE if len(payload) >= codec.LARGE else self.opened_anyway(address, entry)
+
+    def is_large(self, entry: Entry) -> bool:
+        """Whether an entry's value takes too long to be decoded in one step."""
+        payload = entry.payload
+        return payload is not None and len(payload) >= codec.LARGE
+
+    async def open(self, address: Address, entry: Entry | None) -> Any:
+        """Do what `opened` does, on an event loop, in as many of its turns as the value takes."""
+        value = self.opened_here(address, entry)
+        return await self.open_anyway(address, entry) if value is LARGE and entry is not None else value
+
+    async def open_anyway(self, address: Address, entry: Entry) -> Any:
+        """Do what `opened_anyway` does, on an event loop, in as many of its turns as the value takes."""
+        payload = entry.payload
+        if payload is None or len(payload) < codec.LARGE or entry.negative:
+            return self.opened_anyway(address, entry)
+        try:
+            value = await in_turns(codec.decode_steps(payload, self.limit(address)))
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return MISS
+        if address.namespace.share or codec.shareable(value):
+            keep_decoded(self.state.memory, address.name, entry, value)
+        return value
+
+    def opened_anyway(self, address: Address, entry: Entry) -> Any:
+        """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
+        payload = entry.payload
+        if payload is None:
+            return entry.value
+        if entry.negative:
+            return MISS
+        try:
+            value = codec.decode(payload, self.limit(address))
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return MISS
+        if address.namespace.share or codec.shareable(value):
+            keep_decoded(self.state.memory, address.name, entry, value)
+        return value
+
+    def error(self, address: Address, entry: Entry) -> Exception | None:
+        """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
+        if not entry.negative or entry.payload is None:
+            return None
+        try:
+            return decode_error(entry.payload, address.freshness, self.limit(address))
+        except CacheDecodeError as error:
+            self.unreadable(address, error)
+            return None
+
+    def encoded(self, address: Address, value: Any) -> bytes:
+        """Return a value's payload.
+
+        :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        """
+        if address.namespace.local:
+            return self._referred(address, value)
+        try:
+            # In steps as well: other threads get the GIL in between.
+            payload = at_once(self.encoding(value))
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
+        at_once(self.checking(address, payload))
+        return payload
+
+    def encoding(self, value: Any) -> Generator[None, None, bytes]:
+        """Return a value's payload, in steps, whatever its size.
+
+        :raises CacheEncodeError: as `encoded` does.
+        """
+        return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+
+    async def encode(self, address: Address, value: Any) -> bytes:
+        """Do what `encoded` does, on an event loop, in as many of its turns as the value takes.
+
+        :raises CacheEncodeError: as `encoded` does.
+        :raises CacheValueTooLargeError: as `encoded` does.
+        """
+        if address.namespace.local:
+            return self._referred(address, value)
+        try:
+            payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
+        if len(payload) < codec.LARGE:
+            self.check_size(address, payload)
+        else:
+            await in_turns(self.checking(address, payload))
+        return payload
+
+    def _referred(self, address: Address, value: Any) -> bytes:
+        """Return nothing, which is what is encoded of an object that is kept by reference."""
+        if is_unmodified(value):
+            raise _for_loaders()
+        if (refusal := self.local.refusal(address, value)) is not None:
+            raise refusal
+        return b""
+
+    def check_size(self, address: Address, payload: bytes) -> None:
+        """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
+        at_once(self.checking(address, payload))
+
+    def checking(self, address: Address, payload: bytes) -> Generator[None, None, None]:
+        """Do what `check_size` does, in steps.
+
+        :raises CacheValueTooLargeError: as `check_size` does.
+        """
+        limit = self.limit(address)
+        if len(payload) > limit:
+            raise CacheValueTooLargeError(address.namespace, len(payload), limit)
+        try:
+            yield from codec.size_steps(payload, limit)
+        except CacheDecodeError:
+            # Here rather than at every read that follows.
+            raise CacheValueTooLargeError(address.namespace, len(payload), limit, decoded=True) from None
+
+    def limit(self, address: Address) -> int:
+        """Return the most bytes that an encoded value of this namespace may have."""
+        return address.namespace.max_value_bytes or self._settings.max_value_bytes
+
+    def unreadable(self, address: Address, error: CacheDecodeError) -> None:
+        """Count a value that cannot be read, and say so; never what it is."""
+        address.counters.unreadable += 1
+        topic = f"unreadable:{address.namespace}:{error.reason}"
+        self.state.notices.warn(topic, f"a value in namespace {str(address.namespace)!r} counts as a miss: {error}")
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return codec.encode(value)
+    except CacheEncodeError:
+        if is_unmodified(value):
+            raise _for_loaders() from None
+        raise
+
+
+def _for_loaders() -> CacheTypeError:
+    return CacheTypeError("value", "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term")

@@ -1,0 +1,430 @@
+"""Writes: to Redis and near, and what becomes of them while Redis is away.
+
+Nothing here raises because Redis is away: a value stays in this process, and what Redis missed is recorded, to be
+told on its return before anything it says about those keys is believed.
+"""
+
+import asyncio
+import contextlib
+import math
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
+from random import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coordination.generations import OfflineTrust
+from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.memory.entry import Fill
+from magnus_cache._engine.memory.footprint import footprint, has_room
+from magnus_cache._engine.redis import commands, replies, scripts
+from magnus_cache._engine.redis.bulk import remove_names
+from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
+from magnus_cache._engine.store.local_values import tagged
+from magnus_cache._engine.store.local_writes import LocalWrites
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.reads_many import MANY
+from magnus_cache._engine.store.records import Address, Held
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.freshness import lifetime
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["Writes", "milliseconds"]
+
+T = TypeVar("T")
+
+_COMPRESS_HERE: Final = 32_768
+"""Bytes that may be compressed on the event loop itself: about a millisecond."""
+
+_COMPRESSING: Final = 2
+"""Values of one loop that are compressed or decompressed in threads at a time."""
+
+_SAMPLED: Final = 3.0
+"""Seconds for which Redis' time is known well enough for a write."""
+
+_REMOVED: Final = 200
+"""Values removed at a time by one call; each name is looked up some times on the way, in one step."""
+
+
+class Writes:
+    """The writes of one `State`: store and remove."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.state = reads.state
+        self.reads = reads
+        self._memory = reads.state.memory
+        self._clock = reads.state.clock
+        self.local = LocalWrites(reads, self._keep)
+        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    # -- write ----------------------------------------------------------------------------------------------
+
+    async def overwrite(
+        self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()
+    ) -> bool:
+        """Do what `write` does, and void what is being loaded of the value.
+
+        On a loop, not in a blocked thread: that may have interrupted a loop of its own, whose wire holds the lease.
+        """
+        self.state.touch((address.name,))
+        return await self.write(address, value, payload, ttl, tags)
+
+    async def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+        """Store a value, in Redis and near; return whether it is stored anywhere.
+
+        :param ttl: seconds.
+        """
+        since, tags = self.state.epochs.moment(), tagged(address, tags)
+        # An invalidation that is recorded from here on came after this write, and stays.
+        mark = self.state.recovery.mark
+        self._memory.invalidate(address.name)
+        wire = self.state.wire()
+        holding = self.holding(address, value, payload, tags)
+        held = await in_turns(holding) if len(payload) >= codec.LARGE else at_once(holding)
+        ttl = lifetime(ttl, address.freshness.jitter, random)
+
+        def overtaken() -> bool:
+            known = map(self.state.epochs.tag_name, tags)
+            return self.state.epochs.overtaken(tags, since) or self.state.recovery.covers(address.name, known, mark)
+
+        if wire is None:
+            return self._keep(address, held, ttl, overtaken, supersedes=True)
+        if address.namespace.local:
+            return await self.local.write(wire, address, held, ttl, overtaken)
+        error: CacheUnavailableError | None = None
+        kept = False
+
+        async def attempt() -> None:
+            nonlocal held
+            await self.reads.epochs.settled(wire, address.realm, tags)
+            held = held._replace(epoch=self.state.epochs.highest)
+            command = partial(commands.store, address.name, database=wire.database)
+            await self._send(wire, address, held, payload, ttl, command)
+
+        try:
+            try:
+                await attempt()
+            except CacheUnavailableError as first:
+                async with self.state.key_locks.hold(address.name):
+                    error = await _again(attempt, first)
+                    if error is not None:
+                        late = overtaken()
+                        mark = self._refused(address, error)
+                        kept = not late and self._keep(address, held, ttl, overtaken, supersedes=True)
+        except asyncio.CancelledError:
+            # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
+            self.unsure((address.name,))
+            raise
+        if error is not None:
+            await self.state.recorded()
+            return kept
+        self.state.recovery.overwritten(address.name, mark)
+        # Through another connection, a load may have found the old value before this one replaced it.
+        self.state.flights.detach(address.name)
+        address.counters.stores += 1
+        return True
+
+    async def fill(self, address: Address, held: Held, payload: bytes, ttl: float, claim: Claim) -> bool:
+        """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
+
+        :param held: what `holding` returned for it, and whatever else is known of it.
+        :param ttl: seconds.
+        """
+        held, tags = held._replace(epoch=claim.epoch), held.tags
+        ttl = lifetime(ttl, address.freshness.jitter, random)
+        lease, wire = claim.lease, self.state.wire()
+
+        def overtaken() -> bool:
+            return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
+
+        if wire is None or lease is None:
+            return await self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
+        if lease.void:
+            return False
+        if address.namespace.local:
+            outcome = await self.local.fill(address, held, ttl, claim)
+            if isinstance(outcome, bool):
+                return outcome
+            return await self._keep_loaded(address, held, ttl, overtaken, claim, outcome if outcome.refused else None)
+        try:
+            self.reads.epochs.prepare(lease.wire, address.realm, tags)
+            command = partial(scripts.fill, address.name, lease.token, database=lease.wire.database)
+            stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, command))
+        except CacheUnavailableError as error:
+            self.reads.failed(address, error)
+            if claim.fresh:
+                # What it was to replace may still be there.
+                self._distrust((address.name,))
+            lease.close()
+            kept = await self._keep_loaded(address, held, ttl, overtaken, claim, error if error.refused else None)
+            await self.state.recorded()
+            return kept
+        except asyncio.CancelledError:
+            if claim.fresh:
+                self._distrust((address.name,))
+            raise
+        lease.close(filled=True)
+        self.state.leases.ring(address.name)
+        if stored:
+            self.state.recovery.overwritten(address.name, claim.mark)
+            address.counters.stores += 1
+        else:
+            self.state.stats.fenced_loads += 1
+        return stored
+
+    def holding(
+        self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]
+    ) -> Generator[None, None, Held]:
+        """Return, in steps, what is to be kept of a value, with a new version."""
+        if address.namespace.local:
+            return self.local.held(value, tags)
+        version = envelope.new_version()
+        shareable = codec.shareable(value)
+        if shareable or address.namespace.share:
+            # A copy unless it is immutable: its maker may go on to change it.
+            large = len(payload) >= codec.LARGE and not shareable
+            kept = (yield from codec.decode_steps(payload)) if large else value if shareable else codec.decode(payload)
+            size = footprint(kept, len(payload))
+            if has_room(self.state.memory, size):
+                return Held(kept, None, size, version, tags=tags)
+        return Held(None, payload, len(payload), version, tags=tags)
+
+    async def _send(
+        self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float,
+        command: Callable[[bytes, int], Command],
+    ) -> bool:  # fmt: skip
+        """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
+        if not wire.up or self._clock() - wire.time.sampled > _SAMPLED:
+            # A value's end is told in Redis' time, which is known once the wire is up. While it is used, it is asked
+            # again all the time; after a rest, the server's clock may have been set.
+            await wire.renew()
+        steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+        pack = partial(
+            envelope.pack, payload, version=held.version, epoch=held.epoch, cost=held.cost,
+            life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
+            negative=held.negative,
+        )  # fmt: skip
+        address.realm.sized(len(payload))
+        size = len(payload) if address.namespace.compress else 0
+        raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+        # Again, now that the command is about to be queued: a read of this process that was queued before it must
+        # not store the old value after it, as Redis does not announce our own writes to us.
+        self._memory.invalidate(address.name)
+        fill = self.reads.expect(address)
+        receive = partial(self._stored, address, fill, held, (fresh_until, ttl))
+        life = ttl if held.negative else ttl + address.freshness.grace
+        try:
+            stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
+        finally:
+            self.reads.settle(fill)
+        if stored and wire.time.steps != steps:
+            # The answer that came along with it says that the server's clock was set: by that, its end was wrong.
+            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            self._memory.invalidate(address.name)
+            with contextlib.suppress(CacheUnavailableError):
+                before = raw[: envelope.HEADER_BYTES]
+                await wire.execute(scripts.replace(address.name, before, again, milliseconds(life)))
+        return stored
+
+    async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
+        """Return what a function returns that compresses or decompresses a value, called in a thread if it is large.
+
+        :param size: bytes of the value.
+        :param here: bytes up to which it is called on the event loop.
+        """
+        if size <= here:
+            return work()
+        # Not the limit that everybody's threads share: sync loaders that wait for this very value may use it up.
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
+        return await to_thread.run_sync(work, limiter=limiter)
+
+    def _stored(
+        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float],
+        reply: Any, source: "Source", sent: float,
+    ) -> bool:  # fmt: skip
+        """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
+        parts = reply if isinstance(reply, list) and reply else [reply]
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+        stored = replies.yes(parts[-1])
+        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, address.realm)
+        kept = False
+        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
+        if stored and fill is not None and floor is not None and floor <= held.epoch:
+            # By Redis' time as it is known by now.
+            deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
+            entry = self.reads.entry(address, held, deadline, trust, sent, generation, marks, sent)
+            kept = self._memory.fill(fill, entry)
+        if stored and not kept:
+            # Another loop's read may have brought the old value since this was sent.
+            self._memory.invalidate(address.name)
+        return stored
+
+    def _refused(self, address: Address, error: CacheUnavailableError) -> int:
+        """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
+        self.reads.failed(address, error)
+        mark = self.unsure((address.name,))
+        if self.state.reachable:
+            self._stays_here(address, error)
+        return mark
+
+    def _stays_here(self, address: Address, error: CacheUnavailableError) -> None:
+        address.counters.refused += 1
+        self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
+
+    def unsure(self, names: Sequence[bytes]) -> int:
+        """Note a removal or an overwrite that Redis may not have, and let no load of these values be kept any more.
+
+        Returns the mark of the record. Loads that began while Redis was being asked are overtaken as well: they would
+        be kept here, after what this call came to.
+        """
+        mark = self._distrust(names)
+        self.state.touch(names)
+        return mark
+
+    def _distrust(self, names: Sequence[bytes]) -> int:
+        """Believe nothing that Redis says about these values until it has been told that they are gone.
+
+        Returns the mark of the record. Loads go on: this is also for one that Redis did not take the value of.
+
+        In this order: a read that did not see the record finds its placeholder void.
+        """
+        mark = self.state.missed(lambda recovery: recovery.record(names))
+        for name in names:
+            self._memory.invalidate(name)
+        return mark
+
+    def _keep(
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        supersedes: bool = False,
+    ) -> bool:  # fmt: skip
+        """Store a value in this process alone, unless something has overtaken it.
+
+        :param supersedes: whether it overtakes what another thread is about to store.
+        """
+        if not address.namespace.l1:
+            return False
+        now, generation = self._clock(), self._memory.generation
+        marks = self.state.epochs.marks(held.tags, address.realm)
+        # Reserved before the question: what another thread does from here on voids the placeholder.
+        fill = self._memory.reserve(address.name, anew=supersedes)
+        try:
+            if overtaken():
+                return False
+            trust = trust or self.state.local_trust(address.namespace)
+            if address.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
+                return False
+            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks, now)
+            kept = self._memory.fill(fill, entry)
+        finally:
+            self._memory.release(fill)
+        address.counters.stores += kept
+        return kept
+
+    async def _keep_loaded(
+        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim,
+        refusal: CacheUnavailableError | None,
+    ) -> bool:  # fmt: skip
+        """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
+
+        :param refusal: why Redis, being there, does not take it: then the staleness bound is its bound.
+        """
+        offline = self.state.eras.offline
+        if claim.offline is offline and not self.state.reachable:
+            trust: Trust = self.state.eras.bounded(offline, address.namespace)
+        elif refusal is not None:
+            self._stays_here(address, refusal)
+            trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
+        else:
+            return False
+        # After what another task has in hand: it may overtake this load.
+        async with self.state.key_locks.hold(address.name):
+            return self._keep(address, held, ttl, overtaken, trust)
+
+    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> bool:
+        """Store many values, each with its address, payload, time to live in seconds, and tags.
+
+        Return whether all of them are stored, in Redis or, while that is away, in this process.
+        """
+        stored = True
+        for start in range(0, len(items), MANY):
+            writes: list[asyncio.Task[bool]] = []
+            portion = Step()
+            try:
+                for item in items[start : start + MANY]:
+                    self.state.touch((item[0].name,))
+                    writes.append(asyncio.create_task(self.write(*item)))
+                    # Some hundred bytes of a payload are packed in the time that one is decoded in.
+                    if portion.done(len(item[2]) >> 4):
+                        # One turn for those that were begun to get as far as the queue.
+                        await asyncio.sleep(0)
+                        await turn()
+                stored = all(await asyncio.gather(*writes)) and stored
+            except BaseException:
+                for write in writes:
+                    write.cancel()
+                raise
+        return stored
+
+    # -- remove ---------------------------------------------------------------------------------------------
+
+    async def remove(self, addresses: Sequence[Address]) -> int:
+        """Remove values everywhere and return how many there were, as far as it can be known."""
+        removed = 0
+        for start in range(0, len(addresses), _REMOVED):
+            some = addresses[start : start + _REMOVED]
+            count, names = await self.local.remove(some)
+            removed += count + (await self._remove(names) if names else 0)
+            await turn()
+        return removed
+
+    async def _remove(self, names: Sequence[bytes]) -> int:
+        held = sum(self._memory.peek(name) is not None for name in set(names))
+        self.state.touch(names)
+        wire = self.state.wire()
+        if wire is None:
+            return held
+        try:
+            return await twice(lambda: remove_names(wire, names, self.state.touch))
+        except asyncio.CancelledError:
+            self.unsure(names)
+            raise
+        except CacheUnavailableError as error:
+            self.state.stats.failed(error.reason)
+            self.unsure(names)
+            if self.state.reachable:
+                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
+            await self.state.recorded()
+            return held
+
+
+async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
+    """Ask Redis once more if its connection was cut, see `twice`; return why it could not be asked, or None."""
+    if error.reason != "lost":
+        return error
+    try:
+        await attempt()
+    except CacheUnavailableError as second:
+        return second
+    return None
+
+
+def milliseconds(ttl: float) -> int:
+    """Return Redis' expiry for a time to live: rounded up, as judging is the envelope's business."""
+    return max(1, math.ceil(ttl * 1000))
