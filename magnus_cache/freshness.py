@@ -19,7 +19,7 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.numbers import number
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTypeError
 
-__all__ = ["PLAIN", "Freshness", "FreshnessOptions", "Standing", "early_by", "lifetime", "merged", "standing"]
+__all__ = ["NO_POLICY", "Freshness", "FreshnessOptions", "FreshnessState", "classify", "early_by", "lifetime", "merged"]
 
 _RETRY: Final = 5.0
 _LEAST: Final = 2.0**-64
@@ -69,7 +69,7 @@ class Freshness:
 
         :raises CacheArgumentError: naming the option that cannot be meant.
         """
-        return merged(PLAIN, options)
+        return merged(NO_POLICY, options)
 
     @property
     def in_tasks(self) -> bool:
@@ -81,7 +81,7 @@ class Freshness:
         return next((ttl for kind, ttl in self.negative if isinstance(error, kind)), None)
 
 
-PLAIN: Final = Freshness()
+NO_POLICY: Final = Freshness()
 """The policy of a namespace without one. There is only this instance: what is not it, has a policy."""
 
 
@@ -102,8 +102,8 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
         if inherited is not None:
             parts["soft_timeout"] = None if not parts["grace"] else inherited if hard is None else min(inherited, hard)
     result = Freshness(**parts)
-    if result == PLAIN:
-        return PLAIN
+    if result == NO_POLICY:
+        return NO_POLICY
     soft, hard = result.soft_timeout, result.hard_timeout
     if soft is not None and not result.grace:
         problem = "there is no stale value to be served after it; give a grace as well, such as grace='1h'"
@@ -116,7 +116,7 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
 # -- the decisions ------------------------------------------------------------------------------------------------
 
 
-class Standing(Enum):
+class FreshnessState(Enum):
     """What may be done with a value now."""
 
     FRESH = "fresh"
@@ -127,13 +127,13 @@ class Standing(Enum):
     GONE = "gone"
 
 
-def standing(now: float, due: float, fresh_until: float, end: float) -> Standing:
+def classify(now: float, due: float, fresh_until: float, end: float) -> FreshnessState:
     """Return what may be done with a value that is due for a refresh, stale and gone at these seconds of one clock."""
     if now < due:
-        return Standing.FRESH
+        return FreshnessState.FRESH
     if now < fresh_until:
-        return Standing.EARLY
-    return Standing.STALE if now < end else Standing.GONE
+        return FreshnessState.EARLY
+    return FreshnessState.STALE if now < end else FreshnessState.GONE
 
 
 def early_by(cost: float, beta: float, random: Callable[[], float]) -> float:

@@ -15,7 +15,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace
 from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.runtime import log as notices
-from magnus_cache._engine.runtime.log import Notices
+from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.wait import wait_until, wait_until_async
 
@@ -190,7 +190,7 @@ async def test_a_storm_is_one_line_and_the_next_one_counts_it(log: Any, monkeypa
 
 def test_there_are_not_more_lines_the_more_topics_there_are(log: Any) -> None:
     now = 0.0
-    notices_ = Notices(lambda: now)
+    notices_ = RateLimitedLog(lambda: now)
     for _ in range(3):
         for topic in range(5_000):
             notices_.warn(f"topic:{topic}", "something failed")
@@ -205,7 +205,7 @@ def test_there_are_not_more_lines_the_more_topics_there_are(log: Any) -> None:
 
 def test_a_flapping_matter_is_told_anew_no_sooner_for_each_time_it_is_mended(log: Any) -> None:
     now = 0.0
-    notices_ = Notices(lambda: now)
+    notices_ = RateLimitedLog(lambda: now)
     notices_.warn("redis", "away")
     assert notices_.forget("redis")
     assert not notices_.forget("redis")
@@ -361,5 +361,5 @@ def test_what_is_said_once_is_bounded(log: Any) -> None:
     assert len(log.messages) == 5_000
     assert len(notices._said) <= 1_000
     for number in range(5_000):
-        Notices(place=f"place {number}")
+        RateLimitedLog(place=f"place {number}")
     assert len(notices._places) <= 64

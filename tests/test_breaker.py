@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.outage.turn import turn
+from magnus_cache._engine.outage.turn import wait_turn
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until_async
 
@@ -224,5 +224,5 @@ async def test_nobody_is_sent_away_when_another_attempt_has_just_succeeded() -> 
     breaker, rested = Recovering(), list[float]()
     breaker.failed(0.0, "refused")
     async with asyncio.timeout(5):
-        await turn(breaker, lambda: 0.0, lambda: rested.append(0.0))
+        await wait_turn(breaker, lambda: 0.0, lambda: rested.append(0.0))
     assert rested == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheManager, get_cache_manager
-from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.testing import isolated
 
@@ -121,13 +121,13 @@ def test_a_method_behind_such_a_decorator(memory: CacheManager) -> None:
 
 
 def test_the_signature_of_the_decorator_counts_where_it_has_one() -> None:
-    keys = CallKeys.of(named_session(user))
+    keys = CallKeyBuilder.of(named_session(user))
     assert keys.parameters == ["user_id", "page"]
     assert keys.text((), {}) == keys.text((0,), {}) == keys.text((), {"page": 1})
 
     declared = with_session(user)
     declared.__signature__ = inspect.Signature([inspect.Parameter("number", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
-    assert CallKeys.of(declared).parameters == ["number"]
+    assert CallKeyBuilder.of(declared).parameters == ["number"]
 
 
 def test_a_template_does_not_guess_which_argument_is_meant(memory: CacheManager) -> None:
@@ -166,7 +166,7 @@ def quote(db: object, ticker: str, depth: int = 5) -> tuple[str, int]:
 
 
 def test_a_decorator_that_hands_all_on_changes_no_key() -> None:
-    plain, keys = CallKeys.of(quote), CallKeys.of(handed_on(quote))
+    plain, keys = CallKeyBuilder.of(quote), CallKeyBuilder.of(handed_on(quote))
     for args, kwargs in [(("d", "A"), {}), (("d",), {"ticker": "A"}), ((), {"db": "d", "ticker": "A", "depth": 5})]:
         assert keys.text(args, kwargs).endswith(plain.text(args, kwargs).partition("quote")[2][2:])
 
@@ -175,18 +175,18 @@ def test_leaving_out_works_behind_it(memory: CacheManager) -> None:
     cached = memory.cached("t", exclude=("db",))(handed_on(quote))
     assert cached(object(), "A") == cached(object(), ticker="A") == cached(db="other", ticker="A") == ("A", 5)
     assert cached.cache_info().loads == 1
-    assert CallKeys.of(handed_on(quote), key="{ticker}").text((object(), "A"), {}) == "A"
-    assert CallKeys.of(handed_on(quote), key_func=lambda db, ticker: ticker).text((None, "A"), {}) == "A"
+    assert CallKeyBuilder.of(handed_on(quote), key="{ticker}").text((object(), "A"), {}) == "A"
+    assert CallKeyBuilder.of(handed_on(quote), key_func=lambda db, ticker: ticker).text((None, "A"), {}) == "A"
 
 
 def test_lru_cache_is_seen_through(memory: CacheManager) -> None:
-    keys = CallKeys.of(functools.lru_cache(quote), exclude=("db",))
-    assert keys.text(("d", "A"), {}) == CallKeys.of(quote, exclude=("db",)).text(("e", "A", 5), {})
+    keys = CallKeyBuilder.of(functools.lru_cache(quote), exclude=("db",))
+    assert keys.text(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).text(("e", "A", 5), {})
 
 
 def test_so_is_a_function_that_is_cached_already(memory: CacheManager) -> None:
-    keys = CallKeys.of(memory.cached("t")(quote), exclude=("db",))
-    assert keys.text(("d", "A"), {}) == CallKeys.of(quote, exclude=("db",)).text(("e", "A", 5), {})
+    keys = CallKeyBuilder.of(memory.cached("t")(quote), exclude=("db",))
+    assert keys.text(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).text(("e", "A", 5), {})
 
 
 # -- called or awaited ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache._engine.keys.instances import constructed_without_arguments
 from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -29,18 +29,18 @@ def query(db: Any, ticker: str, depth: int = 5) -> None:
     pass
 
 
-def text(keys: CallKeys, *args: Any, **kwargs: Any) -> str:
+def text(keys: CallKeyBuilder, *args: Any, **kwargs: Any) -> str:
     return keys.text(args, kwargs)
 
 
-KEYS = CallKeys.of(plain)
+KEYS = CallKeyBuilder.of(plain)
 
 
 def test_one_call_written_in_several_ways_is_one_key() -> None:
     def f(a: int = 5, *, b: int = 6) -> None:
         pass
 
-    keys = CallKeys.of(f)
+    keys = CallKeyBuilder.of(f)
     calls = [text(keys), text(keys, 5), text(keys, a=5), text(keys, 5, b=6), text(keys, b=6, a=5)]
     assert len(set(calls)) == 1
     assert calls[0].endswith("f~(a=~5,b=~6)")
@@ -87,7 +87,7 @@ class Right:
 
 def test_methods_of_one_name_and_keyword_arguments_and_spaces() -> None:
     """Pitfall 12 of PITFALLS: same-named methods of two classes, keyword arguments, and text with spaces."""
-    left, right = CallKeys.of(Left.get), CallKeys.of(Right.get)
+    left, right = CallKeyBuilder.of(Left.get), CallKeyBuilder.of(Right.get)
     assert text(left, Left(), 1) != text(right, Right(), 1)
     assert text(left, Left(), x=1) == text(left, Left(), 1)
     assert text(KEYS, "a b", "c") != text(KEYS, "a", "b c") != text(KEYS, "a b c")
@@ -118,7 +118,7 @@ class Odd(Account):
 
 def test_an_instance_is_never_taken_for_another() -> None:
     """Pitfall 11 of PITFALLS: a new instance at the address of an old one does not get its key."""
-    keys = CallKeys.of(Account.total)
+    keys = CallKeyBuilder.of(Account.total)
     texts = set()
     for number in range(200):
         account = Account(number)
@@ -130,13 +130,13 @@ def test_an_instance_is_never_taken_for_another() -> None:
 
 
 def test_instances_go_by_identity_not_by_equality() -> None:
-    keys = CallKeys.of(Account.total)
+    keys = CallKeyBuilder.of(Account.total)
     one, other = Odd(1), Odd(1)
     assert text(keys, one, 1) == text(keys, one, 1) != text(keys, other, 1)
 
 
 def test_instances_share_by_their_cache_key() -> None:
-    keys = CallKeys.of(Account.total)
+    keys = CallKeyBuilder.of(Account.total)
     assert text(keys, Named(1), 1) == text(keys, Named(1), 1)
     assert text(keys, Named(1), 1) != text(keys, Named(2), 1)
     with pytest.raises(CacheTypeError, match=r"self: __cache_key__ of Named returned"):
@@ -147,7 +147,7 @@ def test_instances_constructed_without_arguments_share() -> None:
     class Sub(Left):
         pass
 
-    keys = CallKeys.of(Left.get)
+    keys = CallKeyBuilder.of(Left.get)
     assert text(keys, Left(), 1) == text(keys, Left(), 1) == f"{__name__}.Left.get~(x=~1)"
     # But a subclass may override what the method calls.
     assert text(keys, Sub(), 1) == text(keys, Sub(), 1) != text(keys, Left(), 1)
@@ -192,7 +192,7 @@ def test_one_warning_a_class_tells_how_to_share(caplog: pytest.LogCaptureFixture
 
     with caplog.at_level(logging.WARNING, "magnus_cache"):
         for _ in range(3):
-            text(CallKeys.of(Account.total), Client(1), 1)
+            text(CallKeyBuilder.of(Account.total), Client(1), 1)
     assert len(caplog.records) == 1
     assert "Client" in caplog.text
     assert "__cache_key__" in caplog.text
@@ -209,7 +209,7 @@ def test_an_instance_without_identity_is_refused() -> None:
             pass
 
     with pytest.raises(CacheTypeError, match=r"self: .*Slots.*__cache_key__"):
-        text(CallKeys.of(Slots.get), Slots(1))
+        text(CallKeyBuilder.of(Slots.get), Slots(1))
 
 
 class Base:
@@ -222,13 +222,13 @@ class Derived(Base):
 
 
 def test_a_classmethod_counts_its_class_by_name() -> None:
-    keys = CallKeys.of(Base.make)
+    keys = CallKeyBuilder.of(Base.make)
     assert text(keys, Base, 1) == text(keys, Base, 1) != text(keys, Derived, 1)
     assert keys.fast((Base, 1)) == keys.fast((Base, 1)) != keys.fast((Derived, 1))
 
 
 def test_the_short_cut_of_a_method_knows_instances() -> None:
-    keys = CallKeys.of(Account.total)
+    keys = CallKeyBuilder.of(Account.total)
     one, other = Account(1), Account(1)
     assert keys.fast((one, "a")) == keys.fast((one, "a")) != keys.fast((other, "a"))
     assert keys.fast((one, 1)) == keys.fast((one, 1)) != keys.fast((one, True))
@@ -244,31 +244,31 @@ class Session:
 
 def test_parameters_can_be_left_out() -> None:
     """Pitfall 29 of PITFALLS: a dependency such as a session does not end up in the key."""
-    keys = CallKeys.of(query, exclude=("db",))
+    keys = CallKeyBuilder.of(query, exclude=("db",))
     one = text(keys, Session(), "AAPL")
     assert one == text(keys, Session(), "AAPL", 5) == text(keys, ticker="AAPL", db=None)
     assert one == f"{__name__}.query~(ticker=AAPL,depth=~5)"
     assert keys.fast((Session(), "AAPL")) == keys.fast((Session(), "AAPL")) != keys.fast((Session(), "MSFT"))
     assert keys.fast((Session(),)) is None
-    assert text(CallKeys.of(query, exclude="db"), Session(), "AAPL") == one
+    assert text(CallKeyBuilder.of(query, exclude="db"), Session(), "AAPL") == one
     with pytest.raises(CacheTypeError, match=r'^db: a .*Session.*exclude=\("db",\)'):
-        text(CallKeys.of(query), Session(), "AAPL")
+        text(CallKeyBuilder.of(query), Session(), "AAPL")
 
 
 def test_excluded_self_and_rest() -> None:
-    keys = CallKeys.of(Account.total, exclude=("self",))
+    keys = CallKeyBuilder.of(Account.total, exclude=("self",))
     assert text(keys, Account(1), 1) == text(keys, Account(2), 1)
     assert keys.fast((Account(1), 1)) == keys.fast((Account(2), 1)) != keys.fast((Account(2), 2))
-    rest = CallKeys.of(plain, exclude=("a",))
+    rest = CallKeyBuilder.of(plain, exclude=("a",))
     assert rest.fast((1, "x")) != rest.fast((1, "x", "y"))
     assert text(rest, 1, "x") == text(rest, 2, "x")
 
 
 def test_an_unknown_name_in_exclude_is_refused() -> None:
     with pytest.raises(CacheArgumentError, match=r"^exclude: 'session' .*db, ticker, depth"):
-        CallKeys.of(query, exclude=("session",))
+        CallKeyBuilder.of(query, exclude=("session",))
     with pytest.raises(CacheTypeError, match="^exclude: "):
-        CallKeys.of(query, exclude=5)  # type: ignore[arg-type]
+        CallKeyBuilder.of(query, exclude=5)  # type: ignore[arg-type]
 
 
 MISSING = object()
@@ -278,7 +278,7 @@ def test_a_default_without_a_text_needs_none() -> None:
     def f(a: Any = MISSING) -> None:
         pass
 
-    keys = CallKeys.of(f)
+    keys = CallKeyBuilder.of(f)
     assert text(keys) == text(keys, MISSING) != text(keys, "default")
 
 
@@ -290,7 +290,7 @@ def test_wrong_arguments_raise_as_the_function_does(args: Any, kwargs: Any, opti
     with pytest.raises(TypeError) as own:
         price(*args, **kwargs)
     with pytest.raises(TypeError) as ours:
-        CallKeys.of(price, **options).text(args, kwargs)
+        CallKeyBuilder.of(price, **options).text(args, kwargs)
     assert str(ours.value) == str(own.value)
 
 
@@ -300,11 +300,11 @@ class Nameless:
 
 
 def test_lambdas_and_what_has_no_name() -> None:
-    one, other = CallKeys.of(lambda a: a), CallKeys.of(lambda a: -a)
+    one, other = CallKeyBuilder.of(lambda a: a), CallKeyBuilder.of(lambda a: -a)
     assert text(one, 1) != text(other, 1)
     with pytest.raises(CacheTypeError, match="^function: a Nameless has no qualified name"):
-        CallKeys.of(Nameless())
-    assert text(CallKeys.of(functools.partial(price, "a"), key="{expiration}"), expiration="b") == "b"
+        CallKeyBuilder.of(Nameless())
+    assert text(CallKeyBuilder.of(functools.partial(price, "a"), key="{expiration}"), expiration="b") == "b"
 
 
 def test_a_function_behind_a_decorator_that_hands_arguments_in() -> None:
@@ -312,7 +312,7 @@ def test_a_function_behind_a_decorator_that_hands_arguments_in() -> None:
     def injected(*args: Any, **kwargs: Any) -> None:
         query(Session(), *args, **kwargs)
 
-    keys = CallKeys.of(injected)
+    keys = CallKeyBuilder.of(injected)
     assert text(keys, "AAPL") == text(keys, "AAPL") != text(keys, "MSFT")
 
 
@@ -328,15 +328,15 @@ def test_long_calls_are_hashed_and_not_remembered() -> None:
 
 
 def test_with_key_func_the_key_is_exactly_its_result() -> None:
-    keys = CallKeys.of(price, key_func=lambda ticker: ticker)
+    keys = CallKeyBuilder.of(price, key_func=lambda ticker: ticker)
     assert text(keys, "AAPL") == "AAPL" == key_text("AAPL")
     assert type(keys.key(("AAPL",), {})) is KeyText
-    assert text(CallKeys.of(price, key_func=lambda ticker: (ticker, 1)), "A") == key_text(("A", 1))
+    assert text(CallKeyBuilder.of(price, key_func=lambda ticker: (ticker, 1)), "A") == key_text(("A", 1))
     assert keys.fast(("AAPL",)) is None
 
 
 def test_key_func_may_name_its_parameters_otherwise() -> None:
-    keys = CallKeys.of(price, key_func=lambda t, e="now": f"{t}:{e}")
+    keys = CallKeyBuilder.of(price, key_func=lambda t, e="now": f"{t}:{e}")
     assert text(keys, ticker="AAPL", expiration="x") == text(keys, "AAPL", "x") == "AAPL:x"
 
 
@@ -355,18 +355,18 @@ def test_key_func_may_name_its_parameters_otherwise() -> None:
     ],
 )
 def test_key_func_sees_the_defaults_of_arguments_left_out(key_func: Callable[..., Any], expected: str) -> None:
-    keys = CallKeys.of(price, key_func=key_func)
+    keys = CallKeyBuilder.of(price, key_func=key_func)
     assert text(keys, "A") == text(keys, ticker="A") == key_text(expected)
     assert text(keys, "A", expiration="now") == key_text(expected)
     assert (text(keys, "A", "other") == text(keys, "A")) is ("now" not in expected)
-    assert text(CallKeys.of(price, key_func=str), "A") == "A"  # which does not tell its parameters
+    assert text(CallKeyBuilder.of(price, key_func=str), "A") == "A"  # which does not tell its parameters
 
 
 def test_key_func_sees_defaults_of_keyword_only_parameters() -> None:
     def f(a: int, *rest: int, b: int = 5, **more: int) -> None:
         pass
 
-    keys = CallKeys.of(f, key_func=lambda a, *rest, b, **more: (a, *rest, "b", b))
+    keys = CallKeyBuilder.of(f, key_func=lambda a, *rest, b, **more: (a, *rest, "b", b))
     assert text(keys, 1) == text(keys, 1, b=5) == text(keys, a=1) == key_text((1, "b", 5))
     assert text(keys, 1, 2) == text(keys, 1, 2, b=5) == key_text((1, 2, "b", 5))
 
@@ -374,13 +374,13 @@ def test_key_func_sees_defaults_of_keyword_only_parameters() -> None:
 @pytest.mark.parametrize("empty", ["", b"", ()])
 def test_key_func_may_return_something_empty(empty: Any) -> None:
     """A search for nothing is a call as any other; each kind of nothing has a text of its own."""
-    keys = CallKeys.of(price, key_func=lambda ticker: empty)
+    keys = CallKeyBuilder.of(price, key_func=lambda ticker: empty)
     assert text(keys, "A") == key_text((empty,))[2:-1]
     assert key_text(keys.key(("A",), {})) == text(keys, "A")
 
 
 def test_a_template_may_come_to_nothing() -> None:
-    keys = CallKeys.of(price, key="{ticker}")
+    keys = CallKeyBuilder.of(price, key="{ticker}")
     assert text(keys, "") == "~''" != text(keys, " ")
     assert text(keys, "''") != text(keys, "")
 
@@ -414,7 +414,7 @@ class Desk:
 def test_key_func_gets_self_only_if_it_has_room(
     function: Callable[..., Any], key_func: Callable[..., Any], args: tuple[Any, ...], expected: str
 ) -> None:
-    assert CallKeys.of(function, key_func=key_func).text((Desk("d"), *args), {}) == expected
+    assert CallKeyBuilder.of(function, key_func=key_func).text((Desk("d"), *args), {}) == expected
 
 
 async def coroutine_key(ticker: str) -> str:
@@ -423,7 +423,7 @@ async def coroutine_key(ticker: str) -> str:
 
 @pytest.mark.parametrize("result", [None, 1.5, ["a"], {}, object(), ("a", None)])
 def test_key_func_returning_nonsense_is_refused(result: Any) -> None:
-    keys = CallKeys.of(price, key_func=lambda ticker: result)
+    keys = CallKeyBuilder.of(price, key_func=lambda ticker: result)
     with pytest.raises(CacheArgumentError, match=f"^key_func: it returned a {type(result).__name__}: ") as caught:
         text(keys, "A")
     assert isinstance(caught.value, TypeError)
@@ -432,12 +432,12 @@ def test_key_func_returning_nonsense_is_refused(result: Any) -> None:
 
 def test_key_func_must_be_a_plain_function() -> None:
     with pytest.raises(CacheTypeError, match="^key_func: "):
-        CallKeys.of(price, key_func="ticker")  # type: ignore[arg-type]
+        CallKeyBuilder.of(price, key_func="ticker")  # type: ignore[arg-type]
     with pytest.raises(CacheTypeError, match="^key_func: .*coroutine"):
-        CallKeys.of(price, key_func=coroutine_key)
+        CallKeyBuilder.of(price, key_func=coroutine_key)
     # Not to be seen from outside: it is closed, so that nothing complains that it was never awaited.
     with pytest.raises(CacheTypeError, match="^key_func: it returned a coroutine"):
-        text(CallKeys.of(price, key_func=lambda ticker: coroutine_key(ticker)), "A")
+        text(CallKeyBuilder.of(price, key_func=lambda ticker: coroutine_key(ticker)), "A")
 
 
 def test_an_error_within_key_func_is_the_callers() -> None:
@@ -445,22 +445,22 @@ def test_an_error_within_key_func_is_the_callers() -> None:
         raise LookupError(ticker)
 
     with pytest.raises(LookupError):
-        text(CallKeys.of(price, key_func=broken), "A")
+        text(CallKeyBuilder.of(price, key_func=broken), "A")
 
 
 def test_with_a_template_the_key_is_exactly_its_text() -> None:
-    keys = CallKeys.of(price, key="{ticker}:{expiration}")
+    keys = CallKeyBuilder.of(price, key="{ticker}:{expiration}")
     assert text(keys, "AAPL") == text(keys, expiration="now", ticker="AAPL") == "AAPL:now"
     assert keys.fast(("AAPL",)) == keys.fast(("AAPL",)) != keys.fast(("MSFT",))
-    assert text(CallKeys.of(price, key="{ticker!s:>6}"), "A") == key_text("     A")
+    assert text(CallKeyBuilder.of(price, key="{ticker!s:>6}"), "A") == key_text("     A")
 
 
 def test_a_template_may_name_attributes() -> None:
-    keys = CallKeys.of(Desk.price, key="{self.name}:{ticker}")
+    keys = CallKeyBuilder.of(Desk.price, key="{self.name}:{ticker}")
     assert text(keys, Desk("d"), "A") == "d:A"
     assert keys.fast((Desk("d"), "A")) is None
     # Without, the instance is no part of it: the text is exactly the key.
-    shared = CallKeys.of(Desk.price, key="{ticker}")
+    shared = CallKeyBuilder.of(Desk.price, key="{ticker}")
     assert text(shared, Desk("d"), "A") == text(shared, Desk("e"), "A")
     assert shared.fast((Desk("d"), "A")) == shared.fast((Desk("e"), "A"))
 
@@ -470,33 +470,33 @@ def test_a_template_may_name_attributes() -> None:
 )
 def test_a_bad_template_is_refused_at_decoration(template: str) -> None:
     with pytest.raises(CacheArgumentError, match="^key: "):
-        CallKeys.of(price, key=template)
+        CallKeyBuilder.of(price, key=template)
 
 
 def test_a_template_names_the_parameters_there_are() -> None:
     with pytest.raises(CacheArgumentError, match=r"\{tiker\}.*ticker, expiration"):
-        CallKeys.of(price, key="{tiker}")
+        CallKeyBuilder.of(price, key="{tiker}")
     with pytest.raises(CacheTypeError, match="^key: "):
-        CallKeys.of(price, key=5)  # type: ignore[arg-type]
+        CallKeyBuilder.of(price, key=5)  # type: ignore[arg-type]
     with pytest.raises(CacheArgumentError, match="not both"):
-        CallKeys.of(price, key="{ticker}", key_func=lambda ticker: ticker)
+        CallKeyBuilder.of(price, key="{ticker}", key_func=lambda ticker: ticker)
 
 
 def test_a_constant_template_is_for_functions_without_parameters() -> None:
-    assert text(CallKeys.of(Desk.all, key="all"), Desk("d")) == "all"
-    assert text(CallKeys.of(query, key="all", exclude=("db", "ticker", "depth")), None, "A") == "all"
+    assert text(CallKeyBuilder.of(Desk.all, key="all"), Desk("d")) == "all"
+    assert text(CallKeyBuilder.of(query, key="all", exclude=("db", "ticker", "depth")), None, "A") == "all"
 
 
 @pytest.mark.parametrize("value", [object(), Session(), [1], {"a"}, (1,)])
 def test_a_field_without_a_text_of_its_own_is_refused(value: Any) -> None:
-    keys = CallKeys.of(price, key="{ticker}")
+    keys = CallKeyBuilder.of(price, key="{ticker}")
     with pytest.raises(CacheTypeError, match="^key: a field of the template is a "):
         text(keys, value)
 
 
 def test_a_template_that_cannot_be_filled_is_told_without_the_value() -> None:
     with pytest.raises(CacheArgumentError, match="^key: .*AttributeError") as caught:
-        text(CallKeys.of(price, key="{ticker.id}"), "hidden")
+        text(CallKeyBuilder.of(price, key="{ticker.id}"), "hidden")
     assert "hidden" not in str(caught.value)
 
 
@@ -523,16 +523,16 @@ def cell(source: str, file: str) -> Any:
 )
 def test_lambdas_of_different_cells_never_share(one: tuple[str, str], other: tuple[str, str]) -> None:
     """Invariant 8: every cell begins with line 1, and what is typed or built at run time has no file at all."""
-    assert text(CallKeys.of(cell(*one)), 1) != text(CallKeys.of(cell(*other)), 1)
+    assert text(CallKeyBuilder.of(cell(*one)), 1) != text(CallKeyBuilder.of(cell(*other)), 1)
 
 
 def test_the_same_cell_has_the_same_key_in_every_process() -> None:
     """The order of a set is another one in each process, and for numbers that collide, for each way to write it."""
     one, other = (cell(f"lambda a: a in {those}", "<stdin>") for those in ("{0, 8}", "{8, 0}"))
     assert list(one.__code__.co_consts[1]) != list(other.__code__.co_consts[1])
-    assert text(CallKeys.of(one), 1) == text(CallKeys.of(other), 1)
+    assert text(CallKeyBuilder.of(one), 1) == text(CallKeyBuilder.of(other), 1)
 
 
 def test_lambdas_of_a_file_are_told_apart_by_place_alone() -> None:
     """So that another version of Python finds what the first has stored."""
-    assert "@test_callkeys" not in text(CallKeys.of(lambda a: a), 1)
+    assert "@test_callkeys" not in text(CallKeyBuilder.of(lambda a: a), 1)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from msgpack import ExtType, Timestamp, packb
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import decode, encode, register_type, shareable
+from magnus_cache._engine.codec import decode, encode, is_immutable, register_type
 from magnus_cache._engine.codec.markers import MARK_CODE
 from magnus_cache._engine.codec.values import MAX_DEPTH
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
@@ -610,7 +610,7 @@ def test_other_errors_pass_through() -> None:
     ],
 )  # fmt: skip
 def test_immutable_values_are_shareable(value: Any) -> None:
-    assert shareable(value)
+    assert is_immutable(value)
 
 
 @pytest.mark.parametrize(
@@ -621,7 +621,7 @@ def test_immutable_values_are_shareable(value: Any) -> None:
     ],
 )  # fmt: skip
 def test_mutable_or_unknown_values_are_not_shareable(value: Any) -> None:
-    assert not shareable(value)
+    assert not is_immutable(value)
 
 
 def test_a_tuple_class_with_functions_of_its_own_is_not_shareable() -> None:
@@ -629,14 +629,14 @@ def test_a_tuple_class_with_functions_of_its_own_is_not_shareable() -> None:
         """Who knows what else it holds."""
 
     register_type(Odd, encode=list, decode=Odd)
-    assert not shareable(Odd([1]))
+    assert not is_immutable(Odd([1]))
 
 
 def test_deep_tuples_do_not_recurse() -> None:
     deep: Any = ()
     for _ in range(100_000):
         deep = (deep,)
-    assert shareable(deep)
+    assert is_immutable(deep)
     while deep:
         (deep,) = deep
 
@@ -667,4 +667,4 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 def test_public_names() -> None:
     steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "size_steps"]
     types = ["changed_so_far", "on_replaced", "register_hint", "register_result", "register_type", "renewed"]
-    assert sorted(codec.__all__) == sorted([*steps, *types, "decode", "encode", "shareable"])
+    assert sorted(codec.__all__) == sorted([*steps, *types, "decode", "encode", "is_immutable"])

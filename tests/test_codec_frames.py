@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 np = pytest.importorskip("numpy")
 pd = pytest.importorskip("pandas")
 
-from magnus_cache._engine.codec import decode, encode, shareable  # noqa: E402 - after the check for the libraries
+from magnus_cache._engine.codec import decode, encode, is_immutable  # noqa: E402 - after the check for the libraries
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError  # noqa: E402 - as above
 
 STRUCTURED = np.dtype([("a", "<i4"), ("b", ">f8", (2,)), ("c", [("d", "S3")])])
@@ -160,7 +160,7 @@ def test_columns_come_back_with_their_dtype(name: str) -> None:
 def test_a_frame_of_everything_comes_back_and_can_be_changed() -> None:
     frame = pd.DataFrame(COLUMNS, index=pd.date_range("2025", periods=ROWS, freq="D", name="day"))
     frame.attrs["source"] = ("table", 1)
-    assert not shareable(frame)
+    assert not is_immutable(frame)
     back = decode(encode({"frame": frame}))["frame"]
     pd.testing.assert_frame_equal(back, frame, check_freq=True)
     assert list(back.dtypes) == list(frame.dtypes)

@@ -10,7 +10,7 @@ import redis
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.coherence.epochs import ControlNames, Epochs
 from magnus_cache._engine.keys.names import Keyspace, lease_name, value_name
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
 
@@ -59,7 +59,7 @@ def test_names_of_database_0_are_those_of_before() -> None:
 
 
 def test_a_journal_takes_the_tags_of_its_own_database() -> None:
-    recovery = Recovery(b"magnus:", tags=Epochs(Keyspace("magnus", 3)).names.tags)
+    recovery = Outbox(b"magnus:", tags=Epochs(Keyspace("magnus", 3)).names.tags)
     assert recovery.fits("tags", b"magnus!tag@3:x")
     assert not recovery.fits("tags", b"magnus!tag:x")
 

@@ -66,7 +66,7 @@ def test_everything_packed_is_read_back(
     assert raw[envelope.EPOCH_AT : envelope.EPOCH_AT + 8] == epoch.to_bytes(8, "big")
     assert envelope.read_tags(raw, header)[0] == tuple(tags)
     known = (version, fresh_until, epoch, tuple(tags), payload, cost, negative, cost)
-    assert envelope.unseal(raw, len(payload)) == known
+    assert envelope.unpack(raw, len(payload)) == known
     assert (header.version, header.fresh_until, header.epoch, header.cost) == (version, fresh_until, epoch, cost)
     assert header.size == len(raw) - HEADER_BYTES
     assert tags or validator is not None or header.size <= len(payload)
@@ -229,9 +229,9 @@ def test_unseal_is_reading_the_header_and_opening_in_one(payload: bytes, compres
         expected = payload if envelope.open_payload(raw, envelope.read_header(raw), limit) == payload else b"never"
     except CacheDecodeError as error:
         with pytest.raises(CacheDecodeError, match=re.escape(str(error))):
-            envelope.unseal(raw, limit)
+            envelope.unpack(raw, limit)
     else:
-        assert envelope.unseal(raw, limit) == (7, 11, 0, (), expected, 0.0, False, 0.0)
+        assert envelope.unpack(raw, limit) == (7, 11, 0, (), expected, 0.0, False, 0.0)
 
 
 def test_unseal_rejects_every_bit_flip_and_truncation() -> None:
@@ -240,9 +240,9 @@ def test_unseal_rejects_every_bit_flip_and_truncation() -> None:
         for bit in range(8):
             flipped = raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
             with pytest.raises(CacheDecodeError):
-                envelope.unseal(flipped, 1_000)
+                envelope.unpack(flipped, 1_000)
         with pytest.raises(CacheDecodeError):
-            envelope.unseal(raw[:place], 1_000)
+            envelope.unpack(raw[:place], 1_000)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_tags_that_end_too_early_are_a_decode_error(block: bytes) -> None:
     raw = _forged(envelope.TAGGED, block)
     assert _opened(raw) == "malformed"
     with pytest.raises(CacheDecodeError):
-        envelope.unseal(raw, LIMIT)
+        envelope.unpack(raw, LIMIT)
 
 
 def test_tags_are_known_by_all_of_how_they_are_stored() -> None:
@@ -261,11 +261,11 @@ def test_tags_are_known_by_all_of_how_they_are_stored() -> None:
     for _ in range(2):
         for tags in known:
             raw = pack(b"payload", version=1, fresh_until=2, tags=tags)
-            assert envelope.unseal(raw, LIMIT)[3:5] == (tuple(tags), b"payload")
+            assert envelope.unpack(raw, LIMIT)[3:5] == (tuple(tags), b"payload")
 
 
 def test_few_tags_are_remembered_as_they_are_stored() -> None:
     for number in range(3_000):
         raw = pack(b"x", version=1, fresh_until=2, tags=[f"tag{number}"])
-        assert envelope.unseal(raw, LIMIT)[3] == (f"tag{number}",)
+        assert envelope.unpack(raw, LIMIT)[3] == (f"tag{number}",)
     assert len(envelope._known_tags) <= 1_024

@@ -9,9 +9,9 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import Epochs, Known
+from magnus_cache._engine.coherence.epochs import Epochs, KnownEpochs
 from magnus_cache._engine.keys.names import Keyspace
-from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.redis import scripts
 from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import Slow, fleet, near
@@ -452,7 +452,7 @@ async def test_invariant_7_what_is_cleared_in_an_outage_never_comes_back(
 def test_the_memory_of_epochs_is_bounded() -> None:
     """Invariant 10: every queue has a bound, also that of tags ever seen; what is forgotten is asked for again."""
     epochs = Epochs(Keyspace("magnus"))
-    known = Known()
+    known = KnownEpochs()
     realm = epochs.realm("t")
     for name in (epochs.root, realm.control):
         epochs.seen(name, 5)
@@ -511,9 +511,9 @@ async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 3: loaded under an older one, the value would be none to anybody, and be loaded again by all."""
-    answered = Claims._answered
+    answered = LeaseAcquirer._answered
 
-    def with_an_epoch(self: Claims, wire: Any, address: Any, *rest: Any) -> Any:
+    def with_an_epoch(self: LeaseAcquirer, wire: Any, address: Any, *rest: Any) -> Any:
         claim = answered(self, wire, address, *rest)
         epochs = self._state.epochs
         epochs.seen(address.realm.control, epochs.highest + 1)
@@ -521,7 +521,7 @@ async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
         return claim
 
     async with AsyncCacheManager(redis_url=url) as cache:
-        monkeypatch.setattr(Claims, "_answered", with_an_epoch)
+        monkeypatch.setattr(LeaseAcquirer, "_answered", with_an_epoch)
         assert await cache.get_or_set("t", "k", lambda: 1) == 1
         stored = raw.get("magnus:t:k")
         assert isinstance(stored, bytes)

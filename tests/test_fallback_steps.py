@@ -13,7 +13,7 @@ from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.key_locks import KeyLocks
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.wait import wait_until_async
 
@@ -59,25 +59,25 @@ async def test_touch_leaves_a_remembered_error_an_error(proxy: Proxy, redis_enab
     assert calls == 1
 
 
-def between_look_and_store(monkeypatch: pytest.MonkeyPatch, act: Callable[[Memory, bytes], object]) -> None:
+def between_look_and_store(monkeypatch: pytest.MonkeyPatch, act: Callable[[LocalCache, bytes], object]) -> None:
     """Have something happen once, right after memory was looked at, as another thread would do it."""
-    original = Memory.peek
+    original = LocalCache.peek
     acted: list[bytes] = []
 
-    def peek(self: Memory, name: bytes) -> Entry | None:
+    def peek(self: LocalCache, name: bytes) -> Entry | None:
         entry = original(self, name)
         if not acted:
             acted.append(name)
             act(self, name)
         return entry
 
-    monkeypatch.setattr(Memory, "peek", peek)
+    monkeypatch.setattr(LocalCache, "peek", peek)
 
 
 async def test_touch_brings_nothing_back_that_was_deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncCacheManager(redis_enabled=False) as cache:
         await cache.set("t", "k", 1, ttl=60)
-        between_look_and_store(monkeypatch, Memory.invalidate)
+        between_look_and_store(monkeypatch, LocalCache.invalidate)
         assert await cache.touch("t", "k", 60) is False
         assert await cache.get("t", "k") is None
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from magnus_cache import Namespace
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.loading.throttle import Throttle
-from magnus_cache._engine.memory.entry import Entry, afterlife
+from magnus_cache._engine.loading.throttle import RetryThrottle
+from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavailableError
-from magnus_cache.freshness import PLAIN, Freshness, Standing, early_by, lifetime, merged, standing
+from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessState, classify, early_by, lifetime, merged
 
 TIMES = st.floats(0, 1e9)
 SPANS = st.floats(0, 1e6)
 DRAWS = st.floats(0, 1, exclude_max=True)
-ORDER = [Standing.FRESH, Standing.EARLY, Standing.STALE, Standing.GONE]
+ORDER = [FreshnessState.FRESH, FreshnessState.EARLY, FreshnessState.STALE, FreshnessState.GONE]
 
 
 @given(TIMES, SPANS, SPANS, SPANS, TIMES)
@@ -28,10 +28,11 @@ def test_a_value_passes_through_its_standings_in_order(
     """Time only ever makes it worse; it is fresh before its end and gone after its grace."""
     fresh_until = due + early
     end = fresh_until + grace
-    one, two = (ORDER.index(standing(at, due, fresh_until, end)) for at in (now, now + later))
+    one, two = (ORDER.index(classify(at, due, fresh_until, end)) for at in (now, now + later))
     assert one <= two
-    assert (standing(now, due, fresh_until, end) in {Standing.FRESH, Standing.EARLY}) == (now < max(due, fresh_until))
-    assert (standing(now, due, fresh_until, end) is Standing.GONE) == (now >= max(due, fresh_until, end))
+    fresh = classify(now, due, fresh_until, end) in {FreshnessState.FRESH, FreshnessState.EARLY}
+    assert fresh == (now < max(due, fresh_until))
+    assert (classify(now, due, fresh_until, end) is FreshnessState.GONE) == (now >= max(due, fresh_until, end))
 
 
 @given(SPANS, st.floats(0, 0.999), DRAWS)
@@ -59,7 +60,7 @@ def test_early_refreshes_are_spread_as_in_the_paper() -> None:
 def test_an_entry_keeps_its_times(
     deadline: float, fresh: float, stale: float, version: int, size: int, negative: bool
 ) -> None:
-    entry = Entry(1, None, deadline, Trust(0.0), size, version, afterlife(fresh, stale, negative=negative))
+    entry = Entry(1, None, deadline, Trust(0.0), size, version, pack_windows(fresh, stale, negative=negative))
     assert (entry.deadline, entry.version, entry.size, entry.negative) == (deadline, version, size, negative)
     assert deadline + fresh - 0.0011 <= entry.fresh_until <= deadline + fresh + 1e-6
     assert deadline + fresh + stale - 0.0021 <= entry.end <= deadline + fresh + stale + 1e-6
@@ -70,7 +71,7 @@ def test_an_entry_keeps_its_times(
 
 def test_an_entry_that_just_ends_takes_no_more_room() -> None:
     """LIMITS: 250 bytes an entry. What most entries do not need costs them nothing."""
-    assert afterlife(0.0, 0.0) == 0
+    assert pack_windows(0.0, 0.0) == 0
     plain = Entry(1, None, 5.0, Trust(0.0), 2**39, 2**63)
     assert plain._packed.__sizeof__() == 40
     assert plain.end == plain.fresh_until == plain.deadline == 5.0
@@ -80,9 +81,9 @@ def test_an_entry_that_just_ends_takes_no_more_room() -> None:
 
 
 def test_no_policy_is_the_plain_one() -> None:
-    assert Namespace("n").freshness is PLAIN
-    assert Freshness.of({"grace": 0, "jitter": 0}) is PLAIN
-    assert merged(Freshness.of({"grace": "1h"}), {"grace": 0}) is PLAIN
+    assert Namespace("n").freshness is NO_POLICY
+    assert Freshness.of({"grace": 0, "jitter": 0}) is NO_POLICY
+    assert merged(Freshness.of({"grace": "1h"}), {"grace": 0}) is NO_POLICY
 
 
 def test_a_call_departs_from_its_namespace() -> None:
@@ -136,7 +137,7 @@ def test_of_the_wrong_type_is_a_type_error() -> None:
 def test_a_throttle_holds_for_its_time_and_is_bounded() -> None:
     """Invariant 10."""
     now = 0.0
-    throttle = Throttle(lambda: now)
+    throttle = RetryThrottle(lambda: now)
     throttle.failed(b"a", 5.0)
     assert throttle.holds(b"a")
     assert not throttle.holds(b"b")

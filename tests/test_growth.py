@@ -10,7 +10,7 @@ import redis
 from magnus_cache import CacheManager, Namespace
 from magnus_cache._engine.api.cached import Site
 from magnus_cache._engine.keys.identity import tokens
-from magnus_cache._engine.loading.throttle import Throttle
+from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.policy.namespaces import default_registry
 
 
@@ -35,7 +35,7 @@ def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_failures() -> None:
     now = 0.0
-    throttle = Throttle(lambda: now)
+    throttle = RetryThrottle(lambda: now)
     for number in range(12_000):
         throttle.failed(b"%d" % number, 60)
     assert len(throttle._until) == 10_000

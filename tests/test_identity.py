@@ -11,7 +11,7 @@ import pytest
 
 from magnus_cache import CacheManager
 from magnus_cache._engine.keys import closures
-from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def _warn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text(function: Any, *args: Any, **kwargs: Any) -> str:
-    return CallKeys.of(function).text(args, kwargs)
+    return CallKeyBuilder.of(function).text(args, kwargs)
 
 
 def add(a: int, b: int = 2) -> int:
@@ -81,8 +81,8 @@ def test_a_bound_method_counts_what_it_is_bound_to(memory: CacheManager) -> None
 def test_a_bound_method_of_an_instance_without_a_key_is_its_own() -> None:
     one, other = Plain("a"), Plain("b")
     assert text(one.read, "d") == text(one.read, "d") != text(other.read, "d")
-    keys = CallKeys.of(one.read)
-    assert keys.fast(("d",)) == keys.fast(("d",)) != CallKeys.of(other.read).fast(("d",))
+    keys = CallKeyBuilder.of(one.read)
+    assert keys.fast(("d",)) == keys.fast(("d",)) != CallKeyBuilder.of(other.read).fast(("d",))
 
 
 def test_a_bound_classmethod_counts_its_class(memory: CacheManager) -> None:
@@ -144,10 +144,10 @@ def test_what_a_partial_fills_in_can_be_left_out() -> None:
     session = object()
     with pytest.raises(CacheTypeError, match=r'^a: .*exclude=\("a",\)'):
         text(functools.partial(add, session), 5)  # type: ignore[arg-type]
-    keys = CallKeys.of(functools.partial(add, session), exclude=("a",))  # type: ignore[arg-type]
+    keys = CallKeyBuilder.of(functools.partial(add, session), exclude=("a",))  # type: ignore[arg-type]
     assert keys.text((5,), {}).endswith("add~(b=~5)")
-    assert CallKeys.of(functools.partial(add, 1), key="{a}:{b}").text((5,), {}) == "1:5"
-    assert CallKeys.of(functools.partial(add, 1), key_func=lambda b: b).text((5,), {}) == "~5"
+    assert CallKeyBuilder.of(functools.partial(add, 1), key="{a}:{b}").text((5,), {}) == "1:5"
+    assert CallKeyBuilder.of(functools.partial(add, 1), key_func=lambda b: b).text((5,), {}) == "~5"
 
 
 def test_what_a_partial_fills_in_may_change(memory: CacheManager) -> None:
@@ -237,7 +237,7 @@ def reader_for(tenant: Any) -> Callable[[str], str]:
 def test_what_a_function_closes_over_is_part_of_its_keys(
     memory: CacheManager, caplog: pytest.LogCaptureFixture, one: Any, other: Any
 ) -> None:
-    keys = [CallKeys.of(reader_for(value)).text(("d",), {}) for value in (one, one, other)]
+    keys = [CallKeyBuilder.of(reader_for(value)).text(("d",), {}) for value in (one, one, other)]
     assert keys[0] == keys[1] != keys[2]
     cached = [memory.cached("t")(reader_for(value)) for value in (one, other, one)]
     for _ in range(2):
@@ -273,11 +273,11 @@ def test_closing_over_the_same_object_is_the_same() -> None:
 
 
 def test_a_closed_over_variable_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    keys = [CallKeys.of(reader_for(value), exclude=("tenant",)).text(("d",), {}) for value in ("a", ["b"])]
+    keys = [CallKeyBuilder.of(reader_for(value), exclude=("tenant",)).text(("d",), {}) for value in ("a", ["b"])]
     assert keys[0] == keys[1]
     assert not caplog.records
     with pytest.raises(CacheArgumentError, match=r"^exclude: 'tennant' .*doc, tenant"):
-        CallKeys.of(reader_for("a"), exclude=("tennant",))
+        CallKeyBuilder.of(reader_for("a"), exclude=("tennant",))
 
 
 def test_a_variable_is_read_when_the_function_is_called(memory: CacheManager) -> None:
@@ -412,7 +412,7 @@ def test_a_variable_that_is_not_assigned_yet(memory: CacheManager) -> None:
         def read(x: int) -> int:
             return later if x else first(x)
 
-        keys = CallKeys.of(read)
+        keys = CallKeyBuilder.of(read)
         before = keys.text((0,), {})
         later = 5
         assert keys.text((0,), {}) != before

@@ -19,7 +19,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.flights.context import current_load
 from magnus_cache._engine.memory import store as memory_module
 from magnus_cache._engine.memory.entry import Entry
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.runtime import critical
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal
@@ -108,7 +108,7 @@ def test_ctrl_c_at_any_place_leaves_nothing_behind(cache: CacheManager, call: st
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_interrupted_reservation_is_taken_back(shared: bool) -> None:
     for place in range(1, 1000):
-        memory = Memory(4, 1_000_000)
+        memory = LocalCache(4, 1_000_000)
         other = memory.reserve(b"n:1") if shared else None
         with pytest.raises(KeyboardInterrupt), interrupted(place, interrupt) as interruption:
             memory.reserve(b"n:1")
@@ -285,13 +285,13 @@ def entry(size: int) -> Entry:
 def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, step: str) -> None:
     for removal in ("invalidate", "clear", "evicted"):
         for place in range(1, 10_000):
-            memory = Memory(entries, 1_000_000)
+            memory = LocalCache(entries, 1_000_000)
             names = [b"n:%d" % number for number in range(4)]
             for name in names[: 2 if step == "put" else 4]:
                 memory.put(name, entry(100))
             fill = memory.reserve(b"n:1")
 
-            def remove(memory: Memory = memory, removal: str = removal) -> None:
+            def remove(memory: LocalCache = memory, removal: str = removal) -> None:
                 if removal == "clear":
                     memory.clear(b"n:")
                 for name in (b"n:1",) if removal == "invalidate" else (b"n:0", b"n:1", b"n:2"):
@@ -309,7 +309,7 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
             memory.release(fill)
             assert not memory.pending
             left = [name for name in (*names, b"n:9") if memory.peek(name) is not None]
-            if step == "fill" and interruption.done and not interruption.where.startswith("Memory._collect"):
+            if step == "fill" and interruption.done and not interruption.where.startswith("LocalCache._collect"):
                 assert b"n:1" not in left or memory.peek(b"n:1").size == 200  # type: ignore[union-attr]
             for name in left:
                 memory.invalidate(name)
@@ -324,7 +324,7 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
 @pytest.mark.parametrize("step", ["fill", "replace"])
 def test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept(step: str, removal: str) -> None:
     for place in range(1, 10_000):
-        memory = Memory(4, 1_000_000)
+        memory = LocalCache(4, 1_000_000)
         old = entry(100)
         memory.put(b"n:1", old)
         fill = memory.reserve(b"n:1")
@@ -345,7 +345,7 @@ def test_a_floor_laid_in_the_midst_of_another_stays(steps: int, monkeypatch: pyt
     # Or the collector would remove all of them here and now.
     monkeypatch.setattr(memory_module, "_CLEAR_STEPS", steps)
     for place in range(1, 10_000):
-        memory = Memory(100, 1_000_000)
+        memory = LocalCache(100, 1_000_000)
         memory.clear(b"a:")
         names = [b"%s:%d" % (space, number) for number in range(6) for space in (b"n", b"m")]
         for name in names:

@@ -16,14 +16,14 @@ from magnus_cache import (
     Namespace,
 )
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.flights.background import OutOfPatienceError
+from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.flights.callers import Caller, Look
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.entry import Entry
-from magnus_cache._engine.memory.store import Memory
-from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.policy.options import LoadOptions
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until, wait_until_async
 
@@ -203,7 +203,7 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
         address = cache._engine.reads.address("t", "k")
 
         def lead() -> None:
-            first.append(loads.load_blocking(address, lambda: "first", Rule()))
+            first.append(loads.load_blocking(address, lambda: "first", LoadOptions()))
 
         thread = threading.Thread(target=lead)
         before = loads._before
@@ -215,7 +215,9 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
                 wait_until(held.there.is_set)
 
         loads._before = interrupted  # type: ignore[method-assign]
-        call = asyncio.create_task(asyncio.to_thread(loads.load_blocking, address, lambda: "new", Rule(), fresh=fresh))
+        call = asyncio.create_task(
+            asyncio.to_thread(loads.load_blocking, address, lambda: "new", LoadOptions(), fresh=fresh)
+        )
         await wait_until_async(lambda: joined(cache) == 1)
         held.go.set()
         # Not fresh, the value is just what it wants.
@@ -346,19 +348,19 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
 
         def lead() -> None:
             # On a loop of its own: that of blocking calls is busy with the invalidation.
-            results.append(asyncio.run(loads.load(address, lambda: "first", Rule())))
+            results.append(asyncio.run(loads.load(address, lambda: "first", LoadOptions())))
 
         thread = threading.Thread(target=lead)
         method = {"delete": "invalidate", "tags": "outdate"}.get(how, "clear_matching")
-        original = getattr(Memory, method)
+        original = getattr(LocalCache, method)
 
-        def interrupted(memory: Memory, *args: Any) -> None:
+        def interrupted(memory: LocalCache, *args: Any) -> None:
             if memory is cache._engine.state.memory and not thread.ident:
                 thread.start()
                 wait_until(held.there.is_set)
             original(memory, *args)
 
-        monkeypatch.setattr(Memory, method, interrupted)
+        monkeypatch.setattr(LocalCache, method, interrupted)
         match how:
             case "delete":
                 cache.delete("t", "k")
@@ -391,7 +393,9 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url
         execute, first = wire.execute, list[asyncio.Task[Any]]()
 
         async def late(*args: Any) -> Any:
-            first.append(asyncio.create_task(asyncio.to_thread(loads.load_blocking, address, lambda: "first", Rule())))
+            first.append(
+                asyncio.create_task(asyncio.to_thread(loads.load_blocking, address, lambda: "first", LoadOptions()))
+            )
             await wait_until_async(held.there.is_set)
             wire.execute = execute  # type: ignore[method-assign]
             if refused:
@@ -533,7 +537,7 @@ async def test_a_call_has_one_end_of_patience_however_often_it_is_turned_away() 
     flights, over = Flights(), list[bool]()
     others = [asyncio.create_task(_others(flights, lambda: bool(over))) for _ in range(5)]
     await asyncio.sleep(0)
-    with pytest.raises(OutOfPatienceError):
+    with pytest.raises(WaitExpiredError):
         async with asyncio.timeout(LONG):
             while True:  # it may be its turn to lead by chance
                 await flights.run(b"k", _never, wait_timeout=LONG, patience=0.05, caller=Nothing())

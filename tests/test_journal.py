@@ -26,7 +26,7 @@ from magnus_cache._engine.coordination import replay as replays
 from magnus_cache._engine.outage import journal
 from magnus_cache._engine.outage.journal import THREAD_NAME, Journal
 from magnus_cache._engine.outage.journal_file import JournalFile
-from magnus_cache._engine.outage.outbox import MOST_NAMES, Missed, Recovery
+from magnus_cache._engine.outage.outbox import MOST_NAMES, Outbox, Pending
 from magnus_cache._engine.runtime.forks import part
 from magnus_cache.errors import CacheSettingsError
 from tests.support.fleet import Fleet, Worker
@@ -47,7 +47,7 @@ class Life:
 
     def __init__(self, path: Path, cache: str = CACHE, **bounds: int) -> None:
         self.warnings: list[str] = []
-        self.recovery = Recovery(ROOT, **bounds)
+        self.recovery = Outbox(ROOT, **bounds)
         self.file = JournalFile(path, cache, ROOT, **bounds)
         self.journal = Journal(
             self.file, self.recovery, lambda _, message, _error=None: self.warnings.append(message), SECONDS
@@ -57,7 +57,7 @@ class Life:
     def write(self) -> None:
         assert self.journal.wait(SECONDS)
 
-    def read(self) -> Missed:
+    def read(self) -> Pending:
         """Do what a replay does first; return what is to be told."""
         asyncio.run(self.journal.read())
         assert self.recovery.doubt == 0
@@ -496,7 +496,7 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[
             for name in names:
                 life.recovery.overwritten(name, mark)
         life.recovery.record([b"magnus:t:last"])
-        life.recovery.settle(Missed({b"magnus:t:first": 1}, {}, {}))
+        life.recovery.settle(Pending({b"magnus:t:first": 1}, {}, {}))
         assert life.journal._queue._requests.qsize() < most + 100
     life.write()
     assert held(path) == {("names", b"magnus:t:last")}
@@ -510,7 +510,7 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[
 
 
 def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:
-    recovery, said = Recovery(ROOT), list[str]()
+    recovery, said = Outbox(ROOT), list[str]()
     journal = Journal(
         JournalFile(path, CACHE, ROOT), recovery, lambda _, message, _error=None: said.append(message), 0.05
     )
@@ -573,7 +573,7 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
     """
     path = tmp_path_factory.mktemp("model") / "recovery.db"
     lives = [Life(path), Life(path)]
-    taken: list[tuple[Missed, int] | None] = [None, None]
+    taken: list[tuple[Pending, int] | None] = [None, None]
     untold: dict[bytes, int] = {}
     try:
         for moment, (what, who, name) in enumerate(steps, 1):

@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache._engine.coordination.replay import Replays
-from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.coordination.replay import Replayer
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.runtime.log import Notices
+from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy
 from tests.support.wait import wait_until, wait_until_async
 
@@ -41,9 +41,9 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
     private_server: Any, monkeypatch: pytest.MonkeyPatch, caller: str
 ) -> None:
     """The server froze with the request before it, and grants it when it goes on: nobody waits for it any more."""
-    ask, frozen = Claims._ask, False
+    ask, frozen = LeaseAcquirer._ask, False
 
-    async def freezing(self: Claims, *args: Any, **options: Any) -> Any:
+    async def freezing(self: LeaseAcquirer, *args: Any, **options: Any) -> Any:
         nonlocal frozen
         if not frozen:
             frozen = True
@@ -52,7 +52,7 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
 
     async with AsyncCacheManager(redis_url=private_server.url, lease=600) as manager:
         await manager.get_or_set("t", "other", lambda: 1)
-        monkeypatch.setattr(Claims, "_ask", freezing)
+        monkeypatch.setattr(LeaseAcquirer, "_ask", freezing)
         load = asyncio.create_task(manager.get_or_set("t", "k", lambda: 2))
         if caller == "is gone":
             await wait_until_async(lambda: frozen)
@@ -129,7 +129,7 @@ async def test_close_waits_no_longer_than_a_call_does(proxy: Proxy) -> None:
 def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its task is cancelled by the end of `asyncio.run`, which is nothing to whoever closes the cache elsewhere."""
     manager = AsyncCacheManager(redis_url=private_server.url, op_timeout=2)
-    begin, begun, deleted, over = Replays.farewell, threading.Event(), threading.Event(), threading.Event()
+    begin, begun, deleted, over = Replayer.farewell, threading.Event(), threading.Event(), threading.Event()
 
     async def farewell(*args: Any) -> None:
         begun.set()
@@ -144,7 +144,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
         while not over.is_set():
             await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(Replays, "farewell", farewell)
+    monkeypatch.setattr(Replayer, "farewell", farewell)
     with ThreadPoolExecutor(2) as threads:
         living = threads.submit(asyncio.run, life())
         try:
@@ -200,7 +200,7 @@ def test_a_hurried_attempt_is_made_at_once() -> None:
 
 def test_what_breaks_again_all_the_time_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     now = 1000.0
-    notices = Notices(lambda: now)
+    notices = RateLimitedLog(lambda: now)
     for _ in range(9):
         notices.warn("redis", "Redis is away")
         notices.forget("redis")

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache._engine.redis.orphans import AbandonedConnections
+from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.support import leaks
@@ -109,7 +109,7 @@ async def test_a_black_hole_keeps_no_socket(private_server: EmbeddedServer) -> N
 
 def test_only_the_same_start_of_a_server_is_told() -> None:
     """Another one's connections have the same numbers and are somebody else's."""
-    abandoned = AbandonedConnections(lambda *_: None)
+    abandoned = OrphanedConnections(lambda *_: None)
     abandoned.leave(b"one", 5)
     abandoned.leave(b"", 6)
     assert abandoned.ends(b"two", set()) == []
@@ -122,7 +122,7 @@ def test_only_the_same_start_of_a_server_is_told() -> None:
 
 
 def test_the_abandoned_connections_are_bounded() -> None:
-    abandoned = AbandonedConnections(lambda *_: None)
+    abandoned = OrphanedConnections(lambda *_: None)
     abandoned.leave(b"one", 1)
     for client in range(2, 1_000):
         abandoned.leave(b"two", client)

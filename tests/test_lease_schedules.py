@@ -126,7 +126,7 @@ class Play:
             return
         raw = self.line.ask(commands.read(self.name))[0]
         if raw is not None:
-            _, _, epoch, _, payload, *_ = envelope.unseal(raw, len(raw))
+            _, _, epoch, _, payload, *_ = envelope.unpack(raw, len(raw))
             self.stale = epoch >= self.epoch() and codec.decode(payload) != self.present
 
     # -- the actors -------------------------------------------------------------------------------------------

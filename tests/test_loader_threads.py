@@ -12,7 +12,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Namespace
 from magnus_cache._engine.coordination import lease
-from magnus_cache._engine.runtime.workers import Workers
+from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
 from tests.support.wait import wait_until, wait_until_async
 
@@ -143,7 +143,7 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
         running -= 1
         return 1
 
-    workers = Workers(2)
+    workers = LoaderThreads(2)
     tasks = [asyncio.create_task(workers.call(load, "t")) for _ in range(2)]
     await wait_until_async(lambda: running == 2)
     for task in tasks:
@@ -164,7 +164,7 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
 
 async def test_threads_are_bounded_in_all_and_a_source_that_works_finds_one(gate: threading.Event) -> None:
     """However many sources hang: they share what there is, and leave as much as each of them has."""
-    workers, sources = Workers(4, 8), 3
+    workers, sources = LoaderThreads(4, 8), 3
     hung = [asyncio.create_task(workers.call(gate.wait, f"hangs{n % sources}")) for n in range(12)]
     # Of eight: four for the first (or two each, as they come in turn), and so on; there is one left in any case.
     await wait_until_async(lambda: workers.places.running == 6)
@@ -177,7 +177,7 @@ async def test_threads_are_bounded_in_all_and_a_source_that_works_finds_one(gate
 
 
 def test_threads_of_event_loops_that_have_ended_count_as_well(gate: threading.Event) -> None:
-    workers, begun = Workers(4, 8), threading.Semaphore(0)
+    workers, begun = LoaderThreads(4, 8), threading.Semaphore(0)
 
     def hang() -> None:
         begun.release()
@@ -208,14 +208,14 @@ def test_threads_of_event_loops_that_have_ended_count_as_well(gate: threading.Ev
 
 
 def test_a_forked_child_has_none_of_the_threads() -> None:
-    workers = Workers(4, 8)
+    workers = LoaderThreads(4, 8)
     workers.places.running = 8
     workers.reset()
     assert asyncio.run(workers.call(lambda: "there", "t")) == "there"
 
 
 async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
-    workers, called = Workers(1), []
+    workers, called = LoaderThreads(1), []
     first = asyncio.create_task(workers.call(gate.wait, "t"))
     await wait_until_async(lambda: workers.places.running == 1)
     lane = workers.places.lane(asyncio.get_running_loop(), "t")

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Fill, TaggedEntry, afterlife
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.store import LocalCache
 
 FOREVER = Trust(float("inf"))
 
@@ -34,8 +34,8 @@ def entry(
     return Entry(value, None, now + life, trust, size)
 
 
-def memory(entries: int = 100, size: int = 10**9, clock: Clock | None = None) -> Memory:
-    return Memory(entries, size, clock or Clock())
+def memory(entries: int = 100, size: int = 10**9, clock: Clock | None = None) -> LocalCache:
+    return LocalCache(entries, size, clock or Clock())
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -184,7 +184,7 @@ def test_memory_an_entry_takes_beyond_its_name_and_value() -> None:
 
 
 def test_threads_leave_a_sound_store() -> None:
-    store = Memory(500, 500_000)
+    store = LocalCache(500, 500_000)
     over = threading.Event()
     errors: list[BaseException] = []
 
@@ -229,10 +229,10 @@ class AgainstAModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.store = Memory(4, 10**9, self.clock)
+        self.store = LocalCache(4, 10**9, self.clock)
         self.model: OrderedDict[bytes, tuple[int, float, Trust]] = OrderedDict()
-        self.current: dict[bytes, Fill] = {}
-        self.fills: list[Fill] = []
+        self.current: dict[bytes, Placeholder] = {}
+        self.fills: list[Placeholder] = []
         self.trust = Trust(float("inf"))
         self.count = 0
 
@@ -333,11 +333,11 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, d
 
 @pytest.mark.parametrize("born", [None, -1e9, 0.0, 1.25, 1e9])
 def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
-    more = afterlife(1.0, 2.0, negative=True)
+    more = pack_windows(1.0, 2.0, negative=True)
     entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, (1 << 64) - 1, more, born)
-    marks = [Mark("x")]
+    marks = [TagStamp("x")]
     tagged = TaggedEntry(
-        [1], b"payload", 5.0, Trust(9.0), 7 + room(marks), (1 << 64) - 1, afterlife(1.0, 2.0, negative=True), born
+        [1], b"payload", 5.0, Trust(9.0), 7 + room(marks), (1 << 64) - 1, pack_windows(1.0, 2.0, negative=True), born
     )
     tagged.marks, tagged.epoch, tagged.stamp = marks, 0, 3
     for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), tagged.decoded([1], 127)):

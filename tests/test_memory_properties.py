@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.clear_log import Floor, Floors
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Fill
-from magnus_cache._engine.memory.lru import Stripes
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.clear_log import Clear, ClearLog
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder
+from magnus_cache._engine.memory.lru import ShardedLRU
+from magnus_cache._engine.memory.store import LocalCache
 
 FOREVER = Trust(math.inf)
 
@@ -33,7 +33,7 @@ def entry(value: object = 1, deadline: float = math.inf, trust: Trust = FOREVER,
     return Entry(value, None, deadline, trust, size)
 
 
-def values(store: Memory, *names: bytes) -> list[object]:
+def values(store: LocalCache, *names: bytes) -> list[object]:
     held = [store.hit(name) for name in names]
     return [None if one is None else one.value for one in held]
 
@@ -52,7 +52,7 @@ def test_an_entry_tells_what_it_was_made_of() -> None:
 
 def test_the_deadline_itself_is_too_late() -> None:
     clock = Clock()
-    store = Memory(10, 10**6, clock)
+    store = LocalCache(10, 10**6, clock)
     store.put(b"a", entry(deadline=clock.now + 1))
     store.put(b"b", entry(trust=Trust(clock.now + 1)))
     clock.now += 1
@@ -66,7 +66,7 @@ def test_the_deadline_itself_is_too_late() -> None:
 
 def test_trust_that_is_renewed_revives_what_stands_on_it() -> None:
     clock = Clock()
-    store = Memory(10, 10**6, clock)
+    store = LocalCache(10, 10**6, clock)
     trust = Trust(clock.now)
     store.put(b"a", entry("v", trust=trust))
     assert values(store, b"a") == [None]
@@ -77,7 +77,7 @@ def test_trust_that_is_renewed_revives_what_stands_on_it() -> None:
 
 
 def test_peek_counts_as_use_and_not_as_trust() -> None:
-    store = Memory(2, 10**6, Clock())
+    store = LocalCache(2, 10**6, Clock())
     trust = Trust(-math.inf)
     for name in (b"a", b"b"):
         store.put(name, entry(trust=trust))
@@ -92,7 +92,7 @@ def test_peek_counts_as_use_and_not_as_trust() -> None:
 
 
 def test_what_replaces_an_entry_and_is_too_large_takes_the_old_one_along() -> None:
-    store = Memory(10, 2_000, Clock())
+    store = LocalCache(10, 2_000, Clock())
     store.put(b"a", entry("old"))
     fill = store.reserve(b"a")
     assert store.fill(fill, entry("new", size=2_000)) is False
@@ -101,7 +101,7 @@ def test_what_replaces_an_entry_and_is_too_large_takes_the_old_one_along() -> No
 
 
 def test_replacing_an_entry_counts_its_bytes_once_and_makes_it_the_last_to_go() -> None:
-    store = Memory(2, 10**6, Clock())
+    store = LocalCache(2, 10**6, Clock())
     store.put(b"a", entry())
     store.put(b"b", entry())
     store.put(b"a", entry("new", size=500))
@@ -112,7 +112,7 @@ def test_replacing_an_entry_counts_its_bytes_once_and_makes_it_the_last_to_go() 
 
 @pytest.mark.parametrize("limits", [(0, 10**6), (10, 0)])
 def test_a_store_without_room_stores_nothing(limits: tuple[int, int]) -> None:
-    store = Memory(*limits, Clock())
+    store = LocalCache(*limits, Clock())
     store.put(b"a", entry())
     fill = store.reserve(b"a")
     assert store.fill(fill, entry()) is False
@@ -123,7 +123,7 @@ def test_a_large_value_evicts_in_bounded_steps() -> None:
     """Invariant 10: what needs the room of ten thousand others gets it by and by."""
     count = 10_000
     room = count * (OVERHEAD + 6)
-    store = Memory(count, room, Clock())
+    store = LocalCache(count, room, Clock())
     for number in range(count):
         store.put(b"%06d" % number, entry(size=0))
     for _ in range(10):
@@ -139,7 +139,7 @@ def test_a_large_value_evicts_in_bounded_steps() -> None:
 
 
 def test_the_first_of_two_holders_fills() -> None:
-    store = Memory(10, 10**6, Clock())
+    store = LocalCache(10, 10**6, Clock())
     one, two = store.reserve(b"a"), store.reserve(b"a")
     assert store.fill(one, entry("first")) is True
     assert store.fill(two, entry("second")) is False
@@ -149,7 +149,7 @@ def test_the_first_of_two_holders_fills() -> None:
 
 def test_a_placeholder_that_was_given_up_stays_so() -> None:
     """PITFALLS 20: an old request neither stores nor voids what a newer one has reserved."""
-    store = Memory(10, 10**6, Clock())
+    store = LocalCache(10, 10**6, Clock())
     old = store.reserve(b"a")
     store.release(old)
     new = store.reserve(b"a")
@@ -164,7 +164,7 @@ def test_a_placeholder_that_was_given_up_stays_so() -> None:
 
 @pytest.mark.parametrize("scope", [b"n:", re.compile(rb"n:\d+")])
 def test_a_clear_voids_the_placeholders_it_covers_and_no_others(scope: bytes | re.Pattern[bytes]) -> None:
-    store = Memory(10, 10**6, Clock())
+    store = LocalCache(10, 10**6, Clock())
     covered, other = store.reserve(b"n:1"), store.reserve(b"m:1")
     store.clear_matching(scope)
     assert store.pending == 1
@@ -173,7 +173,7 @@ def test_a_clear_voids_the_placeholders_it_covers_and_no_others(scope: bytes | r
 
 def test_a_clear_among_a_crowd_of_placeholders_is_on_the_safe_side() -> None:
     """Invariant 10: too many to look at one by one, so all of them are void."""
-    store = Memory(10, 10**6, Clock())
+    store = LocalCache(10, 10**6, Clock())
     fills = [store.reserve(b"%s:%d" % (space, number)) for number in range(1_000) for space in (b"n", b"m")]
     store.clear(b"n:")
     assert not any(store.fill(fill, entry()) for fill in fills)
@@ -187,7 +187,7 @@ def test_a_clear_among_a_crowd_of_placeholders_is_on_the_safe_side() -> None:
 
 @pytest.mark.parametrize("scope", [b"n:", b"", re.compile(rb"n:.*")])
 def test_a_clear_of_a_small_store_frees_it_at_once(scope: bytes | re.Pattern[bytes]) -> None:
-    store = Memory(1_000, 10**9, Clock())
+    store = LocalCache(1_000, 10**9, Clock())
     for number in range(20_000):
         store.put(b"n:%d" % number, entry())
     store.clear_matching(scope)
@@ -197,7 +197,7 @@ def test_a_clear_of_a_small_store_frees_it_at_once(scope: bytes | re.Pattern[byt
 def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
     """PITFALLS 17, invariant 10: one call looks at a fixed number of entries, and none of the others is served."""
     count = 1_000_000
-    store = Memory(count, 10**10, Clock())
+    store = LocalCache(count, 10**10, Clock())
     kept = [b"m:%d" % number for number in range(100)]
     shared = [entry() for _ in kept]
     for name, made in zip(kept, shared, strict=True):
@@ -221,7 +221,7 @@ def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
 
 
 def test_many_clears_are_remembered_or_overdone_but_never_forgotten() -> None:
-    store = Memory(100_000, 10**9, Clock())
+    store = LocalCache(100_000, 10**9, Clock())
     for number in range(20_000):
         store.put(b"%d:%d" % (number % 300, number), entry())
     for number in range(200):
@@ -234,12 +234,12 @@ def test_many_clears_are_remembered_or_overdone_but_never_forgotten() -> None:
 
 
 def test_too_many_floors_become_one_under_everything() -> None:
-    floors = Floors()
+    floors = ClearLog()
     for number in range(64):
-        floors.add(Floor(b"%02d:" % number, number + 1, done=100))
+        floors.add(Clear(b"%02d:" % number, number + 1, done=100))
     assert not floors.cleared(b"x:1", 0)
     assert (floors.cleared(b"07:1", 7), floors.cleared(b"07:1", 8)) == (True, False)
-    floors.add(Floor(b"64:", 65, done=100))
+    floors.add(Clear(b"64:", 65, done=100))
     assert len(floors) == 1
     assert all(floors.cleared(name, 64) for name in (b"07:1", b"64:1", b"x:1"))
     assert not floors.cleared(b"x:1", 65)
@@ -250,19 +250,19 @@ def test_too_many_floors_become_one_under_everything() -> None:
 
 
 def test_a_floor_replaces_narrower_ones_only() -> None:
-    floors = Floors()
-    floors.add(Floor(b"n:", 1, done=10))
-    floors.add(Floor(b"n:user", 2, done=10))
+    floors = ClearLog()
+    floors.add(Clear(b"n:", 1, done=10))
+    floors.add(Clear(b"n:user", 2, done=10))
     assert (floors.cleared(b"n:other", 0), floors.cleared(b"n:user1", 1)) == (True, True)
     assert len(floors) == 2
-    floors.add(Floor(b"n:", 3, done=10))
+    floors.add(Clear(b"n:", 3, done=10))
     assert len(floors) == 1
-    floors.add(Floor(re.compile(rb"n:\d"), 4, done=10))
+    floors.add(Clear(re.compile(rb"n:\d"), 4, done=10))
     assert (floors.cleared(b"n:1", 3), floors.cleared(b"n:12", 3)) == (True, False), "a pattern matches in full"
 
 
 def test_clearing_the_same_again_costs_no_memory() -> None:
-    store = Memory(100_000, 10**9, Clock())
+    store = LocalCache(100_000, 10**9, Clock())
     for number in range(50_000):
         store.put(b"n:%d" % number, entry())
     for number in range(300):
@@ -274,7 +274,7 @@ def test_clearing_the_same_again_costs_no_memory() -> None:
 
 def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
     asked: list[bytes] = []
-    store = Memory(100_000, 10**9, Clock())
+    store = LocalCache(100_000, 10**9, Clock())
     for number in range(10_000):
         store.put(b"n:%d" % number, entry())
     store.clear(b"m:")
@@ -287,7 +287,7 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
             asked.append(name)
             return cleared(name, generation)
 
-    store._floors = cast("Floors", Watched())
+    store._floors = cast("ClearLog", Watched())
     assert values(store, *[b"n:9999"] * 5) == [1] * 5
     assert asked == [b"n:9999"]
 
@@ -298,7 +298,7 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
 def test_what_nobody_asks_for_is_collected_by_the_writes_that_follow() -> None:
     """PITFALLS 19: no timer, no loop; an expired entry does not wait for its name to be asked for."""
     clock = Clock()
-    store = Memory(100_000, 10**9, clock)
+    store = LocalCache(100_000, 10**9, clock)
     for number in range(10_000):
         store.put(b"old:%d" % number, entry(deadline=clock.now + 1))
     clock.now += 2
@@ -311,7 +311,7 @@ def test_what_nobody_asks_for_is_collected_by_the_writes_that_follow() -> None:
 @pytest.mark.parametrize("name", ["one", "again", "churn", "mixed"])
 def test_the_queue_of_names_stays_in_proportion(name: str) -> None:
     """Names removed and stored again, or evicted, leave something behind; it does not pile up."""
-    store = Memory(500, 10**9, Clock())
+    store = LocalCache(500, 10**9, Clock())
     for number in range(20_000):
         match name:
             case "one":
@@ -335,7 +335,7 @@ def test_the_queue_of_names_stays_in_proportion(name: str) -> None:
 def test_a_record_of_an_old_entry_does_not_touch_the_newer_one() -> None:
     """PITFALLS 20: one name twice in the queue, the first record from an entry that would be dead by now."""
     clock = Clock()
-    store = Memory(10, 10**6, clock)
+    store = LocalCache(10, 10**6, clock)
     store.put(b"k", entry("old", deadline=clock.now + 1))
     store.invalidate(b"k")
     store.put(b"k", entry("new", deadline=clock.now + 100))
@@ -356,7 +356,7 @@ def test_a_reader_that_is_late_does_not_remove_the_newer_entry() -> None:
             store._table[b"k"] = newer
         return 1_000.0
 
-    store = Memory(10, 10**6, clock)
+    store = LocalCache(10, 10**6, clock)
     for read in (store.hit, store.peek):
         store._table[b"k"] = entry("old", deadline=999.0)
         assert read(b"k") is None
@@ -366,7 +366,7 @@ def test_a_reader_that_is_late_does_not_remove_the_newer_entry() -> None:
 def test_a_finalizer_may_call_the_store() -> None:
     """The thread that collects holds the lock; a value's finalizer neither waits for it nor upsets the count."""
     clock = Clock()
-    store = Memory(64, 10**9, clock)
+    store = LocalCache(64, 10**9, clock)
     calls = 0
 
     class Meddler:
@@ -398,7 +398,7 @@ def test_a_finalizer_may_call_the_store() -> None:
 
 def test_a_finalizer_may_empty_the_store() -> None:
     clock = Clock()
-    store = Memory(100, 10**9, clock)
+    store = LocalCache(100, 10**9, clock)
 
     class Clearing:
         def __del__(self) -> None:
@@ -413,7 +413,7 @@ def test_a_finalizer_may_empty_the_store() -> None:
 
 def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
     """PITFALLS 12: in a forked child the lock's holder does not exist. What was bound before works on."""
-    store = Memory(10, 10**6, Clock())
+    store = LocalCache(10, 10**6, Clock())
     hit = store.hit
     store.put(b"a", entry())
     fill = store.reserve(b"b")
@@ -450,7 +450,7 @@ def test_a_hit_survives_an_eviction_in_between() -> None:
         store._table.clear()
         return 1_000.0
 
-    store = Memory(10, 10**6, clock)
+    store = LocalCache(10, 10**6, clock)
     for read in (store.hit, store.peek):
         store._table[b"a"] = made = entry("v")
         made.stamp = store._generation
@@ -462,8 +462,8 @@ def test_a_hit_survives_an_eviction_in_between() -> None:
 
 
 def test_a_large_store_is_in_stripes_and_keeps_its_bounds() -> None:
-    store = Memory(40_000, 10**9, Clock())
-    assert isinstance(store._table, Stripes)
+    store = LocalCache(40_000, 10**9, Clock())
+    assert isinstance(store._table, ShardedLRU)
     for number in range(100_000):
         store.put(b"%d" % number, entry())
         if number >= 100:
@@ -477,15 +477,15 @@ def test_a_large_store_is_in_stripes_and_keeps_its_bounds() -> None:
 
 def test_no_stripe_grows_large() -> None:
     """Invariant 10: CPython rebuilds a hash table as a whole, so none may have many entries."""
-    store = Memory(200_000, 10**10, Clock())
-    assert isinstance(store._table, Stripes)
+    store = LocalCache(200_000, 10**10, Clock())
+    assert isinstance(store._table, ShardedLRU)
     for number in range(250_000):
         store.put(b"%d" % number, entry())
     assert max(map(len, store._table._stripes)) <= 10_000
 
 
 def test_a_few_huge_values_in_a_large_store_do_not_push_out_the_newest() -> None:
-    store = Memory(1_000_000, 10_000, Clock())
+    store = LocalCache(1_000_000, 10_000, Clock())
     for number in range(1_000):
         store.put(b"%d" % number, entry(number, size=4_000))
         assert values(store, b"%d" % number) == [number]
@@ -505,10 +505,10 @@ class Collected(RuleBasedStateMachine):
     @initialize(stripes=st.booleans())
     def start(self, stripes: bool) -> None:
         self.clock = Clock()
-        self.store = Memory(50_000 if stripes else 1_000, 10**9, self.clock)
+        self.store = LocalCache(50_000 if stripes else 1_000, 10**9, self.clock)
         self.model: dict[bytes, Entry] = {}
-        self.current: dict[bytes, Fill] = {}
-        self.held: list[Fill] = []
+        self.current: dict[bytes, Placeholder] = {}
+        self.held: list[Placeholder] = []
         self.trusts = [Trust(math.inf), Trust(math.inf)]
 
     def made(self, data: st.DataObject) -> Entry:

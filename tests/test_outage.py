@@ -14,7 +14,7 @@ import pytest
 from redis.exceptions import NoPermissionError
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
@@ -387,7 +387,7 @@ async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any
 
 def test_an_older_write_does_not_cover_a_later_invalidation() -> None:
     """A write that is confirmed late must not erase the record of what came after it."""
-    recovery = Recovery(b"magnus:")
+    recovery = Outbox(b"magnus:")
     recovery.record([b"t:k"])
     before = recovery.mark
     recovery.record([b"t:k"])

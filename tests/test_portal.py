@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from magnus_cache._engine.runtime import portal as portal_module
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 

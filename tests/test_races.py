@@ -21,7 +21,7 @@ from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, Ca
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.pipeline import Frame, Pipeline, Read
+from magnus_cache._engine.redis.pipeline import InFlight, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
@@ -148,7 +148,7 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
         assert wire is not None
         assert wire._patience is not None
         now = one._engine.state.clock()
-        frame = Frame(now - 1.0, 1, [])
+        frame = InFlight(now - 1.0, 1, [])
         wire._pipeline._sent.appendleft(frame)
         wire._intake.heard = now
         wire._silence.check(frame)

@@ -14,7 +14,7 @@ import pytest
 
 from magnus_cache import CacheEncodeError, CacheManager, Namespace, register_type
 from magnus_cache._engine.codec import decode, encode, registry, renewed
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import section
 
 pytestmark = pytest.mark.anyio
@@ -216,15 +216,15 @@ def test_under_the_lock_nothing_of_the_program_runs(cache: CacheManager) -> None
 
 def test_a_reload_takes_no_time_per_value(cache: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[bytes] = []
-    stands = Memory._stands
+    stands = LocalCache._stands
 
-    def counted(self: Memory, name: bytes, entry: Any) -> bool:
+    def counted(self: LocalCache, name: bytes, entry: Any) -> bool:
         looked.append(name)
         return stands(self, name, entry)
 
     for number in range(100):
         cache.set("many", number, "x")
-    monkeypatch.setattr(Memory, "_stands", counted)
+    monkeypatch.setattr(LocalCache, "_stands", counted)
     for _ in range(2):
         register_type(enum.Enum("Reloaded", {"ONE": 1}, module=__name__))
     assert looked == []

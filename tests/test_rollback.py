@@ -10,11 +10,11 @@ from redis.exceptions import ResponseError
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coordination.failover import Arrivals
+from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.keys.names import Keyspace
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis import scripts
-from magnus_cache._engine.redis.handshake import STRANGER
+from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
@@ -237,13 +237,13 @@ def test_nobody_vouches_for_what_could_not_be_settled(reply: bytes) -> None:
     calls: list[Any] = []
 
     class Stub:
-        server = STRANGER._replace(identity=b"run:one")
+        server = UNKNOWN_SERVER._replace(identity=b"run:one")
 
         def call(self, *call: Any) -> None:
             calls.append(call)
 
     keyspace = Keyspace("magnus")
-    arrivals = Arrivals(Epochs(keyspace), Recovery(b"magnus:"), b"magnus:", lambda _: None)
+    arrivals = FailoverGuard(Epochs(keyspace), Outbox(b"magnus:"), b"magnus:", lambda _: None)
     wire: Any = Stub()
     arrivals.greeted(b"run:zero", b"")
     arrivals.vouch(wire)

@@ -14,12 +14,12 @@ from magnus_cache import AsyncCacheManager, CacheDeadlockError, CacheManager, Na
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import values as codec_values
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.clear_log import Floor, Floors
+from magnus_cache._engine.memory.clear_log import Clear, ClearLog
 from magnus_cache._engine.memory.entry import Entry
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.redis.pipeline import Pipeline, Read
 from magnus_cache._engine.runtime import turns as pacing
-from magnus_cache._engine.runtime.workers import Workers
+from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
 
 pytestmark = pytest.mark.anyio
@@ -380,8 +380,8 @@ async def test_a_long_push_is_handled_in_steps(cache: AsyncCacheManager) -> None
 # -- a large memory -----------------------------------------------------------------------------------------------
 
 
-def filled(namespaces: int, each: int) -> Memory:
-    memory, trust = Memory(10**6, 10**9), Trust(float("inf"))
+def filled(namespaces: int, each: int) -> LocalCache:
+    memory, trust = LocalCache(10**6, 10**9), Trust(float("inf"))
     for number in range(namespaces):
         for key in range(each):
             memory.put(b"m:n%d:%d" % (number, key), Entry(1, None, float("inf"), trust, 8))
@@ -401,13 +401,13 @@ def test_clears_of_namespaces_are_one_look_up() -> None:
 
 
 def test_more_clears_of_namespaces_than_are_kept_apart_clear_everything() -> None:
-    floors = Floors()
+    floors = ClearLog()
     for number in range(1_024):
-        floors.add(Floor(b"m:n%d:" % number, number + 1, done=10**9))
+        floors.add(Clear(b"m:n%d:" % number, number + 1, done=10**9))
     assert not floors.cleared(b"m:other:1", 0)
-    floors.add(Floor(b"m:n0:", 1_025, done=10**9))
+    floors.add(Clear(b"m:n0:", 1_025, done=10**9))
     assert not floors.cleared(b"m:other:1", 0)
-    floors.add(Floor(b"m:last:", 1_026, done=10**9))
+    floors.add(Clear(b"m:last:", 1_026, done=10**9))
     assert floors.cleared(b"m:other:1", 0)
     assert floors.cleared(b"m:n5:1", 5)
     assert not floors.cleared(b"m:last:1", 1_026)
@@ -609,7 +609,7 @@ async def test_workers_run_coroutines_where_they_are_told_to() -> None:
     async def number() -> int:
         return 5
 
-    workers = Workers(run=run)
+    workers = LoaderThreads(run=run)
     assert await workers.call(number, "t") == 5
     assert await workers.call(lambda: number(), "t") == 5
     assert len(ran) == 2

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, CacheDecodeError, CacheEncodeError, CacheManager, Namespace, register_type
-from magnus_cache._engine.codec import decode, encode, registry, shareable
+from magnus_cache._engine.codec import decode, encode, is_immutable, registry
 from magnus_cache._engine.codec.named_tuples import is_rebuilt
 from magnus_cache._engine.memory.footprint import footprint
 from tests.support.kinds import alike, forget_what_was_made
@@ -212,13 +212,13 @@ def test_a_registered_named_tuple_is_itself() -> None:
 def test_immutable_ones_are_shared_between_callers() -> None:
     again = decode(encode(Typed("A", Decimal(1))))
     assert is_rebuilt(type(again))
-    assert shareable(again)
-    assert shareable((Path("/x"), Fraction(1, 2), ipaddress.ip_address("::1")))
+    assert is_immutable(again)
+    assert is_immutable((Path("/x"), Fraction(1, 2), ipaddress.ip_address("::1")))
     # What is stored as it was given would come back as another class; what can be changed would be changed for others.
-    assert not shareable(Typed("A", Decimal(1)))
-    assert not shareable(decode(encode(Options([1], 2, 3))))
+    assert not is_immutable(Typed("A", Decimal(1)))
+    assert not is_immutable(decode(encode(Options([1], 2, 3))))
     for value in (deque([1]), OrderedDict(a=1), ipaddress.ip_network("10.0.0.0/8")):
-        assert not shareable(value)
+        assert not is_immutable(value)
 
 
 def test_what_is_kept_decoded_is_counted() -> None:

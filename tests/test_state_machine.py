@@ -23,10 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from magnus_cache import AsyncCacheManager, CacheStats
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.coordination.generations import Eras
-from magnus_cache._engine.coordination.leases import Claim, Leases
+from magnus_cache._engine.coordination.generations import OutageGenerations
+from magnus_cache._engine.coordination.leases import Fence, Leases
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.embedded import EmbeddedServer
@@ -552,7 +552,7 @@ def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
     async def late(self: Writes, *args: Any) -> bool:
         claim = args[-1]
-        assert isinstance(claim, Claim)
+        assert isinstance(claim, Fence)
         claim.epoch = self.state.epochs.highest
         return await fill(self, *args)
 
@@ -561,7 +561,7 @@ def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def _fill_whatever_happened(patch: pytest.MonkeyPatch) -> None:
     """The near cache takes what comes, whether or not its key was touched meanwhile."""
-    patch.setattr(Memory, "fill", lambda self, fill, entry: self.put(fill.name, entry))
+    patch.setattr(LocalCache, "fill", lambda self, fill, entry: self.put(fill.name, entry))
 
 
 def _trust_a_lost_connection(patch: pytest.MonkeyPatch) -> None:
@@ -579,7 +579,7 @@ def _trust_a_lost_connection(patch: pytest.MonkeyPatch) -> None:
 def _fall_back_on_anything(patch: pytest.MonkeyPatch) -> None:
     """In an outage, what stood on any connection is served, not only what was good when it began."""
     patch.setattr(Trust, "retire", Trust.kill)
-    patch.setattr(Eras, "connected", lambda self, wire, first: None)
+    patch.setattr(OutageGenerations, "connected", lambda self, wire, first: None)
 
 
 def _walked_into(machine: "Coherence") -> None:

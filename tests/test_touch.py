@@ -10,7 +10,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.tag_stamps import Mark
+from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.runtime.clock import monotonic
@@ -112,7 +112,7 @@ def test_an_entry_that_is_opened_while_it_is_touched_keeps_its_value(kind: type[
 
     near = Opened(None, b"\x91\x01", monotonic() + 60, LONG, 2, 1)
     if kind is TaggedEntry:
-        near.marks, near.epoch = (Mark("x"),), 0
+        near.marks, near.epoch = (TagStamp("x"),), 0
     copy = near.until(monotonic() + 600, LONG)
     assert copy.payload == b"\x91\x01" or copy.value == [1]
 

@@ -40,7 +40,7 @@ from magnus_cache._engine.redis import (
 from magnus_cache._engine.runtime import loop_end, workers
 from magnus_cache._engine.store import clears, reads, reads_many, writes
 from magnus_cache._engine.store import negative as negatives
-from magnus_cache._engine.store.records import MISS, Address
+from magnus_cache._engine.store.records import MISS, KeyRef
 
 # Each registers its guards by being imported.
 from tests.support import (  # noqa: F401
@@ -172,7 +172,7 @@ def without_a_heartbeat_while_loading() -> None:
 @guard(LEASES)
 def without_giving_back_what_was_granted_to_the_cancelled() -> None:
     put(claims, "_give_back", nothing)
-    original = claims.Claims._answered
+    original = claims.LeaseAcquirer._answered
 
     def answered(self: Any, *args: Any) -> Any:
         class Never:
@@ -181,7 +181,7 @@ def without_giving_back_what_was_granted_to_the_cancelled() -> None:
 
         return original(self, *args[:6], Never(), *args[7:])  # type: ignore[arg-type]
 
-    put(claims.Claims, "_answered", answered)
+    put(claims.LeaseAcquirer, "_answered", answered)
 
 
 @guard(LEASES)
@@ -204,14 +204,14 @@ def without_the_rejected_header() -> None:
 
 @guard(LEASES)
 def without_refusing_to_keep_what_was_loaded_alone() -> None:
-    original = claims.Claims.unclaimed
+    original = claims.LeaseAcquirer.unclaimed
 
-    def unclaimed(self: claims.Claims, flight: Flight, *, fresh: bool) -> leases.Claim:
+    def unclaimed(self: claims.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
         claim = original(self, flight, fresh=fresh)
         claim.offline = self._state.offline
         return claim
 
-    put(claims.Claims, "unclaimed", unclaimed)
+    put(claims.LeaseAcquirer, "unclaimed", unclaimed)
 
 
 @guard(LEASES)
@@ -238,7 +238,7 @@ def without_the_identity_of_the_placeholder() -> None:
         with self._lock:
             return bool(self._store(placeholder.name, entry))
 
-    put(memory.Memory, "fill", fill)
+    put(memory.LocalCache, "fill", fill)
 
 
 @guard(COHERENCE)
@@ -255,7 +255,7 @@ def without_a_deadline_of_trust() -> None:
 
         return hit
 
-    put(memory.Memory, "_make_hit", make_hit)
+    put(memory.LocalCache, "_make_hit", make_hit)
 
 
 @guard(COHERENCE)
@@ -337,7 +337,7 @@ def without_issuing_a_missing_epoch() -> None:
         source.known.current.add(asking.name)
         return True
 
-    put(epoch_sync.EpochReads, "_told", told)
+    put(epoch_sync.EpochSync, "_told", told)
 
 
 @guard(EPOCHS)
@@ -352,7 +352,7 @@ def without_the_push_of_an_epoch() -> None:
 
 @guard(EPOCHS)
 def without_outdating_tagged_entries() -> None:
-    put(memory.Memory, "outdate", nothing)
+    put(memory.LocalCache, "outdate", nothing)
 
 
 @guard(EPOCHS)
@@ -360,7 +360,7 @@ def without_turning_away_who_joined_an_overtaken_load() -> None:
     async def never(*_: Any) -> bool:
         return False
 
-    put(claims.Claims, "overtaken", never)
+    put(claims.LeaseAcquirer, "overtaken", never)
 
 
 @guard(EPOCHS)
@@ -385,17 +385,17 @@ def without_last_plus_one() -> None:
 
 @guard(EPOCHS)
 def without_an_end_of_epochs_nobody_announces() -> None:
-    put(epochs.Known, "forget", nothing)
+    put(epochs.KnownEpochs, "forget", nothing)
 
 
 @guard(EPOCHS)
 def without_recording_clears() -> None:
-    put(outbox.Recovery, "record_prefix", nothing)
+    put(outbox.Outbox, "record_prefix", nothing)
 
 
 @guard(EPOCHS)
 def without_recording_tags() -> None:
-    put(outbox.Recovery, "record_tags", nothing)
+    put(outbox.Outbox, "record_tags", nothing)
 
 
 @guard(EPOCHS)
@@ -405,13 +405,13 @@ def without_a_bound_on_remembered_epochs() -> None:
 
 @guard(RACES)
 def without_voiding_reads_when_a_clear_is_answered() -> None:
-    put(clears.Clears, "_forget", nothing)
+    put(clears.Invalidator, "_forget", nothing)
     put(state.State, "outdated", nothing)
 
 
 @guard(EPOCHS)
 def without_the_epoch_that_came_with_the_lease() -> None:
-    original = claims.Claims._informed
+    original = claims.LeaseAcquirer._informed
 
     async def informed(self: Any, wire_: Any, address: Any, tags: Any, claim: Any) -> Any:
         epoch, known = claim.epoch, self._state.epochs.floor(wire_.known, address.realm, tags) is not None
@@ -419,7 +419,7 @@ def without_the_epoch_that_came_with_the_lease() -> None:
         claim.epoch = epoch if known else claim.epoch
         return claim
 
-    put(claims.Claims, "_informed", informed)
+    put(claims.LeaseAcquirer, "_informed", informed)
 
 
 # -- flights and batches ------------------------------------------------------------------------------------------
@@ -444,12 +444,12 @@ def without_waiter_counts() -> None:
 
 @guard(BATCHES)
 def without_leaving_waited_keys_out_of_the_first_call() -> None:
-    original = claims.Claims.claim
+    original = claims.LeaseAcquirer.claim
 
     async def claim(self: Any, *args: Any, waiting: Any = None, **more: Any) -> Any:
         return await original(self, *args, **more)
 
-    put(claims.Claims, "claim", claim)
+    put(claims.LeaseAcquirer, "claim", claim)
 
 
 @guard(BATCHES)
@@ -472,17 +472,17 @@ def without_handing_left_out_keys_on() -> None:
 
 @guard(OUTAGE)
 def without_the_record_of_what_redis_missed() -> None:
-    put(outbox.Recovery, "record", nothing)
+    put(outbox.Outbox, "record", nothing)
 
 
 @guard(OUTAGE, RACES)
 def without_disbelief_until_it_is_told() -> None:
-    put(outbox.Recovery, "covers", lambda *_: False)
+    put(outbox.Outbox, "covers", lambda *_: False)
 
 
 @guard(OUTAGE)
 def without_letting_go_of_what_redis_has_no_more() -> None:
-    put(memory.Memory, "drop", nothing)
+    put(memory.LocalCache, "drop", nothing)
 
 
 @guard(RACES)
@@ -561,7 +561,7 @@ def without_going_back_to_noloop_where_writes_cannot_be_quiet() -> None:
 
 @guard(LATE)
 def without_ending_what_was_given_up() -> None:
-    put(orphans.AbandonedConnections, "ends", lambda *_: [])
+    put(orphans.OrphanedConnections, "ends", lambda *_: [])
 
 
 @guard(LATE)
@@ -579,13 +579,13 @@ def without_asking_for_a_servers_history() -> None:
 
 @guard(ROLLBACK)
 def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
-    put(handshake.Recognition, "__init__", lambda self, known, _: put(self, "_known", known))
-    put(handshake.Recognition, "set_result", nothing)
+    put(handshake.HistoryCheck, "__init__", lambda self, known, _: put(self, "_known", known))
+    put(handshake.HistoryCheck, "set_result", nothing)
 
 
 @guard(ROLLBACK)
 def without_vouching_for_a_server() -> None:
-    put(failover.Arrivals, "vouch", nothing)
+    put(failover.FailoverGuard, "vouch", nothing)
 
 
 @guard(ROLLBACK)
@@ -652,8 +652,8 @@ POLICIES: Final = "tests/test_policies.py"
 
 @guard(POLICIES)
 def without_trust_in_what_is_stale() -> None:
-    original = memory.Memory.past
-    put(memory.Memory, "past", lambda self, name, *, trusted: original(self, name, trusted=False))
+    original = memory.LocalCache.past
+    put(memory.LocalCache, "past", lambda self, name, *, trusted: original(self, name, trusted=False))
 
 
 @guard(POLICIES)
@@ -663,12 +663,12 @@ def without_what_is_left_in_an_outage() -> None:
 
 @guard(POLICIES)
 def without_a_pause_after_a_failed_load() -> None:
-    put(throttle.Throttle, "holds", lambda *_: False)
+    put(throttle.RetryThrottle, "holds", lambda *_: False)
 
 
 @guard(POLICIES)
 def without_an_end_of_the_pause() -> None:
-    put(throttle.Throttle, "holds", lambda self, name: name in self._until)
+    put(throttle.RetryThrottle, "holds", lambda self, name: name in self._until)
 
 
 @guard(POLICIES)
@@ -726,8 +726,8 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
 
 @guard(POLICIES)
 def without_telling_what_is_to_be_refreshed() -> None:
-    original = claims.Claims._good
-    put(claims.Claims, "_good", lambda self, address, entry, _: original(self, address, entry, None))
+    original = claims.LeaseAcquirer._good
+    put(claims.LeaseAcquirer, "_good", lambda self, address, entry, _: original(self, address, entry, None))
 
 
 @guard(POLICIES)
@@ -758,7 +758,7 @@ def without_grace_in_redis_expiry() -> None:
     original = writes.Writes._send
 
     async def send(self: Any, address: Any, *rest: Any) -> bool:
-        graceless = Address(
+        graceless = KeyRef(
             address.namespace, address.name, address.counters, address.realm,
             dataclasses.replace(address.freshness, grace=0.0),
         )  # fmt: skip
@@ -780,20 +780,24 @@ def without_refusing_what_is_stale_to_who_only_looks() -> None:
 
 @guard(POLICIES)
 def without_telling_mistakes_from_failures() -> None:
-    put(refreshes.Refreshes, "_excused", lambda self, address, error, stale: stale is not MISS)
+    put(refreshes.StalePolicy, "_excused", lambda self, address, error, stale: stale is not MISS)
 
 
 @guard(FRESHNESS, POLICIES)
 def without_an_end_of_grace() -> None:
-    original = freshness.standing
+    original = freshness.classify
 
     def standing(now: float, due: float, fresh_until: float, end: float) -> Any:
         return original(now, due, fresh_until, max(end, now + 1))
 
-    put(freshness, "standing", standing)
-    put(refreshes, "standing", standing)
+    put(freshness, "classify", standing)
+    put(refreshes, "classify", standing)
     put(entries.Entry, "end", property(lambda self: math.inf))
-    put(reads, "afterlife", lambda fresh, stale, *, negative=False: entries.afterlife(fresh, 1e6, negative=negative))
+    put(
+        reads,
+        "pack_windows",
+        lambda fresh, stale, *, negative=False: entries.pack_windows(fresh, 1e6, negative=negative),
+    )
 
 
 @guard(FRESHNESS, POLICIES)
@@ -835,18 +839,18 @@ def without_giving_back_leases_that_an_outage_kept() -> None:
 
 @guard(POLICIES)
 def without_telling_what_outages_a_value_has_been_through() -> None:
-    original = generations.Eras.connected
+    original = generations.OutageGenerations.connected
 
     def connected(self: Any, wire: Any, *, first: bool) -> None:
         original(self, wire, first=False)
 
-    put(generations.Eras, "connected", connected)
+    put(generations.OutageGenerations, "connected", connected)
     put(Trust, "retire", Trust.kill)
 
 
 @guard(POLICIES)
 def without_what_is_due_for_a_refresh() -> None:
-    put(memory.Memory, "peek", lambda self, name: self.hit(name))
+    put(memory.LocalCache, "peek", lambda self, name: self.hit(name))
 
 
 @guard(POLICIES)
@@ -855,7 +859,7 @@ def without_a_bound_on_reading() -> None:
         entry = await self._reads.read(address, tags)
         return self._reads.last(address) if entry is None else entry
 
-    put(refreshes.Refreshes, "_read", read)
+    put(refreshes.StalePolicy, "_read", read)
 
 
 @guard(POLICIES)
@@ -882,13 +886,13 @@ def without_making_room_while_waiting() -> None:
 
 @guard(LOADERS)
 def without_places_for_each_namespace() -> None:
-    original = workers.Workers._in_thread
-    put(workers.Workers, "_in_thread", lambda self, loader, _: original(self, loader, ""))
+    original = workers.LoaderThreads._in_thread
+    put(workers.LoaderThreads, "_in_thread", lambda self, loader, _: original(self, loader, ""))
 
 
 @guard(LOADERS)
 def without_counting_threads_to_their_end() -> None:
-    original = workers.Workers._in_thread
+    original = workers.LoaderThreads._in_thread
 
     async def in_thread(self: Any, loader: Any, namespace: str) -> Any:
         jobs: list[Any] = []
@@ -903,7 +907,7 @@ def without_counting_threads_to_their_end() -> None:
         finally:
             put(workers, "Job", made)
 
-    put(workers.Workers, "_in_thread", in_thread)
+    put(workers.LoaderThreads, "_in_thread", in_thread)
 
 
 @guard(LOADERS)
@@ -914,7 +918,7 @@ def without_asking_for_a_place_first() -> None:
 
 @guard(LOADERS)
 def without_leaving_alone_what_was_given_up() -> None:
-    put(refreshes.Refreshes, "_impatient", nothing)
+    put(refreshes.StalePolicy, "_impatient", nothing)
 
 
 @guard(LOADERS)
@@ -1083,7 +1087,7 @@ def without_last_words() -> None:
 
 @guard(LAST)
 def without_ending_replays() -> None:
-    put(replay.Replays, "stop", lambda _: [])
+    put(replay.Replayer, "stop", lambda _: [])
 
 
 @guard(LAST)
@@ -1103,7 +1107,7 @@ JOURNAL: Final = "tests/test_journal.py"
 
 @guard(JOURNAL)
 def without_doubt_until_the_journal_is_read() -> None:
-    put(outbox.Recovery, "begin_doubt", nothing)
+    put(outbox.Outbox, "begin_doubt", nothing)
 
 
 @guard(JOURNAL)
@@ -1168,7 +1172,7 @@ def without_leaving_an_open_journal_to_sqlite() -> None:
 
 @guard(JOURNAL)
 def without_a_look_at_what_rows_say() -> None:
-    put(outbox.Recovery, "fits", lambda *_: True)
+    put(outbox.Outbox, "fits", lambda *_: True)
 
 
 @guard(JOURNAL)

@@ -156,7 +156,7 @@ def without_trust_by_the_marker_alone() -> None:
 
 @guard(f"{EXCHANGED}::test_the_other_database_is_met_anew")
 def without_meeting_an_exchanged_database_anew() -> None:
-    put(failover.Arrivals, "forget", nothing)
+    put(failover.FailoverGuard, "forget", nothing)
 
 
 @guard(f"{EXCHANGED}::test_an_exchanged_database_is_no_fallback_in_the_next_outage")
@@ -201,17 +201,17 @@ def without_asking_for_epochs_half_way() -> None:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    put(epoch_sync.EpochReads, "_expire", expire)
+    put(epoch_sync.EpochSync, "_expire", expire)
 
 
 @guard(f"{UNTRACKED}::test_what_was_asked_before_counts_for_nothing")
 def without_the_beginning_of_known_epochs() -> None:
-    def learned(self: epochs.Known, name: bytes, epoch: int, _sent: float) -> None:
+    def learned(self: epochs.KnownEpochs, name: bytes, epoch: int, _sent: float) -> None:
         if name == self._marker:
             self.mark = epoch
         self.current.add(name)
 
-    put(epochs.Known, "learned", learned)
+    put(epochs.KnownEpochs, "learned", learned)
 
 
 # -- a machine that sleeps ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ TOUCH: Final = "tests/test_touch.py"
 
 @guard(STEPS)
 def without_a_look_whether_an_entry_is_still_the_one_that_was_looked_at() -> None:
-    put(store.Memory, "replace", lambda self, name, _old, entry: self.put(name, entry))
+    put(store.LocalCache, "replace", lambda self, name, _old, entry: self.put(name, entry))
 
 
 @guard(STEPS)
@@ -95,7 +95,7 @@ def without_a_second_look_at_the_registry_after_remembering() -> None:
 
 @guard(TOUCH)
 def without_keeping_what_is_near_until_redis_has_answered_a_touch() -> None:
-    put(store.Memory, "void", store.Memory.invalidate)
+    put(store.LocalCache, "void", store.LocalCache.invalidate)
 
 
 @guard(TOUCH)
@@ -115,12 +115,12 @@ def without_overtaking_loads_that_began_during_a_failing_write() -> None:
 
 @guard(TOUCH)
 def without_a_placeholder_of_its_own_for_a_write() -> None:
-    original = store.Memory.reserve
+    original = store.LocalCache.reserve
 
     def reserve(self: Any, name: bytes, *, anew: bool = False) -> Any:
         return original(self, name)
 
-    put(store.Memory, "reserve", reserve)
+    put(store.LocalCache, "reserve", reserve)
 
 
 @guard(TOUCH)

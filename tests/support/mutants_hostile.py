@@ -5,7 +5,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from magnus_cache._engine.codec import budget, builtin, hash_collisions, numpy_types, pandas_types, values
-from magnus_cache._engine.codec.markers import Mark
+from magnus_cache._engine.codec.markers import Marker
 from magnus_cache._engine.memory import footprint
 from magnus_cache._engine.redis import connection, frame_limits, pipeline
 from magnus_cache._engine.runtime import loader_slots
@@ -48,7 +48,7 @@ def without_the_budget_of_a_value_from_redis() -> None:
 
 @guard(f"{VALUES}::test_members_that_share_a_hash_are_refused")
 def without_checked_sets() -> None:
-    values._CHECKED_MARKS.update({b"s": Mark(set), b"f": Mark(frozenset)})
+    values._CHECKED_MARKS.update({b"s": Marker(set), b"f": Marker(frozenset)})
 
 
 @guard(f"{VALUES}::test_keys_that_share_a_hash_are_refused")

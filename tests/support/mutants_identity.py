@@ -78,12 +78,12 @@ def without_the_name_that_a_function_was_written_with() -> None:
 
 @guard(f"{IDENTITY}::test_what_a_decorator_closes_over_may_change")
 def without_telling_what_is_not_found_under_its_name() -> None:
-    put(callkeys.CallKeys, "memorable", lambda *_: True)
+    put(callkeys.CallKeyBuilder, "memorable", lambda *_: True)
 
 
 @guard(f"{IDENTITY}::test_generic_classes_are_told_apart_by_what_they_are_of")
 def without_the_arguments_of_generic_classes() -> None:
-    put(instances.Owner, "_generic", lambda _, __, text: lambda ___: text)
+    put(instances.InstanceKey, "_generic", lambda _, __, text: lambda ___: text)
 
 
 @guard(f"{IDENTITY}::test_classes_that_a_function_makes_are_several")
@@ -92,7 +92,7 @@ def without_telling_local_classes_apart() -> None:
         own = (cls.__module__, cls.__qualname__) == self._owner
         return lambda _: "" if own else f"~self:{class_name(cls)}"
 
-    put(instances.Owner, "_rule_for", rule)
+    put(instances.InstanceKey, "_rule_for", rule)
 
 
 @guard(f"{IDENTITY}::test_a_slotted_instance_that_changes_has_another_key")

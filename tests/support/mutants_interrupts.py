@@ -59,7 +59,7 @@ def without_a_wake_of_ones_own() -> None:
             self._wake = [0]
             self.loop.call_soon_threadsafe(self._drain, context=self._context)
 
-    put(portal_thread.Session, "post", post)
+    put(portal_thread.PortalThread, "post", post)
 
 
 @guard(_TESTS + "test_a_handler_finds_the_cache_as_it_starts")
@@ -93,7 +93,7 @@ def without_deferring_on_the_background_loop() -> None:
 
 @guard(_TESTS + "test_what_is_deferred_before_there_is_a_loop_comes_first")
 def without_a_place_for_what_comes_before_the_loop() -> None:
-    put(portal_thread.Session, "serve_early", nothing)
+    put(portal_thread.PortalThread, "serve_early", nothing)
 
 
 @guard(_TESTS + "test_what_is_deferred_on_a_loop_starts_the_background_loop")
@@ -118,7 +118,7 @@ def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
             stored: bool = self._store(fill.name, entry)
             return stored
 
-    put(store.Memory, "fill", fill)
+    put(store.LocalCache, "fill", fill)
 
 
 @guard(_TESTS + "test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept")
@@ -130,7 +130,7 @@ def without_a_look_at_what_is_replaced_in_the_step_that_does() -> None:
             stored: bool = self._store(name, entry)
             return stored
 
-    put(store.Memory, "replace", replace)
+    put(store.LocalCache, "replace", replace)
 
 
 @guard(_TESTS + "test_removals_in_the_midst_of_the_memorys_steps_do_no_harm")
@@ -149,7 +149,7 @@ def without_a_look_at_the_floors_in_the_step_that_lays_one() -> None:
         self._floors = (*kept, floor)
         return floor
 
-    put(clear_log.Floors, "add", add)
+    put(clear_log.ClearLog, "add", add)
 
 
 @guard(_TESTS + "test_a_floor_laid_in_the_midst_of_another_stays")
@@ -157,17 +157,17 @@ def without_counting_a_floors_steps_from_when_it_is_there() -> None:
     def clear_matching(self: Any, scope: Any) -> None:
         with self._lock:
             generation = self._generation + 1
-            self._floors.add(clear_log.Floor(scope, generation, self.steps + len(self._queue)))
+            self._floors.add(clear_log.Clear(scope, generation, self.steps + len(self._queue)))
             self._generation = generation
             self._void(scope)
             self._advance(store._CLEAR_STEPS)
 
-    put(store.Memory, "clear_matching", clear_matching)
+    put(store.LocalCache, "clear_matching", clear_matching)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_leaves_nothing_behind")
 def without_leaving_again_after_an_interrupt() -> None:
-    left = joins.Boarding._leave
+    left = joins.Joins._leave
     seen: set[int] = set()
 
     def leave(self: Any, seat: Any) -> None:
@@ -175,21 +175,21 @@ def without_leaving_again_after_an_interrupt() -> None:
             seen.add(id(seat))
             left(self, seat)
 
-    put(joins.Boarding, "_leave", leave)
+    put(joins.Joins, "_leave", leave)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_leaves_nothing_behind")
 def without_a_seat_that_knows_its_load_at_once() -> None:
-    board = joins.Boarding._board
+    board = joins.Joins._board
 
     def late(self: Any, seat: Any, *args: Any, **options: Any) -> Any:
-        other = joins.Seat(seat.waiter, seat.holds_up)
+        other = joins.Ticket(seat.waiter, seat.holds_up)
         found = board(self, other, *args, **options)
         for name in ("flight", "leads", "outer", "inner", "blocks", "job"):
             setattr(seat, name, getattr(other, name))
         return found
 
-    put(joins.Boarding, "_board", late)
+    put(joins.Joins, "_board", late)
 
 
 @guard(_TESTS + "test_those_who_wait_for_an_interrupted_load_are_served")
@@ -205,7 +205,7 @@ def without_telling_those_who_were_not_told() -> None:
             crew, flight.crew = flight.crew, set()
         waiters.wake(crew, outcome)
 
-    put(joins.Boarding, "_settle", settle)
+    put(joins.Joins, "_settle", settle)
 
 
 @guard(_TESTS + "test_an_interrupted_reservation_is_taken_back")
@@ -219,7 +219,7 @@ def without_taking_back_an_interrupted_reservation() -> None:
                 fill.holders += 1
             return fill
 
-    put(store.Memory, "reserve", reserve)
+    put(store.LocalCache, "reserve", reserve)
 
 
 @guard(_TESTS + "test_ctrl_c_at_any_place_of_a_switch_leaves_it_off")

@@ -35,14 +35,14 @@ def without_the_tags_of_what_was_found() -> None:
 
 @guard(FOUND)
 def without_noting_the_look_before_it() -> None:
-    original = acquire.Claims.claim
+    original = acquire.LeaseAcquirer.claim
 
     async def claim(self: Any, address: Any, flight: Any, *args: Any, **more: Any) -> Any:
         got = await original(self, address, flight, *args, **more)
         flight.look.since = self._state.epochs.moment()
         return got
 
-    put(acquire.Claims, "claim", claim)
+    put(acquire.LeaseAcquirer, "claim", claim)
 
 
 @guard(f"{JOINING}::test_nobody_joins_a_load_that_is_taking_in_what_it_found")
@@ -164,14 +164,14 @@ def without_putting_loads_aside_after_a_write() -> None:
 
 @guard(f"{JOINING}::test_an_invalidation_that_a_lost_connection_did_not_announce_counts_for_those_who_joined")
 def without_doubt_about_what_was_not_announced() -> None:
-    original = acquire.Claims.overtaken
+    original = acquire.LeaseAcquirer.overtaken
 
     async def overtaken(self: Any, address: Any, tags: Any, known: Any, claim: Any) -> bool:
         if claim.lease is not None:
             claim.flight.look.known = claim.lease.wire.known
         return await original(self, address, tags, known, claim)
 
-    put(acquire.Claims, "overtaken", overtaken)
+    put(acquire.LeaseAcquirer, "overtaken", overtaken)
 
 
 @guard(LEFT_OUT)

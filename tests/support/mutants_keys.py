@@ -7,7 +7,7 @@ from magnus_cache._engine.api import warming
 from magnus_cache._engine.keys import arrays, descriptions, globs, names, templates
 from magnus_cache._engine.keys import libraries as foreign
 from magnus_cache._engine.keys.descriptions import Raw
-from magnus_cache._engine.runtime import clock
+from magnus_cache._engine.runtime import durations
 from magnus_cache._engine.store import batch_keys, clears, writes
 from tests.support.guards import guard, nothing, put
 
@@ -45,7 +45,7 @@ def without_all_kinds_of_keys_in_what_is_scanned() -> None:
 
 @guard(_GLOBS + "test_a_clear_by_glob_leaves_alone_what_it_does_not_cover")
 def without_a_second_look_at_what_was_scanned() -> None:
-    put(globs.Scope, "covers", lambda self, name: name.startswith(self.prefix))
+    put(globs.ClearScope, "covers", lambda self, name: name.startswith(self.prefix))
 
 
 @guard(_GLOBS + "test_the_default_prefix_under_another_one_is_refused")
@@ -55,7 +55,7 @@ def without_a_look_for_the_default_prefix() -> None:
 
 @guard(_GLOBS + "test_the_prefix_of_any_other_cache_on_the_server_is_refused")
 def without_a_look_for_other_prefixes() -> None:
-    put(clears.Clears, "_check_prefix", _nothing)
+    put(clears.Invalidator, "_check_prefix", _nothing)
 
 
 @guard(_GLOBS + "test_the_prefix_of_any_other_cache_on_the_server_is_refused")
@@ -133,8 +133,8 @@ def without_a_look_for_arrays_in_templates() -> None:
 
 @guard("tests/test_numbers.py::test_any_number_of_seconds_is_a_duration")
 def without_the_unit_of_a_duration_of_numpy() -> None:
-    number = clock.number
-    put(clock, "number", lambda value: float(value.astype(float)) if hasattr(value, "astype") else number(value))
+    number = durations.number
+    put(durations, "number", lambda value: float(value.astype(float)) if hasattr(value, "astype") else number(value))
 
 
 @guard("tests/test_set_many.py::test_false_where_nothing_keeps_one_of_them")

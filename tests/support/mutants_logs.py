@@ -20,12 +20,12 @@ OFFLINE: Final = "tests/test_offline.py"
 
 @guard(OFFLINE)
 def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
-    put(generations.Eras, "serves", lambda self, trust, _namespace, _now: trust.era == self.now)
+    put(generations.OutageGenerations, "serves", lambda self, trust, _namespace, _now: trust.era == self.now)
 
 
 @guard(OFFLINE)
 def without_an_end_of_what_is_stored_while_redis_is_away() -> None:
-    put(generations.Eras, "bounded", lambda _self, offline, _namespace: offline)
+    put(generations.OutageGenerations, "bounded", lambda _self, offline, _namespace: offline)
 
 
 @guard(OFFLINE)
@@ -39,12 +39,12 @@ def without_counting_the_loss_of_contact_from_the_last_confirmation() -> None:
         return self.breaker.outage.began if self.breaker.outage else self.clock()
 
     put(state.State, "contact", contact)
-    put(generations.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.OutageGenerations, "ends", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(f"{OFFLINE}::test_what_a_lost_connection_brought_counts_from_its_own_loss")
 def without_counting_what_a_connection_brought_from_its_own_loss() -> None:
-    put(generations.Eras, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.OutageGenerations, "ends", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(OFFLINE)
@@ -54,12 +54,12 @@ def without_knowing_until_when_a_killed_trust_was_good() -> None:
 
 @guard(OFFLINE)
 def without_noting_the_contact_of_a_connection_that_is_lost() -> None:
-    put(generations.Eras, "cut", nothing)
+    put(generations.OutageGenerations, "cut", nothing)
 
 
 @guard(OFFLINE)
 def without_following_the_trust_that_a_flush_replaces() -> None:
-    put(generations.Eras, "flushed", nothing)
+    put(generations.OutageGenerations, "flushed", nothing)
 
 
 @guard(OFFLINE)
@@ -87,13 +87,13 @@ def without_telling_of_loads_that_fail_without_a_caller() -> None:
 
 @guard(f"{LOGS}::test_there_are_not_more_lines_the_more_topics_there_are")
 def without_a_bound_on_the_topics_of_the_log() -> None:
-    put(log.Notices, "_bounded", lambda _self, topic, _now: topic)
+    put(log.RateLimitedLog, "_bounded", lambda _self, topic, _now: topic)
 
 
 @guard(f"{LOGS}::test_managers_of_one_redis_share_the_minute")
 def without_sharing_what_was_logged_among_the_caches_of_one_redis() -> None:
-    original = log.Notices.__init__
-    put(log.Notices, "__init__", lambda self, clock=log.monotonic, place=None: original(self, clock))
+    original = log.RateLimitedLog.__init__
+    put(log.RateLimitedLog, "__init__", lambda self, clock=log.monotonic, place=None: original(self, clock))
 
 
 @guard(f"{LOGS}::test_a_page_that_is_executed_again_and_again_warns_once")

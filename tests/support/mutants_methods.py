@@ -91,8 +91,8 @@ def without_taking_over_the_mark_that_values_have_already() -> None:
 
 @guard(f"{CLEAR}::test_its_tag_takes_no_room_of_values")
 def without_room_for_values_that_have_the_tag_of_a_function() -> None:
-    original = epochs.Mark
-    put(epochs, "Mark", lambda tag, room=0: original(tag))
+    original = epochs.TagStamp
+    put(epochs, "TagStamp", lambda tag, room=0: original(tag))
 
 
 @guard(f"{CLEAR}::test_its_tag_is_not_shown")

@@ -99,5 +99,5 @@ def without_telling_a_recursion_error_from_a_closed_loop() -> None:
         except RuntimeError as error:
             raise portal_thread.closed_error() from error
 
-    original = portal_thread.Session.post
-    put(portal_thread.Session, "post", post)
+    original = portal_thread.PortalThread.post
+    put(portal_thread.PortalThread, "post", post)

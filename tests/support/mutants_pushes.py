@@ -33,8 +33,8 @@ def without_the_database_in_the_scan_for_leases() -> None:
 
 @guard(f"{DATABASES}::test_a_journal_takes_the_tags_of_its_own_database")
 def without_the_database_in_the_tags_of_a_journal() -> None:
-    original = outbox.Recovery.__init__
-    put(outbox.Recovery, "__init__", lambda self, root, *args, **_: original(self, root, *args))
+    original = outbox.Outbox.__init__
+    put(outbox.Outbox, "__init__", lambda self, root, *args, **_: original(self, root, *args))
 
 
 # -- what an announcement means -----------------------------------------------------------------------------------
@@ -92,12 +92,12 @@ def without_reading_an_epoch_again_before_its_values_go() -> None:
         wire.known.discard(name)
         self._outdated(name)
 
-    put(epoch_sync.EpochReads, "announced", announced)
+    put(epoch_sync.EpochSync, "announced", announced)
 
 
 @guard(f"{NEWS}::test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about")
 def without_following_up_announced_epochs() -> None:
-    put(epoch_sync.EpochReads, "_ask_again", nothing)
+    put(epoch_sync.EpochSync, "_ask_again", nothing)
 
 
 @guard(f"{NEWS}::test_what_another_connection_learns_of_an_epoch_counts_for_all")
@@ -113,12 +113,12 @@ def without_acting_on_an_epoch_that_rose() -> None:
 
 @guard(f"{NEWS}::test_invariant_1_no_answer_extends_trust_past_an_open_question")
 def without_holding_trust_while_an_epoch_is_in_doubt() -> None:
-    put(epochs.Known, "trusted_from", property(lambda self: self.confirmed))
+    put(epochs.KnownEpochs, "trusted_from", property(lambda self: self.confirmed))
 
 
 @guard(f"{NEWS}::test_invariant_7_what_was_announced_and_not_followed_up_is_no_fallback")
 def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
-    put(epoch_sync.EpochReads, "cut", nothing)
+    put(epoch_sync.EpochSync, "cut", nothing)
 
 
 @guard(f"{NEWS}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
@@ -139,12 +139,12 @@ def without_counting_answers_that_an_announcement_has_followed() -> None:
 
 @guard(f"{NEWS}::test_every_operation_works_where_nothing_can_be_tracked")
 def without_reading_a_value_and_its_epochs_in_one_reply() -> None:
-    original = epoch_sync.EpochReads.prepare
+    original = epoch_sync.EpochSync.prepare
 
     def prepare(self: Any, *args: Any, again: bool = False) -> None:
         original(self, *args)
 
-    put(epoch_sync.EpochReads, "prepare", prepare)
+    put(epoch_sync.EpochSync, "prepare", prepare)
 
 
 @guard(f"{NEWS}::test_invariant_10_announcements_of_what_was_asked_are_no_circle")
@@ -162,7 +162,7 @@ def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return
 
-    put(acquire.Claims, "_current", at_once)
+    put(acquire.LeaseAcquirer, "_current", at_once)
 
 
 @guard(f"{NEWS}::test_invariant_1_who_came_after_an_announced_tag_is_not_given_an_older_load")
@@ -177,15 +177,15 @@ def without_keeping_other_epochs_when_the_root_is_announced() -> None:
         self.discard(name)
         self.doubts.setdefault(name, doubt)
 
-    put(epochs.Known, "doubt", doubt)
+    put(epochs.KnownEpochs, "doubt", doubt)
 
 
 @guard(f"{NEWS}::test_an_announced_root_leaves_the_other_epochs_known_and_heard")
 def without_following_up_epochs_that_are_not_current() -> None:
-    original = epoch_sync.EpochReads.announced
+    original = epoch_sync.EpochSync.announced
 
     def announced(self: Any, name: bytes, heard: Any, **more: Any) -> None:
         if name in heard.known.current:
             original(self, name, heard, **more)
 
-    put(epoch_sync.EpochReads, "announced", announced)
+    put(epoch_sync.EpochSync, "announced", announced)

@@ -61,7 +61,7 @@ def without_removing_what_a_result_was_to_replace() -> None:
 
 @guard(f"{UNSTORABLE}::test_a_refresh_for_nobody_is_not_tried_all_the_time")
 def without_a_pause_after_a_refresh_that_could_not_be_stored() -> None:
-    put(loads.Throttle, "failed", lambda *_: None)
+    put(loads.RetryThrottle, "failed", lambda *_: None)
 
 
 @guard(f"{UNSTORABLE}::test_each_function_and_each_type_is_reported")
@@ -125,7 +125,7 @@ def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
 
 @guard(f"{LOCAL}::test_a_glob_clears_whole_local_namespaces_elsewhere")
 def without_globs_that_reach_local_values_elsewhere() -> None:
-    put(clears.Clears, "_local_controls", lambda *_: [])
+    put(clears.Invalidator, "_local_controls", lambda *_: [])
 
 
 @guard(f"{LOCAL}::test_a_generator_is_not_kept")

@@ -132,7 +132,7 @@ def without_expecting_large_values() -> None:
 def without_remembering_sizes() -> None:
     from magnus_cache._engine.coherence import epochs
 
-    put(epochs.Realm, "sized", nothing)
+    put(epochs.NamespaceNames, "sized", nothing)
 
 
 @guard(f"{STALLS}::test_a_long_push_is_handled_in_steps")
@@ -152,12 +152,12 @@ def without_a_bound_on_clears_of_namespaces() -> None:
 
 @guard(f"{STALLS}::test_clears_by_pattern_shorten_the_steps_of_each_other")
 def without_counting_what_a_step_compares() -> None:
-    put(clear_log.Floors, "bounded", lambda _self, count: count)
+    put(clear_log.ClearLog, "bounded", lambda _self, count: count)
 
 
 @guard(f"{STALLS}::test_a_large_memory_is_given_up_in_steps")
 def without_giving_up_a_memory_in_steps() -> None:
-    put(store.Memory, "shrink", nothing)
+    put(store.LocalCache, "shrink", nothing)
 
 
 @guard(THREADS)

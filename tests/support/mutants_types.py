@@ -107,7 +107,7 @@ def without_refusing_what_sqlalchemy_maps() -> None:
 
 @guard(f"{RELOADED}::test_what_was_kept_comes_back_as_the_new_class")
 def without_renewing_values_after_a_reload() -> None:
-    put(reload.RenewingMemory, "types_replaced", nothing)
+    put(reload.ReloadingCache, "types_replaced", nothing)
 
 
 @guard(f"{RELOADED}::test_under_the_lock_nothing_of_the_program_runs")

@@ -10,7 +10,7 @@ from typing import Any
 from magnus_cache import CacheManager, register_type
 from magnus_cache._engine.codec import decode, encode
 from magnus_cache._engine.codec.markers import type_name
-from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.calls import CallKeyBuilder
 
 
 @register_type
@@ -38,12 +38,12 @@ def load(ticker: object) -> str:
 
 def facts() -> list[object]:
     """Return what the names of this module come to."""
-    later = CallKeys.of(lambda x: x)
+    later = CallKeyBuilder.of(lambda x: x)
     return [
-        CallKeys.of(load).key(("A",), {}),
-        CallKeys.of(load).key((Side.BUY,), {}),
-        CallKeys.of(load).key((Desk,), {}),
-        CallKeys.of(Desk.load).key((Desk(), "A"), {}),
+        CallKeyBuilder.of(load).key(("A",), {}),
+        CallKeyBuilder.of(load).key((Side.BUY,), {}),
+        CallKeyBuilder.of(load).key((Desk,), {}),
+        CallKeyBuilder.of(Desk.load).key((Desk(), "A"), {}),
         later.key(("A",), {}),
         type_name(Quote),
     ]

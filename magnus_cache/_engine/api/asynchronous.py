@@ -15,14 +15,14 @@ from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.life import AsyncLife
-from magnus_cache._engine.api.local_stats import local_figures
+from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport, warm
 from magnus_cache._engine.codec.typed_results import typed
 from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.runtime.annotations import readable
@@ -32,9 +32,9 @@ from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import addressed, found_many
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ class AsyncOperations(AsyncLife):
         if returns is not None:
             codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
-        rule = Rule(checked_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
+        rule = LoadOptions(validate_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
         return await self._loaded(address, loader, rule)
 
-    async def _loaded(self, address: Address, loader: AnyLoader[T], rule: Rule) -> T:
+    async def _loaded(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions) -> T:
         tags = rule.tags.of_call({}) if rule.tags is not None else ()
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(address.name)
@@ -198,7 +198,7 @@ class AsyncOperations(AsyncLife):
                 if value is not MISS:
                     address.counters.l1_hits += 1
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-            if address.freshness is not PLAIN:
+            if address.freshness is not NO_POLICY:
                 return await self._engine.refreshes.value(address, loader, rule, tags)
             if (value := await self._reads.open(address, await self._reads.read(address))) is not MISS:
                 address.counters.l2_hits += 1
@@ -238,7 +238,7 @@ class AsyncOperations(AsyncLife):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        rule = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
         find = finder(self._engine, namespace, rule)
         return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
 
@@ -370,7 +370,7 @@ class AsyncOperations(AsyncLife):
 
     async def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""
-        state, figures = self._state, local_figures(self._state)
+        state, figures = self._state, local_stats(self._state)
         wire = state.wire()
         if wire is not None:
             try:

@@ -14,13 +14,13 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncOperations
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.life import BlockingLife
-from magnus_cache._engine.api.local_stats import local_figures
+from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many_blocking
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -29,8 +29,8 @@ from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many_blocking
-from magnus_cache._engine.store.records import MISS, Address
-from magnus_cache.freshness import PLAIN, FreshnessOptions
+from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class BlockingOperations(BlockingLife):
             return default
         return value
 
-    def _looked_up(self, address: Address) -> Any:
+    def _looked_up(self, address: KeyRef) -> Any:
         entry = self._state.memory.hit(address.name)
         if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
             address.counters.l1_hits += 1
@@ -203,16 +203,16 @@ class BlockingOperations(BlockingLife):
             codec.register_hint(returns, loader)
         address = self._reads.address(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        rule = Rule(checked_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        rule = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
-            if address.freshness is not PLAIN:
+            if address.freshness is not NO_POLICY:
                 return self._under_policy(address, loader, rule, tag_rule.of_call({}))
             if (value := self._looked_up(address)) is not MISS:
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             address.counters.misses += 1
         return self._engine.refreshes.load_blocking(address, loader, rule, tag_rule.of_call({}))
 
-    def _under_policy(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...]) -> T:
+    def _under_policy(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...]) -> T:
         entry = self._state.memory.hit(address.name)
         if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
             address.counters.l1_hits += 1
@@ -252,7 +252,7 @@ class BlockingOperations(BlockingLife):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        rule = Rule(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        rule = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
         find = finder(self._engine, namespace, rule)
         self._state.check_open()
         return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
@@ -282,7 +282,7 @@ class BlockingOperations(BlockingLife):
         """
         return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
 
-    def _remove(self, addresses: Sequence[Address]) -> int:
+    def _remove(self, addresses: Sequence[KeyRef]) -> int:
         self._state.check_open()
         return self._deferred.removed(addresses)
 
@@ -421,4 +421,4 @@ class BlockingOperations(BlockingLife):
     def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""
         figures: CacheStats | None = self._call_or(self._async.get_stats)
-        return local_figures(self._state) if figures is None else figures
+        return local_stats(self._state) if figures is None else figures

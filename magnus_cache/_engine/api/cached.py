@@ -15,17 +15,17 @@ from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
-from magnus_cache._engine.keys.calls import CallKeys, plain_strings
+from magnus_cache._engine.keys.calls import CallKeyBuilder, plain_strings
 from magnus_cache._engine.keys.partials import method_of
 from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyTtl, Rule, check_callable, checked_ttl
+from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.workers import is_async
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
-from magnus_cache.freshness import PLAIN, FreshnessOptions, merged
+from magnus_cache.freshness import NO_POLICY, FreshnessOptions, merged
 from magnus_cache.protocols import CacheInfo, Decorator
 
 __all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
@@ -33,7 +33,7 @@ __all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "mak
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
 
-MakeRule = Callable[[CallKeys], Rule]
+MakeRule = Callable[[CallKeyBuilder], LoadOptions]
 """Makes the rule of a function's values, given its parameters."""
 
 
@@ -47,11 +47,11 @@ def make_rule(
     """
     if skip_if is not None and not callable(skip_if):
         raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
-    life = checked_ttl(ttl)
+    life = validate_ttl(ttl)
     if not callable(tags):
         check_tags(tags)
-    Rule(strict=strict)  # A mistake in it is to be told here.
-    return lambda keys: Rule(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
+    LoadOptions(strict=strict)  # A mistake in it is to be told here.
+    return lambda keys: LoadOptions(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
 
 
 def make_decorator(
@@ -87,7 +87,7 @@ def decorator_for(
         if inspect.isclass(plain):
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
-        keys = CallKeys.of(plain, key_func=key_func, key=key, exclude=exclude, version=version)
+        keys = CallKeyBuilder.of(plain, key_func=key_func, key=key, exclude=exclude, version=version)
         made = rule(keys)
 
         def site(engine: Engine) -> Site:
@@ -133,7 +133,7 @@ class Site:
     rebind: Rebind | None = None
 
     def __init__(
-        self, engine: Engine, namespace: str, rule: Rule, keys: CallKeys, function: Callable[..., Any]
+        self, engine: Engine, namespace: str, rule: LoadOptions, keys: CallKeyBuilder, function: Callable[..., Any]
     ) -> None:
         self.engine = engine
         self.namespace = namespace
@@ -148,10 +148,10 @@ class Site:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
         self.counters = engine.state.stats.branch(namespace)
-        self.memo: dict[Any, Address] = {}
+        self.memo: dict[Any, KeyRef] = {}
         engine.state.namespaces.watch(self)
 
-    def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""
         namespaces = self.engine.state.namespaces
         generation = namespaces.generation
@@ -180,7 +180,7 @@ class Site:
         own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
         return with_function_tag(own, (self.tag,))
 
-    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the one value lives that these arguments are about."""
         return self.address(args, kwargs)
 
@@ -226,7 +226,7 @@ class Site:
     # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
     # for `slow`, which belongs to one cache for good: a call never mixes two.
 
-    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives, remembered or not."""
         address = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
         return self.address(args, kwargs) if address is None else address
@@ -249,7 +249,7 @@ class Site:
                     if value is not MISS:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not PLAIN:
+                if address.freshness is not NO_POLICY:
                     loader = functools.partial(function, *args, **kwargs)
                     return await refreshes.value(address, loader, rule, tags(args, kwargs))
                 entry = await own.read(address)
@@ -320,7 +320,7 @@ class Site:
                     if value is not MISS:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not PLAIN:
+                if address.freshness is not NO_POLICY:
                     loader = functools.partial(function, *args, **kwargs)
                     return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
                 if (value := own.opened(address, own.read_blocking(address))) is not MISS:

@@ -13,11 +13,11 @@ from magnus_cache._engine.api.cached import Site, decorator_for
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.many import listed, load_many, load_many_blocking
-from magnus_cache._engine.keys.calls import CallKeys
+from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache._engine.keys.versions import Version
-from magnus_cache._engine.loading.batch import Wanted
-from magnus_cache._engine.policy.options import Rule
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.loading.batch import BatchItem
+from magnus_cache._engine.policy.options import LoadOptions
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.protocols import BatchDecorator
 
@@ -25,7 +25,7 @@ __all__ = ["make_batch_decorator"]
 
 
 def make_batch_decorator(
-    engine: Engine, namespace: str, rule: Callable[[CallKeys], Rule], *,
+    engine: Engine, namespace: str, rule: Callable[[CallKeyBuilder], LoadOptions], *,
     key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
 ) -> BatchDecorator:  # fmt: skip
     """Return the decorator; see `CacheManager.cached_many`.
@@ -47,12 +47,12 @@ class _Call(NamedTuple):
     after: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def find(self, key: Any) -> Wanted:
+    def find(self, key: Any) -> BatchItem:
         """Return where the value of one key lives."""
         if not isinstance(key, Hashable):
             raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
         args = (*self.before, key, *self.after)
-        return Wanted(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
+        return BatchItem(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
 
     def load(self, keys: list[Any]) -> Any:
         """Call the function with some of the keys."""
@@ -85,7 +85,7 @@ class _BatchSite(Site):
         make.cache_info = self.info
         return make
 
-    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of one key lives, given in place of the keys.
 
         :raises CacheTypeError: for many keys.

@@ -7,9 +7,9 @@ from typing import Any
 from magnus_cache._engine.coordination.dropped import drop
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.loading.loads import Loads
-from magnus_cache._engine.loading.stale import Refreshes
+from magnus_cache._engine.loading.stale import StalePolicy
 from magnus_cache._engine.settings.keywords import SettingsOptions
-from magnus_cache._engine.store.clears import Clears
+from magnus_cache._engine.store.clears import Invalidator
 from magnus_cache._engine.store.deferred import Deferred
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
@@ -34,10 +34,10 @@ class Engine:
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
         self.lifetimes = Lifetimes(self.writes)
-        self.clears = Clears(state)
+        self.clears = Invalidator(state)
         self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
-        self.refreshes = Refreshes(self.reads, self.loads)
+        self.refreshes = StalePolicy(self.reads, self.loads)
 
     def __del__(self) -> None:
         # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.

@@ -9,7 +9,7 @@ from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.store.explanation import Explanation, _duration
 from magnus_cache._engine.store.local_values import shown_tags
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-async def explain(reads: Reads, address: Address) -> Explanation:
+async def explain(reads: Reads, address: KeyRef) -> Explanation:
     """Return the state of one key. It is not counted, and nothing is brought near."""
     state = reads.state
     name = address.name.decode()
@@ -56,7 +56,7 @@ def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, 
     return replies.single([value]), holder, left
 
 
-def _local(reads: Reads, address: Address, entry: Entry | None, why: str) -> Explanation:
+def _local(reads: Reads, address: KeyRef, entry: Entry | None, why: str) -> Explanation:
     """Return what this process alone knows.
 
     :param entry: what it may serve of the value, be it stale.
@@ -77,7 +77,7 @@ def _local(reads: Reads, address: Address, entry: Entry | None, why: str) -> Exp
     return _explanation(address, entry, level, f"{verdict}; {why}", now)
 
 
-def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
+def _not_served(reads: Reads, address: KeyRef, why: str) -> Explanation:
     """Return why this process does not serve what it holds, if it holds anything."""
     namespace, state = address.namespace, reads.state
     entry = state.memory.past(address.name, trusted=False)
@@ -94,7 +94,7 @@ def _not_served(reads: Reads, address: Address, why: str) -> Explanation:
     return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
 
-def _explanation(address: Address, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
+def _explanation(address: KeyRef, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
     age = None if entry.born is None else max(0.0, now - entry.born)
     return Explanation(
         str(address.namespace), address.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
@@ -106,7 +106,7 @@ def _past_its_end(grace: float) -> str:
     return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
 
 
-async def _by_reference(reads: Reads, address: Address, name: str) -> Explanation:
+async def _by_reference(reads: Reads, address: KeyRef, name: str) -> Explanation:
     """Return the state of a key of a local namespace."""
     entry = reads.state.memory.hit(address.name) or await reads.read(address)
     entry = entry or (reads.state.memory.past(address.name, trusted=False) if reads.state.endpoint is None else None)
@@ -123,7 +123,7 @@ async def _by_reference(reads: Reads, address: Address, name: str) -> Explanatio
     )  # fmt: skip
 
 
-async def _facts(reads: Reads, wire: "Wire", address: Address, raw: bytes | None) -> dict[str, Any]:
+async def _facts(reads: Reads, wire: "Wire", address: KeyRef, raw: bytes | None) -> dict[str, Any]:
     if raw is None:
         return {"level": None, "verdict": "not there"}
     try:

@@ -10,7 +10,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain as explained
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.store.explanation import Explanation
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 
 __all__ = ["Place", "add_operations"]
 
@@ -33,7 +33,7 @@ class Place(Protocol):
         """The tag that all of its values have."""
         ...
 
-    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the one value lives that these arguments are about."""
         ...
 
@@ -48,7 +48,7 @@ def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> Any:
     return wrapper
 
 
-async def _contains(engine: Engine, address: Address) -> bool:
+async def _contains(engine: Engine, address: KeyRef) -> bool:
     return engine.state.mode is Mode.NORMAL and await engine.reads.look(address) is not None
 
 

@@ -3,10 +3,10 @@
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.runtime.stats import CacheStats
 
-__all__ = ["local_figures"]
+__all__ = ["local_stats"]
 
 
-def local_figures(state: State) -> CacheStats:
+def local_stats(state: State) -> CacheStats:
     """Return the figures that take no exchange with Redis."""
     memory, figures = state.memory, state.stats.figures()
     memory.sweep()

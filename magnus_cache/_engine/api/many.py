@@ -9,13 +9,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import SERVING, Flight
-from magnus_cache._engine.loading.batch import Batch, CallLoader, Wanted
+from magnus_cache._engine.loading.batch import Batch, BatchItem, CallLoader
 from magnus_cache._engine.loading.results import JudgedValue
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import Rule, check_callable
+from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -62,21 +62,21 @@ def listed(keys: Iterable[Any], argument: str) -> list[Any]:
         raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
 
 
-Find = Callable[[Any], Wanted]
+Find = Callable[[Any], BatchItem]
 """Tells where the value of a key lives.
 
 :raises CacheArgumentError: for a key that cannot be used.
 """
 
 
-def finder(engine: Engine, namespace: str, rule: Rule) -> Find:
+def finder(engine: Engine, namespace: str, rule: LoadOptions) -> Find:
     """Return what tells where the values of keys live.
 
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
     engine.state.keyspace.check_namespace(namespace)
     tags = rule.tags.of_call({}) if rule.tags is not None else ()
-    return lambda key: Wanted(key, engine.reads.address(namespace, key), tags)
+    return lambda key: BatchItem(key, engine.reads.address(namespace, key), tags)
 
 
 def _source(loader: object) -> object:
@@ -94,12 +94,12 @@ class _Search:
         self.fresh = fresh or engine.state.mode is Mode.BYPASS
         self.keys: list[Any] = []
         # Keys that are stored at one place are one.
-        self.missing: dict[bytes, Wanted] = {}
+        self.missing: dict[bytes, BatchItem] = {}
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
         self._stale: dict[bytes, Entry] = {}
 
-    def add(self, items: Iterable[Wanted]) -> None:
+    def add(self, items: Iterable[BatchItem]) -> None:
         """Want some keys.
 
         :raises CacheTypeError: for one that cannot be a key of the result.
@@ -116,13 +116,13 @@ class _Search:
             if known != name:
                 raise equal_keys(item.key)
 
-    def steps(self) -> Iterator[list[Wanted]]:
+    def steps(self) -> Iterator[list[BatchItem]]:
         """Yield what is to be looked for, some at a time."""
         wanted = [] if self.fresh else list(self.missing.values())
         for start in range(0, len(wanted), _LOOKED_FOR):
             yield wanted[start : start + _LOOKED_FOR]
 
-    def found(self, item: Wanted, entry: Entry | None, value: Any, *, near: bool) -> None:
+    def found(self, item: BatchItem, entry: Entry | None, value: Any, *, near: bool) -> None:
         """Note what there is of a key: its value, or MISS and perhaps something that is past its end."""
         name = item.address.name
         item.address.counters.count(hit=value is not MISS, near=near)
@@ -168,7 +168,7 @@ class _Search:
 
 
 async def load_many(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: LoadOptions, *, fresh: bool = False,
     function: object = None,
 ) -> dict[Any, Any]:  # fmt: skip
     """Return values by key, in the order of the keys; load those that are missing.
@@ -189,7 +189,7 @@ async def load_many(
         search.add(map(find, keys[start : start + _STEP]))
         await turn()
     if engine.state.mode is Mode.DISABLED and keys:
-        with running(CurrentLoad()):
+        with as_current_load(CurrentLoad()):
             return _answered(search.keys, await call(search.keys, ()))
     for step in search.steps():
         found = await look_many(engine.reads, [item.address for item in step])
@@ -206,7 +206,7 @@ async def load_many(
 
 
 def load_many_blocking(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: Rule, *, fresh: bool = False,
+    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: LoadOptions, *, fresh: bool = False,
     function: object = None,
 ) -> dict[Any, Any]:  # fmt: skip
     """Do what `load_many` does, for a thread, in which it decodes and encodes, and calls a plain function.
@@ -219,7 +219,7 @@ def load_many_blocking(
     search = _Search(engine, fresh=fresh)
     search.add(map(find, keys))
     if engine.state.mode is Mode.DISABLED and keys:
-        with running(CurrentLoad()):
+        with as_current_load(CurrentLoad()):
             return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
     for step in search.steps():
         for item, (entry, near) in zip(
@@ -244,11 +244,11 @@ def load_many_blocking(
 
 
 def _load_uncached(
-    engine: Engine, wanted: Sequence[Wanted], loader: BatchLoader
+    engine: Engine, wanted: Sequence[BatchItem], loader: BatchLoader
 ) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
     """Return what a batch loader answers, by name, and the errors by key, where there is no background loop."""
     errors: dict[Any, Exception] = {}
-    with running(CurrentLoad()):
+    with as_current_load(CurrentLoad()):
         answers: Any = engine.loads.called_blocking(partial(loader, [item.key for item in wanted]))
     try:
         answers = _checked(answers)
@@ -276,7 +276,7 @@ def _checked(answers: Any) -> Mapping[Any, Any]:
 def _mistake(value: Any) -> Exception | None:
     """Return the error that a key has for its value, or that it is to have such a value."""
     if is_unmodified(value):
-        return unmodified()
+        return not_modified_error()
     return value if isinstance(value, Exception) else None
 
 
@@ -284,7 +284,7 @@ class _Desk:
     """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
 
     def __init__(
-        self, engine: Engine, loader: Callable[[list[Any]], Any], rule: Rule, wanted: Sequence[Wanted]
+        self, engine: Engine, loader: Callable[[list[Any]], Any], rule: LoadOptions, wanted: Sequence[BatchItem]
     ) -> None:
         self._engine = engine
         self._portal = engine.state.portal
@@ -376,7 +376,7 @@ class _Desk:
     ) -> None:
         try:
             # A loader of many keys replaces no single value, also within the load of one.
-            with self._engine.state.flights.joint(flights), running(CurrentLoad()):
+            with self._engine.state.flights.joint(flights), as_current_load(CurrentLoad()):
                 result = self._engine.loads.called_blocking(partial(self._loader, keys))
             result = self._judged(keys, result)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome

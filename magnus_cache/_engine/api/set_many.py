@@ -12,11 +12,11 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 
 __all__ = ["set_many", "set_many_blocking"]
 
-_Item: TypeAlias = tuple[Address, Any, bytes, float, tuple[str, ...]]
+_Item: TypeAlias = tuple[KeyRef, Any, bytes, float, tuple[str, ...]]
 
 
 async def set_many(
@@ -76,7 +76,7 @@ def set_many_blocking(
 
 def _wanted(
     engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
-) -> Iterator[tuple[Address, Any, float, tuple[str, ...]]]:
+) -> Iterator[tuple[KeyRef, Any, float, tuple[str, ...]]]:
     check_mapping(mapping)
     life, names = None if ttl is None else seconds(ttl), check_tags(tags)
     for key, value in list(mapping.items()):

@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.policy.options import Rule, check_callable
+from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.log import logger, say
 from magnus_cache._engine.runtime.numbers import whole
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = ["ProgressCallback", "WarmReport", "warm"]
@@ -115,7 +115,7 @@ async def warm(
         raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
-    rule = Rule(None if ttl is None else seconds(ttl), function=data_loader)
+    rule = LoadOptions(None if ttl is None else seconds(ttl), function=data_loader)
     engine.state.keyspace.check_namespace(namespace)
     work, unusable = await _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
@@ -148,9 +148,9 @@ async def warm(
 
 async def _addressed(
     engine: Engine, namespace: str, keys: Sequence[Any]
-) -> tuple[dict[bytes, tuple[Any, Address]], list[tuple[Any, Exception]]]:
+) -> tuple[dict[bytes, tuple[Any, KeyRef]], list[tuple[Any, Exception]]]:
     """Return the work by name, as a key given twice is loaded once, and the keys that cannot be one."""
-    work: dict[bytes, tuple[Any, Address]] = {}
+    work: dict[bytes, tuple[Any, KeyRef]] = {}
     unusable: list[tuple[Any, Exception]] = []
     for number, key in enumerate(keys, 1):
         if number % _STEP == 0:

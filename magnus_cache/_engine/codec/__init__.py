@@ -1,6 +1,6 @@
 """Values as bytes and back: exact, without pickle, and safe whatever the bytes."""
 
-from magnus_cache._engine.codec.immutable import shareable
+from magnus_cache._engine.codec.immutable import is_immutable
 from magnus_cache._engine.codec.registry import on_replaced, register_hint, register_result, register_type
 from magnus_cache._engine.codec.reload import renewed
 from magnus_cache._engine.codec.steps import LARGE, is_heavy
@@ -8,6 +8,18 @@ from magnus_cache._engine.codec.unregistered import changed_so_far
 from magnus_cache._engine.codec.values import decode, decode_steps, encode, encode_steps, size_steps
 
 __all__ = [
-    "LARGE", "changed_so_far", "decode", "decode_steps", "encode", "encode_steps", "is_heavy", "on_replaced",
-    "register_hint", "register_result", "register_type", "renewed", "shareable", "size_steps",
+    "LARGE",
+    "changed_so_far",
+    "decode",
+    "decode_steps",
+    "encode",
+    "encode_steps",
+    "is_heavy",
+    "is_immutable",
+    "on_replaced",
+    "register_hint",
+    "register_result",
+    "register_type",
+    "renewed",
+    "size_steps",
 ]  # fmt: skip

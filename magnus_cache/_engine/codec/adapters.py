@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from magnus_cache._engine.codec.markers import expect, kind_of, type_name
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError
 
-__all__ = ["Default", "Shape", "shape_of"]
+__all__ = ["Adapter", "Default", "adapter_for"]
 
 _REQUIRED: Final[Any] = object()
 _PLAIN: Final = frozenset({str, int, float, bool})
@@ -30,7 +30,7 @@ Default = Callable[[], Any]
 """Returns a field's default, or `_REQUIRED`."""
 
 
-class Shape(NamedTuple):
+class Adapter(NamedTuple):
     """How the instances of one class travel."""
 
     encode: Callable[[Any], Any]
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
     """Whether an instance is immutable as far as its items are: Enum members and named tuples."""
 
 
-def shape_of(cls: Any) -> Shape | None:
+def adapter_for(cls: Any) -> Adapter | None:
     """Return the shape of a class that needs no functions, or None for any other class.
 
     :raises CacheArgumentError: for a dataclass with state outside its fields, and for a class that SQLAlchemy maps.
@@ -64,7 +64,7 @@ def shape_of(cls: Any) -> Shape | None:
     return None
 
 
-def _enum(cls: type[enum.Enum]) -> Shape:
+def _enum(cls: type[enum.Enum]) -> Adapter:
     members = cls.__members__
 
     def encode(value: enum.Enum) -> str:
@@ -72,10 +72,10 @@ def _enum(cls: type[enum.Enum]) -> Shape:
             raise CacheEncodeError(type_name(cls), f"this member of {type_name(cls)} cannot be found by its name")
         return value.name
 
-    return Shape(encode, members.__getitem__, immutable=True)
+    return Adapter(encode, members.__getitem__, immutable=True)
 
 
-def _flag(cls: type[enum.Flag]) -> Shape:
+def _flag(cls: type[enum.Flag]) -> Adapter:
     # A combination of flags has no name of its own.
     def encode(value: enum.Flag) -> Any:
         return value.value
@@ -84,10 +84,10 @@ def _flag(cls: type[enum.Flag]) -> Shape:
         # A boundary of EJECT answers unknown bits with a plain int.
         return expect(cls(expect(bits, int)), cls)
 
-    return Shape(encode, decode, immutable=True)
+    return Adapter(encode, decode, immutable=True)
 
 
-def _named_tuple(cls: type[Any]) -> Shape:
+def _named_tuple(cls: type[Any]) -> Adapter:
     names: tuple[str, ...] = cls._fields
     defaults = {name: _constant(value) for name, value in cls._field_defaults.items()}
 
@@ -102,10 +102,10 @@ def _named_tuple(cls: type[Any]) -> Shape:
     def decode(state: Any) -> Any:
         return _new(cls, _complete(cls, state, names, defaults).values())
 
-    return Shape(encode, decode, immutable=True)
+    return Adapter(encode, decode, immutable=True)
 
 
-def _dataclass(cls: type[Any]) -> Shape:
+def _dataclass(cls: type[Any]) -> Adapter:
     fields = dataclasses.fields(cls)
     names = tuple(field.name for field in fields)
     defaults = {field.name: _field_default(field) for field in fields}
@@ -135,7 +135,7 @@ def _dataclass(cls: type[Any]) -> Shape:
             value.__dict__.update(expect(others, dict))
         return value
 
-    return Shape(encode, decode)
+    return Adapter(encode, decode)
 
 
 def _check_layout(cls: type, names: Iterable[str]) -> None:
@@ -154,8 +154,8 @@ def _cached_properties(cls: type) -> frozenset[str]:
     )
 
 
-def _model(cls: type[Any]) -> Shape:
-    """Shape a pydantic model (version 2) by the four parts of its state, as its own pickling does."""
+def _model(cls: type[Any]) -> Adapter:
+    """Adapter a pydantic model (version 2) by the four parts of its state, as its own pickling does."""
     names = tuple(cls.model_fields)
     defaults = {name: _model_default(field) for name, field in cls.model_fields.items()}
     private = tuple(cls.__private_attributes__)
@@ -200,7 +200,7 @@ def _model(cls: type[Any]) -> Shape:
         )
         return value
 
-    return Shape(encode, decode)
+    return Adapter(encode, decode)
 
 
 def _complete(

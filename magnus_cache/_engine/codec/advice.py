@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, ItemsView, Iterator, KeysV
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-from magnus_cache._engine.codec.adapters import shape_of
+from magnus_cache._engine.codec.adapters import adapter_for
 from magnus_cache._engine.codec.builtin import ENCODERS
 from magnus_cache._engine.codec.markers import kind_of
 from magnus_cache._engine.codec.registry import registration
@@ -125,7 +125,7 @@ def _about_types(part: Any, kind: type, _names: list[str], roots: set[str]) -> s
     """Speak of classes that could be registered."""
     name = kind.__name__
     try:
-        known = shape_of(kind) is not None
+        known = adapter_for(kind) is not None
     except CacheArgumentError:
         known = False
     if known:

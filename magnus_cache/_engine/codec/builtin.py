@@ -11,29 +11,29 @@ from typing import Any, Final
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
-from magnus_cache._engine.codec.markers import Restore, expect, mark, type_name
+from magnus_cache._engine.codec.markers import Decoder, expect, marker, type_name
 from magnus_cache.errors import CacheEncodeError
 
 __all__ = ["BYTEARRAY", "ENCODERS", "RESTORERS", "TUPLE"]
 
-TUPLE: Final = mark(b"t")
-BYTEARRAY: Final = mark(b"y")
+TUPLE: Final = marker(b"t")
+BYTEARRAY: Final = marker(b"y")
 
-_SET: Final = mark(b"s")
-_FROZENSET: Final = mark(b"f")
-_INT: Final = mark(b"i")
-_COMPLEX: Final = mark(b"c")
-_RANGE: Final = mark(b"r")
-_DECIMAL: Final = mark(b"d")
-_DATE: Final = mark(b"D")
-_TIME: Final = mark(b"h")
-_ZONED_TIME: Final = mark(b"H")
-_DATETIME: Final = mark(b"m")
-_ZONED_DATETIME: Final = mark(b"M")
-_TIMEDELTA: Final = mark(b"l")
-_TIMEZONE: Final = mark(b"z")
-_ZONEINFO: Final = mark(b"Z")
-_UUID: Final = mark(b"u")
+_SET: Final = marker(b"s")
+_FROZENSET: Final = marker(b"f")
+_INT: Final = marker(b"i")
+_COMPLEX: Final = marker(b"c")
+_RANGE: Final = marker(b"r")
+_DECIMAL: Final = marker(b"d")
+_DATE: Final = marker(b"D")
+_TIME: Final = marker(b"h")
+_ZONED_TIME: Final = marker(b"H")
+_DATETIME: Final = marker(b"m")
+_ZONED_DATETIME: Final = marker(b"M")
+_TIMEDELTA: Final = marker(b"l")
+_TIMEZONE: Final = marker(b"z")
+_ZONEINFO: Final = marker(b"Z")
+_UUID: Final = marker(b"u")
 
 
 def _zone_parts(zone: Any) -> tuple[Any, ...]:
@@ -135,7 +135,7 @@ def _zone(key: Any) -> ZoneInfo:
     return ZoneInfo(expect(key, str))
 
 
-RESTORERS: Final[dict[bytes, Restore]] = {
+RESTORERS: Final[dict[bytes, Decoder]] = {
     b"t": tuple,
     b"s": set,
     b"f": frozenset,

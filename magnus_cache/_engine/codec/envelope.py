@@ -28,18 +28,18 @@ __all__ = [
     "VALIDATED",
     "VERSION_AT",
     "Header",
-    "glance",
     "head_bytes",
     "is_compressed",
     "new_version",
     "open_payload",
     "pack",
+    "peek_header",
     "read_header",
     "read_tags",
     "read_validator",
     "renewed",
     "reseed",
-    "unseal",
+    "unpack",
 ]
 
 _PREFIX: Final = b"\xc1M\x01"
@@ -183,7 +183,7 @@ def read_header(raw: bytes) -> Header:
     return header
 
 
-def glance(head: bytes) -> tuple[Header, tuple[str, ...]]:
+def peek_header(head: bytes) -> tuple[Header, tuple[str, ...]]:
     """Return header and tags of a stored value of which only the beginning is here, and which is known to be sound.
 
     :raises CacheDecodeError: with the reason ``"malformed"``, if it does not go far enough.
@@ -195,7 +195,7 @@ def glance(head: bytes) -> tuple[Header, tuple[str, ...]]:
 
 
 def head_bytes(tags: Sequence[str]) -> int:
-    """Return how much of the beginning of a stored value with such tags is needed for a `glance`."""
+    """Return how much of the beginning of a stored value with such tags is needed for a `peek_header`."""
     return HEADER_BYTES + (len(_tag_block(tags)) if tags else 0)
 
 
@@ -250,7 +250,7 @@ def _malformed(what: str) -> CacheDecodeError:
     return CacheDecodeError("malformed", f"the stored value's {what} cannot be read")
 
 
-def unseal(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool, float]:
+def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool, float]:
     """Return version, fresh-until, epoch, tags, payload, cost of a stored value, whether it is an error, and its life.
 
     All its readers in one.

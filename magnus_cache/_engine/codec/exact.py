@@ -11,13 +11,13 @@ from magnus_cache._engine.codec.builtin import BYTEARRAY, TUPLE
 from magnus_cache._engine.codec.markers import kind_of
 from magnus_cache.errors import CacheEncodeError
 
-__all__ = ["exact"]
+__all__ = ["preserve_bytearrays"]
 
 _CONTAINERS: Final = frozenset({list, dict, tuple, set, frozenset})
 _TRAPS: Final = frozenset({bytearray, memoryview})
 
 
-def exact(value: Any) -> Any:
+def preserve_bytearrays(value: Any) -> Any:
     """Return the value itself, or a copy in which every bytearray is a marked list.
 
     Looks into built-in containers only; what a registered type encodes to is searched when it is encoded.

@@ -12,7 +12,7 @@ from magnus_cache._engine.codec.named_tuples import is_rebuilt
 from magnus_cache._engine.codec.registry import registration
 from magnus_cache._engine.codec.stdlib import IMMUTABLE
 
-__all__ = ["shareable"]
+__all__ = ["is_immutable"]
 
 _ATOMS: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range}
@@ -22,7 +22,7 @@ _ATOMS: Final = frozenset(
 _MUTABLE: Final = frozenset({list, dict, set, bytearray})
 
 
-def shareable(value: object) -> bool:
+def is_immutable(value: object) -> bool:
     """Return whether a value is immutable all the way down, so that no caller can spoil it for another.
 
     True for exact built-in scalars, Enum members, and tuples, frozensets and named tuples of such, if these come back

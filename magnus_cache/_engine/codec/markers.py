@@ -15,7 +15,7 @@ from msgpack import ExtType
 from magnus_cache._engine.runtime.module_names import module_name
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["MARK_CODE", "Mark", "Restore", "expect", "kind_of", "mark", "type_name"]
+__all__ = ["MARK_CODE", "Decoder", "Marker", "expect", "kind_of", "marker", "type_name"]
 
 MARK_CODE: Final = -77
 
@@ -24,20 +24,20 @@ kind_of: Final[Callable[[Any], type[Any]]] = type
 
 _make: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
-Restore = Callable[[list[Any]], Any]
+Decoder = Callable[[list[Any]], Any]
 """Turns the items before the mark into the value; whatever it raises means that the bytes are malformed."""
 
 
-class Mark:
+class Marker:
     """What a mark becomes while decoding: the function that restores the value from the items before it."""
 
     __slots__ = ("restore",)
 
-    def __init__(self, restore: Restore) -> None:
+    def __init__(self, restore: Decoder) -> None:
         self.restore = restore
 
 
-def mark(kind: bytes) -> Any:
+def marker(kind: bytes) -> Any:
     """Return the object that the packer writes as the mark of a kind (one byte)."""
     # ExtType's own constructor refuses the reserved codes, which is what makes the mark unforgeable.
     return _make(ExtType, (MARK_CODE, kind))

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from magnus_cache._engine.codec.class_cache import ClassCache
-from magnus_cache._engine.codec.exact import exact
-from magnus_cache._engine.codec.markers import expect, kind_of, mark, type_name
+from magnus_cache._engine.codec.exact import preserve_bytearrays
+from magnus_cache._engine.codec.markers import expect, kind_of, marker, type_name
 from magnus_cache.errors import CacheDecodeError
 
 __all__ = ["NAMED_TUPLE_KIND", "encode_named_tuple", "is_rebuilt", "restore_named_tuple"]
 
 NAMED_TUPLE_KIND: Final = b"N"
-_NAMED_TUPLE: Final = mark(NAMED_TUPLE_KIND)
+_NAMED_TUPLE: Final = marker(NAMED_TUPLE_KIND)
 
 _LONGEST: Final = 255
 """Characters of the name of a class or field."""
@@ -91,7 +91,7 @@ def encode_named_tuple(value: Any, cls: type[Any]) -> list[Any] | None:
         _classes.own(key)
     except CacheDecodeError:
         return None
-    return [*key, *exact(list(value)), _NAMED_TUPLE]
+    return [*key, *preserve_bytearrays(list(value)), _NAMED_TUPLE]
 
 
 def restore_named_tuple(items: list[Any]) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy
 
-from magnus_cache._engine.codec.exact import exact
-from magnus_cache._engine.codec.markers import expect, kind_of, mark, type_name
+from magnus_cache._engine.codec.exact import preserve_bytearrays
+from magnus_cache._engine.codec.markers import expect, kind_of, marker, type_name
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["encode", "restore"]
@@ -18,7 +18,7 @@ __all__ = ["encode", "restore"]
 np: Final[Any] = numpy
 """Untyped on purpose: what comes in has any dtype and shape, which its stubs cannot say."""
 
-_NUMPY: Final = mark(b"n")
+_NUMPY: Final = marker(b"n")
 
 _MOST_FIELDS: Final = 4_096
 """Fields of a structured dtype, nested ones included. Each takes half a kilobyte, and six bytes to write."""
@@ -49,7 +49,7 @@ def encode(value: Any) -> list[Any]:
 def _encode_array(value: Any) -> list[Any]:
     if value.dtype == object:
         items = value.ravel(order="C").tolist()
-        return ["objects", list(value.shape), exact(items)]
+        return ["objects", list(value.shape), preserve_bytearrays(items)]
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
     return ["array", _spec(value.dtype), list(value.shape), order, value.tobytes(order)]
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy
 import pandas
 
-from magnus_cache._engine.codec.exact import exact
+from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.hash_collisions import check_hashes
-from magnus_cache._engine.codec.markers import expect, kind_of, mark, type_name
+from magnus_cache._engine.codec.markers import expect, kind_of, marker, type_name
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["encode", "restore"]
@@ -21,7 +21,7 @@ np: Final[Any] = numpy
 pd: Final[Any] = pandas
 """Untyped on purpose: pandas ships no stubs."""
 
-_PANDAS: Final = mark(b"p")
+_PANDAS: Final = marker(b"p")
 
 _MASKED: Final = {
     pd.arrays.IntegerArray: "integer",
@@ -38,7 +38,7 @@ def encode(value: Any) -> list[Any]:
     encoder = _ENCODERS.get(kind_of(value))
     if encoder is None:
         raise _refusal(type_name(value.__class__))
-    return [*exact(encoder(value)), _PANDAS]
+    return [*preserve_bytearrays(encoder(value)), _PANDAS]
 
 
 def restore(items: list[Any]) -> Any:

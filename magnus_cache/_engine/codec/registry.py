@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar, overload
 from weakref import WeakKeyDictionary, WeakSet
 
-from magnus_cache._engine.codec.adapters import Shape, shape_of
+from magnus_cache._engine.codec.adapters import Adapter, adapter_for
 from magnus_cache._engine.codec.builtin import ENCODERS
-from magnus_cache._engine.codec.exact import exact
+from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.hints import Scope, classes_in, fields_of, result_of
-from magnus_cache._engine.codec.markers import expect, kind_of, mark, type_name
+from magnus_cache._engine.codec.markers import expect, kind_of, marker, type_name
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
 
@@ -26,7 +26,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-_REGISTERED: Final = mark(b"R")
+_REGISTERED: Final = marker(b"R")
 _NATIVE: Final = frozenset(
     {*ENCODERS, type(None), bool, int, float, str, bytes, bytearray, memoryview, list, dict, object, type}
 )
@@ -37,7 +37,7 @@ class Registration(NamedTuple):
 
     name: str
     cls: type
-    shape: Shape
+    shape: Adapter
     own: bool = False
     """Whether functions of the program's own take instances apart."""
 
@@ -137,12 +137,12 @@ def _registered(
     return cls
 
 
-def _shape(cls: type, encode: Callable[[Any], Any] | None, decode: Callable[[Any], Any] | None) -> Shape:
+def _shape(cls: type, encode: Callable[[Any], Any] | None, decode: Callable[[Any], Any] | None) -> Adapter:
     if encode is not None and decode is not None:
-        return Shape(encode, decode)
+        return Adapter(encode, decode)
     if (encode is None) is not (decode is None):
         raise CacheArgumentError("encode" if encode is None else "decode", "give both encode= and decode=, or neither")
-    shape = shape_of(cls)
+    shape = adapter_for(cls)
     if shape is None:
         raise CacheArgumentError(
             "cls",
@@ -255,7 +255,7 @@ def _register_quietly(cls: type) -> bool:
     if entry is not None or cls in _NATIVE:
         return entry is not None and not entry.own
     try:
-        shape = shape_of(cls)
+        shape = adapter_for(cls)
     except CacheArgumentError:
         return False
     if shape is None:
@@ -306,7 +306,7 @@ def late_registration(cls: type) -> Registration | None:
     if old is None or old.cls is cls or not _is_current(cls):
         return None
     try:
-        shape = old.shape if old.own else shape_of(cls)
+        shape = old.shape if old.own else adapter_for(cls)
     except CacheArgumentError:
         return None
     if shape is None:
@@ -324,7 +324,7 @@ def replaced(cls: type) -> Registration | None:
     if name is None or new is None:
         return None
     try:
-        shape = new.shape if new.own else shape_of(cls)
+        shape = new.shape if new.own else adapter_for(cls)
     except CacheArgumentError:
         return None
     return None if shape is None else Registration(name, cls, shape, new.own)
@@ -336,7 +336,7 @@ def encode_registered(entry: Registration, value: Any) -> list[Any]:
     :raises CacheEncodeError: if its encode function raises.
     """
     try:
-        state = exact(entry.shape.encode(value))
+        state = preserve_bytearrays(entry.shape.encode(value))
     except (CacheEncodeError, RecursionError):
         raise
     except Exception as error:

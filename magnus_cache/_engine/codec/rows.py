@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.codec.class_cache import ClassCache
-from magnus_cache._engine.codec.exact import exact
-from magnus_cache._engine.codec.markers import expect, kind_of, mark
+from magnus_cache._engine.codec.exact import preserve_bytearrays
+from magnus_cache._engine.codec.markers import expect, kind_of, marker
 from magnus_cache.errors import CacheDecodeError
 
 __all__ = ["ROW_KIND", "encode_row", "restore_row"]
 
 ROW_KIND: Final = b"w"
-_ROW: Final = mark(ROW_KIND)
+_ROW: Final = marker(ROW_KIND)
 
 _MOST_COLUMNS: Final = 2_000
 _LONGEST_NAMES: Final = 65_536
@@ -226,7 +226,7 @@ def encode_row(value: Any, cls: type[Any]) -> list[Any] | None:
     # A look at the few classes of the same name: where a library defines them is its own business.
     for name, kind in _KINDS.items():
         if name.rpartition(".")[2] == cls.__name__ and _class_of(name) is cls:
-            return [name, *map(exact, kind.encode(value)), _ROW]
+            return [name, *map(preserve_bytearrays, kind.encode(value)), _ROW]
     return None
 
 

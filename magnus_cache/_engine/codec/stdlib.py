@@ -11,15 +11,15 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final
 
-from magnus_cache._engine.codec.exact import exact
+from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.hash_collisions import checked_update
-from magnus_cache._engine.codec.markers import Restore, expect, mark
+from magnus_cache._engine.codec.markers import Decoder, expect, marker
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["IMMUTABLE", "STDLIB_ENCODERS", "STDLIB_RESTORERS"]
 
-_SMALL: Final = mark(b"e")
-_LARGE: Final = mark(b"o")
+_SMALL: Final = marker(b"e")
+_LARGE: Final = marker(b"o")
 """Of types of which an empty one takes several hundred bytes; the budget for payloads tells the two apart."""
 
 _FRACTION_BITS: Final = 16_384
@@ -71,17 +71,21 @@ def _encode_defaultdict(value: Any) -> list[Any]:
             "a defaultdict can be stored if its factory is a built-in type such as list or int; return dict(value) "
             "instead",
         )
-    return ["defaultdict", name, exact(dict(value)), _LARGE]
+    return ["defaultdict", name, preserve_bytearrays(dict(value)), _LARGE]
 
 
 STDLIB_ENCODERS: Final[dict[type, Callable[[Any], list[Any]]]] = {
     **{cls: _text_encoder(cls) for cls in _TEXTS},
     Fraction: _encode_fraction,
     # In pairs, which take about as much memory as the nodes of an OrderedDict: so it counts in the budget for payloads.
-    OrderedDict: lambda value: ["OrderedDict", exact([[key, item] for key, item in value.items()]), _SMALL],
+    OrderedDict: lambda value: [
+        "OrderedDict",
+        preserve_bytearrays([[key, item] for key, item in value.items()]),
+        _SMALL,
+    ],
     defaultdict: _encode_defaultdict,
-    Counter: lambda value: ["Counter", exact(dict(value)), _LARGE],
-    deque: lambda value: ["deque", exact(list(value)), value.maxlen, _LARGE],
+    Counter: lambda value: ["Counter", preserve_bytearrays(dict(value)), _LARGE],
+    deque: lambda value: ["deque", preserve_bytearrays(list(value)), value.maxlen, _LARGE],
 }
 """By exact type: the value as a marked list."""
 
@@ -126,7 +130,7 @@ _LARGE_TYPES: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def _restorer(table: dict[str, Callable[..., Any]]) -> Restore:
+def _restorer(table: dict[str, Callable[..., Any]]) -> Decoder:
     def restore(items: list[Any]) -> Any:
         name, *parts = items
         make = table.get(expect(name, str))
@@ -137,5 +141,5 @@ def _restorer(table: dict[str, Callable[..., Any]]) -> Restore:
     return restore
 
 
-STDLIB_RESTORERS: Final[dict[bytes, Restore]] = {b"e": _restorer(_SMALL_TYPES), b"o": _restorer(_LARGE_TYPES)}
+STDLIB_RESTORERS: Final[dict[bytes, Decoder]] = {b"e": _restorer(_SMALL_TYPES), b"o": _restorer(_LARGE_TYPES)}
 """By kind: the value from the items before the mark."""

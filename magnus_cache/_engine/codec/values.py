@@ -13,7 +13,7 @@ from msgpack import ExtraData, ExtType, OutOfData, StackError, UnpackException
 
 from magnus_cache._engine.codec.budget import RATIO, SMALL_BYTES, budget_of, counting
 from magnus_cache._engine.codec.builtin import ENCODERS, RESTORERS, TUPLE
-from magnus_cache._engine.codec.exact import exact
+from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.hash_collisions import (
     FLOODING_BYTES,
     FLOODING_KEYS,
@@ -21,7 +21,7 @@ from magnus_cache._engine.codec.hash_collisions import (
     checked_frozenset,
     checked_set,
 )
-from magnus_cache._engine.codec.markers import MARK_CODE, Mark, kind_of, type_name
+from magnus_cache._engine.codec.markers import MARK_CODE, Marker, kind_of, type_name
 from magnus_cache._engine.codec.registry import encode_registered, registration, restore_registered
 from magnus_cache._engine.codec.steps import DIVIDED, LARGE, fed, packed
 from magnus_cache._engine.codec.unregistered import OTHER_RESTORERS, encode_other
@@ -112,7 +112,7 @@ def encode(value: Any) -> bytes:
             _idle.append(packer)
     # Only bin headers can hide a bytearray; where none of the three bytes occurs, there is nothing to search.
     if 0xC4 in payload or 0xC5 in payload or 0xC6 in payload:
-        clean = exact(value)
+        clean = preserve_bytearrays(value)
         if clean is not value:
             return encode(clean)
     return payload
@@ -162,7 +162,7 @@ def _frames(items: list[Any]) -> Any:
 
 
 _MARKS: Final = {
-    kind: Mark(restore)
+    kind: Marker(restore)
     for kind, restore in {
         **RESTORERS,
         **OTHER_RESTORERS,
@@ -178,7 +178,7 @@ _COMPOUND: Final = (b"\xd4\xb3", b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
 
 _LONG_MAPS: Final = (0xDE, 0xDF)
 
-_CHECKED_MARKS: Final = {**_MARKS, b"s": Mark(checked_set), b"f": Mark(checked_frozenset)}
+_CHECKED_MARKS: Final = {**_MARKS, b"s": Marker(checked_set), b"f": Marker(checked_frozenset)}
 
 
 def _ext_hook(code: int, data: bytes) -> Any:
@@ -196,7 +196,7 @@ def _checked_ext_hook(code: int, data: bytes) -> Any:
 def _list_hook(items: list[Any]) -> Any:
     if items:
         last = items[-1]
-        if last.__class__ is Mark:
+        if last.__class__ is Marker:
             del items[-1]
             return last.restore(items)
     return items
@@ -223,7 +223,7 @@ def decode(payload: bytes | memoryview, limit: int | None = None) -> Any:
         value = _unpack(payload)
     except Exception as error:
         raise _unreadable(payload, error) from error
-    if value.__class__ is Mark:
+    if value.__class__ is Marker:
         raise _only_a_mark()
     return value
 
@@ -256,7 +256,7 @@ def decode_steps(payload: bytes | memoryview, limit: int | None = None) -> Gener
         value = yield from _unpacking(payload)
     except Exception as error:
         raise _unreadable(payload, error) from error
-    if value.__class__ is Mark:
+    if value.__class__ is Marker:
         raise _only_a_mark()
     return value
 

@@ -17,14 +17,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from magnus_cache._engine.coherence.realms import Realm
-from magnus_cache._engine.coherence.tag_stamps import Mark
+from magnus_cache._engine.coherence.realms import NamespaceNames
+from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.runtime.backoff import Pace
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "Known", "epoch_of"]
+__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "KnownEpochs", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
@@ -97,7 +97,7 @@ class Doubt(NamedTuple):
     """When it came, see `Epochs.moment`."""
 
 
-class Known:
+class KnownEpochs:
     """The epochs that one connection has read and would hear about: those that need not be asked for.
 
     :ivar current: the names of the control keys.
@@ -189,7 +189,7 @@ class Epochs:
         self.names = ControlNames(keyspace)
         self.root = self.names.root
         self._moments = itertools.count(1)
-        self._functions: dict[bytes, Realm] = {}
+        self._functions: dict[bytes, NamespaceNames] = {}
         self._names_of_tags: dict[str, bytes] = {}
         self.reset()
 
@@ -198,9 +198,9 @@ class Epochs:
         self._lock = section()
         self.highest = 0
         self._latest: dict[bytes, int] = {}
-        self._realms: dict[str, Realm] = {}
+        self._realms: dict[str, NamespaceNames] = {}
         self._prefixes: dict[bytes, bytes] = {}
-        self._marks: weakref.WeakValueDictionary[bytes, Mark] = weakref.WeakValueDictionary()
+        self._marks: weakref.WeakValueDictionary[bytes, TagStamp] = weakref.WeakValueDictionary()
         # Calls of cached functions remember where their values live, so their realms outlive a fork.
         self._marks.update((name, realm.marks[0]) for name, realm in self._functions.items())
         self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
@@ -208,11 +208,11 @@ class Epochs:
 
     # -- names ----------------------------------------------------------------------------------------------
 
-    def realm(self, namespace: str) -> Realm:
+    def realm(self, namespace: str) -> NamespaceNames:
         """Return a namespace's names."""
         realm = self._realms.get(namespace)
         if realm is None:
-            realm = Realm(self._keyspace, namespace)
+            realm = NamespaceNames(self._keyspace, namespace)
             if len(self._realms) >= _MOST:
                 self._realms.clear()
                 self._prefixes.clear()
@@ -220,18 +220,18 @@ class Epochs:
             self._realms[str.__str__(namespace)] = realm
         return realm
 
-    def function_realm(self, namespace: str, tag: str) -> Realm:
+    def function_realm(self, namespace: str, tag: str) -> NamespaceNames:
         """Return the names for the values of one cached function, all of which have this tag."""
         name = self.tag_name(tag)
         if (realm := self._functions.get(name)) is not None:
             return realm
         # Announcements about the namespace find its prefix.
         self.realm(namespace)
-        realm = Realm(self._keyspace, namespace)
+        realm = NamespaceNames(self._keyspace, namespace)
         realm.tags, realm.names = (tag,), (name,)
         with self._lock:
             # One for all its values, so it takes no room of theirs; or the one that values from elsewhere have already.
-            realm.marks = (self._marks.setdefault(name, Mark(tag, room=0)),)
+            realm.marks = (self._marks.setdefault(name, TagStamp(tag, room=0)),)
             return self._functions.setdefault(name, realm)
 
     def tag_name(self, tag: str) -> bytes:
@@ -258,7 +258,7 @@ class Epochs:
         everything = f"{self._keyspace.prefix}:".encode()
         return everything if name.startswith(self.root) else None
 
-    def marks(self, tags: Iterable[str], realm: Realm | None = None) -> Sequence[Mark]:
+    def marks(self, tags: Iterable[str], realm: NamespaceNames | None = None) -> Sequence[TagStamp]:
         """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid.
 
         :param realm: the realm of the value.
@@ -268,9 +268,9 @@ class Epochs:
         named = [(self.tag_name(tag), tag) for tag in tags]
         # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
         with self._lock:
-            return [self._marks.setdefault(name, Mark(tag)) for name, tag in named]
+            return [self._marks.setdefault(name, TagStamp(tag)) for name, tag in named]
 
-    def mark(self, name: bytes) -> Mark | None:
+    def mark(self, name: bytes) -> TagStamp | None:
         """Return the mark of a tag's epoch, if any entry has it."""
         with self._lock:
             return self._marks.get(name)
@@ -308,20 +308,20 @@ class Epochs:
         """Return the names of the control keys that are known, at most a thousand."""
         return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
 
-    def names_of(self, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+    def names_of(self, realm: NamespaceNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names of the epochs that a value is judged by."""
         return [self.root, realm.control, *self._tag_names(realm, tags)]
 
-    def _tag_names(self, realm: Realm, tags: Iterable[str]) -> Iterable[bytes]:
+    def _tag_names(self, realm: NamespaceNames, tags: Iterable[str]) -> Iterable[bytes]:
         return realm.names if tags == realm.tags else map(self.tag_name, tags)
 
-    def missing(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> list[bytes]:
+    def missing(self, known: KnownEpochs, realm: NamespaceNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""
         current, latest = known.current, self._latest
         names = dict.fromkeys((*self.names_of(realm, tags), *realm.names))
         return [name for name in names if name not in current or name not in latest]
 
-    def floor(self, known: Known, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+    def floor(self, known: KnownEpochs, realm: NamespaceNames, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which a value with such tags is invalid; None if that is not known."""
         current, latest = known.current, self._latest
         if known.sealed or realm.control not in current or self.root not in current:
@@ -338,7 +338,7 @@ class Epochs:
             floor = max(floor, epoch)
         return floor
 
-    def last_floor(self, realm: Realm, tags: Iterable[str] = ()) -> int | None:
+    def last_floor(self, realm: NamespaceNames, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which such a value is invalid as far as this process has seen, by any connection.
 
         None if one of them was never seen, or is forgotten.

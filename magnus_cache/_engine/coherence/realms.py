@@ -1,12 +1,12 @@
 """Realms: whose epochs a value is judged by, and the names of these."""
 
-from magnus_cache._engine.coherence.tag_stamps import Mark
+from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 
-__all__ = ["Realm"]
+__all__ = ["NamespaceNames"]
 
 
-class Realm:
+class NamespaceNames:
     """A namespace, or the values of one cached function in it, and the names of the epochs that they are judged by.
 
     All values that a function has stored have one tag, so its epoch is asked for along with the first value. Others
@@ -28,7 +28,7 @@ class Realm:
         self.control = keyspace.control_name("epoch", str.__str__(namespace))
         self.tags: tuple[str, ...] = ()
         self.names: tuple[bytes, ...] = ()
-        self.marks: tuple[Mark, ...] = ()
+        self.marks: tuple[TagStamp, ...] = ()
         self.value_bytes = 0.0
 
     @property

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["Mark", "room"]
+__all__ = ["TagStamp", "room"]
 
 _TAG_OVERHEAD: Final = 120
 """Bytes that a tag takes beside its text, for each entry that has it."""
 
 
-class Mark:
+class TagStamp:
     """A tag, as the entries know it that have it.
 
     :ivar tag: its text.
@@ -25,7 +25,7 @@ class Mark:
         self.room = room
 
 
-def room(marks: Sequence[Mark]) -> int:
+def room(marks: Sequence[TagStamp]) -> int:
     """Return the bytes that tags take for each entry that has them."""
     total = 0
     for mark in marks:

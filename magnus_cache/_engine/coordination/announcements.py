@@ -14,8 +14,8 @@ turns out that it is not:
 from functools import partial
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coordination.epoch_sync import EpochReads
-from magnus_cache._engine.coordination.failover import Arrivals
+from magnus_cache._engine.coordination.epoch_sync import EpochSync
+from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.coordination.invalidation import Forgetting
 from magnus_cache._engine.keys.names import value_name
 
@@ -32,7 +32,7 @@ class Announcements:
     :param held: what this process holds of them.
     """
 
-    def __init__(self, values: bytes, held: Forgetting, arrivals: Arrivals, epochs: EpochReads) -> None:
+    def __init__(self, values: bytes, held: Forgetting, arrivals: FailoverGuard, epochs: EpochSync) -> None:
         self._values = values
         self._server = held.epochs.names.server
         self._memory = held.memory

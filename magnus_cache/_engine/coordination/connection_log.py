@@ -4,9 +4,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.runtime.clock import Clock
-from magnus_cache._engine.runtime.log import Notices, say
+from magnus_cache._engine.runtime.log import RateLimitedLog, say
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class ConnectionLog:
     """
 
     def __init__(
-        self, endpoint: "Endpoint | None", notices: Notices, breaker: Breaker, recovery: Recovery, clock: Clock,
+        self, endpoint: "Endpoint | None", notices: RateLimitedLog, breaker: Breaker, recovery: Outbox, clock: Clock,
         max_staleness: float,
     ) -> None:  # fmt: skip
         self._where = f"Redis at {endpoint.display}" if endpoint else ""

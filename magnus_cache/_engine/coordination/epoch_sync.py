@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-from magnus_cache._engine.coherence.epochs import Doubt, Epochs, Known, epoch_of
-from magnus_cache._engine.coherence.realms import Realm
+from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
+from magnus_cache._engine.coherence.realms import NamespaceNames
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["JUDGEMENTS", "EpochReads", "UnsettledError"]
+__all__ = ["JUDGEMENTS", "EpochSync", "UnsettledError"]
 
 JUDGEMENTS: Final = 5
 """Times that a value is asked for because its epochs were not known; each time they are asked for as well."""
@@ -46,7 +46,7 @@ class _Asking:
 
     def __init__(
         self,
-        known: Known,
+        known: KnownEpochs,
         name: bytes,
         ended: "asyncio.Future[BaseException | None]",
         failed: Callable[[bytes], object],
@@ -81,7 +81,7 @@ class _Asking:
             self._ended.set_result(error)
 
 
-class EpochReads:
+class EpochSync:
     """Reads the epochs of one deployment.
 
     :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
@@ -94,7 +94,7 @@ class EpochReads:
         self._max_staleness = max_staleness
         self._outdated = outdated
 
-    def prepare(self, wire: "Wire", realm: Realm, tags: Sequence[str] = (), *, again: bool = False) -> None:
+    def prepare(self, wire: "Wire", realm: NamespaceNames, tags: Sequence[str] = (), *, again: bool = False) -> None:
         """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
 
         To be called right before the value is asked for: the answers come in that order, most often in one batch.
@@ -127,11 +127,12 @@ class EpochReads:
             asking.set_exception(error)
             raise
 
-    def _expire(self, known: Known) -> None:
+    def _expire(self, known: KnownEpochs) -> None:
         """Have the epochs asked for again where nobody announces their changes.
 
         For the staleness bound, counted from the question, they are as good as current; so what is judged by them is
-        good until the same moment (`Known.deadline`). Half-way, not at the end, or it would be good for no time at all.
+        good until the same moment (`KnownEpochs.deadline`). Half-way, not at the end, or it would be good for no time
+        at all.
         """
         if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
             known.forget()
@@ -231,7 +232,7 @@ class EpochReads:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def settled(self, wire: "Wire", realm: Realm, tags: Sequence[str] = ()) -> int:
+    async def settled(self, wire: "Wire", realm: NamespaceNames, tags: Sequence[str] = ()) -> int:
         """Return the epoch below which a value with such tags is invalid: no older than this call.
 
         An answer counts also if an announcement has followed it: that is about what came later.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
 from magnus_cache._engine.coordination.leases import NOBODY
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache.errors import CacheError
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Arrivals"]
+__all__ = ["FailoverGuard"]
 
 
-class Arrivals:
+class FailoverGuard:
     """The servers that one cache has met.
 
     :param values: what the names of all values begin with.
     :param outdated: called with the name of an epoch, to forget all that it is about.
     """
 
-    def __init__(self, epochs: Epochs, recovery: Recovery, values: bytes, outdated: Callable[[bytes], None]) -> None:
+    def __init__(self, epochs: Epochs, recovery: Outbox, values: bytes, outdated: Callable[[bytes], None]) -> None:
         self._epochs = epochs
         self._recovery = recovery
         self._values = values

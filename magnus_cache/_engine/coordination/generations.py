@@ -1,4 +1,4 @@
-"""Eras: the times between two outages of Redis, and which values may be fallen back on in the next one.
+"""OutageGenerations: the times between two outages of Redis, and which values may be fallen back on in the next one.
 
 In an outage, a value that was good when it began is better than none. But one that a connection before the last had
 brought may have been invalidated since, unheard: if nobody asked for it in between, nobody was told. It is suspect
@@ -20,7 +20,7 @@ from magnus_cache._engine.policy.namespaces import Namespace
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Eras", "OfflineTrust"]
+__all__ = ["OfflineTrust", "OutageGenerations"]
 
 _MOST_BOUNDS: Final = 256
 """Different bounds that are told apart in one outage; values with others are not kept."""
@@ -53,7 +53,7 @@ class OfflineTrust(LocalTrust):
             bounded.kill()
 
 
-class Eras:
+class OutageGenerations:
     """The eras of one cache.
 
     :param max_staleness: seconds that a trust lasts after it was confirmed.

@@ -7,7 +7,7 @@ from magnus_cache._engine.coherence.trust import LocalTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 
 __all__ = ["Forgetting"]
 
@@ -15,7 +15,7 @@ __all__ = ["Forgetting"]
 class Forgetting:
     """The near cache, the loads, the leases and the epochs of one cache, as far as an invalidation touches them."""
 
-    memory: Memory
+    memory: LocalCache
     flights: Flights
     leases: Leases
     epochs: Epochs

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.lease import NOBODY, Lease
-from magnus_cache._engine.flights.context import Previous
+from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.runtime.critical import section
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["NOBODY", "Claim", "Lease", "Leases", "new_token"]
+__all__ = ["NOBODY", "Fence", "Lease", "Leases", "new_token"]
 
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
@@ -76,7 +76,7 @@ class _Release:
         self._again()
 
 
-class Claim:
+class Fence:
     """What a load may do with its value; made before it begins.
 
     :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
@@ -106,7 +106,7 @@ class Claim:
         self.offline = offline
         self.at = at
         self.refusal: CacheUnavailableError | None = None
-        self.previous: Previous | None = None
+        self.previous: PreviousValue | None = None
 
     @property
     def overtaken(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.lease import Lease, Owner
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
@@ -22,7 +22,7 @@ class LocalWatch(Lease):
 
     __slots__ = ("_memory", "fill")
 
-    def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: Memory) -> None:
+    def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: LocalCache) -> None:
         self.wire, self.name, self.flight = wire, name, flight
         self.token, self.seconds = b"", 0.0
         # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coherence.trust import LocalTrust, Trust
-from magnus_cache._engine.coordination.generations import Eras
+from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.clock import Clock
@@ -25,7 +25,7 @@ class CutOff:
     endpoint: "Endpoint | None"
     clock: Clock
     breaker: Breaker
-    eras: Eras
+    eras: OutageGenerations
 
     @property
     def reachable(self) -> bool:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache._engine.redis.bulk import remove_names
 from magnus_cache._engine.runtime.clock import monotonic
-from magnus_cache._engine.runtime.log import Notices
+from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop, end_with_loop
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache.errors import CacheUnavailableError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Owner", "Replays"]
+__all__ = ["ReplayTarget", "Replayer"]
 
 _PAUSE: Final = 1.0
 """Seconds until a replay that Redis refused is tried again."""
@@ -30,7 +30,7 @@ _PAUSE: Final = 1.0
 _EPOCHS_AT_ONCE: Final = 500
 
 
-class Owner(Protocol):
+class ReplayTarget(Protocol):
     """Who is told what this process has to forget as well."""
 
     def removed(self, names: Iterable[bytes]) -> None:
@@ -40,14 +40,14 @@ class Owner(Protocol):
         """Forget all that an epoch is about."""
 
 
-class Replays:
+class Replayer:
     """The replays of one cache's record, and the issue of epochs.
 
     :param timeout: seconds that a caller waits for a replay.
     """
 
     def __init__(
-        self, owner: Owner, recovery: Recovery, epochs: Epochs, notices: Notices, timeout: float,
+        self, owner: ReplayTarget, recovery: Outbox, epochs: Epochs, notices: RateLimitedLog, timeout: float,
         journal: "Journal | None" = None,
     ) -> None:  # fmt: skip
         self._owner = owner

@@ -16,33 +16,33 @@ from typing import TYPE_CHECKING, Any, Final
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.realms import Realm
+from magnus_cache._engine.coherence.realms import NamespaceNames
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
-from magnus_cache._engine.coordination.epoch_sync import EpochReads
-from magnus_cache._engine.coordination.failover import Arrivals
-from magnus_cache._engine.coordination.generations import Eras
+from magnus_cache._engine.coordination.epoch_sync import EpochSync
+from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Forgetting
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.offline import CutOff
-from magnus_cache._engine.coordination.replay import Replays
+from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.key_locks import KeyLocks
-from magnus_cache._engine.memory.reload import RenewingMemory
+from magnus_cache._engine.memory.reload import ReloadingCache
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.commands import Command
-from magnus_cache._engine.redis.orphans import AbandonedConnections
+from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.closing import Ending
 from magnus_cache._engine.runtime.critical import check_waiting, section
 from magnus_cache._engine.runtime.forks import part, watch
-from magnus_cache._engine.runtime.log import Notices
+from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.loops import loop_error
 from magnus_cache._engine.runtime.portal import CLOSE_TIMEOUT
@@ -50,7 +50,7 @@ from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.runtime.workers import Workers
+from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -75,20 +75,20 @@ class State(Forgetting, CutOff):
         self.keyspace = Keyspace(settings.prefix, self.endpoint.db if self.endpoint else 0, default_registry)
         self.namespaces = default_registry
         self.local_namespaces: set[str] = set()
-        self.memory = RenewingMemory(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)
+        self.memory = ReloadingCache(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)
         codec.on_replaced(self.memory)
         self.flights = Flights(clock=self.clock)
         self.key_locks = KeyLocks(4 * settings.op_timeout)
         self.portal = BackgroundLoops()
-        self.workers = Workers(run=self.portal.run)
+        self.workers = LoaderThreads(run=self.portal.run)
         self.stats = Stats()
-        self.notices = Notices(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
-        self.abandoned = AbandonedConnections(self.notices.warn)
+        self.notices = RateLimitedLog(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
+        self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = Epochs(self.keyspace)
-        self.recovery = Recovery(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
+        self.recovery = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
         self.leases = Leases(self.flights.detach_flight)
-        self.eras = Eras(settings.max_staleness, self.contact)
+        self.eras = OutageGenerations(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
             self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
         )
@@ -98,16 +98,16 @@ class State(Forgetting, CutOff):
         self._lock = section()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
-        self.arrivals = Arrivals(self.epochs, self.recovery, self._values, self.outdated)
-        self.epoch_reads = EpochReads(self.epochs, settings.max_staleness, self.clock, self.outdated)
+        self.arrivals = FailoverGuard(self.epochs, self.recovery, self._values, self.outdated)
+        self.epoch_reads = EpochSync(self.epochs, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.clock)
         self.announcements = Announcements(self._values, self, self.arrivals, self.epoch_reads)
         self.journal = self._new_journal()
         self.replays = self._new_replays()
         watch(self)
 
-    def _new_replays(self) -> Replays:
-        return Replays(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout, self.journal)
+    def _new_replays(self) -> Replayer:
+        return Replayer(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout, self.journal)
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
@@ -164,14 +164,14 @@ class State(Forgetting, CutOff):
         return None if self.endpoint is None else self._new_wire(loop)
 
     def _new_wire(self, loop: asyncio.AbstractEventLoop) -> "Wire":
-        from magnus_cache._engine.redis.events import Limits
+        from magnus_cache._engine.redis.events import WireLimits
         from magnus_cache._engine.redis.wire import Wire
 
         assert self.endpoint is not None
         settings = self.settings
         probe = f"{self.keyspace.prefix}!probe".encode()
         root, largest = self.epochs.root, self.largest_value
-        limits = Limits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe, root, largest)
+        limits = WireLimits(settings.op_timeout, settings.max_staleness, settings.max_pending, probe, root, largest)
         wire = Wire(self.endpoint, limits, self.breaker, self, self.clock)
         with self._lock:
             # Again, under the lock: what is made after the last one was taken would never be closed.
@@ -193,7 +193,7 @@ class State(Forgetting, CutOff):
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
         return any(map(_lives, self._all_wires()))
 
-    def doubts(self, realm: Realm) -> bool:
+    def doubts(self, realm: NamespaceNames) -> bool:
         """Whether some wire has heard of a namespace's epoch, or that of all, and has not read it again yet."""
         known = [wire.known.doubts for wire in self._all_wires()]
         return any(realm.control in names or self.epochs.root in names for names in known if names)
@@ -222,7 +222,7 @@ class State(Forgetting, CutOff):
         """Follow up what the server says has changed, or is no longer tracked: values, leases and epochs."""
         self.announcements.changed(names, wire)
 
-    def missed(self, record: Callable[[Recovery], int]) -> int:
+    def missed(self, record: Callable[[Outbox], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
         mark = record(self.recovery)
         for wire in self._all_wires():

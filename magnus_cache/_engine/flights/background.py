@@ -4,13 +4,13 @@ from typing import Final
 
 from magnus_cache._engine.flights.flight import Flight
 
-__all__ = ["MOST_UNATTENDED", "OutOfPatienceError", "Unattended"]
+__all__ = ["MOST_UNATTENDED", "BackgroundLoads", "WaitExpiredError"]
 
 MOST_UNATTENDED: Final = 64
 """Loads of one namespace that go on, or are begun, while nobody waits for them: a source that hangs takes no more."""
 
 
-class OutOfPatienceError(Exception):
+class WaitExpiredError(Exception):
     """The caller has waited for the load as long as it wanted to.
 
     :ivar given_up: whether the load that it led was given up, as too many go on already; else it goes on, or was not
@@ -24,7 +24,7 @@ class OutOfPatienceError(Exception):
         self.given_up = given_up
 
 
-class Unattended:
+class BackgroundLoads:
     """Loads that go on by themselves, so many for each namespace. Guarded by the lock of its owner."""
 
     __slots__ = ("_flights", "_most")

@@ -8,7 +8,15 @@ from typing import Any, Final, Never, cast
 from magnus_cache._engine.runtime.switches import Switch
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["NOT_MODIFIED", "CurrentLoad", "Previous", "current_load", "is_unmodified", "running", "unmodified"]
+__all__ = [
+    "NOT_MODIFIED",
+    "CurrentLoad",
+    "PreviousValue",
+    "as_current_load",
+    "current_load",
+    "is_unmodified",
+    "not_modified_error",
+]
 
 _LONGEST: Final = 4096
 """Bytes of a validator. An ETag is some dozens."""
@@ -40,7 +48,7 @@ def is_unmodified(value: object) -> bool:
     return value is _MARK
 
 
-class Previous:
+class PreviousValue:
     """A stored value that a load is to replace.
 
     :ivar value: returns it, a copy of the caller's own where it is mutable.
@@ -59,7 +67,7 @@ class CurrentLoad:
 
     __slots__ = ("_previous", "_validator")
 
-    def __init__(self, previous: Previous | None = None) -> None:
+    def __init__(self, previous: PreviousValue | None = None) -> None:
         self._previous = previous
         self._validator = previous.validator if previous is not None else None
 
@@ -117,12 +125,12 @@ def current_load() -> CurrentLoad:
     return _CURRENT.get() or CurrentLoad()
 
 
-def unmodified() -> CacheTypeError:
+def not_modified_error() -> CacheTypeError:
     """Return the error of a loader that says `NOT_MODIFIED` where there is nothing to say it of."""
     problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
     return CacheTypeError("loader", problem)
 
 
-def running(load: CurrentLoad) -> AbstractContextManager[None]:
+def as_current_load(load: CurrentLoad) -> AbstractContextManager[None]:
     """Let what is called within see this load."""
     return Switch(_CURRENT, load)

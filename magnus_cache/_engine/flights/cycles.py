@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache.errors import CacheDeadlockError, CacheRecursionError
 
-__all__ = ["Blocked", "check_circle", "enclosing"]
+__all__ = ["Blocked", "check_cycle", "enclosing_load"]
 
 Blocked = Mapping[asyncio.AbstractEventLoop, Sequence[Flight]]
 """Which loads a blocking call keeps an event loop waiting for: nothing else on that loop can move."""
 
 
-def enclosing(owner: object, key: bytes) -> Flight | None:
+def enclosing_load(owner: object, key: bytes) -> Flight | None:
     """Return the innermost load of one registry that the caller is part of.
 
     :raises CacheRecursionError: if one of them loads the same key.
@@ -32,7 +32,7 @@ def enclosing(owner: object, key: bytes) -> Flight | None:
     return innermost
 
 
-def check_circle(
+def check_cycle(
     flight: Flight, inner: Flight | None, blocks: asyncio.AbstractEventLoop | None, blocked: Blocked
 ) -> None:
     """Check that a load does not wait, directly or not, for who is about to wait for it.

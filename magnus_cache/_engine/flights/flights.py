@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from magnus_cache._engine.flights.background import MOST_UNATTENDED, OutOfPatienceError, Unattended
+from magnus_cache._engine.flights.background import MOST_UNATTENDED, BackgroundLoads, WaitExpiredError
 from magnus_cache._engine.flights.callers import ANY_CALLER, Caller
 from magnus_cache._engine.flights.flight import LOADING, Flight
-from magnus_cache._engine.flights.joins import Boarding, Seat, cancel_task, closed_error
+from magnus_cache._engine.flights.joins import Joins, Ticket, cancel_task, closed_error
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import check_waiting, section
 from magnus_cache._engine.runtime.loop_end import end_with_loop
@@ -39,7 +39,7 @@ __all__ = ["Flights"]
 T = TypeVar("T")
 
 
-class Flights(Boarding):
+class Flights(Joins):
     """The flights of one cache. All methods may be called from any thread.
 
     :param most_unattended: how many loads of one namespace may go on at a time that nobody waits for.
@@ -47,7 +47,7 @@ class Flights(Boarding):
     """
 
     def __init__(self, most_unattended: int = MOST_UNATTENDED, clock: Clock = monotonic) -> None:
-        super().__init__(Unattended(most_unattended), clock)
+        super().__init__(BackgroundLoads(most_unattended), clock)
 
     # -- the two ways in --------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class Flights(Boarding):
             is not begun if it could not go on.
         :param blocks: the event loop that is held up by whoever this is done for.
         :param caller: judges what another's load brings; what is not good for it is loaded again.
-        :raises OutOfPatienceError: when they are.
+        :raises WaitExpiredError: when they are.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
         """
@@ -77,7 +77,7 @@ class Flights(Boarding):
         while True:
             caller.prepare()
             waiter = LoopWaiter(loop)
-            seat = Seat(waiter, blocks)
+            seat = Ticket(waiter, blocks)
             try:
                 flight = self._board(seat, key, loop, namespace, alone=alone, for_nobody=patience == 0)
                 if seat.leads:
@@ -86,7 +86,7 @@ class Flights(Boarding):
                 outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
                 if isinstance(outcome, Expired) and limit == end:
                     crowded = not self._let_go_on(flight)
-                    raise OutOfPatienceError(crowded=crowded, given_up=crowded and seat.leads)
+                    raise WaitExpiredError(crowded=crowded, given_up=crowded and seat.leads)
             finally:
                 try:
                     self._leave(seat)
@@ -126,7 +126,7 @@ class Flights(Boarding):
         while True:
             caller.prepare()
             waiter = ThreadWaiter()
-            seat = Seat(waiter, blocks)
+            seat = Ticket(waiter, blocks)
             try:
                 flight = self._board(seat, key, None, "", alone=alone)
                 if seat.leads:

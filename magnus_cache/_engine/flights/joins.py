@@ -1,6 +1,6 @@
 """How callers join a load and leave it, so that nothing is left behind wherever one of them is interrupted.
 
-What a caller registers is noted in its `Seat`, in the same step: CPython delivers Ctrl-C where something is called,
+What a caller registers is noted in its `Ticket`, in the same step: CPython delivers Ctrl-C where something is called,
 so there is no call between the two. `_leave` takes back what the seat knows of, also if it is called once more.
 """
 
@@ -9,8 +9,8 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from magnus_cache._engine.flights.background import OutOfPatienceError, Unattended
-from magnus_cache._engine.flights.cycles import check_circle, enclosing
+from magnus_cache._engine.flights.background import BackgroundLoads, WaitExpiredError
+from magnus_cache._engine.flights.cycles import check_cycle, enclosing_load
 from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache._engine.flights.registry import FlightRegistry
 from magnus_cache._engine.runtime.clock import Clock
@@ -19,10 +19,10 @@ from magnus_cache._engine.runtime.waiters import Abandoned, Outcome, Waiter, run
 from magnus_cache._engine.runtime.workers import JOB, Job
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 
-__all__ = ["Boarding", "Seat", "cancel_task", "closed_error"]
+__all__ = ["Joins", "Ticket", "cancel_task", "closed_error"]
 
 
-class Seat:
+class Ticket:
     """What one caller has registered with a flight, so that it can be taken back; made before anything is.
 
     :ivar holds_up: the event loop that the caller holds up.
@@ -46,10 +46,10 @@ class Seat:
         self.job: Job | None = None
 
 
-class Boarding(FlightRegistry):
+class Joins(FlightRegistry):
     """The callers of one cache's loads. What begins with an underscore is for `Flights`."""
 
-    def __init__(self, unattended: Unattended, clock: Clock) -> None:
+    def __init__(self, unattended: BackgroundLoads, clock: Clock) -> None:
         super().__init__(unattended, clock)
         self._tasks: dict[asyncio.Task[None], Flight] = {}
         # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
@@ -61,7 +61,7 @@ class Boarding(FlightRegistry):
         """How many callers found a load of their key under way."""
 
     def _board(
-        self, seat: Seat, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, alone: bool,
+        self, seat: Ticket, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, alone: bool,
         for_nobody: bool = False,
     ) -> Flight:  # fmt: skip
         """Join the flight of a key or open one: on `loop` if an async caller would lead it.
@@ -69,9 +69,9 @@ class Boarding(FlightRegistry):
         The seat knows of each thing that is registered, in the same step: `_leave` takes back what there is.
 
         :param for_nobody: whether it would have to go on without the caller at once.
-        :raises OutOfPatienceError: if it would, and too many do already.
+        :raises WaitExpiredError: if it would, and too many do already.
         """
-        inner, blocks, outer = enclosing(self, key), seat.holds_up, LOADING.get()
+        inner, blocks, outer = enclosing_load(self, key), seat.holds_up, LOADING.get()
         present = self._flights.get(key)
         if present is not None and present.loop is not None and present.loop.is_closed():
             self._dropped(present)
@@ -90,11 +90,11 @@ class Boarding(FlightRegistry):
                     # Before anybody can join: a signal handler of this thread is not to wait for its own thread.
                     LOADING.set(flight)
                 if for_nobody and not alone and not self._unattended.add(flight):
-                    raise OutOfPatienceError(crowded=True)
+                    raise WaitExpiredError(crowded=True)
                 if not alone:
                     replaced = self._enter(flight)
             else:
-                check_circle(flight, inner, blocks, self._blocked)
+                check_cycle(flight, inner, blocks, self._blocked)
                 if loop is None and flight.served_by == threading.get_ident():
                     raise CacheDeadlockError(
                         "a signal handler or a finalizer needs what its own thread is about to load for a batch"
@@ -124,7 +124,7 @@ class Boarding(FlightRegistry):
         if flight is not None and not flight.crew and flight.task is not None and flight.loop is not None:
             cancel_task(flight.task, flight.loop)
 
-    def _leave(self, seat: Seat) -> None:
+    def _leave(self, seat: Ticket) -> None:
         """Take back what a caller has registered, as far as it got. Once done, doing it again changes nothing."""
         flight = seat.flight
         if seat.job is not None:
@@ -154,7 +154,7 @@ class Boarding(FlightRegistry):
         if unwanted and flight.task is not None and flight.loop is not None:
             cancel_task(flight.task, flight.loop)
 
-    def _unblock(self, seat: Seat, flight: Flight) -> None:
+    def _unblock(self, seat: Ticket, flight: Flight) -> None:
         loop = seat.blocks
         assert loop is not None
         held = _without(self._blocked.get(loop, []), flight)  # not there after a `reset` in between

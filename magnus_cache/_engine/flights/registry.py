@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from magnus_cache._engine.flights.background import Unattended
+from magnus_cache._engine.flights.background import BackgroundLoads
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
@@ -18,7 +18,7 @@ class FlightRegistry:
     :param clock: what their age is told by.
     """
 
-    def __init__(self, unattended: Unattended, clock: Clock) -> None:
+    def __init__(self, unattended: BackgroundLoads, clock: Clock) -> None:
         self._clock = clock
         self._lock = section()
         self._flights: dict[bytes, Flight] = {}

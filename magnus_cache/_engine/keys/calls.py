@@ -17,7 +17,7 @@ from uuid import UUID
 
 from magnus_cache._engine.keys.arguments import Args, Call, Kwargs
 from magnus_cache._engine.keys.canonical import UnsupportedError, canonical, encode, escape
-from magnus_cache._engine.keys.instances import Owner
+from magnus_cache._engine.keys.instances import InstanceKey
 from magnus_cache._engine.keys.key_functions import KeyFunction
 from magnus_cache._engine.keys.names import LONGEST_TEXT, KeyText, key_text, shorten
 from magnus_cache._engine.keys.signatures import POSITIONAL
@@ -26,7 +26,7 @@ from magnus_cache._engine.keys.versions import Version, version_suffix
 from magnus_cache._engine.runtime.module_names import module_name
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["CallKeys", "plain_strings"]
+__all__ = ["CallKeyBuilder", "plain_strings"]
 
 _Fast: TypeAlias = Callable[[Args], Hashable]
 
@@ -35,7 +35,7 @@ _Fast: TypeAlias = Callable[[Args], Hashable]
 _EXACT: Final = frozenset({str, int, bool, bytes, type(None), date, UUID})
 
 
-class CallKeys:
+class CallKeyBuilder:
     """The keys of one function's calls.
 
     :ivar name: the function's module and qualified name.
@@ -70,7 +70,7 @@ class CallKeys:
         key: str | None = None,
         exclude: Iterable[str] = (),
         version: Version | None = None,
-    ) -> "CallKeys":
+    ) -> "CallKeyBuilder":
         """Return the keys of a function's calls.
 
         :param function: the function itself; of a classmethod or staticmethod, what is within.
@@ -173,9 +173,9 @@ class _ByArguments:
         self._excluded = excluded
         self._head = escape(call.name)
         instance = call.instance if call.instance not in excluded else None
-        self.owner = None if instance is None else Owner(call.name, call.owner, instance)
+        self.owner = None if instance is None else InstanceKey(call.name, call.owner, instance)
         # What a method written in C is bound to.
-        self._bound = None if call.thing is None else Owner(call.name, ("", ""), "function")
+        self._bound = None if call.thing is None else InstanceKey(call.name, ("", ""), "function")
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
         parts = self._guessed(args, kwargs) if self._call.guessed else self._parts(self._call.bind(args, kwargs))
@@ -299,7 +299,7 @@ def _never(_: Args) -> None:
 
 
 def plain_strings(args: Args) -> Hashable:
-    """Do what `CallKeys.fast` does for a function of which every parameter counts."""
+    """Do what `CallKeyBuilder.fast` does for a function of which every parameter counts."""
     for arg in args:
         if type(arg) is not str:
             break
@@ -316,8 +316,8 @@ def _of_types(args: Args) -> Hashable:
     return (args, types) if _EXACT.issuperset(types) else None
 
 
-def _fast(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
-    """Return the function for `CallKeys.fast`.
+def _fast(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
+    """Return the function for `CallKeyBuilder.fast`.
 
     Two calls without keyword arguments fill the same parameters if they have the same number of arguments; so
     equal arguments are equal keys, whatever is dropped. What is dropped by its place is so in every call.
@@ -333,7 +333,7 @@ def _fast(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
 
 
 def _told_apart(call: Call, fast: _Fast) -> _Fast:
-    """Return a function for `CallKeys.fast` that also tells what else is part of the keys than arguments."""
+    """Return a function for `CallKeyBuilder.fast` that also tells what else is part of the keys than arguments."""
     closure, thing = call.closure, call.thing
     if thing is not None:
         return _never
@@ -347,7 +347,7 @@ def _told_apart(call: Call, fast: _Fast) -> _Fast:
     return of_closure
 
 
-def _by_place(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
+def _by_place(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
     if dropped and not call.guessed:
         return _fast_without(call, dropped, owner)
     if owner is None:
@@ -367,7 +367,7 @@ def _by_place(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fas
     return of_method
 
 
-def _fast_without(call: Call, dropped: Collection[str], owner: Owner | None) -> _Fast:
+def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
     kept: list[int] = []
     rest: int | None = None
     for place, parameter in enumerate(call.parameters.values()):

@@ -20,7 +20,16 @@ from uuid import UUID
 
 from magnus_cache._engine.keys.canonical import escape
 
-__all__ = ["Glob", "Scope", "glob_regex", "is_pattern", "key_pattern", "literal_head", "prefix_pattern", "spellings"]
+__all__ = [
+    "ClearScope",
+    "Glob",
+    "glob_regex",
+    "is_pattern",
+    "key_pattern",
+    "literal_head",
+    "prefix_pattern",
+    "spellings",
+]
 
 _SPECIAL: Final = re.compile(r"[*?\[\\]")
 _QUOTED: Final = re.compile(rb"([*?\[\]\\^\-])")
@@ -41,7 +50,7 @@ _BETWEEN: Final = frozenset("),")
 _PARTS: Final = re.compile(r"~\(|~''|~[a-zA-Z0-9]+:|~|[(),=]|[^~(),=]+")
 
 
-class Scope(NamedTuple):
+class ClearScope(NamedTuple):
     """What a clear covers, as full Redis names.
 
     :ivar prefix: all names covered begin with this.

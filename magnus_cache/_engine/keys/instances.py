@@ -25,12 +25,12 @@ from magnus_cache._engine.keys.identity import IdentityMap, tokens
 from magnus_cache._engine.runtime.log import say_once
 from magnus_cache.errors import CacheTypeError
 
-__all__ = ["Owner", "constructed_without_arguments", "content", "is_value_class"]
+__all__ = ["InstanceKey", "constructed_without_arguments", "content", "is_value_class"]
 
 _Rule = Callable[[Any], str]
 
 
-class Owner:
+class InstanceKey:
     """Says what the first argument of one method counts for.
 
     :param function: the method's name, for messages.

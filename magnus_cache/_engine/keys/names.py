@@ -28,7 +28,7 @@ from magnus_cache._engine.keys.canonical import (
     escape_bytes,
     int_text,
 )
-from magnus_cache._engine.keys.globs import Glob, Scope, is_pattern, key_pattern, literal_head, prefix_pattern
+from magnus_cache._engine.keys.globs import ClearScope, Glob, is_pattern, key_pattern, literal_head, prefix_pattern
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = [
@@ -195,7 +195,7 @@ class Keyspace:
         name = f"{self.prefix}!{kind}{self._at}"
         return (f"{name}:{escape(text, alone=True)}" if text else name).encode()
 
-    def scope(self, target: str) -> Scope:
+    def scope(self, target: str) -> ClearScope:
         r"""Return what ``clear(target)`` covers: never a name outside this prefix, never a control key.
 
         - a plain name is that namespace, and nothing of one that only begins alike;
@@ -209,7 +209,7 @@ class Keyspace:
         """
         if not isinstance(target, str) or not is_pattern(target):
             prefix = self.namespace_prefix(_plain_target(target))
-            return Scope(prefix, prefix_pattern(prefix))
+            return ClearScope(prefix, prefix_pattern(prefix))
         glob, root = str.__str__(target), f"{self.prefix}:"
         if not glob.strip("*"):
             glob = f"{root}*"
@@ -222,14 +222,14 @@ class Keyspace:
                 raise self.other_prefix(DEFAULT_PREFIX, glob)
             glob, head = root + glob, root + head
         if not glob.startswith(root):
-            return Scope(root.encode(), prefix_pattern(root.encode()), Glob(root.encode(), glob, root + glob))
+            return ClearScope(root.encode(), prefix_pattern(root.encode()), Glob(root.encode(), glob, root + glob))
         parts = head.split(":", 2)
         # A namespace's name is in Redis as it is; what a key's is there depends on what kind of key it is.
         prefix = (head if len(parts) < _PARTS_OF_A_NAME else f"{parts[0]}:{parts[1]}:").encode("utf-8", "surrogatepass")
         if glob == head + "*" and prefix.decode("utf-8", "surrogatepass") == head:
-            return Scope(prefix, prefix_pattern(prefix), relative=relative)
+            return ClearScope(prefix, prefix_pattern(prefix), relative=relative)
         pattern = key_pattern(prefix, parts[2] if len(parts) == _PARTS_OF_A_NAME else "")
-        return Scope(prefix, pattern, Glob(prefix, glob), relative)
+        return ClearScope(prefix, pattern, Glob(prefix, glob), relative)
 
     def other_prefix(self, other: str, glob: str) -> CacheArgumentError:
         """Return the error for a glob that begins with another cache's prefix, with what to write instead."""

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.codec.envelope import HEADER_BYTES
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
-from magnus_cache._engine.coordination.leases import Claim, Lease, new_token
-from magnus_cache._engine.flights.context import Previous
+from magnus_cache._engine.coordination.leases import Fence, Lease, new_token
+from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.acquire_local import LocalClaims
-from magnus_cache._engine.memory.entry import Entry, Fill
+from magnus_cache._engine.loading.acquire_local import LocalAcquirer
+from magnus_cache._engine.memory.entry import Entry, Placeholder
 from magnus_cache._engine.redis import replies, scripts
 from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Claims"]
+__all__ = ["LeaseAcquirer"]
 
 _REJECTIONS: Final = 8
 """Unusable values in a row that a claim puts up with; who writes them so fast need not be waited for."""
@@ -80,21 +80,21 @@ class _Patience:
             await asyncio.sleep(delay)
 
 
-_Answer: TypeAlias = "Claim | Entry | _Rejected | _Unopened | _Waiting | None"
+_Answer: TypeAlias = "Fence | Entry | _Rejected | _Unopened | _Waiting | None"
 
 
-class Claims:
-    """Claims keys for the loads of one cache."""
+class LeaseAcquirer:
+    """LeaseAcquirer keys for the loads of one cache."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._state = reads.state
-        self._local = LocalClaims(reads)
+        self._local = LocalAcquirer(reads)
 
     async def claim(
-        self, address: Address, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        self, address: KeyRef, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
         unwanted: int | None = None, waiting: Callable[[], object] | None = None,
-    ) -> Claim | Entry:  # fmt: skip
+    ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
 
         Waits while another process holds the lease, for `wait_timeout` at most; past it, the value may be loaded, but
@@ -121,14 +121,14 @@ class Claims:
             self._reads.failed(address, error)
             held = partial(self._reads.fallback, address)
             claim = await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
-            if isinstance(claim, Claim):
+            if isinstance(claim, Fence):
                 claim.refusal = error if error.refused else None
             return claim
 
     async def _claimed_here(
-        self, address: Address, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
+        self, address: KeyRef, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
         unwanted: int | None,
-    ) -> Claim | Entry:  # fmt: skip
+    ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
         async with self._state.key_locks.hold(address.name):
@@ -138,26 +138,26 @@ class Claims:
                 return entry
             return self.unclaimed(flight, fresh=fresh)
 
-    def unclaimed(self, flight: Flight, *, fresh: bool) -> Claim:
+    def unclaimed(self, flight: Flight, *, fresh: bool) -> Fence:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
         claim = self._claim_with(None, flight, fresh=fresh)
         flight.joinable_until = claim.at + self._state.settings.max_staleness
         return claim
 
-    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Claim:
+    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
         epochs, mark = self._state.epochs, self._state.recovery.mark
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self._state.eras.offline
         unheard = lease is None and self._state.reachable
-        return Claim(
+        return Fence(
             flight, lease=lease, epoch=epochs.highest, since=epochs.moment(), mark=mark, fresh=fresh,
             offline=None if unheard else offline, at=self._state.clock(),
         )  # fmt: skip
 
     async def _claimed(
-        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
+        self, wire: "Wire", address: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
         waiting: Callable[[], object] | None, *, fresh: bool, unwanted: int | None,
-    ) -> Claim | Entry:  # fmt: skip
+    ) -> Fence | Entry:  # fmt: skip
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
         reject: _Rejected | None = None
         rejected, unsettled, lost = 0, 0, 0
@@ -191,7 +191,7 @@ class Claims:
             if isinstance(answer, _Unopened):
                 good = await self._reads.open(address, answer.entry) is not MISS
                 answer = answer.entry if good else _Rejected(answer.raw, answer.entry)
-            if isinstance(answer, Claim):
+            if isinstance(answer, Fence):
                 if reject is not None and reject.entry is not None:
                     answer.previous = await self._previous(address, reject.entry, reject.raw, answer)
                 return await self._informed(wire, address, tags, answer)
@@ -216,7 +216,7 @@ class Claims:
                 # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
                 await wire.renew()
 
-    async def _current(self, wire: "Wire", address: Address, tags: tuple[str, ...]) -> None:
+    async def _current(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...]) -> None:
         """Return once epochs are current that were seen before.
 
         One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
@@ -227,7 +227,7 @@ class Claims:
         if not known and epochs.last_floor(address.realm, tags) is not None:
             await self._reads.epochs.settled(wire, address.realm, tags)
 
-    async def _informed(self, wire: "Wire", address: Address, tags: tuple[str, ...], claim: Claim) -> Claim:
+    async def _informed(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], claim: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
         epochs = self._state.epochs
         if epochs.floor(wire.known, address.realm, tags) is None:
@@ -245,7 +245,7 @@ class Claims:
     async def _ask(
         self,
         wire: "Wire",
-        address: Address,
+        address: KeyRef,
         flight: Flight,
         tags: tuple[str, ...],
         reject: bytes,
@@ -271,7 +271,7 @@ class Claims:
             self._reads.settle(fill)
 
     async def _look(
-        self, wire: "Wire", address: Address, tags: tuple[str, ...], unwanted: int | None
+        self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], unwanted: int | None
     ) -> "Entry | _Rejected | _Unopened | None":
         """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
         self._reads.epochs.prepare(wire, address.realm, tags, again=True)
@@ -285,8 +285,8 @@ class Claims:
 
     def _found(
         self,
-        address: Address,
-        fill: Fill | None,
+        address: KeyRef,
+        fill: Placeholder | None,
         unwanted: int | None,
         raw: bytes | None,
         source: "Source",
@@ -305,7 +305,7 @@ class Claims:
         good = value is not MISS or self._reads.error(address, entry) is not None
         return entry if good else _Rejected(raw, entry)
 
-    async def _granted(self, address: Address, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
+    async def _granted(self, address: KeyRef, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
         """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
         try:
             return await waiter
@@ -320,7 +320,7 @@ class Claims:
             raise
 
     def _answered(
-        self, wire: "Wire", address: Address, flight: Flight, token: bytes, fill: Fill | None, fresh: bool,
+        self, wire: "Wire", address: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
         unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
     ) -> _Answer:  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
@@ -338,7 +338,7 @@ class Claims:
             claim.close()
         return claim
 
-    async def _previous(self, address: Address, entry: Entry, raw: bytes, claim: Claim) -> Previous | None:
+    async def _previous(self, address: KeyRef, entry: Entry, raw: bytes, claim: Fence) -> PreviousValue | None:
         """Return what a load is to replace, for its loader to know."""
         if entry.negative:
             return None
@@ -352,9 +352,9 @@ class Claims:
         except BaseException:
             claim.close()
             raise
-        return Previous(partial(self._reads.opened_anyway, address, entry), validator)
+        return PreviousValue(partial(self._reads.opened_anyway, address, entry), validator)
 
-    async def adopt(self, tags: tuple[str, ...], claim: Claim) -> None:
+    async def adopt(self, tags: tuple[str, ...], claim: Fence) -> None:
         """Have tags that a load has made known to Redis as older than the load, where that is so."""
         if claim.lease is not None and not claim.lease.void:
             try:
@@ -362,7 +362,7 @@ class Claims:
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
-    async def overtaken(self, address: Address, tags: tuple[str, ...], known: tuple[str, ...], claim: Claim) -> bool:
+    async def overtaken(self, address: KeyRef, tags: tuple[str, ...], known: tuple[str, ...], claim: Fence) -> bool:
         """Whether Redis tells that a value was invalidated since its load was claimed, and nobody knows when.
 
         What was announced at its time does not count: that is told apart by `Epochs.overtaken`.
@@ -389,5 +389,5 @@ def _give_back(waiter: "asyncio.Future[Any]") -> None:
     """Give back a lease that was granted to a load which was cancelled before it learned of it."""
     if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
         answer = waiter.result()
-        if isinstance(answer, Claim):
+        if isinstance(answer, Fence):
             answer.close()

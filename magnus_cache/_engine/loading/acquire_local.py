@@ -8,23 +8,23 @@ whatever becomes of the connection.
 from functools import partial
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalWatch
-from magnus_cache._engine.flights.context import Previous
+from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import MISS, Address
+from magnus_cache._engine.store.records import MISS, KeyRef
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["LocalClaims"]
+__all__ = ["LocalAcquirer"]
 
 
-class LocalClaims:
-    """Claims keys of local namespaces for the loads of one cache."""
+class LocalAcquirer:
+    """Acquires keys of local namespaces for the loads of one cache."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
@@ -32,9 +32,9 @@ class LocalClaims:
         self._local: LocalValues = reads.local
 
     async def claim(
-        self, wire: "Wire", address: Address, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
+        self, wire: "Wire", address: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
         unwanted: int | None,
-    ) -> Claim | Entry:  # fmt: skip
+    ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
 
         :param unwanted: the version of an object that is not to be returned, as it is what is to be refreshed.
@@ -54,17 +54,17 @@ class LocalClaims:
         offline = state.eras.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
         watch = LocalWatch(state.leases, wire, address.name, flight, state.memory)
-        claim = Claim(
+        claim = Fence(
             flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.recovery.mark,
             fresh=fresh, offline=offline, at=state.clock(),
         )  # fmt: skip
         flight.look.known = wire.known
         if entry is not None and not entry.negative:
-            claim.previous = Previous(partial(self._reads.opened_anyway, address, entry), None)
+            claim.previous = PreviousValue(partial(self._reads.opened_anyway, address, entry), None)
         state.leases.take(watch)
         return claim
 
-    def _is_good(self, address: Address, entry: Entry) -> bool:
+    def _is_good(self, address: KeyRef, entry: Entry) -> bool:
         if entry.negative:
             return self._reads.error(address, entry) is not None
         return self._reads.opened(address, entry) is not MISS

@@ -9,21 +9,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from magnus_cache._engine.coordination.leases import Claim
-from magnus_cache._engine.flights.context import CurrentLoad, running
+from magnus_cache._engine.coordination.leases import Fence
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.results import JudgedValue
-from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.store.local_values import tagged
-from magnus_cache._engine.store.records import MISS, Address
+from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
 
-__all__ = ["Batch", "CallLoader", "Wanted"]
+__all__ = ["Batch", "BatchItem", "CallLoader"]
 
 CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
 """Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
@@ -35,23 +35,23 @@ _AT_ONCE: Final = 500
 """Keys handed to one call of the loader at most, and handled by one batch."""
 
 
-class Wanted:
+class BatchItem:
     """One key of a batch, where its value lives, and its tags as far as they are known."""
 
     __slots__ = ("address", "key", "tags")
 
-    def __init__(self, key: Any, address: Address, tags: tuple[str, ...] = ()) -> None:
+    def __init__(self, key: Any, address: KeyRef, tags: tuple[str, ...] = ()) -> None:
         self.key = key
         self.address = address
         self.tags = tagged(address, tags)
 
 
-class _Order:
+class _PendingKey:
     """A key that this batch has claimed, and the future of what the loader says: its value or its error."""
 
     __slots__ = ("answer", "flight", "wanted")
 
-    def __init__(self, wanted: Wanted, flight: Flight) -> None:
+    def __init__(self, wanted: BatchItem, flight: Flight) -> None:
         self.wanted = wanted
         self.flight = flight
         self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
@@ -68,7 +68,7 @@ class _Call:
 
     __slots__ = ("left", "orders", "task")
 
-    def __init__(self, orders: list[_Order], load: Callable[[list[_Order]], Awaitable[None]]) -> None:
+    def __init__(self, orders: list[_PendingKey], load: Callable[[list[_PendingKey]], Awaitable[None]]) -> None:
         self.orders = orders
         self.left = len(orders)
         self.task = asyncio.ensure_future(load(orders))
@@ -98,22 +98,22 @@ class Batch:
     """
 
     def __init__(
-        self, loads: Loads, rule: Rule, call: CallLoader, *, fresh: bool = False,
+        self, loads: Loads, rule: LoadOptions, call: CallLoader, *, fresh: bool = False,
         blocks: asyncio.AbstractEventLoop | None = None, source: object,
     ) -> None:  # fmt: skip
         self._loads = loads
         self._source = source
         self._blocks = blocks
-        self._claims: Claims = loads.claims
+        self._claims: LeaseAcquirer = loads.claims
         self._rule = rule
         self._call = call
         self._fresh = fresh
         self._undecided = 0
         self._sealed = False
-        self._orders: list[_Order] = []
+        self._orders: list[_PendingKey] = []
         self._calls: set[_Call] = set()
 
-    async def run(self, wanted: Sequence[Wanted]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+    async def run(self, wanted: Sequence[BatchItem]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
         """Return the values by name, without those that the loader did not answer, and the errors by key."""
         values: dict[bytes, Any] = {}
         errors: dict[Any, Exception] = {}
@@ -128,7 +128,7 @@ class Batch:
                     values[item.address.name] = outcome
         return values, errors
 
-    async def _some(self, some: Sequence[Wanted]) -> list[Any]:
+    async def _some(self, some: Sequence[BatchItem]) -> list[Any]:
         self._sealed = False
         tasks: list[asyncio.Task[Any]] = []
         try:
@@ -152,13 +152,13 @@ class Batch:
         self._sealed = True
         self._decided(0)
 
-    async def _one(self, wanted: Wanted) -> Any:
+    async def _one(self, wanted: BatchItem) -> Any:
         address, loads = wanted.address, self._loads
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
             self._undecided += 1
             flight.loader = self._source
-            decided = _Once(self._decided)
+            decided = _OneShot(self._decided)
             try:
                 got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
                 opened = await loads.open(address, got, flight)
@@ -177,9 +177,9 @@ class Batch:
         )  # fmt: skip
         return await loaded.taken(strict=self._rule.is_strict(address.namespace))
 
-    async def _ordered(self, wanted: Wanted, flight: Flight, claim: Claim, decided: "_Once") -> LoadedValue[Any]:
+    async def _ordered(self, wanted: BatchItem, flight: Flight, claim: Fence, decided: "_OneShot") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
-        order = _Order(wanted, flight)
+        order = _PendingKey(wanted, flight)
         try:
             self._orders.append(order)
             flight.began, started = self._loads.clock(), monotonic()
@@ -218,10 +218,10 @@ class Batch:
             self._calls.add(call)
             call.task.add_done_callback(lambda _: self._calls.discard(call))
 
-    async def _load(self, orders: list[_Order]) -> None:
+    async def _load(self, orders: list[_PendingKey]) -> None:
         try:
             # A loader of many keys replaces no single value, also within the load of one.
-            with running(CurrentLoad()):
+            with as_current_load(CurrentLoad()):
                 answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
@@ -247,7 +247,7 @@ class Batch:
                 order.tell(None, answer)
 
 
-class _Once:
+class _OneShot:
     """Tells a batch once that a key is decided."""
 
     __slots__ = ("_callback",)

@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Any, Final
 
 from magnus_cache._engine.flights.flight import LOADING, Flight
-from magnus_cache._engine.runtime.log import Notices
+from magnus_cache._engine.runtime.log import RateLimitedLog
 
 __all__ = ["LoadFailures", "function_name"]
 
@@ -32,7 +32,7 @@ def function_name(function: Any) -> str:
 class LoadFailures:
     """Logs failed loads of one cache; one that is told twice is logged once."""
 
-    def __init__(self, notices: Notices) -> None:
+    def __init__(self, notices: RateLimitedLog) -> None:
         self._notices = notices
 
     def tell(self, flight: Flight, error: BaseException) -> None:

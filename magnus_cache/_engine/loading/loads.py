@@ -11,20 +11,20 @@ from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.callers import Caller, JoiningCaller
-from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.failures import LoadFailures
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.results import JudgedValue, Judging
-from magnus_cache._engine.loading.throttle import Throttle
+from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
 from magnus_cache._engine.loading.unstorable import Unstorable
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, Rule
+from magnus_cache._engine.policy.options import AnyLoader, LoadOptions
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -33,11 +33,11 @@ from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import MISS, Address, Held
+from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheUnavailableError, CacheValueTooLargeError
-from magnus_cache.freshness import PLAIN
+from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["LoadedValue", "Loads"]
 
@@ -51,11 +51,11 @@ class Loads:
         self._reads = reads
         self._writes = writes
         self._state = reads.state
-        self.claims = Claims(reads)
+        self.claims = LeaseAcquirer(reads)
         self.judging = Judging(reads, writes, self._hold_back)
         self.flights = reads.state.flights
         self.clock = reads.state.clock
-        self.throttle = Throttle(reads.state.clock)
+        self.throttle = RetryThrottle(reads.state.clock)
         self._failures = LoadFailures(reads.state.notices)
         self.flights.unheard = self._failures.tell
         self.unstorable = Unstorable(reads.state.flights, writes)
@@ -66,14 +66,21 @@ class Loads:
         return self._state.settings.wait_timeout
 
     async def load(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
-        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
-    ) -> T:  # fmt: skip
+        self,
+        address: KeyRef,
+        loader: AnyLoader[T],
+        rule: LoadOptions,
+        tags: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
+        patience: float | None = None,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> T:
         """Return the loader's value, from here or from whoever is loading the same key; keep it.
 
         :param tags: those of the value that are known already.
         :param fresh: take no value that is already there, and join no load that began before.
-        :param patience: seconds to wait; then the load goes on without the caller, who gets `OutOfPatienceError`. With
+        :param patience: seconds to wait; then the load goes on without the caller, who gets `WaitExpiredError`. With
             0 it is not begun if too many go on already.
         :param blocks: the event loop that is held up by whoever this is done for.
         :raises Exception: whatever the loader raises, the same for all who waited.
@@ -84,16 +91,23 @@ class Loads:
         return await loaded.taken(strict=rule.is_strict(address.namespace))
 
     async def outcome(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
-        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None,
-    ) -> LoadedValue[T]:  # fmt: skip
+        self,
+        address: KeyRef,
+        loader: AnyLoader[T],
+        rule: LoadOptions,
+        tags: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
+        patience: float | None = None,
+        blocks: asyncio.AbstractEventLoop | None = None,
+    ) -> LoadedValue[T]:
         """Return what a load came to; see `load`.
 
         :raises Exception: as `load` does, but for values that cannot be stored.
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            with running(CurrentLoad()):
+            with as_current_load(CurrentLoad()):
                 return LoadedValue(_modified(await self._called(address, loader)), None)
         fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
         caller = self.caller(address, fresh=fresh)
@@ -105,7 +119,7 @@ class Loads:
         )  # fmt: skip
 
     async def _lead(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], flight: Flight, *,
+        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], flight: Flight, *,
         fresh: bool = False, unwanted: int | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
@@ -118,7 +132,7 @@ class Loads:
         load, started = CurrentLoad(claim.previous), monotonic()
         try:
             try:
-                with running(load):
+                with as_current_load(load):
                     value = await self._called(address, loader)
             except Exception as error:
                 await self.failed(address, error, tags, started, claim)
@@ -128,9 +142,16 @@ class Loads:
             claim.close()
 
     def to_load(
-        self, address: Address, got: Claim | Entry, flight: Flight, rule: Rule, tags: tuple[str, ...], opened: Any, *,
+        self,
+        address: KeyRef,
+        got: Fence | Entry,
+        flight: Flight,
+        rule: LoadOptions,
+        tags: tuple[str, ...],
+        opened: Any,
+        *,
         fresh: bool,
-    ) -> "Claim | LoadedValue[Any]":  # fmt: skip
+    ) -> "Fence | LoadedValue[Any]":
         """Return the claim to load under, or what somebody else has just loaded.
 
         :param got: what asking for a claim came to.
@@ -151,7 +172,9 @@ class Loads:
         flight.began = self.clock()
         return got
 
-    def begin(self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], unwanted: int) -> bool:
+    def begin(
+        self, address: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], unwanted: int
+    ) -> bool:
         """Begin to load a key for nobody, and return whether that was done.
 
         :param unwanted: the version of the value that is to be refreshed.
@@ -162,7 +185,13 @@ class Loads:
         return self.flights.launch(address.name, lead, str(address.namespace))
 
     def load_blocking(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+        self,
+        address: KeyRef,
+        loader: AnyLoader[T],
+        rule: LoadOptions,
+        tags: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
     ) -> T:
         """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
 
@@ -171,15 +200,15 @@ class Loads:
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
-            with running(CurrentLoad()):
+            with as_current_load(CurrentLoad()):
                 return _modified(self.called_blocking(loader))
         check_waiting()
         fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
         call = self._state.portal.call
 
-        async def claimed(flight: Flight, claims: list[Claim]) -> Claim | Entry:
+        async def claimed(flight: Flight, claims: list[Fence]) -> Fence | Entry:
             got = await self.claims.claim(address, flight, tags, fresh=fresh)
-            if isinstance(got, Claim):
+            if isinstance(got, Fence):
                 # Here, not when the thread learns of it: that may be interrupted (Ctrl-C) in between.
                 claims.append(got)
                 if flight.done:
@@ -188,10 +217,10 @@ class Loads:
 
         def lead(flight: Flight) -> LoadedValue[T]:
             flight.loader = loader
-            claims: list[Claim] = []
+            claims: list[Fence] = []
             try:
                 try:
-                    got: Claim | Entry = call(claimed, flight, claims)
+                    got: Fence | Entry = call(claimed, flight, claims)
                 except NoThreadError as error:
                     return LoadedValue(
                         *uncached(self.claims, address, flight, partial(self.called_blocking, loader), error)
@@ -202,7 +231,7 @@ class Loads:
                     return claim
                 load, started = CurrentLoad(claim.previous), monotonic()
                 try:
-                    with running(load):
+                    with as_current_load(load):
                         value = self.called_blocking(loader)
                 except Exception as error:
                     call(self.failed, address, error, tags, started, claim)
@@ -224,14 +253,14 @@ class Loads:
         loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller)
         return loaded.take(strict=rule.is_strict(address.namespace))
 
-    def caller(self, address: Address, *, fresh: bool, source: object = None) -> Caller:
+    def caller(self, address: KeyRef, *, fresh: bool, source: object = None) -> Caller:
         """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
         return JoiningCaller(self._state.epochs, partial(self._before, address), fresh=fresh, source=source)
 
-    def _in_doubt(self, address: Address) -> bool:
+    def _in_doubt(self, address: KeyRef) -> bool:
         return self._state.leases.doubted(address.name) is not None or self._state.doubts(address.realm)
 
-    def _is_first(self, address: Address) -> bool:
+    def _is_first(self, address: KeyRef) -> bool:
         """Whether a load has to wait for a connection: one to a new server ends all loads that can be joined by then.
 
         Other loads begin a second time then, and wait for the lease; a local one has none.
@@ -239,7 +268,7 @@ class Loads:
         state = self._state
         return address.namespace.local and state.endpoint is not None and not state.reachable
 
-    async def confirmed(self, address: Address, *, fresh: bool = False, patience: float | None = None) -> float | None:
+    async def confirmed(self, address: KeyRef, *, fresh: bool = False, patience: float | None = None) -> float | None:
         """Return once it is known what an announcement, if there was one, means for the load that is under way.
 
         To be awaited before joining. The answer was given after this call began; what is announced later need not be
@@ -270,7 +299,7 @@ class Loads:
             self.flights.detach(address.name)
         return None if patience is None else max(0.0, began + patience - monotonic())
 
-    def _before(self, address: Address, fresh: bool) -> None:
+    def _before(self, address: KeyRef, fresh: bool) -> None:
         """Let the caller join no load that it must not have the value of, nor one that will not end."""
         if fresh:
             self._state.flights.detach(address.name)
@@ -288,7 +317,7 @@ class Loads:
             self.flights.expire(address.name)
             self._state.leases.check(address.name, self._state.clock())
 
-    async def _called(self, address: Address, loader: AnyLoader[T]) -> T:
+    async def _called(self, address: KeyRef, loader: AnyLoader[T]) -> T:
         return await self._state.workers.call(loader, str(address.namespace))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
@@ -302,15 +331,15 @@ class Loads:
         loaded: T = value
         return loaded
 
-    async def open(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+    async def open(self, address: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
         """Return the value of an entry that was got instead of a claim; else MISS."""
         return await self._reads.open(address, got) if self._is_found(got, flight) else MISS
 
-    def _opened(self, address: Address, got: Claim | Entry, flight: Flight) -> Any:
+    def _opened(self, address: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
         """Do what `open` does, in a thread."""
         return self._reads.opened(address, got) if self._is_found(got, flight) else MISS
 
-    def _is_found(self, got: Claim | Entry, flight: Flight) -> TypeGuard[Entry]:
+    def _is_found(self, got: Fence | Entry, flight: Flight) -> TypeGuard[Entry]:
         """Return whether a load found something; then it is joined no more."""
         if not isinstance(got, Entry):
             return False
@@ -319,7 +348,7 @@ class Loads:
         self.flights.detach_flight(flight)
         return True
 
-    def _found(self, address: Address, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+    def _found(self, address: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load.
 
         :param opened: the entry's value, or MISS.
@@ -330,7 +359,7 @@ class Loads:
             raise error
         return None if opened is MISS else LoadedValue(opened, entry.payload)
 
-    def loaded(self, address: Address, started: float) -> float:
+    def loaded(self, address: KeyRef, started: float) -> float:
         """Count a load that began at a monotonic second, and return the seconds that it took."""
         cost = monotonic() - started
         address.counters.loads += 1
@@ -338,12 +367,12 @@ class Loads:
         return cost
 
     async def failed(
-        self, address: Address, error: Exception, tags: tuple[str, ...], started: float, claim: Claim
+        self, address: KeyRef, error: Exception, tags: tuple[str, ...], started: float, claim: Fence
     ) -> None:
         """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
         address.counters.load_errors += 1
         freshness = address.freshness
-        if freshness is PLAIN or claim.flight.adrift:
+        if freshness is NO_POLICY or claim.flight.adrift:
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
@@ -367,11 +396,11 @@ class Loads:
         except CacheValueTooLargeError as too_large:
             self._state.notices.warn(f"size:{address.namespace}", f"not remembered: {too_large}")
         else:
-            held = Held(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
+            held = Record(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
             held = held._replace(cost=monotonic() - started)
             await self._writes.fill(address, held, payload, ttl, claim)
 
-    def _hold_back(self, address: Address, error: Exception) -> None:
+    def _hold_back(self, address: KeyRef, error: Exception) -> None:
         freshness = address.freshness
         if not freshness.grace and not freshness.early:
             # Whoever waits gets the error, and whoever asks again wants it tried again.
@@ -381,7 +410,7 @@ class Loads:
         self._failures.tell_of(address.name, address.namespace, error, then)
 
     async def kept(
-        self, address: Address, value: T, rule: Rule, tags: tuple[str, ...], cost: float, claim: Claim,
+        self, address: KeyRef, value: T, rule: LoadOptions, tags: tuple[str, ...], cost: float, claim: Fence,
         load: CurrentLoad | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
@@ -389,7 +418,7 @@ class Loads:
         return await self.stored(address, judged, rule, cost, claim, load)
 
     async def stored(
-        self, address: Address, judged: JudgedValue, rule: Rule, cost: float, claim: Claim,
+        self, address: KeyRef, judged: JudgedValue, rule: LoadOptions, cost: float, claim: Fence,
         load: CurrentLoad | None = None,
     ) -> LoadedValue[Any]:  # fmt: skip
         """Store what is to be kept of a value, and return it for those who wait.
@@ -420,7 +449,7 @@ class Loads:
 
 def _modified(value: T) -> T:
     if is_unmodified(value):
-        raise unmodified()
+        raise not_modified_error()
     return value
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, unmodified
-from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, not_modified_error
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import Address, Held
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheError
 
@@ -29,7 +29,7 @@ class JudgedValue(NamedTuple):
     known: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     ttl: float = 0.0
-    held: Held | None = None
+    held: Record | None = None
     error: Exception | None = None
     refusal: CacheEncodeError | None = None
 
@@ -40,13 +40,13 @@ class Judging:
     :param hold_back: called with the address and the error of a value that is as good as none.
     """
 
-    def __init__(self, reads: Reads, writes: Writes, hold_back: Callable[[Address, Exception], None]) -> None:
+    def __init__(self, reads: Reads, writes: Writes, hold_back: Callable[[KeyRef, Exception], None]) -> None:
         self._reads = reads
         self._writes = writes
         self._hold_back = hold_back
 
     def steps(
-        self, address: Address, value: Any, rule: Rule, tags: tuple[str, ...], load: CurrentLoad | None = None
+        self, address: KeyRef, value: Any, rule: LoadOptions, tags: tuple[str, ...], load: CurrentLoad | None = None
     ) -> Generator[None, None, JudgedValue]:
         """Return, in steps, what is to be kept of a value.
 
@@ -54,7 +54,7 @@ class Judging:
         """
         if is_unmodified(value):
             if load is None or not load.has_previous:
-                raise unmodified()
+                raise not_modified_error()
             value = load.previous
         try:
             skipped = rule.skip_if is not None and rule.skip_if(value)
@@ -76,7 +76,7 @@ class Judging:
         return JudgedValue(value, payload, tags, all_tags, ttl, held)
 
     def _payload(
-        self, address: Address, value: Any, *, skipped: bool
+        self, address: KeyRef, value: Any, *, skipped: bool
     ) -> Generator[None, None, tuple[bytes | None, CacheEncodeError | None]]:
         """Return the bytes by which the value is stored, or handed to each of those who wait for it; and why it cannot.
 

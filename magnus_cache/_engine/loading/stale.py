@@ -10,27 +10,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from magnus_cache._engine.flights.background import OutOfPatienceError
+from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, Rule
+from magnus_cache._engine.policy.options import AnyLoader, LoadOptions
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
-from magnus_cache.freshness import Standing, standing
+from magnus_cache.freshness import FreshnessState, classify
 
-__all__ = ["Refreshes"]
+__all__ = ["StalePolicy"]
 
 T = TypeVar("T")
 
-_FRESH: Final = frozenset({Standing.FRESH, Standing.EARLY})
+_FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
 
 
-class Refreshes:
+class StalePolicy:
     """The way to a value under a policy. `value` runs on any event loop, `value_blocking` in any thread."""
 
     def __init__(self, reads: Reads, loads: Loads) -> None:
@@ -39,7 +39,7 @@ class Refreshes:
         self._state = reads.state
 
     async def value(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *,
+        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = (), *,
         blocks: asyncio.AbstractEventLoop | None = None,
     ) -> T:  # fmt: skip
         """Return a fresh value, or a stale one where the policy says so; see `Freshness`.
@@ -54,16 +54,16 @@ class Refreshes:
             entry, near = await self._read(address, tags), False
         stands = self._standing(address, entry)
         opened: Any = LARGE
-        if entry is not None and stands is not Standing.GONE and self._reads.is_large(entry):
+        if entry is not None and stands is not FreshnessState.GONE and self._reads.is_large(entry):
             opened = await self._reads.open_anyway(address, entry)
         served, value = self._served(address, entry, stands, near=near, opened=opened)
         if not served:
             return await self._loaded(address, loader, rule, tags, value, began, blocks)
-        if stands is Standing.EARLY and entry is not None:
+        if stands is FreshnessState.EARLY and entry is not None:
             self._refresh_early(address, loader, rule, tags, entry)
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
-    async def _read(self, address: Address, tags: tuple[str, ...]) -> Entry | None:
+    async def _read(self, address: KeyRef, tags: tuple[str, ...]) -> Entry | None:
         """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
         limit = address.freshness.hard_timeout
         if limit is None:
@@ -77,7 +77,7 @@ class Refreshes:
         return self._reads.last(address) if entry is None else entry
 
     async def _loaded(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...], stale: Any, began: float,
+        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], stale: Any, began: float,
         blocks: asyncio.AbstractEventLoop | None,
     ) -> T:  # fmt: skip
         """Return what is loaded, or, if that takes too long or fails, a stale value if there is one.
@@ -90,7 +90,7 @@ class Refreshes:
         patience = None if allowed is None else max(0.0, began + allowed - monotonic())
         try:
             return await self._loads.load(address, loader, rule, tags, patience=patience, blocks=blocks)
-        except OutOfPatienceError as error:
+        except WaitExpiredError as error:
             self._impatient(address, error)
             if stale is MISS:
                 raise CacheTimeoutError(address.namespace, allowed or 0.0, goes_on=not error.crowded) from None
@@ -109,9 +109,15 @@ class Refreshes:
         return self._stale(address, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
     async def load(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False,
+        self,
+        address: KeyRef,
+        loader: AnyLoader[T],
+        rule: LoadOptions,
+        tags: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
         blocks: asyncio.AbstractEventLoop | None = None,
-    ) -> T:  # fmt: skip
+    ) -> T:
         """Load a value that is missing, or is to be replaced, within the policy's `hard_timeout`.
 
         :param fresh: take no value that is already there.
@@ -122,12 +128,18 @@ class Refreshes:
         patience = None if self._state.mode is Mode.DISABLED else address.freshness.hard_timeout
         try:
             return await self._loads.load(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
-        except OutOfPatienceError as error:
+        except WaitExpiredError as error:
             self._impatient(address, error)
             raise CacheTimeoutError(address.namespace, patience or 0.0, goes_on=not error.crowded) from None
 
     def load_blocking(
-        self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = (), *, fresh: bool = False
+        self,
+        address: KeyRef,
+        loader: AnyLoader[T],
+        rule: LoadOptions,
+        tags: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
     ) -> T:
         """Do what `load` does, for a thread.
 
@@ -145,7 +157,7 @@ class Refreshes:
             return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
         return value
 
-    def value_blocking(self, address: Address, loader: AnyLoader[T], rule: Rule, tags: tuple[str, ...] = ()) -> T:
+    def value_blocking(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = ()) -> T:
         """Do what `value` does, for a thread.
 
         The loader runs in this very thread, unless the policy knows timeouts or early refreshes: loads that may have to
@@ -176,47 +188,47 @@ class Refreshes:
 
     # -- for batches ------------------------------------------------------------------------------------------
 
-    def held_back(self, address: Address, entry: Entry | None) -> Any:
+    def held_back(self, address: KeyRef, entry: Entry | None) -> Any:
         """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS.
 
         :param entry: what was found of it.
         """
         return self._past(address, entry) if self._loads.throttle.holds(address.name) else MISS
 
-    def instead(self, address: Address, error: Exception, entry: Entry | None) -> Any:
+    def instead(self, address: KeyRef, error: Exception, entry: Entry | None) -> Any:
         """Return the stale value that is served in place of a load's error; MISS for none.
 
         :param entry: what was found of it, before the load.
         """
         return self._past(address, entry) if self._excused(address, error, None) else MISS
 
-    def _past(self, address: Address, entry: Entry | None) -> Any:
+    def _past(self, address: KeyRef, entry: Entry | None) -> Any:
         if not address.freshness.grace:
             return MISS
         entry = entry or self._state.memory.past(address.name, trusted=True) or self._reads.last(address)
-        if entry is None or self._standing(address, entry) is Standing.GONE:
+        if entry is None or self._standing(address, entry) is FreshnessState.GONE:
             return MISS
         value = self._reads.opened_anyway(address, entry)
         return value if value is MISS else self._stale(address, value)
 
     # -- what both do -----------------------------------------------------------------------------------------
 
-    def _impatient(self, address: Address, error: OutOfPatienceError) -> None:
+    def _impatient(self, address: KeyRef, error: WaitExpiredError) -> None:
         """Count a caller that does not wait any longer; let the next ones not begin what has to be given up again."""
         address.counters.timeouts += 1
         address.counters.overloads += error.crowded
         if error.given_up:
             self._loads.throttle.failed(address.name, address.freshness.retry)
 
-    def _standing(self, address: Address, entry: Entry | None) -> Standing:
+    def _standing(self, address: KeyRef, entry: Entry | None) -> FreshnessState:
         if entry is None:
-            return Standing.GONE
+            return FreshnessState.GONE
         # Whoever brought it near may have asked for a longer grace than this caller.
         end = min(entry.end, entry.fresh_until + address.freshness.grace)
-        return standing(self._state.clock(), entry.deadline, entry.fresh_until, end)
+        return classify(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
     def _served(
-        self, address: Address, entry: Entry | None, stands: Standing, *, near: bool, opened: Any = LARGE
+        self, address: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any = LARGE
     ) -> tuple[bool, Any]:
         """Return whether a value is served without a load; and it, or else the stale one that there is, or MISS.
 
@@ -232,14 +244,14 @@ class Refreshes:
         address.counters.misses += 1
         return False, value
 
-    def _opened(self, address: Address, entry: Entry | None, stands: Standing, *, near: bool, opened: Any) -> Any:
+    def _opened(self, address: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any) -> Any:
         """Return an entry's value, fresh or stale; MISS for none.
 
         :raises Exception: if it stands for an error that is remembered.
         """
-        if entry is None or stands is Standing.GONE:
+        if entry is None or stands is FreshnessState.GONE:
             return MISS
-        if stands is Standing.FRESH and (error := self._reads.error(address, entry)) is not None:
+        if stands is FreshnessState.FRESH and (error := self._reads.error(address, entry)) is not None:
             address.counters.negative_hits += 1
             raise error
         value = self._reads.opened_anyway(address, entry) if opened is LARGE else opened
@@ -248,14 +260,14 @@ class Refreshes:
         return value
 
     def _refresh_early(
-        self, address: Address, loader: AnyLoader[Any], rule: Rule, tags: tuple[str, ...], entry: Entry
+        self, address: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], entry: Entry
     ) -> None:
         if self._state.closed or self._loads.throttle.holds(address.name):
             return
         if self._loads.begin(address, loader, rule, tags, entry.version):
             address.counters.early_refreshes += 1
 
-    def _excused(self, address: Address, error: Exception, stale: Any) -> bool:
+    def _excused(self, address: KeyRef, error: Exception, stale: Any) -> bool:
         """Whether a stale value is to be served instead of a load's error.
 
         Not if there is none; not for an error that is an answer, as the policy's `negative` says; and not for one that
@@ -265,6 +277,6 @@ class Refreshes:
             return False
         return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)
 
-    def _stale(self, address: Address, value: Any) -> Any:
+    def _stale(self, address: KeyRef, value: Any) -> Any:
         address.counters.stale_hits += 1
         return value

@@ -4,12 +4,12 @@ from typing import Final
 
 from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["Throttle"]
+__all__ = ["RetryThrottle"]
 
 _MOST: Final = 10_000
 
 
-class Throttle:
+class RetryThrottle:
     """Remembers failures of loads for a time; at most ten thousand, the oldest make room. Thread-safe."""
 
     __slots__ = ("_clock", "_until")

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, running, unmodified
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.acquire import Claims
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheEncodeError
 
 __all__ = ["uncached"]
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def uncached(
-    claims: Claims, address: Address, flight: Flight, call: Callable[[], T], error: NoThreadError
+    claims: LeaseAcquirer, address: KeyRef, flight: Flight, call: Callable[[], T], error: NoThreadError
 ) -> tuple[T, bytes | None]:
     """Return what a loader returns, for all who wait in this process, and the bytes to copy it by, if it has any.
 
@@ -33,10 +33,10 @@ def uncached(
     look.since, look.found, look.tags = claim.since, False, None
     flight.began = state.clock()
     started = monotonic()
-    with running(CurrentLoad()):
+    with as_current_load(CurrentLoad()):
         value = call()
     if is_unmodified(value):
-        raise unmodified()
+        raise not_modified_error()
     address.counters.loads += 1
     state.stats.load_latency.add(monotonic() - started)
     try:

@@ -11,13 +11,13 @@ from typing import Any, Final
 from magnus_cache._engine.codec.copies import Copier
 from magnus_cache._engine.codec.markers import kind_of, type_name
 from magnus_cache._engine.codec.refusals import explained
-from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.registry import FlightRegistry
 from magnus_cache._engine.memory.footprint import footprint
-from magnus_cache._engine.policy.options import Rule
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import say
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
@@ -41,7 +41,7 @@ def loader_name(function: object) -> str:
     return f"{getattr(function, '__module__', None) or kind_of(function).__module__}.{name}"
 
 
-def _named(rule: Rule) -> str:
+def _named(rule: LoadOptions) -> str:
     return "a loader" if rule.function is None else loader_name(rule.function)
 
 
@@ -66,7 +66,7 @@ class Unstorable:
         self._reported: dict[tuple[str, str], object] = {}
 
     async def refused(
-        self, address: Address, value: Any, rule: Rule, error: CacheEncodeError, claim: Claim
+        self, address: KeyRef, value: Any, rule: LoadOptions, error: CacheEncodeError, claim: Fence
     ) -> CacheEncodeError:
         """Take a result, count it, and report it if it is the first of its function and type.
 
@@ -95,7 +95,7 @@ class Unstorable:
             )
         return error
 
-    async def copies(self, value: Any, rule: Rule, flight: Flight) -> list[Any]:
+    async def copies(self, value: Any, rule: LoadOptions, flight: Flight) -> list[Any]:
         """Return a copy for each caller but one who waits for a load whose value cannot be stored.
 
         None if they have to share it. Nobody joins the load from here on: for later callers there would be no copy.
@@ -112,7 +112,7 @@ class Unstorable:
             self._report_sharing(value, rule)
         return copies or []
 
-    def _report_sharing(self, value: Any, rule: Rule) -> None:
+    def _report_sharing(self, value: Any, rule: LoadOptions) -> None:
         function, name = _named(rule), type_name(kind_of(value))
         if self._is_first(function, "shared"):
             say(

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Floor", "Floors", "NamePattern", "Scope", "covers"]
+__all__ = ["Clear", "ClearLog", "NamePattern", "Scope", "covers"]
 
 
 class NamePattern(Protocol):
@@ -22,11 +22,11 @@ Scope = bytes | NamePattern
 """What a clear covers: the names with a prefix, or those that a pattern matches in full."""
 
 _MOST: Final = 64
-"""Floors kept of other scopes than namespaces; past this, one under everything replaces them all: too many misses,
+"""ClearLog kept of other scopes than namespaces; past this, one under everything replaces them all: too many misses,
 never a stale value."""
 
 _MOST_NAMESPACES: Final = 1_024
-"""Floors kept of namespaces; past this, likewise."""
+"""ClearLog kept of namespaces; past this, likewise."""
 
 
 _READING: Final = 8
@@ -38,7 +38,7 @@ def covers(scope: Scope, name: bytes) -> bool:
     return name.startswith(scope) if isinstance(scope, bytes) else scope.fullmatch(name) is not None
 
 
-class Floor(NamedTuple):
+class Clear(NamedTuple):
     """One clear. Entries within its scope and of an older generation are gone.
 
     :ivar done: the collector's step count at which it has met every entry that was there at the time.
@@ -49,7 +49,7 @@ class Floor(NamedTuple):
     done: int = sys.maxsize
 
 
-class Floors:
+class ClearLog:
     """The clears whose entries may still be in memory: those of namespaces by name, others oldest first.
 
     Asking costs one look-up for all clears of namespaces together, and one comparison for each other clear.
@@ -59,8 +59,8 @@ class Floors:
     __slots__ = ("_floors", "_namespaces", "_next_done")
 
     def __init__(self) -> None:
-        self._floors: tuple[Floor, ...] = ()
-        self._namespaces: dict[bytes, Floor] = {}
+        self._floors: tuple[Clear, ...] = ()
+        self._namespaces: dict[bytes, Clear] = {}
         self._next_done = sys.maxsize
 
     def __len__(self) -> int:
@@ -75,13 +75,13 @@ class Floors:
         """Return how many steps the collector may go: fewer than given, where each takes many comparisons."""
         return max(1, steps * 4 // (4 + self.comparisons))
 
-    def add(self, floor: Floor) -> Floor:
+    def add(self, floor: Clear) -> Clear:
         """Lay a floor, and return it as it lies; older ones within its scope are no longer needed."""
         scope = floor.scope
         # Else a signal handler has laid one meanwhile, each time. No call between the look and the store.
         while isinstance(scope, bytes) and _namespace_of(scope) == scope:
             before_it = self._namespaces
-            after_it: dict[bytes, Floor] = {**before_it, scope: floor}
+            after_it: dict[bytes, Clear] = {**before_it, scope: floor}
             if len(after_it) > _MOST_NAMESPACES:
                 floor = floor._replace(scope=b"")
                 break
@@ -98,7 +98,7 @@ class Floors:
                 self._floors = after
                 return new
 
-    def end(self, floor: Floor, done: int) -> None:
+    def end(self, floor: Clear, done: int) -> None:
         """Note at which step count the collector is done with a floor that was laid."""
         while True:
             spaces = self._namespaces

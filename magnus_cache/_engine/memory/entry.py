@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
-from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Fill", "TaggedEntry", "afterlife"]
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Placeholder", "TaggedEntry", "pack_windows"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -29,7 +29,7 @@ _BEFORE: Final = 1 << (_BORN_BITS - 1)
 """Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
 
 
-def afterlife(fresh: float, stale: float, *, negative: bool = False) -> int:
+def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:
     """Return what an entry notes of the time after its deadline, for its `more`: 0 for an entry that just ends.
 
     :param fresh: seconds that the value is fresh after the deadline.
@@ -71,7 +71,7 @@ class Entry(float):
         :param deadline: monotonic seconds.
         :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
         :param version: the unique version in its envelope, 64 bits.
-        :param more: what `afterlife` returns.
+        :param more: what `pack_windows` returns.
         :param born: monotonic seconds at which the value was stored, if that is known.
         """
         self = float.__new__(cls, deadline)
@@ -88,7 +88,7 @@ class Entry(float):
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
         """Return the same value with another deadline, in monotonic seconds, and another trust.
 
-        :param more: what is to come after the deadline, see `afterlife`; None for the same as now.
+        :param more: what is to come after the deadline, see `pack_windows`; None for the same as now.
         """
         more = self._packed >> _MORE_BITS if more is None else more
         # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
@@ -163,7 +163,7 @@ class TaggedEntry(Entry):
 
     __slots__ = ("epoch", "marks")
 
-    marks: Sequence[Mark]
+    marks: Sequence[TagStamp]
     epoch: int
 
     @property
@@ -191,7 +191,7 @@ class TaggedEntry(Entry):
         return again
 
 
-class Fill:
+class Placeholder:
     """A placeholder. As long as it is the current one, nothing has touched its name since it was reserved."""
 
     __slots__ = ("filled", "holders", "name")

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from magnus_cache._engine.memory.entry import Entry
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 
 __all__ = ["footprint", "has_room", "keep_decoded"]
 
@@ -44,12 +44,12 @@ def footprint(value: Any, encoded: int) -> int:
     return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
 
 
-def has_room(memory: Memory, size: int) -> bool:
+def has_room(memory: LocalCache, size: int) -> bool:
     """Return whether a value of that size may be kept decoded. A larger one is kept encoded, if at all."""
     return size <= memory.max_bytes // 2
 
 
-def keep_decoded(memory: Memory, name: bytes, entry: Entry, value: Any) -> None:
+def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> None:
     """Have an entry keep its value decoded, if there is room for that; count what it takes then."""
     payload = entry.payload
     if payload is None:

@@ -7,7 +7,7 @@ CPython rebuilds a hash table as a whole, when it grows and every so often when 
 from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-__all__ = ["One", "Stripes", "Table", "make_table"]
+__all__ = ["One", "ShardedLRU", "Table", "make_lru"]
 
 V = TypeVar("V")
 
@@ -26,7 +26,7 @@ class One(OrderedDict[bytes, V]):
     """
 
     count = 0
-    """For `Stripes` only; kept by the caller, who stores without a call."""
+    """For `ShardedLRU` only; kept by the caller, who stores without a call."""
 
     def part(self, name: bytes) -> "One[V]":
         """Return the dictionary that a name is to be stored in, there and then."""
@@ -46,7 +46,7 @@ class One(OrderedDict[bytes, V]):
         return None
 
 
-class Stripes(Generic[V]):
+class ShardedLRU(Generic[V]):
     """Many small `OrderedDict`s with the interface of `One`.
 
     A name's hash chooses its stripe. Recency is exact within a stripe, and eviction goes round the stripes; with
@@ -109,14 +109,14 @@ class Stripes(Generic[V]):
         self.count = 0
 
 
-Table = One[V] | Stripes[V]
+Table = One[V] | ShardedLRU[V]
 
 
-def make_table(entries: int) -> Table[V]:
+def make_lru(entries: int) -> Table[V]:
     """Return the table for a number of entries: with exact recency up to 16 thousand, in stripes above."""
     if entries <= _ONE:
         return One()
     count = 1
     while count * _STRIPE < entries:
         count *= 2
-    return Stripes(count)
+    return ShardedLRU(count)

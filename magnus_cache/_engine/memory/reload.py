@@ -9,16 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 from magnus_cache._engine.memory.entry import Entry
-from magnus_cache._engine.memory.store import Memory
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["RenewingMemory"]
+__all__ = ["ReloadingCache"]
 
 
-class RenewingMemory(Memory):
-    """A `Memory` that makes decoded values anew after `types_replaced`.
+class ReloadingCache(LocalCache):
+    """A `LocalCache` that makes decoded values anew after `types_replaced`.
 
     :param renew: returns a value, or an equal one of the classes as they are now.
     """

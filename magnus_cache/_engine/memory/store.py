@@ -18,17 +18,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from magnus_cache._engine.coherence.tag_stamps import Mark
-from magnus_cache._engine.memory.clear_log import Floor, Floors, Scope, covers
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Fill, TaggedEntry
-from magnus_cache._engine.memory.lru import Table, make_table
+from magnus_cache._engine.coherence.tag_stamps import TagStamp
+from magnus_cache._engine.memory.clear_log import Clear, ClearLog, Scope, covers
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder, TaggedEntry
+from magnus_cache._engine.memory.lru import Table, make_lru
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["Memory"]
+__all__ = ["LocalCache"]
 
 _Name = bytes
-"""A value's full name in Redis. `Memory` has a field `bytes`, so that within it the type needs another name."""
+"""A value's full name in Redis. `LocalCache` has a field `bytes`, so that within it the type needs another name."""
 
 _BATCH: Final = 16
 """Steps that the collector goes at a time."""
@@ -48,7 +48,7 @@ _EVICTIONS: Final = 4096
 _RESERVED: Final = 1024  # placeholders that a clear tells apart by name; if there are more, it voids all of them
 
 
-class Memory:
+class LocalCache:
     """A thread-safe LRU store of entries by name, which is the value's full name in Redis.
 
     `len` and `bytes` count what takes up room: also dead entries that have not been collected yet.
@@ -69,8 +69,8 @@ class Memory:
     def __init__(self, max_entries: int, max_bytes: int, clock: Clock = monotonic) -> None:
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._clock = clock
-        self._table: Table[Entry] = make_table(max_entries)
-        self._floors = Floors()
+        self._table: Table[Entry] = make_lru(max_entries)
+        self._floors = ClearLog()
         self._queue: deque[_Name] = deque()
         self._generation = self._lap = 0
         self.hit: Final = self._make_hit()
@@ -80,7 +80,7 @@ class Memory:
         """Forget everything, in place and without waiting for the lock: a forked child's may be held for ever."""
         self._lock = section()
         self._table.clear()
-        self._pending: dict[_Name, Fill] = {}
+        self._pending: dict[_Name, Placeholder] = {}
         self._queue.clear()
         self._floors.reset()
         self._left = self._owed = 0
@@ -177,17 +177,17 @@ class Memory:
 
     # -- fill -----------------------------------------------------------------------------------------------
 
-    def reserve(self, name: _Name, *, anew: bool = False) -> Fill:
+    def reserve(self, name: _Name, *, anew: bool = False) -> Placeholder:
         """Return the placeholder of a name, to be taken before its value is asked for; requests may share one.
 
         Each call is to be answered by one of `release`, also after `fill`.
 
         :param anew: void the present placeholder, for a value that supersedes whatever is being asked for.
         """
-        held: Fill | None = None
+        held: Placeholder | None = None
         try:
             with self._lock:
-                pending, new = self._pending, Fill(name)
+                pending, new = self._pending, Placeholder(name)
                 fill = pending[name] if name in pending else None  # noqa: SIM401  # no call
                 if fill is None or anew:
                     pending[name] = fill = held = new
@@ -201,7 +201,7 @@ class Memory:
                 self.release(held)
             raise
 
-    def fill(self, fill: Fill, entry: Entry) -> bool:
+    def fill(self, fill: Placeholder, entry: Entry) -> bool:
         """Store an entry if nothing touched its name since it was reserved; return whether it is stored.
 
         The first of several holders fills; what the others bring is refused and the entry stays.
@@ -214,13 +214,13 @@ class Memory:
             self.fenced += not fill.filled
             return False
 
-    def drop(self, fill: Fill) -> None:
+    def drop(self, fill: Placeholder) -> None:
         """Remove the entry of a name, if nothing has touched that since it was reserved: there is no value any more."""
         with self._lock:
             if self._pending.get(fill.name) is fill and (entry := self._table.get(fill.name)) is not None:
                 self._remove(fill.name, entry)
 
-    def release(self, fill: Fill) -> None:
+    def release(self, fill: Placeholder) -> None:
         """Give up a placeholder; with its last holder it is gone. Nothing happens if it is void already."""
         with self._lock:
             name, pending = fill.name, self._pending
@@ -267,7 +267,7 @@ class Memory:
         with self._lock:
             while True:
                 generation = self._generation + 1
-                floor = self._floors.add(Floor(scope, generation))
+                floor = self._floors.add(Clear(scope, generation))
                 # Else a signal handler has opened one meanwhile, and an entry may be stamped with that.
                 if self._generation == generation - 1:
                     self._generation = generation
@@ -277,7 +277,7 @@ class Memory:
             self._void(scope)
             self._advance(self._floors.bounded(_CLEAR_STEPS))
 
-    def outdate(self, mark: Mark) -> None:
+    def outdate(self, mark: TagStamp) -> None:
         """Remove all entries that have a tag, in constant time."""
         with self._lock:
             # In this order: whoever sees the new generation must see the mark.
@@ -303,7 +303,7 @@ class Memory:
     # -- with the lock held ---------------------------------------------------------------------------------
 
     def _store(
-        self, name: _Name, entry: Entry, fill: Fill | None = None, instead: tuple[Entry, int] | None = None
+        self, name: _Name, entry: Entry, fill: Placeholder | None = None, instead: tuple[Entry, int] | None = None
     ) -> bool:
         """Store an entry.
 

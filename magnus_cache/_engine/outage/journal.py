@@ -1,11 +1,11 @@
-"""The journal of one cache: what its `Recovery` holds, kept on disk by a thread of its own.
+"""The journal of one cache: what its `Outbox` holds, kept on disk by a thread of its own.
 
 Every change of the record is queued under the record's lock and written in that order. Callers wait, for a bounded
 time, until what they have invalidated is in the file; event loops never touch the disk. If the disk fails, the record
 in memory is all there is, as without a journal; once the disk works again, it is written anew.
 
 What is in the file is read back whenever a connection to Redis is made. From the moment that one is lost until that is
-done, and Redis has been told, nothing that Redis says is believed (`Recovery.begin_doubt`).
+done, and Redis has been told, nothing that Redis says is believed (`Outbox.begin_doubt`).
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final, get_args
 
 from magnus_cache._engine.outage.journal_file import JournalFile, Known, Row
-from magnus_cache._engine.outage.journal_queue import Batch, Change, JournalQueue, Sync, pending
-from magnus_cache._engine.outage.outbox import Kind, Recovery
+from magnus_cache._engine.outage.journal_queue import Batch, Change, Flush, JournalQueue, pending
+from magnus_cache._engine.outage.outbox import Kind, Outbox
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.log import Warn
 
@@ -60,7 +60,7 @@ class Journal:
     :param timeout: seconds that a caller waits for the disk.
     """
 
-    def __init__(self, file: JournalFile, recovery: Recovery, warn: Warn, timeout: float) -> None:
+    def __init__(self, file: JournalFile, recovery: Outbox, warn: Warn, timeout: float) -> None:
         self._file = file
         self._recovery = recovery
         self._warn = warn
@@ -86,7 +86,7 @@ class Journal:
         self._failures = 0
         self._rows: dict[tuple[Kind, bytes], Known] = {}
         self._rows_of = 0
-        self._reading: Sync | None = None
+        self._reading: Flush | None = None
 
     @property
     def path(self) -> Path:
@@ -139,7 +139,7 @@ class Journal:
     async def written(self) -> None:
         """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
         if self._kept != self._written and not self._late and not self._closed:
-            await self._answered(self._ask(Sync(pending())))
+            await self._answered(self._ask(Flush(pending())))
 
     async def read(self) -> bool:
         """Return whether the record holds all that is in the file; if not in time, nothing is to be believed yet.
@@ -152,7 +152,7 @@ class Journal:
         reading = self._reading
         if reading is None or reading.done.done() or not (self._late or reading.doubt == doubt):
             # While the disk hangs, one waits for it at a time.
-            reading = self._reading = self._ask(Sync(pending(), doubt))
+            reading = self._reading = self._ask(Flush(pending(), doubt))
         if not self._late:
             await self._answered(reading)
         if self._recovery.doubt != doubt:
@@ -170,12 +170,12 @@ class Journal:
         :param timeout: seconds.
         """
         try:
-            self._ask(Sync(pending())).done.result(timeout)
+            self._ask(Flush(pending())).done.result(timeout)
         except FutureTimeoutError:
             return False
         return True
 
-    async def _answered(self, sync: Sync) -> None:
+    async def _answered(self, sync: Flush) -> None:
         done, _ = await asyncio.wait([asyncio.wrap_future(sync.done)], timeout=self._timeout)
         if not done:
             # Nobody else waits for a disk that hangs, until it has moved on.
@@ -196,7 +196,7 @@ class Journal:
             self._closed = True
             if self._thread is None or not self._thread.is_alive():
                 return None
-            sync = Sync(pending())
+            sync = Flush(pending())
             self._queue.ask(sync)
             self._queue.ask(None)
             return sync.done
@@ -240,7 +240,7 @@ class Journal:
 
     # -- the thread -------------------------------------------------------------------------------------------
 
-    def _ask(self, sync: Sync) -> Sync:
+    def _ask(self, sync: Flush) -> Flush:
         self.begin()
         self._queue.ask(sync)
         return sync

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from magnus_cache._engine.outage.outbox import MOST_NAMES, Kind
 
-__all__ = ["Batch", "Change", "JournalQueue", "Sync", "pending"]
+__all__ = ["Batch", "Change", "Flush", "JournalQueue", "pending"]
 
 _AT_ONCE: Final = 1_000
 """Requests that are written in one transaction at most."""
@@ -28,14 +28,14 @@ class Change(NamedTuple):
     marks: Mapping[bytes, int]
 
 
-class Sync(NamedTuple):
+class Flush(NamedTuple):
     """Somebody who waits until all before it is written; and, if he asks for it, until all there is has been read."""
 
     done: "Future[None]"
     doubt: int = 0
 
 
-_Request: TypeAlias = Change | Sync | None
+_Request: TypeAlias = Change | Flush | None
 """None asks the thread to end."""
 
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     """
 
     changes: list[Change]
-    waiting: list[Sync]
+    waiting: list[Flush]
     whole: bool
     last: bool
 
@@ -70,9 +70,9 @@ class JournalQueue:
         elif not self._skipped:
             self._skipped = True
             # The thread must hear of it, even if it has emptied the queue just now.
-            self._requests.put(Sync(pending()))
+            self._requests.put(Flush(pending()))
 
-    def ask(self, request: Sync | None) -> None:
+    def ask(self, request: Flush | None) -> None:
         """Add somebody who waits, or the end."""
         self._requests.put(request)
 
@@ -94,7 +94,7 @@ class JournalQueue:
             except Empty:
                 break
         changes = [request for request in requests if isinstance(request, Change)]
-        waiting = [request for request in requests if isinstance(request, Sync)]
+        waiting = [request for request in requests if isinstance(request, Flush)]
         return Batch(changes, waiting, whole, last=requests[-1] is None)
 
     def done(self, changes: list[Change]) -> None:

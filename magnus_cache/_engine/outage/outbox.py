@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["MOST_NAMES", "MOST_SCOPES", "Keeper", "Kind", "Missed", "Recovery", "namespace_prefix"]
+__all__ = ["MOST_NAMES", "MOST_SCOPES", "Kind", "Outbox", "OutboxStore", "Pending", "namespace_prefix"]
 
 MOST_NAMES: Final = 10_000
 """Single keys remembered at most; one more, and their whole namespaces are cleared instead: never forgotten."""
@@ -20,11 +20,11 @@ MOST_SCOPES: Final = 1_000
 
 
 Kind: TypeAlias = Literal["names", "prefixes", "tags"]
-"""The parts of a record, as the fields of `Missed`."""
+"""The parts of a record, as the fields of `Pending`."""
 
 
-class Missed(NamedTuple):
-    """What Redis is to be told, each with the mark that `Recovery.settle` wants back."""
+class Pending(NamedTuple):
+    """What Redis is to be told, each with the mark that `Outbox.settle` wants back."""
 
     names: dict[bytes, int]
     """Values by name."""
@@ -37,7 +37,7 @@ class Missed(NamedTuple):
 _KINDS: Final[tuple[Kind, ...]] = ("names", "prefixes", "tags")
 
 
-class Keeper(Protocol):
+class OutboxStore(Protocol):
     """Who keeps a copy of a record where it outlives the process.
 
     `keep` and `drop` are called under the record's lock, and must not block; `begin` is called after `keep`, without.
@@ -53,7 +53,7 @@ class Keeper(Protocol):
         """Note what need not be told any more; what has a higher mark by now still has to be."""
 
 
-class Recovery:
+class Outbox:
     """The record of invalidations that Redis has not confirmed. Thread-safe, bounded, in memory.
 
     :param root: what all values' names begin with.
@@ -69,10 +69,10 @@ class Recovery:
         self._most_names = most_names
         self._most_scopes = most_scopes
         self._lock = section()
-        self._missed = Missed({}, {}, {})
+        self._missed = Pending({}, {}, {})
         self._marks = 0
         self._doubt = 0
-        self.keeper: Keeper | None = None
+        self.keeper: OutboxStore | None = None
 
     @property
     def pending(self) -> bool:
@@ -226,13 +226,13 @@ class Recovery:
                 if names.get(name, mark + 1) <= mark:
                     self._drop("names", {name: names.pop(name)})
 
-    def take(self) -> Missed:
+    def take(self) -> Pending:
         """Return what is to be told."""
         with self._lock:
             names, prefixes, tags = self._missed
-            return Missed(dict(names), dict(prefixes), dict(tags))
+            return Pending(dict(names), dict(prefixes), dict(tags))
 
-    def settle(self, told: Missed) -> None:
+    def settle(self, told: Pending) -> None:
         """Forget what has been told, except what was recorded again since it was taken."""
         with self._lock:
             for kind in _KINDS:
@@ -246,7 +246,7 @@ class Recovery:
     def reset(self) -> None:
         """Forget everything, as in a forked child, whose parent keeps the duty."""
         self._lock = section()
-        self._missed = Missed({}, {}, {})
+        self._missed = Pending({}, {}, {})
         self._doubt = 0
 
 

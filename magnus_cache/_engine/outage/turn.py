@@ -7,10 +7,10 @@ from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 
-__all__ = ["turn"]
+__all__ = ["wait_turn"]
 
 
-async def turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
+async def wait_turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
     """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded.
 
     :param resting: called before each wait, which may take seconds, while Redis is away: nobody is to wait along.

@@ -17,7 +17,7 @@ from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.freshness import PLAIN, Freshness, FreshnessOptions
+from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessOptions
 
 __all__ = [
     "TTL_LONG",
@@ -102,12 +102,12 @@ class Namespace(str):
         "offline": None,
         "local": False,
         "strict": False,
-        "grace": PLAIN.grace,
-        "soft_timeout": PLAIN.soft_timeout,
-        "hard_timeout": PLAIN.hard_timeout,
-        "early": PLAIN.early,
-        "jitter": PLAIN.jitter,
-        "retry": PLAIN.retry,
+        "grace": NO_POLICY.grace,
+        "soft_timeout": NO_POLICY.soft_timeout,
+        "hard_timeout": NO_POLICY.hard_timeout,
+        "early": NO_POLICY.early,
+        "jitter": NO_POLICY.jitter,
+        "retry": NO_POLICY.retry,
         "negative": {},
     }
     """What each part of a policy is unless it is given."""
@@ -238,7 +238,7 @@ def _size(value: object) -> int:
     return size
 
 
-class _Listing(type):
+class _IterableType(type):
     """Makes a class of namespaces iterable, as an enumeration is."""
 
     def __iter__(cls) -> Iterator[Namespace]:
@@ -248,7 +248,7 @@ class _Listing(type):
         return sum(1 for _ in cls)
 
 
-class CacheNamespaces(metaclass=_Listing):
+class CacheNamespaces(metaclass=_IterableType):
     """The namespaces that come with the package; iterate over the class to list them."""
 
     PORTFOLIO: Final = Namespace("portfolio", ttl=TTL_MEDIUM)

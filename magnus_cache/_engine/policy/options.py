@@ -12,7 +12,7 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 
-__all__ = ["AnyLoader", "AnyTtl", "Rule", "check_callable", "check_mapping", "checked_ttl"]
+__all__ = ["AnyLoader", "AnyTtl", "LoadOptions", "check_callable", "check_mapping", "validate_ttl"]
 
 T = TypeVar("T")
 
@@ -44,15 +44,15 @@ def check_mapping(mapping: object) -> None:
         raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
 
 
-def checked_ttl(ttl: AnyTtl) -> Any:
-    """Return what a caller gave as `ttl` for a `Rule`: a duration in seconds.
+def validate_ttl(ttl: AnyTtl) -> Any:
+    """Return what a caller gave as `ttl` for a `LoadOptions`: a duration in seconds.
 
     :raises CacheArgumentError: naming `ttl`, for what is none.
     """
     return ttl if ttl is None or callable(ttl) else seconds(ttl)
 
 
-class Rule:
+class LoadOptions:
     """How a load's value is kept: for how long, under which tags, and which values are not.
 
     :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.

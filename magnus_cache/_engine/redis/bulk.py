@@ -5,7 +5,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from magnus_cache._engine.keys.globs import Scope
+from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache.errors import CacheUnavailableError
@@ -49,7 +49,7 @@ def _removed(touch: Touch, names: list[bytes], reply: object, _source: "Source",
     return replies.number(reply, len(names))
 
 
-async def remove_matching(wire: "Wire", scope: Scope, touch: Touch) -> int:
+async def remove_matching(wire: "Wire", scope: ClearScope, touch: Touch) -> int:
     """Remove all values within a scope, void the leases of those that are being loaded, and return how many there were.
 
     One pass sees every key that was there from its beginning to its end, so there is no reason to start over;

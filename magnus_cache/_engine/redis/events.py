@@ -4,19 +4,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from magnus_cache._engine.redis.commands import Command
-from magnus_cache._engine.redis.orphans import AbandonedConnections
+from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["Limits", "Observer"]
+__all__ = ["WireLimits", "WireListener"]
 
 
-class Observer(Protocol):
+class WireListener(Protocol):
     """What a wire tells its owner, itself included; all calls come from the wire's loop and must not block.
 
     :ivar abandoned: the connections that all wires of the owner have given up.
     """
 
-    abandoned: AbandonedConnections
+    abandoned: OrphanedConnections
 
     def invalidated(self, names: list[bytes], wire: Any) -> None:
         """Tell that the server announced a change of these keys."""
@@ -49,7 +49,7 @@ class Observer(Protocol):
         """Tell that Redis cannot be reached through this wire."""
 
 
-class Limits(NamedTuple):
+class WireLimits(NamedTuple):
     """The bounds of a wire."""
 
     op_timeout: float

@@ -6,13 +6,13 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError
 
-from magnus_cache._engine.coherence.epochs import Known
+from magnus_cache._engine.coherence.epochs import KnownEpochs
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command, info
 from magnus_cache._engine.redis.connection import answers, is_orphan, server_identity
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["STRANGER", "Introduction", "Recognition", "greet", "introduce"]
+__all__ = ["UNKNOWN_SERVER", "HistoryCheck", "ServerInfo", "greet", "introduce"]
 
 _ORDERLY: Final = 7
 """The first Redis that announces what a command has changed after its reply, and not in the midst of it."""
@@ -24,7 +24,7 @@ _DIGITS: Final = 9
 _LAST_CLIENT: Final = (1 << 63) - 1
 
 
-class Introduction(NamedTuple):
+class ServerInfo(NamedTuple):
     """What a server has told about itself and the connection."""
 
     tracking: bool
@@ -45,11 +45,11 @@ class Introduction(NamedTuple):
     """The numbers of the connections that it was told to end."""
 
 
-STRANGER: Final = Introduction(False, False, None, b"", b"", b"", 0, set())
+UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", b"", b"", 0, set())
 """No server."""
 
 
-async def introduce(connection: AbstractConnection, probe: bytes) -> Introduction:
+async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
     """Ask for invalidations on this connection, for the server's time, and whether and since when it serves.
 
     :param probe: a key that need not exist.
@@ -77,7 +77,7 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> Introductio
         # Whatever became of the other one, such as by an ACL without MULTI.
         (tracking,) = await answers(connection, commands.TRACKING.packed)
         tracks = not isinstance(tracking, Exception)
-    return Introduction(
+    return ServerInfo(
         tracking=tracks,
         echoes=echoes,
         time=time,
@@ -102,7 +102,7 @@ async def greet(connection: AbstractConnection, greeting: Command) -> Any:
     return reply
 
 
-class Recognition:
+class HistoryCheck:
     """The waiter of the question whether a server that has dropped its data still has the history that was met.
 
     A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
@@ -111,7 +111,7 @@ class Recognition:
 
     __slots__ = ("_history", "_known")
 
-    def __init__(self, known: Known, history: bytes) -> None:
+    def __init__(self, known: KnownEpochs, history: bytes) -> None:
         self._known = known
         self._history = history
         known.sealed = True

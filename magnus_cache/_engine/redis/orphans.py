@@ -13,7 +13,7 @@ from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["AbandonedConnections", "Ending"]
+__all__ = ["Ending", "OrphanedConnections"]
 
 _MOST: Final = 256
 """Connections remembered; those that a server no longer has are forgotten first."""
@@ -24,7 +24,7 @@ class Ending:
 
     __slots__ = ("_client", "_owner")
 
-    def __init__(self, owner: "AbandonedConnections", client: int) -> None:
+    def __init__(self, owner: "OrphanedConnections", client: int) -> None:
         self._owner = owner
         self._client = client
 
@@ -42,7 +42,7 @@ class Ending:
             self._owner.refused(self._client)
 
 
-class AbandonedConnections:
+class OrphanedConnections:
     """The abandoned connections of one process. Thread-safe, bounded.
 
     :param warn: called with a topic and a message.

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from magnus_cache._engine.coherence.epochs import Known
+from magnus_cache._engine.coherence.epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command
@@ -21,7 +21,7 @@ from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
-__all__ = ["Call", "Frame", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter", "as_it_is"]
+__all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter", "as_it_is"]
 
 _BATCH_KEYS: Final = 256
 """Reads in one MGET. Measured: past 512 keys throughput falls, as a reply is parsed before anybody is served."""
@@ -61,7 +61,7 @@ class Source(Protocol):
     trust: Trust
     time: RedisTime
     tracking: bool
-    known: Known
+    known: KnownEpochs
 
     def call(self, command: Command, receive: "Receive", waiter: Waiter) -> None:
         """Queue another command."""
@@ -114,7 +114,7 @@ class Call:
         return Call(again(), self.receive, self.waiter)
 
 
-class Frame:
+class InFlight:
     """What was sent and is owed an answer: a batch of reads, or a call with `replies` still to come.
 
     :ivar quiet: the command that was sent within a transaction which keeps it from being announced; None for others.
@@ -155,7 +155,7 @@ class Pipeline:
         self.pending = 0
         self._measure = measure
         self._queue: deque[Read | Call] = deque()
-        self._sent: deque[Frame] = deque()
+        self._sent: deque[InFlight] = deque()
         self._value_bytes = 256.0
         self._hand_out: _HandOut | None = None
 
@@ -165,7 +165,7 @@ class Pipeline:
         return bool(self._queue)
 
     @property
-    def oldest(self) -> Frame | None:
+    def oldest(self) -> InFlight | None:
         """What has been owed an answer for longest."""
         return self._sent[0] if self._sent else None
 
@@ -198,15 +198,15 @@ class Pipeline:
                 command, packed = asked.command, asked.command.packed
                 if quiet and command.writes:
                     pieces, replies = command.quiet()
-                    self._sent.append(Frame(now, replies, asked, command))
+                    self._sent.append(InFlight(now, replies, asked, command))
                     chunks += pieces
                     size += len(packed)
                     continue
-                self._sent.append(Frame(now, command.replies, asked))
+                self._sent.append(InFlight(now, command.replies, asked))
             else:
                 batch = self._gather(asked)
                 packed = commands.get_many([read.name for read in batch])
-                self._sent.append(Frame(now, 1, batch))
+                self._sent.append(InFlight(now, 1, batch))
             chunks.append(packed)
             size += len(packed)
         return chunks

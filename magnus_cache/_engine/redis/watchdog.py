@@ -5,16 +5,16 @@ from collections.abc import Callable
 from typing import Final
 
 from magnus_cache._engine.redis.frame_limits import Intake
-from magnus_cache._engine.redis.pipeline import Frame
+from magnus_cache._engine.redis.pipeline import InFlight
 from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["PATIENCE", "Silence"]
+__all__ = ["PATIENCE", "Watchdog"]
 
 PATIENCE: Final = 20
 """Timeouts that a request may wait while others' answers, or parts of its own, keep coming."""
 
 
-class Silence:
+class Watchdog:
     """Watches over the requests of one wire. Whoever must not wait for an answer for ever, waits for this.
 
     :param timeout: seconds of silence after which a connection is given up.
@@ -28,7 +28,7 @@ class Silence:
         timeout: float,
         clock: Clock,
         intake: Intake,
-        oldest: Callable[[], Frame | None],
+        oldest: Callable[[], InFlight | None],
         give_up: Callable[[], object],
     ) -> None:
         self._timeout = timeout
@@ -50,7 +50,7 @@ class Silence:
             self._timer.cancel()
             self._timer = None
 
-    def check(self, overdue: Frame | None) -> None:
+    def check(self, overdue: InFlight | None) -> None:
         """Run when the oldest request may be overdue."""
         self._timer = None
         oldest = self._oldest()

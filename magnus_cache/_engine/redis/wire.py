@@ -21,22 +21,22 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from magnus_cache._engine.coherence.epochs import Known
+from magnus_cache._engine.coherence.epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
-from magnus_cache._engine.outage.turn import turn as trial
+from magnus_cache._engine.outage.turn import wait_turn as trial
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.announced import Questions
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.connection import Push, opened
 from magnus_cache._engine.redis.diagnosis import explain, unable
-from magnus_cache._engine.redis.events import Limits, Observer
+from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.frame_limits import Intake
-from magnus_cache._engine.redis.handshake import STRANGER, Recognition, greet, introduce
+from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, HistoryCheck, greet, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.server_time import RedisTime
-from magnus_cache._engine.redis.watchdog import PATIENCE, Silence
+from magnus_cache._engine.redis.watchdog import PATIENCE, Watchdog
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.loop_end import connection_task
 from magnus_cache._engine.runtime.turns import pieces
@@ -71,13 +71,18 @@ class Wire:
     """
 
     def __init__(
-        self, endpoint: "Endpoint", limits: Limits, breaker: Breaker, observer: Observer, clock: Clock = monotonic
+        self,
+        endpoint: "Endpoint",
+        limits: WireLimits,
+        breaker: Breaker,
+        observer: WireListener,
+        clock: Clock = monotonic,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.max_staleness = limits.max_staleness
         self.database, self.probe = endpoint.db, limits.probe
-        self.trust, self.known = Trust(-math.inf), Known()
+        self.trust, self.known = Trust(-math.inf), KnownEpochs()
         self.questions = Questions(self.loop, lambda: self.known.pace)
         self.holds = 0
         self.time, self.tracking = RedisTime(), False
@@ -85,9 +90,9 @@ class Wire:
         self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
         self.over, self.ended = False, Future[None]()
-        self._up, self.server = False, STRANGER
+        self._up, self.server = False, UNKNOWN_SERVER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
-        self._silence = Silence(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
+        self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
         self._moved = -math.inf
         self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
@@ -263,7 +268,7 @@ class Wire:
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
         self.trust = Trust(sent + self.max_staleness)
-        self.known = Known(self._limits.marker, sent)
+        self.known = KnownEpochs(self._limits.marker, sent)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
         greeting = self._observer.greeting(server.identity) if server.identity else None
@@ -294,7 +299,7 @@ class Wire:
         if self._pipeline.oldest is not None:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
             self._observer.abandoned.leave(self.server.run, self.server.client)
-        self.server = STRANGER
+        self.server = UNKNOWN_SERVER
         self._pipeline.fail_sent(error)
         self._observer.cut(self)
 
@@ -358,9 +363,9 @@ class Wire:
             deadline, era = self.trust.deadline, self.trust.era
             self.trust.retire()
             self.trust = Trust(deadline, era)
-            self.known = Known(self._limits.marker, self.known.confirmed)
+            self.known = KnownEpochs(self._limits.marker, self.known.confirmed)
             if self.server.history:
-                recognition = Recognition(self.known, self.server.history)
+                recognition = HistoryCheck(self.known, self.server.history)
                 self._pipeline.add_first(Call(commands.recognize(self._limits.probe), as_it_is, recognition))
                 self._ring()
             self._observer.flushed(self)

@@ -7,17 +7,17 @@ from typing import Final, Protocol
 
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["ForkLock", "Forked", "Parted", "part", "watch", "watched"]
+__all__ = ["ForkAware", "ForkLock", "ForkQuiesced", "part", "watch", "watched"]
 
 
-class Forked(Protocol):
+class ForkAware(Protocol):
     """What does not survive a fork unchanged."""
 
     def after_fork(self) -> None:
         """Begin anew in the child."""
 
 
-class Parted(Protocol):
+class ForkQuiesced(Protocol):
     """What must not be in use at the moment of a fork."""
 
     def before_fork(self) -> None:
@@ -45,25 +45,25 @@ class ForkLock:
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
-_WATCHED: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
-_PARTED: Final[weakref.WeakSet[Parted]] = weakref.WeakSet()
+_WATCHED: Final[weakref.WeakSet[ForkAware]] = weakref.WeakSet()
+_PARTED: Final[weakref.WeakSet[ForkQuiesced]] = weakref.WeakSet()
 _watching = False
 
 
-def watch(thing: Forked) -> None:
+def watch(thing: ForkAware) -> None:
     """Have `after_fork` called in every child that this process forks, as long as the thing lives."""
     with section():
         _WATCHED.add(thing)
         _register()
 
 
-def watched() -> list[Forked]:
+def watched() -> list[ForkAware]:
     """Return the things that `watch` was told of and that live."""
     with section():
         return list(_WATCHED)
 
 
-def part(thing: Parted) -> None:
+def part(thing: ForkQuiesced) -> None:
     """Have a thing told before and after every fork of this process, as long as it lives."""
     with section():
         _PARTED.add(thing)

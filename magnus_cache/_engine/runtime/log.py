@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["Notices", "Warn", "forget_all", "logger", "say", "say_once"]
+__all__ = ["RateLimitedLog", "Warn", "forget_all", "logger", "say", "say_once"]
 
 logger: Final = logging.getLogger("magnus_cache")
 
@@ -67,10 +67,10 @@ class Warn(Protocol):
     """Logs a warning, once in a while."""
 
     def __call__(self, topic: str, message: str, error: BaseException | None = None, /) -> object:
-        """See `Notices.warn`."""
+        """See `RateLimitedLog.warn`."""
 
 
-class Notices:
+class RateLimitedLog:
     """Logs at most one line a minute on any one topic; what was held back is counted in the next.
 
     Topics are bounded: an outage or a flood of unreadable values must not become a flood of log lines, nor of

@@ -23,8 +23,8 @@ from magnus_cache._engine.runtime.critical import check_waiting, engaged, sectio
 from magnus_cache._engine.runtime.portal_thread import (
     THREAD_NAME,
     NoThreadError,
+    PortalThread,
     Request,
-    Session,
     closed_error,
     deadlock_error,
 )
@@ -48,11 +48,11 @@ class Portal:
 
     def __init__(self) -> None:
         self._lock = section()
-        self._session: Session | None = None
+        self._session: PortalThread | None = None
         self._closed = False
-        self._starting: Session | None = None
-        self._replaced: list[Session] = []
-        self._relics: list[Session] = []
+        self._starting: PortalThread | None = None
+        self._replaced: list[PortalThread] = []
+        self._relics: list[PortalThread] = []
         # What was left for the loop when nothing could be started.
         self._early: deque[Request] = deque()
 
@@ -199,13 +199,13 @@ class Portal:
         self._session, self._starting, self._replaced = None, None, []
         self._early.clear()
 
-    def _open(self) -> Session:
+    def _open(self) -> PortalThread:
         while True:
             session = self._session
             if session is not None and not session.over:
                 return session
             check_waiting()
-            ours = Session(self._early)
+            ours = PortalThread(self._early)
             try:
                 with self._lock:
                     if self._closed:
@@ -233,7 +233,7 @@ class Portal:
                 )
             wait([starting.ready])
 
-    def _start(self, ours: Session) -> Session:
+    def _start(self, ours: PortalThread) -> PortalThread:
         """Start a session, without the lock: its thread may need that."""
         try:
             ours.start()
@@ -255,7 +255,7 @@ class Portal:
             ours.post(ours.serve_early, ())
         return ours
 
-    def _end(self) -> list[Session]:
+    def _end(self) -> list[PortalThread]:
         """Ask all there is to end, and return it."""
         check_waiting()
         sessions = self._last()
@@ -267,7 +267,7 @@ class Portal:
             session.end()
         return sessions
 
-    def _last(self) -> list[Session]:
+    def _last(self) -> list[PortalThread]:
         """Start no more sessions, and return those there are."""
         with self._lock:
             self._closed = True

@@ -21,7 +21,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.portal_waiter import Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheError, CacheUnavailableError
 
-__all__ = ["THREAD_NAME", "NoThreadError", "Request", "Session", "closed_error", "deadlock_error"]
+__all__ = ["THREAD_NAME", "NoThreadError", "PortalThread", "Request", "closed_error", "deadlock_error"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class NoThreadError(CacheUnavailableError, RuntimeError):
     """
 
 
-class Session:
+class PortalThread:
     """One life of the loop: its thread, its inbox, and who waits for it.
 
     :param early: what is to be called first of all.

@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine.runtime.loader_slots import MOST, MOST_OF_ALL, LoaderPlaces
 
-__all__ = ["JOB", "Job", "Workers", "is_async"]
+__all__ = ["JOB", "Job", "LoaderThreads", "is_async"]
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
 
 
-class Workers:
+class LoaderThreads:
     """The threads of one cache.
 
     :param most: how many of one namespace run at a time, for each event loop.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = ["KeyNames", "equal_keys", "unhashable_key"]
@@ -39,10 +39,10 @@ class KeyNames:
 
     def __init__(self) -> None:
         self._type: type | None = None
-        self._before: list[tuple[Sequence[Any], Sequence[Address]]] = []
-        self._known: dict[Any, Address] = {}
+        self._before: list[tuple[Sequence[Any], Sequence[KeyRef]]] = []
+        self._known: dict[Any, KeyRef] = {}
 
-    def add(self, keys: Sequence[Any], addresses: Sequence[Address]) -> None:
+    def add(self, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> None:
         """Add some keys.
 
         :raises CacheTypeError: for a key that cannot be one of a mapping.
@@ -60,7 +60,7 @@ class KeyNames:
             self._compare(some, where)
         self._before.clear()
 
-    def _compare(self, keys: Sequence[Any], addresses: Sequence[Address]) -> None:
+    def _compare(self, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> None:
         known = self._known
         try:
             for key, address in zip(keys, addresses, strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.keys.globs import Scope
+from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.redis.bulk import Reclaimed, reclaim, remove_matching
 from magnus_cache._engine.redis.retries import twice
@@ -14,10 +14,10 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Clears"]
+__all__ = ["Invalidator"]
 
 
-class Clears:
+class Invalidator:
     """The clears of one `State`."""
 
     def __init__(self, state: State) -> None:
@@ -61,7 +61,7 @@ class Clears:
             return 0
         return self._freed(await reclaim(wire, scope.pattern, epoch))
 
-    def _local_controls(self, scope: Scope) -> list[bytes]:
+    def _local_controls(self, scope: ClearScope) -> list[bytes]:
         """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
         state = self.state
         names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
@@ -72,7 +72,7 @@ class Clears:
             if realm.prefix.startswith(scope.prefix) or scope.prefix.startswith(realm.prefix)
         ]
 
-    async def _check_prefix(self, wire: "Wire", scope: Scope, target: str) -> None:
+    async def _check_prefix(self, wire: "Wire", scope: ClearScope, target: str) -> None:
         """Refuse a glob that begins with the prefix of other caches on this server: here, it would match nothing.
 
         Every cache has a clock in Redis under its prefix, so one question tells; it is not asked for a namespace that
@@ -118,14 +118,14 @@ class Clears:
         for name in names:
             self.state.outdated(name)
 
-    def _forget(self, scope: Scope) -> None:
+    def _forget(self, scope: ClearScope) -> None:
         """Drop what this process holds within a scope, and let no load that began before have a say about it."""
         if scope.glob is None:
             self.state.forget_prefix(scope.prefix)
         else:
             self.state.forget_matching(scope.glob)
 
-    def _unsure(self, scope: Scope) -> None:
+    def _unsure(self, scope: ClearScope) -> None:
         # In this order: a read that did not see the record finds its placeholder void.
         self.state.missed(lambda recovery: recovery.record_prefix(scope.prefix))
         self._forget(scope)
@@ -145,6 +145,6 @@ class Clears:
         return reclaimed.removed
 
 
-def _whole(scope: Scope) -> bool:
+def _whole(scope: ClearScope) -> bool:
     """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
     return scope.glob is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2

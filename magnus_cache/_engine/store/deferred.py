@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, Final
 
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.keys.globs import Scope
-from magnus_cache._engine.outage.outbox import Recovery
+from magnus_cache._engine.keys.globs import ClearScope
+from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.runtime.loop_end import end_with_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.store.clears import Clears
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.clears import Invalidator
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheError
 
@@ -30,7 +30,7 @@ _SHOWN: Final = 3
 class Deferred:
     """The deferred work of one cache. Its methods return at once, in whatever place they are called."""
 
-    def __init__(self, state: State, writes: Writes, clears: Clears) -> None:
+    def __init__(self, state: State, writes: Writes, clears: Invalidator) -> None:
         self._state = state
         self._writes = writes
         self._clears = clears
@@ -47,12 +47,12 @@ class Deferred:
         portal = self._state.portal
         return portal.engaged or portal.inside
 
-    def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
+    def write(self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
         """Store a value soon, and forget the present one now; see `Writes.overwrite`."""
         self._forget((address,))
         self._later(f"set {_shown(address)}", partial(self._writes.overwrite, address, value, payload, ttl, tags))
 
-    def remove(self, addresses: Sequence[Address]) -> int:
+    def remove(self, addresses: Sequence[KeyRef]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""
         held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
         self._forget(addresses)
@@ -68,7 +68,7 @@ class Deferred:
         self._forget_scope(self._state.keyspace.scope(target))
         self._later(f"clear {target}", partial(self._clears.clear, target))
 
-    def _forget_scope(self, scope: Scope) -> None:
+    def _forget_scope(self, scope: ClearScope) -> None:
         flights = self._state.flights
         flights.detach_matching(scope.covers)
         self._state.memory.clear_matching(scope.prefix if scope.glob is None else scope.glob)
@@ -86,7 +86,7 @@ class Deferred:
 
     # -- where there is no background loop --------------------------------------------------------------------
 
-    def removed(self, addresses: Sequence[Address]) -> int:
+    def removed(self, addresses: Sequence[KeyRef]) -> int:
         """Remove values everywhere, now or as soon as that can be; return how many there were, as far as is known."""
         if self.invalidations:
             return self.remove(addresses)
@@ -95,14 +95,14 @@ class Deferred:
         except NoThreadError as error:
             return self.record(addresses, error)
 
-    def record(self, addresses: Sequence[Address], error: NoThreadError) -> int:
+    def record(self, addresses: Sequence[KeyRef], error: NoThreadError) -> int:
         """Forget values, and have Redis told by the next connection; return how many this process had."""
         held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
         self._missed(error, lambda recovery: recovery.record([address.name for address in addresses]))
         self._forget(addresses)
         return held
 
-    def record_overwritten(self, address: Address, error: NoThreadError) -> bool:
+    def record_overwritten(self, address: KeyRef, error: NoThreadError) -> bool:
         """Do what `record` does for a value that cannot be stored; return False."""
         self.record((address,), error)
         return False
@@ -123,13 +123,13 @@ class Deferred:
         self._missed(error, lambda recovery: recovery.record_tags(names))
         self._outdate(names)
 
-    def _missed(self, error: NoThreadError, record: Callable[[Recovery], int]) -> None:
+    def _missed(self, error: NoThreadError, record: Callable[[Outbox], int]) -> None:
         # To be called first: a read that did not see the record finds its placeholder void.
         self._state.without_loop(error)
         if self._state.endpoint is not None:
             self._state.missed(record)
 
-    def _forget(self, addresses: Sequence[Address]) -> None:
+    def _forget(self, addresses: Sequence[KeyRef]) -> None:
         for address in addresses:
             self._state.flights.detach(address.name)
             self._state.memory.invalidate(address.name)
@@ -159,5 +159,5 @@ class Deferred:
             )
 
 
-def _shown(address: Address) -> str:
+def _shown(address: KeyRef) -> str:
     return address.name.decode("utf-8", "replace")

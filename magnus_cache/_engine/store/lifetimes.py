@@ -5,11 +5,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.memory.entry import Entry, afterlife
+from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.writes import Writes, milliseconds
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
@@ -48,7 +48,7 @@ class Lifetimes:
         self._memory = writes.state.memory
         self._clock = writes.state.clock
 
-    async def left(self, address: Address) -> float | None:
+    async def left(self, address: KeyRef) -> float | None:
         """Return the seconds a value has left to live, or None if there is none."""
         wire = self._state.wire()
         if address.namespace.local:
@@ -65,7 +65,7 @@ class Lifetimes:
         entry = self._here(address, wire)
         return None if entry is None else entry.fresh_until - self._clock()
 
-    async def prolong(self, address: Address, ttl: float) -> bool:
+    async def prolong(self, address: KeyRef, ttl: float) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was one.
 
         :param ttl: seconds.
@@ -86,13 +86,13 @@ class Lifetimes:
 
     # -- without Redis --------------------------------------------------------------------------------------
 
-    def _here(self, address: Address, wire: "Wire | None") -> Entry | None:
+    def _here(self, address: KeyRef, wire: "Wire | None") -> Entry | None:
         """Return the fresh value that this process holds, where Redis is away or none is configured."""
         entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
         # A remembered error is no value, as `get` and Redis have it.
         return None if entry is None or entry.negative else entry
 
-    def _prolong_here(self, address: Address, ttl: float, wire: "Wire | None") -> bool:
+    def _prolong_here(self, address: KeyRef, ttl: float, wire: "Wire | None") -> bool:
         """Give what this process holds a new end. Between threads, the memory decides: it replaces what was looked at.
 
         Tags and what they are judged by stay those of the value.
@@ -108,14 +108,14 @@ class Lifetimes:
             if entry is None or entry.negative:
                 return False
             trust = entry.trust if local else offline
-            longer = entry.until(self._clock() + ttl, trust, afterlife(0.0, grace))
+            longer = entry.until(self._clock() + ttl, trust, pack_windows(0.0, grace))
             if self._memory.replace(address.name, entry, longer):
                 break
         return True
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _stored(self, wire: "Wire", address: Address) -> _Stored | None:
+    async def _stored(self, wire: "Wire", address: KeyRef) -> _Stored | None:
         """Return a stored value that is alive and can be read; None if there is none."""
         await self._reads.caught_up(wire, address)
         await self._reads.epochs.settled(wire, address.realm)
@@ -135,7 +135,7 @@ class Lifetimes:
             return None
         return _Stored(raw, header.fresh_until, header.life)
 
-    async def _replace(self, wire: "Wire", address: Address, ttl: float) -> bool:
+    async def _replace(self, wire: "Wire", address: KeyRef, ttl: float) -> bool:
         # The end of a value's life stands in its envelope, so it is written anew. Another write in between wins, and
         # is read again.
         for _ in range(_REPLACEMENTS):

@@ -25,7 +25,7 @@ from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import MOST_BYTES, OVERHEAD, Entry, TaggedEntry
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.redis.retries import ATTEMPTS
-from magnus_cache._engine.store.records import Address
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
 
@@ -44,7 +44,7 @@ _ONCE: Final = (GeneratorType, CoroutineType, AsyncGeneratorType)
 """What gives its content once, so that a second caller would get nothing."""
 
 
-def tagged(address: Address, tags: tuple[str, ...]) -> tuple[str, ...]:
+def tagged(address: KeyRef, tags: tuple[str, ...]) -> tuple[str, ...]:
     """Return a value's tags; of a value that stays local, with the hidden one of its key."""
     if not address.namespace.local:
         return tags
@@ -88,7 +88,7 @@ class LocalValues:
         self._memory = state.memory
         self._epochs = state.epoch_reads
 
-    def refusal(self, address: Address, value: Any) -> CacheEncodeError | None:
+    def refusal(self, address: KeyRef, value: Any) -> CacheEncodeError | None:
         """Return why an object cannot be kept in memory, or None."""
         name = type_name(kind_of(value))
         if isinstance(value, _ONCE) or is_unmodified(value):
@@ -102,7 +102,7 @@ class LocalValues:
             f"{memory.max_bytes} and l1_max_entries={memory.max_entries}; raise them in the settings",
         )
 
-    async def read(self, wire: "Wire", address: Address) -> Entry | None:
+    async def read(self, wire: "Wire", address: KeyRef) -> Entry | None:
         """Return the entry of an object that is still valid, be it stale; None if there is none.
 
         :raises CacheUnavailableError: when Redis cannot be asked whether it was invalidated.
@@ -137,7 +137,7 @@ class LocalValues:
         # It was valid when Redis was asked, and changes all the time.
         return entry
 
-    async def _is_valid(self, wire: "Wire", address: Address, entry: Entry) -> bool:
+    async def _is_valid(self, wire: "Wire", address: KeyRef, entry: Entry) -> bool:
         state, tags = self._state, tags_of(entry)
         if state.recovery.pending and self._covered(address, tags):
             await state.replays.done(wire)
@@ -149,10 +149,10 @@ class LocalValues:
             return False
         return isinstance(entry, TaggedEntry) and entry.epoch >= floor
 
-    def _covered(self, address: Address, tags: Iterable[str]) -> bool:
+    def _covered(self, address: KeyRef, tags: Iterable[str]) -> bool:
         return self._state.recovery.covers(address.name, map(self._state.epochs.tag_name, tags))
 
-    def trust(self, wire: "Wire", address: Address, tags: tuple[str, ...], sent: float) -> Trust | None:
+    def trust(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
         """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.
 
         :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.coordination.leases import Claim
+from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalWatch
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import Address, Held
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Keep(Protocol):
     """Stores a value in memory unless it is overtaken; see `Writes`."""
 
     def __call__(
-        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store it; return whether it is stored."""
@@ -42,12 +42,12 @@ class LocalWrites:
         self._state = reads.state
         self._keep = keep
 
-    def held(self, value: Any, tags: tuple[str, ...]) -> Held:
+    def held(self, value: Any, tags: tuple[str, ...]) -> Record:
         """Return what is to be kept of an object: itself."""
-        return Held(value, None, object_size(value), new_version(), tags=tags)
+        return Record(value, None, object_size(value), new_version(), tags=tags)
 
     async def write(
-        self, wire: "Wire", address: Address, held: Held, ttl: float, overtaken: Callable[[], bool]
+        self, wire: "Wire", address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]
     ) -> bool:
         """Keep an object that a caller gave; return whether it is kept."""
         state = self._state
@@ -64,7 +64,7 @@ class LocalWrites:
         held = held._replace(epoch=state.epochs.highest)
         return self._keep(address, held, ttl, overtaken, trust, supersedes=True)
 
-    async def fill(self, address: Address, held: Held, ttl: float, claim: Claim) -> bool | CacheUnavailableError:
+    async def fill(self, address: KeyRef, held: Record, ttl: float, claim: Fence) -> bool | CacheUnavailableError:
         """Keep an object that was loaded, unless it was invalidated since; return whether it is kept.
 
         Returns the error where Redis cannot be asked whether it was.
@@ -94,12 +94,12 @@ class LocalWrites:
         state.stats.fenced_loads += not kept
         return kept
 
-    def _trust(self, wire: "Wire", address: Address, tags: tuple[str, ...], sent: float) -> Trust:
+    def _trust(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
         suspect = Trust(float("-inf"), self._state.eras.now)
         return self._reads.local.trust(wire, address, tags, sent) or suspect
 
-    async def remove(self, addresses: Sequence[Address]) -> tuple[int, list[bytes]]:
+    async def remove(self, addresses: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
         """Remove objects of local namespaces, here and in the other processes.
 
         Returns how many there were here, and the names of the other values, which are not removed.
@@ -108,7 +108,7 @@ class LocalWrites:
         others = [address.name for address in addresses if not address.namespace.local]
         return await self._remove(local) if local else 0, others
 
-    async def _remove(self, addresses: Sequence[Address]) -> int:
+    async def _remove(self, addresses: Sequence[KeyRef]) -> int:
         state = self._state
         names = [address.name for address in addresses]
         held = sum(state.memory.peek(name) is not None for name in set(names))
@@ -131,7 +131,7 @@ class LocalWrites:
         return held
 
     def _unsure(self, controls: Sequence[bytes]) -> None:
-        # In this order, as for every invalidation that Redis may not have: see `Clears`.
+        # In this order, as for every invalidation that Redis may not have: see `Invalidator`.
         self._state.missed(lambda recovery: recovery.record_tags(controls))
         for name in controls:
             self._state.outdated(name)

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
-from magnus_cache._engine.coherence.tag_stamps import Mark, room
+from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.versions import version_suffix
-from magnus_cache._engine.memory.entry import Entry, Fill, TaggedEntry, afterlife
+from magnus_cache._engine.memory.entry import Entry, Placeholder, TaggedEntry, pack_windows
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
-from magnus_cache._engine.store.records import Address, Held
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.revalidation import comparable, comparison, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
-from magnus_cache.freshness import PLAIN, FreshnessOptions, early_by, merged
+from magnus_cache.freshness import NO_POLICY, FreshnessOptions, early_by, merged
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.pipeline import Source, Waiter
@@ -45,7 +45,7 @@ class Reads(Coding):
         self._compares = True
         self.epochs = state.epoch_reads
 
-    def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> Address:
+    def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
 
         :param options: what a single call says about freshness.
@@ -57,7 +57,7 @@ class Reads(Coding):
 
     def address_of(
         self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
-    ) -> Address:
+    ) -> KeyRef:
         """Return where a value lives, to be counted in counters of its own.
 
         :param tag: what all values of the cached function have that makes this one.
@@ -69,15 +69,15 @@ class Reads(Coding):
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
         realm = state.epochs.function_realm(namespace, tag) if tag else state.epochs.realm(namespace)
-        return Address(namespace, name, counters, realm, freshness)
+        return KeyRef(namespace, name, counters, realm, freshness)
 
-    def ttl(self, address: Address) -> float:
+    def ttl(self, address: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
         return address.namespace.ttl or self._settings.default_ttl
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, address: Address, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
+    async def read(self, address: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
         """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
 
         :param tags: those that the value is known to have; their epochs are asked for with it.
@@ -124,7 +124,7 @@ class Reads(Coding):
                     break
         return self.fallback(address)
 
-    async def caught_up(self, wire: "Wire", address: Address) -> None:
+    async def caught_up(self, wire: "Wire", address: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
 
         :raises CacheUnavailableError: when it went away again.
@@ -135,19 +135,19 @@ class Reads(Coding):
 
     # -- asking ---------------------------------------------------------------------------------------------
 
-    def held(self, address: Address) -> Entry | None:
+    def held(self, address: KeyRef) -> Entry | None:
         """Return what is here, trusted or not, and may be near."""
         return self._memory.peek(address.name) if address.namespace.l1 else None
 
     def request(
-        self, wire: "Wire", address: Address, held: Entry | None
-    ) -> tuple[asyncio.Future[Entry | None], Fill | None]:
+        self, wire: "Wire", address: KeyRef, held: Entry | None
+    ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
         :param held: what is here, see `held`; None has Redis send the value in any case.
         """
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
-        fill: Fill | None = None
+        fill: Placeholder | None = None
         try:
             fill = self.expect(address)
             if held is None or not self._compares or not comparable(held, wire):
@@ -161,7 +161,7 @@ class Reads(Coding):
             raise
         return waiter, fill
 
-    def read_blocking(self, address: Address) -> Entry | None:
+    def read_blocking(self, address: KeyRef) -> Entry | None:
         """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
 
         :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
@@ -176,7 +176,7 @@ class Reads(Coding):
         tags: tuple[str, ...] = ()
         again = False
         if not local and not state.recovery.pending and self.held(address) is None:
-            fill: Fill | None = None
+            fill: Placeholder | None = None
             try:
                 fill = self.expect(address)
                 entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
@@ -201,13 +201,13 @@ class Reads(Coding):
         except NoThreadError as error:
             return self.without_loop(address, error)
 
-    def without_loop(self, address: Address, error: CacheUnavailableError) -> Entry | None:
+    def without_loop(self, address: KeyRef, error: CacheUnavailableError) -> Entry | None:
         """Count a read that had no background loop to go to, and return what this process has."""
         address.counters.errors += 1
         self.state.without_loop(error)
         return self.fallback(address)
 
-    def _ask_for(self, address: Address, fill: Fill | None, waiter: "Waiter") -> None:
+    def _ask_for(self, address: KeyRef, fill: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
             wire = self.state.wire()
@@ -217,11 +217,11 @@ class Reads(Coding):
         except CacheError as error:
             waiter.set_exception(error)
 
-    def fallback(self, address: Address) -> Entry | None:
+    def fallback(self, address: KeyRef) -> Entry | None:
         """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
         return None if self.state.reachable else self._still_served(address, self._memory.peek(address.name))
 
-    def last(self, address: Address) -> Entry | None:
+    def last(self, address: KeyRef) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
 
         It need not be trusted, but must have been until the outage.
@@ -230,27 +230,27 @@ class Reads(Coding):
             return None
         return self._still_served(address, self._memory.past(address.name, trusted=False))
 
-    def _still_served(self, address: Address, entry: Entry | None) -> Entry | None:
+    def _still_served(self, address: KeyRef, entry: Entry | None) -> Entry | None:
         serves = entry is not None and self.state.eras.serves(entry.trust, address.namespace, self._clock())
         return entry if serves else None
 
-    async def look(self, address: Address) -> Entry | None:
+    async def look(self, address: KeyRef) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
         entry = self._memory.hit(address.name) or await self.read(address)
         good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
         return entry if good else None
 
-    def expect(self, address: Address) -> Fill | None:
+    def expect(self, address: KeyRef) -> Placeholder | None:
         """Reserve the value's place in the near cache, before it is asked for."""
         return self._memory.reserve(address.name) if address.namespace.l1 else None
 
-    def settle(self, fill: Fill | None) -> None:
+    def settle(self, fill: Placeholder | None) -> None:
         """Give back a place that was reserved, used or not."""
         if fill is not None:
             self._memory.release(fill)
 
     def received(
-        self, address: Address, fill: Fill | None, raw: bytes | None, source: "Source", sent: float
+        self, address: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Source", sent: float
     ) -> Entry | None:
         """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
 
@@ -265,15 +265,15 @@ class Reads(Coding):
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
         try:
-            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unseal(raw, self.limit(address))
+            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(address))
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return None
-        held = Held(None, payload, len(payload), version, epoch, tags, cost, negative)
+        held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
         return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
 
     def compared(
-        self, address: Address, fill: Fill | None, near: Entry, reply: Any, source: "Source", sent: float
+        self, address: KeyRef, fill: Placeholder | None, near: Entry, reply: Any, source: "Source", sent: float
     ) -> Entry | None:
         """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
 
@@ -290,9 +290,15 @@ class Reads(Coding):
         return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
 
     def _judged(
-        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float], source: "Source", sent: float,
+        self,
+        address: KeyRef,
+        fill: Placeholder | None,
+        held: Record,
+        times: tuple[int, float],
+        source: "Source",
+        sent: float,
         generation: int,
-    ) -> Entry | None:  # fmt: skip
+    ) -> Entry | None:
         """Return the entry of what Redis has, if it is still of use, and keep it.
 
         :param times: its fresh-until and its life, as its header has them.
@@ -316,12 +322,12 @@ class Reads(Coding):
             self._memory.fill(fill, entry)
         return entry
 
-    def _gone(self, fill: Fill | None) -> None:
+    def _gone(self, fill: Placeholder | None) -> None:
         """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
         if fill is not None:
             self._memory.drop(fill)
 
-    def covered(self, address: Address, tags: Sequence[str]) -> bool:
+    def covered(self, address: KeyRef, tags: Sequence[str]) -> bool:
         """Whether an invalidation that Redis was not told of yet is about such a value."""
         return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
 
@@ -332,8 +338,8 @@ class Reads(Coding):
         return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
 
     def entry(
-        self, address: Address, held: Held, deadline: float, trust: Trust, since: float, generation: int,
-        marks: Sequence[Mark] = (), born: float | None = None,
+        self, address: KeyRef, held: Record, deadline: float, trust: Trust, since: float, generation: int,
+        marks: Sequence[TagStamp] = (), born: float | None = None,
     ) -> Entry:  # fmt: skip
         """Make an entry.
 
@@ -344,11 +350,11 @@ class Reads(Coding):
         :param born: when it was stored, if that is known.
         """
         freshness, more = address.freshness, 0
-        if freshness is not PLAIN:
+        if freshness is not NO_POLICY:
             # Not earlier than now, however eager.
             most = max(0.0, deadline - since)
             early = 0.0 if held.negative else min(most, early_by(held.cost, freshness.early, random))
-            more = afterlife(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
+            more = pack_windows(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
             deadline -= early
         if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
@@ -359,7 +365,7 @@ class Reads(Coding):
         entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
         return entry
 
-    def failed(self, address: Address, error: CacheUnavailableError) -> None:
+    def failed(self, address: KeyRef, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""
         address.counters.errors += 1
         self.state.stats.failed(error.reason)

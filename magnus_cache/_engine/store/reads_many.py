@@ -12,7 +12,7 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.store.batch_keys import KeyNames
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ _Look = tuple[Entry | None, bool]
 """An entry, if there is one, and whether it was near."""
 
 
-async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[Address]:
+async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[KeyRef]:
     """Return where the values of many keys live.
 
     :raises CacheArgumentError: for a namespace or key that cannot be used.
     """
-    addresses: list[Address] = []
+    addresses: list[KeyRef] = []
     for start in range(0, len(keys), _STEP):
         addresses += [reads.address(namespace, key) for key in keys[start : start + _STEP]]
         await turn()
     return addresses
 
 
-async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> dict[Any, Any]:
     """Return the values that there are, by key.
 
     :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
@@ -68,7 +68,7 @@ async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[Addr
     return found
 
 
-def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[Address]) -> dict[Any, Any]:
+def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> dict[Any, Any]:
     """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
 
     :raises CacheArgumentError: as `found_many` does.
@@ -95,7 +95,7 @@ def weight(entry: Entry | None) -> int:
     return len(payload) if payload is not None else 0
 
 
-async def look_many(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
+async def look_many(reads: Reads, addresses: Sequence[KeyRef]) -> list[_Look]:
     """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
     found, missing = _near(reads, addresses)
     for start in range(0, len(missing), MANY):
@@ -105,7 +105,7 @@ async def look_many(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
     return found
 
 
-def look_many_blocking(reads: Reads, addresses: Sequence[Address]) -> list[_Look]:
+def look_many_blocking(reads: Reads, addresses: Sequence[KeyRef]) -> list[_Look]:
     """Do what `look_many` does, for a thread."""
     found, missing = _near(reads, addresses)
     for start in range(0, len(missing), MANY):
@@ -119,7 +119,7 @@ def look_many_blocking(reads: Reads, addresses: Sequence[Address]) -> list[_Look
     return found
 
 
-def _near(reads: Reads, addresses: Sequence[Address]) -> tuple[list[_Look], list[int]]:
+def _near(reads: Reads, addresses: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
     """Return what is near, and the places of those that are not."""
     hit = reads.state.memory.hit
     found: list[_Look] = [(hit(address.name), True) for address in addresses]
@@ -131,7 +131,7 @@ def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | N
         found[place] = (entry, False)
 
 
-async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry | None]:
+async def _read_many(reads: Reads, addresses: Sequence[KeyRef]) -> list[Entry | None]:
     """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
     if addresses[0].namespace.local:
         return [await reads.read(address) for address in addresses]
@@ -166,11 +166,11 @@ async def _read_many(reads: Reads, addresses: Sequence[Address]) -> list[Entry |
 
 
 async def _ask_many(
-    reads: Reads, wire: "Wire", addresses: Sequence[Address], tags: Iterable[str], *, again: bool
+    reads: Reads, wire: "Wire", addresses: Sequence[KeyRef], tags: Iterable[str], *, again: bool
 ) -> list[Entry | Exception | None]:
     """Ask for some values, and for the epochs of tags that they turned out to have.
 
-    :param again: whether they have come once before their epochs were known; see `EpochReads.prepare`.
+    :param again: whether they have come once before their epochs were known; see `EpochSync.prepare`.
     """
     waiters: list[asyncio.Future[Entry | None]] = []
     refused: list[Exception] = []

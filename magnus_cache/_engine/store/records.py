@@ -2,12 +2,12 @@
 
 from typing import Any, Final, NamedTuple
 
-from magnus_cache._engine.coherence.realms import Realm
+from magnus_cache._engine.coherence.realms import NamespaceNames
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache.freshness import Freshness
 
-__all__ = ["LARGE", "MISS", "Address", "Held", "Large", "Missing"]
+__all__ = ["LARGE", "MISS", "KeyRef", "Large", "Missing", "Record"]
 
 
 class Missing:
@@ -34,7 +34,7 @@ class Large:
 LARGE: Final = Large()
 
 
-class Address:
+class KeyRef:
     """Where a value lives: its namespace's policy and epoch, its name in Redis, and the counters it counts in.
 
     :ivar freshness: the namespace's policy of freshness, or the call's own.
@@ -43,7 +43,7 @@ class Address:
     __slots__ = ("counters", "freshness", "name", "namespace", "realm")
 
     def __init__(
-        self, namespace: Namespace, name: bytes, counters: Counters, realm: Realm, freshness: Freshness
+        self, namespace: Namespace, name: bytes, counters: Counters, realm: NamespaceNames, freshness: Freshness
     ) -> None:
         self.namespace = namespace
         self.freshness = freshness
@@ -52,7 +52,7 @@ class Address:
         self.realm = realm
 
 
-class Held(NamedTuple):
+class Record(NamedTuple):
     """What an entry is made of: the value itself where callers may share it, else its payload."""
 
     value: Any

@@ -12,7 +12,7 @@ from magnus_cache._engine.coherence.trust import LocalTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.redis.commands import Command
-from magnus_cache._engine.store.records import Held
+from magnus_cache._engine.store.records import Record
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
@@ -38,7 +38,7 @@ def comparison(name: bytes, near: Entry, tags: Sequence[str]) -> Command:
     return scripts.compare(name, near.version, envelope.head_bytes(tags))
 
 
-def recognized(near: Entry, reply: Any) -> tuple[Held | None, int, float, bytes | None]:
+def recognized(near: Entry, reply: Any) -> tuple[Record | None, int, float, bytes | None]:
     """Return what is known of what Redis has, its fresh-until and life, and its bytes if they came over.
 
     :param near: what the comparison was made with.
@@ -47,9 +47,9 @@ def recognized(near: Entry, reply: Any) -> tuple[Held | None, int, float, bytes 
     is_same, raw = reply
     if not is_same:
         return None, 0, 0.0, raw
-    header, tags = envelope.glance(raw)
+    header, tags = envelope.peek_header(raw)
     # In this order: whoever opens the entry this very moment sets the value before the payload goes.
     payload = near.payload
     value = near.value if payload is None else None
-    held = Held(value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative)
+    held = Record(value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative)
     return held, header.fresh_until, header.life, None

@@ -12,9 +12,9 @@ from magnus_cache._engine.memory.footprint import keep_decoded
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
-from magnus_cache._engine.store.records import LARGE, MISS, Address
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
-from magnus_cache.freshness import PLAIN
+from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["Coding"]
 
@@ -28,18 +28,18 @@ class Coding:
         self._clock = state.clock
         self.local = LocalValues(state)
 
-    def opened(self, address: Address, entry: Entry | None) -> Any:
+    def opened(self, address: KeyRef, entry: Entry | None) -> Any:
         """Return an entry's value, fresh for this caller unless it is immutable.
 
         MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
         """
-        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
+        if entry is None or (address.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         return self.opened_anyway(address, entry)
 
-    def opened_here(self, address: Address, entry: Entry | None) -> Any:
+    def opened_here(self, address: KeyRef, entry: Entry | None) -> Any:
         """Do what `opened` does, on an event loop; LARGE for a value that is to be opened by `open` there."""
-        if entry is None or (address.freshness is not PLAIN and entry.fresh_until <= self._clock()):
+        if entry is None or (address.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         payload = entry.payload
         if payload is None:
@@ -51,12 +51,12 @@ class Coding:
         payload = entry.payload
         return payload is not None and len(payload) >= codec.LARGE
 
-    async def open(self, address: Address, entry: Entry | None) -> Any:
+    async def open(self, address: KeyRef, entry: Entry | None) -> Any:
         """Do what `opened` does, on an event loop, in as many of its turns as the value takes."""
         value = self.opened_here(address, entry)
         return await self.open_anyway(address, entry) if value is LARGE and entry is not None else value
 
-    async def open_anyway(self, address: Address, entry: Entry) -> Any:
+    async def open_anyway(self, address: KeyRef, entry: Entry) -> Any:
         """Do what `opened_anyway` does, on an event loop, in as many of its turns as the value takes."""
         payload = entry.payload
         if payload is None or len(payload) < codec.LARGE or entry.negative:
@@ -66,11 +66,11 @@ class Coding:
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return MISS
-        if address.namespace.share or codec.shareable(value):
+        if address.namespace.share or codec.is_immutable(value):
             keep_decoded(self.state.memory, address.name, entry, value)
         return value
 
-    def opened_anyway(self, address: Address, entry: Entry) -> Any:
+    def opened_anyway(self, address: KeyRef, entry: Entry) -> Any:
         """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
         payload = entry.payload
         if payload is None:
@@ -82,11 +82,11 @@ class Coding:
         except CacheDecodeError as error:
             self.unreadable(address, error)
             return MISS
-        if address.namespace.share or codec.shareable(value):
+        if address.namespace.share or codec.is_immutable(value):
             keep_decoded(self.state.memory, address.name, entry, value)
         return value
 
-    def error(self, address: Address, entry: Entry) -> Exception | None:
+    def error(self, address: KeyRef, entry: Entry) -> Exception | None:
         """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
         if not entry.negative or entry.payload is None:
             return None
@@ -96,7 +96,7 @@ class Coding:
             self.unreadable(address, error)
             return None
 
-    def encoded(self, address: Address, value: Any) -> bytes:
+    def encoded(self, address: KeyRef, value: Any) -> bytes:
         """Return a value's payload.
 
         :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
@@ -119,7 +119,7 @@ class Coding:
         """
         return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
 
-    async def encode(self, address: Address, value: Any) -> bytes:
+    async def encode(self, address: KeyRef, value: Any) -> bytes:
         """Do what `encoded` does, on an event loop, in as many of its turns as the value takes.
 
         :raises CacheEncodeError: as `encoded` does.
@@ -137,7 +137,7 @@ class Coding:
             await in_turns(self.checking(address, payload))
         return payload
 
-    def _referred(self, address: Address, value: Any) -> bytes:
+    def _referred(self, address: KeyRef, value: Any) -> bytes:
         """Return nothing, which is what is encoded of an object that is kept by reference."""
         if is_unmodified(value):
             raise _for_loaders()
@@ -145,11 +145,11 @@ class Coding:
             raise refusal
         return b""
 
-    def check_size(self, address: Address, payload: bytes) -> None:
+    def check_size(self, address: KeyRef, payload: bytes) -> None:
         """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
         at_once(self.checking(address, payload))
 
-    def checking(self, address: Address, payload: bytes) -> Generator[None, None, None]:
+    def checking(self, address: KeyRef, payload: bytes) -> Generator[None, None, None]:
         """Do what `check_size` does, in steps.
 
         :raises CacheValueTooLargeError: as `check_size` does.
@@ -163,11 +163,11 @@ class Coding:
             # Here rather than at every read that follows.
             raise CacheValueTooLargeError(address.namespace, len(payload), limit, decoded=True) from None
 
-    def limit(self, address: Address) -> int:
+    def limit(self, address: KeyRef) -> int:
         """Return the most bytes that an encoded value of this namespace may have."""
         return address.namespace.max_value_bytes or self._settings.max_value_bytes
 
-    def unreadable(self, address: Address, error: CacheDecodeError) -> None:
+    def unreadable(self, address: KeyRef, error: CacheDecodeError) -> None:
         """Count a value that cannot be read, and say so; never what it is."""
         address.counters.unreadable += 1
         topic = f"unreadable:{address.namespace}:{error.reason}"

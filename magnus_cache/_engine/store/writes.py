@@ -19,8 +19,8 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import LocalTrust, Trust
 from magnus_cache._engine.coordination.generations import OfflineTrust
-from magnus_cache._engine.coordination.leases import Claim
-from magnus_cache._engine.memory.entry import Fill
+from magnus_cache._engine.coordination.leases import Fence
+from magnus_cache._engine.memory.entry import Placeholder
 from magnus_cache._engine.memory.footprint import footprint, has_room
 from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.redis.bulk import remove_names
@@ -32,7 +32,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.reads_many import MANY
-from magnus_cache._engine.store.records import Address, Held
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
@@ -73,7 +73,7 @@ class Writes:
     # -- write ----------------------------------------------------------------------------------------------
 
     async def overwrite(
-        self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()
+        self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()
     ) -> bool:
         """Do what `write` does, and void what is being loaded of the value.
 
@@ -82,7 +82,7 @@ class Writes:
         self.state.touch((address.name,))
         return await self.write(address, value, payload, ttl, tags)
 
-    async def write(self, address: Address, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def write(self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
         """Store a value, in Redis and near; return whether it is stored anywhere.
 
         :param ttl: seconds.
@@ -137,7 +137,7 @@ class Writes:
         address.counters.stores += 1
         return True
 
-    async def fill(self, address: Address, held: Held, payload: bytes, ttl: float, claim: Claim) -> bool:
+    async def fill(self, address: KeyRef, held: Record, payload: bytes, ttl: float, claim: Fence) -> bool:
         """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
 
         :param held: what `holding` returned for it, and whatever else is known of it.
@@ -186,24 +186,24 @@ class Writes:
         return stored
 
     def holding(
-        self, address: Address, value: Any, payload: bytes, tags: tuple[str, ...]
-    ) -> Generator[None, None, Held]:
+        self, address: KeyRef, value: Any, payload: bytes, tags: tuple[str, ...]
+    ) -> Generator[None, None, Record]:
         """Return, in steps, what is to be kept of a value, with a new version."""
         if address.namespace.local:
             return self.local.held(value, tags)
         version = envelope.new_version()
-        shareable = codec.shareable(value)
-        if shareable or address.namespace.share:
+        immutable = codec.is_immutable(value)
+        if immutable or address.namespace.share:
             # A copy unless it is immutable: its maker may go on to change it.
-            large = len(payload) >= codec.LARGE and not shareable
-            kept = (yield from codec.decode_steps(payload)) if large else value if shareable else codec.decode(payload)
+            large = len(payload) >= codec.LARGE and not immutable
+            kept = (yield from codec.decode_steps(payload)) if large else value if immutable else codec.decode(payload)
             size = footprint(kept, len(payload))
             if has_room(self.state.memory, size):
-                return Held(kept, None, size, version, tags=tags)
-        return Held(None, payload, len(payload), version, tags=tags)
+                return Record(kept, None, size, version, tags=tags)
+        return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Wire", address: Address, held: Held, payload: bytes, ttl: float,
+        self, wire: "Wire", address: KeyRef, held: Record, payload: bytes, ttl: float,
         command: Callable[[bytes, int], Command],
     ) -> bool:  # fmt: skip
         """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
@@ -254,7 +254,7 @@ class Writes:
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(
-        self, address: Address, fill: Fill | None, held: Held, times: tuple[int, float],
+        self, address: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float],
         reply: Any, source: "Source", sent: float,
     ) -> bool:  # fmt: skip
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
@@ -276,7 +276,7 @@ class Writes:
             self._memory.invalidate(address.name)
         return stored
 
-    def _refused(self, address: Address, error: CacheUnavailableError) -> int:
+    def _refused(self, address: KeyRef, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
         self.reads.failed(address, error)
         mark = self.unsure((address.name,))
@@ -284,7 +284,7 @@ class Writes:
             self._stays_here(address, error)
         return mark
 
-    def _stays_here(self, address: Address, error: CacheUnavailableError) -> None:
+    def _stays_here(self, address: KeyRef, error: CacheUnavailableError) -> None:
         address.counters.refused += 1
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
@@ -311,7 +311,7 @@ class Writes:
         return mark
 
     def _keep(
-        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store a value in this process alone, unless something has overtaken it.
@@ -338,7 +338,7 @@ class Writes:
         return kept
 
     async def _keep_loaded(
-        self, address: Address, held: Held, ttl: float, overtaken: Callable[[], bool], claim: Claim,
+        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], claim: Fence,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
         """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
@@ -357,7 +357,7 @@ class Writes:
         async with self.state.key_locks.hold(address.name):
             return self._keep(address, held, ttl, overtaken, trust)
 
-    async def write_many(self, items: Sequence[tuple[Address, Any, bytes, float, tuple[str, ...]]]) -> bool:
+    async def write_many(self, items: Sequence[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]) -> bool:
         """Store many values, each with its address, payload, time to live in seconds, and tags.
 
         Return whether all of them are stored, in Redis or, while that is away, in this process.
@@ -384,7 +384,7 @@ class Writes:
 
     # -- remove ---------------------------------------------------------------------------------------------
 
-    async def remove(self, addresses: Sequence[Address]) -> int:
+    async def remove(self, addresses: Sequence[KeyRef]) -> int:
         """Remove values everywhere and return how many there were, as far as it can be known."""
         removed = 0
         for start in range(0, len(addresses), _REMOVED):
