@@ -224,8 +224,8 @@ def test_a_call_that_a_finalizer_left_for_later(log: Any, monkeypatch: pytest.Mo
     with CacheManager(redis_enabled=False) as cache:
         cache.contains("t", "k")
         monkeypatch.setattr(cache._writes, "remove", fail)
-        addresses = [cache._reads.address("t", key) for key in "abcde"]
-        cache._deferred.remove(addresses)
+        refs = [cache._reads.ref("t", key) for key in "abcde"]
+        cache._deferred.remove(refs)
         wait_until(lambda: warned(log, "finalizer"))
         wait_until(lambda: not cache._deferred._tasks)
     (line,) = warned(log, "finalizer")

@@ -46,7 +46,7 @@ def test_callers_notice_nothing(name: str) -> None:
     row = strike(name, seconds=0.7, callers=30, quiet=0.3)
     assert row.errors == 0, row.error_kinds
     assert row.stale == 0, row.examples
-    assert row.recovery >= 0, "it was not used again"
+    assert row.outbox >= 0, "it was not used again"
     assert row.requests > 100
 
 

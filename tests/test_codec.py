@@ -577,8 +577,8 @@ def test_marks_with_arbitrary_items_raise_nothing_but_a_decode_error(kind: str, 
 
 
 def test_claimed_lengths_take_no_memory() -> None:
-    claim = b"\xdd\x00\x00\x27\x10"  # an array of ten thousand, in an array of ten thousand, ...
-    payload = claim * 900 + b"\xc0" * 10_000
+    fence = b"\xdd\x00\x00\x27\x10"  # an array of ten thousand, in an array of ten thousand, ...
+    payload = fence * 900 + b"\xc0" * 10_000
     tracemalloc.start()
     try:
         assert _reason(payload) == "truncated"

@@ -103,12 +103,12 @@ async def test_a_reply_overtaken_by_an_own_write_on_another_loop_is_not_kept(url
     """The placeholder is shared by all wires: a write of this process through any of them voids it."""
     async with fleet(url, count=1) as (one,):
         state, reads = one._engine.state, one._engine.reads
-        address = reads.address("t", "k")
+        ref = reads.ref("t", "k")
         await one.set("t", "k", "old")
-        state.memory.invalidate(address.name)
+        state.memory.invalidate(ref.name)
         wire = state.wire()
         assert wire is not None
-        waiter, fill = reads.request(wire, address, None)
+        waiter, fill = reads.request(wire, ref, None)
         # Two turns for our request to leave; then the blocking face writes, on a wire of its own, and keeps this loop
         # from reading the answer, which has the old value.
         for _ in range(2):
@@ -255,15 +255,15 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
     async with fleet(url, count=1) as (one,):
         reads = one._engine.reads
         await one.set(packed, "k", "old" * 20_000)
-        address = reads.address(packed, "k")
-        one._engine.state.memory.invalidate(address.name)
+        ref = reads.ref(packed, "k")
+        one._engine.state.memory.invalidate(ref.name)
         queued: list[Any] = []
 
         async def compress_while_somebody_reads(pack: Any, **_: Any) -> bytes:
             raw: bytes = pack()
             wire = one._engine.state.wire()
             assert wire is not None
-            queued.append(reads.request(wire, address, None))
+            queued.append(reads.request(wire, ref, None))
             return raw
 
         monkeypatch.setattr("magnus_cache._engine.store.writes.to_thread.run_sync", compress_while_somebody_reads)

@@ -37,7 +37,7 @@ def test_leases_and_control_keys_carry_the_number_of_their_database() -> None:
     assert [names.clock, names.guard, names.server, names.root] == [
         b"magnus!clock@3", b"magnus!guard@3", b"magnus!server@3", b"magnus!epoch@3",
     ]  # fmt: skip
-    assert epochs.realm("t").control == b"magnus!epoch@3:t"
+    assert epochs.epoch_names("t").control == b"magnus!epoch@3:t"
     assert epochs.tag_name("a b") == b"magnus!tag@3:a%20b"
     assert names.bucket(epochs.tag_name("x")).isdigit()
     assert not names.bucket(b"magnus!tag:x").isdigit()
@@ -59,9 +59,9 @@ def test_names_of_database_0_are_those_of_before() -> None:
 
 
 def test_a_journal_takes_the_tags_of_its_own_database() -> None:
-    recovery = Outbox(b"magnus:", tags=Epochs(Keyspace("magnus", 3)).names.tags)
-    assert recovery.fits("tags", b"magnus!tag@3:x")
-    assert not recovery.fits("tags", b"magnus!tag:x")
+    outbox = Outbox(b"magnus:", tags=Epochs(Keyspace("magnus", 3)).names.tags)
+    assert outbox.fits("tags", b"magnus!tag@3:x")
+    assert not outbox.fits("tags", b"magnus!tag:x")
 
 
 async def test_all_names_in_redis_are_those_of_the_database(third: str, raw: redis.Redis, raw_third: Any) -> None:

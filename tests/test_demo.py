@@ -284,8 +284,8 @@ def test_the_service_knows_nothing_else(path: str, service: tuple[Service, CallC
 def test_closing_the_service_cuts_answers_short() -> None:
     calls = CallCounter()
     with Service(dict.fromkeys(FAST, 30.0), calls) as running:
-        address = running.url.removeprefix("http://").split(":")
-        client = socket.create_connection((address[0], int(address[1])), timeout=5)
+        ref = running.url.removeprefix("http://").split(":")
+        client = socket.create_connection((ref[0], int(ref[1])), timeout=5)
         client.sendall(b"GET /price?ticker=AAPL HTTP/1.0\r\n\r\n")
         wait_until(lambda: calls["stock_price"] == 1)
         started = time.monotonic()

@@ -211,12 +211,12 @@ def test_what_redis_was_not_told_is_told_at_last(proxy: Proxy, url: str) -> None
         proxy.refuse()
         proxy.cut()
         cache.delete("t", "k")
-        assert cache._state.recovery.pending
+        assert cache._state.outbox.pending
         proxy.resume()
-        recovery = cache._state.recovery
+        outbox = cache._state.outbox
         with told():
             del cache
-            wait_until(lambda: not recovery.pending)
+            wait_until(lambda: not outbox.pending)
         wait_until(lambda: other.get("t", "k") is None)
         wait_until(lambda: len(leaks.threads()) == 1)
 

@@ -92,7 +92,7 @@ async def test_what_is_stored_after_a_clear_survives_its_reclaim(url: str, raw: 
         wire = one._engine.state.wire()
         assert wire is not None
         epochs = one._engine.state.epochs
-        epoch = await one._engine.state.replays.bump(wire, [epochs.realm("t").control])
+        epoch = await one._engine.state.replayer.bump(wire, [epochs.epoch_names("t").control])
         await told(two)
         await two.set("t", "new", 2)
         names = [b"magnus:t:old", b"magnus:t:new"]
@@ -139,7 +139,7 @@ async def test_epochs_only_grow_whatever_the_servers_clock_does(url: str, raw: r
         assert wire is not None
         future = 4_000_000_000_000_000
         raw.set("magnus!clock", str(future))
-        epochs = [await one._engine.state.replays.bump(wire, [b"magnus!epoch:t"]) for _ in range(3)]
+        epochs = [await one._engine.state.replayer.bump(wire, [b"magnus!epoch:t"]) for _ in range(3)]
         assert epochs == [future + 1, future + 2, future + 3]
         assert (
             await wire.execute(scripts.bump(one._engine.state.epochs.names, [b"magnus!epoch:u"], future + 50))
@@ -199,7 +199,7 @@ async def test_without_tracking_a_clear_is_noticed_within_the_bound(url: str, ra
             assert await limited.get_many("t", ["a", "b"]) == {"a": 1, "b": 2}
             wire = one._engine.state.wire()
             assert wire is not None
-            await one._engine.state.replays.bump(wire, [b"magnus!epoch:t"])
+            await one._engine.state.replayer.bump(wire, [b"magnus!epoch:t"])
             await asyncio.sleep(0.12)
             assert await limited.get_many("t", ["a", "b"]) == {}
     finally:
@@ -439,7 +439,7 @@ async def test_invariant_7_what_is_cleared_in_an_outage_never_comes_back(
         proxy.resume()
         await wait_until_async(lambda: one._engine.state.reachable)
         assert await one.get("t", "k") is None
-        await wait_until_async(lambda: not one._engine.state.recovery.pending)
+        await wait_until_async(lambda: not one._engine.state.outbox.pending)
         await told(peer)
         assert await peer.get("t", "k") is None
         assert await one.get("t", "k") is None
@@ -453,18 +453,18 @@ def test_the_memory_of_epochs_is_bounded() -> None:
     """Invariant 10: every queue has a bound, also that of tags ever seen; what is forgotten is asked for again."""
     epochs = Epochs(Keyspace("magnus"))
     known = KnownEpochs()
-    realm = epochs.realm("t")
-    for name in (epochs.root, realm.control):
+    epoch_names = epochs.epoch_names("t")
+    for name in (epochs.root, epoch_names.control):
         epochs.seen(name, 5)
         known.current.add(name)
-    assert epochs.floor(known, realm) == 5
+    assert epochs.floor(known, epoch_names) == 5
     for number in range(110_000):
         name = epochs.tag_name(f"tag{number}")
         epochs.seen(name, 10 + number)
         known.current.add(name)
     assert len(epochs._latest) <= 100_000
-    assert epochs.floor(known, realm) is None
-    assert set(epochs.missing(known, realm)) == {epochs.root, realm.control}
+    assert epochs.floor(known, epoch_names) is None
+    assert set(epochs.missing(known, epoch_names)) == {epochs.root, epoch_names.control}
     assert epochs.highest == 110_009
 
 
@@ -513,12 +513,12 @@ async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
     """Invariant 3: loaded under an older one, the value would be none to anybody, and be loaded again by all."""
     answered = LeaseAcquirer._answered
 
-    def with_an_epoch(self: LeaseAcquirer, wire: Any, address: Any, *rest: Any) -> Any:
-        claim = answered(self, wire, address, *rest)
+    def with_an_epoch(self: LeaseAcquirer, wire: Any, ref: Any, *rest: Any) -> Any:
+        fence = answered(self, wire, ref, *rest)
         epochs = self._state.epochs
-        epochs.seen(address.realm.control, epochs.highest + 1)
-        wire.known.current.add(address.realm.control)
-        return claim
+        epochs.seen(ref.epoch_names.control, epochs.highest + 1)
+        wire.known.current.add(ref.epoch_names.control)
+        return fence
 
     async with AsyncCacheManager(redis_url=url) as cache:
         monkeypatch.setattr(LeaseAcquirer, "_answered", with_an_epoch)

@@ -126,7 +126,7 @@ def test_keys_of_several_steps_are_compared() -> None:
         names = KeyNames()
 
         def add(*keys: Any) -> None:
-            names.add(keys, [cache._engine.reads.address("t", key) for key in keys])
+            names.add(keys, [cache._engine.reads.ref("t", key) for key in keys])
 
         add(1, 2)
         add(2, 3, 3)

@@ -99,7 +99,7 @@ def test_a_number_out_of_a_frame_finds_what_a_number_in_the_code_has_stored() ->
 # -- paths, addresses, records, and others ---------------------------------------------------------------------------
 
 
-def addresses(text: str) -> list[Any]:
+def refs(text: str) -> list[Any]:
     made: list[Any] = []
     for make in (ipaddress.ip_address, ipaddress.ip_network, ipaddress.ip_interface):
         try:
@@ -112,9 +112,9 @@ def addresses(text: str) -> list[Any]:
 def test_paths_and_addresses_count_by_kind_and_text() -> None:
     different: list[Any] = [
         "a", b"a", pathlib.PurePosixPath("a"), pathlib.PurePosixPath("A"), pathlib.PureWindowsPath("a"),
-        pathlib.PurePosixPath("a/b"), pathlib.PurePosixPath("."), "127.0.0.1", *addresses("127.0.0.1"),
-        *addresses("10.0.0.0/8"), *addresses("10.0.0.1/8"), *addresses("::1"), *addresses("::ffff:1.2.3.4"),
-        *addresses("1.2.3.4"), ipaddress.ip_address("fe80::1%eth0"), ipaddress.ip_address("fe80::1"), Fraction(1, 3),
+        pathlib.PurePosixPath("a/b"), pathlib.PurePosixPath("."), "127.0.0.1", *refs("127.0.0.1"),
+        *refs("10.0.0.0/8"), *refs("10.0.0.1/8"), *refs("::1"), *refs("::ffff:1.2.3.4"),
+        *refs("1.2.3.4"), ipaddress.ip_address("fe80::1%eth0"), ipaddress.ip_address("fe80::1"), Fraction(1, 3),
         Fraction(1, 4), range(3), range(0, 3, 2), (0, 1, 2), ZoneInfo("UTC"), "UTC", dt.UTC,
         dt.timezone(dt.timedelta(hours=1)),
     ]  # fmt: skip

@@ -20,7 +20,7 @@ def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         state = cache._state
         for number in range(3_000):
             state.stats.of(Namespace(f"n{number}")).misses += 1
-            cache._reads.address(f"n{number}", "k")
+            cache._reads.ref(f"n{number}", "k")
         for number in range(0, 3_000, 20):
             cache.get(f"n{number}", "k")
         stats = cache.get_stats()
@@ -88,15 +88,15 @@ def test_many_event_loops(url: str, raw: redis.Redis, *, pending: bool) -> None:
             await cache.aio.get_or_set("t", number, lambda: number)
             await cache.aio.delete("t", number)
             if pending:
-                cache._state.missed(lambda recovery: recovery.record([b"magnus:t:x"]))
-                cache._state.replays.begin(cache._state._wires[asyncio.get_running_loop()])
+                cache._state.missed(lambda outbox: outbox.record([b"magnus:t:x"]))
+                cache._state.replayer.begin(cache._state._wires[asyncio.get_running_loop()])
 
         for number in range(30):
             asyncio.run(use(number))
         gc.collect()
         state = cache._state
         assert len(state._wires) <= 2
-        assert len(state.replays._tasks) <= 1
+        assert len(state.replayer._tasks) <= 1
         assert len(state.key_locks._loops) <= 1
         assert len(state.flights._tasks) == len(state.flights) == len(state.flights._blocked) == 0
         assert len(state.workers.places._lanes) <= 2

@@ -34,7 +34,7 @@ CLAIMS: dict[int, Scenario] = {}
 DATABASES = ["sqlite", "postgresql"] if databases.postgres_installed() else ["sqlite"]
 
 
-def claims(*indices: int) -> Callable[[Scenario], Scenario]:
+def acquirer(*indices: int) -> Callable[[Scenario], Scenario]:
     """Mark a test as the one that runs these blocks; it fails unless it does."""
 
     def mark(scenario: Scenario) -> Scenario:
@@ -181,7 +181,7 @@ def thrice(call: Callable[[], Any]) -> Any:
 # -- the examples -------------------------------------------------------------------------------------------
 
 
-@claims(0, 1)
+@acquirer(0, 1)
 def test_example_1_portfolio(guide: Guide) -> None:
     calls = guide.service.calls
     before = guide.run(0, requests=requests)
@@ -204,7 +204,7 @@ def test_example_1_portfolio(guide: Guide) -> None:
     assert first.get_portfolio_data() == PORTFOLIO
 
 
-@claims(2, 3)
+@acquirer(2, 3)
 def test_example_2_options_chains(guide: Guide, database: Database) -> None:
     before = guide.run(2, psycopg2=psycopg2_for(database))
     expected = thrice(lambda: before.get_options_chain("AAPL", "2025-03-21"))
@@ -222,7 +222,7 @@ def test_example_2_options_chains(guide: Guide, database: Database) -> None:
     guide.expect(dict(zip(names, (expected, other), strict=True)), ttl=900)
 
 
-@claims(4, 5)
+@acquirer(4, 5)
 def test_example_3_kalshi_markets(guide: Guide, database: Database) -> None:
     def get_connection(self: object) -> Any:
         return database.connect(...)
@@ -253,7 +253,7 @@ def test_example_3_kalshi_markets(guide: Guide, database: Database) -> None:
     assert database.queries == 3 + 3
 
 
-@claims(6, 7)
+@acquirer(6, 7)
 def test_example_4_stock_prices(guide: Guide) -> None:
     guide.provide(yfinance(guide.service.price))
     before = guide.run(6)
@@ -273,7 +273,7 @@ def test_example_4_stock_prices(guide: Guide) -> None:
     assert guide.service.calls["/quote/AAPL"] == 3 + 2
 
 
-@claims(8, 9)
+@acquirer(8, 9)
 def test_example_5_llm_responses(guide: Guide) -> None:
     calls, prompt = guide.service.calls, "What is a covered call?"
     before = guide.run(8)
@@ -300,7 +300,7 @@ def test_example_5_llm_responses(guide: Guide) -> None:
     assert [(level, "LLM cache HIT" in text) for level, text in guide.logged] == [("INFO", True)] * 2
 
 
-@claims(10, 11)
+@acquirer(10, 11)
 def test_example_6_discord_messages(guide: Guide, database: Database) -> None:
     before = guide.run(10, psycopg2=psycopg2_for(database))
     expected = thrice(lambda: before.get_recent_messages())
@@ -351,7 +351,7 @@ def expect_warm(guide: Guide, users: list[str]) -> None:
     assert guide.service.calls == {"/portfolio/": 1}
 
 
-@claims(12)
+@acquirer(12)
 def test_warm_cache_script(guide: Guide) -> None:
     """The list ends in a literal ``...``, in the place of the other users; it is no user, and stops nothing."""
     robinhood_client(guide)
@@ -370,7 +370,7 @@ def test_warm_cache_script_for_a_hundred_users(guide: Guide) -> None:
     expect_warm(guide, [*NAMED_USERS, *more])
 
 
-@claims(13)
+@acquirer(13)
 def test_statistics_report(guide: Guide) -> None:
     guide.cache.set("portfolio", "user1", PORTFOLIO)
     assert guide.cache.get("portfolio", "user1") == PORTFOLIO
@@ -392,7 +392,7 @@ def test_statistics_report(guide: Guide) -> None:
     assert re.fullmatch(r"[\d.]+[KMG]" if there else "N/A", memory)
 
 
-@claims(14)
+@acquirer(14)
 @pytest.mark.parametrize("pressed", [False, True])
 def test_streamlit_dashboard(guide: Guide, pressed: bool) -> None:
     page = Streamlit(pressed=pressed)
@@ -415,7 +415,7 @@ def test_streamlit_dashboard(guide: Guide, pressed: bool) -> None:
 # -- best practices -------------------------------------------------------------------------------------------
 
 
-@claims(15)
+@acquirer(15)
 def test_ttl_constants(guide: Guide) -> None:
     constants = {name: value for name, value in vars(guide.run(15)).items() if name.startswith("TTL_")}
     assert constants == {name: getattr(redis_cache_manager, name) for name in dir(magnus_cache) if name[:4] == "TTL_"}
@@ -430,7 +430,7 @@ IMPORTED = {name: getattr(redis_cache_manager, name) for name in NAMES}
 """What earlier blocks imported and later ones just use."""
 
 
-@claims(16)
+@acquirer(16)
 def test_namespaces_for_organization(guide: Guide) -> None:
     guide.run(16, **IMPORTED, data=PORTFOLIO)
     ttls = {
@@ -443,7 +443,7 @@ def test_namespaces_for_organization(guide: Guide) -> None:
     assert guide.hits_and_misses == (1, 0)
 
 
-@claims(17)
+@acquirer(17)
 def test_cache_invalidation(guide: Guide, database: Database) -> None:
     def save_to_database(user_id: str, equity: object) -> None:
         with database.connect(...) as connection:
@@ -467,7 +467,7 @@ def test_cache_invalidation(guide: Guide, database: Database) -> None:
     assert guide.hits_and_misses == (2, 3)
 
 
-@claims(18)
+@acquirer(18)
 def test_cache_failures_are_handled(guide: Guide) -> None:
     block = guide.run(18, **IMPORTED, fetch_from_source=lambda key: guide.service.price(key or "AAPL"))
     assert block.get_data_with_fallback("AAPL") == PRICES["AAPL"]
@@ -482,7 +482,7 @@ def test_cache_failures_are_handled(guide: Guide) -> None:
     assert [(level, text.startswith("Cache error: key: ")) for level, text in guide.logged] == [("WARNING", True)]
 
 
-@claims(19)
+@acquirer(19)
 def test_hit_rate_is_logged(guide: Guide) -> None:
     guide.cache.set("misc", "k", 1)
     for key in ("k", "k", "not there"):
@@ -494,7 +494,7 @@ def test_hit_rate_is_logged(guide: Guide) -> None:
 # -- troubleshooting ------------------------------------------------------------------------------------------
 
 
-@claims(20)
+@acquirer(20)
 def test_redis_not_connecting(guide: Guide) -> None:
     """The block begins with two commands for a shell, so it is no Python; what follows them is, and is run."""
     block = document.with_our_imports(BLOCKS[20])
@@ -513,7 +513,7 @@ def test_redis_not_connecting(guide: Guide) -> None:
     assert guide.printed == f"Redis available: {guide.raw is not None}\n"
 
 
-@claims(21)
+@acquirer(21)
 def test_always_cache_miss(guide: Guide) -> None:
     guide.run(21)
     assert guide.printed == "Test result: myvalue\n"
@@ -521,7 +521,7 @@ def test_always_cache_miss(guide: Guide) -> None:
     guide.expect({"magnus:test:mykey": "myvalue"}, ttl=60)
 
 
-@claims(22)
+@acquirer(22)
 def test_memory_usage_too_high(guide: Guide) -> None:
     for namespace in ("llm_responses", "portfolio", "misc"):
         guide.cache.set(namespace, "k", namespace)

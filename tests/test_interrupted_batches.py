@@ -29,15 +29,15 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             wait_until(lambda: len(flights) == 2)
             before = flights.joined
             # Without a look at Redis, which may be silent.
-            address = cache._reads.address("t", "k")
+            ref = cache._reads.ref("t", "k")
             load = cache._loads.load_blocking
-            joined.append(threads.submit(load, address, lambda: "mine", batch_calls.Rule(60.0)))
+            joined.append(threads.submit(load, ref, lambda: "mine", batch_calls.Rule(60.0)))
             wait_until(lambda: flights.joined > before)
             raise KeyboardInterrupt
 
-        def look(_: Any, addresses: list[Any]) -> Any:
+        def look(_: Any, refs: list[Any]) -> Any:
             private_server.pause()
-            return [(None, False) for _ in addresses]
+            return [(None, False) for _ in refs]
 
         if where != "in the loader":
             # The thread waits to be told what to do; when the batch tells it to call the loader, it is gone.

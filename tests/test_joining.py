@@ -52,8 +52,8 @@ class Held:
     def __init__(self, manager: AsyncCacheManager | CacheManager, *, answer: bool = False) -> None:
         self.there = threading.Event()
         self.go = threading.Event()
-        claims, name = manager._engine.loads.claims, "_granted" if answer else "claim"
-        original = getattr(claims, name)
+        acquirer, name = manager._engine.loads.acquirer, "_granted" if answer else "claim"
+        original = getattr(acquirer, name)
 
         async def held(*args: Any, **more: Any) -> Any:
             got = await original(*args, **more)
@@ -62,7 +62,7 @@ class Held:
                 await wait_until_async(self.go.is_set)
             return got
 
-        setattr(claims, name, held)
+        setattr(acquirer, name, held)
 
 
 Ask = Callable[[AsyncCacheManager, Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -200,10 +200,10 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
     with CacheManager(redis_enabled=False) as cache:
         cache.set("t", "k", "old")
         loads, held, first = cache._engine.loads, Held(cache), list[str]()
-        address = cache._engine.reads.address("t", "k")
+        ref = cache._engine.reads.ref("t", "k")
 
         def lead() -> None:
-            first.append(loads.load_blocking(address, lambda: "first", LoadOptions()))
+            first.append(loads.load_blocking(ref, lambda: "first", LoadOptions()))
 
         thread = threading.Thread(target=lead)
         before = loads._before
@@ -216,7 +216,7 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
 
         loads._before = interrupted  # type: ignore[method-assign]
         call = asyncio.create_task(
-            asyncio.to_thread(loads.load_blocking, address, lambda: "new", LoadOptions(), fresh=fresh)
+            asyncio.to_thread(loads.load_blocking, ref, lambda: "new", LoadOptions(), fresh=fresh)
         )
         await wait_until_async(lambda: joined(cache) == 1)
         held.go.set()
@@ -344,11 +344,11 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
     with CacheManager(redis_enabled=False) as cache:
         cache.set("t", "k", "old", tags="x")
         loads, held, results = cache._engine.loads, Held(cache), list[str]()
-        address = cache._engine.reads.address("t", "k")
+        ref = cache._engine.reads.ref("t", "k")
 
         def lead() -> None:
             # On a loop of its own: that of blocking calls is busy with the invalidation.
-            results.append(asyncio.run(loads.load(address, lambda: "first", LoadOptions())))
+            results.append(asyncio.run(loads.load(ref, lambda: "first", LoadOptions())))
 
         thread = threading.Thread(target=lead)
         method = {"delete": "invalidate", "tags": "outdate"}.get(how, "clear_matching")
@@ -386,7 +386,7 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url
     async with fleet(url, 2) as (one, two):
         await two.set("t", "k", "old")
         held, loads = Held(one), one._engine.loads
-        address = one._engine.reads.address("t", "k")
+        ref = one._engine.reads.ref("t", "k")
         await asyncio.to_thread(one.sync.get, "t", "other")
         wire = one._engine.state.wire()
         assert wire is not None
@@ -394,7 +394,7 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url
 
         async def late(*args: Any) -> Any:
             first.append(
-                asyncio.create_task(asyncio.to_thread(loads.load_blocking, address, lambda: "first", LoadOptions()))
+                asyncio.create_task(asyncio.to_thread(loads.load_blocking, ref, lambda: "first", LoadOptions()))
             )
             await wait_until_async(held.there.is_set)
             wire.execute = execute  # type: ignore[method-assign]

@@ -47,10 +47,10 @@ class Life:
 
     def __init__(self, path: Path, cache: str = CACHE, **bounds: int) -> None:
         self.warnings: list[str] = []
-        self.recovery = Outbox(ROOT, **bounds)
+        self.outbox = Outbox(ROOT, **bounds)
         self.file = JournalFile(path, cache, ROOT, **bounds)
         self.journal = Journal(
-            self.file, self.recovery, lambda _, message, _error=None: self.warnings.append(message), SECONDS
+            self.file, self.outbox, lambda _, message, _error=None: self.warnings.append(message), SECONDS
         )
         self.journal.begin_doubt()
 
@@ -60,17 +60,17 @@ class Life:
     def read(self) -> Pending:
         """Do what a replay does first; return what is to be told."""
         asyncio.run(self.journal.read())
-        assert self.recovery.doubt == 0
-        return self.recovery.take()
+        assert self.outbox.doubt == 0
+        return self.outbox.take()
 
     def replay(self) -> None:
-        self.recovery.settle(self.read())
+        self.outbox.settle(self.read())
         self.write()
 
     def crash(self) -> None:
         """End as by SIGKILL: what was written stays, what is only in memory is gone."""
         self.write()
-        self.recovery.keeper = None
+        self.outbox.keeper = None
         self.journal.close(SECONDS)
 
 
@@ -107,7 +107,7 @@ def held(path: Path) -> set[tuple[str, bytes]]:
 
 def test_nothing_is_started_or_made_before_there_is_something_to_write(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    assert not life.recovery.pending
+    assert not life.outbox.pending
     assert life.journal.figures() == {"rows": 0, "restored": 0, "failures": 0}
     assert not path.exists()
     assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
@@ -115,21 +115,21 @@ def test_nothing_is_started_or_made_before_there_is_something_to_write(path: Pat
 
 def test_what_one_life_has_recorded_is_told_by_the_next(path: Path, live: Callable[..., Life]) -> None:
     first = live()
-    first.recovery.record([b"magnus:t:k", b"magnus:t:l"])
-    first.recovery.record_prefix(b"magnus:u:")
-    first.recovery.record_tags([b"magnus!tag:x"])
+    first.outbox.record([b"magnus:t:k", b"magnus:t:l"])
+    first.outbox.record_prefix(b"magnus:u:")
+    first.outbox.record_tags([b"magnus!tag:x"])
     first.crash()
     second = live()
     # Until it has been read, it may be about anything.
-    assert second.recovery.pending
-    assert second.recovery.covers(b"magnus:other:k")
+    assert second.outbox.pending
+    assert second.outbox.covers(b"magnus:other:k")
     missed = second.read()
     assert (set(missed.names), set(missed.prefixes), set(missed.tags)) == (
         {b"magnus:t:k", b"magnus:t:l"},
         {b"magnus:u:"},
         {b"magnus!tag:x"},
     )
-    assert not second.recovery.covers(b"magnus:other:k")
+    assert not second.outbox.covers(b"magnus:other:k")
     assert second.journal.figures()["restored"] == 4
     second.replay()
     assert held(path) == set()
@@ -138,11 +138,11 @@ def test_what_one_life_has_recorded_is_told_by_the_next(path: Path, live: Callab
 
 def test_what_was_overwritten_or_told_leaves_the_file(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    mark = life.recovery.record([b"magnus:t:k", b"magnus:t:l"])
-    life.recovery.overwritten(b"magnus:t:k", mark)
+    mark = life.outbox.record([b"magnus:t:k", b"magnus:t:l"])
+    life.outbox.overwritten(b"magnus:t:k", mark)
     life.write()
     assert held(path) == {("names", b"magnus:t:l")}
-    life.recovery.settle(life.recovery.take())
+    life.outbox.settle(life.outbox.take())
     life.write()
     assert held(path) == set()
 
@@ -152,13 +152,13 @@ def test_a_row_that_was_recorded_again_is_not_deleted_by_who_told_the_first(
 ) -> None:
     """Rows go by their ids: what came after they were read is somebody else's duty."""
     first, second = live(), live()
-    first.recovery.record([b"magnus:t:k"])
+    first.outbox.record([b"magnus:t:k"])
     first.write()
-    second.recovery.begin_doubt()
+    second.outbox.begin_doubt()
     told = second.read()
-    first.recovery.record([b"magnus:t:k"])
+    first.outbox.record([b"magnus:t:k"])
     first.write()
-    second.recovery.settle(told)
+    second.outbox.settle(told)
     second.write()
     assert held(path) == {("names", b"magnus:t:k")}
     first.replay()
@@ -167,9 +167,9 @@ def test_a_row_that_was_recorded_again_is_not_deleted_by_who_told_the_first(
 
 def test_caches_of_other_servers_share_a_file(path: Path, live: Callable[..., Life]) -> None:
     here, there = live(), live(cache="redis://elsewhere:6379/0 magnus")
-    here.recovery.record([b"magnus:t:k"])
+    here.outbox.record([b"magnus:t:k"])
     here.crash()
-    there.recovery.begin_doubt()
+    there.outbox.begin_doubt()
     assert not any(there.read())
     assert held(path) == {("names", b"magnus:t:k")}
 
@@ -179,11 +179,11 @@ def test_what_waits_for_another_address_of_this_prefix_is_named(path: Path, live
     alias, quiet = "redis://localhost:6379/0 magnus", "redis://there:6379/0 other-magnus"
     for cache in (alias, quiet):
         earlier = live(cache=cache)
-        earlier.recovery.record([b"magnus:t:k"])
+        earlier.outbox.record([b"magnus:t:k"])
         earlier.crash()
     life = live()
     for _ in range(3):
-        life.recovery.begin_doubt()
+        life.outbox.begin_doubt()
         assert not any(life.read())
     (said,) = life.warnings
     assert "invalidations wait for redis://localhost:6379/0; this process uses redis://there:6379/0 and" in said
@@ -196,11 +196,11 @@ def test_too_many_names_become_namespaces_and_too_many_of_those_everything(
     path: Path, live: Callable[..., Life]
 ) -> None:
     life = live(most_names=3, most_scopes=2)
-    life.recovery.record([b"magnus:t:%d" % number for number in range(5)])
+    life.outbox.record([b"magnus:t:%d" % number for number in range(5)])
     life.write()
     assert held(path) == {("prefixes", b"magnus:t:")}
     for namespace in (b"magnus:u:", b"magnus:v:"):
-        life.recovery.record_prefix(namespace)
+        life.outbox.record_prefix(namespace)
     life.write()
     assert held(path) == {("prefixes", b"magnus:")}
 
@@ -208,22 +208,22 @@ def test_too_many_names_become_namespaces_and_too_many_of_those_everything(
 def test_what_many_processes_leave_behind_is_bounded_too(path: Path, live: Callable[..., Life]) -> None:
     for process in range(4):
         life = live(most_names=5, most_scopes=3)
-        life.recovery.record([b"magnus:t%d:%d" % (process % 2, 10 * process + number) for number in range(4)])
-        life.recovery.record_tags([b"magnus!tag:%d" % process])
+        life.outbox.record([b"magnus:t%d:%d" % (process % 2, 10 * process + number) for number in range(4)])
+        life.outbox.record_tags([b"magnus!tag:%d" % process])
         life.crash()
         assert len([kind for kind, _ in held(path) if kind == "names"]) <= 5
         assert len([kind for kind, _ in held(path) if kind != "names"]) <= 6
     last = live(most_names=5, most_scopes=3)
     last.read()
     for process in range(4):
-        assert last.recovery.covers(b"magnus:t%d:%d" % (process % 2, 10 * process), [b"magnus!tag:%d" % process])
-        assert last.recovery.covers(b"magnus:other:k", [b"magnus!tag:%d" % process])
+        assert last.outbox.covers(b"magnus:t%d:%d" % (process % 2, 10 * process), [b"magnus!tag:%d" % process])
+        assert last.outbox.covers(b"magnus:other:k", [b"magnus!tag:%d" % process])
 
 
 def test_ten_thousand_rows_are_read_without_holding_up_the_loop(live: Callable[..., Life]) -> None:
     """Invariant 10."""
     first = live()
-    first.recovery.record([b"magnus:t:%d" % number for number in range(10_000)])
+    first.outbox.record([b"magnus:t:%d" % number for number in range(10_000)])
     first.crash()
     second, longest = live(), 0.0
 
@@ -242,14 +242,14 @@ def test_ten_thousand_rows_are_read_without_holding_up_the_loop(live: Callable[.
         asyncio.run(main())
     finally:
         gc.enable()
-    assert len(second.recovery.take().names) == 10_000
+    assert len(second.outbox.take().names) == 10_000
     # The loop's own time: what others do with the machine is not counted.
     assert longest < 0.01
 
 
 def test_the_file_is_for_this_user_alone(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:k"])
+    life.outbox.record([b"magnus:t:k"])
     life.write()
     files = list(path.parent.glob("recovery.db*"))
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
@@ -270,10 +270,10 @@ def test_two_caches_of_one_process_keep_others_from_removing_the_file_in_use(
 ) -> None:
     """POSIX locks are the process's: whoever closes a descriptor of the file lets go of all connections' locks."""
     first = live()
-    first.recovery.record([b"magnus:t:k"])
+    first.outbox.record([b"magnus:t:k"])
     first.write()
     second = live(cache="redis://there:6379/0 second")
-    second.recovery.record([b"magnus:t:k"])
+    second.outbox.record([b"magnus:t:k"])
     second.write()
     beside = path.with_name(f"{path.name}-wal").stat().st_ino
     subprocess.run(
@@ -281,7 +281,7 @@ def test_two_caches_of_one_process_keep_others_from_removing_the_file_in_use(
         timeout=30, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert path.with_name(f"{path.name}-wal").stat().st_ino == beside
-    first.recovery.record([b"magnus:t:late"])
+    first.outbox.record([b"magnus:t:late"])
     first.write()
     assert {name for _, name in held(path)} == {b"magnus:t:k", b"magnus:t:other", b"magnus:t:late"}
 
@@ -297,7 +297,7 @@ def foreign_database(path: Path) -> None:
 
 def later_version(path: Path) -> None:
     life = Life(path)
-    life.recovery.record([b"magnus:t:k"])
+    life.outbox.record([b"magnus:t:k"])
     life.crash()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -306,7 +306,7 @@ def later_version(path: Path) -> None:
 
 def torn(path: Path) -> None:
     life = Life(path)
-    life.recovery.record([b"magnus:t:%d" % number for number in range(1000)])
+    life.outbox.record([b"magnus:t:%d" % number for number in range(1000)])
     life.crash()
     with path.open("r+b") as file:
         file.seek(4096)
@@ -337,7 +337,7 @@ def test_a_file_that_cannot_be_read_is_moved_aside_and_everything_is_distrusted(
 def test_a_file_that_is_found_damaged_while_writing_is_replaced(path: Path, live: Callable[..., Life]) -> None:
     foreign_database(path)
     life = live()
-    life.recovery.record([b"magnus:t:k"])
+    life.outbox.record([b"magnus:t:k"])
     life.write()
     assert ("names", b"magnus:t:k") in held(path)
     assert set(life.read().prefixes) == {ROOT}
@@ -354,19 +354,19 @@ def test_a_damaged_file_that_cannot_be_moved_is_told_once(
 
     monkeypatch.setattr(JournalFile, "_put_aside", refuse)
     assert set(life.read().prefixes) == {ROOT}
-    life.recovery.settle(life.recovery.take())
+    life.outbox.settle(life.outbox.take())
     for _ in range(2):
-        life.recovery.begin_doubt()
+        life.outbox.begin_doubt()
         assert not any(life.read())
 
 
 def test_a_file_that_is_removed_in_use_is_written_anew(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:k"])
+    life.outbox.record([b"magnus:t:k"])
     life.write()
     for file in path.parent.glob("recovery.db*"):
         file.unlink()
-    life.recovery.record([b"magnus:t:l"])
+    life.outbox.record([b"magnus:t:l"])
     life.write()
     assert held(path) == {("names", b"magnus:t:k"), ("names", b"magnus:t:l")}
 
@@ -386,7 +386,7 @@ def test_rows_that_somebody_has_edited_count_as_everything(
     path: Path, live: Callable[..., Life], column: str, content: Any
 ) -> None:
     first = live()
-    first.recovery.record([b"magnus:t:k"])
+    first.outbox.record([b"magnus:t:k"])
     first.crash()
     connection = sqlite3.connect(path)
     connection.execute(f"UPDATE missed SET {column} = CAST(? AS TEXT)", (content,))
@@ -406,17 +406,17 @@ def test_while_the_disk_refuses_memory_is_all_there_is_and_then_it_is_written_an
     path: Path, live: Callable[..., Life]
 ) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:a"])
+    life.outbox.record([b"magnus:t:a"])
     life.write()
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    life.recovery.record([b"magnus:t:b"])
+    life.outbox.record([b"magnus:t:b"])
     wait_until(lambda: life.warnings)
     assert "invalidations of an outage are kept in memory only" in life.warnings[0]
-    assert life.recovery.covers(b"magnus:t:b")
+    assert life.outbox.covers(b"magnus:t:b")
     blocker.execute("ROLLBACK")
     blocker.close()
-    life.recovery.record([b"magnus:t:c"])
+    life.outbox.record([b"magnus:t:c"])
     life.write()
     assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:b", b"magnus:t:c"}
 
@@ -427,7 +427,7 @@ def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_wh
     """A fork closes the file; the process may be out of descriptors when it is to be opened again."""
     monkeypatch.setattr(journal, "_RETRY", 0.05)
     life = live()
-    life.recovery.record([b"magnus:t:a"])
+    life.outbox.record([b"magnus:t:a"])
     life.write()
     life.journal.before_fork()
     life.journal.after_fork_in_parent()
@@ -437,25 +437,25 @@ def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_wh
             raise OSError(errno.EMFILE, "Too many open files")
 
         patch.setattr(JournalFile, "_connected", refuse)
-        life.recovery.record([b"magnus:t:k"])
+        life.outbox.record([b"magnus:t:k"])
         life.write()
         assert life.journal.figures()["failures"] > 0
     # Without anything else to write.
     wait_until(lambda: {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k"})
-    life.recovery.record([b"magnus:t:b"])
+    life.outbox.record([b"magnus:t:b"])
     life.write()
     assert {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k", b"magnus:t:b"}
 
 
 def test_closing_does_not_wait_for_who_keeps_the_file_locked(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:first"])
+    life.outbox.record([b"magnus:t:first"])
     life.write()
     blocker = sqlite3.connect(path, isolation_level=None)
     try:
         blocker.execute("BEGIN IMMEDIATE")
         for number in range(3000):
-            life.recovery.record([b"magnus:t:%d" % number])
+            life.outbox.record([b"magnus:t:%d" % number])
         began = time.monotonic()
         life.journal.close(SECONDS)
         assert time.monotonic() - began < 1.5
@@ -466,7 +466,7 @@ def test_closing_does_not_wait_for_who_keeps_the_file_locked(path: Path, live: C
 
 def test_what_is_locked_for_a_moment_is_written_before_the_end(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:first"])
+    life.outbox.record([b"magnus:t:first"])
     life.write()
     blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     blocker.execute("BEGIN IMMEDIATE")
@@ -474,7 +474,7 @@ def test_what_is_locked_for_a_moment_is_written_before_the_end(path: Path, live:
     letting_go.start()
     try:
         for number in range(3000):
-            life.recovery.record([b"magnus:t:%d" % number])
+            life.outbox.record([b"magnus:t:%d" % number])
         life.journal.close(SECONDS)
     finally:
         letting_go.join()
@@ -485,23 +485,23 @@ def test_what_is_locked_for_a_moment_is_written_before_the_end(path: Path, live:
 def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[..., Life]) -> None:
     """As is the record: what is queued beyond is written with all of it."""
     life = live()
-    life.recovery.record([b"magnus:t:first"])
+    life.outbox.record([b"magnus:t:first"])
     life.write()
     most = 2 * MOST_NAMES
     with life.journal._busy:
         for number in range(3 * most // 1000):
             # Overwritten at once: the queue grows, the record does not.
             names = [b"magnus:t:%d:%d" % (number, each) for each in range(1000)]
-            mark = life.recovery.record(names)
+            mark = life.outbox.record(names)
             for name in names:
-                life.recovery.overwritten(name, mark)
-        life.recovery.record([b"magnus:t:last"])
-        life.recovery.settle(Pending({b"magnus:t:first": 1}, {}, {}))
+                life.outbox.overwritten(name, mark)
+        life.outbox.record([b"magnus:t:last"])
+        life.outbox.settle(Pending({b"magnus:t:first": 1}, {}, {}))
         assert life.journal._queue._requests.qsize() < most + 100
     life.write()
     assert held(path) == {("names", b"magnus:t:last")}
     # And it is as before.
-    life.recovery.record([b"magnus:t:k"])
+    life.outbox.record([b"magnus:t:k"])
     life.write()
     asyncio.run(asyncio.wait_for(life.journal.written(), SECONDS))
     assert held(path) == {("names", b"magnus:t:last"), ("names", b"magnus:t:k")}
@@ -510,14 +510,14 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[
 
 
 def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) -> None:
-    recovery, said = Outbox(ROOT), list[str]()
+    outbox, said = Outbox(ROOT), list[str]()
     journal = Journal(
-        JournalFile(path, CACHE, ROOT), recovery, lambda _, message, _error=None: said.append(message), 0.05
+        JournalFile(path, CACHE, ROOT), outbox, lambda _, message, _error=None: said.append(message), 0.05
     )
 
     async def main() -> None:
         for _ in range(20):
-            recovery.record([b"magnus:t:k"])
+            outbox.record([b"magnus:t:k"])
             await journal.written()
 
     try:
@@ -537,17 +537,17 @@ def test_nobody_waits_longer_than_the_timeout_for_a_disk_that_hangs(path: Path) 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_a_journal_of_its_own(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    life.recovery.record([b"magnus:t:parent"])
+    life.outbox.record([b"magnus:t:parent"])
     life.write()
     part(life.journal)
     child = os.fork()
     if not child:
         signal.alarm(20)
-        life.recovery.reset()
+        life.outbox.reset()
         life.journal.reset()
-        life.recovery.record([b"magnus:t:child"])
+        life.outbox.record([b"magnus:t:child"])
         os._exit(7 if life.journal.wait(SECONDS) else 1)
-    life.recovery.record([b"magnus:t:parent 2"])
+    life.outbox.record([b"magnus:t:parent 2"])
     life.write()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert {name for _, name in held(path)} == {b"magnus:t:parent", b"magnus:t:child", b"magnus:t:parent 2"}
@@ -579,16 +579,16 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
         for moment, (what, who, name) in enumerate(steps, 1):
             life = lives[who]
             if what == "record":
-                life.recovery.record([name])
+                life.outbox.record([name])
                 untold[name] = moment
                 life.write()
             elif what == "prefix":
-                life.recovery.record_prefix(name)
+                life.outbox.record_prefix(name)
                 untold |= {each: moment for each in NAMES if each.startswith(name)}
                 life.write()
             elif what == "overwrite":
                 # A write that Redis has confirmed: whatever it held of the key before is gone.
-                life.recovery.overwritten(name, life.recovery.mark)
+                life.outbox.overwritten(name, life.outbox.mark)
                 untold.pop(name, None)
             elif what == "take":
                 told = life.read()
@@ -597,10 +597,10 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
                     if each in told.names or any(each.startswith(prefix) for prefix in told.prefixes):
                         del untold[each]
             elif what == "settle" and (sent := taken[who]) is not None:
-                life.recovery.settle(sent[0])
+                life.outbox.settle(sent[0])
                 taken[who] = None
             elif what == "read":
-                life.recovery.begin_doubt()
+                life.outbox.begin_doubt()
                 life.read()
             elif what == "crash":
                 life.crash()
@@ -612,7 +612,7 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
         last = Life(path)
         lives.append(last)
         last.read()
-        assert all(last.recovery.covers(each) for each in untold)
+        assert all(last.outbox.covers(each) for each in untold)
     finally:
         for life in lives:
             life.journal.close(SECONDS)
@@ -700,7 +700,7 @@ def test_what_a_peer_left_is_read_at_the_next_reconnection(server: Any, proxy: A
         away(cache, proxy)
         # A process that cannot reach Redis either, and ends before it can.
         peer = Life(path, f"{cache._state.endpoint.display if cache._state.endpoint else ''} magnus")
-        peer.recovery.record([b"magnus:t:k"])
+        peer.outbox.record([b"magnus:t:k"])
         peer.crash()
         proxy.resume()
         wait_until(lambda: cache.redis_available)
@@ -715,12 +715,12 @@ def test_a_replay_that_fails_for_no_known_reason_distrusts_everything_and_no_rea
         cache.set("t", "k", "old")
         cache.set("u", "k", "old")
         # Nothing that can be told.
-        cache._state.recovery.restore("prefixes", [b"magnus:t\xf3:"])
-        cache._state.recovery.restore("names", [b"magnus:t:gone"])
+        cache._state.outbox.restore("prefixes", [b"magnus:t\xf3:"])
+        cache._state.outbox.restore("names", [b"magnus:t:gone"])
         assert cache.get("t", "gone") is None
         wait_until(lambda: any("cannot be told" in line for line in caplog.messages))
         assert cache.get_or_set("t", "k", lambda: "new") == "new"
-        wait_until(lambda: cache.get("u", "k") is None and not cache._state.recovery.pending)
+        wait_until(lambda: cache.get("u", "k") is None and not cache._state.outbox.pending)
         assert cache.get_or_set("t", "l", lambda: 1) == 1
         assert len([line for line in caplog.messages if "cannot be told" in line]) == 1
 
@@ -733,7 +733,7 @@ def test_while_a_journal_cannot_be_read_its_process_alone_believes_nothing(
     with CacheManager(redis_url=url) as healthy:
         healthy.set_many("t", {"k": "there", "l": "there"})
         earlier = Life(path, f"{url} magnus")
-        earlier.recovery.record([b"magnus:t:l"])
+        earlier.outbox.record([b"magnus:t:l"])
         earlier.crash()
         blocker = sqlite3.connect(path, isolation_level=None)
         blocker.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -751,8 +751,8 @@ def test_while_a_journal_cannot_be_read_its_process_alone_believes_nothing(
                 assert healthy.get("t", "m0") == "loaded"
                 assert healthy.get("t", "k") == "there"
                 assert raw.get("magnus!epoch") == before
-                assert sick._state.recovery.pending
-                assert not any(sick._state.recovery.take())
+                assert sick._state.outbox.pending
+                assert not any(sick._state.outbox.take())
                 blocker.close()
                 wait_until(lambda: sick.get("t", "k") == "there")
                 wait_until(lambda: healthy.get("t", "l") is None)

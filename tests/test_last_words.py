@@ -80,7 +80,7 @@ def test_what_redis_refused_is_told_by_a_loop_that_runs(private_server: Any) -> 
             raw.config_set("maxmemory-policy", "noeviction")
             raw.config_set("maxmemory", "1")
             cache.set("t", "k", "NEW")
-            wait_until(lambda: not cache._engine.state.recovery.pending)
+            wait_until(lambda: not cache._engine.state.outbox.pending)
             assert peer.get("t", "k") is None
             raw.config_set("maxmemory", "0")
 
@@ -168,7 +168,7 @@ async def test_a_replay_that_redis_refuses_ends_with_the_cache(private_server: A
     async with AsyncCacheManager(redis_url=f"redis://app:pw@127.0.0.1:{private_server.port}/0") as manager:
         await manager.set("t", "k", 1)
         await manager.delete("t", "k")
-        await wait_until_async(lambda: manager._engine.state.replays._tasks)
+        await wait_until_async(lambda: manager._engine.state.replayer._tasks)
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "magnus-cache-replay"]
 
 

@@ -22,7 +22,7 @@ NAME = "magnus:t:k"
 
 def told(cache: AsyncCacheManager) -> Any:
     state = cache._engine.state
-    return lambda: state.breaker.closed and not state.recovery.pending
+    return lambda: state.breaker.closed and not state.outbox.pending
 
 
 async def test_a_write_that_was_given_up_does_not_arrive_after_the_delete(

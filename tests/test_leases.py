@@ -432,17 +432,17 @@ async def test_acquire_and_fill_by_hand(url: str, raw: redis.Redis) -> None:
 def test_a_script_that_is_interrupted_leaves_no_lease_for_ever(url: str, raw: redis.Redis) -> None:
     """A thread interrupted between the grant and the load: the renewal finds the flight over and gives up."""
     with CacheManager(redis_url=url, lease=0.3) as cache:
-        claims = cache._engine.loads.claims
-        claim = claims.claim
+        acquirer = cache._engine.loads.acquirer
+        fence = acquirer.fence
 
         async def interrupted(*args: Any, **kwargs: Any) -> Any:
-            await claim(*args, **kwargs)
+            await fence(*args, **kwargs)
             raise KeyboardInterrupt
 
-        claims.claim = interrupted  # type: ignore[method-assign]
+        acquirer.fence = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             cache.get_or_set("t", "k", lambda: 1)
-        claims.claim = claim  # type: ignore[method-assign]
+        acquirer.fence = fence  # type: ignore[method-assign]
         wait_until(lambda: not raw.exists(LEASE))
         assert cache.get_or_set("t", "k", lambda: 2) == 2
 

@@ -192,11 +192,11 @@ def test_settings_that_contradict_it(argument: str, options: dict[str, Any]) -> 
 
 
 def test_the_hidden_tag_is_nobody_elses(manager: CacheManager) -> None:
-    address = manager._engine.reads.address(MODELS, "k")
-    hidden = tagged(address, ())
+    ref = manager._engine.reads.ref(MODELS, "k")
+    hidden = tagged(ref, ())
     assert len(hidden) == 1
-    assert tagged(address, hidden) == hidden
-    assert tagged(manager._engine.reads.address("t", "k"), ()) == ()
+    assert tagged(ref, hidden) == hidden
+    assert tagged(manager._engine.reads.ref("t", "k"), ()) == ()
     with pytest.raises(CacheArgumentError, match="NUL"):
         manager.invalidate_tags(*hidden)
 

@@ -216,9 +216,9 @@ def test_invalidations_are_recorded_though_the_journal_has_no_thread(url: str, t
     with CacheManager(redis_url=url, recovery_path=tmp_path / "journal") as cache:
         with no_threads():
             assert cache.delete("t", "k") is False
-        assert cache._state.recovery.pending
+        assert cache._state.outbox.pending
         cache.get("t", "k")
-        assert not cache._state.recovery.pending
+        assert not cache._state.outbox.pending
 
 
 def test_a_coroutine_function_needs_the_loop(url: str) -> None:

@@ -349,7 +349,7 @@ def test_more_local_writes_than_can_be_remembered_are_not_trusted_afterwards(ser
     """The record overflows into whole namespaces; values of the outage stand on a trust that ends with it."""
     peer = CacheManager(redis_url=server.url)
     with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
-        cache._state.recovery._most_names = 3
+        cache._state.outbox._most_names = 3
         cache.get("t", "k")
         proxy.refuse()
         proxy.cut()
@@ -387,11 +387,11 @@ async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any
 
 def test_an_older_write_does_not_cover_a_later_invalidation() -> None:
     """A write that is confirmed late must not erase the record of what came after it."""
-    recovery = Outbox(b"magnus:")
-    recovery.record([b"t:k"])
-    before = recovery.mark
-    recovery.record([b"t:k"])
-    recovery.overwritten(b"t:k", before)
-    assert recovery.covers(b"t:k")
-    recovery.overwritten(b"t:k", recovery.mark)
-    assert not recovery.covers(b"t:k")
+    outbox = Outbox(b"magnus:")
+    outbox.record([b"t:k"])
+    before = outbox.mark
+    outbox.record([b"t:k"])
+    outbox.overwritten(b"t:k", before)
+    assert outbox.covers(b"t:k")
+    outbox.overwritten(b"t:k", outbox.mark)
+    assert not outbox.covers(b"t:k")

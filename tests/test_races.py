@@ -266,9 +266,9 @@ async def test_what_is_covered_by_an_untold_invalidation_only_holds_up_its_own_r
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
         await cache.set_many("t", {"a": 1, "b": 2})
         state = cache._engine.state
-        state.recovery.record([b"magnus:t:a"])
+        state.outbox.record([b"magnus:t:a"])
         state.memory.clear(b"magnus:")
-        state.replays._replay_at = state.clock() + 60
+        state.replayer._replay_at = state.clock() + 60
         assert await cache.get("t", "a") is None
         assert await cache.get("t", "b") == 2
 
@@ -341,8 +341,8 @@ async def test_redis_is_told_at_once_what_it_refused_while_it_was_there(url: str
     async with fleet(url, 2) as (one, two):
         await one.set("t", "k", "old")
         assert await two.get("t", "k") == "old"
-        one._engine.state.missed(lambda recovery: recovery.record([b"magnus:t:k"]))
-        await wait_until_async(lambda: not one._engine.state.recovery.pending)
+        one._engine.state.missed(lambda outbox: outbox.record([b"magnus:t:k"]))
+        await wait_until_async(lambda: not one._engine.state.outbox.pending)
         await two.get_stats()
         assert await two.get("t", "k") is None
 

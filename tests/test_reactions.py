@@ -56,7 +56,7 @@ async def back(cache: AsyncCacheManager) -> None:
     """Return once Redis is used again."""
     await wait_until_async(lambda: cache.redis_available)
     state = cache._engine.state
-    await wait_until_async(lambda: not state.recovery.pending)
+    await wait_until_async(lambda: not state.outbox.pending)
 
 
 def administrator(server: EmbeddedServer, password: str | None = None) -> "redis.Redis":
@@ -170,7 +170,7 @@ async def test_demoted_to_a_replica(start: Start, caplog: pytest.LogCaptureFixtu
             assert await cache.get("t", "stale") is None
             assert admin.get("magnus:t:stale") is not None
             admin.execute_command("REPLICAOF", "NO", "ONE")
-            await wait_until_async(lambda: not cache._engine.state.recovery.pending)
+            await wait_until_async(lambda: not cache._engine.state.outbox.pending)
             assert admin.get("magnus:t:stale") is None
         assert any("it is a replica" in line for line in warnings(caplog))
 

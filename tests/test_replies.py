@@ -71,7 +71,7 @@ async def test_invariant_9_no_number_from_redis_raises_or_stays(
             relay.answer = None
             relay.hang_up()
             await cache.get("t", "k")
-            await wait_until_async(lambda: cache.redis_available and not cache._engine.state.recovery.pending)
+            await wait_until_async(lambda: cache.redis_available and not cache._engine.state.outbox.pending)
             async with AsyncCacheManager(redis_url=server.url) as other:
                 assert await cache.set("t", "k", 2, tags=("x", "y"))
                 assert await other.get("t", "k") == 2
@@ -98,7 +98,7 @@ async def test_invariant_9_a_scan_without_an_end_has_one(
             relay.answer = None
             relay.hang_up()
             await cache.get("t", "k")
-            await wait_until_async(lambda: cache.redis_available and not cache._engine.state.recovery.pending)
+            await wait_until_async(lambda: cache.redis_available and not cache._engine.state.outbox.pending)
             if target == "magnus:t:a*":
                 # Of the others, this server never heard: their epoch was issued by the one that talked nonsense.
                 assert await other.get("t", "ab") is None

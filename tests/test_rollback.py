@@ -179,7 +179,7 @@ async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(ki
                 assert old.get(NAME) is not None
                 assert await cache.get("t", "k") is None
                 old.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
-                await wait_until_async(lambda: not cache._engine.state.recovery.pending)
+                await wait_until_async(lambda: not cache._engine.state.outbox.pending)
                 assert await cache.get("t", "k") is None
                 assert (await cache.get_stats())["breaker"]["outages"] == 0
 
@@ -243,16 +243,16 @@ def test_nobody_vouches_for_what_could_not_be_settled(reply: bytes) -> None:
             calls.append(call)
 
     keyspace = Keyspace("magnus")
-    arrivals = FailoverGuard(Epochs(keyspace), Outbox(b"magnus:"), b"magnus:", lambda _: None)
+    failover = FailoverGuard(Epochs(keyspace), Outbox(b"magnus:"), b"magnus:", lambda _: None)
     wire: Any = Stub()
-    arrivals.greeted(b"run:zero", b"")
-    arrivals.vouch(wire)
-    arrivals.greeted(b"run:one", ResponseError("OOM"))
-    arrivals.vouch(wire)
+    failover.greeted(b"run:zero", b"")
+    failover.vouch(wire)
+    failover.greeted(b"run:one", ResponseError("OOM"))
+    failover.vouch(wire)
     assert not calls
-    assert arrivals.greeting(b"run:one") is None
-    arrivals.greeted(b"run:one", reply)
-    arrivals.vouch(wire)
+    assert failover.greeting(b"run:one") is None
+    failover.greeted(b"run:one", reply)
+    failover.vouch(wire)
     assert len(calls) == 1
 
 

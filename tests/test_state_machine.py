@@ -171,7 +171,7 @@ class Coherence(RuleBasedStateMachine):
     async def told(self) -> None:
         """Return when both managers have handled all that was announced, and Redis knows all that they know."""
         for manager in self.managers:
-            await wait_until_async(lambda manager=manager: not manager._engine.state.recovery.pending)
+            await wait_until_async(lambda manager=manager: not manager._engine.state.outbox.pending)
         for manager in self.managers:
             await manager.get_stats()
             if manager._engine.state.portal.running:
@@ -551,9 +551,9 @@ def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:
     fill = Writes.fill
 
     async def late(self: Writes, *args: Any) -> bool:
-        claim = args[-1]
-        assert isinstance(claim, Fence)
-        claim.epoch = self.state.epochs.highest
+        fence = args[-1]
+        assert isinstance(fence, Fence)
+        fence.epoch = self.state.epochs.highest
         return await fill(self, *args)
 
     patch.setattr(Writes, "fill", late)

@@ -175,7 +175,7 @@ async def test_invariant_6_a_cancelled_touch_leaves_nothing_near_that_may_have_a
         touch = asyncio.ensure_future(cache.touch("t", "k", 5))
         with pytest.raises(asyncio.CancelledError):
             await touch
-        assert cache._state.memory.peek(cache._reads.address("t", "k").name) is None
+        assert cache._state.memory.peek(cache._reads.ref("t", "k").name) is None
 
 
 # -- large values -----------------------------------------------------------------------------------------------
@@ -250,16 +250,16 @@ async def test_invariant_2_a_load_that_began_during_a_failing_write_is_not_kept(
     async with AsyncCacheManager(redis_url=private_server.url) as cache:
         await cache.get("t", "other")
         writes = cache._writes
-        address = cache._reads.address("t", "k")
+        ref = cache._reads.ref("t", "k")
         # What `set` and `delete` do first, and then wait for Redis: at this point another caller comes.
-        cache._state.touch((address.name,))
+        cache._state.touch((ref.name,))
         load = asyncio.ensure_future(cache.get_or_set("t", "k", loader))
         await loading.wait()
         private_server.kill()
         if what == "set":
-            assert await writes.write(address, "set", cache._reads.encoded(address, "set"), 60) is True
+            assert await writes.write(ref, "set", cache._reads.encoded(ref, "set"), 60) is True
         else:
-            await writes.remove((address,))
+            await writes.remove((ref,))
         loaded.set()
         assert await load == "loaded"
         await wait_until_async(lambda: not cache.redis_available)
@@ -270,7 +270,7 @@ async def test_invariant_2_a_load_that_began_during_a_failing_write_is_not_kept(
 async def test_a_set_is_kept_though_a_load_of_another_thread_is_about_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """The load has reserved its place when the set comes: only one of them is kept, and that is the set."""
     async with AsyncCacheManager(redis_enabled=False) as cache:
-        memory, address = cache._state.memory, cache._reads.address("t", "k")
+        memory, ref = cache._state.memory, cache._reads.ref("t", "k")
         loaded = Entry("loaded", None, monotonic() + 60, LONG, 1, 1)
         fill: list[Any] = []
         invalidate = memory.invalidate
@@ -289,7 +289,7 @@ async def test_a_set_is_kept_though_a_load_of_another_thread_is_about_to_be(monk
             return local_trust(state, namespace)
 
         monkeypatch.setattr(type(cache._state), "local_trust", filled_first)
-        assert await cache._writes.write(address, "set", cache._reads.encoded(address, "set"), 60) is True
+        assert await cache._writes.write(ref, "set", cache._reads.encoded(ref, "set"), 60) is True
         memory.release(fill[0])
         assert await cache.get("t", "k") == "set"
 

@@ -28,7 +28,7 @@ async def invalidate(writer: AsyncCacheManager, how: str) -> None:
     wire = state.wire()
     assert wire is not None
     name = {"tag": b"magnus!tag:x", "namespace": b"magnus!epoch:t", "everything": b"magnus!epoch"}[how]
-    await state.replays.bump(wire, (name,))
+    await state.replayer.bump(wire, (name,))
 
 
 @pytest.mark.parametrize("how", ["tag", "namespace", "everything"])
@@ -71,12 +71,12 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
             await reader.set("t", "k", 1)
             epochs, wire = reader._engine.reads.epochs, reader._engine.state.wire()
             assert wire is not None
-            realm = reader._engine.state.epochs.realm("t")
+            epoch_names = reader._engine.state.epochs.epoch_names("t")
             asked = clock()
             clock.advance(BOUND)
-            epochs.prepare(wire, realm)
-            epoch = reader._engine.state.epochs.latest(realm.control)
-            wire.known.learned(realm.control, epoch, asked)
-            assert realm.control not in wire.known.current
+            epochs.prepare(wire, epoch_names)
+            epoch = reader._engine.state.epochs.latest(epoch_names.control)
+            wire.known.learned(epoch_names.control, epoch, asked)
+            assert epoch_names.control not in wire.known.current
             await wire.renew()
-            assert realm.control in wire.known.current
+            assert epoch_names.control in wire.known.current

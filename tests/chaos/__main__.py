@@ -37,9 +37,9 @@ def main() -> int:
             print(f"  {who:40} {seconds:7.2f} s")
     written(arguments.json, {"rows": [asdict(row) for row in rows], "black hole": times})
     print(f"\nwritten to {arguments.json}")
-    bad = [row for row in rows if row.errors or row.stale or row.recovery < 0 or row.p99 >= 2 * OP_TIMEOUT]
+    bad = [row for row in rows if row.errors or row.stale or row.outbox < 0 or row.p99 >= 2 * OP_TIMEOUT]
     for row in bad:
-        back = "never well again" if row.recovery < 0 else f"well again after {row.recovery:.2f} s"
+        back = "never well again" if row.outbox < 0 else f"well again after {row.outbox:.2f} s"
         print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}")
         print(f"{row.fault}: p99 {row.p99:.2f} s at an op_timeout of {OP_TIMEOUT:g} s, {back}")
     if late:

@@ -92,7 +92,7 @@ class Ledger:
         with self._lock:
             for key, version in versions.items():
                 cache.floors[key] = max(cache.floors.get(key, 0), version)
-                if cache.state.recovery.pending:
+                if cache.state.outbox.pending:
                     cache.untold.append((key, version))
                 else:
                     self._publish(key, version, now)
@@ -103,7 +103,7 @@ class Ledger:
         for cache in caches:
             if not cache.state.reachable:
                 cache.apart = now
-            if cache.untold and not cache.state.recovery.pending:
+            if cache.untold and not cache.state.outbox.pending:
                 with self._lock:
                     for key, version in cache.untold:
                         self._publish(key, version, now)

@@ -31,7 +31,7 @@ class Row:
     quiet_p99: float
     stale: int
     loads: int
-    recovery: float
+    outbox: float
     """From the end of the fault until both caches use Redis, have told it all, and hit near again; -1 for never."""
     examples: list[dict[str, Any]]
 
@@ -55,16 +55,16 @@ async def _strike(here: World, name: str, seconds: float, count: int, quiet: flo
         loads = here.ledger.loads
         await asyncio.to_thread(FAULTS[name], here, seconds)
         healed = time.monotonic()
-        recovery = -1.0
+        outbox = -1.0
         while time.monotonic() - healed < _PATIENCE:
             if await _well(here):
-                recovery = time.monotonic() - healed
+                outbox = time.monotonic() - healed
                 break
             await asyncio.sleep(0.01)
         # What came back wrong would be served now.
         await asyncio.sleep(here.ledger.bound + quiet)
         seen = callers.take()
-        return _row(name, calm, seen, here.ledger.loads - loads, here.ledger.stale, recovery)
+        return _row(name, calm, seen, here.ledger.loads - loads, here.ledger.stale, outbox)
     finally:
         callers.stop()
         await asyncio.gather(calling, return_exceptions=True)
@@ -109,7 +109,7 @@ async def _look(here: World) -> None:
 async def _well(here: World) -> bool:
     """Whether both caches use Redis, have told it everything, and are near again what they were."""
     for cache, manager in zip(here.caches, here.managers, strict=True):
-        if not manager.redis_available or cache.state.recovery.pending or not cache.state.reachable:
+        if not manager.redis_available or cache.state.outbox.pending or not cache.state.reachable:
             return False
         if not await manager.set("well", "probe", 1) or await manager.get("well", "probe") != 1:
             return False
@@ -118,11 +118,11 @@ async def _well(here: World) -> bool:
     return True
 
 
-def _row(name: str, calm: Seen, seen: Seen, loads: int, stale: list[Stale], recovery: float) -> Row:
+def _row(name: str, calm: Seen, seen: Seen, loads: int, stale: list[Stale], outbox: float) -> Row:
     kinds = sorted({f"{type(error).__name__}: {error}"[:200] for error in seen.errors + calm.errors})
     return Row(
         name, len(seen.latencies), len(seen.errors) + len(calm.errors), kinds[:5], _share(seen.latencies, 0.99),
-        max(seen.latencies, default=0.0), _share(calm.latencies, 0.99), len(stale), loads, recovery,
+        max(seen.latencies, default=0.0), _share(calm.latencies, 0.99), len(stale), loads, outbox,
         [asdict(example) for example in stale[:5]],
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ def table(rows: list[Row]) -> str:
     ]
     lines += [
         f"{row.fault:30} {row.requests:8} {row.errors:6} {row.p99 * 1e3:8.1f} {row.worst * 1e3:9.1f} "
-        f"{row.quiet_p99 * 1e3:9.1f} {row.stale:6} {row.loads:6} {row.recovery:10.2f}"
+        f"{row.quiet_p99 * 1e3:9.1f} {row.stale:6} {row.loads:6} {row.outbox:10.2f}"
         for row in rows
     ]
     return "\n".join(lines)

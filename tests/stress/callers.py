@@ -324,7 +324,7 @@ class Caller:
         self._read(cache, key, value[1], began, ended, what)
 
     def _gone(self, cache: Cache, keys: tuple[Key, ...], began: int, ended: int, kind: Kind = Kind.GONE) -> None:
-        told = cache.in_memory or not cache.state.recovery.pending
+        told = cache.in_memory or not cache.state.outbox.pending
         numbers = [key.number for key in keys]
         cache.log.note(kind, cache.number, numbers, began, ended, told)
         if not told:

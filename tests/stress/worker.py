@@ -257,7 +257,7 @@ class Worker:
             for cache in self._caches:
                 cache.look()
                 count = len(cache.untold)
-                if count and not cache.state.recovery.pending:
+                if count and not cache.state.outbox.pending:
                     for _ in range(count):
                         numbers, began = cache.untold.popleft()
                         self._log.note(Kind.TOLD, cache.number, numbers, began, now())
@@ -319,7 +319,7 @@ class Worker:
                 left.append(
                     f"cache {cache.number % CACHES}: flights {len(state.flights)}, unattended "
                     f"{state.flights.unattended}, leases {len(state.leases)}, places {state.memory.pending}, "
-                    f"untold {state.recovery.pending}"
+                    f"untold {state.outbox.pending}"
                 )
             if cache.untold:
                 left.append(f"cache {cache.number % CACHES}: {len(cache.untold)} invalidations are not told")

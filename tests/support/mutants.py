@@ -19,8 +19,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination import epoch_sync, failover, generations, leases, replay, state
 from magnus_cache._engine.flights import callers, context, flights, registry
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading import acquire as claims
-from magnus_cache._engine.loading import batch, loads, throttle
+from magnus_cache._engine.loading import acquire, batch, loads, throttle
 from magnus_cache._engine.loading import stale as refreshes
 from magnus_cache._engine.memory import entry as entries
 from magnus_cache._engine.memory import store as memory
@@ -94,7 +93,7 @@ def without_token_check_of_a_fill() -> None:
 
 @guard(LEASES)
 def without_a_unique_token() -> None:
-    for module in (leases, claims):
+    for module in (leases, acquire):
         put(module, "new_token", lambda: b"always the same")
     put(leases, "new_version", lambda: 7)
 
@@ -150,7 +149,7 @@ def without_bells() -> None:
 
 @guard(LEASES)
 def without_a_bound_on_waiting() -> None:
-    put(claims, "monotonic", lambda: 0.0)
+    put(acquire, "monotonic", lambda: 0.0)
 
 
 @guard(LEASES)
@@ -171,8 +170,8 @@ def without_a_heartbeat_while_loading() -> None:
 
 @guard(LEASES)
 def without_giving_back_what_was_granted_to_the_cancelled() -> None:
-    put(claims, "_give_back", nothing)
-    original = claims.LeaseAcquirer._answered
+    put(acquire, "_give_back", nothing)
+    original = acquire.LeaseAcquirer._answered
 
     def answered(self: Any, *args: Any) -> Any:
         class Never:
@@ -181,7 +180,7 @@ def without_giving_back_what_was_granted_to_the_cancelled() -> None:
 
         return original(self, *args[:6], Never(), *args[7:])  # type: ignore[arg-type]
 
-    put(claims.LeaseAcquirer, "_answered", answered)
+    put(acquire.LeaseAcquirer, "_answered", answered)
 
 
 @guard(LEASES)
@@ -204,14 +203,14 @@ def without_the_rejected_header() -> None:
 
 @guard(LEASES)
 def without_refusing_to_keep_what_was_loaded_alone() -> None:
-    original = claims.LeaseAcquirer.unclaimed
+    original = acquire.LeaseAcquirer.unclaimed
 
-    def unclaimed(self: claims.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
-        claim = original(self, flight, fresh=fresh)
-        claim.offline = self._state.offline
-        return claim
+    def unclaimed(self: acquire.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
+        fence = original(self, flight, fresh=fresh)
+        fence.offline = self._state.offline
+        return fence
 
-    put(claims.LeaseAcquirer, "unclaimed", unclaimed)
+    put(acquire.LeaseAcquirer, "unclaimed", unclaimed)
 
 
 @guard(LEASES)
@@ -279,10 +278,10 @@ def without_reading_after_our_own_write() -> None:
 
 
 def _stored_always(original: Any) -> Any:
-    def stored(self: Any, address: Any, fill: Any, held: Any, times: Any, reply: Any, *rest: Any) -> Any:
+    def stored(self: Any, ref: Any, fill: Any, held: Any, times: Any, reply: Any, *rest: Any) -> Any:
         if isinstance(reply, list):
             reply = [*reply[:-1], 1]
-        return original(self, address, fill, held, times, reply, *rest)
+        return original(self, ref, fill, held, times, reply, *rest)
 
     return stored
 
@@ -308,7 +307,7 @@ def without_touching_again_when_the_answer_comes() -> None:
 
 @guard(RACES)
 def without_voiding_after_the_record() -> None:
-    put(writes.Writes, "unsure", lambda self, names: self.state.recovery.record(names))
+    put(writes.Writes, "unsure", lambda self, names: self.state.outbox.record(names))
 
 
 # -- epochs -------------------------------------------------------------------------------------------------------
@@ -360,7 +359,7 @@ def without_turning_away_who_joined_an_overtaken_load() -> None:
     async def never(*_: Any) -> bool:
         return False
 
-    put(claims.LeaseAcquirer, "overtaken", never)
+    put(acquire.LeaseAcquirer, "overtaken", never)
 
 
 @guard(EPOCHS)
@@ -411,15 +410,15 @@ def without_voiding_reads_when_a_clear_is_answered() -> None:
 
 @guard(EPOCHS)
 def without_the_epoch_that_came_with_the_lease() -> None:
-    original = claims.LeaseAcquirer._informed
+    original = acquire.LeaseAcquirer._informed
 
-    async def informed(self: Any, wire_: Any, address: Any, tags: Any, claim: Any) -> Any:
-        epoch, known = claim.epoch, self._state.epochs.floor(wire_.known, address.realm, tags) is not None
-        claim = await original(self, wire_, address, tags, claim)
-        claim.epoch = epoch if known else claim.epoch
-        return claim
+    async def informed(self: Any, wire_: Any, ref: Any, tags: Any, fence: Any) -> Any:
+        epoch, known = fence.epoch, self._state.epochs.floor(wire_.known, ref.epoch_names, tags) is not None
+        fence = await original(self, wire_, ref, tags, fence)
+        fence.epoch = epoch if known else fence.epoch
+        return fence
 
-    put(claims.LeaseAcquirer, "_informed", informed)
+    put(acquire.LeaseAcquirer, "_informed", informed)
 
 
 # -- flights and batches ------------------------------------------------------------------------------------------
@@ -444,12 +443,12 @@ def without_waiter_counts() -> None:
 
 @guard(BATCHES)
 def without_leaving_waited_keys_out_of_the_first_call() -> None:
-    original = claims.LeaseAcquirer.claim
+    original = acquire.LeaseAcquirer.acquire
 
-    async def claim(self: Any, *args: Any, waiting: Any = None, **more: Any) -> Any:
+    async def acquire_otherwise(self: Any, *args: Any, waiting: Any = None, **more: Any) -> Any:
         return await original(self, *args, **more)
 
-    put(claims.LeaseAcquirer, "claim", claim)
+    put(acquire.LeaseAcquirer, "acquire", acquire_otherwise)
 
 
 @guard(BATCHES)
@@ -522,11 +521,11 @@ def without_threads_of_its_own_for_compression() -> None:
 def without_looking_at_cancelled_reads() -> None:
     original = reads_many._read_many
 
-    async def read_many(self: Any, addresses: Any) -> Any:
+    async def read_many(self: Any, refs: Any) -> Any:
         wire_ = self.state.wire()
         if wire_ is None or not wire_.up:
-            return await original(self, addresses)
-        waiters = [self.request(wire_, address, None)[0] for address in addresses]
+            return await original(self, refs)
+        waiters = [self.request(wire_, ref, None)[0] for ref in refs]
         return [await waiter for waiter in waiters]
 
     put(reads_many, "_read_many", read_many)
@@ -675,9 +674,9 @@ def without_an_end_of_the_pause() -> None:
 def without_a_pause_after_a_value_that_its_rules_choke_on() -> None:
     original = loads.Loads._hold_back
 
-    def hold_back(self: Any, address: Any, error: Exception) -> None:
+    def hold_back(self: Any, ref: Any, error: Exception) -> None:
         if not isinstance(error, KeyError):
-            original(self, address, error)
+            original(self, ref, error)
 
     put(loads.Loads, "_hold_back", hold_back)
 
@@ -726,8 +725,8 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
 
 @guard(POLICIES)
 def without_telling_what_is_to_be_refreshed() -> None:
-    original = claims.LeaseAcquirer._good
-    put(claims.LeaseAcquirer, "_good", lambda self, address, entry, _: original(self, address, entry, None))
+    original = acquire.LeaseAcquirer._good
+    put(acquire.LeaseAcquirer, "_good", lambda self, ref, entry, _: original(self, ref, entry, None))
 
 
 @guard(POLICIES)
@@ -757,10 +756,10 @@ def without_telling_errors_from_values() -> None:
 def without_grace_in_redis_expiry() -> None:
     original = writes.Writes._send
 
-    async def send(self: Any, address: Any, *rest: Any) -> bool:
+    async def send(self: Any, ref: Any, *rest: Any) -> bool:
         graceless = KeyRef(
-            address.namespace, address.name, address.counters, address.realm,
-            dataclasses.replace(address.freshness, grace=0.0),
+            ref.namespace, ref.name, ref.counters, ref.epoch_names,
+            dataclasses.replace(ref.freshness, grace=0.0),
         )  # fmt: skip
         return await original(self, graceless, *rest)
 
@@ -780,7 +779,7 @@ def without_refusing_what_is_stale_to_who_only_looks() -> None:
 
 @guard(POLICIES)
 def without_telling_mistakes_from_failures() -> None:
-    put(refreshes.StalePolicy, "_excused", lambda self, address, error, stale: stale is not MISS)
+    put(refreshes.StalePolicy, "_excused", lambda self, ref, error, stale: stale is not MISS)
 
 
 @guard(FRESHNESS, POLICIES)
@@ -855,9 +854,9 @@ def without_what_is_due_for_a_refresh() -> None:
 
 @guard(POLICIES)
 def without_a_bound_on_reading() -> None:
-    async def read(self: Any, address: Any, tags: Any) -> Any:
-        entry = await self._reads.read(address, tags)
-        return self._reads.last(address) if entry is None else entry
+    async def read(self: Any, ref: Any, tags: Any) -> Any:
+        entry = await self._reads.read(ref, tags)
+        return self._reads.last(ref) if entry is None else entry
 
     put(refreshes.StalePolicy, "_read", read)
 
@@ -1072,7 +1071,7 @@ LAST: Final = "tests/test_last_words.py"
 @guard(LAST)
 def without_an_end_of_what_close_has_begun_to_end() -> None:
     original = state.State.end
-    put(state.State, "end", lambda self: None if self.recovery.pending else original(self))
+    put(state.State, "end", lambda self: None if self.outbox.pending else original(self))
 
 
 @guard(LAST)

@@ -187,7 +187,7 @@ def without_the_end_of_epochs_in_trust() -> None:
     def trust(self: reads.Reads, source: Any, sent: float) -> Any:
         if source.tracking:
             return source.trust
-        return Trust(sent + self.state.settings.max_staleness, self.state.eras.now)
+        return Trust(sent + self.state.settings.max_staleness, self.state.generations.now)
 
     put(reads.Reads, "trust", trust)
 

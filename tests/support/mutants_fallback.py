@@ -23,8 +23,8 @@ def without_a_look_whether_an_entry_is_still_the_one_that_was_looked_at() -> Non
 
 @guard(STEPS)
 def without_telling_remembered_errors_from_values_in_an_outage() -> None:
-    def here(self: Any, address: Any, wire: Any) -> Any:
-        return self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
+    def here(self: Any, ref: Any, wire: Any) -> Any:
+        return self._memory.peek(ref.name) if wire is None else self._reads.fallback(ref)
 
     put(lifetimes.Lifetimes, "_here", here)
 
@@ -140,7 +140,7 @@ def without_opening_what_is_touched() -> None:
 @guard(TOUCH)
 def without_letting_a_fresh_load_keep_its_own_value_in_an_outage() -> None:
     def unsure(self: Any, names: Any) -> int:
-        mark: int = self.state.missed(lambda recovery: recovery.record(names))
+        mark: int = self.state.missed(lambda outbox: outbox.record(names))
         self.state.touch(names)
         return mark
 

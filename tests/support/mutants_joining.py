@@ -35,14 +35,14 @@ def without_the_tags_of_what_was_found() -> None:
 
 @guard(FOUND)
 def without_noting_the_look_before_it() -> None:
-    original = acquire.LeaseAcquirer.claim
+    original = acquire.LeaseAcquirer.acquire
 
-    async def claim(self: Any, address: Any, flight: Any, *args: Any, **more: Any) -> Any:
-        got = await original(self, address, flight, *args, **more)
+    async def acquire_otherwise(self: Any, ref: Any, flight: Any, *args: Any, **more: Any) -> Any:
+        got = await original(self, ref, flight, *args, **more)
         flight.look.since = self._state.epochs.moment()
         return got
 
-    put(acquire.LeaseAcquirer, "claim", claim)
+    put(acquire.LeaseAcquirer, "acquire", acquire_otherwise)
 
 
 @guard(f"{JOINING}::test_nobody_joins_a_load_that_is_taking_in_what_it_found")
@@ -166,10 +166,10 @@ def without_putting_loads_aside_after_a_write() -> None:
 def without_doubt_about_what_was_not_announced() -> None:
     original = acquire.LeaseAcquirer.overtaken
 
-    async def overtaken(self: Any, address: Any, tags: Any, known: Any, claim: Any) -> bool:
-        if claim.lease is not None:
-            claim.flight.look.known = claim.lease.wire.known
-        return await original(self, address, tags, known, claim)
+    async def overtaken(self: Any, ref: Any, tags: Any, known: Any, fence: Any) -> bool:
+        if fence.lease is not None:
+            fence.flight.look.known = fence.lease.wire.known
+        return await original(self, ref, tags, known, fence)
 
     put(acquire.LeaseAcquirer, "overtaken", overtaken)
 

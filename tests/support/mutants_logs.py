@@ -116,9 +116,9 @@ def without_letting_go_of_the_loader_of_a_load_that_has_ended() -> None:
 def without_forgetting_errors_whose_tags_only_a_value_could_tell() -> None:
     original = loads.Loads.failed
 
-    async def failed(self: Any, address: Any, error: Any, tags: Any, started: float, claim: Any) -> None:
-        claim.flight.look.tags = tags
-        await original(self, address, error, tags, started, claim)
+    async def failed(self: Any, ref: Any, error: Any, tags: Any, started: float, fence: Any) -> None:
+        fence.flight.look.tags = tags
+        await original(self, ref, error, tags, started, fence)
 
     put(loads.Loads, "failed", failed)
 

@@ -49,16 +49,16 @@ def without_a_place_for_the_tag_of_a_function() -> None:
 def without_serving_values_that_have_no_tag() -> None:
     original = epochs.Epochs.floor
 
-    def floor(self: Any, known: Any, realm: Any, tags: Any = ()) -> Any:
-        return original(self, known, realm, tags or realm.tags)
+    def floor(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
+        return original(self, known, epoch_names, tags or epoch_names.tags)
 
     put(epochs.Epochs, "floor", floor)
 
 
 @guard(f"{CLEAR}::test_the_epoch_of_a_function_comes_along_with_its_first_value")
 def without_asking_for_the_epoch_of_a_function_along_with_its_values() -> None:
-    def missing(self: Any, known: Any, realm: Any, tags: Any = ()) -> list[bytes]:
-        names = self.names_of(realm, tags)
+    def missing(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> list[bytes]:
+        names = self.names_of(epoch_names, tags)
         return [name for name in names if name not in known.current or name not in self._latest]
 
     put(epochs.Epochs, "missing", missing)
@@ -114,7 +114,7 @@ def without_leaving_a_clear_of_a_function_for_later() -> None:
 
         def clear() -> None:
             engine = place.engine
-            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
+            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
 
         return clear, *operations[1:]
 

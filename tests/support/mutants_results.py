@@ -52,9 +52,9 @@ def without_leases_for_callers_after_what_could_not_be_stored() -> None:
 def without_removing_what_a_result_was_to_replace() -> None:
     original = unstorable.Unstorable.refused
 
-    async def refused(self: Any, address: Any, value: Any, rule: Any, error: Any, claim: Any) -> Any:
-        claim.fresh = False
-        return await original(self, address, value, rule, error, claim)
+    async def refused(self: Any, ref: Any, value: Any, rule: Any, error: Any, fence: Any) -> Any:
+        fence.fresh = False
+        return await original(self, ref, value, rule, error, fence)
 
     put(unstorable.Unstorable, "refused", refused)
 
@@ -87,8 +87,8 @@ def without_epochs_of_local_values() -> None:
 
 @guard(f"{LOCAL}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
 def without_judging_a_local_load_when_it_ends() -> None:
-    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> Any:
-        return await _original_fill(self, address, held._replace(epoch=1 << 62), ttl, claim)
+    async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> Any:
+        return await _original_fill(self, ref, held._replace(epoch=1 << 62), ttl, fence)
 
     put(local_writes.LocalWrites, "fill", fill)
 
@@ -98,10 +98,10 @@ _original_fill: Final = local_writes.LocalWrites.fill
 
 @guard(f"{LOCAL}::test_a_load_that_this_process_overtakes_is_not_kept_and_not_joined")
 def without_the_place_of_a_local_object() -> None:
-    async def fill(self: Any, address: Any, held: Any, ttl: float, claim: Any) -> bool:
-        claim.lease.fill, claim.lease.void = self._state.memory.reserve(address.name, anew=True), False
-        claim.since = self._state.epochs.moment()
-        return await _original_fill(self, address, held._replace(epoch=1 << 62), ttl, claim)
+    async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> bool:
+        fence.lease.fill, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
+        fence.since = self._state.epochs.moment()
+        return await _original_fill(self, ref, held._replace(epoch=1 << 62), ttl, fence)
 
     put(local_writes.LocalWrites, "fill", fill)
     put(lease.Lease, "void", property(lambda _: False, lambda *_: None))

@@ -132,7 +132,7 @@ def without_expecting_large_values() -> None:
 def without_remembering_sizes() -> None:
     from magnus_cache._engine.coherence import epochs
 
-    put(epochs.NamespaceNames, "sized", nothing)
+    put(epochs.EpochNames, "sized", nothing)
 
 
 @guard(f"{STALLS}::test_a_long_push_is_handled_in_steps")
@@ -177,9 +177,9 @@ def without_judging_batches_in_the_callers_thread() -> None:
 def without_encoding_loads_in_the_callers_thread() -> None:
     original = loads.Loads.stored
 
-    async def stored(self: Any, address: Any, judged: Any, rule: Any, *rest: Any) -> Any:
-        again = turns.at_once(self.judging.steps(address, judged.value, rule, judged.tags))
-        return await original(self, address, again, rule, *rest)
+    async def stored(self: Any, ref: Any, judged: Any, rule: Any, *rest: Any) -> Any:
+        again = turns.at_once(self.judging.steps(ref, judged.value, rule, judged.tags))
+        return await original(self, ref, again, rule, *rest)
 
     put(loads.Loads, "stored", stored)
 

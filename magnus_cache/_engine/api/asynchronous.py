@@ -63,7 +63,7 @@ class AsyncOperations(AsyncLife):
         self._engine = engine
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
-        self._clears = engine.clears
+        self._clears = engine.invalidator
 
     # -- single values --------------------------------------------------------------------------------------
 
@@ -74,26 +74,26 @@ class AsyncOperations(AsyncLife):
             as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        address = self._reads.address(namespace, key)
+        ref = self._reads.ref(namespace, key)
         state = self._state
         if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry = state.memory.hit(address.name)
+        entry = state.memory.hit(ref.name)
         if entry is not None:
-            value = self._reads.opened_here(address, entry)
+            value = self._reads.opened_here(ref, entry)
             if value is LARGE:
-                value = await self._reads.open_anyway(address, entry)
+                value = await self._reads.open_anyway(ref, entry)
             if value is not MISS:
-                address.counters.l1_hits += 1
+                ref.counters.l1_hits += 1
                 return value
-        entry = await self._reads.read(address)
-        value = self._reads.opened_here(address, entry)
+        entry = await self._reads.read(ref)
+        value = self._reads.opened_here(ref, entry)
         if value is LARGE:
-            value = await self._reads.open(address, entry)
+            value = await self._reads.open(ref, entry)
         if value is MISS:
-            address.counters.misses += 1
+            ref.counters.misses += 1
             return default
-        address.counters.l2_hits += 1
+        ref.counters.l2_hits += 1
         return value
 
     async def set(
@@ -109,14 +109,14 @@ class AsyncOperations(AsyncLife):
 
         A large value is encoded in steps, between which others run: leave it as it is until this returns.
         """
-        address = self._reads.address(namespace, key)
-        life = self._reads.ttl(address) if ttl is None else seconds(ttl)
-        names, payload = check_tags(tags), await self._reads.encode(address, value)
+        ref = self._reads.ref(namespace, key)
+        life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
+        names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
             # Not stored, but what was there is not the value any more either.
-            await self._writes.remove((address,))
+            await self._writes.remove((ref,))
             return False
-        return await self._writes.overwrite(address, value, payload, life, names)
+        return await self._writes.overwrite(ref, value, payload, life, names)
 
     async def delete(self, namespace: str, key: Any) -> bool:
         """Remove a value everywhere; return whether there was one.
@@ -130,24 +130,24 @@ class AsyncOperations(AsyncLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        address = self._reads.address(namespace, key)
-        return self._state.mode is Mode.NORMAL and await self._reads.look(address) is not None
+        ref = self._reads.ref(namespace, key)
+        return self._state.mode is Mode.NORMAL and await self._reads.look(ref) is not None
 
     async def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was a value.
 
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
-        address, life = self._reads.address(namespace, key), seconds(ttl)
-        return self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(address, life)
+        ref, life = self._reads.ref(namespace, key), seconds(ttl)
+        return self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(ref, life)
 
     async def ttl(self, namespace: str, key: Any) -> float | None:
         """Return the seconds a value has left to live, or None if there is none.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        address = self._reads.address(namespace, key)
-        return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(address)
+        ref = self._reads.ref(namespace, key)
+        return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(ref)
 
     @overload
     async def get_or_set(
@@ -183,28 +183,28 @@ class AsyncOperations(AsyncLife):
         check_callable(loader, "loader")
         if returns is not None:
             codec.register_hint(returns, loader)
-        address = self._reads.address(namespace, key, freshness)
+        ref = self._reads.ref(namespace, key, freshness)
         rule = LoadOptions(validate_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
-        return await self._loaded(address, loader, rule)
+        return await self._loaded(ref, loader, rule)
 
-    async def _loaded(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions) -> T:
+    async def _loaded(self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions) -> T:
         tags = rule.tags.of_call({}) if rule.tags is not None else ()
         if self._state.mode is Mode.NORMAL:
-            entry = self._state.memory.hit(address.name)
+            entry = self._state.memory.hit(ref.name)
             if entry is not None:
-                value = self._reads.opened_here(address, entry)
+                value = self._reads.opened_here(ref, entry)
                 if value is LARGE:
-                    value = await self._reads.open_anyway(address, entry)
+                    value = await self._reads.open_anyway(ref, entry)
                 if value is not MISS:
-                    address.counters.l1_hits += 1
+                    ref.counters.l1_hits += 1
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-            if address.freshness is not NO_POLICY:
-                return await self._engine.refreshes.value(address, loader, rule, tags)
-            if (value := await self._reads.open(address, await self._reads.read(address))) is not MISS:
-                address.counters.l2_hits += 1
+            if ref.freshness is not NO_POLICY:
+                return await self._engine.stale.value(ref, loader, rule, tags)
+            if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
+                ref.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
-            address.counters.misses += 1
-        return await self._engine.refreshes.load(address, loader, rule, tags)
+            ref.counters.misses += 1
+        return await self._engine.stale.load(ref, loader, rule, tags)
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -216,8 +216,8 @@ class AsyncOperations(AsyncLife):
         """
         check_loop()
         several = listed(keys, "keys")
-        addresses = await addressed(self._reads, namespace, several)
-        return await found_many(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
+        refs = await addressed(self._reads, namespace, several)
+        return await found_many(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -366,7 +366,7 @@ class AsyncOperations(AsyncLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        return await explain(self._reads, self._reads.address(namespace, key))
+        return await explain(self._reads, self._reads.ref(namespace, key))
 
     async def get_stats(self) -> CacheStats:
         """Return the figures of this cache; see `CacheStats` for the keys."""

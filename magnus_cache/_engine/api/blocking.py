@@ -88,23 +88,23 @@ class BlockingOperations(BlockingLife):
             as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        address = self._reads.address(namespace, key)
+        ref = self._reads.ref(namespace, key)
         if self._state.mode is not Mode.NORMAL:
             return default
-        value = self._looked_up(address)
+        value = self._looked_up(ref)
         if value is MISS:
-            address.counters.misses += 1
+            ref.counters.misses += 1
             return default
         return value
 
-    def _looked_up(self, address: KeyRef) -> Any:
-        entry = self._state.memory.hit(address.name)
-        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
-            address.counters.l1_hits += 1
+    def _looked_up(self, ref: KeyRef) -> Any:
+        entry = self._state.memory.hit(ref.name)
+        if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
+            ref.counters.l1_hits += 1
             return value
-        value = self._reads.opened(address, self._reads.read_blocking(address))
+        value = self._reads.opened(ref, self._reads.read_blocking(ref))
         if value is not MISS:
-            address.counters.l2_hits += 1
+            ref.counters.l2_hits += 1
         return value
 
     def set(
@@ -120,18 +120,18 @@ class BlockingOperations(BlockingLife):
         :raises CacheEncodeError: naming the type that cannot be stored.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        address = self._reads.address(namespace, key)
-        life = self._reads.ttl(address) if ttl is None else seconds(ttl)
+        ref = self._reads.ref(namespace, key)
+        life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
         # Encoded here, so that a large value does not hold up the loop that all threads share.
-        names, payload = check_tags(tags), self._reads.encoded(address, value)
+        names, payload = check_tags(tags), self._reads.encoded(ref, value)
         if self._state.mode is Mode.DISABLED:
-            self._remove((address,))
+            self._remove((ref,))
             return False
         if self._deferred.writes:
-            self._deferred.write(address, value, payload, life, names)
+            self._deferred.write(ref, value, payload, life, names)
             return False
-        record = partial(self._deferred.record_overwritten, address)
-        stored: bool = self._call_or(self._writes.overwrite, address, value, payload, life, names, record=record)
+        record = partial(self._deferred.record_overwritten, ref)
+        stored: bool = self._call_or(self._writes.overwrite, ref, value, payload, life, names, record=record)
         return stored
 
     def delete(self, namespace: str, key: Any) -> bool:
@@ -201,23 +201,23 @@ class BlockingOperations(BlockingLife):
         check_callable(loader, "loader")
         if returns is not None:
             codec.register_hint(returns, loader)
-        address = self._reads.address(namespace, key, freshness)
+        ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         rule = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
-            if address.freshness is not NO_POLICY:
-                return self._under_policy(address, loader, rule, tag_rule.of_call({}))
-            if (value := self._looked_up(address)) is not MISS:
+            if ref.freshness is not NO_POLICY:
+                return self._under_policy(ref, loader, rule, tag_rule.of_call({}))
+            if (value := self._looked_up(ref)) is not MISS:
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-            address.counters.misses += 1
-        return self._engine.refreshes.load_blocking(address, loader, rule, tag_rule.of_call({}))
+            ref.counters.misses += 1
+        return self._engine.stale.load_blocking(ref, loader, rule, tag_rule.of_call({}))
 
-    def _under_policy(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...]) -> T:
-        entry = self._state.memory.hit(address.name)
-        if entry is not None and (value := self._reads.opened(address, entry)) is not MISS:
-            address.counters.l1_hits += 1
+    def _under_policy(self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...]) -> T:
+        entry = self._state.memory.hit(ref.name)
+        if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
+            ref.counters.l1_hits += 1
             return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-        return self._engine.refreshes.value_blocking(address, loader, rule, tags)
+        return self._engine.stale.value_blocking(ref, loader, rule, tags)
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -229,8 +229,8 @@ class BlockingOperations(BlockingLife):
         """
         self._state.check_open()
         several = listed(keys, "keys")
-        addresses = [self._reads.address(namespace, key) for key in several]
-        return found_many_blocking(self._reads, several, addresses) if self._state.mode is Mode.NORMAL else {}
+        refs = [self._reads.ref(namespace, key) for key in several]
+        return found_many_blocking(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -280,11 +280,11 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        return self._remove([self._reads.address(namespace, key) for key in listed(keys, "keys")])
+        return self._remove([self._reads.ref(namespace, key) for key in listed(keys, "keys")])
 
-    def _remove(self, addresses: Sequence[KeyRef]) -> int:
+    def _remove(self, refs: Sequence[KeyRef]) -> int:
         self._state.check_open()
-        return self._deferred.removed(addresses)
+        return self._deferred.removed(refs)
 
     def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.

@@ -151,7 +151,7 @@ class Site:
         self.memo: dict[Any, KeyRef] = {}
         engine.state.namespaces.watch(self)
 
-    def address(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
+    def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""
         namespaces = self.engine.state.namespaces
         generation = namespaces.generation
@@ -159,16 +159,16 @@ class Site:
             warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        address = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
+        ref = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
-            self.memo[short] = address
+            self.memo[short] = ref
             if namespaces.generation != generation:
                 # Registered since it was resolved: the memo was perhaps emptied before this.
                 self.memo.pop(short, None)
-        return address
+        return ref
 
     def namespaces_changed(self) -> None:
         """Forget where values live, as the namespace may have another policy now."""
@@ -182,7 +182,7 @@ class Site:
 
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the one value lives that these arguments are about."""
-        return self.address(args, kwargs)
+        return self.ref(args, kwargs)
 
     def describe(self) -> str:
         """Return the name of the function, and of its namespace and cache."""
@@ -228,39 +228,39 @@ class Site:
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives, remembered or not."""
-        address = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
-        return self.address(args, kwargs) if address is None else address
+        ref = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
+        return self.ref(args, kwargs) if ref is None else ref
 
     def _async_wrapper(self) -> Any:
         fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
-        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings
 
         async def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            ref, engine, counters = self.find(args, kwargs), self.engine, self.counters
             own = engine.reads
             if engine.state.mode is Mode.NORMAL:
-                entry = engine.state.memory.hit(address.name)
+                entry = engine.state.memory.hit(ref.name)
                 if entry is not None:
-                    value = entry.value if entry.payload is None else own.opened_here(address, entry)
+                    value = entry.value if entry.payload is None else own.opened_here(ref, entry)
                     if value is LARGE:
-                        value = await own.open_anyway(address, entry)
+                        value = await own.open_anyway(ref, entry)
                     if value is not MISS:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not NO_POLICY:
+                if ref.freshness is not NO_POLICY:
                     loader = functools.partial(function, *args, **kwargs)
-                    return await refreshes.value(address, loader, rule, tags(args, kwargs))
-                entry = await own.read(address)
-                value = own.opened_here(address, entry)
+                    return await stale.value(ref, loader, rule, tags(args, kwargs))
+                entry = await own.read(ref)
+                value = own.opened_here(ref, entry)
                 if value is LARGE:
-                    value = await own.open(address, entry)
+                    value = await own.open(ref, entry)
                 if value is not MISS:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return await refreshes.load(address, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+            return await stale.load(ref, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
 
         slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
         self.slow = look_up
@@ -271,16 +271,16 @@ class Site:
             else:
                 short = fast_call(args, kwargs) if kwargs else fast(args)
             try:
-                address = memo[short]
+                ref = memo[short]
             except KeyError:
-                address = None
-            if address is not None and (not state.special or state.mode is Mode.NORMAL):
-                entry = hit(address.name)
+                ref = None
+            if ref is not None and (not state.special or state.mode is Mode.NORMAL):
+                entry = hit(ref.name)
                 if entry is not None:
                     if entry.payload is None:
                         counters.l1_hits += 1
                         return entry.value
-                    value = reads.opened_here(address, entry)
+                    value = reads.opened_here(ref, entry)
                     # A large one is for `slow`: to decode it takes turns of the event loop.
                     if value is not MISS and value is not LARGE:
                         counters.l1_hits += 1
@@ -295,40 +295,40 @@ class Site:
             memo = site.memo
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
-            return await self.engine.writes.remove((self.address(args, kwargs),)) > 0
+            return await self.engine.writes.remove((self.ref(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return await refreshes.load(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return await stale.load(self.ref(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
         fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
-        state, reads, refreshes = self.engine.state, self.engine.reads, self.engine.refreshes
+        state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings
 
         def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            address, engine, counters = self.find(args, kwargs), self.engine, self.counters
+            ref, engine, counters = self.find(args, kwargs), self.engine, self.counters
             own = engine.reads
             if engine.state.mode is Mode.NORMAL:
-                entry = engine.state.memory.hit(address.name)
+                entry = engine.state.memory.hit(ref.name)
                 if entry is not None:
-                    value = entry.value if entry.payload is None else own.opened(address, entry)
+                    value = entry.value if entry.payload is None else own.opened(ref, entry)
                     if value is not MISS:
                         counters.l1_hits += 1
                         return value
-                if address.freshness is not NO_POLICY:
+                if ref.freshness is not NO_POLICY:
                     loader = functools.partial(function, *args, **kwargs)
-                    return refreshes.value_blocking(address, loader, rule, tags(args, kwargs))
-                if (value := own.opened(address, own.read_blocking(address))) is not MISS:
+                    return stale.value_blocking(ref, loader, rule, tags(args, kwargs))
+                if (value := own.opened(ref, own.read_blocking(ref))) is not MISS:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
             loader = functools.partial(function, *args, **kwargs)
-            return refreshes.load_blocking(address, loader, rule, tags(args, kwargs))
+            return stale.load_blocking(ref, loader, rule, tags(args, kwargs))
 
         slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
         self.slow = look_up
@@ -339,16 +339,16 @@ class Site:
             else:
                 short = fast_call(args, kwargs) if kwargs else fast(args)
             try:
-                address = memo[short]
+                ref = memo[short]
             except KeyError:
-                address = None
-            if address is not None and (not state.special or state.mode is Mode.NORMAL):
-                entry = hit(address.name)
+                ref = None
+            if ref is not None and (not state.special or state.mode is Mode.NORMAL):
+                entry = hit(ref.name)
                 if entry is not None:
                     if entry.payload is None:
                         counters.l1_hits += 1
                         return entry.value
-                    if (value := reads.opened(address, entry)) is not MISS:
+                    if (value := reads.opened(ref, entry)) is not MISS:
                         counters.l1_hits += 1
                         return value
             return slow(args, kwargs)
@@ -361,13 +361,13 @@ class Site:
             memo = site.memo
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
-            address = self.address(args, kwargs)
+            ref = self.ref(args, kwargs)
             self.engine.state.check_open()
-            return self.engine.deferred.removed((address,)) > 0
+            return self.engine.deferred.removed((ref,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             loader = functools.partial(function, *args, **kwargs)
-            return refreshes.load_blocking(self.address(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return stale.load_blocking(self.ref(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
 
         self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)

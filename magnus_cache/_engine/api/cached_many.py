@@ -52,7 +52,7 @@ class _Call(NamedTuple):
         if not isinstance(key, Hashable):
             raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
         args = (*self.before, key, *self.after)
-        return BatchItem(key, self.site.address(args, self.kwargs), self.site.tags(args, self.kwargs))
+        return BatchItem(key, self.site.ref(args, self.kwargs), self.site.tags(args, self.kwargs))
 
     def load(self, keys: list[Any]) -> Any:
         """Call the function with some of the keys."""
@@ -95,7 +95,7 @@ class _BatchSite(Site):
         key = self.keys.bind(args, kwargs)[name]
         if not isinstance(key, Hashable):
             raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
-        return self.address(args, kwargs)
+        return self.ref(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
         """Return what a call wants, and how some of its keys are loaded."""
@@ -117,7 +117,7 @@ class _BatchSite(Site):
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            return await self.engine.writes.remove([call.find(key).address for key in call.many]) > 0
+            return await self.engine.writes.remove([call.find(key).ref for key in call.many]) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
@@ -137,9 +137,9 @@ class _BatchSite(Site):
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            addresses = [call.find(key).address for key in call.many]
+            refs = [call.find(key).ref for key in call.many]
             state.check_open()
-            return self.engine.deferred.removed(addresses) > 0
+            return self.engine.deferred.removed(refs) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)

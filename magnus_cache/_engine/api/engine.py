@@ -26,7 +26,7 @@ class Engine:
         whose functions stay with it.
     """
 
-    __slots__ = ("clears", "deferred", "follow", "lifetimes", "loads", "reads", "refreshes", "state", "writes")
+    __slots__ = ("deferred", "follow", "invalidator", "lifetimes", "loads", "reads", "stale", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -34,10 +34,10 @@ class Engine:
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
         self.lifetimes = Lifetimes(self.writes)
-        self.clears = Invalidator(state)
-        self.deferred = Deferred(state, self.writes, self.clears)
+        self.invalidator = Invalidator(state)
+        self.deferred = Deferred(state, self.writes, self.invalidator)
         self.loads = Loads(self.reads, self.writes)
-        self.refreshes = StalePolicy(self.reads, self.loads)
+        self.stale = StalePolicy(self.reads, self.loads)
 
     def __del__(self) -> None:
         # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.

@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-async def explain(reads: Reads, address: KeyRef) -> Explanation:
+async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     """Return the state of one key. It is not counted, and nothing is brought near."""
     state = reads.state
-    name = address.name.decode()
-    near = state.memory.hit(address.name)
+    name = ref.name.decode()
+    near = state.memory.hit(ref.name)
     wire = state.wire()
-    if address.namespace.local:
-        return await _by_reference(reads, address, name)
+    if ref.namespace.local:
+        return await _by_reference(reads, ref, name)
     if wire is None:
-        entry = near or state.memory.past(address.name, trusted=False)
-        return _local(reads, address, entry, "no Redis is configured")
+        entry = near or state.memory.past(ref.name, trusted=False)
+        return _local(reads, ref, entry, "no Redis is configured")
     try:
-        await reads.caught_up(wire, address)
-        raw, holder, left = await wire.execute(commands.look(address.name, database=wire.database), _looked)
-        facts = await _facts(reads, wire, address, raw)
+        await reads.caught_up(wire, ref)
+        raw, holder, left = await wire.execute(commands.look(ref.name, database=wire.database), _looked)
+        facts = await _facts(reads, wire, ref, raw)
     except CacheUnavailableError as error:
-        entry, why = near or reads.last(address), f"Redis is away ({error.reason})"
-        return _local(reads, address, entry, why) if entry is not None else _not_served(reads, address, why)
+        entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
+        return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     if near is not None:
         facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
         facts["left"] = near.fresh_until - state.clock()
     lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
-    return Explanation(str(address.namespace), name, **facts, **lease)
+    return Explanation(str(ref.namespace), name, **facts, **lease)
 
 
 def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
@@ -56,33 +56,34 @@ def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, 
     return replies.single([value]), holder, left
 
 
-def _local(reads: Reads, address: KeyRef, entry: Entry | None, why: str) -> Explanation:
+def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanation:
     """Return what this process alone knows.
 
     :param entry: what it may serve of the value, be it stale.
     """
-    namespace, state = address.namespace, reads.state
-    name, now = address.name.decode(), state.clock()
+    namespace, state = ref.namespace, reads.state
+    name, now = ref.name.decode(), state.clock()
     if entry is None:
         return Explanation(str(namespace), name, None, f"not there; {why}")
     left, verdict = entry.fresh_until - now, "in this process"
     level: str | None = "l1"
     if left <= 0:
-        grace = min(entry.end - now, left + address.freshness.grace)
+        grace = min(entry.end - now, left + ref.freshness.grace)
         level, verdict = None, _past_its_end(grace)
     elif entry.negative:
         verdict = "an error that loading raised, remembered in this process"
     if namespace.offline is not None and state.endpoint is not None:
-        why += f", and memory may serve it for {_duration(state.eras.ends(entry.trust, namespace.offline) - now)} more"
-    return _explanation(address, entry, level, f"{verdict}; {why}", now)
+        left = state.generations.ends(entry.trust, namespace.offline) - now
+        why += f", and memory may serve it for {_duration(left)} more"
+    return _explanation(ref, entry, level, f"{verdict}; {why}", now)
 
 
-def _not_served(reads: Reads, address: KeyRef, why: str) -> Explanation:
+def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     """Return why this process does not serve what it holds, if it holds anything."""
-    namespace, state = address.namespace, reads.state
-    entry = state.memory.past(address.name, trusted=False)
+    namespace, state = ref.namespace, reads.state
+    entry = state.memory.past(ref.name, trusted=False)
     if entry is None:
-        return _local(reads, address, None, why)
+        return _local(reads, ref, None, why)
     now = state.clock()
     if state.reachable:
         problem = "it is there for other connections of this process, and has to confirm the value first"
@@ -91,13 +92,13 @@ def _not_served(reads: Reads, address: KeyRef, why: str) -> Explanation:
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={namespace.offline:g}"
     else:
         problem = "it may have been changed unheard since Redis last confirmed it"
-    return _explanation(address, entry, None, f"in this process, but not served: {why}; {problem}", now)
+    return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
 
-def _explanation(address: KeyRef, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
+def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
     age = None if entry.born is None else max(0.0, now - entry.born)
     return Explanation(
-        str(address.namespace), address.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
+        str(ref.namespace), ref.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
         size=entry.length, tags=tags_of(entry),
     )  # fmt: skip
 
@@ -106,33 +107,33 @@ def _past_its_end(grace: float) -> str:
     return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
 
 
-async def _by_reference(reads: Reads, address: KeyRef, name: str) -> Explanation:
+async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     """Return the state of a key of a local namespace."""
-    entry = reads.state.memory.hit(address.name) or await reads.read(address)
-    entry = entry or (reads.state.memory.past(address.name, trusted=False) if reads.state.endpoint is None else None)
+    entry = reads.state.memory.hit(ref.name) or await reads.read(ref)
+    entry = entry or (reads.state.memory.past(ref.name, trusted=False) if reads.state.endpoint is None else None)
     if entry is None:
-        return Explanation(str(address.namespace), name, None, "not there; its namespace is local to each process")
+        return Explanation(str(ref.namespace), name, None, "not there; its namespace is local to each process")
     left, verdict = entry.fresh_until - reads.state.clock(), "in this process by reference, as its namespace is local"
     if entry.negative:
         verdict = "an error that loading raised, remembered in this process"
     elif left <= 0:
-        verdict = f"past its end, and may be served stale for {_duration(left + address.freshness.grace)} more"
+        verdict = f"past its end, and may be served stale for {_duration(left + ref.freshness.grace)} more"
     return Explanation(
-        str(address.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
+        str(ref.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
         tags=visible_tags(shown_tags(tags_of(entry))),
     )  # fmt: skip
 
 
-async def _facts(reads: Reads, wire: "Wire", address: KeyRef, raw: bytes | None) -> dict[str, Any]:
+async def _facts(reads: Reads, wire: "Wire", ref: KeyRef, raw: bytes | None) -> dict[str, Any]:
     if raw is None:
         return {"level": None, "verdict": "not there"}
     try:
         header = envelope.read_header(raw)
         tags, _ = envelope.read_tags(raw, header)
-        envelope.open_payload(raw, header, reads.limit(address))
+        envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
-    floor = await reads.epochs.settled(wire, address.realm, tags)
+    floor = await reads.epochs.settled(wire, ref.epoch_names, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
@@ -140,12 +141,12 @@ async def _facts(reads: Reads, wire: "Wire", address: KeyRef, raw: bytes | None)
         "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip
-    grace = left + address.freshness.grace
+    grace = left + ref.freshness.grace
     if left <= 0:
         verdict = _past_its_end(grace)
     elif not floor <= header.epoch <= wire.time.horizon:
         verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
-    elif reads.state.recovery.pending and reads.covered(address, tags):
+    elif reads.state.outbox.pending and reads.covered(ref, tags):
         verdict = "invalidated by this process while Redis was away, which is not told yet"
     else:
         facts["level"], verdict = "l2", "valid"

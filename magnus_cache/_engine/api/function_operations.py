@@ -48,14 +48,14 @@ def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> Any:
     return wrapper
 
 
-async def _contains(engine: Engine, address: KeyRef) -> bool:
-    return engine.state.mode is Mode.NORMAL and await engine.reads.look(address) is not None
+async def _contains(engine: Engine, ref: KeyRef) -> bool:
+    return engine.state.mode is Mode.NORMAL and await engine.reads.look(ref) is not None
 
 
 def _awaited(place: Place) -> tuple[Any, Any, Any]:
     async def clear() -> None:
         """Drop all values of this function, everywhere; see `Cached.clear`."""
-        await place.engine.clears.invalidate((place.tag,))
+        await place.engine.invalidator.invalidate((place.tag,))
 
     async def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
@@ -76,20 +76,20 @@ def _blocking(place: Place) -> tuple[Any, Any, Any]:
         if engine.deferred.invalidations:
             engine.deferred.invalidate((place.tag,))
         else:
-            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
+            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
 
     def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
-        engine, address = place.engine, place.single(args, kwargs)
+        engine, ref = place.engine, place.single(args, kwargs)
         engine.state.check_open()
-        explanation: Explanation = engine.state.portal.call(explained, engine.reads, address)
+        explanation: Explanation = engine.state.portal.call(explained, engine.reads, ref)
         return explanation
 
     def contains(*args: Any, **kwargs: Any) -> bool:
         """Return whether there is a value for these arguments; see `Cached.contains`."""
-        engine, address = place.engine, place.single(args, kwargs)
+        engine, ref = place.engine, place.single(args, kwargs)
         engine.state.check_open()
-        there: bool = engine.state.portal.call(_contains, engine, address)
+        there: bool = engine.state.portal.call(_contains, engine, ref)
         return there
 
     return clear, explain, contains

@@ -20,7 +20,7 @@ def local_stats(state: State) -> CacheStats:
         "flights": len(state.flights),
         "flights_joined": state.flights.joined,
         "unattended": state.flights.unattended,
-        "unreplayed": state.recovery.pending,
+        "unreplayed": state.outbox.pending,
         "breaker": state.breaker.figures(state.clock()),
     }
     if state.journal is not None:

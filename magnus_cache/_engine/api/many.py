@@ -76,7 +76,7 @@ def finder(engine: Engine, namespace: str, rule: LoadOptions) -> Find:
     """
     engine.state.keyspace.check_namespace(namespace)
     tags = rule.tags.of_call({}) if rule.tags is not None else ()
-    return lambda key: BatchItem(key, engine.reads.address(namespace, key), tags)
+    return lambda key: BatchItem(key, engine.reads.ref(namespace, key), tags)
 
 
 def _source(loader: object) -> object:
@@ -106,7 +106,7 @@ class _Search:
         :raises CacheArgumentError: for one that is equal to another that is stored elsewhere.
         """
         for item in items:
-            name = item.address.name
+            name = item.ref.name
             self.keys.append(item.key)
             self.missing.setdefault(name, item)
             try:
@@ -124,8 +124,8 @@ class _Search:
 
     def found(self, item: BatchItem, entry: Entry | None, value: Any, *, near: bool) -> None:
         """Note what there is of a key: its value, or MISS and perhaps something that is past its end."""
-        name = item.address.name
-        item.address.counters.count(hit=value is not MISS, near=near)
+        name = item.ref.name
+        item.ref.counters.count(hit=value is not MISS, near=near)
         if value is not MISS:
             self._values[name] = value
             del self.missing[name]
@@ -135,7 +135,7 @@ class _Search:
     def hold_back(self) -> Generator[None, None, None]:
         """Serve what is past its end where a load has just failed, in steps."""
         for name, item in list(self.missing.items()):
-            value = self._engine.refreshes.held_back(item.address, self._stale.get(name))
+            value = self._engine.stale.held_back(item.ref, self._stale.get(name))
             if value is not MISS:
                 self._values[name] = value
                 del self.missing[name]
@@ -153,7 +153,7 @@ class _Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.refreshes.instead(item.address, error, self._stale.get(name))) is not MISS:
+            if (value := self._engine.stale.instead(item.ref, error, self._stale.get(name))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}
@@ -192,9 +192,9 @@ async def load_many(
         with as_current_load(CurrentLoad()):
             return _answered(search.keys, await call(search.keys, ()))
     for step in search.steps():
-        found = await look_many(engine.reads, [item.address for item in step])
+        found = await look_many(engine.reads, [item.ref for item in step])
         for item, (entry, near) in zip(step, found, strict=True):
-            search.found(item, entry, await engine.reads.open(item.address, entry), near=near)
+            search.found(item, entry, await engine.reads.open(item.ref, entry), near=near)
             if portion.done(weight(entry)):
                 await turn()
     if not search.fresh:
@@ -223,9 +223,9 @@ def load_many_blocking(
             return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
     for step in search.steps():
         for item, (entry, near) in zip(
-            step, look_many_blocking(engine.reads, [item.address for item in step]), strict=True
+            step, look_many_blocking(engine.reads, [item.ref for item in step]), strict=True
         ):
-            search.found(item, entry, engine.reads.opened(item.address, entry), near=near)
+            search.found(item, entry, engine.reads.opened(item.ref, entry), near=near)
     if not search.fresh:
         at_once(search.hold_back())
     if not search.missing:
@@ -254,7 +254,7 @@ def _load_uncached(
         answers = _checked(answers)
     except CacheBatchError as error:
         answers, errors = error.results, error.errors
-    return {item.address.name: answers[item.key] for item in wanted if item.key in answers}, errors
+    return {item.ref.name: answers[item.key] for item in wanted if item.key in answers}, errors
 
 
 def _answered(keys: Sequence[Any], answers: Any) -> dict[Any, Any]:
@@ -399,7 +399,7 @@ class _Desk:
             if not isinstance(answer, Exception):
                 item = self._wanted[key]
                 try:
-                    steps = self._engine.loads.judging.steps(item.address, answer, self._rule, item.tags)
+                    steps = self._engine.loads.judging.steps(item.ref, answer, self._rule, item.tags)
                     answer = at_once(steps)
                 except Exception as error:  # noqa: BLE001  # it is raised by the load of the key
                     answer = JudgedValue(answer, error=error)

@@ -31,9 +31,9 @@ async def set_many(
     check_loop()
     items: list[_Item] = []
     portion = Step()
-    for address, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
-        payload = await engine.reads.encode(address, value)
-        items.append((address, value, payload, life, names))
+    for ref, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
+        payload = await engine.reads.encode(ref, value)
+        items.append((ref, value, payload, life, names))
         if portion.done(len(payload)):
             await turn()
     if engine.state.mode is Mode.DISABLED:
@@ -53,13 +53,13 @@ def set_many_blocking(
     :raises CacheValueTooLargeError: as `set_many` does.
     """
     items: list[_Item] = []
-    for address, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
-        items.append((address, value, engine.reads.encoded(address, value), life, names))
+    for ref, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
+        items.append((ref, value, engine.reads.encoded(ref, value), life, names))
     state, deferred = engine.state, engine.deferred
     if state.mode is Mode.DISABLED:
-        addresses = [item[0] for item in items]
+        refs = [item[0] for item in items]
         state.check_open()
-        deferred.removed(addresses)
+        deferred.removed(refs)
         return False
     if deferred.writes:
         for item in items:
@@ -80,5 +80,5 @@ def _wanted(
     check_mapping(mapping)
     life, names = None if ttl is None else seconds(ttl), check_tags(tags)
     for key, value in list(mapping.items()):
-        address = engine.reads.address(namespace, key)
-        yield address, value, life or engine.reads.ttl(address), names
+        ref = engine.reads.ref(namespace, key)
+        yield ref, value, life or engine.reads.ttl(ref), names

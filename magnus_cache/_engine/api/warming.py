@@ -125,12 +125,12 @@ async def warm(
         queue = iter(work.values())
 
         async def worker() -> None:
-            for key, address in queue:
+            for key, ref in queue:
                 try:
-                    if only_missing and await engine.reads.look(address) is not None:
+                    if only_missing and await engine.reads.look(ref) is not None:
                         tally.skipped += 1
                     else:
-                        outcome = await engine.loads.outcome(address, partial(data_loader, key), rule, fresh=True)
+                        outcome = await engine.loads.outcome(ref, partial(data_loader, key), rule, fresh=True)
                         if outcome.refusal is not None:
                             tally.refuse(key, outcome.refusal)
                         else:
@@ -156,11 +156,11 @@ async def _addressed(
         if number % _STEP == 0:
             await asyncio.sleep(0)
         try:
-            address = engine.reads.address(namespace, key)
+            ref = engine.reads.ref(namespace, key)
         except CacheArgumentError as error:
             unusable.append((key, error))
         else:
-            work[address.name] = (key, address)
+            work[ref.name] = (key, ref)
     if unusable:
         say(f"warming {namespace}: {len(unusable)} keys cannot be keys ({unusable[0][1]})")
     return work, unusable

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from magnus_cache._engine.coherence.realms import NamespaceNames
+from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.runtime.backoff import Pace
@@ -189,7 +189,7 @@ class Epochs:
         self.names = ControlNames(keyspace)
         self.root = self.names.root
         self._moments = itertools.count(1)
-        self._functions: dict[bytes, NamespaceNames] = {}
+        self._functions: dict[bytes, EpochNames] = {}
         self._names_of_tags: dict[str, bytes] = {}
         self.reset()
 
@@ -198,41 +198,41 @@ class Epochs:
         self._lock = section()
         self.highest = 0
         self._latest: dict[bytes, int] = {}
-        self._realms: dict[str, NamespaceNames] = {}
+        self._realms: dict[str, EpochNames] = {}
         self._prefixes: dict[bytes, bytes] = {}
         self._marks: weakref.WeakValueDictionary[bytes, TagStamp] = weakref.WeakValueDictionary()
         # Calls of cached functions remember where their values live, so their realms outlive a fork.
-        self._marks.update((name, realm.marks[0]) for name, realm in self._functions.items())
+        self._marks.update((name, epoch_names.marks[0]) for name, epoch_names in self._functions.items())
         self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._blurred = self._last = 0
 
     # -- names ----------------------------------------------------------------------------------------------
 
-    def realm(self, namespace: str) -> NamespaceNames:
+    def epoch_names(self, namespace: str) -> EpochNames:
         """Return a namespace's names."""
-        realm = self._realms.get(namespace)
-        if realm is None:
-            realm = NamespaceNames(self._keyspace, namespace)
+        epoch_names = self._realms.get(namespace)
+        if epoch_names is None:
+            epoch_names = EpochNames(self._keyspace, namespace)
             if len(self._realms) >= _MOST:
                 self._realms.clear()
                 self._prefixes.clear()
-            self._prefixes[realm.control] = realm.prefix
-            self._realms[str.__str__(namespace)] = realm
-        return realm
+            self._prefixes[epoch_names.control] = epoch_names.prefix
+            self._realms[str.__str__(namespace)] = epoch_names
+        return epoch_names
 
-    def function_realm(self, namespace: str, tag: str) -> NamespaceNames:
+    def function_realm(self, namespace: str, tag: str) -> EpochNames:
         """Return the names for the values of one cached function, all of which have this tag."""
         name = self.tag_name(tag)
-        if (realm := self._functions.get(name)) is not None:
-            return realm
+        if (epoch_names := self._functions.get(name)) is not None:
+            return epoch_names
         # Announcements about the namespace find its prefix.
-        self.realm(namespace)
-        realm = NamespaceNames(self._keyspace, namespace)
-        realm.tags, realm.names = (tag,), (name,)
+        self.epoch_names(namespace)
+        epoch_names = EpochNames(self._keyspace, namespace)
+        epoch_names.tags, epoch_names.names = (tag,), (name,)
         with self._lock:
             # One for all its values, so it takes no room of theirs; or the one that values from elsewhere have already.
-            realm.marks = (self._marks.setdefault(name, TagStamp(tag, room=0)),)
-            return self._functions.setdefault(name, realm)
+            epoch_names.marks = (self._marks.setdefault(name, TagStamp(tag, room=0)),)
+            return self._functions.setdefault(name, epoch_names)
 
     def tag_name(self, tag: str) -> bytes:
         """Return the name of a tag's epoch."""
@@ -246,7 +246,7 @@ class Epochs:
     def control_of(self, prefix: bytes) -> bytes:
         """Return the name of the epoch of the values that begin so: those of a namespace, or all."""
         namespace = prefix[len(self._keyspace.prefix) + 1 : -1]
-        return self.realm(namespace.decode()).control if namespace else self.root
+        return self.epoch_names(namespace.decode()).control if namespace else self.root
 
     def prefix_of(self, name: bytes) -> bytes | None:
         """Return what the values begin with that an epoch is about, or None for a tag's epoch.
@@ -258,13 +258,13 @@ class Epochs:
         everything = f"{self._keyspace.prefix}:".encode()
         return everything if name.startswith(self.root) else None
 
-    def marks(self, tags: Iterable[str], realm: NamespaceNames | None = None) -> Sequence[TagStamp]:
+    def marks(self, tags: Iterable[str], epoch_names: EpochNames | None = None) -> Sequence[TagStamp]:
         """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid.
 
-        :param realm: the realm of the value.
+        :param epoch_names: the realm of the value.
         """
-        if realm is not None and realm.tags == tags:
-            return realm.marks
+        if epoch_names is not None and epoch_names.tags == tags:
+            return epoch_names.marks
         named = [(self.tag_name(tag), tag) for tag in tags]
         # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
         with self._lock:
@@ -308,42 +308,42 @@ class Epochs:
         """Return the names of the control keys that are known, at most a thousand."""
         return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
 
-    def names_of(self, realm: NamespaceNames, tags: Iterable[str] = ()) -> list[bytes]:
+    def names_of(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names of the epochs that a value is judged by."""
-        return [self.root, realm.control, *self._tag_names(realm, tags)]
+        return [self.root, epoch_names.control, *self._tag_names(epoch_names, tags)]
 
-    def _tag_names(self, realm: NamespaceNames, tags: Iterable[str]) -> Iterable[bytes]:
-        return realm.names if tags == realm.tags else map(self.tag_name, tags)
+    def _tag_names(self, epoch_names: EpochNames, tags: Iterable[str]) -> Iterable[bytes]:
+        return epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags)
 
-    def missing(self, known: KnownEpochs, realm: NamespaceNames, tags: Iterable[str] = ()) -> list[bytes]:
+    def missing(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection would have to ask for, to judge a value."""
         current, latest = known.current, self._latest
-        names = dict.fromkeys((*self.names_of(realm, tags), *realm.names))
+        names = dict.fromkeys((*self.names_of(epoch_names, tags), *epoch_names.names))
         return [name for name in names if name not in current or name not in latest]
 
-    def floor(self, known: KnownEpochs, realm: NamespaceNames, tags: Iterable[str] = ()) -> int | None:
+    def floor(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which a value with such tags is invalid; None if that is not known."""
         current, latest = known.current, self._latest
-        if known.sealed or realm.control not in current or self.root not in current:
+        if known.sealed or epoch_names.control not in current or self.root not in current:
             return None
         # The process may know more than the connection, whose push is still on its way.
-        floor, other = latest.get(realm.control), latest.get(self.root)
+        floor, other = latest.get(epoch_names.control), latest.get(self.root)
         if floor is None or other is None:
             return None
         floor = max(floor, other)
-        for name in realm.names if tags == realm.tags else map(self.tag_name, tags):
+        for name in epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags):
             epoch = latest.get(name)
             if epoch is None or name not in current:
                 return None
             floor = max(floor, epoch)
         return floor
 
-    def last_floor(self, realm: NamespaceNames, tags: Iterable[str] = ()) -> int | None:
+    def last_floor(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
         """Return the epoch below which such a value is invalid as far as this process has seen, by any connection.
 
         None if one of them was never seen, or is forgotten.
         """
-        latest = [self._latest.get(name) for name in self.names_of(realm, tags)]
+        latest = [self._latest.get(name) for name in self.names_of(epoch_names, tags)]
         found = [epoch for epoch in latest if epoch is not None]
         return max(found) if len(found) == len(latest) else None
 

@@ -3,10 +3,10 @@
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 
-__all__ = ["NamespaceNames"]
+__all__ = ["EpochNames"]
 
 
-class NamespaceNames:
+class EpochNames:
     """A namespace, or the values of one cached function in it, and the names of the epochs that they are judged by.
 
     All values that a function has stored have one tag, so its epoch is asked for along with the first value. Others

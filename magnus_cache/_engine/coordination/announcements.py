@@ -32,13 +32,13 @@ class Announcements:
     :param held: what this process holds of them.
     """
 
-    def __init__(self, values: bytes, held: Forgetting, arrivals: FailoverGuard, epochs: EpochSync) -> None:
+    def __init__(self, values: bytes, held: Forgetting, failover: FailoverGuard, epochs: EpochSync) -> None:
         self._values = values
         self._server = held.epochs.names.server
         self._memory = held.memory
         self._leases = held.leases
         self._flights = held.flights
-        self._arrivals = arrivals
+        self._arrivals = failover
         self._epochs = epochs
 
     def changed(self, names: list[bytes], wire: "Wire") -> None:

@@ -23,13 +23,13 @@ class ConnectionLog:
     """
 
     def __init__(
-        self, endpoint: "Endpoint | None", notices: RateLimitedLog, breaker: Breaker, recovery: Outbox, clock: Clock,
+        self, endpoint: "Endpoint | None", notices: RateLimitedLog, breaker: Breaker, outbox: Outbox, clock: Clock,
         max_staleness: float,
     ) -> None:  # fmt: skip
         self._where = f"Redis at {endpoint.display}" if endpoint else ""
         self._notices = notices
         self._breaker = breaker
-        self._recovery = recovery
+        self._recovery = outbox
         self._clock = clock
         self._max_staleness = max_staleness
         self._connected = False

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
-from magnus_cache._engine.coherence.realms import NamespaceNames
+from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -94,7 +94,7 @@ class EpochSync:
         self._max_staleness = max_staleness
         self._outdated = outdated
 
-    def prepare(self, wire: "Wire", realm: NamespaceNames, tags: Sequence[str] = (), *, again: bool = False) -> None:
+    def prepare(self, wire: "Wire", epoch_names: EpochNames, tags: Sequence[str] = (), *, again: bool = False) -> None:
         """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
 
         To be called right before the value is asked for: the answers come in that order, most often in one batch.
@@ -106,14 +106,14 @@ class EpochSync:
         known = wire.known
         self._expire(known)
         if again:
-            for name in self._epochs.names_of(realm, tags):
+            for name in self._epochs.names_of(epoch_names, tags):
                 self._ask(wire, name)
             return
-        if (not tags or tags == realm.tags) and realm.ready in known.ready:
+        if (not tags or tags == epoch_names.tags) and epoch_names.ready in known.ready:
             return
-        missing = self._epochs.missing(known, realm, tags)
+        missing = self._epochs.missing(known, epoch_names, tags)
         if not missing:
-            known.ready.add(realm.ready)
+            known.ready.add(epoch_names.ready)
         for name in missing:
             if name not in known.asked:
                 self._ask(wire, name)
@@ -232,7 +232,7 @@ class EpochSync:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def settled(self, wire: "Wire", realm: NamespaceNames, tags: Sequence[str] = ()) -> int:
+    async def settled(self, wire: "Wire", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
         """Return the epoch below which a value with such tags is invalid: no older than this call.
 
         An answer counts also if an announcement has followed it: that is about what came later.
@@ -243,12 +243,12 @@ class EpochSync:
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
             known = wire.known
-            if (floor := epochs.floor(known, realm, tags)) is not None:
+            if (floor := epochs.floor(known, epoch_names, tags)) is not None:
                 return floor
-            known.ready.discard(realm.ready)
+            known.ready.discard(epoch_names.ready)
             known.refusal = None
-            self.prepare(wire, realm, tags)
-            asked = [known.asked[name] for name in epochs.missing(known, realm, tags) if name in known.asked]
+            self.prepare(wire, epoch_names, tags)
+            asked = [known.asked[name] for name in epochs.missing(known, epoch_names, tags) if name in known.asked]
             if asked:
                 await asyncio.wait(asked)
                 errors = [error for read in asked if (error := read.result()) is not None]
@@ -256,7 +256,7 @@ class EpochSync:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
                 if not errors and not known.sealed and wire.known is known:
-                    latest = epochs.last_floor(realm, tags)
+                    latest = epochs.last_floor(epoch_names, tags)
                     if latest is not None:
                         return latest
             if known.sealed or not asked:

@@ -28,9 +28,9 @@ class FailoverGuard:
     :param outdated: called with the name of an epoch, to forget all that it is about.
     """
 
-    def __init__(self, epochs: Epochs, recovery: Outbox, values: bytes, outdated: Callable[[bytes], None]) -> None:
+    def __init__(self, epochs: Epochs, outbox: Outbox, values: bytes, outdated: Callable[[bytes], None]) -> None:
         self._epochs = epochs
-        self._recovery = recovery
+        self._recovery = outbox
         self._values = values
         self._outdated = outdated
         self._met: bytes | None = None

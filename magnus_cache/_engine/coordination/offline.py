@@ -25,7 +25,7 @@ class CutOff:
     endpoint: "Endpoint | None"
     clock: Clock
     breaker: Breaker
-    eras: OutageGenerations
+    generations: OutageGenerations
 
     @property
     def reachable(self) -> bool:
@@ -42,7 +42,7 @@ class CutOff:
         """
         if self.endpoint is None:
             return math.inf
-        confirmed = self.eras.confirmed(wire for wire in self._all_wires() if wire.up)
+        confirmed = self.generations.confirmed(wire for wire in self._all_wires() if wire.up)
         if confirmed > -math.inf:
             return confirmed
         outage = self.breaker.outage
@@ -60,7 +60,7 @@ class CutOff:
         this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self.eras.offline
+        offline = self.generations.offline
         if self.reachable:
-            return LocalTrust(self.clock() + self.settings.max_staleness, self.eras.now)
-        return self.eras.bounded(offline, namespace)
+            return LocalTrust(self.clock() + self.settings.max_staleness, self.generations.now)
+        return self.generations.bounded(offline, namespace)

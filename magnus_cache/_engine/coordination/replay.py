@@ -47,11 +47,11 @@ class Replayer:
     """
 
     def __init__(
-        self, owner: ReplayTarget, recovery: Outbox, epochs: Epochs, notices: RateLimitedLog, timeout: float,
+        self, owner: ReplayTarget, outbox: Outbox, epochs: Epochs, notices: RateLimitedLog, timeout: float,
         journal: "Journal | None" = None,
     ) -> None:  # fmt: skip
         self._owner = owner
-        self._recovery = recovery
+        self._recovery = outbox
         self._epochs = epochs
         self._notices = notices
         self._timeout = timeout

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.realms import NamespaceNames
+from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
@@ -86,11 +86,11 @@ class State(Forgetting, CutOff):
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = Epochs(self.keyspace)
-        self.recovery = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
+        self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
         self.leases = Leases(self.flights.detach_flight)
-        self.eras = OutageGenerations(settings.max_staleness, self.contact)
+        self.generations = OutageGenerations(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
-            self.endpoint, self.notices, self.breaker, self.recovery, self.clock, settings.max_staleness
+            self.endpoint, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
         )
         self.closed = False
         self.special: set[object] = set()
@@ -98,16 +98,16 @@ class State(Forgetting, CutOff):
         self._lock = section()
         self._values = f"{self.keyspace.prefix}:".encode()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
-        self.arrivals = FailoverGuard(self.epochs, self.recovery, self._values, self.outdated)
+        self.failover = FailoverGuard(self.epochs, self.outbox, self._values, self.outdated)
         self.epoch_reads = EpochSync(self.epochs, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.clock)
-        self.announcements = Announcements(self._values, self, self.arrivals, self.epoch_reads)
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_reads)
         self.journal = self._new_journal()
-        self.replays = self._new_replays()
+        self.replayer = self._new_replays()
         watch(self)
 
     def _new_replays(self) -> Replayer:
-        return Replayer(self, self.recovery, self.epochs, self.notices, self.settings.op_timeout, self.journal)
+        return Replayer(self, self.outbox, self.epochs, self.notices, self.settings.op_timeout, self.journal)
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
@@ -118,7 +118,7 @@ class State(Forgetting, CutOff):
         from magnus_cache._engine.outage.journal_file import JournalFile
 
         file = JournalFile(path, f"{self.endpoint.display} {self.keyspace.prefix}", self._values)
-        journal = Journal(file, self.recovery, self.notices.warn, self.settings.op_timeout)
+        journal = Journal(file, self.outbox, self.notices.warn, self.settings.op_timeout)
         part(journal)
         journal.begin_doubt()
         return journal
@@ -179,7 +179,7 @@ class State(Forgetting, CutOff):
             # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
-                    self.eras.cut(old)
+                    self.generations.cut(old)
                     if self.reachable:
                         old.trust.retire()
                     else:
@@ -193,10 +193,10 @@ class State(Forgetting, CutOff):
         """Whether some wire is connected to Redis now, and its loop would notice if it were not."""
         return any(map(_lives, self._all_wires()))
 
-    def doubts(self, realm: NamespaceNames) -> bool:
+    def doubts(self, epoch_names: EpochNames) -> bool:
         """Whether some wire has heard of a namespace's epoch, or that of all, and has not read it again yet."""
         known = [wire.known.doubts for wire in self._all_wires()]
-        return any(realm.control in names or self.epochs.root in names for names in known if names)
+        return any(epoch_names.control in names or self.epochs.root in names for names in known if names)
 
     def _all_wires(self) -> "list[Wire]":
         return list(self._wires.values())
@@ -224,10 +224,10 @@ class State(Forgetting, CutOff):
 
     def missed(self, record: Callable[[Outbox], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
-        mark = record(self.recovery)
+        mark = record(self.outbox)
         for wire in self._all_wires():
             if _lives(wire):
-                call_on_loop(wire.loop, self.replays.begin, wire)
+                call_on_loop(wire.loop, self.replayer.begin, wire)
                 break
         return mark
 
@@ -238,16 +238,16 @@ class State(Forgetting, CutOff):
 
     def flushed(self, wire: "Wire") -> None:
         """Ask about what is being loaded: its lease is gone like all the rest, if it was in the database concerned."""
-        self.eras.flushed(wire)
+        self.generations.flushed(wire)
         self.announcements.flushed(wire)
 
     def exchanged(self, wire: "Wire") -> None:
         """Meet the server anew: what it has in this database was read by nobody here."""
-        self.arrivals.forget()
+        self.failover.forget()
 
     def cut(self, wire: "Wire") -> None:
         """Take for changed what was announced and not followed up on a lost connection; wake who waits for more."""
-        self.eras.cut(wire)
+        self.generations.cut(wire)
         self.announcements.cut(wire)
         if self.journal is not None:
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
@@ -263,23 +263,24 @@ class State(Forgetting, CutOff):
 
     def greeting(self, identity: bytes) -> Command | None:
         """Return what a server is sent that this process has not met: whether all became invalid with its arrival."""
-        return self.arrivals.greeting(identity)
+        return self.failover.greeting(identity)
 
     def greeted(self, identity: bytes, reply: Any) -> None:
         """Forget all that was known before a server that may have gone back in time."""
-        self.arrivals.greeted(identity, reply)
+        self.failover.greeted(identity, reply)
 
     def connected(self, wire: "Wire") -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
-        self.eras.connected(wire, first=not any(_lives(other) for other in self._all_wires() if other is not wire))
+        others = (other for other in self._all_wires() if other is not wire)
+        self.generations.connected(wire, first=not any(map(_lives, others)))
         self.leases.release_lost(wire)
-        self.arrivals.vouch(wire)
+        self.failover.vouch(wire)
         self.log.connected(wire)
         if self.journal is not None:
             # Again: the file may have been made by another process since the last connection was lost.
             self.journal.begin_doubt()
-        if self.recovery.pending:
-            self.replays.begin(wire)
+        if self.outbox.pending:
+            self.replayer.begin(wire)
 
     def without_loop(self, error: CacheUnavailableError) -> None:
         """Count a call of blocking code that had no background loop to go to, and say why."""
@@ -314,8 +315,8 @@ class State(Forgetting, CutOff):
             here = asyncio.get_running_loop()
             if (last := self.farewell()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
-            if replays := self.replays.stop():
-                await asyncio.wait(replays)
+            if replayer := self.replayer.stop():
+                await asyncio.wait(replayer)
             ending = [wire for wire in self._stop_wires() if wire.loop in (here, self.portal.loop)]
             # Waited for: cancelled once more by the end of its loop, one would leave its transport half-closed.
             waited = [asyncio.wrap_future(wire.ended) for wire in ending]
@@ -350,7 +351,7 @@ class State(Forgetting, CutOff):
             if (last := self.farewell(but=running_loop())) is not None:
                 # Its loop may end meanwhile, and take it along: what it came to is not asked.
                 wait([last], CLOSE_TIMEOUT)
-            self.replays.stop()
+            self.replayer.stop()
             wires = self._stop_wires()
             wait([wire.ended for wire in wires if wire.loop is self.portal.loop], CLOSE_TIMEOUT)
             self.portal.close()
@@ -367,12 +368,12 @@ class State(Forgetting, CutOff):
 
         :param but: a loop that does not, as this call holds it up.
         """
-        if not self.recovery.pending:
+        if not self.outbox.pending:
             return None
         for wire in self._all_wires():
             if not wire.started or wire.over or not wire.loop.is_running() or wire.loop is but:
                 continue
-            words = self.replays.farewell(wire, self.breaker)
+            words = self.replayer.farewell(wire, self.breaker)
             try:
                 return asyncio.run_coroutine_threadsafe(words, wire.loop)
             except RuntimeError:
@@ -391,7 +392,7 @@ class State(Forgetting, CutOff):
 
     def end(self) -> None:
         """Let go of everything; whoever was interrupted before leaves nothing that goes on unasked."""
-        self.replays.stop()
+        self.replayer.stop()
         self._stop_wires()
         self.portal.end()
         if self.journal is not None:
@@ -399,20 +400,20 @@ class State(Forgetting, CutOff):
         else:
             self.log.closed()
         self.memory.reset()
-        self.eras.offline.kill()
+        self.generations.offline.kill()
 
     def after_fork(self) -> None:
         """Start anew in a forked child: its parent's sockets, threads and loads are not its own."""
         envelope.reseed()
         # Collected, a connection would warn and try to close a transport of a loop that lives in the parent.
-        _abandoned.extend((self._wires, self.replays))
+        _abandoned.extend((self._wires, self.replayer))
         self._lock = section()
-        self._wires, self.replays = {}, self._new_replays()
+        self._wires, self.replayer = {}, self._new_replays()
         # A block that disables the cache is left in the child as well, if the thread in it is the one that forked.
         self.special.intersection_update(self.disabling)
         for own in (
-            self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.recovery, self.epochs,
-            self.leases, self.eras, self.abandoned, self.workers, self.epoch_renewals,
+            self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
+            self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

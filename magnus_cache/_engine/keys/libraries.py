@@ -102,12 +102,12 @@ def _windows_path(value: Any) -> Described:
     return Text("winpath", str(value).lower())
 
 
-def _address_text(address: Any) -> str:
+def _address_text(ref: Any) -> str:
     """Return an address's text. Versions of Python disagree about IPv4 addresses within IPv6."""
-    mapped = getattr(address, "ipv4_mapped", None)
+    mapped = getattr(ref, "ipv4_mapped", None)
     if mapped is None:
-        return str(address)
-    scope = address.scope_id
+        return str(ref)
+    scope = ref.scope_id
     return f"::ffff:{mapped}" + (f"%{scope}" if scope else "")
 
 

@@ -91,8 +91,8 @@ class LeaseAcquirer:
         self._state = reads.state
         self._local = LocalAcquirer(reads)
 
-    async def claim(
-        self, address: KeyRef, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
+    async def acquire(
+        self, ref: KeyRef, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
         unwanted: int | None = None, waiting: Callable[[], object] | None = None,
     ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
@@ -108,30 +108,28 @@ class LeaseAcquirer:
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
         if wire is None:
-            held = partial(self._state.memory.hit, address.name)
-            return await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
+            held = partial(self._state.memory.hit, ref.name)
+            return await self._claimed_here(ref, flight, held, fresh=fresh, unwanted=unwanted)
         try:
-            if address.namespace.local:
-                return await self._local.claim(wire, address, flight, tags, fresh=fresh, unwanted=unwanted)
-            with self._state.leases.listening(address.name) as changed:
-                return await self._claimed(
-                    wire, address, flight, tags, changed, waiting, fresh=fresh, unwanted=unwanted
-                )
+            if ref.namespace.local:
+                return await self._local.acquire(wire, ref, flight, tags, fresh=fresh, unwanted=unwanted)
+            with self._state.leases.listening(ref.name) as changed:
+                return await self._claimed(wire, ref, flight, tags, changed, waiting, fresh=fresh, unwanted=unwanted)
         except CacheUnavailableError as error:
-            self._reads.failed(address, error)
-            held = partial(self._reads.fallback, address)
-            claim = await self._claimed_here(address, flight, held, fresh=fresh, unwanted=unwanted)
-            if isinstance(claim, Fence):
-                claim.refusal = error if error.refused else None
-            return claim
+            self._reads.failed(ref, error)
+            held = partial(self._reads.fallback, ref)
+            fence = await self._claimed_here(ref, flight, held, fresh=fresh, unwanted=unwanted)
+            if isinstance(fence, Fence):
+                fence.refusal = error if error.refused else None
+            return fence
 
     async def _claimed_here(
-        self, address: KeyRef, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
+        self, ref: KeyRef, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
         unwanted: int | None,
     ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
-        async with self._state.key_locks.hold(address.name):
+        async with self._state.key_locks.hold(ref.name):
             flight.look.since = self._state.epochs.moment()
             entry = None if fresh else held()
             if entry is not None and entry.version != unwanted:
@@ -140,14 +138,14 @@ class LeaseAcquirer:
 
     def unclaimed(self, flight: Flight, *, fresh: bool) -> Fence:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
-        claim = self._claim_with(None, flight, fresh=fresh)
-        flight.joinable_until = claim.at + self._state.settings.max_staleness
-        return claim
+        fence = self._claim_with(None, flight, fresh=fresh)
+        flight.joinable_until = fence.at + self._state.settings.max_staleness
+        return fence
 
     def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
-        epochs, mark = self._state.epochs, self._state.recovery.mark
+        epochs, mark = self._state.epochs, self._state.outbox.mark
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = self._state.eras.offline
+        offline = self._state.generations.offline
         unheard = lease is None and self._state.reachable
         return Fence(
             flight, lease=lease, epoch=epochs.highest, since=epochs.moment(), mark=mark, fresh=fresh,
@@ -155,7 +153,7 @@ class LeaseAcquirer:
         )  # fmt: skip
 
     async def _claimed(
-        self, wire: "Wire", address: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
+        self, wire: "Wire", ref: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
         waiting: Callable[[], object] | None, *, fresh: bool, unwanted: int | None,
     ) -> Fence | Entry:  # fmt: skip
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
@@ -165,17 +163,17 @@ class LeaseAcquirer:
         while True:
             changed.clear()
             try:
-                await self._reads.caught_up(wire, address)
-                await self._current(wire, address, tags)
+                await self._reads.caught_up(wire, ref)
+                await self._current(wire, ref, tags)
                 # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
                 flight.look.since = self._state.epochs.moment()
                 if not judged:
                     reject, judged = None, True
-                    answer: _Answer = await self._look(wire, address, wanted, unwanted)
+                    answer: _Answer = await self._look(wire, ref, wanted, unwanted)
                 else:
                     header = b"" if reject is None else reject.raw[:HEADER_BYTES]
                     answer = await self._ask(
-                        wire, address, flight, wanted, header, token, fresh=fresh, unwanted=unwanted, waited=waited
+                        wire, ref, flight, wanted, header, token, fresh=fresh, unwanted=unwanted, waited=waited
                     )
             except UnsettledError as error:
                 unsettled += 1
@@ -189,12 +187,12 @@ class LeaseAcquirer:
                     raise
                 continue
             if isinstance(answer, _Unopened):
-                good = await self._reads.open(address, answer.entry) is not MISS
+                good = await self._reads.open(ref, answer.entry) is not MISS
                 answer = answer.entry if good else _Rejected(answer.raw, answer.entry)
             if isinstance(answer, Fence):
                 if reject is not None and reject.entry is not None:
-                    answer.previous = await self._previous(address, reject.entry, reject.raw, answer)
-                return await self._informed(wire, address, tags, answer)
+                    answer.previous = await self._previous(ref, reject.entry, reject.raw, answer)
+                return await self._informed(wire, ref, tags, answer)
             if isinstance(answer, Entry):
                 return answer
             if isinstance(answer, _Rejected):
@@ -216,36 +214,36 @@ class LeaseAcquirer:
                 # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
                 await wire.renew()
 
-    async def _current(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...]) -> None:
+    async def _current(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...]) -> None:
         """Return once epochs are current that were seen before.
 
         One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
         before there is one.
         """
         epochs = self._state.epochs
-        known = epochs.floor(wire.known, address.realm, tags) is not None
-        if not known and epochs.last_floor(address.realm, tags) is not None:
-            await self._reads.epochs.settled(wire, address.realm, tags)
+        known = epochs.floor(wire.known, ref.epoch_names, tags) is not None
+        if not known and epochs.last_floor(ref.epoch_names, tags) is not None:
+            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
 
-    async def _informed(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], claim: Fence) -> Fence:
+    async def _informed(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], fence: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
         epochs = self._state.epochs
-        if epochs.floor(wire.known, address.realm, tags) is None:
+        if epochs.floor(wire.known, ref.epoch_names, tags) is None:
             try:
-                await self._reads.epochs.settled(wire, address.realm, tags)
+                await self._reads.epochs.settled(wire, ref.epoch_names, tags)
             except BaseException:
-                claim.close()
+                fence.close()
                 raise
         # Now, right before the load. The first epoch of a namespace may have come since the lease was granted, in the
         # same piece: a value that bore an older one would be as good as none to everybody.
-        claim.epoch, claim.since = epochs.highest, epochs.moment()
-        claim.flight.look.known = wire.known
-        return claim
+        fence.epoch, fence.since = epochs.highest, epochs.moment()
+        fence.flight.look.known = wire.known
+        return fence
 
     async def _ask(
         self,
         wire: "Wire",
-        address: KeyRef,
+        ref: KeyRef,
         flight: Flight,
         tags: tuple[str, ...],
         reject: bytes,
@@ -256,36 +254,36 @@ class LeaseAcquirer:
         waited: bool,
     ) -> "_Answer":
         life = round(self._state.settings.lease * 1000)
-        self._reads.epochs.prepare(wire, address.realm, tags)
-        fill = self._reads.expect(address)
+        self._reads.epochs.prepare(wire, ref.epoch_names, tags)
+        fill = self._reads.expect(ref)
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
-        receive = partial(self._answered, wire, address, flight, token, fill, fresh, unwanted, waiter)
+        receive = partial(self._answered, wire, ref, flight, token, fill, fresh, unwanted, waiter)
         command = scripts.acquire(
-            address.name, reject, token, life, force=fresh, database=wire.database, waited=waited
+            ref.name, reject, token, life, force=fresh, database=wire.database, waited=waited
         )  # fmt: skip
         try:
             # If this raises, nothing was asked.
             wire.call(command, receive, waiter)
-            return await self._granted(address, token, waiter)
+            return await self._granted(ref, token, waiter)
         finally:
             self._reads.settle(fill)
 
     async def _look(
-        self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], unwanted: int | None
+        self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], unwanted: int | None
     ) -> "Entry | _Rejected | _Unopened | None":
         """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
-        self._reads.epochs.prepare(wire, address.realm, tags, again=True)
-        fill = self._reads.expect(address)
+        self._reads.epochs.prepare(wire, ref.epoch_names, tags, again=True)
+        fill = self._reads.expect(ref)
         waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:
-            wire.read(address.name, partial(self._found, address, fill, unwanted), waiter)
+            wire.read(ref.name, partial(self._found, ref, fill, unwanted), waiter)
             return await waiter
         finally:
             self._reads.settle(fill)
 
     def _found(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         fill: Placeholder | None,
         unwanted: int | None,
         raw: bytes | None,
@@ -293,52 +291,52 @@ class LeaseAcquirer:
         sent: float,
     ) -> "Entry | _Rejected | _Unopened | None":
         """Judge a value: is it what the load would be for? Runs inside the reader."""
-        entry = self._reads.received(address, fill, raw, source, sent)
+        entry = self._reads.received(ref, fill, raw, source, sent)
         if raw is None:
             return None
         if entry is None or entry.version == unwanted:
             return _Rejected(raw, entry)
-        value = MISS if entry.negative else self._reads.opened_here(address, entry)
+        value = MISS if entry.negative else self._reads.opened_here(ref, entry)
         if value is LARGE:
             return _Unopened(raw, entry)
         # A fresh value, or an error that is to be raised again.
-        good = value is not MISS or self._reads.error(address, entry) is not None
+        good = value is not MISS or self._reads.error(ref, entry) is not None
         return entry if good else _Rejected(raw, entry)
 
-    async def _granted(self, address: KeyRef, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
+    async def _granted(self, ref: KeyRef, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
         """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._state.leases.unwanted(address.name, token)
+                self._state.leases.unwanted(ref.name, token)
             _give_back(waiter)
             raise
         except CacheUnavailableError as error:
             if not error.refused:
-                self._state.leases.unwanted(address.name, token)
+                self._state.leases.unwanted(ref.name, token)
             raise
 
     def _answered(
-        self, wire: "Wire", address: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
+        self, wire: "Wire", ref: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
         unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
     ) -> _Answer:  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         self._state.leases.told(token)
         if isinstance(reply, bytes):
-            return self._found(address, fill, unwanted, reply, source, sent)
+            return self._found(ref, fill, unwanted, reply, source, sent)
         if reply == scripts.UNSTORABLE:
             return self.unclaimed(flight, fresh=fresh)
         if reply != scripts.LEASED:
             return _Waiting(replies.number(reply, replies.LONGEST_WAIT) / 1000)
-        lease = self._state.leases.hold(wire, address.name, token, self._state.settings.lease, flight)
-        claim = self._claim_with(lease, flight, fresh=fresh)
+        lease = self._state.leases.hold(wire, ref.name, token, self._state.settings.lease, flight)
+        fence = self._claim_with(lease, flight, fresh=fresh)
         if waiter.done():
             # Cancelled meanwhile: nobody would ever end it.
-            claim.close()
-        return claim
+            fence.close()
+        return fence
 
-    async def _previous(self, address: KeyRef, entry: Entry, raw: bytes, claim: Fence) -> PreviousValue | None:
+    async def _previous(self, ref: KeyRef, entry: Entry, raw: bytes, fence: Fence) -> PreviousValue | None:
         """Return what a load is to replace, for its loader to know."""
         if entry.negative:
             return None
@@ -347,22 +345,22 @@ class LeaseAcquirer:
         except CacheDecodeError:
             return None
         try:
-            if await self._reads.open_anyway(address, entry) is MISS:
+            if await self._reads.open_anyway(ref, entry) is MISS:
                 return None
         except BaseException:
-            claim.close()
+            fence.close()
             raise
-        return PreviousValue(partial(self._reads.opened_anyway, address, entry), validator)
+        return PreviousValue(partial(self._reads.opened_anyway, ref, entry), validator)
 
-    async def adopt(self, tags: tuple[str, ...], claim: Fence) -> None:
+    async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
         """Have tags that a load has made known to Redis as older than the load, where that is so."""
-        if claim.lease is not None and not claim.lease.void:
+        if fence.lease is not None and not fence.lease.void:
             try:
-                await self._reads.epochs.adopt(claim.lease.wire, tags, claim.epoch)
+                await self._reads.epochs.adopt(fence.lease.wire, tags, fence.epoch)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
-    async def overtaken(self, address: KeyRef, tags: tuple[str, ...], known: tuple[str, ...], claim: Fence) -> bool:
+    async def overtaken(self, ref: KeyRef, tags: tuple[str, ...], known: tuple[str, ...], fence: Fence) -> bool:
         """Whether Redis tells that a value was invalidated since its load was claimed, and nobody knows when.
 
         What was announced at its time does not count: that is told apart by `Epochs.overtaken`.
@@ -370,19 +368,19 @@ class LeaseAcquirer:
         :param known: those of the tags that were known before the load. Redis announces their invalidation, unless the
             connection was another one meanwhile.
         """
-        if claim.lease is None:
+        if fence.lease is None:
             return False
-        epochs, wire = self._state.epochs, claim.lease.wire
-        announced = known if wire.tracking and wire.known is claim.flight.look.known else ()
+        epochs, wire = self._state.epochs, fence.lease.wire
+        announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
         try:
-            await self._reads.epochs.settled(wire, address.realm, tags)
+            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.last_floor(address.realm)
-        if floor is None or claim.epoch < floor:
+        floor = epochs.last_floor(ref.epoch_names)
+        if floor is None or fence.epoch < floor:
             return True
-        risen = [tag for tag in tags if claim.epoch < epochs.latest(epochs.tag_name(tag))]
-        return not all(tag in announced and epochs.overtaken((tag,), claim.since) for tag in risen)
+        risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]
+        return not all(tag in announced and epochs.overtaken((tag,), fence.since) for tag in risen)
 
 
 def _give_back(waiter: "asyncio.Future[Any]") -> None:

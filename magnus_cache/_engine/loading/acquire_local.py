@@ -31,8 +31,8 @@ class LocalAcquirer:
         self._state = reads.state
         self._local: LocalValues = reads.local
 
-    async def claim(
-        self, wire: "Wire", address: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
+    async def acquire(
+        self, wire: "Wire", ref: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
         unwanted: int | None,
     ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
@@ -41,30 +41,30 @@ class LocalAcquirer:
         :raises CacheUnavailableError: when Redis cannot be asked what was invalidated.
         """
         state = self._state
-        state.local_namespaces.add(str(address.namespace))
-        await self._reads.caught_up(wire, address)
+        state.local_namespaces.add(str(ref.namespace))
+        await self._reads.caught_up(wire, ref)
         # Asked even if all is known: from here on the connection is kept talking.
         await wire.renew()
-        await self._reads.epochs.settled(wire, address.realm, tags)
+        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
         flight.look.since = state.epochs.moment()
-        entry = None if fresh else await self._local.read(wire, address)
-        if entry is not None and entry.version != unwanted and self._is_good(address, entry):
+        entry = None if fresh else await self._local.read(wire, ref)
+        if entry is not None and entry.version != unwanted and self._is_good(ref, entry):
             return entry
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
-        offline = state.eras.offline
+        offline = state.generations.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
-        watch = LocalWatch(state.leases, wire, address.name, flight, state.memory)
-        claim = Fence(
-            flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.recovery.mark,
+        watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
+        fence = Fence(
+            flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.outbox.mark,
             fresh=fresh, offline=offline, at=state.clock(),
         )  # fmt: skip
         flight.look.known = wire.known
         if entry is not None and not entry.negative:
-            claim.previous = PreviousValue(partial(self._reads.opened_anyway, address, entry), None)
+            fence.previous = PreviousValue(partial(self._reads.opened_anyway, ref, entry), None)
         state.leases.take(watch)
-        return claim
+        return fence
 
-    def _is_good(self, address: KeyRef, entry: Entry) -> bool:
+    def _is_good(self, ref: KeyRef, entry: Entry) -> bool:
         if entry.negative:
-            return self._reads.error(address, entry) is not None
-        return self._reads.opened(address, entry) is not MISS
+            return self._reads.error(ref, entry) is not None
+        return self._reads.opened(ref, entry) is not MISS

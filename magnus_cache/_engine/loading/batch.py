@@ -38,12 +38,12 @@ _AT_ONCE: Final = 500
 class BatchItem:
     """One key of a batch, where its value lives, and its tags as far as they are known."""
 
-    __slots__ = ("address", "key", "tags")
+    __slots__ = ("key", "ref", "tags")
 
-    def __init__(self, key: Any, address: KeyRef, tags: tuple[str, ...] = ()) -> None:
+    def __init__(self, key: Any, ref: KeyRef, tags: tuple[str, ...] = ()) -> None:
         self.key = key
-        self.address = address
-        self.tags = tagged(address, tags)
+        self.ref = ref
+        self.tags = tagged(ref, tags)
 
 
 class _PendingKey:
@@ -104,7 +104,7 @@ class Batch:
         self._loads = loads
         self._source = source
         self._blocks = blocks
-        self._claims: LeaseAcquirer = loads.claims
+        self._claims: LeaseAcquirer = loads.acquirer
         self._rule = rule
         self._call = call
         self._fresh = fresh
@@ -125,7 +125,7 @@ class Batch:
                 elif isinstance(outcome, BaseException):
                     raise outcome
                 elif outcome is not MISS:
-                    values[item.address.name] = outcome
+                    values[item.ref.name] = outcome
         return values, errors
 
     async def _some(self, some: Sequence[BatchItem]) -> list[Any]:
@@ -153,31 +153,31 @@ class Batch:
         self._decided(0)
 
     async def _one(self, wanted: BatchItem) -> Any:
-        address, loads = wanted.address, self._loads
+        ref, loads = wanted.ref, self._loads
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
             self._undecided += 1
             flight.loader = self._source
             decided = _OneShot(self._decided)
             try:
-                got = await self._claims.claim(address, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
-                opened = await loads.open(address, got, flight)
-                claim = loads.to_load(address, got, flight, self._rule, wanted.tags, opened, fresh=self._fresh)
-                if isinstance(claim, LoadedValue):
-                    return claim
-                return await self._ordered(wanted, flight, claim, decided)
+                got = await self._claims.acquire(ref, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
+                opened = await loads.open(ref, got, flight)
+                fence = loads.to_load(ref, got, flight, self._rule, wanted.tags, opened, fresh=self._fresh)
+                if isinstance(fence, LoadedValue):
+                    return fence
+                return await self._ordered(wanted, flight, fence, decided)
             finally:
                 decided.tell()
 
-        caller = loads.caller(address, fresh=self._fresh, source=self._source)
-        await loads.confirmed(address, fresh=self._fresh)
+        caller = loads.caller(ref, fresh=self._fresh, source=self._source)
+        await loads.confirmed(ref, fresh=self._fresh)
         loaded = await loads.flights.run(
-            address.name, lead, wait_timeout=loads.wait_timeout, namespace=str(address.namespace),
+            ref.name, lead, wait_timeout=loads.wait_timeout, namespace=str(ref.namespace),
             blocks=self._blocks, caller=caller,
         )  # fmt: skip
-        return await loaded.taken(strict=self._rule.is_strict(address.namespace))
+        return await loaded.taken(strict=self._rule.is_strict(ref.namespace))
 
-    async def _ordered(self, wanted: BatchItem, flight: Flight, claim: Fence, decided: "_OneShot") -> LoadedValue[Any]:
+    async def _ordered(self, wanted: BatchItem, flight: Flight, fence: Fence, decided: "_OneShot") -> LoadedValue[Any]:
         """Have the loader called for a key that was claimed, and keep what it says."""
         order = _PendingKey(wanted, flight)
         try:
@@ -189,20 +189,20 @@ class Batch:
             error, value = await order.answer
             if error is not None:
                 if isinstance(error, Exception):
-                    await self._loads.failed(wanted.address, error, wanted.tags, started, claim)
+                    await self._loads.failed(wanted.ref, error, wanted.tags, started, fence)
                 raise error
             if value is MISS:
                 # An answer for callers with the same loader; others who joined ask their own.
                 flight.look.left_out_by = self._source
                 flight.look.tags = wanted.tags
                 return LoadedValue(MISS, None)
-            cost = self._loads.loaded(wanted.address, started)
+            cost = self._loads.loaded(wanted.ref, started)
             if isinstance(value, JudgedValue):
-                return await self._loads.stored(wanted.address, value, self._rule, cost, claim)
-            return await self._loads.kept(wanted.address, value, self._rule, wanted.tags, cost, claim)
+                return await self._loads.stored(wanted.ref, value, self._rule, cost, fence)
+            return await self._loads.kept(wanted.ref, value, self._rule, wanted.tags, cost, fence)
         finally:
             order.answer.cancel()
-            claim.close()
+            fence.close()
 
     def _decided(self, count: int) -> None:
         """Note that so many keys need not be waited for any more, and call the loader if that was the last."""

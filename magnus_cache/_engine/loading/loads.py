@@ -51,7 +51,7 @@ class Loads:
         self._reads = reads
         self._writes = writes
         self._state = reads.state
-        self.claims = LeaseAcquirer(reads)
+        self.acquirer = LeaseAcquirer(reads)
         self.judging = Judging(reads, writes, self._hold_back)
         self.flights = reads.state.flights
         self.clock = reads.state.clock
@@ -67,7 +67,7 @@ class Loads:
 
     async def load(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         loader: AnyLoader[T],
         rule: LoadOptions,
         tags: tuple[str, ...] = (),
@@ -87,12 +87,12 @@ class Loads:
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheEncodeError: if the value cannot be stored, and the rule is strict.
         """
-        loaded = await self.outcome(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
-        return await loaded.taken(strict=rule.is_strict(address.namespace))
+        loaded = await self.outcome(ref, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
+        return await loaded.taken(strict=rule.is_strict(ref.namespace))
 
     async def outcome(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         loader: AnyLoader[T],
         rule: LoadOptions,
         tags: tuple[str, ...] = (),
@@ -108,42 +108,42 @@ class Loads:
         mode = self._state.mode
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return LoadedValue(_modified(await self._called(address, loader)), None)
-        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
-        caller = self.caller(address, fresh=fresh)
-        patience = await self.confirmed(address, fresh=fresh, patience=patience)
+                return LoadedValue(_modified(await self._called(ref, loader)), None)
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(ref, tags)
+        caller = self.caller(ref, fresh=fresh)
+        patience = await self.confirmed(ref, fresh=fresh, patience=patience)
         return await self.flights.run(
-            address.name, partial(self._lead, address, loader, rule, tags, fresh=fresh),
-            wait_timeout=self.wait_timeout, namespace=str(address.namespace), patience=patience, blocks=blocks,
+            ref.name, partial(self._lead, ref, loader, rule, tags, fresh=fresh),
+            wait_timeout=self.wait_timeout, namespace=str(ref.namespace), patience=patience, blocks=blocks,
             caller=caller,
         )  # fmt: skip
 
     async def _lead(
-        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], flight: Flight, *,
+        self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], flight: Flight, *,
         fresh: bool = False, unwanted: int | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Load a value for all who wait, or find that somebody else just has."""
         flight.loader = loader
-        got = await self.claims.claim(address, flight, tags, fresh=fresh, unwanted=unwanted)
-        opened = await self.open(address, got, flight)
-        claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
-        if isinstance(claim, LoadedValue):
-            return claim
-        load, started = CurrentLoad(claim.previous), monotonic()
+        got = await self.acquirer.acquire(ref, flight, tags, fresh=fresh, unwanted=unwanted)
+        opened = await self.open(ref, got, flight)
+        fence = self.to_load(ref, got, flight, rule, tags, opened, fresh=fresh)
+        if isinstance(fence, LoadedValue):
+            return fence
+        load, started = CurrentLoad(fence.previous), monotonic()
         try:
             try:
                 with as_current_load(load):
-                    value = await self._called(address, loader)
+                    value = await self._called(ref, loader)
             except Exception as error:
-                await self.failed(address, error, tags, started, claim)
+                await self.failed(ref, error, tags, started, fence)
                 raise
-            return await self.kept(address, value, rule, tags, self.loaded(address, started), claim, load)
+            return await self.kept(ref, value, rule, tags, self.loaded(ref, started), fence, load)
         finally:
-            claim.close()
+            fence.close()
 
     def to_load(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         got: Fence | Entry,
         flight: Flight,
         rule: LoadOptions,
@@ -160,10 +160,10 @@ class Loads:
         :raises Exception: if what somebody else left there is an error.
         """
         if isinstance(got, Entry):
-            found = self._found(address, got, opened)
+            found = self._found(ref, got, opened)
             if found is not None:
                 return found
-            got = self.claims.unclaimed(flight, fresh=fresh)
+            got = self.acquirer.unclaimed(flight, fresh=fresh)
         look = flight.look
         look.since, look.found = got.since, False
         # Should the load fail, nothing tells which tags its value would have had.
@@ -173,20 +173,20 @@ class Loads:
         return got
 
     def begin(
-        self, address: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], unwanted: int
+        self, ref: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], unwanted: int
     ) -> bool:
         """Begin to load a key for nobody, and return whether that was done.
 
         :param unwanted: the version of the value that is to be refreshed.
         """
-        self._before(address, fresh=False)
-        tags = tagged(address, tags)
-        lead = partial(self._lead, address, loader, rule, tags, unwanted=unwanted)
-        return self.flights.launch(address.name, lead, str(address.namespace))
+        self._before(ref, fresh=False)
+        tags = tagged(ref, tags)
+        lead = partial(self._lead, ref, loader, rule, tags, unwanted=unwanted)
+        return self.flights.launch(ref.name, lead, str(ref.namespace))
 
     def load_blocking(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         loader: AnyLoader[T],
         rule: LoadOptions,
         tags: tuple[str, ...] = (),
@@ -203,72 +203,72 @@ class Loads:
             with as_current_load(CurrentLoad()):
                 return _modified(self.called_blocking(loader))
         check_waiting()
-        fresh, tags = fresh or mode is Mode.BYPASS, tagged(address, tags)
+        fresh, tags = fresh or mode is Mode.BYPASS, tagged(ref, tags)
         call = self._state.portal.call
 
-        async def claimed(flight: Flight, claims: list[Fence]) -> Fence | Entry:
-            got = await self.claims.claim(address, flight, tags, fresh=fresh)
+        async def claimed(flight: Flight, acquirer: list[Fence]) -> Fence | Entry:
+            got = await self.acquirer.acquire(ref, flight, tags, fresh=fresh)
             if isinstance(got, Fence):
                 # Here, not when the thread learns of it: that may be interrupted (Ctrl-C) in between.
-                claims.append(got)
+                acquirer.append(got)
                 if flight.done:
                     got.close()
             return got
 
         def lead(flight: Flight) -> LoadedValue[T]:
             flight.loader = loader
-            claims: list[Fence] = []
+            acquirer: list[Fence] = []
             try:
                 try:
-                    got: Fence | Entry = call(claimed, flight, claims)
+                    got: Fence | Entry = call(claimed, flight, acquirer)
                 except NoThreadError as error:
                     return LoadedValue(
-                        *uncached(self.claims, address, flight, partial(self.called_blocking, loader), error)
+                        *uncached(self.acquirer, ref, flight, partial(self.called_blocking, loader), error)
                     )
-                opened = self._opened(address, got, flight)
-                claim = self.to_load(address, got, flight, rule, tags, opened, fresh=fresh)
-                if isinstance(claim, LoadedValue):
-                    return claim
-                load, started = CurrentLoad(claim.previous), monotonic()
+                opened = self._opened(ref, got, flight)
+                fence = self.to_load(ref, got, flight, rule, tags, opened, fresh=fresh)
+                if isinstance(fence, LoadedValue):
+                    return fence
+                load, started = CurrentLoad(fence.previous), monotonic()
                 try:
                     with as_current_load(load):
                         value = self.called_blocking(loader)
                 except Exception as error:
-                    call(self.failed, address, error, tags, started, claim)
+                    call(self.failed, ref, error, tags, started, fence)
                     raise
-                cost = self.loaded(address, started)
+                cost = self.loaded(ref, started)
                 # Encoded here: the loop is there for all threads.
-                judged = at_once(self.judging.steps(address, value, rule, tags, load))
-                return call(self.stored, address, judged, rule, cost, claim, load)
+                judged = at_once(self.judging.steps(ref, value, rule, tags, load))
+                return call(self.stored, ref, judged, rule, cost, fence, load)
             finally:
-                for claim in claims:
-                    claim.close()
+                for fence in acquirer:
+                    fence.close()
 
-        caller = self.caller(address, fresh=fresh)
-        if self._is_first(address) or (not fresh and self._in_doubt(address)):
+        caller = self.caller(ref, fresh=fresh)
+        if self._is_first(ref) or (not fresh and self._in_doubt(ref)):
             try:
-                call(partial(self.confirmed, address, fresh=fresh))
+                call(partial(self.confirmed, ref, fresh=fresh))
             except NoThreadError:
-                self.flights.detach(address.name)
-        loaded = self.flights.run_blocking(address.name, lead, wait_timeout=self.wait_timeout, caller=caller)
-        return loaded.take(strict=rule.is_strict(address.namespace))
+                self.flights.detach(ref.name)
+        loaded = self.flights.run_blocking(ref.name, lead, wait_timeout=self.wait_timeout, caller=caller)
+        return loaded.take(strict=rule.is_strict(ref.namespace))
 
-    def caller(self, address: KeyRef, *, fresh: bool, source: object = None) -> Caller:
+    def caller(self, ref: KeyRef, *, fresh: bool, source: object = None) -> Caller:
         """Return what judges the loads that a call joins which starts now; see `JoiningCaller`."""
-        return JoiningCaller(self._state.epochs, partial(self._before, address), fresh=fresh, source=source)
+        return JoiningCaller(self._state.epochs, partial(self._before, ref), fresh=fresh, source=source)
 
-    def _in_doubt(self, address: KeyRef) -> bool:
-        return self._state.leases.doubted(address.name) is not None or self._state.doubts(address.realm)
+    def _in_doubt(self, ref: KeyRef) -> bool:
+        return self._state.leases.doubted(ref.name) is not None or self._state.doubts(ref.epoch_names)
 
-    def _is_first(self, address: KeyRef) -> bool:
+    def _is_first(self, ref: KeyRef) -> bool:
         """Whether a load has to wait for a connection: one to a new server ends all loads that can be joined by then.
 
         Other loads begin a second time then, and wait for the lease; a local one has none.
         """
         state = self._state
-        return address.namespace.local and state.endpoint is not None and not state.reachable
+        return ref.namespace.local and state.endpoint is not None and not state.reachable
 
-    async def confirmed(self, address: KeyRef, *, fresh: bool = False, patience: float | None = None) -> float | None:
+    async def confirmed(self, ref: KeyRef, *, fresh: bool = False, patience: float | None = None) -> float | None:
         """Return once it is known what an announcement, if there was one, means for the load that is under way.
 
         To be awaited before joining. The answer was given after this call began; what is announced later need not be
@@ -278,47 +278,47 @@ class Loads:
         :param patience: seconds to wait at most; None for as long as Redis may take. What is left of it is returned.
         """
         wire = self._state.wire()
-        if self._is_first(address) and wire is not None:
+        if self._is_first(ref) and wire is not None:
             began = monotonic()
             with contextlib.suppress(TimeoutError, CacheUnavailableError):
                 async with asyncio.timeout(patience):
                     await wire.renew()
             patience = None if patience is None else max(0.0, began + patience - monotonic())
-        if fresh or not self._in_doubt(address) or wire is None or not wire.up:
+        if fresh or not self._in_doubt(ref) or wire is None or not wire.up:
             return patience
-        began, lease, doubts = monotonic(), self._state.leases.doubted(address.name), wire.known.doubts
+        began, lease, doubts = monotonic(), self._state.leases.doubted(ref.name), wire.known.doubts
         try:
             async with asyncio.timeout(patience):
-                if address.realm.control in doubts or self._state.epochs.root in doubts:
-                    await self._reads.epochs.settled(wire, address.realm)
+                if ref.epoch_names.control in doubts or self._state.epochs.root in doubts:
+                    await self._reads.epochs.settled(wire, ref.epoch_names)
                 if lease is not None:
                     waiter: asyncio.Future[None] = wire.loop.create_future()
                     lease.look(wire, waiter)
                     await waiter
         except (TimeoutError, CacheUnavailableError):
-            self.flights.detach(address.name)
+            self.flights.detach(ref.name)
         return None if patience is None else max(0.0, began + patience - monotonic())
 
-    def _before(self, address: KeyRef, fresh: bool) -> None:
+    def _before(self, ref: KeyRef, fresh: bool) -> None:
         """Let the caller join no load that it must not have the value of, nor one that will not end."""
         if fresh:
-            self._state.flights.detach(address.name)
+            self._state.flights.detach(ref.name)
             return
-        hung = self.flights.overdue(address.name, self.wait_timeout)
+        hung = self.flights.overdue(ref.name, self.wait_timeout)
         if hung is not None:
             self._state.leases.let_go(hung)
             self._state.notices.warn(
-                f"hung:{address.namespace}",
-                f"loading a value for namespace {str(address.namespace)!r} has taken {self.clock() - hung.began:.0f} "
+                f"hung:{ref.namespace}",
+                f"loading a value for namespace {str(ref.namespace)!r} has taken {self.clock() - hung.began:.0f} "
                 "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
-        if self._state.reachable or self._state.cut_off(address.namespace):
-            self.flights.expire(address.name)
-            self._state.leases.check(address.name, self._state.clock())
+        if self._state.reachable or self._state.cut_off(ref.namespace):
+            self.flights.expire(ref.name)
+            self._state.leases.check(ref.name, self._state.clock())
 
-    async def _called(self, address: KeyRef, loader: AnyLoader[T]) -> T:
-        return await self._state.workers.call(loader, str(address.namespace))
+    async def _called(self, ref: KeyRef, loader: AnyLoader[T]) -> T:
+        return await self._state.workers.call(loader, str(ref.namespace))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
         """Call a function in this thread, a coroutine function on the background loop for these."""
@@ -331,13 +331,13 @@ class Loads:
         loaded: T = value
         return loaded
 
-    async def open(self, address: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
+    async def open(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
         """Return the value of an entry that was got instead of a claim; else MISS."""
-        return await self._reads.open(address, got) if self._is_found(got, flight) else MISS
+        return await self._reads.open(ref, got) if self._is_found(got, flight) else MISS
 
-    def _opened(self, address: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
+    def _opened(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
         """Do what `open` does, in a thread."""
-        return self._reads.opened(address, got) if self._is_found(got, flight) else MISS
+        return self._reads.opened(ref, got) if self._is_found(got, flight) else MISS
 
     def _is_found(self, got: Fence | Entry, flight: Flight) -> TypeGuard[Entry]:
         """Return whether a load found something; then it is joined no more."""
@@ -348,77 +348,75 @@ class Loads:
         self.flights.detach_flight(flight)
         return True
 
-    def _found(self, address: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+    def _found(self, ref: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
         """Return what somebody stored between this caller's look and its turn to load.
 
         :param opened: the entry's value, or MISS.
         :raises Exception: if that is an error.
         """
-        if (error := self._reads.error(address, entry)) is not None:
-            address.counters.negative_hits += 1
+        if (error := self._reads.error(ref, entry)) is not None:
+            ref.counters.negative_hits += 1
             raise error
         return None if opened is MISS else LoadedValue(opened, entry.payload)
 
-    def loaded(self, address: KeyRef, started: float) -> float:
+    def loaded(self, ref: KeyRef, started: float) -> float:
         """Count a load that began at a monotonic second, and return the seconds that it took."""
         cost = monotonic() - started
-        address.counters.loads += 1
+        ref.counters.loads += 1
         self._state.stats.load_latency.add(cost)
         return cost
 
-    async def failed(
-        self, address: KeyRef, error: Exception, tags: tuple[str, ...], started: float, claim: Fence
-    ) -> None:
+    async def failed(self, ref: KeyRef, error: Exception, tags: tuple[str, ...], started: float, fence: Fence) -> None:
         """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
-        address.counters.load_errors += 1
-        freshness = address.freshness
-        if freshness is NO_POLICY or claim.flight.adrift:
+        ref.counters.load_errors += 1
+        freshness = ref.freshness
+        if freshness is NO_POLICY or fence.flight.adrift:
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
-            self._hold_back(address, error)
+            self._hold_back(ref, error)
             return
         # Tags that only a value could tell: no invalidation would reach what is remembered.
-        payload = None if claim.flight.look.tags is None else encode_error(error)
+        payload = None if fence.flight.look.tags is None else encode_error(error)
         if payload is None:
-            kind, tagged = type(error).__name__, claim.flight.look.tags is None
+            kind, tagged = type(error).__name__, fence.flight.look.tags is None
             why = "its tags are a function of the value; give them as texts or templates of the arguments"
             why = (
                 why
                 if tagged
                 else ("not all of its parts can be stored; let the loader raise an error that has plain data only")
             )
-            what = f"a {kind} of namespace {str(address.namespace)!r} is not remembered, as {why}"
-            self._state.notices.warn(f"negative:{address.namespace}:{kind}", what)
+            what = f"a {kind} of namespace {str(ref.namespace)!r} is not remembered, as {why}"
+            self._state.notices.warn(f"negative:{ref.namespace}:{kind}", what)
             return
         try:
-            self._reads.check_size(address, payload)
+            self._reads.check_size(ref, payload)
         except CacheValueTooLargeError as too_large:
-            self._state.notices.warn(f"size:{address.namespace}", f"not remembered: {too_large}")
+            self._state.notices.warn(f"size:{ref.namespace}", f"not remembered: {too_large}")
         else:
             held = Record(None, payload, len(payload), envelope.new_version(), tags=tags, negative=True)
             held = held._replace(cost=monotonic() - started)
-            await self._writes.fill(address, held, payload, ttl, claim)
+            await self._writes.fill(ref, held, payload, ttl, fence)
 
-    def _hold_back(self, address: KeyRef, error: Exception) -> None:
-        freshness = address.freshness
+    def _hold_back(self, ref: KeyRef, error: Exception) -> None:
+        freshness = ref.freshness
         if not freshness.grace and not freshness.early:
             # Whoever waits gets the error, and whoever asks again wants it tried again.
             return
-        self.throttle.failed(address.name, freshness.retry)
+        self.throttle.failed(ref.name, freshness.retry)
         then = f"; where there is a stale value it is served, and the next attempt is in {freshness.retry:g} s"
-        self._failures.tell_of(address.name, address.namespace, error, then)
+        self._failures.tell_of(ref.name, ref.namespace, error, then)
 
     async def kept(
-        self, address: KeyRef, value: T, rule: LoadOptions, tags: tuple[str, ...], cost: float, claim: Fence,
+        self, ref: KeyRef, value: T, rule: LoadOptions, tags: tuple[str, ...], cost: float, fence: Fence,
         load: CurrentLoad | None = None,
     ) -> LoadedValue[T]:  # fmt: skip
         """Store a value if it is to be, and return it for those who wait."""
-        judged = await in_turns(self.judging.steps(address, value, rule, tags, load))
-        return await self.stored(address, judged, rule, cost, claim, load)
+        judged = await in_turns(self.judging.steps(ref, value, rule, tags, load))
+        return await self.stored(ref, judged, rule, cost, fence, load)
 
     async def stored(
-        self, address: KeyRef, judged: JudgedValue, rule: LoadOptions, cost: float, claim: Fence,
+        self, ref: KeyRef, judged: JudgedValue, rule: LoadOptions, cost: float, fence: Fence,
         load: CurrentLoad | None = None,
     ) -> LoadedValue[Any]:  # fmt: skip
         """Store what is to be kept of a value, and return it for those who wait.
@@ -428,22 +426,22 @@ class Loads:
         if judged.error is not None:
             raise judged.error
         value, payload, tags, held = judged.value, judged.payload, judged.tags, judged.held
-        look, local = claim.flight.look, address.namespace.local
+        look, local = fence.flight.look, ref.namespace.local
         look.tags = tags
         if rule.tags is not None and rule.tags.of_value is not None:
-            await self.claims.adopt(tags, claim)
+            await self.acquirer.adopt(tags, fence)
         if payload is not None and held is not None:
             held = held._replace(cost=cost, validator=load.validator if load is not None else None)
-            await self._writes.fill(address, held, payload, judged.ttl, claim)
+            await self._writes.fill(ref, held, payload, judged.ttl, fence)
         if (refusal := judged.refusal) is not None:
-            refusal = await self.unstorable.refused(address, value, rule, refusal, claim)
-        if refusal is None or claim.flight.waiters or claim.flight.loop is None:
-            self.throttle.succeeded(address.name)
+            refusal = await self.unstorable.refused(ref, value, rule, refusal, fence)
+        if refusal is None or fence.flight.waiters or fence.flight.loop is None:
+            self.throttle.succeeded(ref.name)
         else:
             # It was for nobody but the cache, as every attempt would be.
-            self.throttle.failed(address.name, address.freshness.retry)
-        copies = [] if local or payload is not None else await self.unstorable.copies(value, rule, claim.flight)
-        look.overtaken = bool(tags) and await self.claims.overtaken(address, tags, judged.known, claim)
+            self.throttle.failed(ref.name, ref.freshness.retry)
+        copies = [] if local or payload is not None else await self.unstorable.copies(value, rule, fence.flight)
+        look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, judged.known, fence)
         return LoadedValue(value, None if local else payload, refusal, copies)
 
 

@@ -46,7 +46,7 @@ class Judging:
         self._hold_back = hold_back
 
     def steps(
-        self, address: KeyRef, value: Any, rule: LoadOptions, tags: tuple[str, ...], load: CurrentLoad | None = None
+        self, ref: KeyRef, value: Any, rule: LoadOptions, tags: tuple[str, ...], load: CurrentLoad | None = None
     ) -> Generator[None, None, JudgedValue]:
         """Return, in steps, what is to be kept of a value.
 
@@ -59,36 +59,36 @@ class Judging:
         try:
             skipped = rule.skip_if is not None and rule.skip_if(value)
             changed = codec.changed_so_far()
-            payload, refusal = yield from self._payload(address, value, skipped=skipped)
-            ttl = None if skipped or refusal is not None else rule.seconds(value, self._reads.ttl(address))
-            all_tags = tagged(address, rule.tags_of(value, tags))
+            payload, refusal = yield from self._payload(ref, value, skipped=skipped)
+            ttl = None if skipped or refusal is not None else rule.seconds(value, self._reads.ttl(ref))
+            all_tags = tagged(ref, rule.tags_of(value, tags))
         except CacheError:
             raise
         except Exception as error:
             # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
-            self._hold_back(address, error)
+            self._hold_back(ref, error)
             raise
         if payload and codec.changed_so_far() != changed:
             value = yield from _as_read(value, payload)
         if payload is None or ttl is None:
             return JudgedValue(value, payload, tags, all_tags, refusal=refusal)
-        held = yield from self._writes.holding(address, value, payload, all_tags)
+        held = yield from self._writes.holding(ref, value, payload, all_tags)
         return JudgedValue(value, payload, tags, all_tags, ttl, held)
 
     def _payload(
-        self, address: KeyRef, value: Any, *, skipped: bool
+        self, ref: KeyRef, value: Any, *, skipped: bool
     ) -> Generator[None, None, tuple[bytes | None, CacheEncodeError | None]]:
         """Return the bytes by which the value is stored, or handed to each of those who wait for it; and why it cannot.
 
         A value that is too large has these bytes as well.
         """
-        if address.namespace.local:
-            return b"", None if skipped else self._reads.local.refusal(address, value)
+        if ref.namespace.local:
+            return b"", None if skipped else self._reads.local.refusal(ref, value)
         payload: bytes | None = None
         try:
             payload = yield from self._reads.encoding(value)
             if not skipped:
-                yield from self._reads.checking(address, payload)
+                yield from self._reads.checking(ref, payload)
         except CacheEncodeError as error:
             # What is not to be stored need not be storable.
             return payload, None if skipped else error

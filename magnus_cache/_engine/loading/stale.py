@@ -39,7 +39,7 @@ class StalePolicy:
         self._state = reads.state
 
     async def value(
-        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = (), *,
+        self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = (), *,
         blocks: asyncio.AbstractEventLoop | None = None,
     ) -> T:  # fmt: skip
         """Return a fresh value, or a stale one where the policy says so; see `Freshness`.
@@ -49,51 +49,51 @@ class StalePolicy:
         :raises Exception: whatever the loader raises, now or, if it is remembered, before.
         """
         began = monotonic()
-        entry, near = self._state.memory.past(address.name, trusted=True), True
+        entry, near = self._state.memory.past(ref.name, trusted=True), True
         if entry is None:
-            entry, near = await self._read(address, tags), False
-        stands = self._standing(address, entry)
+            entry, near = await self._read(ref, tags), False
+        stands = self._standing(ref, entry)
         opened: Any = LARGE
         if entry is not None and stands is not FreshnessState.GONE and self._reads.is_large(entry):
-            opened = await self._reads.open_anyway(address, entry)
-        served, value = self._served(address, entry, stands, near=near, opened=opened)
+            opened = await self._reads.open_anyway(ref, entry)
+        served, value = self._served(ref, entry, stands, near=near, opened=opened)
         if not served:
-            return await self._loaded(address, loader, rule, tags, value, began, blocks)
+            return await self._loaded(ref, loader, rule, tags, value, began, blocks)
         if stands is FreshnessState.EARLY and entry is not None:
-            self._refresh_early(address, loader, rule, tags, entry)
+            self._refresh_early(ref, loader, rule, tags, entry)
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
-    async def _read(self, address: KeyRef, tags: tuple[str, ...]) -> Entry | None:
+    async def _read(self, ref: KeyRef, tags: tuple[str, ...]) -> Entry | None:
         """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
-        limit = address.freshness.hard_timeout
+        limit = ref.freshness.hard_timeout
         if limit is None:
-            entry = await self._reads.read(address, tags)
+            entry = await self._reads.read(ref, tags)
         else:
             try:
                 async with asyncio.timeout(limit):
-                    entry = await self._reads.read(address, tags)
+                    entry = await self._reads.read(ref, tags)
             except TimeoutError:
                 entry = None
-        return self._reads.last(address) if entry is None else entry
+        return self._reads.last(ref) if entry is None else entry
 
     async def _loaded(
-        self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], stale: Any, began: float,
+        self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...], stale: Any, began: float,
         blocks: asyncio.AbstractEventLoop | None,
     ) -> T:  # fmt: skip
         """Return what is loaded, or, if that takes too long or fails, a stale value if there is one.
 
         :param began: when the caller began to wait, in monotonic seconds.
         """
-        policy = address.freshness
+        policy = ref.freshness
         soft = policy.soft_timeout if stale is not MISS else None
         allowed = soft if soft is not None else policy.hard_timeout
         patience = None if allowed is None else max(0.0, began + allowed - monotonic())
         try:
-            return await self._loads.load(address, loader, rule, tags, patience=patience, blocks=blocks)
+            return await self._loads.load(ref, loader, rule, tags, patience=patience, blocks=blocks)
         except WaitExpiredError as error:
-            self._impatient(address, error)
+            self._impatient(ref, error)
             if stale is MISS:
-                raise CacheTimeoutError(address.namespace, allowed or 0.0, goes_on=not error.crowded) from None
+                raise CacheTimeoutError(ref.namespace, allowed or 0.0, goes_on=not error.crowded) from None
         except CacheDeadlockError:
             # Who would not have waited anyway holds nobody up.
             if soft is None:
@@ -104,13 +104,13 @@ class StalePolicy:
             if stale is MISS or task is None or task.cancelling():
                 raise
         except Exception as error:
-            if not self._excused(address, error, stale):
+            if not self._excused(ref, error, stale):
                 raise
-        return self._stale(address, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
+        return self._stale(ref, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
     async def load(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         loader: AnyLoader[T],
         rule: LoadOptions,
         tags: tuple[str, ...] = (),
@@ -125,16 +125,16 @@ class StalePolicy:
         :raises CacheTimeoutError: after that.
         :raises Exception: whatever the loader raises.
         """
-        patience = None if self._state.mode is Mode.DISABLED else address.freshness.hard_timeout
+        patience = None if self._state.mode is Mode.DISABLED else ref.freshness.hard_timeout
         try:
-            return await self._loads.load(address, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
+            return await self._loads.load(ref, loader, rule, tags, fresh=fresh, patience=patience, blocks=blocks)
         except WaitExpiredError as error:
-            self._impatient(address, error)
-            raise CacheTimeoutError(address.namespace, patience or 0.0, goes_on=not error.crowded) from None
+            self._impatient(ref, error)
+            raise CacheTimeoutError(ref.namespace, patience or 0.0, goes_on=not error.crowded) from None
 
     def load_blocking(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         loader: AnyLoader[T],
         rule: LoadOptions,
         tags: tuple[str, ...] = (),
@@ -146,18 +146,18 @@ class StalePolicy:
         :raises CacheTimeoutError: as `load` does.
         :raises Exception: as `load` does.
         """
-        if address.freshness.hard_timeout is None or self._state.mode is Mode.DISABLED:
-            return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
+        if ref.freshness.hard_timeout is None or self._state.mode is Mode.DISABLED:
+            return self._loads.load_blocking(ref, loader, rule, tags, fresh=fresh)
         self._state.check_open()
-        there: Callable[[], Any] = partial(self.load, address, loader, rule, tags, fresh=fresh, blocks=running_loop())
+        there: Callable[[], Any] = partial(self.load, ref, loader, rule, tags, fresh=fresh, blocks=running_loop())
         try:
             value: T = self._state.portal.call(there)
         except NoThreadError:
             # In this thread no limit of time can be kept; without the cache there would be none either.
-            return self._loads.load_blocking(address, loader, rule, tags, fresh=fresh)
+            return self._loads.load_blocking(ref, loader, rule, tags, fresh=fresh)
         return value
 
-    def value_blocking(self, address: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = ()) -> T:
+    def value_blocking(self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...] = ()) -> T:
         """Do what `value` does, for a thread.
 
         The loader runs in this very thread, unless the policy knows timeouts or early refreshes: loads that may have to
@@ -166,117 +166,117 @@ class StalePolicy:
         :raises CacheTimeoutError: as `value` does.
         :raises Exception: as `value` does.
         """
-        if address.freshness.in_tasks:
+        if ref.freshness.in_tasks:
             self._state.check_open()
-            there: Callable[[], Any] = partial(self.value, address, loader, rule, tags, blocks=running_loop())
+            there: Callable[[], Any] = partial(self.value, ref, loader, rule, tags, blocks=running_loop())
             with contextlib.suppress(NoThreadError):
                 value: T = self._state.portal.call(there)
                 return value
-        entry, near = self._state.memory.past(address.name, trusted=True), True
+        entry, near = self._state.memory.past(ref.name, trusted=True), True
         if entry is None:
-            entry, near = self._reads.read_blocking(address), False
-            entry = self._reads.last(address) if entry is None else entry
-        served, held = self._served(address, entry, self._standing(address, entry), near=near)
+            entry, near = self._reads.read_blocking(ref), False
+            entry = self._reads.last(ref) if entry is None else entry
+        served, held = self._served(ref, entry, self._standing(ref, entry), near=near)
         if served:
             return held  # type: ignore[no-any-return]  # what was stored is what the loader returned
         try:
-            return self._loads.load_blocking(address, loader, rule, tags)
+            return self._loads.load_blocking(ref, loader, rule, tags)
         except Exception as error:
-            if not self._excused(address, error, held):
+            if not self._excused(ref, error, held):
                 raise
-        return self._stale(address, held)  # type: ignore[no-any-return]  # likewise
+        return self._stale(ref, held)  # type: ignore[no-any-return]  # likewise
 
     # -- for batches ------------------------------------------------------------------------------------------
 
-    def held_back(self, address: KeyRef, entry: Entry | None) -> Any:
+    def held_back(self, ref: KeyRef, entry: Entry | None) -> Any:
         """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS.
 
         :param entry: what was found of it.
         """
-        return self._past(address, entry) if self._loads.throttle.holds(address.name) else MISS
+        return self._past(ref, entry) if self._loads.throttle.holds(ref.name) else MISS
 
-    def instead(self, address: KeyRef, error: Exception, entry: Entry | None) -> Any:
+    def instead(self, ref: KeyRef, error: Exception, entry: Entry | None) -> Any:
         """Return the stale value that is served in place of a load's error; MISS for none.
 
         :param entry: what was found of it, before the load.
         """
-        return self._past(address, entry) if self._excused(address, error, None) else MISS
+        return self._past(ref, entry) if self._excused(ref, error, None) else MISS
 
-    def _past(self, address: KeyRef, entry: Entry | None) -> Any:
-        if not address.freshness.grace:
+    def _past(self, ref: KeyRef, entry: Entry | None) -> Any:
+        if not ref.freshness.grace:
             return MISS
-        entry = entry or self._state.memory.past(address.name, trusted=True) or self._reads.last(address)
-        if entry is None or self._standing(address, entry) is FreshnessState.GONE:
+        entry = entry or self._state.memory.past(ref.name, trusted=True) or self._reads.last(ref)
+        if entry is None or self._standing(ref, entry) is FreshnessState.GONE:
             return MISS
-        value = self._reads.opened_anyway(address, entry)
-        return value if value is MISS else self._stale(address, value)
+        value = self._reads.opened_anyway(ref, entry)
+        return value if value is MISS else self._stale(ref, value)
 
     # -- what both do -----------------------------------------------------------------------------------------
 
-    def _impatient(self, address: KeyRef, error: WaitExpiredError) -> None:
+    def _impatient(self, ref: KeyRef, error: WaitExpiredError) -> None:
         """Count a caller that does not wait any longer; let the next ones not begin what has to be given up again."""
-        address.counters.timeouts += 1
-        address.counters.overloads += error.crowded
+        ref.counters.timeouts += 1
+        ref.counters.overloads += error.crowded
         if error.given_up:
-            self._loads.throttle.failed(address.name, address.freshness.retry)
+            self._loads.throttle.failed(ref.name, ref.freshness.retry)
 
-    def _standing(self, address: KeyRef, entry: Entry | None) -> FreshnessState:
+    def _standing(self, ref: KeyRef, entry: Entry | None) -> FreshnessState:
         if entry is None:
             return FreshnessState.GONE
         # Whoever brought it near may have asked for a longer grace than this caller.
-        end = min(entry.end, entry.fresh_until + address.freshness.grace)
+        end = min(entry.end, entry.fresh_until + ref.freshness.grace)
         return classify(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
     def _served(
-        self, address: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any = LARGE
+        self, ref: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any = LARGE
     ) -> tuple[bool, Any]:
         """Return whether a value is served without a load; and it, or else the stale one that there is, or MISS.
 
         :param opened: the entry's value, if it took long to be opened.
         :raises Exception: if it stands for an error that is remembered.
         """
-        value = self._opened(address, entry, stands, near=near, opened=opened)
+        value = self._opened(ref, entry, stands, near=near, opened=opened)
         if value is not MISS:
             if stands in _FRESH:
                 return True, value
-            if self._loads.throttle.holds(address.name):
-                return True, self._stale(address, value)
-        address.counters.misses += 1
+            if self._loads.throttle.holds(ref.name):
+                return True, self._stale(ref, value)
+        ref.counters.misses += 1
         return False, value
 
-    def _opened(self, address: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any) -> Any:
+    def _opened(self, ref: KeyRef, entry: Entry | None, stands: FreshnessState, *, near: bool, opened: Any) -> Any:
         """Return an entry's value, fresh or stale; MISS for none.
 
         :raises Exception: if it stands for an error that is remembered.
         """
         if entry is None or stands is FreshnessState.GONE:
             return MISS
-        if stands is FreshnessState.FRESH and (error := self._reads.error(address, entry)) is not None:
-            address.counters.negative_hits += 1
+        if stands is FreshnessState.FRESH and (error := self._reads.error(ref, entry)) is not None:
+            ref.counters.negative_hits += 1
             raise error
-        value = self._reads.opened_anyway(address, entry) if opened is LARGE else opened
+        value = self._reads.opened_anyway(ref, entry) if opened is LARGE else opened
         if value is not MISS and stands in _FRESH:
-            address.counters.count(hit=True, near=near)
+            ref.counters.count(hit=True, near=near)
         return value
 
     def _refresh_early(
-        self, address: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], entry: Entry
+        self, ref: KeyRef, loader: AnyLoader[Any], rule: LoadOptions, tags: tuple[str, ...], entry: Entry
     ) -> None:
-        if self._state.closed or self._loads.throttle.holds(address.name):
+        if self._state.closed or self._loads.throttle.holds(ref.name):
             return
-        if self._loads.begin(address, loader, rule, tags, entry.version):
-            address.counters.early_refreshes += 1
+        if self._loads.begin(ref, loader, rule, tags, entry.version):
+            ref.counters.early_refreshes += 1
 
-    def _excused(self, address: KeyRef, error: Exception, stale: Any) -> bool:
+    def _excused(self, ref: KeyRef, error: Exception, stale: Any) -> bool:
         """Whether a stale value is to be served instead of a load's error.
 
         Not if there is none; not for an error that is an answer, as the policy's `negative` says; and not for one that
         tells of a mistake in the program.
         """
-        if stale is MISS or address.freshness.negative_ttl(error) is not None:
+        if stale is MISS or ref.freshness.negative_ttl(error) is not None:
             return False
         return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)
 
-    def _stale(self, address: KeyRef, value: Any) -> Any:
-        address.counters.stale_hits += 1
+    def _stale(self, ref: KeyRef, value: Any) -> Any:
+        ref.counters.stale_hits += 1
         return value

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def uncached(
-    claims: LeaseAcquirer, address: KeyRef, flight: Flight, call: Callable[[], T], error: NoThreadError
+    acquirer: LeaseAcquirer, ref: KeyRef, flight: Flight, call: Callable[[], T], error: NoThreadError
 ) -> tuple[T, bytes | None]:
     """Return what a loader returns, for all who wait in this process, and the bytes to copy it by, if it has any.
 
@@ -26,18 +26,18 @@ def uncached(
     :param error: why there is no loop.
     :raises Exception: whatever the loader raises.
     """
-    state = claims._state
+    state = acquirer._state
     state.without_loop(error)
-    claim = claims.unclaimed(flight, fresh=False)
+    fence = acquirer.unclaimed(flight, fresh=False)
     look = flight.look
-    look.since, look.found, look.tags = claim.since, False, None
+    look.since, look.found, look.tags = fence.since, False, None
     flight.began = state.clock()
     started = monotonic()
     with as_current_load(CurrentLoad()):
         value = call()
     if is_unmodified(value):
         raise not_modified_error()
-    address.counters.loads += 1
+    ref.counters.loads += 1
     state.stats.load_latency.add(monotonic() - started)
     try:
         return value, codec.encode(value)

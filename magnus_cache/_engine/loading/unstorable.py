@@ -66,26 +66,26 @@ class Unstorable:
         self._reported: dict[tuple[str, str], object] = {}
 
     async def refused(
-        self, address: KeyRef, value: Any, rule: LoadOptions, error: CacheEncodeError, claim: Fence
+        self, ref: KeyRef, value: Any, rule: LoadOptions, error: CacheEncodeError, fence: Fence
     ) -> CacheEncodeError:
         """Take a result, count it, and report it if it is the first of its function and type.
 
         Returns the error for callers who are strict about it.
         """
-        if claim.fresh and not claim.overtaken:
+        if fence.fresh and not fence.overtaken:
             # It was to replace what is there, and no later caller is to get that.
-            await self._writes.remove((address,))
-        if claim.lease is not None:
-            claim.lease.close(unstorable=True)
-        address.counters.unstorable += 1
+            await self._writes.remove((ref,))
+        if fence.lease is not None:
+            fence.lease.close(unstorable=True)
+        ref.counters.unstorable += 1
         function = _named(rule)
-        strict = rule.is_strict(address.namespace)
+        strict = rule.is_strict(ref.namespace)
         kind = "size" if isinstance(error, CacheValueTooLargeError) else error.type_name
         first = not strict and self._is_first(function, kind)
         if not (first or strict):
             return error
         work = partial(explained, value, error, "result")
-        if address.namespace.local:
+        if ref.namespace.local:
             work = partial(CacheEncodeError, error.type_name, error.problem, "result")
         error = await self._off_loop(work, _size(value), _SEARCHED_HERE)
         if first:

@@ -60,16 +60,16 @@ class Journal:
     :param timeout: seconds that a caller waits for the disk.
     """
 
-    def __init__(self, file: JournalFile, recovery: Outbox, warn: Warn, timeout: float) -> None:
+    def __init__(self, file: JournalFile, outbox: Outbox, warn: Warn, timeout: float) -> None:
         self._file = file
-        self._recovery = recovery
+        self._recovery = outbox
         self._warn = warn
         self._timeout = timeout
         # Held while the file is in use; whoever forks waits for it.
         self._busy = threading.Lock()
         self._damaged: tuple[int, int] | None = None
         self._begin()
-        recovery.keeper = self
+        outbox.keeper = self
 
     def _begin(self) -> None:
         self._lock = section()

@@ -188,11 +188,11 @@ class JournalFile:
         self._looked = self.generation
         caches = [cache.decode(errors="replace") for (cache,) in connection.execute(_CACHES)]
         here, end = self._cache, f" {self.root[:-1].decode()}"
-        addresses = sorted(cache.removesuffix(end) for cache in caches if cache.endswith(end) and cache != here)
-        if not addresses:
+        refs = sorted(cache.removesuffix(end) for cache in caches if cache.endswith(end) and cache != here)
+        if not refs:
             return ""
         return (
-            f"in the recovery journal {self.path} invalidations wait for {', '.join(addresses)}; this process uses "
+            f"in the recovery journal {self.path} invalidations wait for {', '.join(refs)}; this process uses "
             f"{here.removesuffix(end)} and does not tell them. If that is the same server, name it as before"
         )
 

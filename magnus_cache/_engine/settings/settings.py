@@ -73,8 +73,8 @@ def _injected(found: Mapping[str, str | None]) -> dict[str, Any]:
 
     It is below all that somebody has written down: a host, a port, or a URL, wherever that stands.
     """
-    address = _ADDRESS.fullmatch((found.get("REDIS_PORT") or "").strip())
-    return {} if address is None else {"redis_host": address["host"].strip("[]"), "redis_port": address["port"]}
+    ref = _ADDRESS.fullmatch((found.get("REDIS_PORT") or "").strip())
+    return {} if ref is None else {"redis_host": ref["host"].strip("[]"), "redis_port": ref["port"]}
 
 
 def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) -> None:

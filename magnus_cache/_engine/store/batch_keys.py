@@ -42,13 +42,13 @@ class KeyNames:
         self._before: list[tuple[Sequence[Any], Sequence[KeyRef]]] = []
         self._known: dict[Any, KeyRef] = {}
 
-    def add(self, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> None:
+    def add(self, keys: Sequence[Any], refs: Sequence[KeyRef]) -> None:
         """Add some keys.
 
         :raises CacheTypeError: for a key that cannot be one of a mapping.
         :raises CacheArgumentError: for a key that is equal to another, and whose value has another name.
         """
-        self._before.append((keys, addresses))
+        self._before.append((keys, refs))
         # Nearly all calls have keys of one such type: this is all that it costs them.
         types = set(map(type, keys))
         if len(types) == 1 and not self._known:
@@ -60,11 +60,11 @@ class KeyNames:
             self._compare(some, where)
         self._before.clear()
 
-    def _compare(self, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> None:
+    def _compare(self, keys: Sequence[Any], refs: Sequence[KeyRef]) -> None:
         known = self._known
         try:
-            for key, address in zip(keys, addresses, strict=True):
-                if known.setdefault(key, address).name != address.name:
+            for key, ref in zip(keys, refs, strict=True):
+                if known.setdefault(key, ref).name != ref.name:
                     break
             else:
                 return

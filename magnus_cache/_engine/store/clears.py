@@ -40,10 +40,10 @@ class Invalidator:
         try:
             if not _whole(scope):
                 # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
-                await twice(lambda: self.state.replays.bump(wire, self._local_controls(scope)))
+                await twice(lambda: self.state.replayer.bump(wire, self._local_controls(scope)))
                 return await twice(lambda: remove_matching(wire, scope, self.state.touch))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await twice(lambda: self.state.replays.bump(wire, (control,)))
+            epoch = await twice(lambda: self.state.replayer.bump(wire, (control,)))
             if not epoch:
                 # There was no room for an epoch that would tell the old values from later ones.
                 return await twice(lambda: remove_matching(wire, scope, self.state.touch))
@@ -65,11 +65,11 @@ class Invalidator:
         """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
         state = self.state
         names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
-        realms = [state.epochs.realm(name) for name in sorted(names)]
+        realms = [state.epochs.epoch_names(name) for name in sorted(names)]
         return [
-            realm.control
-            for realm in realms
-            if realm.prefix.startswith(scope.prefix) or scope.prefix.startswith(realm.prefix)
+            epoch_names.control
+            for epoch_names in realms
+            if epoch_names.prefix.startswith(scope.prefix) or scope.prefix.startswith(epoch_names.prefix)
         ]
 
     async def _check_prefix(self, wire: "Wire", scope: ClearScope, target: str) -> None:
@@ -103,13 +103,13 @@ class Invalidator:
         if wire is None or not names:
             return
         try:
-            await twice(lambda: state.replays.bump(wire, names))
+            await twice(lambda: state.replayer.bump(wire, names))
         except asyncio.CancelledError:
-            state.missed(lambda recovery: recovery.record_tags(names))
+            state.missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.missed(lambda recovery: recovery.record_tags(names))
+            state.missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             await state.recorded()
             self._failed(error)
@@ -127,7 +127,7 @@ class Invalidator:
 
     def _unsure(self, scope: ClearScope) -> None:
         # In this order: a read that did not see the record finds its placeholder void.
-        self.state.missed(lambda recovery: recovery.record_prefix(scope.prefix))
+        self.state.missed(lambda outbox: outbox.record_prefix(scope.prefix))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:

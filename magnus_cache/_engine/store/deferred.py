@@ -30,10 +30,10 @@ _SHOWN: Final = 3
 class Deferred:
     """The deferred work of one cache. Its methods return at once, in whatever place they are called."""
 
-    def __init__(self, state: State, writes: Writes, clears: Invalidator) -> None:
+    def __init__(self, state: State, writes: Writes, invalidator: Invalidator) -> None:
         self._state = state
         self._writes = writes
-        self._clears = clears
+        self._clears = invalidator
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -47,17 +47,17 @@ class Deferred:
         portal = self._state.portal
         return portal.engaged or portal.inside
 
-    def write(self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
+    def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
         """Store a value soon, and forget the present one now; see `Writes.overwrite`."""
-        self._forget((address,))
-        self._later(f"set {_shown(address)}", partial(self._writes.overwrite, address, value, payload, ttl, tags))
+        self._forget((ref,))
+        self._later(f"set {_shown(ref)}", partial(self._writes.overwrite, ref, value, payload, ttl, tags))
 
-    def remove(self, addresses: Sequence[KeyRef]) -> int:
+    def remove(self, refs: Sequence[KeyRef]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""
-        held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
-        self._forget(addresses)
-        names = ", ".join(map(_shown, addresses[:_SHOWN])) + (", ..." if len(addresses) > _SHOWN else "")
-        self._later(f"delete {names}", partial(self._writes.remove, addresses))
+        held = sum(self._state.memory.peek(ref.name) is not None for ref in refs)
+        self._forget(refs)
+        names = ", ".join(map(_shown, refs[:_SHOWN])) + (", ..." if len(refs) > _SHOWN else "")
+        self._later(f"delete {names}", partial(self._writes.remove, refs))
         return held
 
     def clear(self, target: str) -> None:
@@ -86,25 +86,25 @@ class Deferred:
 
     # -- where there is no background loop --------------------------------------------------------------------
 
-    def removed(self, addresses: Sequence[KeyRef]) -> int:
+    def removed(self, refs: Sequence[KeyRef]) -> int:
         """Remove values everywhere, now or as soon as that can be; return how many there were, as far as is known."""
         if self.invalidations:
-            return self.remove(addresses)
+            return self.remove(refs)
         try:
-            return self._state.portal.call(self._writes.remove, addresses)
+            return self._state.portal.call(self._writes.remove, refs)
         except NoThreadError as error:
-            return self.record(addresses, error)
+            return self.record(refs, error)
 
-    def record(self, addresses: Sequence[KeyRef], error: NoThreadError) -> int:
+    def record(self, refs: Sequence[KeyRef], error: NoThreadError) -> int:
         """Forget values, and have Redis told by the next connection; return how many this process had."""
-        held = sum(self._state.memory.peek(address.name) is not None for address in addresses)
-        self._missed(error, lambda recovery: recovery.record([address.name for address in addresses]))
-        self._forget(addresses)
+        held = sum(self._state.memory.peek(ref.name) is not None for ref in refs)
+        self._missed(error, lambda outbox: outbox.record([ref.name for ref in refs]))
+        self._forget(refs)
         return held
 
-    def record_overwritten(self, address: KeyRef, error: NoThreadError) -> bool:
+    def record_overwritten(self, ref: KeyRef, error: NoThreadError) -> bool:
         """Do what `record` does for a value that cannot be stored; return False."""
-        self.record((address,), error)
+        self.record((ref,), error)
         return False
 
     def record_clear(self, target: str, error: NoThreadError) -> int:
@@ -113,14 +113,14 @@ class Deferred:
         :raises CacheArgumentError: for a name that is neither.
         """
         scope = self._state.keyspace.scope(target)
-        self._missed(error, lambda recovery: recovery.record_prefix(scope.prefix))
+        self._missed(error, lambda outbox: outbox.record_prefix(scope.prefix))
         self._forget_scope(scope)
         return 0
 
     def record_tags(self, tags: Sequence[str], error: NoThreadError) -> None:
         """Forget the values with one of these tags, and have Redis told by the next connection."""
         names = [self._state.epochs.tag_name(tag) for tag in tags]
-        self._missed(error, lambda recovery: recovery.record_tags(names))
+        self._missed(error, lambda outbox: outbox.record_tags(names))
         self._outdate(names)
 
     def _missed(self, error: NoThreadError, record: Callable[[Outbox], int]) -> None:
@@ -129,12 +129,12 @@ class Deferred:
         if self._state.endpoint is not None:
             self._state.missed(record)
 
-    def _forget(self, addresses: Sequence[KeyRef]) -> None:
-        for address in addresses:
-            self._state.flights.detach(address.name)
-            self._state.memory.invalidate(address.name)
+    def _forget(self, refs: Sequence[KeyRef]) -> None:
+        for ref in refs:
+            self._state.flights.detach(ref.name)
+            self._state.memory.invalidate(ref.name)
             # Again, as in `clear`.
-            self._state.flights.detach(address.name)
+            self._state.flights.detach(ref.name)
 
     def _later(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         self._state.check_open()
@@ -159,5 +159,5 @@ class Deferred:
             )
 
 
-def _shown(address: KeyRef) -> str:
-    return address.name.decode("utf-8", "replace")
+def _shown(ref: KeyRef) -> str:
+    return ref.name.decode("utf-8", "replace")

@@ -48,115 +48,115 @@ class Lifetimes:
         self._memory = writes.state.memory
         self._clock = writes.state.clock
 
-    async def left(self, address: KeyRef) -> float | None:
+    async def left(self, ref: KeyRef) -> float | None:
         """Return the seconds a value has left to live, or None if there is none."""
         wire = self._state.wire()
-        if address.namespace.local:
-            local = await self._reads.look(address)
+        if ref.namespace.local:
+            local = await self._reads.look(ref)
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await twice(lambda: self._stored(wire, address))
+                stored = await twice(lambda: self._stored(wire, ref))
             except CacheUnavailableError as error:
-                self._reads.failed(address, error)
+                self._reads.failed(ref, error)
             else:
                 now = self._clock()
                 return None if stored is None else wire.time.end(stored.fresh_until, stored.life, now) - now
-        entry = self._here(address, wire)
+        entry = self._here(ref, wire)
         return None if entry is None else entry.fresh_until - self._clock()
 
-    async def prolong(self, address: KeyRef, ttl: float) -> bool:
+    async def prolong(self, ref: KeyRef, ttl: float) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was one.
 
         :param ttl: seconds.
         """
         wire = self._state.wire()
-        if wire is not None and address.namespace.local:
+        if wire is not None and ref.namespace.local:
             # Whether it is still valid has to be asked before; what it stands on stays.
-            entry = await self._reads.look(address)
-            return entry is not None and self._prolong_here(address, ttl, wire)
+            entry = await self._reads.look(ref)
+            return entry is not None and self._prolong_here(ref, ttl, wire)
         if wire is not None:
             try:
-                return await twice(lambda: self._replace(wire, address, ttl))
+                return await twice(lambda: self._replace(wire, ref, ttl))
             except CacheUnavailableError as error:
-                self._reads.failed(address, error)
+                self._reads.failed(ref, error)
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
-        async with self._state.key_locks.hold(address.name):
-            return self._prolong_here(address, ttl, wire)
+        async with self._state.key_locks.hold(ref.name):
+            return self._prolong_here(ref, ttl, wire)
 
     # -- without Redis --------------------------------------------------------------------------------------
 
-    def _here(self, address: KeyRef, wire: "Wire | None") -> Entry | None:
+    def _here(self, ref: KeyRef, wire: "Wire | None") -> Entry | None:
         """Return the fresh value that this process holds, where Redis is away or none is configured."""
-        entry = self._memory.peek(address.name) if wire is None else self._reads.fallback(address)
+        entry = self._memory.peek(ref.name) if wire is None else self._reads.fallback(ref)
         # A remembered error is no value, as `get` and Redis have it.
         return None if entry is None or entry.negative else entry
 
-    def _prolong_here(self, address: KeyRef, ttl: float, wire: "Wire | None") -> bool:
+    def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Wire | None") -> bool:
         """Give what this process holds a new end. Between threads, the memory decides: it replaces what was looked at.
 
         Tags and what they are judged by stay those of the value.
         """
-        grace, cap = address.freshness.grace, address.namespace.l1_ttl
+        grace, cap = ref.freshness.grace, ref.namespace.l1_ttl
         if cap is not None and cap < ttl:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # First of all: if Redis comes back from here on, this is the trust that its coming kills.
-            offline = self._state.eras.bounded(self._state.eras.offline, address.namespace)
-            local = address.namespace.local
-            entry = self._memory.peek(address.name) if local else self._here(address, wire)
+            offline = self._state.generations.bounded(self._state.generations.offline, ref.namespace)
+            local = ref.namespace.local
+            entry = self._memory.peek(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:
                 return False
             trust = entry.trust if local else offline
             longer = entry.until(self._clock() + ttl, trust, pack_windows(0.0, grace))
-            if self._memory.replace(address.name, entry, longer):
+            if self._memory.replace(ref.name, entry, longer):
                 break
         return True
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _stored(self, wire: "Wire", address: KeyRef) -> _Stored | None:
+    async def _stored(self, wire: "Wire", ref: KeyRef) -> _Stored | None:
         """Return a stored value that is alive and can be read; None if there is none."""
-        await self._reads.caught_up(wire, address)
-        await self._reads.epochs.settled(wire, address.realm)
-        raw: bytes | None = await wire.execute(commands.read(address.name), replies.single)
+        await self._reads.caught_up(wire, ref)
+        await self._reads.epochs.settled(wire, ref.epoch_names)
+        raw: bytes | None = await wire.execute(commands.read(ref.name), replies.single)
         if raw is None:
             return None
         try:
-            header, tags = await self._off_loop(partial(_checked, raw, self._reads.limit(address)), raw)
+            header, tags = await self._off_loop(partial(_checked, raw, self._reads.limit(ref)), raw)
         except CacheDecodeError as error:
-            self._reads.unreadable(address, error)
+            self._reads.unreadable(ref, error)
             return None
-        floor = await self._reads.epochs.settled(wire, address.realm, tags)
+        floor = await self._reads.epochs.settled(wire, ref.epoch_names, tags)
         dead = not floor <= header.epoch <= wire.time.horizon
         dead = dead or wire.time.local(header.fresh_until) <= self._clock()
         dead = dead or bool(header.flags & envelope.NEGATIVE)
-        if dead or (self._state.recovery.pending and self._reads.covered(address, tags)):
+        if dead or (self._state.outbox.pending and self._reads.covered(ref, tags)):
             return None
         return _Stored(raw, header.fresh_until, header.life)
 
-    async def _replace(self, wire: "Wire", address: KeyRef, ttl: float) -> bool:
+    async def _replace(self, wire: "Wire", ref: KeyRef, ttl: float) -> bool:
         # The end of a value's life stands in its envelope, so it is written anew. Another write in between wins, and
         # is read again.
         for _ in range(_REPLACEMENTS):
-            stored = await self._stored(wire, address)
+            stored = await self._stored(wire, ref)
             if stored is None:
                 return False
             raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             version = envelope.new_version()
             renew = partial(envelope.renewed, raw, version=version, fresh_until=fresh_until, life=ttl)
             again = await self._writes.off_loop(renew, len(raw), _COPY_HERE)
-            before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + address.freshness.grace)
+            before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
             # A read that was queued before must not store the old end after it. What is near stays until Redis has
             # answered: if it goes away instead, that is all there is.
-            self._memory.void(address.name)
+            self._memory.void(ref.name)
             try:
-                command = scripts.replace(address.name, before, again, life)
-                if await wire.execute(command, partial(self._replaced, address.name)):
+                command = scripts.replace(ref.name, before, again, life)
+                if await wire.execute(command, partial(self._replaced, ref.name)):
                     break
             except asyncio.CancelledError:
                 # Sent or not: what is near may have a later end than what Redis has.
-                self._memory.invalidate(address.name)
+                self._memory.invalidate(ref.name)
                 raise
         return True
 

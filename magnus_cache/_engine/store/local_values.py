@@ -44,11 +44,11 @@ _ONCE: Final = (GeneratorType, CoroutineType, AsyncGeneratorType)
 """What gives its content once, so that a second caller would get nothing."""
 
 
-def tagged(address: KeyRef, tags: tuple[str, ...]) -> tuple[str, ...]:
+def tagged(ref: KeyRef, tags: tuple[str, ...]) -> tuple[str, ...]:
     """Return a value's tags; of a value that stays local, with the hidden one of its key."""
-    if not address.namespace.local:
+    if not ref.namespace.local:
         return tags
-    hidden = f"{_HIDDEN}{address.namespace}:{zlib.crc32(address.name) % _BUCKETS}"
+    hidden = f"{_HIDDEN}{ref.namespace}:{zlib.crc32(ref.name) % _BUCKETS}"
     return tags if hidden in tags else (*tags, hidden)
 
 
@@ -88,12 +88,12 @@ class LocalValues:
         self._memory = state.memory
         self._epochs = state.epoch_reads
 
-    def refusal(self, address: KeyRef, value: Any) -> CacheEncodeError | None:
+    def refusal(self, ref: KeyRef, value: Any) -> CacheEncodeError | None:
         """Return why an object cannot be kept in memory, or None."""
         name = type_name(kind_of(value))
         if isinstance(value, _ONCE) or is_unmodified(value):
             return CacheEncodeError(name, f"a {name} cannot be kept: {advice(value)}")
-        memory, size = self._memory, object_size(value) + len(address.name) + OVERHEAD
+        memory, size = self._memory, object_size(value) + len(ref.name) + OVERHEAD
         if size <= memory.max_bytes and memory.max_entries > 0:
             return None
         return CacheEncodeError(
@@ -102,7 +102,7 @@ class LocalValues:
             f"{memory.max_bytes} and l1_max_entries={memory.max_entries}; raise them in the settings",
         )
 
-    async def read(self, wire: "Wire", address: KeyRef) -> Entry | None:
+    async def read(self, wire: "Wire", ref: KeyRef) -> Entry | None:
         """Return the entry of an object that is still valid, be it stale; None if there is none.
 
         :raises CacheUnavailableError: when Redis cannot be asked whether it was invalidated.
@@ -111,13 +111,13 @@ class LocalValues:
         entry: Entry | None = None
         for _ in range(JUDGEMENTS):
             # Reserved first: what is stored meanwhile voids the place, and is not dropped.
-            fill = self._memory.reserve(address.name)
+            fill = self._memory.reserve(ref.name)
             try:
-                entry = self._memory.past(address.name, trusted=False)
+                entry = self._memory.past(ref.name, trusted=False)
                 if entry is None:
                     return None
                 sent = self._state.clock()
-                if not await self._is_valid(wire, address, entry):
+                if not await self._is_valid(wire, ref, entry):
                     self._memory.drop(fill)
                     return None
             except CacheUnavailableError as error:
@@ -127,39 +127,39 @@ class LocalValues:
                 continue
             finally:
                 self._memory.release(fill)
-            trust = self.trust(wire, address, tags_of(entry), sent)
+            trust = self.trust(wire, ref, tags_of(entry), sent)
             if trust is entry.trust:
                 return entry
             if trust is not None:
                 again = entry.until(entry.deadline, trust)
-                if self._memory.replace(address.name, entry, again):
+                if self._memory.replace(ref.name, entry, again):
                     return again
         # It was valid when Redis was asked, and changes all the time.
         return entry
 
-    async def _is_valid(self, wire: "Wire", address: KeyRef, entry: Entry) -> bool:
+    async def _is_valid(self, wire: "Wire", ref: KeyRef, entry: Entry) -> bool:
         state, tags = self._state, tags_of(entry)
-        if state.recovery.pending and self._covered(address, tags):
-            await state.replays.done(wire)
+        if state.outbox.pending and self._covered(ref, tags):
+            await state.replayer.done(wire)
         if not wire.up or wire.trust.deadline <= state.clock():
             # Any answer brings what was announced before.
             await wire.renew()
-        floor = await self._epochs.settled(wire, address.realm, tags)
-        if state.recovery.pending and self._covered(address, tags):
+        floor = await self._epochs.settled(wire, ref.epoch_names, tags)
+        if state.outbox.pending and self._covered(ref, tags):
             return False
         return isinstance(entry, TaggedEntry) and entry.epoch >= floor
 
-    def _covered(self, address: KeyRef, tags: Iterable[str]) -> bool:
-        return self._state.recovery.covers(address.name, map(self._state.epochs.tag_name, tags))
+    def _covered(self, ref: KeyRef, tags: Iterable[str]) -> bool:
+        return self._state.outbox.covers(ref.name, map(self._state.epochs.tag_name, tags))
 
-    def trust(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
+    def trust(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
         """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.
 
         :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.
         """
         state = self._state
-        if state.epochs.floor(wire.known, address.realm, tags) is None:
+        if state.epochs.floor(wire.known, ref.epoch_names, tags) is None:
             return None
         if wire.tracking:
             return wire.trust
-        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.eras.now)
+        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.now)

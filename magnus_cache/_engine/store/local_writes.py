@@ -24,7 +24,7 @@ class Keep(Protocol):
     """Stores a value in memory unless it is overtaken; see `Writes`."""
 
     def __call__(
-        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store it; return whether it is stored."""
@@ -46,79 +46,77 @@ class LocalWrites:
         """Return what is to be kept of an object: itself."""
         return Record(value, None, object_size(value), new_version(), tags=tags)
 
-    async def write(
-        self, wire: "Wire", address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]
-    ) -> bool:
+    async def write(self, wire: "Wire", ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]) -> bool:
         """Keep an object that a caller gave; return whether it is kept."""
         state = self._state
-        state.local_namespaces.add(str(address.namespace))
+        state.local_namespaces.add(str(ref.namespace))
         trust: Trust | None = None
         try:
             await wire.renew()
             sent = state.clock()
-            await self._reads.epochs.settled(wire, address.realm, held.tags)
+            await self._reads.epochs.settled(wire, ref.epoch_names, held.tags)
         except CacheUnavailableError as error:
-            self._reads.failed(address, error)
+            self._reads.failed(ref, error)
         else:
-            trust = self._trust(wire, address, held.tags, sent)
+            trust = self._trust(wire, ref, held.tags, sent)
         held = held._replace(epoch=state.epochs.highest)
-        return self._keep(address, held, ttl, overtaken, trust, supersedes=True)
+        return self._keep(ref, held, ttl, overtaken, trust, supersedes=True)
 
-    async def fill(self, address: KeyRef, held: Record, ttl: float, claim: Fence) -> bool | CacheUnavailableError:
+    async def fill(self, ref: KeyRef, held: Record, ttl: float, fence: Fence) -> bool | CacheUnavailableError:
         """Keep an object that was loaded, unless it was invalidated since; return whether it is kept.
 
         Returns the error where Redis cannot be asked whether it was.
 
         :param held: with the epoch that was known before the load.
         """
-        watch, state = claim.lease, self._state
+        watch, state = fence.lease, self._state
         assert isinstance(watch, LocalWatch)
         wire, now = watch.wire, state.clock()
         try:
             if not wire.up or wire.trust.deadline <= now:
                 # Any answer brings what was announced before.
                 await wire.renew()
-            floor = await twice(lambda: self._reads.epochs.settled(wire, address.realm, held.tags))
+            floor = await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, held.tags))
         except CacheUnavailableError as error:
-            self._reads.failed(address, error)
+            self._reads.failed(ref, error)
             return error
         # In this order: what is invalidated from here on finds the entry, or its place void.
         generation, marks = state.memory.generation, state.epochs.marks(held.tags)
         kept = False
-        if held.epoch >= floor and not state.epochs.overtaken(held.tags, claim.since):
-            trust = self._trust(wire, address, held.tags, now)
-            entry = self._reads.entry(address, held, now + ttl, trust, now, generation, marks)
+        if held.epoch >= floor and not state.epochs.overtaken(held.tags, fence.since):
+            trust = self._trust(wire, ref, held.tags, now)
+            entry = self._reads.entry(ref, held, now + ttl, trust, now, generation, marks)
             kept = state.memory.fill(watch.fill, entry)
         watch.close(filled=True)
-        address.counters.stores += kept
+        ref.counters.stores += kept
         state.stats.fenced_loads += not kept
         return kept
 
-    def _trust(self, wire: "Wire", address: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
+    def _trust(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
-        suspect = Trust(float("-inf"), self._state.eras.now)
-        return self._reads.local.trust(wire, address, tags, sent) or suspect
+        suspect = Trust(float("-inf"), self._state.generations.now)
+        return self._reads.local.trust(wire, ref, tags, sent) or suspect
 
-    async def remove(self, addresses: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
+    async def remove(self, refs: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
         """Remove objects of local namespaces, here and in the other processes.
 
         Returns how many there were here, and the names of the other values, which are not removed.
         """
-        local = [address for address in addresses if address.namespace.local]
-        others = [address.name for address in addresses if not address.namespace.local]
+        local = [ref for ref in refs if ref.namespace.local]
+        others = [ref.name for ref in refs if not ref.namespace.local]
         return await self._remove(local) if local else 0, others
 
-    async def _remove(self, addresses: Sequence[KeyRef]) -> int:
+    async def _remove(self, refs: Sequence[KeyRef]) -> int:
         state = self._state
-        names = [address.name for address in addresses]
+        names = [ref.name for ref in refs]
         held = sum(state.memory.peek(name) is not None for name in set(names))
         state.touch(names)
         wire = state.wire()
         if wire is None:
             return held
-        controls = list({state.epochs.tag_name(tag): None for each in addresses for tag in tagged(each, ())})
+        controls = list({state.epochs.tag_name(tag): None for each in refs for tag in tagged(each, ())})
         try:
-            await twice(lambda: state.replays.bump(wire, controls))
+            await twice(lambda: state.replayer.bump(wire, controls))
         except asyncio.CancelledError:
             self._unsure(controls)
             raise
@@ -132,6 +130,6 @@ class LocalWrites:
 
     def _unsure(self, controls: Sequence[bytes]) -> None:
         # In this order, as for every invalidation that Redis may not have: see `Invalidator`.
-        self._state.missed(lambda recovery: recovery.record_tags(controls))
+        self._state.missed(lambda outbox: outbox.record_tags(controls))
         for name in controls:
             self._state.outdated(name)

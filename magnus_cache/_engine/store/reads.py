@@ -45,7 +45,7 @@ class Reads(Coding):
         self._compares = True
         self.epochs = state.epoch_reads
 
-    def address(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
+    def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
 
         :param options: what a single call says about freshness.
@@ -68,16 +68,16 @@ class Reads(Coding):
         name = state.keyspace.value_name(namespace, key)
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
-        realm = state.epochs.function_realm(namespace, tag) if tag else state.epochs.realm(namespace)
-        return KeyRef(namespace, name, counters, realm, freshness)
+        epoch_names = state.epochs.function_realm(namespace, tag) if tag else state.epochs.epoch_names(namespace)
+        return KeyRef(namespace, name, counters, epoch_names, freshness)
 
-    def ttl(self, address: KeyRef) -> float:
+    def ttl(self, ref: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
-        return address.namespace.ttl or self._settings.default_ttl
+        return ref.namespace.ttl or self._settings.default_ttl
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, address: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
+    async def read(self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
         """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
 
         :param tags: those that the value is known to have; their epochs are asked for with it.
@@ -85,27 +85,27 @@ class Reads(Coding):
         """
         wire = self.state.wire()
         if wire is None:
-            return self._memory.peek(address.name)
-        if address.namespace.local:
+            return self._memory.peek(ref.name)
+        if ref.namespace.local:
             try:
-                return await self.local.read(wire, address)
+                return await self.local.read(wire, ref)
             except CacheUnavailableError as error:
-                self.failed(address, error)
-                return self.fallback(address)
-        recovery, lost = self.state.recovery, 0
+                self.failed(ref, error)
+                return self.fallback(ref)
+        outbox, lost = self.state.outbox, 0
         for _ in range(JUDGEMENTS):
             try:
-                if recovery.pending:
-                    await self.caught_up(wire, address)
-                held = self.held(address)
+                if outbox.pending:
+                    await self.caught_up(wire, ref)
+                held = self.held(ref)
                 if held is not None and held.trust is wire.trust and self._clock() < held:
                     # Its trust has lapsed for want of talk: any answer on its wire renews that.
                     await wire.renew()
-                    if (entry := self._memory.hit(address.name)) is not None:
+                    if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                self.epochs.prepare(wire, address.realm, tags, again=again)
+                self.epochs.prepare(wire, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
-                waiter, fill = self.request(wire, address, None if again else held)
+                waiter, fill = self.request(wire, ref, None if again else held)
                 try:
                     return await waiter
                 finally:
@@ -114,7 +114,7 @@ class Reads(Coding):
             except UnsettledError as error:
                 tags, again = error.tags, True
             except CacheUnavailableError as error:
-                self.failed(address, error)
+                self.failed(ref, error)
                 if error.reason == "noperm" and self._compares:
                     # Perhaps it was the script; what is not permitted has to be read in full.
                     self._compares = False
@@ -122,25 +122,25 @@ class Reads(Coding):
                 lost += 1
                 if error.reason != "lost" or lost == ATTEMPTS:
                     break
-        return self.fallback(address)
+        return self.fallback(ref)
 
-    async def caught_up(self, wire: "Wire", address: KeyRef) -> None:
+    async def caught_up(self, wire: "Wire", ref: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
 
         :raises CacheUnavailableError: when it went away again.
         """
-        recovery = self.state.recovery
-        if recovery.pending and recovery.covers(address.name):
-            await self.state.replays.done(wire)
+        outbox = self.state.outbox
+        if outbox.pending and outbox.covers(ref.name):
+            await self.state.replayer.done(wire)
 
     # -- asking ---------------------------------------------------------------------------------------------
 
-    def held(self, address: KeyRef) -> Entry | None:
+    def held(self, ref: KeyRef) -> Entry | None:
         """Return what is here, trusted or not, and may be near."""
-        return self._memory.peek(address.name) if address.namespace.l1 else None
+        return self._memory.peek(ref.name) if ref.namespace.l1 else None
 
     def request(
-        self, wire: "Wire", address: KeyRef, held: Entry | None
+        self, wire: "Wire", ref: KeyRef, held: Entry | None
     ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
@@ -149,19 +149,19 @@ class Reads(Coding):
         waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
         fill: Placeholder | None = None
         try:
-            fill = self.expect(address)
+            fill = self.expect(ref)
             if held is None or not self._compares or not comparable(held, wire):
-                wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
+                wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
             else:
                 tags = tags_of(held)
-                self.epochs.prepare(wire, address.realm, tags)
-                wire.call(comparison(address.name, held, tags), partial(self.compared, address, fill, held), waiter)
+                self.epochs.prepare(wire, ref.epoch_names, tags)
+                wire.call(comparison(ref.name, held, tags), partial(self.compared, ref, fill, held), waiter)
         except BaseException:
             self.settle(fill)
             raise
         return waiter, fill
 
-    def read_blocking(self, address: KeyRef) -> Entry | None:
+    def read_blocking(self, ref: KeyRef) -> Entry | None:
         """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
 
         :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
@@ -170,23 +170,23 @@ class Reads(Coding):
         state.check_open()
         portal.check_thread()
         if state.endpoint is None:
-            return self._memory.peek(address.name)
-        if (local := address.namespace.local) and self._memory.past(address.name, trusted=False) is None:
+            return self._memory.peek(ref.name)
+        if (local := ref.namespace.local) and self._memory.past(ref.name, trusted=False) is None:
             return None
         tags: tuple[str, ...] = ()
         again = False
-        if not local and not state.recovery.pending and self.held(address) is None:
+        if not local and not state.outbox.pending and self.held(ref) is None:
             fill: Placeholder | None = None
             try:
-                fill = self.expect(address)
-                entry: Entry | None = portal.request(partial(self._ask_for, address, fill))
+                fill = self.expect(ref)
+                entry: Entry | None = portal.request(partial(self._ask_for, ref, fill))
             except UnsettledError as error:
                 tags, again = error.tags, True
             except NoThreadError as error:
-                return self.without_loop(address, error)
+                return self.without_loop(ref, error)
             except CacheUnavailableError as error:
                 # The long way round knows what to do about it.
-                self.failed(address, error)
+                self.failed(ref, error)
             else:
                 return entry
             finally:
@@ -197,52 +197,52 @@ class Reads(Coding):
                     self.settle(fill)
                     raise
         try:
-            return portal.call(partial(self.read, address, tags, again=again))
+            return portal.call(partial(self.read, ref, tags, again=again))
         except NoThreadError as error:
-            return self.without_loop(address, error)
+            return self.without_loop(ref, error)
 
-    def without_loop(self, address: KeyRef, error: CacheUnavailableError) -> Entry | None:
+    def without_loop(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
         """Count a read that had no background loop to go to, and return what this process has."""
-        address.counters.errors += 1
+        ref.counters.errors += 1
         self.state.without_loop(error)
-        return self.fallback(address)
+        return self.fallback(ref)
 
-    def _ask_for(self, address: KeyRef, fill: Placeholder | None, waiter: "Waiter") -> None:
+    def _ask_for(self, ref: KeyRef, fill: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
             wire = self.state.wire()
             assert wire is not None
-            self.epochs.prepare(wire, address.realm)
-            wire.read(address.name, partial(self.received, address, fill), waiter, address.realm.value_bytes)
+            self.epochs.prepare(wire, ref.epoch_names)
+            wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
 
-    def fallback(self, address: KeyRef) -> Entry | None:
+    def fallback(self, ref: KeyRef) -> Entry | None:
         """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._still_served(address, self._memory.peek(address.name))
+        return None if self.state.reachable else self._still_served(ref, self._memory.peek(ref.name))
 
-    def last(self, address: KeyRef) -> Entry | None:
+    def last(self, ref: KeyRef) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
 
         It need not be trusted, but must have been until the outage.
         """
         if self.state.reachable:
             return None
-        return self._still_served(address, self._memory.past(address.name, trusted=False))
+        return self._still_served(ref, self._memory.past(ref.name, trusted=False))
 
-    def _still_served(self, address: KeyRef, entry: Entry | None) -> Entry | None:
-        serves = entry is not None and self.state.eras.serves(entry.trust, address.namespace, self._clock())
+    def _still_served(self, ref: KeyRef, entry: Entry | None) -> Entry | None:
+        serves = entry is not None and self.state.generations.serves(entry.trust, ref.namespace, self._clock())
         return entry if serves else None
 
-    async def look(self, address: KeyRef) -> Entry | None:
+    async def look(self, ref: KeyRef) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
-        entry = self._memory.hit(address.name) or await self.read(address)
+        entry = self._memory.hit(ref.name) or await self.read(ref)
         good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
         return entry if good else None
 
-    def expect(self, address: KeyRef) -> Placeholder | None:
+    def expect(self, ref: KeyRef) -> Placeholder | None:
         """Reserve the value's place in the near cache, before it is asked for."""
-        return self._memory.reserve(address.name) if address.namespace.l1 else None
+        return self._memory.reserve(ref.name) if ref.namespace.l1 else None
 
     def settle(self, fill: Placeholder | None) -> None:
         """Give back a place that was reserved, used or not."""
@@ -250,30 +250,30 @@ class Reads(Coding):
             self._memory.release(fill)
 
     def received(
-        self, address: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Source", sent: float
+        self, ref: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Source", sent: float
     ) -> Entry | None:
         """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
 
         :raises UnsettledError: for a value whose epochs are not known on this connection.
         """
-        size, realm = len(raw) if raw is not None else 0, address.realm
-        if size > SMALL_BYTES or not 0 < realm.value_bytes <= SMALL_BYTES:
-            realm.sized(size)
+        size, epoch_names = len(raw) if raw is not None else 0, ref.epoch_names
+        if size > SMALL_BYTES or not 0 < epoch_names.value_bytes <= SMALL_BYTES:
+            epoch_names.sized(size)
         if raw is None:
             self._gone(fill)
             return None
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
         try:
-            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(address))
+            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(ref))
         except CacheDecodeError as error:
-            self.unreadable(address, error)
+            self.unreadable(ref, error)
             return None
         held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
-        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
+        return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
 
     def compared(
-        self, address: KeyRef, fill: Placeholder | None, near: Entry, reply: Any, source: "Source", sent: float
+        self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: Any, source: "Source", sent: float
     ) -> Entry | None:
         """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
 
@@ -283,15 +283,15 @@ class Reads(Coding):
         try:
             held, fresh_until, life, raw = recognized(near, reply)
         except CacheDecodeError as error:
-            self.unreadable(address, error)
+            self.unreadable(ref, error)
             return None
         if held is None:
-            return self.received(address, fill, raw, source, sent)
-        return self._judged(address, fill, held, (fresh_until, life), source, sent, generation)
+            return self.received(ref, fill, raw, source, sent)
+        return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
 
     def _judged(
         self,
-        address: KeyRef,
+        ref: KeyRef,
         fill: Placeholder | None,
         held: Record,
         times: tuple[int, float],
@@ -303,21 +303,21 @@ class Reads(Coding):
 
         :param times: its fresh-until and its life, as its header has them.
         """
-        (fresh_until, life), freshness, now = times, address.freshness, self._clock()
+        (fresh_until, life), freshness, now = times, ref.freshness, self._clock()
         deadline = source.time.end(fresh_until, life, now)
         if deadline + freshness.grace <= now or (held.negative and not freshness.negative):
             return None
-        marks = self.state.epochs.marks(held.tags, address.realm) if held.tags else ()
-        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
+        marks = self.state.epochs.marks(held.tags, ref.epoch_names) if held.tags else ()
+        floor = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
         if floor is None:
-            source.known.ready.discard(address.realm.ready)
+            source.known.ready.discard(ref.epoch_names.ready)
             raise UnsettledError(tuple(held.tags))
         current = floor <= held.epoch <= source.time.horizon
-        if not current or (self.state.recovery.pending and self.covered(address, held.tags)):
+        if not current or (self.state.outbox.pending and self.covered(ref, held.tags)):
             self._gone(fill)
             return None
         born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
-        entry = self.entry(address, held, deadline, trust, sent, generation, marks, born)
+        entry = self.entry(ref, held, deadline, trust, sent, generation, marks, born)
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -327,18 +327,18 @@ class Reads(Coding):
         if fill is not None:
             self._memory.drop(fill)
 
-    def covered(self, address: KeyRef, tags: Sequence[str]) -> bool:
+    def covered(self, ref: KeyRef, tags: Sequence[str]) -> bool:
         """Whether an invalidation that Redis was not told of yet is about such a value."""
-        return self.state.recovery.covers(address.name, map(self.state.epochs.tag_name, tags))
+        return self.state.outbox.covers(ref.name, map(self.state.epochs.tag_name, tags))
 
     def trust(self, source: "Source", sent: float) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if source.tracking:
             return source.trust
-        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.eras.now)
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
 
     def entry(
-        self, address: KeyRef, held: Record, deadline: float, trust: Trust, since: float, generation: int,
+        self, ref: KeyRef, held: Record, deadline: float, trust: Trust, since: float, generation: int,
         marks: Sequence[TagStamp] = (), born: float | None = None,
     ) -> Entry:  # fmt: skip
         """Make an entry.
@@ -349,14 +349,14 @@ class Reads(Coding):
         :param marks: those of its tags, from before then as well.
         :param born: when it was stored, if that is known.
         """
-        freshness, more = address.freshness, 0
+        freshness, more = ref.freshness, 0
         if freshness is not NO_POLICY:
             # Not earlier than now, however eager.
             most = max(0.0, deadline - since)
             early = 0.0 if held.negative else min(most, early_by(held.cost, freshness.early, random))
             more = pack_windows(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
             deadline -= early
-        if (cap := address.namespace.l1_ttl) is not None and since + cap < deadline:
+        if (cap := ref.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
         if not held.tags:
             return Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
@@ -365,7 +365,7 @@ class Reads(Coding):
         entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
         return entry
 
-    def failed(self, address: KeyRef, error: CacheUnavailableError) -> None:
+    def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:
         """Count an exchange with Redis that failed."""
-        address.counters.errors += 1
+        ref.counters.errors += 1
         self.state.stats.failed(error.reason)

@@ -35,14 +35,14 @@ async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[K
 
     :raises CacheArgumentError: for a namespace or key that cannot be used.
     """
-    addresses: list[KeyRef] = []
+    refs: list[KeyRef] = []
     for start in range(0, len(keys), _STEP):
-        addresses += [reads.address(namespace, key) for key in keys[start : start + _STEP]]
+        refs += [reads.ref(namespace, key) for key in keys[start : start + _STEP]]
         await turn()
-    return addresses
+    return refs
 
 
-async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> dict[Any, Any]:
+async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
     """Return the values that there are, by key.
 
     :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
@@ -50,14 +50,14 @@ async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyR
     found: dict[Any, Any] = {}
     names, portion = KeyNames(), Step()
     for start in range(0, len(keys), MANY):
-        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        some, step = keys[start : start + MANY], refs[start : start + MANY]
         names.add(some, step)
         hits = near_hits = 0
-        for key, address, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
+        for key, ref, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
             payload = entry.payload if entry is not None else None
-            value = reads.opened_here(address, entry)
+            value = reads.opened_here(ref, entry)
             if value is LARGE:
-                value = await reads.open(address, entry)
+                value = await reads.open(ref, entry)
             if value is not MISS:
                 found[key] = value
                 hits += 1
@@ -68,7 +68,7 @@ async def found_many(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyR
     return found
 
 
-def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[KeyRef]) -> dict[Any, Any]:
+def found_many_blocking(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
     """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
 
     :raises CacheArgumentError: as `found_many` does.
@@ -76,11 +76,11 @@ def found_many_blocking(reads: Reads, keys: Sequence[Any], addresses: Sequence[K
     found: dict[Any, Any] = {}
     names = KeyNames()
     for start in range(0, len(keys), MANY):
-        some, step = keys[start : start + MANY], addresses[start : start + MANY]
+        some, step = keys[start : start + MANY], refs[start : start + MANY]
         names.add(some, step)
         hits = near_hits = 0
-        for key, address, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
-            value = reads.opened(address, entry)
+        for key, ref, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
+            value = reads.opened(ref, entry)
             if value is not MISS:
                 found[key] = value
                 hits += 1
@@ -95,34 +95,34 @@ def weight(entry: Entry | None) -> int:
     return len(payload) if payload is not None else 0
 
 
-async def look_many(reads: Reads, addresses: Sequence[KeyRef]) -> list[_Look]:
+async def look_many(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
     """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
-    found, missing = _near(reads, addresses)
+    found, missing = _near(reads, refs)
     for start in range(0, len(missing), MANY):
         await turn()
         step = missing[start : start + MANY]
-        _note(found, step, await _read_many(reads, [addresses[index] for index in step]))
+        _note(found, step, await _read_many(reads, [refs[index] for index in step]))
     return found
 
 
-def look_many_blocking(reads: Reads, addresses: Sequence[KeyRef]) -> list[_Look]:
+def look_many_blocking(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
     """Do what `look_many` does, for a thread."""
-    found, missing = _near(reads, addresses)
+    found, missing = _near(reads, refs)
     for start in range(0, len(missing), MANY):
         step = missing[start : start + MANY]
-        asked = partial(_read_many, reads, [addresses[index] for index in step])
+        asked = partial(_read_many, reads, [refs[index] for index in step])
         try:
             entries = reads.state.portal.call(asked)
         except NoThreadError as error:
-            entries = [reads.without_loop(addresses[index], error) for index in step]
+            entries = [reads.without_loop(refs[index], error) for index in step]
         _note(found, step, entries)
     return found
 
 
-def _near(reads: Reads, addresses: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
+def _near(reads: Reads, refs: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
     """Return what is near, and the places of those that are not."""
     hit = reads.state.memory.hit
-    found: list[_Look] = [(hit(address.name), True) for address in addresses]
+    found: list[_Look] = [(hit(ref.name), True) for ref in refs]
     return found, [index for index, (entry, _) in enumerate(found) if entry is None]
 
 
@@ -131,42 +131,42 @@ def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | N
         found[place] = (entry, False)
 
 
-async def _read_many(reads: Reads, addresses: Sequence[KeyRef]) -> list[Entry | None]:
+async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
     """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
-    if addresses[0].namespace.local:
-        return [await reads.read(address) for address in addresses]
+    if refs[0].namespace.local:
+        return [await reads.read(ref) for ref in refs]
     wire = reads.state.wire()
     if wire is None or not wire.up:
         # The first one sees to it that the wire is up, if it can be.
-        first, rest = await reads.read(addresses[0]), addresses[1:]
+        first, rest = await reads.read(refs[0]), refs[1:]
         if wire is None or not wire.up:
-            return [first, *[await reads.read(address) for address in rest]]
+            return [first, *[await reads.read(ref) for ref in rest]]
         return [first, *(await _read_many(reads, rest) if rest else ())]
-    if reads.state.recovery.pending:
-        covered = [address for address in addresses if reads.state.recovery.covers(address.name)]
+    if reads.state.outbox.pending:
+        covered = [ref for ref in refs if reads.state.outbox.covers(ref.name)]
         with contextlib.suppress(CacheUnavailableError):
-            for address in covered[:1]:
-                await reads.caught_up(wire, address)
-    answers: list[Entry | Exception | None] = [UnsettledError()] * len(addresses)
+            for ref in covered[:1]:
+                await reads.caught_up(wire, ref)
+    answers: list[Entry | Exception | None] = [UnsettledError()] * len(refs)
     tags: set[str] = set()
     for attempt in range(JUDGEMENTS):
         open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
         if not open_:
             break
-        wanted = [addresses[index] for index in open_]
+        wanted = [refs[index] for index in open_]
         for index, answer in zip(open_, await _ask_many(reads, wire, wanted, tags, again=attempt > 0), strict=True):
             answers[index] = answer
             if isinstance(answer, UnsettledError):
                 tags.update(answer.tags)
     # What was lost on the way goes the long way round.
     return [
-        await reads.read(address) if isinstance(answer, Exception) else answer
-        for answer, address in zip(answers, addresses, strict=True)
+        await reads.read(ref) if isinstance(answer, Exception) else answer
+        for answer, ref in zip(answers, refs, strict=True)
     ]
 
 
 async def _ask_many(
-    reads: Reads, wire: "Wire", addresses: Sequence[KeyRef], tags: Iterable[str], *, again: bool
+    reads: Reads, wire: "Wire", refs: Sequence[KeyRef], tags: Iterable[str], *, again: bool
 ) -> list[Entry | Exception | None]:
     """Ask for some values, and for the epochs of tags that they turned out to have.
 
@@ -177,15 +177,15 @@ async def _ask_many(
     with contextlib.ExitStack() as fills:
         try:
             try:
-                reads.epochs.prepare(wire, addresses[0].realm, tuple(tags), again=again)
-                for count, address in enumerate(addresses, 1):
-                    waiter, fill = reads.request(wire, address, None if again else reads.held(address))
+                reads.epochs.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
+                for count, ref in enumerate(refs, 1):
+                    waiter, fill = reads.request(wire, ref, None if again else reads.held(ref))
                     waiters.append(waiter)
                     fills.callback(reads.settle, fill)
                     if count % _STEP == 0:
                         await turn()
             except CacheUnavailableError as error:
-                refused = [error] * (len(addresses) - len(waiters))
+                refused = [error] * (len(refs) - len(waiters))
             answers = await asyncio.gather(*waiters, return_exceptions=True)
         finally:
             # Cancelled half-way, nobody is left to look at the rest.

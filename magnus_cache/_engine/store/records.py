@@ -2,7 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
-from magnus_cache._engine.coherence.realms import NamespaceNames
+from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache.freshness import Freshness
@@ -40,16 +40,16 @@ class KeyRef:
     :ivar freshness: the namespace's policy of freshness, or the call's own.
     """
 
-    __slots__ = ("counters", "freshness", "name", "namespace", "realm")
+    __slots__ = ("counters", "epoch_names", "freshness", "name", "namespace")
 
     def __init__(
-        self, namespace: Namespace, name: bytes, counters: Counters, realm: NamespaceNames, freshness: Freshness
+        self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness
     ) -> None:
         self.namespace = namespace
         self.freshness = freshness
         self.name = name
         self.counters = counters
-        self.realm = realm
+        self.epoch_names = epoch_names
 
 
 class Record(NamedTuple):

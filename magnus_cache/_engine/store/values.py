@@ -28,49 +28,49 @@ class Coding:
         self._clock = state.clock
         self.local = LocalValues(state)
 
-    def opened(self, address: KeyRef, entry: Entry | None) -> Any:
+    def opened(self, ref: KeyRef, entry: Entry | None) -> Any:
         """Return an entry's value, fresh for this caller unless it is immutable.
 
         MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
         """
-        if entry is None or (address.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
+        if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
-        return self.opened_anyway(address, entry)
+        return self.opened_anyway(ref, entry)
 
-    def opened_here(self, address: KeyRef, entry: Entry | None) -> Any:
+    def opened_here(self, ref: KeyRef, entry: Entry | None) -> Any:
         """Do what `opened` does, on an event loop; LARGE for a value that is to be opened by `open` there."""
-        if entry is None or (address.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
+        if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         payload = entry.payload
         if payload is None:
             return entry.value
-        return LARGE if len(payload) >= codec.LARGE else self.opened_anyway(address, entry)
+        return LARGE if len(payload) >= codec.LARGE else self.opened_anyway(ref, entry)
 
     def is_large(self, entry: Entry) -> bool:
         """Whether an entry's value takes too long to be decoded in one step."""
         payload = entry.payload
         return payload is not None and len(payload) >= codec.LARGE
 
-    async def open(self, address: KeyRef, entry: Entry | None) -> Any:
+    async def open(self, ref: KeyRef, entry: Entry | None) -> Any:
         """Do what `opened` does, on an event loop, in as many of its turns as the value takes."""
-        value = self.opened_here(address, entry)
-        return await self.open_anyway(address, entry) if value is LARGE and entry is not None else value
+        value = self.opened_here(ref, entry)
+        return await self.open_anyway(ref, entry) if value is LARGE and entry is not None else value
 
-    async def open_anyway(self, address: KeyRef, entry: Entry) -> Any:
+    async def open_anyway(self, ref: KeyRef, entry: Entry) -> Any:
         """Do what `opened_anyway` does, on an event loop, in as many of its turns as the value takes."""
         payload = entry.payload
         if payload is None or len(payload) < codec.LARGE or entry.negative:
-            return self.opened_anyway(address, entry)
+            return self.opened_anyway(ref, entry)
         try:
-            value = await in_turns(codec.decode_steps(payload, self.limit(address)))
+            value = await in_turns(codec.decode_steps(payload, self.limit(ref)))
         except CacheDecodeError as error:
-            self.unreadable(address, error)
+            self.unreadable(ref, error)
             return MISS
-        if address.namespace.share or codec.is_immutable(value):
-            keep_decoded(self.state.memory, address.name, entry, value)
+        if ref.namespace.share or codec.is_immutable(value):
+            keep_decoded(self.state.memory, ref.name, entry, value)
         return value
 
-    def opened_anyway(self, address: KeyRef, entry: Entry) -> Any:
+    def opened_anyway(self, ref: KeyRef, entry: Entry) -> Any:
         """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
         payload = entry.payload
         if payload is None:
@@ -78,38 +78,38 @@ class Coding:
         if entry.negative:
             return MISS
         try:
-            value = codec.decode(payload, self.limit(address))
+            value = codec.decode(payload, self.limit(ref))
         except CacheDecodeError as error:
-            self.unreadable(address, error)
+            self.unreadable(ref, error)
             return MISS
-        if address.namespace.share or codec.is_immutable(value):
-            keep_decoded(self.state.memory, address.name, entry, value)
+        if ref.namespace.share or codec.is_immutable(value):
+            keep_decoded(self.state.memory, ref.name, entry, value)
         return value
 
-    def error(self, address: KeyRef, entry: Entry) -> Exception | None:
+    def error(self, ref: KeyRef, entry: Entry) -> Exception | None:
         """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
         if not entry.negative or entry.payload is None:
             return None
         try:
-            return decode_error(entry.payload, address.freshness, self.limit(address))
+            return decode_error(entry.payload, ref.freshness, self.limit(ref))
         except CacheDecodeError as error:
-            self.unreadable(address, error)
+            self.unreadable(ref, error)
             return None
 
-    def encoded(self, address: KeyRef, value: Any) -> bytes:
+    def encoded(self, ref: KeyRef, value: Any) -> bytes:
         """Return a value's payload.
 
         :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
         """
-        if address.namespace.local:
-            return self._referred(address, value)
+        if ref.namespace.local:
+            return self._referred(ref, value)
         try:
             # In steps as well: other threads get the GIL in between.
             payload = at_once(self.encoding(value))
         except CacheEncodeError as error:
             raise explained(value, error, "value") from error
-        at_once(self.checking(address, payload))
+        at_once(self.checking(ref, payload))
         return payload
 
     def encoding(self, value: Any) -> Generator[None, None, bytes]:
@@ -119,59 +119,59 @@ class Coding:
         """
         return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
 
-    async def encode(self, address: KeyRef, value: Any) -> bytes:
+    async def encode(self, ref: KeyRef, value: Any) -> bytes:
         """Do what `encoded` does, on an event loop, in as many of its turns as the value takes.
 
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
         """
-        if address.namespace.local:
-            return self._referred(address, value)
+        if ref.namespace.local:
+            return self._referred(ref, value)
         try:
             payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
         except CacheEncodeError as error:
             raise explained(value, error, "value") from error
         if len(payload) < codec.LARGE:
-            self.check_size(address, payload)
+            self.check_size(ref, payload)
         else:
-            await in_turns(self.checking(address, payload))
+            await in_turns(self.checking(ref, payload))
         return payload
 
-    def _referred(self, address: KeyRef, value: Any) -> bytes:
+    def _referred(self, ref: KeyRef, value: Any) -> bytes:
         """Return nothing, which is what is encoded of an object that is kept by reference."""
         if is_unmodified(value):
             raise _for_loaders()
-        if (refusal := self.local.refusal(address, value)) is not None:
+        if (refusal := self.local.refusal(ref, value)) is not None:
             raise refusal
         return b""
 
-    def check_size(self, address: KeyRef, payload: bytes) -> None:
+    def check_size(self, ref: KeyRef, payload: bytes) -> None:
         """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
-        at_once(self.checking(address, payload))
+        at_once(self.checking(ref, payload))
 
-    def checking(self, address: KeyRef, payload: bytes) -> Generator[None, None, None]:
+    def checking(self, ref: KeyRef, payload: bytes) -> Generator[None, None, None]:
         """Do what `check_size` does, in steps.
 
         :raises CacheValueTooLargeError: as `check_size` does.
         """
-        limit = self.limit(address)
+        limit = self.limit(ref)
         if len(payload) > limit:
-            raise CacheValueTooLargeError(address.namespace, len(payload), limit)
+            raise CacheValueTooLargeError(ref.namespace, len(payload), limit)
         try:
             yield from codec.size_steps(payload, limit)
         except CacheDecodeError:
             # Here rather than at every read that follows.
-            raise CacheValueTooLargeError(address.namespace, len(payload), limit, decoded=True) from None
+            raise CacheValueTooLargeError(ref.namespace, len(payload), limit, decoded=True) from None
 
-    def limit(self, address: KeyRef) -> int:
+    def limit(self, ref: KeyRef) -> int:
         """Return the most bytes that an encoded value of this namespace may have."""
-        return address.namespace.max_value_bytes or self._settings.max_value_bytes
+        return ref.namespace.max_value_bytes or self._settings.max_value_bytes
 
-    def unreadable(self, address: KeyRef, error: CacheDecodeError) -> None:
+    def unreadable(self, ref: KeyRef, error: CacheDecodeError) -> None:
         """Count a value that cannot be read, and say so; never what it is."""
-        address.counters.unreadable += 1
-        topic = f"unreadable:{address.namespace}:{error.reason}"
-        self.state.notices.warn(topic, f"a value in namespace {str(address.namespace)!r} counts as a miss: {error}")
+        ref.counters.unreadable += 1
+        topic = f"unreadable:{ref.namespace}:{error.reason}"
+        self.state.notices.warn(topic, f"a value in namespace {str(ref.namespace)!r} counts as a miss: {error}")
 
 
 def _encoded(value: Any) -> bytes:

@@ -72,128 +72,124 @@ class Writes:
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    async def overwrite(
-        self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()
-    ) -> bool:
+    async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
         """Do what `write` does, and void what is being loaded of the value.
 
         On a loop, not in a blocked thread: that may have interrupted a loop of its own, whose wire holds the lease.
         """
-        self.state.touch((address.name,))
-        return await self.write(address, value, payload, ttl, tags)
+        self.state.touch((ref.name,))
+        return await self.write(ref, value, payload, ttl, tags)
 
-    async def write(self, address: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
         """Store a value, in Redis and near; return whether it is stored anywhere.
 
         :param ttl: seconds.
         """
-        since, tags = self.state.epochs.moment(), tagged(address, tags)
+        since, tags = self.state.epochs.moment(), tagged(ref, tags)
         # An invalidation that is recorded from here on came after this write, and stays.
-        mark = self.state.recovery.mark
-        self._memory.invalidate(address.name)
+        mark = self.state.outbox.mark
+        self._memory.invalidate(ref.name)
         wire = self.state.wire()
-        holding = self.holding(address, value, payload, tags)
+        holding = self.holding(ref, value, payload, tags)
         held = await in_turns(holding) if len(payload) >= codec.LARGE else at_once(holding)
-        ttl = lifetime(ttl, address.freshness.jitter, random)
+        ttl = lifetime(ttl, ref.freshness.jitter, random)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
-            return self.state.epochs.overtaken(tags, since) or self.state.recovery.covers(address.name, known, mark)
+            return self.state.epochs.overtaken(tags, since) or self.state.outbox.covers(ref.name, known, mark)
 
         if wire is None:
-            return self._keep(address, held, ttl, overtaken, supersedes=True)
-        if address.namespace.local:
-            return await self.local.write(wire, address, held, ttl, overtaken)
+            return self._keep(ref, held, ttl, overtaken, supersedes=True)
+        if ref.namespace.local:
+            return await self.local.write(wire, ref, held, ttl, overtaken)
         error: CacheUnavailableError | None = None
         kept = False
 
         async def attempt() -> None:
             nonlocal held
-            await self.reads.epochs.settled(wire, address.realm, tags)
+            await self.reads.epochs.settled(wire, ref.epoch_names, tags)
             held = held._replace(epoch=self.state.epochs.highest)
-            command = partial(commands.store, address.name, database=wire.database)
-            await self._send(wire, address, held, payload, ttl, command)
+            command = partial(commands.store, ref.name, database=wire.database)
+            await self._send(wire, ref, held, payload, ttl, command)
 
         try:
             try:
                 await attempt()
             except CacheUnavailableError as first:
-                async with self.state.key_locks.hold(address.name):
+                async with self.state.key_locks.hold(ref.name):
                     error = await _again(attempt, first)
                     if error is not None:
                         late = overtaken()
-                        mark = self._refused(address, error)
-                        kept = not late and self._keep(address, held, ttl, overtaken, supersedes=True)
+                        mark = self._refused(ref, error)
+                        kept = not late and self._keep(ref, held, ttl, overtaken, supersedes=True)
         except asyncio.CancelledError:
             # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
-            self.unsure((address.name,))
+            self.unsure((ref.name,))
             raise
         if error is not None:
             await self.state.recorded()
             return kept
-        self.state.recovery.overwritten(address.name, mark)
+        self.state.outbox.overwritten(ref.name, mark)
         # Through another connection, a load may have found the old value before this one replaced it.
-        self.state.flights.detach(address.name)
-        address.counters.stores += 1
+        self.state.flights.detach(ref.name)
+        ref.counters.stores += 1
         return True
 
-    async def fill(self, address: KeyRef, held: Record, payload: bytes, ttl: float, claim: Fence) -> bool:
+    async def fill(self, ref: KeyRef, held: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
         """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
 
         :param held: what `holding` returned for it, and whatever else is known of it.
         :param ttl: seconds.
         """
-        held, tags = held._replace(epoch=claim.epoch), held.tags
-        ttl = lifetime(ttl, address.freshness.jitter, random)
-        lease, wire = claim.lease, self.state.wire()
+        held, tags = held._replace(epoch=fence.epoch), held.tags
+        ttl = lifetime(ttl, ref.freshness.jitter, random)
+        lease, wire = fence.lease, self.state.wire()
 
         def overtaken() -> bool:
-            return claim.overtaken or self.state.epochs.overtaken(tags, claim.since)
+            return fence.overtaken or self.state.epochs.overtaken(tags, fence.since)
 
         if wire is None or lease is None:
-            return await self._keep_loaded(address, held, ttl, overtaken, claim, claim.refusal)
+            return await self._keep_loaded(ref, held, ttl, overtaken, fence, fence.refusal)
         if lease.void:
             return False
-        if address.namespace.local:
-            outcome = await self.local.fill(address, held, ttl, claim)
+        if ref.namespace.local:
+            outcome = await self.local.fill(ref, held, ttl, fence)
             if isinstance(outcome, bool):
                 return outcome
-            return await self._keep_loaded(address, held, ttl, overtaken, claim, outcome if outcome.refused else None)
+            return await self._keep_loaded(ref, held, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epochs.prepare(lease.wire, address.realm, tags)
-            command = partial(scripts.fill, address.name, lease.token, database=lease.wire.database)
-            stored = await twice(lambda: self._send(lease.wire, address, held, payload, ttl, command))
+            self.reads.epochs.prepare(lease.wire, ref.epoch_names, tags)
+            command = partial(scripts.fill, ref.name, lease.token, database=lease.wire.database)
+            stored = await twice(lambda: self._send(lease.wire, ref, held, payload, ttl, command))
         except CacheUnavailableError as error:
-            self.reads.failed(address, error)
-            if claim.fresh:
+            self.reads.failed(ref, error)
+            if fence.fresh:
                 # What it was to replace may still be there.
-                self._distrust((address.name,))
+                self._distrust((ref.name,))
             lease.close()
-            kept = await self._keep_loaded(address, held, ttl, overtaken, claim, error if error.refused else None)
+            kept = await self._keep_loaded(ref, held, ttl, overtaken, fence, error if error.refused else None)
             await self.state.recorded()
             return kept
         except asyncio.CancelledError:
-            if claim.fresh:
-                self._distrust((address.name,))
+            if fence.fresh:
+                self._distrust((ref.name,))
             raise
         lease.close(filled=True)
-        self.state.leases.ring(address.name)
+        self.state.leases.ring(ref.name)
         if stored:
-            self.state.recovery.overwritten(address.name, claim.mark)
-            address.counters.stores += 1
+            self.state.outbox.overwritten(ref.name, fence.mark)
+            ref.counters.stores += 1
         else:
             self.state.stats.fenced_loads += 1
         return stored
 
-    def holding(
-        self, address: KeyRef, value: Any, payload: bytes, tags: tuple[str, ...]
-    ) -> Generator[None, None, Record]:
+    def holding(self, ref: KeyRef, value: Any, payload: bytes, tags: tuple[str, ...]) -> Generator[None, None, Record]:
         """Return, in steps, what is to be kept of a value, with a new version."""
-        if address.namespace.local:
+        if ref.namespace.local:
             return self.local.held(value, tags)
         version = envelope.new_version()
         immutable = codec.is_immutable(value)
-        if immutable or address.namespace.share:
+        if immutable or ref.namespace.share:
             # A copy unless it is immutable: its maker may go on to change it.
             large = len(payload) >= codec.LARGE and not immutable
             kept = (yield from codec.decode_steps(payload)) if large else value if immutable else codec.decode(payload)
@@ -203,7 +199,7 @@ class Writes:
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Wire", address: KeyRef, held: Record, payload: bytes, ttl: float,
+        self, wire: "Wire", ref: KeyRef, held: Record, payload: bytes, ttl: float,
         command: Callable[[bytes, int], Command],
     ) -> bool:  # fmt: skip
         """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
@@ -214,18 +210,18 @@ class Writes:
         steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
         pack = partial(
             envelope.pack, payload, version=held.version, epoch=held.epoch, cost=held.cost,
-            life=ttl, tags=held.tags, compress=address.namespace.compress, validator=held.validator,
+            life=ttl, tags=held.tags, compress=ref.namespace.compress, validator=held.validator,
             negative=held.negative,
         )  # fmt: skip
-        address.realm.sized(len(payload))
-        size = len(payload) if address.namespace.compress else 0
+        ref.epoch_names.sized(len(payload))
+        size = len(payload) if ref.namespace.compress else 0
         raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
         # Again, now that the command is about to be queued: a read of this process that was queued before it must
         # not store the old value after it, as Redis does not announce our own writes to us.
-        self._memory.invalidate(address.name)
-        fill = self.reads.expect(address)
-        receive = partial(self._stored, address, fill, held, (fresh_until, ttl))
-        life = ttl if held.negative else ttl + address.freshness.grace
+        self._memory.invalidate(ref.name)
+        fill = self.reads.expect(ref)
+        receive = partial(self._stored, ref, fill, held, (fresh_until, ttl))
+        life = ttl if held.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
         finally:
@@ -234,10 +230,10 @@ class Writes:
             # The answer that came along with it says that the server's clock was set: by that, its end was wrong.
             fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
-            self._memory.invalidate(address.name)
+            self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
-                await wire.execute(scripts.replace(address.name, before, again, milliseconds(life)))
+                await wire.execute(scripts.replace(ref.name, before, again, milliseconds(life)))
         return stored
 
     async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
@@ -254,7 +250,7 @@ class Writes:
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(
-        self, address: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float],
+        self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float],
         reply: Any, source: "Source", sent: float,
     ) -> bool:  # fmt: skip
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
@@ -263,29 +259,29 @@ class Writes:
             if isinstance(part, Exception):
                 raise part
         stored = replies.yes(parts[-1])
-        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, address.realm)
+        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names)
         kept = False
-        floor = self.state.epochs.floor(source.known, address.realm, held.tags)
+        floor = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
         if stored and fill is not None and floor is not None and floor <= held.epoch:
             # By Redis' time as it is known by now.
             deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
-            entry = self.reads.entry(address, held, deadline, trust, sent, generation, marks, sent)
+            entry = self.reads.entry(ref, held, deadline, trust, sent, generation, marks, sent)
             kept = self._memory.fill(fill, entry)
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
-            self._memory.invalidate(address.name)
+            self._memory.invalidate(ref.name)
         return stored
 
-    def _refused(self, address: KeyRef, error: CacheUnavailableError) -> int:
+    def _refused(self, ref: KeyRef, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
-        self.reads.failed(address, error)
-        mark = self.unsure((address.name,))
+        self.reads.failed(ref, error)
+        mark = self.unsure((ref.name,))
         if self.state.reachable:
-            self._stays_here(address, error)
+            self._stays_here(ref, error)
         return mark
 
-    def _stays_here(self, address: KeyRef, error: CacheUnavailableError) -> None:
-        address.counters.refused += 1
+    def _stays_here(self, ref: KeyRef, error: CacheUnavailableError) -> None:
+        ref.counters.refused += 1
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def unsure(self, names: Sequence[bytes]) -> int:
@@ -305,57 +301,57 @@ class Writes:
 
         In this order: a read that did not see the record finds its placeholder void.
         """
-        mark = self.state.missed(lambda recovery: recovery.record(names))
+        mark = self.state.missed(lambda outbox: outbox.record(names))
         for name in names:
             self._memory.invalidate(name)
         return mark
 
     def _keep(
-        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store a value in this process alone, unless something has overtaken it.
 
         :param supersedes: whether it overtakes what another thread is about to store.
         """
-        if not address.namespace.l1:
+        if not ref.namespace.l1:
             return False
         now, generation = self._clock(), self._memory.generation
-        marks = self.state.epochs.marks(held.tags, address.realm)
+        marks = self.state.epochs.marks(held.tags, ref.epoch_names)
         # Reserved before the question: what another thread does from here on voids the placeholder.
-        fill = self._memory.reserve(address.name, anew=supersedes)
+        fill = self._memory.reserve(ref.name, anew=supersedes)
         try:
             if overtaken():
                 return False
-            trust = trust or self.state.local_trust(address.namespace)
-            if address.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
+            trust = trust or self.state.local_trust(ref.namespace)
+            if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(address, held, now + ttl, trust, now, generation, marks, now)
+            entry = self.reads.entry(ref, held, now + ttl, trust, now, generation, marks, now)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
-        address.counters.stores += kept
+        ref.counters.stores += kept
         return kept
 
     async def _keep_loaded(
-        self, address: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], claim: Fence,
+        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
         """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
 
         :param refusal: why Redis, being there, does not take it: then the staleness bound is its bound.
         """
-        offline = self.state.eras.offline
-        if claim.offline is offline and not self.state.reachable:
-            trust: Trust = self.state.eras.bounded(offline, address.namespace)
+        offline = self.state.generations.offline
+        if fence.offline is offline and not self.state.reachable:
+            trust: Trust = self.state.generations.bounded(offline, ref.namespace)
         elif refusal is not None:
-            self._stays_here(address, refusal)
-            trust = LocalTrust(claim.at + self.state.settings.max_staleness, self.state.eras.now)
+            self._stays_here(ref, refusal)
+            trust = LocalTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
         else:
             return False
         # After what another task has in hand: it may overtake this load.
-        async with self.state.key_locks.hold(address.name):
-            return self._keep(address, held, ttl, overtaken, trust)
+        async with self.state.key_locks.hold(ref.name):
+            return self._keep(ref, held, ttl, overtaken, trust)
 
     async def write_many(self, items: Sequence[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]) -> bool:
         """Store many values, each with its address, payload, time to live in seconds, and tags.
@@ -384,11 +380,11 @@ class Writes:
 
     # -- remove ---------------------------------------------------------------------------------------------
 
-    async def remove(self, addresses: Sequence[KeyRef]) -> int:
+    async def remove(self, refs: Sequence[KeyRef]) -> int:
         """Remove values everywhere and return how many there were, as far as it can be known."""
         removed = 0
-        for start in range(0, len(addresses), _REMOVED):
-            some = addresses[start : start + _REMOVED]
+        for start in range(0, len(refs), _REMOVED):
+            some = refs[start : start + _REMOVED]
             count, names = await self.local.remove(some)
             removed += count + (await self._remove(names) if names else 0)
             await turn()
