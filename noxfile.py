@@ -19,10 +19,16 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 """Those that the classifiers name."""
 
-ALONE = ("tests/test_benchmarks.py", "tests/test_chaos.py", "tests/test_demo.py", "tests/test_stress.py")
+ALONE = (
+    "tests/project/test_benchmarks.py",
+    "tests/fleet/test_chaos.py",
+    "tests/project/test_demo.py",
+    "tests/fleet/test_stress.py",
+)
 CORE = (
-    "tests/test_store.py", "tests/test_coherence.py", "tests/test_leases.py", "tests/test_epochs.py",
-    "tests/test_outage.py", "tests/test_policies.py", "tests/test_settings.py", "tests/test_codec.py",
+    "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",
+    "tests/coordination/test_epochs.py", "tests/outage/test_outage.py", "tests/loading/test_policies.py",
+    "tests/settings/test_settings.py", "tests/codec/test_codec.py",
 )  # fmt: skip
 """What depends most on the libraries beneath."""
 
@@ -119,10 +125,10 @@ def soak(session: nox.Session) -> None:
     """Run the state machine, the schedules of the leases, faults under load, and the stress of all calls, for long."""
     install(session, "test")
     tests = [
-        "tests/test_state_machine.py",
-        "tests/test_lease_schedules.py",
-        "tests/test_chaos.py",
-        "tests/test_stress.py",
+        "tests/fleet/test_state_machine.py",
+        "tests/coordination/test_lease_schedules.py",
+        "tests/fleet/test_chaos.py",
+        "tests/fleet/test_stress.py",
     ]
     session.run("python", "-m", "pytest", "--timeout", "0", *tests, *session.posargs, env={"MAGNUS_CACHE_SOAK": "1"})
 

@@ -71,19 +71,19 @@ def pytest_configure() -> None:
 
 # -- leases -------------------------------------------------------------------------------------------------------
 
-LEASES: Final = "tests/test_leases.py"
-EPOCHS: Final = "tests/test_epochs.py"
-COHERENCE: Final = "tests/test_coherence.py"
-RACES: Final = "tests/test_races.py"
-BATCHES: Final = "tests/test_batches.py"
-FLIGHTS: Final = "tests/test_flights.py"
-OUTAGE: Final = "tests/test_outage.py"
-ROLLBACK: Final = "tests/test_rollback.py"
-BREAKER: Final = "tests/test_breaker.py"
-REACTIONS: Final = "tests/test_reactions.py"
-EVICTION: Final = "tests/test_eviction.py"
-LATE: Final = "tests/test_late_delivery.py"
-LIFECYCLE: Final = "tests/test_lifecycle.py"
+LEASES: Final = "tests/coordination/test_leases.py"
+EPOCHS: Final = "tests/coordination/test_epochs.py"
+COHERENCE: Final = "tests/coordination/test_coherence.py"
+RACES: Final = "tests/store/test_races.py"
+BATCHES: Final = "tests/loading/test_batches.py"
+FLIGHTS: Final = "tests/flights/test_flights.py"
+OUTAGE: Final = "tests/outage/test_outage.py"
+ROLLBACK: Final = "tests/coordination/test_rollback.py"
+BREAKER: Final = "tests/outage/test_breaker.py"
+REACTIONS: Final = "tests/redis/test_reactions.py"
+EVICTION: Final = "tests/redis/test_eviction.py"
+LATE: Final = "tests/redis/test_late_delivery.py"
+LIFECYCLE: Final = "tests/api/test_lifecycle.py"
 
 
 @guard(LEASES)
@@ -231,7 +231,7 @@ def without_voiding_by_a_flush() -> None:
 # -- the near cache -----------------------------------------------------------------------------------------------
 
 
-@guard("tests/test_memory.py")
+@guard("tests/memory/test_memory.py")
 def without_the_identity_of_the_placeholder() -> None:
     def fill(self: Any, placeholder: Any, entry: Any) -> bool:
         with self._lock:
@@ -645,8 +645,8 @@ def without_knowing_who_serves_nobody() -> None:
 
 # -- policies of freshness ----------------------------------------------------------------------------------------
 
-FRESHNESS: Final = "tests/test_freshness.py"
-POLICIES: Final = "tests/test_policies.py"
+FRESHNESS: Final = "tests/policy/test_freshness.py"
+POLICIES: Final = "tests/loading/test_policies.py"
 
 
 @guard(POLICIES)
@@ -873,8 +873,8 @@ def without_stale_values_for_batches() -> None:
 
 # -- loaders that block, hang, pile up -----------------------------------------------------------------------------
 
-LOADERS: Final = "tests/test_loader_threads.py"
-ERRORS: Final = "tests/test_remembered_errors.py"
+LOADERS: Final = "tests/loading/test_loader_threads.py"
+ERRORS: Final = "tests/loading/test_remembered_errors.py"
 
 
 @guard(LOADERS)
@@ -1011,7 +1011,7 @@ def without_the_built_in_class_beneath() -> None:
 
 # -- warm reconnection --------------------------------------------------------------------------------------------
 
-WARM: Final = "tests/test_warm_reconnect.py"
+WARM: Final = "tests/coordination/test_warm_reconnect.py"
 
 
 @guard(WARM)
@@ -1065,7 +1065,7 @@ def without_telling_failures_of_before_from_those_of_now() -> None:
 
 # -- what an outage leaves to be done -----------------------------------------------------------------------------
 
-LAST: Final = "tests/test_last_words.py"
+LAST: Final = "tests/outage/test_last_words.py"
 
 
 @guard(LAST)
@@ -1101,7 +1101,7 @@ def without_asking_whether_a_loop_runs() -> None:
 
 # -- the journal --------------------------------------------------------------------------------------------------
 
-JOURNAL: Final = "tests/test_journal.py"
+JOURNAL: Final = "tests/outage/test_journal.py"
 
 
 @guard(JOURNAL)

@@ -14,10 +14,10 @@ from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.store import reads, writes
 from tests.support.guards import edit, guard, nothing, put
 
-NUMBERS: Final = "tests/test_epoch_numbers.py"
-TIME: Final = "tests/test_server_clock.py"
-EXCHANGED: Final = "tests/test_exchanged_database.py"
-REPLICAS: Final = "tests/test_replicas.py"
+NUMBERS: Final = "tests/coordination/test_epoch_numbers.py"
+TIME: Final = "tests/redis/test_server_clock.py"
+EXCHANGED: Final = "tests/redis/test_exchanged_database.py"
+REPLICAS: Final = "tests/redis/test_replicas.py"
 
 _ISSUING: Final = (scripts._BUMP, scripts._ARRIVE, scripts._LEARN, scripts._ADOPT)
 
@@ -179,7 +179,7 @@ def without_looking_for_orphans_later() -> None:
 
 # -- where nobody announces changes -----------------------------------------------------------------------------------
 
-UNTRACKED: Final = "tests/test_without_tracking.py"
+UNTRACKED: Final = "tests/redis/test_without_tracking.py"
 
 
 @guard(f"{UNTRACKED}::test_invariant_1_epochs_and_values_do_not_add_up")
@@ -217,14 +217,14 @@ def without_the_beginning_of_known_epochs() -> None:
 # -- a machine that sleeps ------------------------------------------------------------------------------------------
 
 
-@guard("tests/test_suspended.py::test_the_clock_counts_the_time_asleep")
+@guard("tests/redis/test_suspended.py::test_the_clock_counts_the_time_asleep")
 def without_a_clock_that_counts_sleep() -> None:
     put(clock, "_system_clock", lambda: time.monotonic)
 
 
 # -- replies ----------------------------------------------------------------------------------------------------------
 
-REPLIES: Final = "tests/test_replies.py"
+REPLIES: Final = "tests/redis/test_replies.py"
 RAISES: Final = f"{REPLIES}::test_invariant_9_no_number_from_redis_raises_or_stays"
 
 

@@ -12,8 +12,8 @@ from magnus_cache._engine.policy import namespaces
 from magnus_cache._engine.store import lifetimes, writes
 from tests.support.guards import guard, put
 
-STEPS: Final = "tests/test_fallback_steps.py"
-TOUCH: Final = "tests/test_touch.py"
+STEPS: Final = "tests/store/test_fallback_steps.py"
+TOUCH: Final = "tests/store/test_touch.py"
 
 
 @guard(STEPS)
@@ -65,8 +65,8 @@ def without_a_thread_for_large_compressed_values() -> None:
     put(writes.Writes, "off_loop", off_loop)
 
 
-NAMES: Final = "tests/test_callkeys.py"
-NAMESPACES: Final = "tests/test_namespaces.py"
+NAMES: Final = "tests/keys/test_callkeys.py"
+NAMESPACES: Final = "tests/policy/test_namespaces.py"
 
 
 @guard(NAMES)

@@ -13,7 +13,7 @@ from magnus_cache._engine.store import values as coding
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
-VALUES: Final = "tests/test_hostile_values.py"
+VALUES: Final = "tests/codec/test_hostile_values.py"
 
 
 def _no_steps(*_: Any) -> Iterator[None]:
@@ -92,7 +92,7 @@ def without_zones_that_are_kept() -> None:
     put(builtin, "_zone", ZoneInfo)
 
 
-SERVER: Final = "tests/test_hostile_server.py"
+SERVER: Final = "tests/redis/test_hostile_server.py"
 
 
 @guard(f"{SERVER}::test_an_announcement_without_end_ends_the_connection")
@@ -125,7 +125,7 @@ def without_counting_the_values_that_are_owed() -> None:
     put(pipeline.Pipeline, "values_owed", lambda _: 1)
 
 
-THREADS: Final = "tests/test_loader_threads.py"
+THREADS: Final = "tests/loading/test_loader_threads.py"
 
 
 @guard(f"{THREADS}::test_threads_are_bounded_in_all_and_a_source_that_works_finds_one")
@@ -152,7 +152,7 @@ def without_new_places_in_a_forked_child() -> None:
 reset = loader_slots.LoaderPlaces.reset
 
 
-FOOTPRINT: Final = "tests/test_footprint.py"
+FOOTPRINT: Final = "tests/memory/test_footprint.py"
 
 
 @guard(FOOTPRINT)

@@ -11,11 +11,11 @@ from magnus_cache._engine.runtime import module_names
 from magnus_cache._engine.store import reads
 from tests.support.guards import guard, put
 
-IDENTITY: Final = "tests/test_identity.py"
-SIGNATURES: Final = "tests/test_call_signatures.py"
-VERSIONS: Final = "tests/test_versions.py"
-NAMES: Final = "tests/test_main_names.py"
-KEYS: Final = "tests/test_callkeys.py"
+IDENTITY: Final = "tests/keys/test_identity.py"
+SIGNATURES: Final = "tests/keys/test_call_signatures.py"
+VERSIONS: Final = "tests/keys/test_versions.py"
+NAMES: Final = "tests/keys/test_main_names.py"
+KEYS: Final = "tests/keys/test_callkeys.py"
 
 
 @guard(

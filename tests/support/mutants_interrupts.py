@@ -14,7 +14,7 @@ from magnus_cache._engine.store import deferred
 from magnus_cache.errors import CacheDeadlockError
 from tests.support.guards import guard, nothing, put
 
-_TESTS = "tests/test_interrupts.py::"
+_TESTS = "tests/runtime/test_interrupts.py::"
 
 
 def _check_with(check: Any) -> None:

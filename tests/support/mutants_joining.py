@@ -10,7 +10,7 @@ from magnus_cache._engine.loading import acquire, loads
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
-JOINING: Final = "tests/test_joining.py"
+JOINING: Final = "tests/flights/test_joining.py"
 FOUND: Final = f"{JOINING}::test_invariant_1_what_a_load_found_is_not_given_to_calls_after_an_invalidation"
 LOADED: Final = f"{JOINING}::test_invariant_1_a_load_serves_the_calls_from_before_an_invalidation_and_no_later_ones"
 ONE_BY_ONE: Final = f"{JOINING}::test_a_tag_that_is_invalidated_all_the_time_does_not_serve_calls_one_by_one"
@@ -23,7 +23,7 @@ def without_judging_what_was_joined() -> None:
     put(callers.JoiningCaller, "accepts", lambda *_: True)
 
 
-@guard("tests/test_joining_stress.py")
+@guard("tests/flights/test_joining_stress.py")
 def without_judging_what_was_joined_under_stress() -> None:
     without_judging_what_was_joined()
 

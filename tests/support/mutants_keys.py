@@ -11,9 +11,9 @@ from magnus_cache._engine.runtime import durations
 from magnus_cache._engine.store import batch_keys, clears, writes
 from tests.support.guards import guard, nothing, put
 
-_GLOBS: Final = "tests/test_clear_globs.py::"
-_FOREIGN: Final = "tests/test_foreign_keys.py::"
-_EQUAL: Final = "tests/test_equal_keys.py::"
+_GLOBS: Final = "tests/keys/test_clear_globs.py::"
+_FOREIGN: Final = "tests/keys/test_foreign_keys.py::"
+_EQUAL: Final = "tests/keys/test_equal_keys.py::"
 
 
 async def _nothing(*_: Any) -> None:
@@ -131,13 +131,13 @@ def without_a_look_for_arrays_in_templates() -> None:
 # -- numbers ------------------------------------------------------------------------------------------------------
 
 
-@guard("tests/test_numbers.py::test_any_number_of_seconds_is_a_duration")
+@guard("tests/policy/test_numbers.py::test_any_number_of_seconds_is_a_duration")
 def without_the_unit_of_a_duration_of_numpy() -> None:
     number = durations.number
     put(durations, "number", lambda value: float(value.astype(float)) if hasattr(value, "astype") else number(value))
 
 
-@guard("tests/test_set_many.py::test_false_where_nothing_keeps_one_of_them")
+@guard("tests/api/test_set_many.py::test_false_where_nothing_keeps_one_of_them")
 def without_the_answers_of_all_writes() -> None:
     write_many = writes.Writes.write_many
 

@@ -10,7 +10,7 @@ from magnus_cache._engine.runtime.critical import section
 from magnus_cache.testing import clock, isolation
 from tests.support.guards import guard, nothing, put
 
-_PROCESS = "tests/test_process_wide.py"
+_PROCESS = "tests/api/test_process_wide.py"
 
 
 @guard(f"{_PROCESS}::test_functions_work_after_the_cache_was_closed")
@@ -80,7 +80,7 @@ def without_switches_that_all_process_wide_caches_share() -> None:
     put(process_wide.ProcessCache, "_made", made)
 
 
-@guard("tests/test_virtual_clock.py")
+@guard("tests/testing/test_virtual_clock.py")
 def without_time_that_never_goes_back() -> None:
     def leave(own: Any) -> None:
         clock._running.remove(own)
@@ -89,11 +89,11 @@ def without_time_that_never_goes_back() -> None:
     put(clock, "_leave", leave)
 
 
-@guard("tests/test_closing.py::test_disabled_holds_in_every_thread_and_task")
+@guard("tests/api/test_closing.py::test_disabled_holds_in_every_thread_and_task")
 def without_disabling_for_everybody() -> None:
     put(state.State, "disabled", lambda self: state.Switch(state.MODE, state.Mode.DISABLED, self.special))
 
 
-@guard("tests/test_health.py::test_no_look_blocks_an_event_loop")
+@guard("tests/api/test_health.py::test_no_look_blocks_an_event_loop")
 def without_sparing_event_loops_the_first_look() -> None:
     put(lives.BlockingLife, "_may_ask", lambda _: True)

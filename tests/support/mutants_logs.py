@@ -15,7 +15,7 @@ from magnus_cache._engine.runtime import log
 from magnus_cache._engine.store import writes
 from tests.support.guards import edit, guard, nothing, put
 
-OFFLINE: Final = "tests/test_offline.py"
+OFFLINE: Final = "tests/outage/test_offline.py"
 
 
 @guard(OFFLINE)
@@ -77,7 +77,7 @@ def without_a_bound_on_joining_loads_while_cut_off() -> None:
     put(state.State, "cut_off", lambda *_: False)
 
 
-LOGS: Final = "tests/test_background_failures.py"
+LOGS: Final = "tests/loading/test_background_failures.py"
 
 
 @guard(LOGS)
@@ -112,7 +112,7 @@ def without_letting_go_of_the_loader_of_a_load_that_has_ended() -> None:
     put(flight.Flight, "loader", property(slot.__get__, keep))
 
 
-@guard("tests/test_remembered_errors.py::test_an_error_whose_tags_only_a_value_could_tell_is_not_remembered")
+@guard("tests/loading/test_remembered_errors.py::test_an_error_whose_tags_only_a_value_could_tell_is_not_remembered")
 def without_forgetting_errors_whose_tags_only_a_value_could_tell() -> None:
     original = loads.Loads.failed
 
@@ -123,7 +123,7 @@ def without_forgetting_errors_whose_tags_only_a_value_could_tell() -> None:
     put(loads.Loads, "failed", failed)
 
 
-@guard("tests/test_replies.py::test_how_many_steps_a_scan_may_take_is_a_matter_of_how_many_keys_there_are")
+@guard("tests/redis/test_replies.py::test_how_many_steps_a_scan_may_take_is_a_matter_of_how_many_keys_there_are")
 def without_a_bound_on_the_steps_of_a_scan() -> None:
     async def scanned(wire: Any, pattern: bytes) -> Any:
         cursor = b""
@@ -134,7 +134,7 @@ def without_a_bound_on_the_steps_of_a_scan() -> None:
     put(bulk, "_scanned", scanned)
 
 
-EPOCHS: Final = "tests/test_epoch_renewals.py"
+EPOCHS: Final = "tests/coordination/test_epoch_renewals.py"
 
 
 @guard(EPOCHS)

@@ -9,8 +9,8 @@ from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.policy import function_tags, options
 from tests.support.guards import guard, put
 
-BOUND: Final = "tests/test_bound_methods.py"
-CLEAR: Final = "tests/test_function_clear.py"
+BOUND: Final = "tests/api/test_bound_methods.py"
+CLEAR: Final = "tests/api/test_function_clear.py"
 EVERYWHERE: Final = f"{CLEAR}::test_all_values_of_a_function_are_gone_everywhere"
 
 
@@ -121,12 +121,12 @@ def without_leaving_a_clear_of_a_function_for_later() -> None:
     put(function_operations, "_blocking", blocking)
 
 
-@guard("tests/test_envelope.py")
+@guard("tests/codec/test_envelope.py")
 def without_a_bound_on_the_tags_that_are_known() -> None:
     put(envelope, "_MOST_KNOWN", 1 << 40)
 
 
-@guard("tests/test_envelope.py")
+@guard("tests/codec/test_envelope.py")
 def without_telling_one_tag_from_several() -> None:
     original = envelope._tags
 

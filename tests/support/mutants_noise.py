@@ -13,10 +13,10 @@ from magnus_cache._engine.runtime.waiters import Failed
 from magnus_cache._engine.store import deferred
 from tests.support.guards import guard, nothing, put
 
-_ENDS = "tests/test_program_end.py::"
-_DROPPED = "tests/test_dropped.py::"
-_DEEP = "tests/test_deep_callers.py::"
-_NO_THREAD = "tests/test_no_thread.py::"
+_ENDS = "tests/runtime/test_program_end.py::"
+_DROPPED = "tests/api/test_dropped.py::"
+_DEEP = "tests/api/test_deep_callers.py::"
+_NO_THREAD = "tests/runtime/test_no_thread.py::"
 
 
 @guard(_ENDS + "test_a_loop_closed_by_hand_leaves_no_connection")

@@ -11,7 +11,7 @@ from magnus_cache._engine.redis import bulk
 from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
 
-DATABASES: Final = "tests/test_databases.py"
+DATABASES: Final = "tests/redis/test_databases.py"
 
 
 @guard(DATABASES)
@@ -39,7 +39,7 @@ def without_the_database_in_the_tags_of_a_journal() -> None:
 
 # -- what an announcement means -----------------------------------------------------------------------------------
 
-NEWS: Final = "tests/test_announcements.py"
+NEWS: Final = "tests/coordination/test_announcements.py"
 
 
 @guard(f"{NEWS}::test_invariant_3_an_announced_lease_that_stands_is_no_lost_one")
@@ -157,7 +157,7 @@ def without_looking_again_where_nothing_is_announced() -> None:
     put(acquire, "pause", lambda _: 60.0)
 
 
-@guard("tests/test_leases.py::test_a_flush_voids_what_is_being_loaded")
+@guard("tests/coordination/test_leases.py::test_a_flush_voids_what_is_being_loaded")
 def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return

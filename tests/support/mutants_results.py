@@ -12,8 +12,8 @@ from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.store import clears, local_values, local_writes, writes
 from tests.support.guards import edit, guard, nothing, put
 
-LOCAL: Final = "tests/test_local.py"
-UNSTORABLE: Final = "tests/test_unstorable.py"
+LOCAL: Final = "tests/store/test_local.py"
+UNSTORABLE: Final = "tests/loading/test_unstorable.py"
 
 
 @guard(f"{UNSTORABLE}::test_those_who_joined_get_objects_of_their_own")

@@ -5,7 +5,7 @@ from typing import Any
 from magnus_cache._engine.api import many
 from tests.support.guards import guard, put
 
-_TESTS = "tests/test_interrupted_batches.py::"
+_TESTS = "tests/flights/test_interrupted_batches.py::"
 
 
 @guard(_TESTS + "test_those_who_joined_an_interrupted_batch_load_for_themselves[in the loader]")

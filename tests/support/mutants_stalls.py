@@ -16,7 +16,7 @@ from magnus_cache._engine.store import values as coding
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
-STALLS = "tests/test_stalls.py"
+STALLS = "tests/loading/test_stalls.py"
 LARGE = f"{STALLS}::test_large_values_leave_turns_to_others"
 MANY = f"{STALLS}::test_calls_for_many_values_count_bytes"
 SAME = f"{STALLS}::test_steps_make_the_same_bytes_and_the_same_value"

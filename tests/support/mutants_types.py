@@ -8,11 +8,11 @@ from magnus_cache._engine.loading import results
 from magnus_cache._engine.memory import reload
 from tests.support.guards import guard, nothing, put
 
-VALUES: Final = "tests/test_hostile_values.py"
-TYPES: Final = "tests/test_standard_types.py"
-ROWS: Final = "tests/test_rows.py"
-RELOADED: Final = "tests/test_reloaded_classes.py"
-TYPED: Final = "tests/test_typed_results.py"
+VALUES: Final = "tests/codec/test_hostile_values.py"
+TYPES: Final = "tests/codec/test_standard_types.py"
+ROWS: Final = "tests/codec/test_rows.py"
+RELOADED: Final = "tests/codec/test_reloaded_classes.py"
+TYPED: Final = "tests/codec/test_typed_results.py"
 
 
 @guard(

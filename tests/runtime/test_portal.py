@@ -21,7 +21,7 @@ import pytest
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 LONG = 30.0
 """Seconds that no wait in here comes near, unless something hangs."""

@@ -23,7 +23,7 @@ from magnus_cache._engine.codec import decode, encode
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 ANSWERS: dict[str, Any] = {
     "/v1/chat/completions": {

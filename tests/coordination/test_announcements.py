@@ -547,7 +547,7 @@ async def test_the_grants_of_the_guide_are_enough_in_every_database(
 ) -> None:
     from pathlib import Path
 
-    found = GRANTS.search((Path(__file__).parents[1] / "README.md").read_text("utf-8"))
+    found = GRANTS.search((Path(__file__).parents[2] / "README.md").read_text("utf-8"))
     assert found is not None
     raw.execute_command("ACL", "SETUSER", "app", "reset", "on", ">password", *found[1].split())
     url = f"redis://app:password@127.0.0.1:{server.port}/{database}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.mutants import MUTANTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 SWITCH_OFF = """
 import os, sys, traceback

@@ -267,7 +267,7 @@ def test_its_repr_names_function_namespace_and_cache() -> None:
     assert "namespace 'events'" in bound
     assert "memory only" in bound
     assert "Base object at" in bound
-    assert "<class 'tests.test_bound_methods.Derived'>" in repr(Derived.inner)
+    assert "<class 'tests.api.test_bound_methods.Derived'>" in repr(Derived.inner)
 
 
 def test_its_repr_has_no_secret() -> None:

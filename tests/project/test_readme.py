@@ -20,7 +20,7 @@ from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until_async
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 

@@ -17,7 +17,7 @@ from magnus_cache._engine.runtime import module_names
 from magnus_cache._engine.runtime.module_names import file_stem, module_name
 from tests.support import named_main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "support" / "named_main.py"
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import StalenessChecker, StalenessLog, no_leaks, read_log
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOON = 0.05
 """Patience with what will not go, in seconds."""
 

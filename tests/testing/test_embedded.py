@@ -19,7 +19,7 @@ from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redi
 from tests.conftest import SERVERS
 from tests.support.wait import wait_until
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=SERVERS)

@@ -30,7 +30,7 @@ def _fresh() -> None:
     forget_what_was_made()
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUERY = 'SELECT 1 AS id, \'x\' AS "na""me", NULL AS "", 2.5 AS "sel ect; --", x\'00\' AS b'
 
 

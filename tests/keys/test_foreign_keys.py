@@ -27,7 +27,7 @@ from magnus_cache._engine.keys.canonical import canonical
 from magnus_cache._engine.keys.descriptions import LARGEST
 from magnus_cache._engine.keys.names import Keyspace, key_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def optional(name: str) -> Any:
@@ -390,7 +390,7 @@ def test_a_cached_function_of_a_frame() -> None:
 SCRIPT = """
 import json, sys
 sys.path.insert(0, {root!r})
-from tests.test_foreign_keys import arrays, frames, canonical
+from tests.keys.test_foreign_keys import arrays, frames, canonical
 print(json.dumps([canonical(value) for value in [*arrays(), *frames()]]))
 """
 

@@ -1,0 +1,1 @@
+"""The whole: many processes, under load and under fire."""

@@ -1,0 +1,1 @@
+"""One load per key in a process."""

@@ -1,0 +1,1 @@
+"""Namespaces, options and freshness."""

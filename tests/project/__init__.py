@@ -1,0 +1,1 @@
+"""The repository: its rules, documents, demo and benchmarks."""

@@ -1,0 +1,1 @@
+"""Loops, threads and the end of programs."""
