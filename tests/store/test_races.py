@@ -149,7 +149,7 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
         assert wire._patience is not None
         now = one._engine.state.clock()
         frame = InFlight(now - 1.0, 1, [])
-        wire._pipeline._sent.appendleft(frame)
+        wire._pipeline.owed.appendleft(frame)
         wire._intake.heard = now
         wire._silence.check(frame)
         assert wire._patience.when() is None

@@ -117,7 +117,7 @@ def without_failing_what_was_not_handed_out() -> None:
     original = pipeline.Pipeline.fail_sent
 
     def fail_sent(self: Any, error: Any) -> None:
-        self._hand_out = None
+        self.unfinished = None
         original(self, error)
 
     put(pipeline.Pipeline, "fail_sent", fail_sent)

@@ -146,28 +146,28 @@ class _HandOut:
 class Pipeline:
     """The queue of one connection and the answers that it is owed, first in, first out.
 
+    The wire looks at these for each reply, so they are attributes and not properties.
+
     :ivar pending: requests queued or sent and not yet answered.
+    :ivar queue: what waits to be sent.
+    :ivar owed: what was sent and not yet answered, the oldest first.
+    :ivar unfinished: the values of the last reply, while some of them are still to be handed out; else None.
     """
 
-    __slots__ = ("_hand_out", "_measure", "_queue", "_sent", "_value_bytes", "pending")
+    __slots__ = ("_measure", "_value_bytes", "owed", "pending", "queue", "unfinished")
 
     def __init__(self, measure: Measure) -> None:
         self.pending = 0
         self._measure = measure
-        self._queue: deque[Read | Call] = deque()
-        self._sent: deque[InFlight] = deque()
+        self.queue: deque[Read | Call] = deque()
+        self.owed: deque[InFlight] = deque()
         self._value_bytes = 256.0
-        self._hand_out: _HandOut | None = None
-
-    @property
-    def queued(self) -> bool:
-        """Whether something waits to be sent."""
-        return bool(self._queue)
+        self.unfinished: _HandOut | None = None
 
     @property
     def oldest(self) -> InFlight | None:
         """What has been owed an answer for longest."""
-        return self._sent[0] if self._sent else None
+        return self.owed[0] if self.owed else None
 
     def values_owed(self) -> int:
         """Return how many values, or other answers, the next reply may carry; 0 if none is owed."""
@@ -179,41 +179,41 @@ class Pipeline:
     def add(self, asked: Read | Call) -> None:
         """Queue a request behind the others."""
         self.pending += 1
-        self._queue.append(asked)
+        self.queue.append(asked)
 
     def add_first(self, asked: Call) -> None:
         """Queue a request before all others."""
         self.pending += 1
-        self._queue.appendleft(asked)
+        self.queue.appendleft(asked)
 
     def compose(self, now: float, *, quiet: bool = False) -> list[bytes | memoryview]:
         """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it.
 
         :param quiet: whether the server would announce our own writes to us, unless it is told not to.
         """
-        queue, chunks, size = self._queue, list[bytes | memoryview](), 0
+        queue, chunks, size = self.queue, list[bytes | memoryview](), 0
         while queue and size < _BATCH_BYTES:
             asked = queue.popleft()
             if isinstance(asked, Call):
                 command, packed = asked.command, asked.command.packed
                 if quiet and command.writes:
                     pieces, replies = command.quiet()
-                    self._sent.append(InFlight(now, replies, asked, command))
+                    self.owed.append(InFlight(now, replies, asked, command))
                     chunks += pieces
                     size += len(packed)
                     continue
-                self._sent.append(InFlight(now, command.replies, asked))
+                self.owed.append(InFlight(now, command.replies, asked))
             else:
                 batch = self._gather(asked)
                 packed = commands.get_many([read.name for read in batch])
-                self._sent.append(InFlight(now, 1, batch))
+                self.owed.append(InFlight(now, 1, batch))
             chunks.append(packed)
             size += len(packed)
         return chunks
 
     def _gather(self, first: Read) -> list[Read]:
         """Take the reads that stand next to each other, as many as one reply should carry."""
-        queue, batch = self._queue, [first]
+        queue, batch = self.queue, [first]
         limit = min(_BATCH_KEYS, int(_BATCH_BYTES / self._value_bytes) or 1)
         room = _BATCH_BYTES - (first.expected or _UNKNOWN_BYTES)
         while queue and len(batch) < limit:
@@ -230,7 +230,7 @@ class Pipeline:
 
     def answered(self, reply: Any, source: Source) -> Any:
         """Hand a reply to the oldest frame; there must be one. Return what it comes to: an error within, if any."""
-        frame = self._sent[0]
+        frame = self.owed[0]
         frame.replies -= 1
         # In a transaction the first error names the cause (OOM, NOPERM); EXEC's only says that it was aborted.
         if frame.error is None and isinstance(reply, Exception):
@@ -243,28 +243,23 @@ class Pipeline:
         if type(frame.asked) is list and not isinstance(reply, Exception):
             # While the frame still counts as owed: if this ends the connection, its callers are told.
             _check_values(reply, len(frame.asked))
-        self._sent.popleft()
+        self.owed.popleft()
         if isinstance(frame.asked, Call):
             if isinstance(reply, NoScriptError) and frame.asked.command.again is not None:
-                self._queue.append(frame.asked.said_again())
+                self.queue.append(frame.asked.said_again())
                 return reply
             self._settle(frame.asked, reply, source, frame.sent)
         elif isinstance(reply, Exception):
             for read in frame.asked:
                 self._settle(read, reply, source, frame.sent)
         else:
-            self._hand_out = _HandOut(frame.asked, reply, source, frame.sent)
+            self.unfinished = _HandOut(frame.asked, reply, source, frame.sent)
             self.hand_out()
         return reply
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether there are values of the last reply that nobody has been given yet."""
-        return self._hand_out is not None
-
     async def handed_out(self) -> None:
         """Return when all values of the last reply are handed out, in as many turns of the loop as that takes."""
-        while self._hand_out is not None:
+        while self.unfinished is not None:
             await turn()
             self.hand_out()
 
@@ -273,7 +268,7 @@ class Pipeline:
 
         Nothing else may be read from the connection before all are: a later push may be about one of them.
         """
-        some = self._hand_out
+        some = self.unfinished
         if some is None:
             return
         left = _STEP_BYTES
@@ -284,7 +279,7 @@ class Pipeline:
             left -= size + _EACH
             if left <= 0:
                 return
-        self._hand_out = None
+        self.unfinished = None
         self._measure(some.sent, some.count)
         self._value_bytes += (some.size / some.count + 1 - self._value_bytes) / 8
 
@@ -311,13 +306,13 @@ class Pipeline:
 
     def fail_sent(self, error: CacheUnavailableError) -> None:
         """Tell everybody who is owed an answer that it will not come."""
-        if self._hand_out is not None:
+        if self.unfinished is not None:
             # Cut off half-way. Their values are here, but nothing vouches for them any more.
-            for read, _ in self._hand_out.values:
+            for read, _ in self.unfinished.values:
                 self._fail(read, error)
-            self._hand_out = None
-        while self._sent:
-            frame = self._sent.popleft()
+            self.unfinished = None
+        while self.owed:
+            frame = self.owed.popleft()
             if isinstance(frame.asked, list) and len(frame.asked) > 1:
                 # Perhaps the reply was too large to come in time; the next ones are made smaller.
                 self._value_bytes = max(self._value_bytes, 4 * _BATCH_BYTES / len(frame.asked))
@@ -326,8 +321,8 @@ class Pipeline:
 
     def fail_queued(self, error: CacheUnavailableError) -> None:
         """Tell everybody whose request was not sent that it will not be."""
-        while self._queue:
-            self._fail(self._queue.popleft(), error)
+        while self.queue:
+            self._fail(self.queue.popleft(), error)
 
     def _fail(self, asked: Read | Call, error: CacheUnavailableError) -> None:
         self.pending -= 1

@@ -285,7 +285,7 @@ class Wire:
         self._schedule_beat()
 
     def _settled(self) -> bool:
-        return self._up and self._pipeline.oldest is None
+        return self._up and not self._pipeline.owed
 
     def _lost(self, error: CacheUnavailableError) -> None:
         """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
@@ -296,7 +296,7 @@ class Wire:
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
-        if self._pipeline.oldest is not None:
+        if self._pipeline.owed:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
             self._observer.abandoned.leave(self.server.run, self.server.client)
         self.server = UNKNOWN_SERVER
@@ -308,7 +308,7 @@ class Wire:
     async def _write(self, connection: AbstractConnection) -> None:
         """Send whatever is queued, as one piece, whenever there is something; never read."""
         while True:
-            if not self._pipeline.queued:
+            if not self._pipeline.queue:
                 self._doorbell = self.loop.create_future()
                 try:
                     await self._doorbell
@@ -349,7 +349,7 @@ class Wire:
                 await self._pushed(reply.frame)
             else:
                 self._answered(reply)
-                if self._pipeline.unfinished:
+                if self._pipeline.unfinished is not None:
                     await self._pipeline.handed_out()
             handled += 1
             if handled % _YIELD_REPLIES == 0:
@@ -375,8 +375,7 @@ class Wire:
                 self._observer.invalidated(names, self)
 
     def _answered(self, reply: Any) -> None:
-        frame = self._pipeline.oldest
-        if frame is None:
+        if not self._pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply that nobody asked for")
         if isinstance(reply, Exception) and unable(reply) is not None:
             # It says no to everything: all who wait learn it now, and nobody else has to ask.
@@ -384,7 +383,7 @@ class Wire:
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
-        if self._pipeline.queued:
+        if self._pipeline.queue:
             # A script that the server did not know is asked for anew.
             self._ring()
         if self._heartbeat.fault is not None:
