@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
 
 FOREVER = Trust(float("inf"))

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.clear_log import Clear, ClearLog
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.lru import ShardedLRU
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
 
 FOREVER = Trust(math.inf)

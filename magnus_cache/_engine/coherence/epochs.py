@@ -1,11 +1,28 @@
-"""Epochs: how a namespace, the whole prefix or a tag is invalidated in constant time, in the whole fleet.
+"""Epochs: one number invalidates a namespace, a tag or everything, in the whole fleet, in constant time.
 
-One clock at Redis issues all epochs, so any two of them compare. A value carries the highest epoch that its maker had
-seen *before* it was loaded, and is valid while that is no lower than the epochs of its namespace, of the whole prefix
-and of each of its tags. Who lags behind is only too careful.
+The idea
+--------
+One clock in Redis issues all epochs, so any two of them compare. A value carries the highest epoch that its maker had
+seen *before* its load began. It is valid while that is at least the epoch of its namespace, of the whole prefix and of
+each of its tags. To clear a million values is to issue one number that none of them reaches.
 
-What a connection has read of an epoch is exact, as Redis announces on that very connection when it changes. What is
-missing at Redis is issued anew, never taken for valid.
+Why no clear is missed
+----------------------
+The maker notes the number before the load. If a clear comes in between, its epoch is higher than what the maker noted,
+whatever the load returns and whenever it is stored. Tags may be computed from the result: they are judged at the end,
+by the number from before the start. A process that lags behind has seen a lower number, so its values are invalid too
+often. They are never valid too long.
+
+Where epochs are known
+----------------------
+`KnownEpochs` has what one connection has read. Redis announces changes on that very connection, so it is exact until an
+announcement says "ask again". `Epochs` has what this process has seen through any connection; it only grows.
+
+What Redis may lose
+-------------------
+An epoch's key may be evicted, or come back with an older number after a failover. A missing key means "issue a new
+one", never "valid", and a server that is behind what this process knows is raised again. So epochs never go down: the
+clock issues the maximum of its own value plus one, the server's time and the key at hand.
 """
 
 import asyncio

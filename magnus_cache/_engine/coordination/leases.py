@@ -1,9 +1,34 @@
 """Leases: the right to load a key, held by one process of the fleet at a time.
 
-After the leases of Facebook's Memcache (NSDI 2013): the token is unique to each acquisition, and whoever deletes or
-overwrites the key voids it, so that a load which began before can never be stored. The holder renews its lease while
-it loads; if it dies, the lease runs out and somebody else takes over. Who waits is woken by the server's announcement
-of a change of the value or the lease (ACQ has read both), or by the end of the lease, and never polls.
+The idea
+--------
+After the leases of Facebook's Memcache (NSDI 2013). A process that misses asks Redis for the value and the lease in one
+step, and gets one of three answers: the value, which somebody has just stored; the lease; or how long somebody else's
+lease lasts. The token is unique to each acquisition, not to a process.
+
+What a lease is good for
+------------------------
+One load for the fleet: processes without the lease wait for the holder's value. They are woken by the announcement of
+the value or of the lease, as the question has read both keys, or by the end of the lease. Nobody polls.
+
+No overtaken load is stored: whoever deletes or overwrites a value deletes its lease in the same step, and a fill stores
+only if the lease still has the holder's token. The check and the store are one script, so nothing comes in between.
+
+What happens when the holder dies
+---------------------------------
+It renews the lease after each third of its length, and releases it when the load fails. If it dies, the lease runs out,
+and one of those who wait takes over. So there is at most one more load for each holder lost.
+
+The races that this excludes
+----------------------------
+- A load begins, the key is deleted, the load stores what it had read before. The delete removed the lease, so the fill
+  is refused, here and in Redis.
+- The same within one process, or without Redis: the `Fence` of a load notes before it begins which invalidations had
+  been seen, and the memory's `Placeholder` is void after any of them.
+- A lease is announced because Redis stopped tracking it, not because it is gone. An announcement is a question: the
+  holder asks, and the load counts as overtaken only if Redis says so.
+- The holder's connection breaks while it loads, and announcements are lost. From then on nobody may join the load. Its
+  value is stored only if the fill, through whatever connection, finds the token in place.
 """
 
 import asyncio

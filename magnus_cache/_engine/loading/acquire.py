@@ -13,7 +13,8 @@ from magnus_cache._engine.coordination.leases import Fence, Lease, new_token
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire_local import LocalAcquirer
-from magnus_cache._engine.memory.entry import Entry, Placeholder
+from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis import replies, scripts
 from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "Placeholder", "TaggedEntry", "pack_windows"]
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "TaggedEntry", "pack_windows"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -189,14 +189,3 @@ class TaggedEntry(Entry):
         again.epoch = self.epoch
         again.stamp = self.stamp
         return again
-
-
-class Placeholder:
-    """A placeholder. As long as it is the current one, nothing has touched its name since it was reserved."""
-
-    __slots__ = ("filled", "holders", "name")
-
-    def __init__(self, name: bytes) -> None:
-        self.name = name
-        self.holders = 1
-        self.filled = False

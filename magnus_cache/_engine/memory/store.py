@@ -20,8 +20,9 @@ from typing import Final
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.memory.clear_log import Clear, ClearLog, Scope, covers
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, Placeholder, TaggedEntry
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry
 from magnus_cache._engine.memory.lru import Table, make_lru
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 

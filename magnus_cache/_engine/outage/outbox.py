@@ -1,8 +1,29 @@
-"""What Redis could not be told: invalidations made while it was away, kept until they are.
+"""The outbox: invalidations that Redis has not confirmed, kept until it has.
 
-A delete, a clear, an invalidated tag or an overwrite whose outcome is not known for certain is recorded here. Until it
-is replayed it counts as an invalidation for every read of this process. A replay only ever removes: writing an old
-value over a peer's newer one would turn an outage into a wrong answer.
+The idea
+--------
+A delete, a clear, an invalidated tag or an overwrite may meet a Redis that is away, or a connection that breaks before
+the answer. Then nobody knows whether it happened. It is recorded here, and counts as an invalidation for every read of
+this process until Redis has been told.
+
+What a replay does
+------------------
+When Redis is back, the record is replayed before any value that it covers is believed (see `coordination/replay`). A
+replay only removes and issues epochs. It never writes a value: a peer that could reach Redis may have stored a newer
+one, and to write the old one over it would turn an outage into a wrong answer.
+
+Why nothing is forgotten
+------------------------
+The record is bounded. When it overflows, single names become "the whole namespace", and namespaces "everything". That
+invalidates too much, and never too little. With `journal` set, a copy on disk outlives the process (see
+`outage/journal`).
+
+The races that this excludes
+----------------------------
+- A new invalidation is recorded while a replay of an older one of the same name is under way. Each record has a
+  position; the confirmation of a replay removes only what is not newer than what it has sent.
+- A value is read between the return of Redis and the replay. The read asks the outbox, and finds its name covered.
+- Two connections come back at once. Either may replay; both are judged by the same outbox.
 """
 
 from collections.abc import Iterable, Mapping

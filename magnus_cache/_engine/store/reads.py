@@ -17,7 +17,8 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.versions import version_suffix
-from magnus_cache._engine.memory.entry import Entry, Placeholder, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.entry import Entry, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST

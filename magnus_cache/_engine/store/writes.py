@@ -20,8 +20,8 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import LocalTrust, Trust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.memory.entry import Placeholder
 from magnus_cache._engine.memory.footprint import footprint, has_room
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.redis.bulk import remove_names
 from magnus_cache._engine.redis.commands import Command
