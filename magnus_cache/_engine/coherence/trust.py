@@ -3,9 +3,9 @@
 The idea
 --------
 Redis announces on a connection each change of a key that this connection has read (CLIENT TRACKING). Announcements
-and replies come over one socket, in order. So one answer proves that every change which Redis had handled before has been
-announced here, and handled. A `Trust` is this proof, as an object that all entries of one connection share. An entry is
-served only before its trust's `deadline`.
+and replies come over one socket, in order. So one answer proves that every change which Redis had handled before has
+been announced here, and handled. A `Trust` is this proof, as an object that all entries of one connection share. An
+entry is served only before its trust's `deadline`.
 
 How it is renewed
 -----------------
