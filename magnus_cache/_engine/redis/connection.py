@@ -1,8 +1,12 @@
 """One connection to one Redis: how it is opened, and what its parser keeps.
 
-Built on the public surface of redis-py alone: a `redis.asyncio.Connection` with a parser of our own. redis-py's
-parsers read RESP3 push frames and then drop the ones nobody registered for on a *private* attribute; ours hands
-every frame to whoever reads, in order with the replies, which is what makes client-side caching sound.
+A `redis.asyncio.Connection` with a parser of our own. redis-py's parsers read RESP3 push frames and drop those that
+nobody registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is sound
+because of this order.
+
+Two things of redis-py have no public name, its stream reader and writer: bytes are counted as they come in (see
+`frame_limits`), and a connection that is given up is reset rather than closed. Where a release of redis-py lacks them,
+both are left out and everything else works.
 """
 
 import asyncio

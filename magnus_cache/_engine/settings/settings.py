@@ -198,7 +198,13 @@ class CacheSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what `__init__` has put together; layers of a URL and its parts are more than pydantic can merge."""
+        """Return one source, the layers that `__init__` has merged.
+
+        pydantic-settings merges its sources field by field, under one prefix. Here a layer says as a whole where Redis
+        is: a URL in the environment must not be joined with a host in `.env`. There are two prefixes, an empty
+        variable counts as not set, and an error names the variable that is wrong. Types, bounds and secrets are
+        pydantic's.
+        """
         return (init_settings,)
 
     @field_validator("redis_url", "redis_password", "redis_username", "recovery_path", mode="before")
