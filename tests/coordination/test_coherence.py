@@ -12,6 +12,8 @@ import redis
 from magnus_cache import Namespace
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache.testing import virtual_clock
+from tests.support.clock_error import CLOCK_ERROR
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.wait import wait_until_async
 
@@ -174,13 +176,15 @@ async def test_without_tracking_the_bound_holds(url: str, raw: redis.Redis) -> N
 
 async def test_near_never_outlives_redis(url: str, raw: redis.Redis) -> None:
     """Invariant 6: an entry's end is the stored value's end, told in Redis' time."""
-    async with fleet(url) as (one, two):
-        await one.set("t", "k", 1, ttl=0.3)
-        await two.get("t", "k")
-        entry = two._engine.state.memory.peek(b"magnus:t:k")
-        assert entry is not None
-        left = raw.pttl("magnus:t:k") / 1000
-        assert entry.deadline - asyncio.get_running_loop().time() <= left + 0.002
+    with virtual_clock() as clock:
+        async with fleet(url) as (one, two):
+            await one.set("t", "k", 1, ttl=60)
+            clock.advance(30)
+            assert await two.get("t", "k") == 1
+            entry = two._engine.state.memory.peek(b"magnus:t:k")
+            assert entry is not None
+            left = raw.pttl("magnus:t:k") / 1000 - clock.ahead
+            assert entry.deadline - two._engine.state.clock() <= left + CLOCK_ERROR
 
 
 async def test_a_namespaces_near_life_may_be_shorter(url: str) -> None:
