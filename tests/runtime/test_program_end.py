@@ -138,6 +138,15 @@ cache = get_cache_manager()
 cache.set("t", "k", 1)
 atexit.register(lambda: print("done" if cache.set("t", "l", 1) and cache.get("t", "m") is None else "not stored"))
 """,
+    "without a timer for its connection": """
+cache = get_cache_manager()
+cache.set("t", "k", 1)
+loop = cache._state.portal.loop
+# It may have none at any time, such as between two that follow each other.
+loop._scheduled[:] = [timer for timer in loop._scheduled if type(timer._callback).__name__ == "_LoopEnd"]
+del loop
+print("done")
+""",
     "loops closed by hand": """
 cache = get_async_cache_manager()
 for _ in range(3):
@@ -294,7 +303,8 @@ def test_children_that_do_not_close_the_cache_end_quietly(
     script.write_text(SPAWNED)
     done = subprocess.run(
         [sys.executable, *MODES[mode], str(script), method], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_PREFIX": "own"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url,
+             "MAGNUS_CACHE_PREFIX": "own", "MAGNUS_CACHE_OP_TIMEOUT": "10"},
     )  # fmt: skip
     assert (done.returncode, noise(done.stderr)) == (0, "")
 
@@ -367,6 +377,20 @@ def test_at_the_end_of_the_program_an_idle_loop_lets_go(
     by_hand.close()
     wait_until(lambda: len(raw.client_list()) == before)
     cache.sync.close()
+
+
+def test_at_the_end_of_the_program_a_loop_that_runs_keeps_its_connection(url: str) -> None:
+    """Its thread stops where it is: what the collector would find then has nobody left to end it."""
+    with magnus_cache.CacheManager(redis_url=url) as cache:
+        cache.set("t", "k", 1)
+        loop = cache._engine.state.portal.loop
+        assert loop is not None
+        end = loop_end._ends[loop]()
+        assert end is not None
+        loop_end._at_exit()
+        assert "magnus-cache-wire" in [task.get_name() for task in end._kept]
+        assert cache.set("t", "k", 2)
+        end._kept.clear()
 
 
 def test_timers_that_are_cancelled_end_nothing_on_a_running_loop(url: str) -> None:

@@ -29,6 +29,11 @@ def without_ending_tasks_with_the_program() -> None:
     put(loop_end, "_at_exit", nothing)
 
 
+@guard(_ENDS + "test_at_the_end_of_the_program_a_loop_that_runs_keeps_its_connection")
+def without_keeping_the_tasks_of_a_loop_that_runs_at_the_end() -> None:
+    put(loop_end._LoopEnd, "keep", nothing)
+
+
 @guard(_ENDS + "test_a_loop_closed_by_hand_leaves_no_connection")
 def without_closing_the_socket_of_a_closed_loop() -> None:
     put(connection._Opened, "_drop", nothing)

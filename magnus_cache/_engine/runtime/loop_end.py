@@ -44,10 +44,11 @@ def call_on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., object
 class _LoopEnd:
     """The timer of one loop, which alone refers to it: when the loop drops its timers, this is finalized."""
 
-    __slots__ = ("__weakref__", "_process", "connections", "tasks")
+    __slots__ = ("__weakref__", "_kept", "_process", "connections", "tasks")
 
     def __init__(self) -> None:
         self._process = os.getpid()
+        self._kept: list[asyncio.Task[Any]] = []
         self.connections: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
@@ -62,8 +63,22 @@ class _LoopEnd:
         """End the tasks, unless the loop runs, as of a test that cancels all timers; or is that of a parent process."""
         if self._process == os.getpid():
             # Connections first: what the other tasks would send is recorded then, to be sent through another one.
-            for task in [*self.connections, *self.tasks]:
+            for task in self._all():
                 _end(task)
+
+    def keep(self) -> None:
+        """Keep the tasks of a loop that runs while the interpreter ends, in a thread that stops where it is.
+
+        That thread never lets go of its loop, and so of this timer. All else that refers to the tasks may go, and the
+        collector would end them when hardly anything works any more; each would complain of its open connection.
+        """
+        self._kept = [task for task in self._all() if task.get_loop().is_running()]
+
+    def _all(self) -> "list[asyncio.Task[Any]]":
+        while True:
+            # Another thread, in which the loop runs, may add one meanwhile.
+            with contextlib.suppress(RuntimeError):
+                return [*self.connections, *self.tasks]
 
 
 def _end(task: "asyncio.Task[Any]") -> None:
@@ -141,3 +156,4 @@ def _at_exit() -> None:
     for end in ends:
         if end is not None:
             end.end()
+            end.keep()
