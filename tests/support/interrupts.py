@@ -46,7 +46,8 @@ class Interruption:
         if not frame.f_code.co_filename.startswith(_TRACED):
             return None
         if event == "call":
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            # In this order: from Python 3.13 on, opcodes are traced only if the frame has its function by then.
+            frame.f_trace, frame.f_trace_lines, frame.f_trace_opcodes = self, False, True
             self._reached(frame)
         elif event == "opcode":
             if self._called.pop(frame, False):
