@@ -26,6 +26,7 @@ from magnus_cache import CacheManager, CacheTypeError
 from magnus_cache._engine.keys.canonical import canonical
 from magnus_cache._engine.keys.descriptions import LARGEST
 from magnus_cache._engine.keys.names import Keyspace, key_text
+from tests.support.numpy_values import unitless
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +65,8 @@ def test_numbers_of_numpy_and_plain_ones_mix(whole: int, real: float) -> None:
 def test_scalars_of_different_kinds_are_different_keys() -> None:
     different = [
         1, 1.0, True, "1", b"1", np.datetime64(1, "s"), np.timedelta64(1, "s"), np.timedelta64(1, "m"),
-        np.datetime64("NaT"), np.timedelta64("NaT"), np.longdouble(1) / 3, 1 / 3, pd.NA, None, float("nan"), pd.NaT,
+        unitless(np.datetime64, "NaT"), unitless(np.timedelta64, "NaT"), np.longdouble(1) / 3, 1 / 3, pd.NA, pd.NaT,
+        None, float("nan"),
         np.datetime64("2025-01-01"), dt.date(2025, 1, 1), "2025-01-01", 1j, Fraction(1), Decimal(1),
         pd.Timedelta(1, "ns"), pd.Period("2025-01", "M"), pd.Period("2025-01-01", "D"), pd.Interval(1, 2),
         pd.Interval(1, 2, closed="left"), np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])[0],

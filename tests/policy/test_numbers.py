@@ -15,6 +15,7 @@ from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.numbers import number, whole
 from magnus_cache._engine.settings.settings import CacheSettings
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError, CacheTypeError
+from tests.support.numpy_values import unitless
 
 
 class Indexed:
@@ -59,8 +60,8 @@ def test_any_number_of_seconds_is_a_duration(duration: Any, wanted: float) -> No
     "duration",
     [
         np.bool_(True), True, np.float64("nan"), np.float64("inf"), np.int64(0), np.int64(-1), Decimal("NaN"),
-        np.timedelta64("NaT"), np.timedelta64(5), np.timedelta64(0, "s"), np.array([1, 2]), 1j, None, object(),
-        10**400, Decimal(10) ** 400,
+        unitless(np.timedelta64, "NaT"), unitless(np.timedelta64, 5), np.timedelta64("NaT", "s"),
+        np.timedelta64(0, "s"), np.array([1, 2]), 1j, None, object(), 10**400, Decimal(10) ** 400,
     ],
 )  # fmt: skip
 def test_what_is_no_number_of_seconds_is_refused(duration: Any) -> None:
