@@ -7,6 +7,7 @@ import functools
 import inspect
 import multiprocessing
 import pickle
+import sys
 import types
 import typing
 import weakref
@@ -113,7 +114,9 @@ def test_a_cached_function_is_a_function_to_those_who_ask(function: Any) -> None
     assert inspect.isfunction(function)
     assert inspect.isroutine(function)
     assert inspect.signature(function) == inspect.signature(original)
-    assert inspect.signature(function, follow_wrapped=False) == inspect.signature(original)
+    if sys.version_info < (3, 13):
+        # From then on, what is asked is the function within the partial, which says what any decorator's does.
+        assert inspect.signature(function, follow_wrapped=False) == inspect.signature(original)
     assert inspect.iscoroutinefunction(function) == inspect.iscoroutinefunction(original)
     assert asyncio.iscoroutinefunction(function) == inspect.iscoroutinefunction(original)
     assert inspect.getsource(function) == inspect.getsource(original)
