@@ -104,13 +104,13 @@ def test_close_tells_redis_what_it_missed_if_it_can_be_reached(url: str, proxy: 
         if face == "async":
 
             async def life() -> None:
-                async with AsyncCacheManager(redis_url=proxy.url) as manager:
+                async with AsyncCacheManager(redis_url=proxy.url, op_timeout=5) as manager:
                     await manager.get("t", "k")
                     await outage(manager)
 
             asyncio.run(life())
         else:
-            with CacheManager(redis_url=proxy.url) as cache:
+            with CacheManager(redis_url=proxy.url, op_timeout=5) as cache:
                 cache.get("t", "k")
                 cache._engine.state.portal.call(outage, cache.aio)
         assert peer.get_many("t", keys) == {}

@@ -13,6 +13,7 @@ import redis
 
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
+from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.settings.settings import _variable
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import Reason
@@ -41,6 +42,8 @@ def first_column(text: str) -> set[str]:
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(index) for index in range(len(BLOCKS))])
 def test_an_example_runs(block: str, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PORT", str(server.port))
+    # Else the namespaces that it registers would be those of other tests of this process.
+    monkeypatch.setattr(default_registry, "_registered", dict(default_registry._registered))
     names: dict[str, Any] = {"__name__": "readme", "slow_rate_limited_api": lambda ticker: {"ticker": ticker}}
     exec(compile(block, "README.md", "exec"), names)
     if "get_stock_price" in names:
