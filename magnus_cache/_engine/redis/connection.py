@@ -148,8 +148,8 @@ class _Opened:
         if self._process == os.getpid():
             # Not in a forked child: the socket, and the set that the loop waits on, are its parent's as well.
             _abort(transport)
-        # What an abort leaves to the next turn of the loop, which will not come. asyncio has no public name for it;
-        # uvloop does it itself when it closes.
+        # What an abort leaves to the next turn of the loop, which will not come. asyncio has no public name for it.
+        # uvloop does it itself when it closes, and warns of the transport; from Python it cannot be done before.
         transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
         with contextlib.suppress(Exception):
             transport._call_connection_lost(None)
