@@ -14,6 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
+from tests.support.documents import PAGES
 from tests.support.fleet_of_managers import Slow, fleet, near
 from tests.support.wait import wait_until_async
 
@@ -542,12 +543,10 @@ GRANTS = re.compile(r"ACL SETUSER app on >password (.*)")
 
 
 @pytest.mark.parametrize("database", [0, 3])
-async def test_the_grants_of_the_guide_are_enough_in_every_database(
+async def test_the_grants_of_the_page_are_enough_in_every_database(
     server: Any, raw: redis.Redis, database: int
 ) -> None:
-    from pathlib import Path
-
-    found = GRANTS.search((Path(__file__).parents[2] / "README.md").read_text("utf-8"))
+    found = GRANTS.search(PAGES["deployment"].text)
     assert found is not None
     raw.execute_command("ACL", "SETUSER", "app", "reset", "on", ">password", *found[1].split())
     url = f"redis://app:password@127.0.0.1:{server.port}/{database}"

@@ -1,0 +1,319 @@
+"""The examples of README and pages run as they stand, what they list is what there is, and their links lead there."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import redis
+
+import magnus_cache
+from magnus_cache import (
+    AsyncCacheManager,
+    CacheManager,
+    CacheNamespaces,
+    CacheSettings,
+    Health,
+    Namespace,
+    errors,
+    protocols,
+    redis_cache_manager,
+    testing,
+)
+from magnus_cache._engine.policy import namespaces as namespaces_module
+from magnus_cache._engine.settings.settings import _variable
+from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
+from magnus_cache.errors import CacheError, Reason
+from magnus_cache.freshness import Freshness, FreshnessOptions
+from magnus_cache.integrations import pytest as plugin
+from magnus_cache.testing import Proxy
+from tests.conftest import SERVERS
+from tests.support.documents import (
+    ALL,
+    EXAMPLES,
+    FOR_USERS,
+    PAGES,
+    README,
+    Document,
+    Example,
+    broken_links,
+    first_column,
+)
+from tests.support.wait import wait_until_async
+from tests.testing.test_pytest_plugin import Suite
+
+TEXT = "\n".join(document.text for document in FOR_USERS)
+SOURCE = "def slow_rate_limited_api(ticker):\n    return {'ticker': ticker}\n\n\n"
+"""What examples call and leave to their reader."""
+
+MOST_LINES = 170
+
+
+# -- examples -----------------------------------------------------------------------------------------------
+
+
+def _once(price: Any) -> None:
+    assert price("AAPL") == price("AAPL") == {"ticker": "AAPL"}
+    assert price.cache_info()[:3] == (1, 1, 1)
+
+
+async def _served(user: Any, lifespan: Any) -> None:
+    async with lifespan(None):
+        assert await user(1) == await user(1) == {"id": 1}
+        assert user.cache_info().loads == 1
+
+
+async def _lived(lifespan: Any) -> None:
+    async with lifespan(None):
+        assert await magnus_cache.get_async_cache_manager().set("t", "k", 1)
+
+
+def _of_one_user(client: type[Any]) -> None:
+    assert client().orders(7) == client().orders(7) == [{"user": 7, "year": 2025}]
+    assert client.orders.cache_info().loads == 2
+
+
+CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
+    ("get_stock_price",): _once,
+    ("stock_price",): _once,
+    ("user", "lifespan"): lambda *names: asyncio.run(_served(*names)),
+    ("lifespan",): lambda lifespan: asyncio.run(_lived(lifespan)),
+    ("exchanges",): lambda exchanges: _equal(exchanges.cache_info()[:3], (1, 1, 1)),
+    ("OrderClient",): _of_one_user,
+    ("options_chain",): lambda chain: _equal(chain.cache_info().loads, 2),
+    ("quotes", "cache"): lambda quotes, cache: _equal(
+        quotes(["AAPL", "MSFT", "IBM"]), {"AAPL": 4, "MSFT": 4, "IBM": 3}
+    ),
+    ("report",): lambda report: _equal((report.loaded, report.failed), (2, 0)),
+    ("health",): lambda health: _equal(health.ok, True),
+}
+"""What an example with these names has to have done, beside not failing."""
+
+
+def _equal(found: object, expected: object) -> None:
+    assert found == expected
+
+
+def _is_test(example: Example) -> bool:
+    return re.search(r"^def test_", example.code, re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if not _is_test(example)], ids=str)
+def test_an_example_runs(example: Example, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PORT", str(server.port))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(SOURCE + example.code, str(example), "exec"), names)
+    for wanted, check in CHECKS.items():
+        if all(name in names for name in wanted):
+            check(*(names[name] for name in wanted))
+    match names.get("cache"):
+        case AsyncCacheManager() as awaited:
+            asyncio.run(awaited.aclose())
+        case CacheManager() as blocking:
+            blocking.close()
+
+
+def test_every_check_is_of_an_example() -> None:
+    code = "\n".join(example.code for example in EXAMPLES)
+    assert [names for names in CHECKS if not all(re.search(rf"\b{name}\b", code) for name in names)] == []
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if _is_test(example)], ids=str)
+def test_an_example_of_a_test_passes(example: Example, server: EmbeddedServer, tmp_path: Path) -> None:
+    suite = Suite(tmp_path)
+    (tmp_path / "app.py").write_text(SOURCE + README.examples[0].code)
+    suite.write("example", example.code)
+    assert "1 passed" in suite.run(REDIS_PORT=str(server.port))
+
+
+# -- the house of the documents -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", ALL, ids=str)
+def test_every_link_leads_somewhere(document: Document) -> None:
+    assert broken_links(document) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("[a](.docs/keys.md) [b](.docs/keys.md#choose-the-key) [c](#a-heading) [d](https://example.org)", []),
+        ("[a](.docs/none.md)", [".docs/none.md"]),
+        ("[a](.docs/keys.md#none)", [".docs/keys.md#none"]),
+        ("[a](#none)", ["#none"]),
+        ("[a](../outside.md)", ["../outside.md"]),
+        ("```\n[a](none.md)\n```\n", []),
+    ],
+)
+def test_the_search_for_broken_links_finds_them(text: str, broken: list[str]) -> None:
+    document = Document(README.path)
+    document.text = f"# A `heading`?\n\n{text}\n"
+    assert broken_links(document) == broken
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = {README.path}, [README]
+    while waiting:
+        for _, target, _ in waiting.pop().linked():
+            if target not in reached and target.suffix == ".md":
+                reached.add(target)
+                waiting.append(Document(target))
+    assert {page.name for page in PAGES.values() if page.path not in reached} == set()
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=str)
+def test_a_page_opens_with_what_it_comes_down_to(page: Document) -> None:
+    assert re.match(r"# .+\n\n\*\*TL;DR\*\*: ", page.text)
+
+
+def test_the_readme_is_what_a_newcomer_needs() -> None:
+    assert len(README.text.splitlines()) <= MOST_LINES
+    for command in ("python -m pip install nox && nox -s demo", "python -m pip install nox && nox -s tests"):
+        assert command in README.text
+
+
+# -- what is listed is what there is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module", [magnus_cache, protocols, testing, plugin, redis_cache_manager], ids=lambda m: m.__name__
+)
+def test_every_public_name_is_in_a_document(module: Any) -> None:
+    # Those of classmethods reached through their class are seen by type checkers alone.
+    names = [name for name in module.__all__ if not name.endswith("OfClass")]
+    assert [name for name in names if not re.search(rf"\b{name}\b", TEXT)] == []
+
+
+@pytest.mark.parametrize("manager", [CacheManager, AsyncCacheManager])
+def test_every_operation_is_in_a_document(manager: type) -> None:
+    operations = [name for name in dir(manager) if not name.startswith("_")]
+    assert len(operations) > 20
+    assert [name for name in operations if not re.search(rf"[`.]{name}\b", TEXT)] == []
+
+
+def _settings_table() -> str:
+    return PAGES["deployment"].section("Settings").partition("| Variable | Default | Meaning |")[2].partition("\n\n")[0]
+
+
+def test_every_setting_is_on_its_page() -> None:
+    assert first_column(_settings_table()) == {_variable(name) for name in CacheSettings.model_fields}
+
+
+def test_the_page_tells_the_defaults_of_settings() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", _settings_table(), re.MULTILINE))
+    assert len(told) > 6
+    for name, field in CacheSettings.model_fields.items():
+        if _variable(name) in told:
+            assert type(field.default)(json.loads(_quoted(told[_variable(name)]))) == field.default, name
+
+
+def _quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\d.]+|true|false", word) else json.dumps(word)
+
+
+def test_every_figure_is_on_its_page(server: EmbeddedServer, tmp_path: Path) -> None:
+    with CacheManager(redis_url=server.url, recovery_path=tmp_path / "recovery.db") as cache:
+        cache.get("t", "k")
+        stats = cache.get_stats()
+    told = PAGES["metrics"].section("Statistics")
+    assert first_column(told) == set(stats)
+    for part in (stats["namespaces"]["t"], stats["breaker"], stats["journal"], stats["levels"], stats["levels"]["l2"]):
+        missing = [name for name in part if f"`{name}`" not in told]
+        assert missing == []
+    for name in stats:
+        assert f"``{name}``" in (magnus_cache.CacheStats.__doc__ or ""), name
+
+
+def test_every_part_of_health_is_on_its_page() -> None:
+    assert first_column(PAGES["metrics"].section("Health")) == set(Health.__dataclass_fields__)
+
+
+def test_every_reason_is_on_its_page() -> None:
+    assert first_column(PAGES["outages"].section("Reasons")) == set(get_args(Reason))
+
+
+def test_every_error_is_on_its_page_with_the_classes_that_it_is() -> None:
+    table = PAGES["errors"].section("Error classes")
+    rows = dict(re.findall(r"^\| `(\w+)` \|([^|]*)\|", table, re.MULTILINE))
+    kinds = {name: kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
+    assert set(rows) == set(kinds)
+    for name, told in rows.items():
+        bases = {base.__name__ for base in kinds[name].__bases__ if base is not CacheError}
+        assert set(re.findall(r"`(\w+)`", told)) == bases, name
+
+
+def test_every_part_of_a_policy_is_on_its_page() -> None:
+    assert first_column(PAGES["namespaces"].section("Policy")) == set(Namespace.DEFAULTS)
+    options = PAGES["freshness"].text.partition("| Option | Default | Meaning |")[2].partition("\n\n")[0]
+    assert first_column(options) == set(FreshnessOptions.__annotations__) == set(Freshness.__dataclass_fields__)
+
+
+def test_the_page_tells_the_namespaces_and_ttls_that_there_are() -> None:
+    told = dict(re.findall(r"^\| `([\w.]+)` \| (\d+) \|", PAGES["namespaces"].text, re.MULTILINE))
+    constants = {
+        name: getattr(namespaces_module, name) for name in namespaces_module.__all__ if name.startswith("TTL_")
+    }
+    listed = {f"CacheNamespaces.{name}": value.ttl for name, value in vars(CacheNamespaces).items() if name.isupper()}
+    assert {name: int(seconds) for name, seconds in told.items()} == constants | listed
+
+
+def test_every_fixture_and_tool_is_on_its_page() -> None:
+    assert first_column(PAGES["testing"].section("Fixtures")) == set(plugin.__all__)
+    assert first_column(PAGES["testing"].section("Tools")) == set(testing.__all__)
+
+
+# -- the grants ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_the_grants_of_the_page_are_all_that_is_needed(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    (recipe,) = re.findall(r"^ACL SETUSER app .*$", TEXT, re.MULTILINE)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(EmbeddedServer(find_redis() if kind == "redis" else find_valkey()))
+        admin = stack.enter_context(redis.Redis(port=server.port, protocol=2, decode_responses=True))
+        admin.execute_command(*recipe.split())
+        peer = stack.enter_context(CacheManager(redis_url=f"redis://app:password@127.0.0.1:{server.port}/0"))
+        asyncio.run(_use(stack.enter_context(Proxy(server.port)), peer))
+        log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in admin.execute_command("ACL", "LOG")]
+    # redis-py tells its name where it may; a grant of that would be unknown to servers before 7.2.
+    assert {entry["object"] for entry in log} <= {"client|setinfo"}
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line for line in warnings if "did not answer in time" not in line and " is back " not in line] == []
+
+
+async def _use(proxy: Proxy, peer: CacheManager) -> None:
+    """Do with a cache whatever asks something else of Redis."""
+    async with AsyncCacheManager(redis_url=f"redis://app:password@127.0.0.1:{proxy.port}/0", op_timeout=0.3) as cache:
+        await cache.set("t", "k", "x" * 2000, tags="tag")
+        assert await asyncio.to_thread(peer.get, "t", "k") == "x" * 2000
+        await cache.delete("t", "k")
+        await wait_until_async(lambda: peer._engine.state.memory.hit(b"magnus:t:k") is None)
+        assert await cache.get_or_set("t", "loaded", lambda: 1, grace=60, early=1, tags="tag") == 1
+        assert await asyncio.to_thread(peer.get_or_set, "t", "loaded", lambda: 2) == 1
+        assert await cache.touch("t", "loaded", 5)
+        assert await cache.ttl("t", "loaded")
+        assert await cache.contains("t", "loaded")
+        await cache.set_many("t", {"a": 1, "b": 2})
+        assert await cache.get_many("t", ["a", "b"]) == {"a": 1, "b": 2}
+        assert await cache.get_or_set_many("t", ["c"], lambda keys: dict.fromkeys(keys, 3)) == {"c": 3}
+        assert await cache.delete_many("t", ["a"]) == 1
+        await cache.invalidate_tags("tag")
+        assert await asyncio.to_thread(peer.get, "t", "loaded") is None
+        await cache.clear("magnus:t:b*")
+        await cache.clear("t")
+        assert await asyncio.to_thread(peer.get, "t", "c") is None
+        assert (await cache.explain("t", "k")).level is None
+        assert (await cache.get_stats())["redis_total_keys"] != "N/A"
+        # A connection that is lost is ended there by the next one; what is suspect is compared.
+        await asyncio.to_thread(peer.set, "t", "large", "y" * 5000)
+        assert await cache.get("t", "large")
+        proxy.freeze()
+        await cache.set("t", "k", 1)
+        proxy.resume()
+        await wait_until_async(lambda: cache.redis_available)
+        assert await cache.get("t", "large")

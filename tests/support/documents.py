@@ -1,0 +1,105 @@
+"""What the documents of the repository hold: their Python examples, tables, headings and links."""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+class Example(NamedTuple):
+    """A Python block of a document, and the line on which it begins."""
+
+    document: str
+    line: int
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+
+class Document:
+    """A Markdown file of the repository."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.relative_to(ROOT).as_posix()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @property
+    def prose(self) -> str:
+        """The text without its blocks of code."""
+        return _FENCE.sub("", self.text)
+
+    @property
+    def examples(self) -> list[Example]:
+        """The Python blocks."""
+        found = re.finditer(r"^```python\n(.*?)^```", self.text, re.MULTILINE | re.DOTALL)
+        return [Example(self.name, self.text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
+
+    def section(self, title: str) -> str:
+        """Return what stands under a heading, up to the next one."""
+        parts = re.split(rf"^#+ {re.escape(title)}\n", self.text, flags=re.MULTILINE)
+        assert len(parts) == 2, f"{self.name} has not one section {title!r}"
+        return re.split(r"^#", parts[1], flags=re.MULTILINE)[0]
+
+    @property
+    def anchors(self) -> set[str]:
+        """The names by which its headings are linked to, as GitHub and PyPI make them."""
+        found: list[str] = []
+        for title in re.findall(r"^#+ (.+)$", self.prose, re.MULTILINE):
+            plain = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+            found.append(f"{plain}-{found.count(plain)}" if plain in found else plain)
+        return set(found)
+
+    @property
+    def links(self) -> list[str]:
+        """The targets of all links."""
+        return _LINK.findall(self.prose)
+
+    def linked(self) -> Iterator[tuple[str, Path, str]]:
+        """Yield each link within the repository: as it is written, the file, and the anchor or an empty text."""
+        for link in self.links:
+            if "://" in link or link.startswith("mailto:"):
+                continue
+            place, _, anchor = link.partition("#")
+            yield link, (self.path.parent / place).resolve() if place else self.path, anchor
+
+
+def broken_links(document: Document) -> list[str]:
+    """Return the links of a document that lead to no file, or to no heading of it."""
+    broken: list[str] = []
+    for link, target, anchor in document.linked():
+        leads_there = target.is_file() and target.is_relative_to(ROOT)
+        if leads_there and anchor:
+            leads_there = anchor in (document if target == document.path else Document(target)).anchors
+        if not leads_there:
+            broken.append(link)
+    return broken
+
+
+def first_column(text: str) -> set[str]:
+    """Return what stands between backticks in the first column of the tables."""
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+README = Document(ROOT / "README.md")
+PAGES = {path.stem: Document(path) for path in sorted((ROOT / ".docs").glob("*.md"))}
+"""The topic pages by their names."""
+
+OTHERS = [Document(ROOT / "CHANGELOG.md"), *map(Document, sorted((ROOT / ".github").glob("*.md")))]
+ALL = [README, *PAGES.values(), *OTHERS]
+FOR_USERS = [README, *PAGES.values()]
+EXAMPLES = [example for document in FOR_USERS for example in document.examples]
