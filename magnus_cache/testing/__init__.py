@@ -1,6 +1,6 @@
-"""Tools to test what is built on a cache: isolation, a clock to advance, a proxy that breaks connections, leak checks.
+"""Tools for testing code that uses a cache: isolation, a clock, a proxy that breaks connections, leak checks and more.
 
-They need no test framework; for pytest there are fixtures, see `magnus_cache.integrations.pytest`.
+They need no test framework. For pytest there are fixtures; see `magnus_cache.integrations.pytest`.
 """
 
 from magnus_cache.testing.clock import VirtualClock, virtual_clock

@@ -1,4 +1,4 @@
-"""A clock for tests of what takes minutes."""
+"""A clock that tests advance, so that minutes pass at once."""
 
 import threading
 from collections.abc import Generator
@@ -14,17 +14,17 @@ from magnus_cache.errors import CacheArgumentError
 __all__ = ["VirtualClock", "virtual_clock"]
 
 _running: Final[list["VirtualClock"]] = []
-"""The clocks of the blocks that have been entered and not left, the latest last."""
+"""The clocks of the blocks that are active, the latest last."""
 
 
 class VirtualClock:
-    """The clock of caches, and as far ahead of it as the test says. Thread-safe.
+    """The clock of all caches, as many seconds ahead of real time as the test says. Thread-safe.
 
-    It runs on by itself, as real servers do; `advance` lets time pass at once: values expire, trust lapses, retries
-    come due. The servers' clocks are seen as having gone on as well. What waits in the event loop (timers, timeouts of
-    exchanges under way) goes by real time.
+    It also runs by itself, like real time. `advance` lets time pass at once: values expire, trust ends, retries become
+    due. The caches assume that the servers' clocks have advanced as well. Timers of the event loop, such as the timeout
+    of an exchange, use real time.
 
-    :ivar ahead: seconds ahead of that.
+    :ivar ahead: seconds ahead of real time.
     """
 
     def __init__(self, ahead: float = 0.0) -> None:
@@ -32,13 +32,13 @@ class VirtualClock:
         self.ahead = ahead
 
     def __call__(self) -> float:
-        """Return seconds that never go back."""
+        """Return seconds that never decrease."""
         return monotonic() + self.ahead
 
     def advance(self, seconds: float) -> None:
         """Let some seconds pass at once.
 
-        :raises CacheArgumentError: for a negative number: a clock does not go back.
+        :raises CacheArgumentError: for a negative number, because a clock does not go back.
         """
         if not seconds >= 0:
             raise CacheArgumentError("seconds", f"a clock does not go back, not even by {seconds!r}")
@@ -48,10 +48,10 @@ class VirtualClock:
 
 @contextmanager
 def virtual_clock() -> Generator[VirtualClock]:
-    """Within it, let all caches of this process go by a clock that the test advances, in whatever thread.
+    """Within the block, all caches of this process use a clock that the test advances, in all threads.
 
-    Caches that were made before follow it too. After the block time goes on from where the clock was, as long as one of
-    them is open: time must not go back for a cache, or it would serve for longer what it has.
+    This includes caches that were made before. After the block, time continues from where the clock was, as long as one
+    of these caches is open: if time went back for a cache, it would serve its values for too long.
     """
     with section():
         _set_right()
@@ -71,7 +71,7 @@ def _leave(clock: VirtualClock) -> None:
     if not innermost:
         return
     if _running:
-        # It was not asked meanwhile.
+        # The outer clock was not read meanwhile.
         outer = _running[-1]
         outer.ahead = max(outer.ahead, clock.ahead)
         switch_process_clock(outer)
@@ -81,7 +81,7 @@ def _leave(clock: VirtualClock) -> None:
 
 
 def _set_right() -> None:
-    """Let time be real again after the last block, once no cache is open that would see it go back."""
+    """Return to real time after the last block, once no open cache would see time go back."""
     if not _running and not (ahead(process_clock) and any(_goes_by_it(thing) for thing in watched())):
         switch_process_clock(monotonic)
 

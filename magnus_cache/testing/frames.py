@@ -1,7 +1,7 @@
-"""Where the frames of a RESP2 or RESP3 stream begin and end, however its bytes are cut into pieces.
+"""The frames of a RESP2 or RESP3 stream: where they begin and end, however the bytes are cut into pieces.
 
 One frame is one top-level reply or push, together with the attributes before it. Bodies are skipped by their length
-and never kept, so that what stands between client and server may pass on half a reply as soon as it comes.
+and never kept. A proxy between client and server can therefore forward half a reply as soon as it comes.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from magnus_cache.errors import CacheError
 __all__ = ["PUSH", "Frame", "FrameError", "FrameScanner", "FrameSplitter", "Piece"]
 
 PUSH: Final = ">"
-"""The kind of what a server sends unasked: invalidations, messages."""
+"""The kind of frame that a server sends without a request: invalidations, messages."""
 
 _LINES: Final = b"+-:_,#("
 _BULKS: Final = b"$!="
@@ -23,17 +23,17 @@ _ATTRIBUTE: Final = "|"
 _UNCOUNTED: Final = -1
 
 _LONGEST_LINE: Final = 1 << 20
-"""Bytes without a line break beyond which this is no RESP, or a status reply longer than any server sends."""
+"""More bytes without a line break are not RESP, or a status reply longer than any server sends."""
 
 
 class FrameError(CacheError, ValueError):
-    """Bytes that are no RESP; whoever found them cannot say where the next frame begins."""
+    """Bytes that are not RESP, so that it is not known where the next frame begins."""
 
 
 class Piece(NamedTuple):
     """A part of one frame.
 
-    :ivar kind: the frame's first character behind its attributes, such as ``"$"`` or ``">"``.
+    :ivar kind: the frame's first character after its attributes, such as ``"$"`` or ``">"``.
     :ivar data: bytes, never empty.
     :ivar last: whether the frame ends with it.
     """
@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 class Frame(NamedTuple):
     """A whole frame.
 
-    :ivar kind: its first character behind its attributes, such as ``"$"`` or ``">"``.
+    :ivar kind: its first character after its attributes, such as ``"$"`` or ``">"``.
     :ivar data: its bytes, attributes included.
     """
 
@@ -56,14 +56,14 @@ class Frame(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """An aggregate whose elements are still coming; `left` is how many, or `_UNCOUNTED` until a ``.`` ends it."""
+    """An aggregate whose elements still come: `left` is how many, or `_UNCOUNTED` if a ``.`` ends it."""
 
     left: int
     attribute: bool
 
 
 class FrameScanner:
-    """Tells to which frame each byte of a stream belongs, without waiting for the frame's end."""
+    """Says which frame each byte of a stream belongs to, without waiting for the end of the frame."""
 
     def __init__(self) -> None:
         self._open: list[_Open] = []
@@ -76,13 +76,13 @@ class FrameScanner:
 
     @property
     def head(self) -> bytes:
-        """The bytes seen and not given out, since the kind of their frame is not known: attributes."""
+        """The bytes that were read but not yielded, because the kind of their frame is not known: attributes."""
         return bytes(self._head)
 
     def scan(self, data: bytes) -> Iterator[Piece]:
-        """Yield the pieces of the next bytes; all of them together are those bytes, after an earlier `head`.
+        """Yield the pieces of the next bytes. Joined, the pieces are an earlier `head` and these bytes.
 
-        :raises FrameError: where the stream is no RESP, after the pieces of the frames before; use it no more then.
+        :raises FrameError: if the stream is not RESP, after the pieces of earlier frames. Do not use the scanner again.
         """
         start = position = 0
         while position < len(data):
@@ -117,7 +117,7 @@ class FrameScanner:
     def _keep(self, rest: bytes) -> None:
         self._line += rest
         if len(self._line) > _LONGEST_LINE:
-            raise FrameError(f"no RESP: more than {_LONGEST_LINE} bytes without a line break")
+            raise FrameError(f"not RESP: more than {_LONGEST_LINE} bytes without a line break")
 
     def _known(self) -> bool:
         if self._line and self._between_values():
@@ -128,12 +128,12 @@ class FrameScanner:
         return not (self._open or self._chunked or self._closing)
 
     def _ends_frame(self, line: bytes) -> bool:
-        """Take one line, with its line break; return whether a frame ends with it."""
+        """Read one line, with its line break; return whether a frame ends with it."""
         if not line.endswith(b"\r\n"):
-            raise FrameError("no RESP: a line ends without a carriage return")
+            raise FrameError("not RESP: a line ends without a carriage return")
         if self._closing:
             if len(line) != 2:
-                raise FrameError("no RESP: a string is longer than it says")
+                raise FrameError("not RESP: a string is longer than its length says")
             self._closing = False
             return not self._chunked and self._value_ended()
         if self._chunked:
@@ -148,11 +148,11 @@ class FrameScanner:
             return self._aggregate(line)
         if line == b".\r\n" and self._open and self._open[-1].left == _UNCOUNTED:
             return not self._open.pop().attribute and self._value_ended()
-        raise FrameError(f"no RESP: {chr(line[0])!r} begins no value here")
+        raise FrameError(f"not RESP: {chr(line[0])!r} does not begin a value here")
 
     def _chunk(self, line: bytes) -> bool:
         if line[:1] != b";":
-            raise FrameError("no RESP: a chunk is missing in a string that comes in chunks")
+            raise FrameError("not RESP: a chunk is missing in a string that comes in chunks")
         self._body = _length(line)
         self._closing = self._body > 0
         self._chunked = self._closing
@@ -191,13 +191,13 @@ class FrameScanner:
                 return False
             self._open.pop()
             if around.attribute:
-                # An attribute is no value: the one that it is about comes next.
+                # An attribute is not a value. The value that it describes comes next.
                 return False
         return True
 
 
 class FrameSplitter:
-    """Turns the bytes of a stream, as they come, into whole frames."""
+    """Turns the bytes of a stream into whole frames, as they come."""
 
     def __init__(self) -> None:
         self._scanner = FrameScanner()
@@ -205,13 +205,13 @@ class FrameSplitter:
 
     @property
     def pending(self) -> int:
-        """How many bytes of a frame without its end have come."""
+        """The number of bytes of a frame that has not ended yet."""
         return len(self._begun) + len(self._scanner.head)
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames that end within the next bytes.
 
-        :raises FrameError: if the stream is no RESP; use it no more then.
+        :raises FrameError: if the stream is not RESP. Do not use the splitter again.
         """
         frames: list[Frame] = []
         for piece in self._scanner.scan(data):
@@ -224,7 +224,7 @@ class FrameSplitter:
 
 def _length(line: bytes) -> int:
     digits = line[1:-2]
-    # int() takes more than digits; and so many of them are no length of anything.
+    # int() accepts more than digits. And a number with so many digits is not a length.
     if not digits.isdigit() or len(digits) > 20:
-        raise FrameError(f"no RESP: no length follows {chr(line[0])!r}")
+        raise FrameError(f"not RESP: no length follows {chr(line[0])!r}")
     return int(digits)

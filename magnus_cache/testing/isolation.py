@@ -1,4 +1,4 @@
-"""A process-wide cache of a test's own, which all functions that were decorated through it follow."""
+"""A process-wide cache for one test. All functions that follow the process-wide cache use it."""
 
 import asyncio
 import contextlib
@@ -16,19 +16,18 @@ from magnus_cache.errors import CacheError
 __all__ = ["isolated"]
 
 _LONGEST: Final = 5.0
-"""Seconds that removing what a test has stored may take; what is left then, expires."""
+"""Seconds for removing what a test has stored. Values that are left then expire."""
 
 
 class isolated:  # noqa: N801  # called as a function is, and what it returns is a context manager of both kinds
-    """Within it, the process-wide cache is another: empty, with statistics of its own, and under a prefix of its own.
+    """Within the block, the process-wide cache is another one: empty, with its own statistics and its own prefix.
 
-    All that the program has decorated through `get_cache_manager()` follows it, and so do managers that it has got
-    there. For ``with``, which gives the manager for blocking code, and ``async with``, which gives the one for
-    coroutines. After the block the cache is closed, what it has stored in Redis is removed, and the one from before is
-    in its place again. Blocks may be within one another.
+    All functions decorated through `get_cache_manager()` use it, and so do managers that were obtained there. ``with``
+    gives the manager for blocking code, and ``async with`` the manager for coroutines. After the block, the cache is
+    closed, its values are removed from Redis, and the earlier cache is in use again. Blocks may be nested.
 
-    :param settings: as those of `CacheManager`; they count whatever `configure` is told within. By default they are
-        the program's own, except for the prefix and the `recovery_path`.
+    :param settings: as those of `CacheManager`. They have precedence over `configure` within the block. By default they
+        are the program's settings, except for the prefix and the `recovery_path`.
     :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
     """
 
@@ -39,7 +38,7 @@ class isolated:  # noqa: N801  # called as a function is, and what it returns is
 
     def _enter(self) -> CacheManager:
         if self._place is not None:
-            raise RuntimeError("this block has been entered already; call isolated() for each")
+            raise RuntimeError("this block has been entered already; call isolated() for each block")
         self._place = PROCESS.isolate(self._settings)
         return get_cache_manager()
 
@@ -85,12 +84,12 @@ class isolated:  # noqa: N801  # called as a function is, and what it returns is
                     await _wiped(state)
 
     def _wipes(self, state: State) -> bool:
-        """Whether there is something to remove: not under a prefix that others may use, nor where nobody answers."""
+        """Whether to remove values: not under a prefix that others may use, and not if Redis is away."""
         return state.settings.prefix == self._own["prefix"] and not state.closed and state.redis_available
 
 
 async def _wiped(state: State) -> None:
-    # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
+    # Deferred, as wherever a connection is made: importing redis-py takes longer than all the rest.
     from magnus_cache._engine.redis.single_connection import wipe
 
     if state.endpoint is not None:

@@ -1,4 +1,4 @@
-"""One direction of a proxied connection: what arrives is delivered in order, later, or never."""
+"""One direction of a proxied connection: bytes are delivered in order, later, or never."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from magnus_cache.testing.pushes import PushFilter
 __all__ = ["Lane", "LaneRules", "reset"]
 
 _MOST_WAITING: Final = 16 << 20
-"""Bytes that one direction of a connection holds back before it stops reading, as a network does."""
+"""Bytes that one direction of a connection holds back before it stops reading, like a network."""
 
 _END: Final = b""
 
@@ -24,12 +24,12 @@ _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 @dataclass(slots=True)
 class LaneRules:
-    """What the lanes of one direction have in common.
+    """The rules and counts that all lanes of one direction share.
 
     :ivar delay: seconds between arrival and delivery.
     :ivar forwarded: bytes delivered so far.
-    :ivar swallowed: bytes lost so far.
-    :ivar waiting: bytes that wait now.
+    :ivar swallowed: bytes dropped so far.
+    :ivar waiting: bytes waiting now.
     """
 
     delay: float = 0.0
@@ -41,7 +41,7 @@ class LaneRules:
 
 
 class Lane:
-    """Bytes, the end of a stream or a reset from `source` to `sink`; each of the two may be missing yet, or gone.
+    """Carries bytes, the end of the stream or a reset from `source` to `sink`. Either may not exist yet, or be closed.
 
     `on_end` is called once the end of the stream is delivered.
     """
@@ -54,7 +54,7 @@ class Lane:
         self._loop = loop
         self._rules = rules
         self._pushes = pushes
-        # When it arrived, and what: bytes, none of them for the end of the stream, None for a reset.
+        # When it arrived, and what: bytes; empty bytes for the end of the stream; None for a reset.
         self._waiting: deque[tuple[float, bytes | None]] = deque()
         self._amount = 0
         self._choked = False
@@ -62,15 +62,15 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
 
     def arrived(self, data: bytes) -> None:
-        """Take bytes."""
+        """Accept bytes."""
         self._append(data)
 
     def arrived_end(self) -> None:
-        """Take the end of the stream."""
+        """Accept the end of the stream."""
         self._append(_END)
 
     def arrived_reset(self) -> None:
-        """Take the news that the source is gone."""
+        """Accept that the source was reset."""
         self._append(None)
 
     def _append(self, item: bytes | None) -> None:
@@ -79,12 +79,12 @@ class Lane:
         self.pump()
 
     def choke(self, choked: bool) -> None:
-        """Note that the sink takes no more for now, or does again."""
+        """Note that the sink accepts no more bytes for now, or accepts them again."""
         self._choked = choked
         self.pump()
 
     def pump(self) -> None:
-        """Deliver what is due by the rules of now, and look again when the next is."""
+        """Deliver what is due by the present rules, and set a timer for the next item."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -146,7 +146,7 @@ class Lane:
         self._rules.waiting += change
 
     def clear(self) -> None:
-        """Forget what waits; nothing is delivered any more."""
+        """Drop what waits, and deliver nothing more."""
         self.ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -158,10 +158,10 @@ class Lane:
 
 
 def reset(transport: asyncio.Transport | None) -> None:
-    """End a connection so that the peer sees a reset, not the end of a stream."""
+    """Close a connection so that the peer sees a reset, not the end of a stream."""
     if transport is None:
         return
     with contextlib.suppress(OSError):
-        # Without it, the system sends a reset only if there is something unread.
+        # Without it, the system sends a reset only if there are unread bytes.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()

@@ -1,6 +1,6 @@
-"""What a block of code leaves behind: threads, tasks, open files and sockets. There should be nothing.
+"""A check that a block of code leaves nothing behind: no thread, task, open file or socket.
 
-Only what is there after the block and was not before counts; what needs a moment to go gets one.
+Only what exists after the block and did not exist before it counts. What needs a moment to end gets one.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ __all__ = ["LeakCheck", "no_leaks"]
 _STEP: Final = 0.005
 _FOLDERS: Final = ("/proc/self/fd", "/dev/fd")
 _OF_THE_LOOP: Final = ("asyncio_", "uvloop_", "AnyIO worker thread")
-"""Idle worker threads, which a running event loop keeps for later and ends when it ends."""
+"""Idle worker threads, which a running event loop keeps for later use. They end with the loop."""
 
 _Identity = tuple[int, int, int]
-"""An open file's kind, device and inode: descriptors are numbers that are used again."""
+"""An open file's kind, device and inode. Its descriptor is not enough: it is used again."""
 
 
 def no_leaks(patience: float = 5.0, ignore_threads: Collection[str] | None = None) -> "LeakCheck":
-    """Return a context manager that fails with `AssertionError` if its block leaves something behind, and names it.
+    """Return a context manager that raises `AssertionError` if its block leaves something behind, and names it.
 
-    Write ``with no_leaks():`` in functions, ``async with no_leaks():`` in coroutines; the latter also looks at the
-    tasks of the running loop. It waits for what is about to go, at most `patience` in all. A block that raises is not
-    looked at. Open files and sockets are seen on Linux and macOS.
+    Write ``with no_leaks():`` in functions, and ``async with no_leaks():`` in coroutines. The latter also checks the
+    tasks of the running loop. The check waits for what is about to end, at most `patience` in all. It does not check a
+    block that raises. It sees open files and sockets on Linux and macOS.
 
     :param patience: seconds.
-    :param ignore_threads: beginnings of names of threads that do not count; None for those of the running loop's
-        worker threads in coroutines, nothing elsewhere.
+    :param ignore_threads: threads whose names begin with one of these do not count. None ignores the worker threads of
+        the running loop in coroutines, and no thread elsewhere.
     """
     return LeakCheck(patience, ignore_threads)
 
@@ -53,7 +53,7 @@ class _Present:
 
 
 class LeakCheck:
-    """What `no_leaks` returns: compares what there is with what there was when the block began."""
+    """What `no_leaks` returns: compares what exists with what existed when the block began."""
 
     def __init__(self, patience: float, ignore_threads: Collection[str] | None) -> None:
         self._patience = patience
@@ -61,7 +61,7 @@ class LeakCheck:
         self._before: _Present | None = None
 
     def left(self) -> list[str]:
-        """Return what there is now and was not when the block began, in words.
+        """Return a description of each thing that exists now and did not when the block began.
 
         :raises RuntimeError: outside the block.
         """
@@ -78,7 +78,7 @@ class LeakCheck:
         return thread.name.startswith(tuple(ignored))
 
     def _begin(self) -> None:
-        # Garbage would go during the block, and hide as much that comes.
+        # Garbage collected during the block would hide as many things that are left.
         gc.collect()
         self._before = _Present(frozenset(_threads()), frozenset(_tasks()), _files())
 
@@ -113,7 +113,7 @@ class LeakCheck:
         if kind is None:
             gc.collect()
             deadline = monotonic() + self._patience
-            while (left := self.left()) and monotonic() < deadline:  # noqa: ASYNC110  # nobody tells when a thread ends
+            while (left := self.left()) and monotonic() < deadline:  # noqa: ASYNC110  # no event says when a thread ends
                 await asyncio.sleep(_STEP)
             self._end(left)
 
@@ -133,18 +133,18 @@ def _threads() -> set[threading.Thread]:
 def _tasks() -> set[asyncio.Task[Any]]:
     if not _in_coroutine():
         return set()
-    # The task that asks is there before and after, if it is the same one; with fixtures it need not be.
+    # The task that runs this exists before and after, but with fixtures it may be another one.
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 def _files() -> dict[int, _Identity]:
-    """Return the open files by descriptor; none where the system does not tell."""
-    # Open to nothing: libuv keeps one for the day when descriptors run out.
+    """Return the open files by descriptor; an empty dict if the system does not list them."""
+    # libuv keeps one open to the null device, as a reserve for when descriptors run out.
     null = _identity(os.stat(os.devnull))
     found: dict[int, _Identity] = {}
     folder = next((folder for folder in _FOLDERS if os.path.isdir(folder)), None)
     for name in os.listdir(folder) if folder else ():
-        # The descriptor of the listing itself is gone by now; another thread may close others.
+        # The descriptor of the listing itself is closed by now, and another thread may close others.
         with contextlib.suppress(OSError):
             identity = _identity(os.fstat(int(name)))
             if identity != null:
@@ -158,7 +158,7 @@ def _identity(status: os.stat_result) -> _Identity:
 
 def _new_files(before: dict[int, _Identity]) -> list[str]:
     files = _files()
-    # Counted, as one file may be open many times, and descriptors may have been exchanged.
+    # Counted, because one file may be open many times, and descriptors may have been exchanged.
     new = Counter(files.values()) - Counter(before.values())
     found: list[str] = []
     for descriptor, identity in sorted(files.items(), key=lambda item: before.get(item[0]) == item[1]):

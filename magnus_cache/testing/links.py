@@ -1,4 +1,4 @@
-"""One proxied connection: a client's, the server's, and a lane each way between them."""
+"""One proxied connection: the client's connection, the one to the server, and a lane in each direction."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ __all__ = ["Link", "Side"]
 
 
 class Side(asyncio.Protocol):
-    """One end of a link: what it receives goes out by one lane, what it sends comes in by the other."""
+    """One end of a link: it puts what it receives into one lane, and sends what comes from the other."""
 
     def __init__(self, outgoing: Lane, incoming: Lane, made: Callable[[], None], changed: Callable[[], None]) -> None:
         self.transport: asyncio.Transport | None = None
@@ -25,23 +25,23 @@ class Side(asyncio.Protocol):
         """Connect the lanes."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = self._outgoing.source = self._incoming.sink = transport
-        # asyncio's TLS closes at the end of the stream, whatever `eof_received` says, and complains.
+        # asyncio's TLS closes at the end of the stream whatever `eof_received` returns, and warns.
         self._keeps_open = transport.can_write_eof()
         self._made()
         self._incoming.pump()
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on."""
+        """Forward bytes."""
         self._outgoing.arrived(data)
 
     def eof_received(self) -> bool:
-        """Pass the end of the stream on; what comes the other way may still be delivered."""
+        """Forward the end of the stream. Bytes of the other direction may still be delivered."""
         self._end_seen = True
         self._outgoing.arrived_end()
         return self._keeps_open
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass on how it ended."""
+        """Forward how the connection ended."""
         self.lost = True
         self._incoming.choke(False)
         if exc is not None:
@@ -51,24 +51,24 @@ class Side(asyncio.Protocol):
         self._changed()
 
     def pause_writing(self) -> None:
-        """Let the peer wait: this end is slow."""
+        """Hold the peer up, because this end is slow."""
         self._incoming.choke(True)
 
     def resume_writing(self) -> None:
-        """Let the peer go on."""
+        """Let the peer continue."""
         self._incoming.choke(False)
 
     @property
     def gone(self) -> bool:
-        """Whether it has no connection, any more or yet."""
+        """Whether it has no connection: not yet, or not any more."""
         return self.lost or self.transport is None
 
 
 class Link:
-    """A client's connection and its own to the server.
+    """A client's connection and the connection to the server for it.
 
-    `on_begin` is called when the client's stands, `on_end` once neither is left; then `over` is set. `attempt` is the
-    task that tries to reach the server, as long as it does.
+    `on_begin` is called when the client is connected. `on_end` is called once both connections are closed, and `over`
+    is set. While the proxy tries to reach the server, `attempt` is the task that does so.
     """
 
     def __init__(
@@ -84,20 +84,20 @@ class Link:
         self.over = asyncio.Event()
 
     def connected(self) -> None:
-        """Note that the attempt to reach the server is over; without success, the client's connection is reset."""
+        """Note that the attempt to reach the server has ended. If it failed, reset the client's connection."""
         self.attempt = None
         if self.server.transport is None:
             self.cut()
         self._changed()
 
     def pump(self) -> None:
-        """Deliver what the rules of now let through."""
+        """Deliver what the present rules allow."""
         for lane in self._lanes:
             lane.pump()
         self._changed()
 
     def cut(self) -> None:
-        """Reset both connections and forget what was under way."""
+        """Reset both connections and drop what was waiting."""
         if self.attempt is not None:
             self.attempt.cancel()
         for lane in self._lanes:

@@ -1,7 +1,7 @@
-"""A TCP proxy in front of a real server, that breaks connections on demand; what breaks is real, nothing is mocked.
+"""A TCP proxy in front of a real server that breaks connections on demand. The faults are real; nothing is mocked.
 
-It runs on a thread and an event loop of its own. Its controls are plain methods, callable from any other thread, also
-from coroutines: each returns once it holds. What is delivered at all is delivered in order.
+It runs on its own thread and event loop. Its controls are plain methods. Call them from any other thread, also from
+coroutines; each returns once it is in effect. Bytes that are delivered are delivered in order.
 """
 
 import asyncio
@@ -22,26 +22,26 @@ from magnus_cache.testing.pushes import PushFilter, PushMode, PushRules
 __all__ = ["Direction", "Proxy", "ProxyCounts"]
 
 Direction: TypeAlias = Literal["to_server", "to_client", "both"]
-"""Which way bytes go."""
+"""The direction of bytes."""
 
 _PATIENCE: Final = 10.0
 _TURNS: Final = 5
-"""Of the event loop, until a connection that the system has accepted is known here."""
+"""Turns of the event loop until a connection that the system has accepted is known here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyCounts:
-    """What went through a proxy since it started, and what waits in it now.
+    """Counts of a proxy since it started, and what waits in it now.
 
-    :ivar connections: accepted so far.
-    :ivar open_connections: of these, those that stand now.
-    :ivar bytes_to_server: delivered so far.
-    :ivar bytes_to_client: delivered so far.
-    :ivar bytes_swallowed: lost in black holes so far, both directions.
-    :ivar bytes_waiting: held back now by a delay, a freeze or a slow reader, both directions.
+    :ivar connections: connections accepted so far.
+    :ivar open_connections: connections that are open now.
+    :ivar bytes_to_server: bytes delivered so far.
+    :ivar bytes_to_client: bytes delivered so far.
+    :ivar bytes_swallowed: bytes dropped by black holes so far, both directions.
+    :ivar bytes_waiting: bytes held back now by a delay, a freeze or a slow reader, both directions.
     :ivar pushes_forwarded: push frames delivered so far.
     :ivar pushes_dropped: push frames dropped so far.
-    :ivar pushes_held: push frames held now.
+    :ivar pushes_held: push frames held back now.
     """
 
     connections: int
@@ -56,13 +56,14 @@ class ProxyCounts:
 
 
 class Proxy:
-    """Forwards connections to a server until told otherwise; a context manager that starts and stops it.
+    """Forwards connections to a server, until a control says otherwise. A context manager that starts and stops it.
 
-    Every control raises `RuntimeError` outside the ``with`` block. What a control says holds for the connections that
-    stand and for new ones.
+    Every control raises `RuntimeError` outside the ``with`` block. A control applies to open connections and to new
+    ones.
 
     :param target: the server's port.
-    :param tls: ends TLS here, so that any server can be reached by ``rediss://``; the way to the server is plain.
+    :param tls: terminates TLS here, so that clients can use ``rediss://`` with any server. The connection to the server
+        is plain.
     :param host: the server's host; the proxy itself listens on 127.0.0.1.
     :ivar port: where it listens; the same after `refuse` and `resume`.
     """
@@ -83,17 +84,17 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where it listens: ``redis://127.0.0.1:<port>/0``, or ``rediss://`` with TLS."""
+        """The URL of the proxy: ``redis://127.0.0.1:<port>/0``, or ``rediss://`` with TLS."""
         return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     @property
     def connections(self) -> int:
-        """How many connections were accepted so far."""
+        """The number of connections accepted so far."""
         return self._accepted
 
     @property
     def counts(self) -> ProxyCounts:
-        """What went through so far, and what waits now; also after the block."""
+        """The counts so far, and what waits now. They can be read after the block too."""
         to_server, to_client, pushes = self._to_server, self._to_client, self._pushes
         return ProxyCounts(
             connections=self._accepted,
@@ -110,96 +111,96 @@ class Proxy:
     # -- controls -------------------------------------------------------------------------------------------
 
     def delay(self, seconds: float, direction: Direction = "both") -> None:
-        """Deliver whatever arrives so many seconds later: a longer way, not a narrower one.
+        """Deliver everything this many seconds later: it adds latency and leaves the bandwidth alone.
 
-        Delays of pieces that follow each other do not add up. A new delay is also that of what is under way.
+        Delays of consecutive pieces do not add up. A new delay also applies to bytes that already wait.
 
-        :raises ValueError: for a delay that is negative or no number, and for an unknown direction.
-        :raises RuntimeError: if the proxy does not run.
+        :raises ValueError: for a delay that is negative or not a number, and for an unknown direction.
+        :raises RuntimeError: if the proxy is not running.
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a delay is 0 or more seconds, not {seconds!r}")
         self._change(direction, lambda rules: setattr(rules, "delay", seconds))
 
     def freeze(self, direction: Direction = "both") -> None:
-        """Hold back whatever comes, the ends of connections too, until `thaw`.
+        """Hold back everything, including the ends of connections, until `thaw`.
 
-        Past 16 MiB in one direction of a connection its sender is held up.
+        Beyond 16 MiB in one direction of a connection, its sender is held up.
 
         :raises ValueError: for an unknown direction.
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._change(direction, lambda rules: setattr(rules, "frozen", True))
 
     def thaw(self, direction: Direction = "both") -> None:
-        """Deliver what `freeze` held back, and go on.
+        """Deliver what `freeze` held back, and continue.
 
         :raises ValueError: for an unknown direction.
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._change(direction, lambda rules: setattr(rules, "frozen", False))
 
     def half_open(self, direction: Direction) -> None:
-        """Swallow one direction, also what is under way and the ends of connections; connections stay until `resume`.
+        """Drop all bytes of one direction, including those that wait and the ends of connections, until `resume`.
 
         :raises ValueError: for an unknown direction.
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._change(direction, lambda rules: setattr(rules, "swallowing", True))
 
     def black_hole(self) -> None:
-        """Swallow both directions, as `half_open` does one.
+        """Drop all bytes of both directions, as `half_open` does for one.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self.half_open("both")
 
     def drop_pushes(self, dropping: bool = True) -> None:
-        """Swallow RESP3 push frames from the server, such as invalidations, while replies pass; False: no longer.
+        """Drop RESP3 push frames from the server, such as invalidations, while replies pass; False ends this.
 
-        Frames that `hold_pushes` held are dropped too, or delivered. A push that has begun counts as one to come.
+        Frames held by `hold_pushes` are dropped too, or with False delivered. A push that has begun counts as new.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._set_pushes(PushMode.DROP if dropping else PushMode.FORWARD)
 
     def hold_pushes(self) -> None:
-        """Keep RESP3 push frames from the server back while replies pass, until `release_pushes`.
+        """Hold back RESP3 push frames from the server while replies pass, until `release_pushes`.
 
-        No real server sends a push after replies that it sent later: for tests of what relies on that.
+        No real server delays a push until after later replies. Use this to test code that relies on the order.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._set_pushes(PushMode.HOLD)
 
     def release_pushes(self) -> None:
-        """Deliver the held push frames, in their order, and whatever comes from now on.
+        """Deliver the held push frames in their order, and all later ones.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._set_pushes(PushMode.FORWARD)
 
     def cut(self) -> None:
-        """Reset every connection that stands, towards both ends; new ones are served.
+        """Reset every open connection, towards both ends. New connections work.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._run(self._cut)
 
     def refuse(self) -> None:
-        """Stop listening: new connections are refused; those that stand go on.
+        """Stop listening: new connections are refused, and open ones continue.
 
-        :raises RuntimeError: if the proxy does not run.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._run(self._stop_listening)
 
     def resume(self) -> None:
-        """Listen and forward everything again, without delay; after a black hole of any kind all connections are cut.
+        """Listen and forward everything again, without delay.
 
-        They have to be, as bytes are missing from their streams.
+        After a black hole all connections are cut, because bytes are missing from their streams.
 
-        :raises OSError: if something else took the port while the proxy refused.
-        :raises RuntimeError: if the proxy does not run.
+        :raises OSError: if another program took the port while the proxy refused.
+        :raises RuntimeError: if the proxy is not running.
         """
         self._run(self._resume)
 
@@ -255,7 +256,7 @@ class Proxy:
             await link.over.wait()
 
     async def _listen(self) -> None:
-        # Not `create_server`: if it is closed just after it accepted a connection, that one is never closed.
+        # Not `create_server`: if it is closed just after it accepted a connection, that connection is never closed.
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port))
             self._listener.setblocking(False)
@@ -277,7 +278,7 @@ class Proxy:
             task.add_done_callback(self._handshakes.discard)
 
     async def _admit(self, accepted: socket.socket) -> None:
-        # A client that fails the handshake: what it sees is what a server would let it see.
+        # A client may fail the handshake; it sees what a server would show it.
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(self._new_side, accepted, ssl=self._tls)
 
@@ -291,7 +292,7 @@ class Proxy:
         self._accepted += 1
         self._links.add(link)
         link.attempt = asyncio.get_running_loop().create_task(self._connect(link))
-        # Not at the end of the task: a task that is cancelled early never begins.
+        # Not at the end of the task, because a task that is cancelled early never begins.
         link.attempt.add_done_callback(lambda _: link.connected())
 
     async def _connect(self, link: Link) -> None:
@@ -303,7 +304,7 @@ class Proxy:
     def _run(self, step: Callable[[], Awaitable[None]]) -> None:
         loop = self._loop
         if loop is None:
-            raise RuntimeError("the proxy does not run; use it within its with block")
+            raise RuntimeError("the proxy is not running; use it within its with block")
 
         async def run() -> None:
             await step()
@@ -312,10 +313,10 @@ class Proxy:
 
     def __enter__(self) -> Self:
         if self._loop is not None:
-            raise RuntimeError("the proxy runs already")
-        # Not whatever loop is the fashion in the program under test: what is measured must not depend on it.
+            raise RuntimeError("the proxy is already running")
+        # Not the kind of loop that the program under test uses: measurements must not depend on it.
         self._loop = asyncio.SelectorEventLoop()
-        # A daemon: a test run that is being killed must not hang on it.
+        # A daemon, so that a test run that is being killed does not wait for it.
         self._thread = threading.Thread(target=self._loop.run_forever, name="testing-proxy", daemon=True)
         self._thread.start()
         try:
@@ -337,16 +338,16 @@ class Proxy:
         await self._stop_listening()
         own = asyncio.current_task()
         while self._links or len(asyncio.all_tasks()) > 1:
-            # First: a task that is cancelled before it begins never closes what it was given.
+            # First, because a task that is cancelled before it begins never closes what it was given.
             await self._cut()
-            # TLS handshakes among them, whose clients may never answer.
+            # Among them are TLS handshakes whose clients may never answer.
             others = [task for task in asyncio.all_tasks() if task is not own]
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
         await asyncio.get_running_loop().shutdown_default_executor()
         for _ in range(_TURNS):
-            # Transports close in the loop turns that follow.
+            # Transports close in the next turns of the loop.
             await asyncio.sleep(0)
 
     def _stop(self) -> None:

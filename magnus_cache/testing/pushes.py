@@ -1,4 +1,4 @@
-"""Which push frames get through: all, none, or none before they are released. Replies always do, as they come."""
+"""A filter for push frames: all pass, none pass, or none pass until they are released. Replies always pass."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -18,11 +18,11 @@ class PushMode(Enum):
 
 @dataclass(slots=True)
 class PushRules:
-    """What many filters have in common.
+    """The rules and counts that several filters share.
 
-    :ivar forwarded: frames let through so far.
-    :ivar dropped: frames lost so far.
-    :ivar held: frames that wait now.
+    :ivar forwarded: frames forwarded so far.
+    :ivar dropped: frames dropped so far.
+    :ivar held: frames held back now.
     """
 
     mode: PushMode = PushMode.FORWARD
@@ -32,9 +32,9 @@ class PushRules:
 
 
 class PushFilter:
-    """Takes the bytes of one connection from server to client, returns those to send on.
+    """Takes the bytes of one connection from server to client, and returns those to forward.
 
-    A stream that is no RESP is sent on as it is, from where it stops being RESP; no push is recognised in it.
+    Once a stream is not RESP any more, it is forwarded unchanged from that point, and no push is recognised in it.
     """
 
     def __init__(self, rules: PushRules) -> None:
@@ -45,7 +45,7 @@ class PushFilter:
         self._within_reply = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is to be sent on, now that these bytes came; without bytes, what the rules now let through."""
+        """Return what to forward after these bytes; without bytes, what the present rules release."""
         scanner = self._scanner
         if scanner is None:
             return data
@@ -69,7 +69,7 @@ class PushFilter:
 
     def _ended(self, kind: str) -> bytes:
         if kind == PUSH:
-            # Held ones first, should there be any: among themselves, pushes keep their order.
+            # After those that are held, if any: pushes keep their order.
             self._held.append(bytes(self._push))
             self._rules.held += 1
             self._push.clear()
@@ -85,7 +85,7 @@ class PushFilter:
         return self._emptied()
 
     def discard(self) -> None:
-        """Drop what is held."""
+        """Drop the held frames."""
         self._rules.dropped += len(self._held)
         self._emptied()
 

@@ -1,7 +1,7 @@
-"""Whether a cache keeps its bound on staleness: what readers saw against what writers had published by then.
+"""A check that a cache keeps its bound on staleness: it compares what readers saw with what writers had published.
 
-All moments are seconds of `time.monotonic`, which the processes of one machine share on Linux and macOS: other
-processes keep a `StalenessLog`, and one `StalenessChecker` merges and judges them.
+All moments are seconds of `time.monotonic`, which the processes of one machine share on Linux and macOS. Other
+processes write a `StalenessLog`, and one `StalenessChecker` merges and judges the logs.
 """
 
 import json
@@ -20,7 +20,7 @@ from magnus_cache._engine.runtime.clock import Clock, monotonic
 __all__ = ["StaleRead", "StalenessChecker", "StalenessEvent", "StalenessLog", "StalenessReport", "read_log"]
 
 StalenessEvent: TypeAlias = tuple[Literal["published", "read"], str, int | None, float]
-"""What a log holds: ``("published", key, version, completed)`` or ``("read", key, version or None, started)``."""
+"""An event of a log: ``("published", key, version, completed)`` or ``("read", key, version or None, started)``."""
 
 _MOST_EXAMPLES: Final = 20
 
@@ -32,7 +32,7 @@ class StaleRead:
     :ivar seen: the version that it returned.
     :ivar newest: the newest version published more than the bound before it began.
     :ivar started: monotonic second at which it began.
-    :ivar staleness: seconds, from the first publication of anything newer than `seen` to `started`.
+    :ivar staleness: seconds from the first publication of a version newer than `seen` to `started`.
     """
 
     key: str
@@ -50,16 +50,16 @@ class StaleRead:
 
 @dataclass(frozen=True, slots=True)
 class StalenessReport:
-    """What a checker has seen so far.
+    """The result of a checker so far.
 
     :ivar bound: seconds.
     :ivar published: versions published.
-    :ivar reads: reads judged, misses among them.
-    :ivar misses: reads that found nothing, which is never stale.
-    :ivar stale: reads that saw a version older than one published before they began, within the bound or not.
+    :ivar reads: reads judged, including misses.
+    :ivar misses: reads that found no value; these are never stale.
+    :ivar stale: reads that saw an older version than one published before they began, within the bound or not.
     :ivar max_staleness: seconds; 0 if no read was stale.
-    :ivar violations: reads staler than the bound.
-    :ivar examples: the first of these, at most 20.
+    :ivar violations: reads that were staler than the bound.
+    :ivar examples: the first violations, at most 20.
     """
 
     bound: float
@@ -79,13 +79,14 @@ class StalenessReport:
 
 
 class StalenessChecker:
-    """Judges reads by the versions published; thread-safe. A check takes time logarithmic in a key's publications.
+    """Judges reads by the published versions. Thread-safe.
 
-    The versions of a key are integers that grow with each write; writes may be published in any order.
+    The versions of a key are integers that increase with each write. Writes may be published in any order. The time of
+    a check is logarithmic in the number of publications of its key.
 
     :param bound: seconds that a read may lag behind, 0 or more.
     :param clock: monotonic seconds, for `published` without a moment.
-    :raises ValueError: for a bound that is negative or no number.
+    :raises ValueError: for a bound that is negative or not a number.
     """
 
     def __init__(self, bound: float, clock: Clock = monotonic) -> None:
@@ -101,19 +102,19 @@ class StalenessChecker:
         self._examples: list[StaleRead] = []
 
     def published(self, key: str, version: int, completed: float | None = None) -> None:
-        """Note that a version is out: call it right after its write or invalidation completed, never before.
+        """Record that a version is published. Call it right after its write or invalidation completed, never before.
 
-        :param completed: monotonic second at which it did; None for now.
+        :param completed: monotonic second at which it completed; None for now.
         """
         with self._lock:
-            # Under the lock: a read that began later is never judged without this version.
+            # Under the lock, so that a read that began later is never judged without this version.
             self._publish(key, version, self._clock() if completed is None else completed)
 
     def read(self, key: str, version_seen: int | None, started: float) -> None:
-        """Judge a read by what is published so far.
+        """Judge a read by the versions published so far.
 
         :param version_seen: None for a miss.
-        :param started: monotonic second at which the read began, taken before it.
+        :param started: monotonic second at which the read began; take it before the read.
         :raises AssertionError: if a newer version was published more than the bound before the read began.
         """
         with self._lock:
@@ -122,12 +123,12 @@ class StalenessChecker:
             raise AssertionError(f"staler than {self._bound:g} s: {stale}")
 
     def merge(self, events: Iterable[Sequence[Any]]) -> None:
-        """Take what another process logged; its reads are judged by the next `report` or `check`, not before.
+        """Add the log of another process. Its reads are judged by the next `report` or `check`.
 
-        Only then are all publications known, of whichever process. Merge all logs first.
+        Merge all logs first: only then are the publications of all processes known.
 
-        :param events: `StalenessEvent` tuples, or lists of the same, as JSON makes of them.
-        :raises ValueError: for anything else, with its position; what came before it is taken.
+        :param events: `StalenessEvent` tuples, or the lists that JSON makes of them.
+        :raises ValueError: for anything else, with its position. The events before it are added.
         """
         for position, event in enumerate(events):
             match event:
@@ -137,10 +138,10 @@ class StalenessChecker:
                     with self._lock:
                         self._unjudged.append((key, seen, started))
                 case _:
-                    raise ValueError(f"event {position} is no StalenessEvent")
+                    raise ValueError(f"event {position} is not a StalenessEvent")
 
     def report(self) -> StalenessReport:
-        """Return the figures of all reads, merged ones included."""
+        """Return the report on all reads, including merged ones."""
         with self._lock:
             unjudged, self._unjudged = self._unjudged, []
             for key, seen, started in unjudged:
@@ -151,9 +152,9 @@ class StalenessChecker:
             )  # fmt: skip
 
     def check(self) -> StalenessReport:
-        """Return the report, if every read kept the bound.
+        """Return the report if every read was within the bound.
 
-        :raises AssertionError: if one did not, with the first few of them.
+        :raises AssertionError: if one was not, with the first violations.
         """
         report = self.report()
         if report.violations:
@@ -186,7 +187,7 @@ class StalenessChecker:
 
 
 class _History:
-    """The publications of one key that no earlier one of a newer version makes pointless: both columns grow."""
+    """The publications of one key, without those that came after a newer version. Both columns increase."""
 
     __slots__ = ("_moments", "_versions")
 
@@ -198,29 +199,29 @@ class _History:
         start = bisect_right(self._moments, completed)
         if start and self._versions[start - 1] >= version:
             return
-        # What came later with an older version told nothing new: this one was out by then.
+        # Later publications of older versions add nothing: this version was published by then.
         end = bisect_right(self._versions, version, lo=start)
         self._moments[start:end] = [completed]
         self._versions[start:end] = [version]
 
     def superseded(self, version: int) -> float:
-        """Return the moment at which anything newer was out; infinity if nothing is."""
+        """Return the moment at which a newer version was published; infinity if none was."""
         position = bisect_right(self._versions, version)
         return self._moments[position] if position < len(self._moments) else math.inf
 
     def newest(self, before: float, least: int) -> int:
-        """Return the newest version out before a moment, at least the first one newer than `least`."""
+        """Return the newest version published before a moment, but at least the first one newer than `least`."""
         position = max(bisect_left(self._moments, before) - 1, bisect_right(self._versions, least))
         return self._versions[position]
 
 
 class StalenessLog:
-    """What a process writes down for a checker elsewhere: one JSON list a line, each a `StalenessEvent`. Thread-safe.
+    """A log of a process for a checker in another: one JSON list per line, each a `StalenessEvent`. Thread-safe.
 
-    Each event is handed to the system at once, so that the log of a process that is killed is complete up to then.
-    Several processes may append to one file.
+    Each event is written at once, so that the log of a process that is killed is complete up to then. Several processes
+    may append to one file.
 
-    :param path: where to append.
+    :param path: the file to append to.
     :param clock: monotonic seconds, for `published` without a moment.
     """
 
@@ -229,15 +230,15 @@ class StalenessLog:
         self._file: Final = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by `close`
 
     def published(self, key: str, version: int, completed: float | None = None) -> None:
-        """Log that a version is out, as `StalenessChecker.published` takes it."""
+        """Log that a version is published, as `StalenessChecker.published` records it."""
         self._write(("published", key, version, self._clock() if completed is None else completed))
 
     def read(self, key: str, version_seen: int | None, started: float) -> None:
-        """Log a read, as `StalenessChecker.read` takes it; it is not judged here."""
+        """Log a read, as `StalenessChecker.read` takes it. The log does not judge it."""
         self._write(("read", key, version_seen, started))
 
     def _write(self, event: StalenessEvent) -> None:
-        # One write to a file opened for appending: lines of several threads and processes do not mix.
+        # One write to a file opened for appending, so that lines of several threads and processes do not mix.
         self._file.write(json.dumps(event).encode() + b"\n")
 
     def close(self) -> None:
@@ -254,10 +255,10 @@ class StalenessLog:
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[Sequence[Any]]:
-    """Yield the events of a `StalenessLog`, for `StalenessChecker.merge`; a last line without its end is left out.
+    """Yield the events of a `StalenessLog`, for `StalenessChecker.merge`, without an incomplete last line.
 
     :raises OSError: if there is no such file.
-    :raises ValueError: for a line that is no JSON.
+    :raises ValueError: for a line that is not JSON.
     """
     with Path(path).open("rb") as lines:
         for line in lines:

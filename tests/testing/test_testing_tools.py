@@ -287,7 +287,7 @@ def test_reads_of_other_processes_are_judged_when_all_is_known() -> None:
     "event", [("read", "k", 1), ("wrote", "k", 1, 1.0), ("published", "k", None, 1.0), ("read", 1, 1, 1.0), 7]
 )
 def test_what_is_no_event_is_refused_with_its_position(event: Any) -> None:
-    with pytest.raises(ValueError, match="event 1 is no StalenessEvent"):
+    with pytest.raises(ValueError, match="event 1 is not a StalenessEvent"):
         StalenessChecker(1.0).merge([("read", "k", 1, 1.0), event])
 
 
