@@ -1,8 +1,7 @@
-"""Every error this package raises: one root, and the built-in that fits beside it.
+"""Every error this package raises. All have one root, and most are also the built-in error that fits.
 
-A failure of Redis never reaches the callers of `get`, `set` or a cached function; what does
-reach them is a mistake in the program, and its message names the argument and the remedy.
-No message contains a cached value or a secret.
+A failure of Redis never reaches the callers of `get`, `set` or a cached function. They get errors for mistakes in the
+program, and each message names the argument and the remedy. No message contains a cached value or a secret.
 """
 
 from collections.abc import Callable
@@ -33,9 +32,9 @@ Reason = Literal[
     "noperm", "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "unknown_host",
     "version",
 ]  # fmt: skip
-"""Why Redis did not answer, or not with what was asked for; the README tells what each means.
+"""Why an exchange with Redis failed. The page on outages in the documentation explains each reason.
 
-What is not there, ``"unsettled"``, never leaves the cache.
+The reason ``"unsettled"`` is not listed, because it never leaves the cache.
 """
 
 
@@ -44,7 +43,7 @@ class CacheError(Exception):
 
 
 class CacheArgumentError(CacheError, ValueError):
-    """An argument of the right type has a value that cannot be meant.
+    """An argument of the right type has an invalid value.
 
     :ivar argument: the name of the argument, as the caller wrote it.
     """
@@ -59,7 +58,7 @@ class CacheArgumentError(CacheError, ValueError):
 
 
 class CacheTypeError(CacheArgumentError, TypeError):
-    """An argument has a type that this operation does not take."""
+    """An argument has a type that this operation does not accept."""
 
 
 class CacheSettingsError(CacheError, ValueError):
@@ -70,7 +69,7 @@ class CacheEncodeError(CacheError, TypeError):
     """A value (or a part of it) cannot be stored.
 
     :ivar type_name: the qualified name of the offending type.
-    :ivar path: where in the value that part is, such as ``result["rows"][3].price``; empty if that is not known.
+    :ivar path: the place of that part in the value, such as ``result["rows"][3].price``; empty if it is not known.
     """
 
     def __init__(self, type_name: str, problem: str, path: str = "") -> None:
@@ -103,8 +102,8 @@ class CacheValueTooLargeError(CacheEncodeError, ValueError):
 
     :ivar size: encoded size in bytes.
     :ivar limit: the namespace's ``max_value_bytes``.
-    :ivar decoded: whether the encoded value is small enough, and what it takes in memory once decoded is not: more
-        than 16 times the limit.
+    :ivar decoded: True if the encoded value is within the limit, but the decoded value takes more than 16 times the
+        limit in memory.
     """
 
     def __init__(self, namespace: str, size: int, limit: int, decoded: bool = False) -> None:
@@ -125,10 +124,10 @@ class CacheValueTooLargeError(CacheEncodeError, ValueError):
 
 
 class CacheBatchError(CacheError):
-    """Some keys of a batch could not be loaded; the others were, and are in the cache.
+    """Some keys of a batch could not be loaded. The others were loaded, and are in the cache.
 
-    :ivar results: the values that there are, by key.
-    :ivar errors: the exception of each key that failed.
+    :ivar results: the loaded values by key.
+    :ivar errors: the exceptions by key, for the keys that failed.
     """
 
     def __init__(self, results: dict[Any, Any], errors: dict[Any, Exception]) -> None:
@@ -145,10 +144,10 @@ class CacheBatchError(CacheError):
 
 
 class CacheBatchEncodeError(CacheBatchError, CacheEncodeError):
-    """Some results of a batch cannot be stored, and the caller is `strict`; all errors are `CacheEncodeError`.
+    """Some results of a `strict` batch cannot be stored. All errors in it are `CacheEncodeError`.
 
-    :ivar results: the values that there are, by key.
-    :ivar errors: the error of each other key.
+    :ivar results: the stored values by key.
+    :ivar errors: the errors by key, for all other keys.
     """
 
     def __init__(self, results: dict[Any, Any], errors: dict[Any, Exception]) -> None:
@@ -165,17 +164,17 @@ class CacheBatchEncodeError(CacheBatchError, CacheEncodeError):
 class CacheTimeoutError(CacheError, TimeoutError):
     """A value was not loaded within its `hard_timeout`, and there is no stale one.
 
-    :ivar namespace: where it was to be stored.
+    :ivar namespace: the namespace of the value.
     :ivar seconds: how long the caller waited.
-    :ivar goes_on: whether the load goes on although nobody may wait for it; if not, too many of the namespace do so.
+    :ivar goes_on: whether the load continues in the background. If not, too many loads of the namespace already do so.
     """
 
     def __init__(self, namespace: str, seconds: float, *, goes_on: bool = True) -> None:
         then = (
-            "the load goes on and will fill the cache: ask again later, or give the namespace a grace"
+            "the load continues and will fill the cache: ask again later, or give the namespace a grace"
             if goes_on
-            else "the load ends with the last who waits for it, as too many of this namespace go on by themselves: "
-            "give its loader a time limit of its own, or the namespace a longer hard_timeout"
+            else "the load ends with the last caller that waits for it, because too many loads of this namespace "
+            "run in the background: give its loader a time limit, or the namespace a longer hard_timeout"
         )
         super().__init__(
             f"a value for namespace {str(namespace)!r} was not loaded within its hard_timeout of {seconds:g} s; {then}"
@@ -189,11 +188,11 @@ class CacheTimeoutError(CacheError, TimeoutError):
 
 
 class CacheRecursionError(CacheError, RuntimeError):
-    """Loading a key needs that same key: it would wait for itself for ever."""
+    """Loading a key needs the same key, so the load would wait for itself for ever."""
 
 
 class CacheDeadlockError(CacheError, RuntimeError):
-    """A blocking call was made where only the blocked thread could ever answer it."""
+    """A blocking call was made that only the blocked thread itself could answer."""
 
 
 class CacheLoopError(CacheError, RuntimeError):
@@ -205,10 +204,10 @@ class CacheClosedError(CacheError, RuntimeError):
 
 
 class CacheUnavailableError(CacheError, ConnectionError):
-    """Redis did not answer; callers of the cache get the fallback instead of this error.
+    """Redis did not answer, or refused. Most operations use the fallback instead of raising this error.
 
     :ivar reason: one word for the statistics, see `Reason`.
-    :ivar refused: whether Redis is there and said no to this one request, so that asking again would not help.
+    :ivar refused: True if Redis is there and refused this request, so that a second attempt would not help.
     """
 
     def __init__(self, reason: "Reason", problem: str, *, refused: bool = False) -> None:
@@ -218,7 +217,7 @@ class CacheUnavailableError(CacheError, ConnectionError):
         self.refused = refused
 
     def again(self) -> "CacheUnavailableError":
-        """Return the same for somebody else to raise: one that many raise keeps all their frames alive."""
+        """Return a copy for another caller to raise: an error that many callers raise keeps all their frames alive."""
         return CacheUnavailableError(self.reason, self.problem, refused=self.refused)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:

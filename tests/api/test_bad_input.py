@@ -147,7 +147,7 @@ def test_settings_that_are_none(manager: Any, settings: Any) -> None:
 
 @pytest.mark.parametrize(
     ("path", "problem"),
-    [(":memory:", "does not outlive the process"), (os.devnull, "no ordinary file"), (os.curdir, "it is a folder")],
+    [(":memory:", "does not outlive the process"), (os.devnull, "not an ordinary file"), (os.curdir, "it is a folder")],
 )
 def test_a_journal_that_would_keep_nothing(path: str, problem: str) -> None:
     with pytest.raises(CacheSettingsError, match=rf"^recovery_path \(MAGNUS_CACHE_RECOVERY_PATH\): .*{problem}"):

@@ -362,7 +362,7 @@ async def test_a_hard_timeout_ends_the_waiting_and_not_the_load(caller: Opened) 
     async with caller() as cache:
         with pytest.raises(
             CacheTimeoutError,
-            match=r"namespace 't' was not loaded within its hard_timeout of 0\.3 s; the load goes on",
+            match=r"namespace 't' was not loaded within its hard_timeout of 0\.3 s; the load continues",
         ) as caught:
             await cache.get_or_set(namespace, slow)
         assert isinstance(CacheTimeoutError("t", 1.0), TimeoutError)

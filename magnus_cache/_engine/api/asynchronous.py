@@ -1,7 +1,7 @@
 """The operations of `AsyncCacheManager`: the cache for coroutines.
 
-Each method reads as one path through the cache: check the arguments, try the near cache, then go to `reads`,
-`writes` or `loads`.
+Each method is one path through the cache: check the arguments, look into memory, then call `reads`, `writes` or
+`loads`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 @readable
 class AsyncOperations(AsyncLife):
-    """What can be done with a cache from a coroutine; see `AsyncCacheManager`."""
+    """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(Engine.made(settings, overrides))
 
     @classmethod
     def _over(cls, engine: Engine) -> Self:
-        """Return another face of an engine."""
+        """Return another manager of the same engine."""
         manager = cls.__new__(cls)
         manager._bind(engine)
         return manager
@@ -70,8 +70,8 @@ class AsyncOperations(AsyncLife):
     async def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """Return the stored value, or `default` if there is none; None is a value like any other.
 
-        :param key: str, int, UUID, bytes, or a tuple of these; also a path, an IP address, a NumPy scalar, which counts
-            as the plain value that it equals, or an object that counts by its fields or content; see `keys.key_text`.
+        :param key: str, int, UUID, bytes, or a tuple of these. Also a path, an IP address, a NumPy scalar (its key is
+            that of the plain value it equals), or an object with fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         ref = self._reads.ref(namespace, key)
@@ -99,15 +99,15 @@ class AsyncOperations(AsyncLife):
     async def set(
         self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
-        """Store a value; return whether it is stored, in Redis or, while that is away, in this process.
+        """Store a value; return whether it is stored: in Redis, or in this process while Redis is away.
 
         :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
-        :param tags: names under which it can be invalidated together with others.
+        :param tags: names by which it can be invalidated together with other values.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
-        :raises CacheEncodeError: naming the type that cannot be stored.
-        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        :raises CacheEncodeError: for a value that cannot be stored, naming its type.
+        :raises CacheValueTooLargeError: for a value larger than the namespace allows.
 
-        A large value is encoded in steps, between which others run: leave it as it is until this returns.
+        A large value is encoded in steps, and other tasks run between them. Do not change it before this returns.
         """
         ref = self._reads.ref(namespace, key)
         life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
@@ -163,22 +163,22 @@ class AsyncOperations(AsyncLife):
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
-        """Return the stored value, or load it, once for all who ask in the whole fleet, and store it.
+        """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
-        :param loader: a coroutine function without arguments, or a function, which runs in a worker thread.
+        :param loader: a coroutine function without arguments, or a function without arguments, run in a worker thread.
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
-        :param tags: names under which the value can be invalidated together with others, or a function of the value
-            that returns them.
+        :param tags: names by which the value can be invalidated together with others, or a function of the value that
+            returns them.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
-            what the namespace says.
-        :param freshness: in what this call departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            the namespace's setting.
+        :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
         :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
         :raises CacheRecursionError: if loading the key needs the key.
-        :raises Exception: whatever the loader raises, the same for all who waited.
+        :raises Exception: what the loader raises; all callers that waited get the same.
         """
         check_callable(loader, "loader")
         if returns is not None:
@@ -209,10 +209,10 @@ class AsyncOperations(AsyncLife):
     # -- many values ----------------------------------------------------------------------------------------
 
     async def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
-        """Return the stored values by key, in the order of `keys`; keys without a value are left out.
+        """Return the stored values by key, in the order of `keys`; keys without a value are omitted.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
-            and different here, as ``1`` and ``True``.
+            but different here, such as ``1`` and ``True``.
         """
         check_loop()
         several = listed(keys, "keys")
@@ -223,16 +223,17 @@ class AsyncOperations(AsyncLife):
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
-        """Return the stored values by key, in the order of `keys`, and load those that are missing in one call.
+        """Return the values by key, in the order of `keys`; load the missing ones in one call.
 
         :param batch_loader: a coroutine function, or a function, which runs in a worker thread. It is called with the
-            list of keys that nobody else in the fleet is loading (500 at a time at most), and returns a mapping of
-            them to values. Keys that it leaves out are left out of the result; one whose value is an exception failed.
-        :param tags: names under which each value can be invalidated, or a function of the value that returns them.
+            list of keys that no other caller in the fleet is loading, at most 500 at a time. It returns a mapping of
+            keys to values. Keys that it omits are omitted from the result; an exception as a value marks that key as
+            failed.
+        :param tags: names by which each value can be invalidated, or a function of the value that returns them.
         :param returns: the type of the values, or of the mapping; see `get_or_set`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
-        :raises CacheBatchError: if some keys could not be loaded, with the values of the others.
-        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        :raises CacheBatchError: if some keys could not be loaded. It has the values of the others.
+        :raises Exception: what the loader raises, if it was called for all keys without a value.
         """
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
@@ -245,14 +246,14 @@ class AsyncOperations(AsyncLife):
     async def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
-        """Store many values; return whether all of them are stored, each as by `set`.
+        """Store many values, each as `set` does; return whether all of them are stored.
 
-        Nothing is stored if any key or value cannot be.
+        If one key or value cannot be stored, none is stored.
 
-        :param tags: what each of them gets.
+        :param tags: the tags of each value.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
-        :raises CacheEncodeError: naming the type that cannot be stored.
-        :raises CacheValueTooLargeError: for more bytes than the namespace allows.
+        :raises CacheEncodeError: for a value that cannot be stored, naming its type.
+        :raises CacheValueTooLargeError: for a value larger than the namespace allows.
         """
         return await set_many(self._engine, namespace, mapping, ttl, tags)
 
@@ -265,20 +266,20 @@ class AsyncOperations(AsyncLife):
         return await self._writes.remove(await addressed(self._reads, namespace, listed(keys, "keys")))
 
     async def clear(self, namespace_or_pattern: str) -> int:
-        """Remove all values of a namespace, of the whole prefix (``"magnus:*"``), or whose names match a glob.
+        """Remove all values of a namespace or of the whole prefix (``"magnus:*"``), or those that match a glob.
 
-        Returns the number of values removed from Redis; those of this process are gone as well.
+        Returns the number of values removed from Redis. The values in this process are removed as well.
 
-        :raises CacheArgumentError: for a name that is neither.
-        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        :raises CacheArgumentError: for a name or glob that cannot be used.
+        :raises CacheUnavailableError: if Redis is there and refuses. If it is away, it is told once it is back.
         """
         return await self._clears.clear(namespace_or_pattern)
 
     async def invalidate_tags(self, *tags: str) -> None:
-        """Let no value with one of these tags be served any more, in whatever namespace, in the whole fleet.
+        """Invalidate all values with one of these tags, in every namespace and in the whole fleet.
 
         :raises CacheArgumentError: for tags that cannot be used.
-        :raises CacheUnavailableError: if Redis is there and refuses; while it is away, it is told on its return.
+        :raises CacheUnavailableError: if Redis is there and refuses. If it is away, it is told once it is back.
         """
         await self._clears.invalidate(check_tags(tags))
 
@@ -286,11 +287,11 @@ class AsyncOperations(AsyncLife):
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
         concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
-        """Load and store a value for each key, some at a time; a key that fails stops nothing.
+        """Load and store a value for each key, some at a time. A key that fails does not stop the others.
 
         :param data_loader: called with a key; a coroutine function, or a function, which runs in worker threads.
-        :param concurrency: loads at a time, 1 or more.
-        :param only_missing: leave keys alone that have a value.
+        :param concurrency: how many loads run at a time, 1 or more.
+        :param only_missing: skip keys that have a value.
         :param progress: called after each key as ``progress(done, total)``; True or False for a progress bar or
             none; None for a bar if a terminal and `rich` are there.
         :raises CacheArgumentError: naming the argument that cannot be used.
@@ -313,19 +314,19 @@ class AsyncOperations(AsyncLife):
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
 
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
-        :param key_func: called with the function's arguments, returns the key.
-        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; instead of `key_func`.
-        :param tags: names under which values can be invalidated together, as text, as templates of the arguments such
-            as ``"user:{user_id}"``, or a function of the value that returns them.
+        :param key_func: called with the function's arguments; returns the key.
+        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; use it instead of `key_func`.
+        :param tags: names by which values can be invalidated together: text, templates of the arguments such as
+            ``"user:{user_id}"``, or a function of the value that returns them.
         :param skip_if: called with the value; if it returns true, the value is not stored.
-        :param exclude: names of parameters that do not count, such as a database session, and of variables that the
-            function closes over.
-        :param version: a number or text that is part of the key: change it when the function's code changes, so that
-            it does not read what its older self stored.
+        :param exclude: names of parameters and of closed-over variables that are not part of the key, such as a
+            database session.
+        :param version: a number or text that is part of the key. Change it with the function's code, so that new code
+            does not read what old code stored.
         :param returns: the type of the results, whose classes are registered; by default the function's annotation.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
-            what the namespace says.
-        :param freshness: in what the function departs from its namespace's policy: ``grace``, ``soft_timeout``,
+            the namespace's setting.
+        :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
@@ -343,14 +344,14 @@ class AsyncOperations(AsyncLife):
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
-        Each value is cached for itself, and the function is called with the list of keys that are missing and that
-        nobody else in the fleet is loading. The keys are its first argument; others are part of every key. Keys that it
-        leaves out are left out of the result; one whose value is an exception failed (`CacheBatchError`).
-        `invalidate`, `refresh` take many keys as the function does, `cache_key` takes one.
+        Each value is cached separately. The function is called with the list of keys that are missing and that no
+        other caller in the fleet is loading. The keys are its first argument; all other arguments are part of every
+        key. Keys that it omits are omitted from the result. An exception as a value marks that key as failed
+        (`CacheBatchError`). `invalidate` and `refresh` take many keys, as the function does; `cache_key` takes one.
 
-        :param key_func: called with one key in place of the keys; returns what it is cached under.
-        :param key: a template of that, such as ``"{tickers}"``, in which the keys' parameter stands for one key.
-        :param version: a number or text that is part of the key, see `cached`.
+        :param key_func: called with one key in place of the keys; returns the key in the cache.
+        :param key: a template of the key, such as ``"{tickers}"``; the keys' parameter stands for one key.
+        :param version: a number or text that is part of the key; see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
         rule = make_rule(ttl, tags, skip_if, strict=strict)
@@ -362,14 +363,14 @@ class AsyncOperations(AsyncLife):
     # -- the rest -------------------------------------------------------------------------------------------
 
     async def explain(self, namespace: str, key: Any) -> Explanation:
-        """Return what the cache knows of a key: where it is, how old, why it is a miss, who loads it. For people.
+        """Return, for people, what is known about a key: where its value is, how old, why a miss, and who loads it.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         return await explain(self._reads, self._reads.ref(namespace, key))
 
     async def get_stats(self) -> CacheStats:
-        """Return the figures of this cache; see `CacheStats` for the keys."""
+        """Return the statistics of this cache; see `CacheStats` for the keys."""
         state, figures = self._state, local_stats(self._state)
         wire = state.wire()
         if wire is not None:

@@ -290,11 +290,11 @@ _FORBIDDEN: Final = re.compile(
 
 
 def check_name(name: object, argument: str = "namespace", *, also: str = "") -> str:
-    r"""Return a name as a plain `str` if Redis names can be built from it.
+    r"""Return a name as a plain `str`, if it can be part of Redis keys.
 
-    :param name: what the caller gave.
-    :param argument: the argument's name for the error message.
-    :param also: further characters that this kind of name must not contain.
+    :param name: the name that the caller passed.
+    :param argument: the argument's name, for the error message.
+    :param also: other characters that this kind of name must not contain.
     :raises CacheTypeError: (a `TypeError`) for anything but a `str`.
     :raises CacheArgumentError: (a `ValueError`) for an empty or over-long name and for one with ``:``, braces,
         white space, control characters or the glob characters ``* ? [ ] \ ^``.

@@ -1,7 +1,7 @@
-"""Namespaces: the named parts of the cache, each with the policy of its values.
+"""Namespaces: the named parts of the cache, each with a policy for its values.
 
-A `Namespace` is a `str`, so it can stand wherever a plain name stands; plain names in turn resolve to the
-namespace registered under that name, or to one with the defaults.
+A `Namespace` is a `str`, so it can be used wherever a plain name can. A plain name resolves to the namespace that is
+registered under it, or else to a namespace with the defaults.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ __all__ = [
 ]
 
 TTL_REALTIME: Final = 30
-"""Seconds, for what changes all the time, such as quotes."""
+"""Seconds, for values that change all the time, such as quotes."""
 
 TTL_MEDIUM: Final = 300
-"""Seconds, for what changes over minutes, such as a portfolio."""
+"""Seconds, for values that change over minutes, such as a portfolio."""
 
 TTL_LONG: Final = 3600
-"""Seconds, for what changes over hours, such as a watchlist."""
+"""Seconds, for values that change over hours, such as a watchlist."""
 
 TTL_STATIC: Final = 86400
-"""Seconds, for what hardly ever changes, such as the list of exchanges."""
+"""Seconds, for values that hardly ever change, such as the list of exchanges."""
 
 _MOST_PLAIN_NAMES: Final = 1024
 
 
 @readable
 class Namespace(str):
-    """A name with the policy of the values stored under it; equal to, and hashed as, the plain name.
+    """A name with a policy for the values stored under it. It equals the plain name, and has the same hash.
 
     :param name: letters, digits and most punctuation; no ``:``, braces, white space or glob characters.
     :param ttl: how long a value lives, as seconds, a `timedelta` or text such as ``"5m"``; ``None`` means
@@ -58,20 +58,21 @@ class Namespace(str):
     :param l1_ttl: how long a value is kept in memory at most, in the forms of `ttl`; ``None`` means as long
         as it lives.
     :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
-    :param share: hand the same object to every caller even if it is mutable. Faster, and the callers' promise
-        not to change it.
+    :param share: give all callers the same object, even if it is mutable. This is faster, but callers must not change
+        the object.
     :param compress: compress large values.
-    :param version: a number or text that is part of each key: change it when the code that makes the values changes,
-        so that it does not read what its older self stored.
-    :param offline: for how long memory may serve values after contact with Redis was lost, while others may change
-        them unheard; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives. It is
-        counted from the last moment at which Redis confirmed what is in memory. Nothing is stored in memory past it.
-    :param local: keep values in this process's memory only, by reference, whatever they are: clients, compiled models,
-        frames. Nothing of them is sent to Redis; clears, tags and deletes of other processes still reach them.
-    :param strict: raise `CacheEncodeError` where the result of a load cannot be stored, instead of returning it.
-    :param freshness: what may be done with values near or past their end: ``grace``, ``soft_timeout``,
+    :param version: a number or text that is part of each key. Change it when the code that makes the values changes,
+        so that new code does not read what old code stored.
+    :param offline: for how long memory may serve values after contact with Redis was lost, although other processes
+        may have changed them; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives.
+        The time counts from the last moment at which Redis confirmed what is in memory. After it, memory stores
+        nothing.
+    :param local: keep values in this process's memory only, by reference. They may be of any type: clients, compiled
+        models, frames. They are never sent to Redis. Clears, tags and deletes of other processes still reach them.
+    :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
+    :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
-    :raises CacheArgumentError: (a `ValueError`) naming the argument that cannot be meant.
+    :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
     """
 
     ttl: float | None
@@ -110,7 +111,7 @@ class Namespace(str):
         "retry": NO_POLICY.retry,
         "negative": {},
     }
-    """What each part of a policy is unless it is given."""
+    """The default of each part of a policy."""
 
     def __new__(
         cls,
@@ -148,27 +149,27 @@ class Namespace(str):
 
     @property
     def grace(self) -> float:
-        """Seconds for which a value may be served after its end, stale."""
+        """Seconds for which an expired value may be served stale."""
         return self.freshness.grace
 
     @property
     def soft_timeout(self) -> float | None:
-        """Seconds that a caller waits for a load while there is a stale value; None for as long as it takes."""
+        """Seconds that a caller waits for a load while there is a stale value; None for no limit."""
         return self.freshness.soft_timeout
 
     @property
     def hard_timeout(self) -> float | None:
-        """Seconds that a caller waits at all, for Redis and for the load; None for as long as it takes."""
+        """Seconds that a caller waits in all, for Redis and for the load; None for no limit."""
         return self.freshness.hard_timeout
 
     @property
     def early(self) -> float:
-        """How eagerly values are refreshed before their end; 0 for never."""
+        """How eagerly values are refreshed before they expire; 0 for never."""
         return self.freshness.early
 
     @property
     def jitter(self) -> float:
-        """The share of its time to live by which a value's life is shortened at most, at random."""
+        """The largest share of a TTL by which it is shortened at random."""
         return self.freshness.jitter
 
     @property
@@ -178,7 +179,7 @@ class Namespace(str):
 
     @property
     def negative(self) -> dict[type[Exception], float]:
-        """Seconds for which exceptions of some kinds are remembered as the answer."""
+        """For each kind of exception that is remembered as the answer: for how many seconds."""
         return dict(self.freshness.negative)
 
     @property
@@ -262,14 +263,14 @@ class CacheNamespaces(metaclass=_IterableType):
 
 
 class Watcher(Protocol):
-    """What remembers to which namespace a plain name resolved."""
+    """An object that remembers to which namespace a plain name resolved."""
 
     def namespaces_changed(self) -> None:
-        """Forget that, as it may resolve to another one now."""
+        """Forget it, because the name may now resolve to another namespace."""
 
 
 class NamespaceRegistry:
-    """Finds the policy for a plain name. Safe to use from several threads.
+    """Finds the namespace of a plain name. Safe to use from several threads.
 
     :ivar generation: how often a namespace was registered.
     """
@@ -284,7 +285,7 @@ class NamespaceRegistry:
     def register(self, namespace: Namespace, *, replace: bool = False) -> Namespace:
         """Make plain strings of this name resolve to this namespace, and return it.
 
-        :param replace: whether it may take the place of a namespace of that name with another policy.
+        :param replace: whether it may replace a namespace of that name that has another policy.
         :raises CacheTypeError: for anything but a `Namespace`.
         :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
         """
@@ -307,15 +308,15 @@ class NamespaceRegistry:
         return namespace
 
     def watch(self, watcher: Watcher) -> None:
-        """Have a thing told whenever a plain name may resolve to another namespace, as long as it lives."""
+        """Call `namespaces_changed` of an object, as long as it lives, when a plain name may resolve differently."""
         with section():
             self._watchers.add(watcher)
 
     def resolve(self, name: str) -> Namespace:
-        """Return a `Namespace` as it is, and for a plain name the registered one, or one with the defaults.
+        """Return a `Namespace` unchanged; for a plain name, the registered namespace, or one with the defaults.
 
         :raises CacheTypeError: for anything but a `str`.
-        :raises CacheArgumentError: for a name that cannot be one, see `check_name`.
+        :raises CacheArgumentError: for an invalid name; see `check_name`.
         """
         if type(name) is Namespace:
             return name
@@ -362,7 +363,7 @@ def register_namespace(namespace: Namespace, *, replace: bool = False) -> Namesp
     """Make plain strings of this name resolve to this namespace in the whole process, and return it.
 
     :param namespace: the name with its policy.
-    :param replace: whether it may take the place of a namespace of that name with another policy.
+    :param replace: whether it may replace a namespace of that name that has another policy.
     :raises CacheTypeError: for anything but a `Namespace`.
     :raises CacheArgumentError: if the name is registered with another policy and `replace` is not given.
     """

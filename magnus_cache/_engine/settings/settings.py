@@ -1,7 +1,7 @@
 """The settings of a cache, from keywords, the environment and a `.env` file, in this order of precedence.
 
-The connection's settings have the guide's names (``REDIS_HOST`` and so on); all others begin with ``MAGNUS_CACHE_``.
-What is wrong is told with the keyword and the variable, and never with a secret.
+The variables of the connection have the names of the integration guide (``REDIS_HOST`` and so on). All others begin
+with ``MAGNUS_CACHE_``. An error names the keyword and the variable, and never contains a secret.
 """
 
 import difflib
@@ -35,11 +35,11 @@ _LOGIN: Final = frozenset({"redis_username", "redis_password"})
 _ADDRESS: Final = re.compile(r"tcp://(?P<host>[^/@\s]+):(?P<port>\d+)")
 _OURS: Final = "MAGNUS_CACHE_"
 _told: Final[set[str]] = set()
-"""Unknown variables that were told already: each manager reads the environment anew."""
+"""Unknown variables that were warned about. Each manager reads the environment again, and must not warn again."""
 
 
 def _seconds(value: Any) -> float:
-    # The environment has text only, in which a plain number means seconds too.
+    # The environment contains text only. A plain number in it means seconds too.
     if isinstance(value, str):
         try:
             value = float(value)
@@ -58,35 +58,35 @@ def _variable(field: str) -> str:
 
 
 def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, Any]:
-    """Return the settings among some variables; one that is empty, as the guide's ``REDIS_PASSWORD=``, is not set."""
-    # A file with a secret ends in a new line, which is no part of it; blanks may be.
+    """Return the settings among some variables. An empty variable, as in ``REDIS_PASSWORD=``, counts as not set."""
+    # A file with a secret ends with a line break that is not part of it. Blanks may be part of it.
     values = {field: (found.get(_variable(field)) or "").strip("\r\n" if field in _LOGIN else None) for field in fields}
     layer: dict[str, Any] = {field: value for field, value in values.items() if value}
     if _ADDRESS.fullmatch(layer.get("redis_port", "")):
-        # No port that anybody has set; see `_injected`.
+        # Kubernetes has set this, not a person; see `_injected`.
         del layer["redis_port"]
     return layer
 
 
 def _injected(found: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return where Redis is by the address that Kubernetes sets in every pod beside a service named ``redis``.
+    """Return the address of Redis that Kubernetes sets in every pod beside a service named ``redis``.
 
-    It is below all that somebody has written down: a host, a port, or a URL, wherever that stands.
+    Every host, port or URL that a person has set has precedence over it.
     """
     ref = _ADDRESS.fullmatch((found.get("REDIS_PORT") or "").strip())
     return {} if ref is None else {"redis_host": ref["host"].strip("[]"), "redis_port": ref["port"]}
 
 
 def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) -> None:
-    """Say once which of our own variables have no meaning: a misspelt one would be ignored in silence."""
+    """Warn once about unknown variables with our prefix: a misspelt one would be ignored in silence."""
     known = [_variable(field) for field in fields]
     for name in sorted(found):
         if name.startswith(_OURS) and name not in known and name not in _told:
             _told.add(name)
             bare = name.removeprefix(_OURS)
             near = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            say(f"{name} ({where}) is no setting and is ignored; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}"
+            say(f"{name} ({where}) is not a setting and is ignored; {hint}")
 
 
 def _dotenv() -> Mapping[str, str | None]:
@@ -101,10 +101,10 @@ def _dotenv() -> Mapping[str, str | None]:
 
 
 def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one layer of settings over another.
+    """Return one layer of settings merged over another.
 
-    Where Redis is, is said by one of them as a whole: a URL does not go with the other's host, nor with the password
-    meant for that; a host does not go with the other's URL.
+    The address of Redis comes from one layer as a whole. A URL is not combined with the other layer's host, nor with
+    the password for that host. A host is not combined with the other layer's URL.
     """
     below = dict(lower)
     if upper.get("redis_url"):
@@ -115,7 +115,7 @@ def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class CacheSettings(BaseSettings):
-    """All there is to set. Durations are seconds, or text such as ``"500ms"``; sizes are bytes.
+    """All settings of a cache. Durations are seconds, or text such as ``"500ms"``; sizes are bytes.
 
     :raises CacheSettingsError: for a wrong or unknown setting, naming it and its environment variable.
     """
@@ -123,7 +123,7 @@ class CacheSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: SecretStr | None = Field(
-        None, description="redis://, valkey://, rediss:// (TLS), valkeys:// or unix://; instead of the next five"
+        None, description="redis://, valkey://, rediss:// (TLS), valkeys:// or unix://; use it instead of the next five"
     )
     redis_host: str = Field("localhost", min_length=1)
     redis_port: int = Field(6379, ge=1, le=65_535)
@@ -132,28 +132,32 @@ class CacheSettings(BaseSettings):
     redis_db: int = Field(0, ge=0)
     redis_ssl: bool = False
     redis_ssl_ca_certs: str | None = Field(
-        None, description="file of the authority that signed the server's certificate"
+        None, description="file with the authority that signed the server's certificate"
     )
-    redis_ssl_certfile: str | None = Field(None, description="file of this client's certificate")
-    redis_ssl_keyfile: str | None = Field(None, description="file of this client's key")
+    redis_ssl_certfile: str | None = Field(None, description="file with this client's certificate")
+    redis_ssl_keyfile: str | None = Field(None, description="file with this client's key")
     redis_ssl_check_hostname: bool = True
-    redis_enabled: bool = Field(True, description="False: this process's memory only")
-    prefix: str = Field("magnus", description="what all names in Redis begin with")
-    default_ttl: _Seconds = Field(300.0, description="time to live where neither call nor namespace gives one")
-    op_timeout: _Seconds = Field(0.5, description="the longest that Redis may take to answer, or to be connected to")
-    max_staleness: _Seconds = Field(1.0, description="the longest that a change made elsewhere may go unnoticed")
-    lease: _Seconds = Field(5.0, description="the longest that a load's key stays locked after its process died")
-    wait_timeout: _Seconds = Field(30.0, description="the longest that a caller waits for somebody else's load")
+    redis_enabled: bool = Field(True, description="False: use the memory of this process only")
+    prefix: str = Field("magnus", description="prefix of every Redis key")
+    default_ttl: _Seconds = Field(300.0, description="TTL in seconds, if neither the call nor the namespace has one")
+    op_timeout: _Seconds = Field(0.5, description="timeout per Redis operation and per connection attempt, seconds")
+    max_staleness: _Seconds = Field(
+        1.0, description="bound on how long a change made elsewhere can go unnoticed, seconds"
+    )
+    lease: _Seconds = Field(
+        5.0, description="lease duration, seconds: how long a key stays locked after its loader's process died"
+    )
+    wait_timeout: _Seconds = Field(30.0, description="how long a caller waits for another caller's load, seconds")
     l1_max_entries: int = Field(10_000, ge=0)
     l1_max_bytes: int = Field(64 * 2**20, ge=0)
     max_value_bytes: int = Field(16 * 2**20, ge=1)
-    max_pending: int = Field(65_536, ge=1, description="requests that may wait for Redis at a time, per event loop")
+    max_pending: int = Field(65_536, ge=1, description="how many requests may wait for Redis at a time, per event loop")
     recovery_path: Path | None = Field(
-        None, description="file that keeps what Redis could not be told, so that it outlives this process"
+        None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
     )
 
     _names: dict[str, str] = PrivateAttr(default_factory=dict)
-    """What the caller or the environment has set, by the name it was given under."""
+    """For each setting that is set: the keyword or variable that set it."""
 
     def __init__(self, **values: Unpack[SettingsOptions]) -> None:
         fields = type(self).model_fields
@@ -176,11 +180,11 @@ class CacheSettings(BaseSettings):
         else:
             self._names = names
             return
-        # Raised here and not above: pydantic's own error holds the input, and must not come along as the context.
+        # Raised here and not above: pydantic's error contains the input, and must not become the context.
         raise CacheSettingsError(problem)
 
     def changed(self, overrides: Mapping[str, Any]) -> "CacheSettings":
-        """Return these settings with some of them replaced.
+        """Return a copy with some settings replaced.
 
         :raises CacheSettingsError: for a wrong or unknown setting, naming it.
         """
@@ -215,7 +219,7 @@ class CacheSettings(BaseSettings):
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        # One of NumPy's is no `bool`, and pydantic takes it for a number.
+        # A bool of NumPy is not a `bool`, and pydantic takes it for a number.
         if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
             raise ValueError(f"{value!r} is a bool, not a number")  # the kind that pydantic reports
         found = whole(value)
@@ -244,20 +248,20 @@ class CacheSettings(BaseSettings):
     @field_validator("recovery_path")
     @classmethod
     def _usable_path(cls, value: Path | None) -> Path | None:
-        # Told at the start, where somebody looks: in an outage, all that is left is a line in the log.
+        # Checked at the start, where people look. In an outage, a line in the log is all there can be.
         if value is None:
             return None
         if value.name == ":memory:":
-            raise ValueError("what is in memory does not outlive the process; name a file")
+            raise ValueError("memory does not outlive the process; name a file")
         path = value.expanduser().absolute()
         if path.is_dir():
             raise ValueError("it is a folder; name a file in it")
         if path.exists() and not path.is_file():
-            raise ValueError("it is there, and no ordinary file; name another")
+            raise ValueError("it exists and is not an ordinary file; name another")
         if not path.parent.is_dir():
-            raise ValueError("its folder does not exist; make it, for files that only this user may read")
+            raise ValueError("its folder does not exist; create it, readable by this user only")
         if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-            raise ValueError("this user may not write there; the file and its folder must be writable")
+            raise ValueError("this user cannot write there; the file and its folder must be writable")
         return path
 
     @field_validator("redis_url")
@@ -271,7 +275,7 @@ class CacheSettings(BaseSettings):
     def _whole_pair(self) -> Self:
         if (self.redis_ssl_keyfile is None) is not (self.redis_ssl_certfile is None):
             raise ValueError(
-                "redis_ssl_certfile and redis_ssl_keyfile (REDIS_SSL_CERTFILE, REDIS_SSL_KEYFILE) go together"
+                "set both redis_ssl_certfile and redis_ssl_keyfile (REDIS_SSL_CERTFILE, REDIS_SSL_KEYFILE), or neither"
             )
         return self
 
@@ -285,7 +289,7 @@ class CacheSettings(BaseSettings):
         return self
 
     def endpoint(self) -> Endpoint:
-        """Return where Redis is: what `redis_url` says, else what the single settings say."""
+        """Return the address of Redis: that of `redis_url`, or else that of the single settings."""
         files = {
             "ssl_ca_certs": self.redis_ssl_ca_certs, "ssl_certfile": self.redis_ssl_certfile,
             "ssl_keyfile": self.redis_ssl_keyfile, "ssl_check_hostname": self.redis_ssl_check_hostname,
@@ -319,7 +323,7 @@ def _no_passphrase() -> str:
 
 
 def _check_certificates(tls: Mapping[str, Any]) -> None:
-    """Load the files as a connection would: what is wrong with them is told now, not in an outage.
+    """Load the files as a connection would, so that a mistake is found now and not in an outage.
 
     :raises ValueError: naming the setting.
     """
@@ -333,7 +337,7 @@ def _check_certificates(tls: Mapping[str, Any]) -> None:
             # Without a function, OpenSSL would ask for a passphrase on the terminal.
             context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"), password=_no_passphrase)
     except ssl.SSLError:
-        problem = "not a certificate (and key that belongs to it) in PEM form"
+        problem = f"not a certificate{' and the key that belongs to it' if 'keyfile' in what else ''} in PEM form"
     except ValueError as error:
         problem = f"{error}; decrypt it for the cache"
     else:
@@ -348,7 +352,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _explained(error: ValidationError) -> str:
     problems: list[str] = []
-    # What a model validator raises has no place of its own; it names its setting itself.
+    # An error of a model validator has no location; its message names the setting.
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         message = problem["msg"].removeprefix("Value error, ").removeprefix("value: ")
         place = problem["loc"]
@@ -361,6 +365,6 @@ def _without_constraints(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(annotation=annotation.__origin__) if hasattr(annotation, "__metadata__") else parameter
 
 
-# `help()` is to show types and defaults, not how each is checked.
+# `help()` shows types and defaults, not how each is checked.
 _shown = inspect.signature(CacheSettings)
 CacheSettings.__signature__ = _shown.replace(parameters=list(map(_without_constraints, _shown.parameters.values())))
