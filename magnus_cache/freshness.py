@@ -128,7 +128,12 @@ class FreshnessState(Enum):
 
 
 def classify(now: float, due: float, fresh_until: float, end: float) -> FreshnessState:
-    """Return what may be done with a value that is due for a refresh, stale and gone at these seconds of one clock."""
+    """Return what may be done with a value. All arguments are seconds of one clock.
+
+    :param due: when an early refresh is due.
+    :param fresh_until: when the value becomes stale.
+    :param end: when it is gone.
+    """
     if now < due:
         return FreshnessState.FRESH
     if now < fresh_until:

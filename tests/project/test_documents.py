@@ -39,6 +39,7 @@ from tests.support.documents import (
     FOR_USERS,
     PAGES,
     README,
+    ROOT,
     Document,
     Example,
     broken_links,
@@ -265,6 +266,15 @@ def test_the_page_tells_the_namespaces_and_ttls_that_there_are() -> None:
 def test_every_fixture_and_tool_is_on_its_page() -> None:
     assert first_column(PAGES["testing"].section("Fixtures")) == set(plugin.__all__)
     assert first_column(PAGES["testing"].section("Tools")) == set(testing.__all__)
+
+
+def test_the_guide_for_contributors_names_the_folders_and_modules_that_there_are() -> None:
+    engine = Path(magnus_cache.__file__).parent / "_engine"
+    table = Document(ROOT / ".github" / "CONTRIBUTING.md").section("Where to start reading")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", table, re.MULTILINE)
+    assert {folder for folder, _ in rows} == {path.parent.name for path in engine.glob("*/__init__.py")}
+    modules = [(folder, module) for folder, told in rows for module in re.findall(r"`(\w+)`", told)]
+    assert [pair for pair in modules if not (engine / pair[0] / f"{pair[1]}.py").is_file()] == []
 
 
 # -- the grants ---------------------------------------------------------------------------------------------
