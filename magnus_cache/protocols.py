@@ -1,12 +1,12 @@
-"""What the decorators return, as type checkers see it: for whoever annotates what takes or returns a cached function.
+"""The types of cached functions, for annotations of functions that take or return them.
 
-A function stays what it was, with its parameters and its result; what is added to it is here. One type is for both
-kinds: the result of a coroutine function is a coroutine, and so is that of what is added. With a type for each kind,
-checkers would have to choose for a function of any type, ``(x: T) -> T``, and choose wrongly.
+A cached function keeps its parameters and its result. These types add what the cache adds. One type is for both kinds:
+the result of a coroutine function is a coroutine, and so are the results of what is added. With a type for each kind,
+checkers would have to choose for a function of any type, ``(x: T) -> T``, and would choose wrongly.
 
-To a type checker a cached method is an object and no method. mypy sees that it fits a protocol or an abstract method;
-pyright does not, and neither lets a plain method override it, as that has no `invalidate`. `as_method` is for those
-places. A classmethod is seen for what it is; a staticmethod is, where it is reached through its class.
+To a type checker, a cached method is an object and not a method. mypy accepts it for a protocol or an abstract method;
+pyright does not. Neither lets a plain method override it, because a plain method has no `invalidate`. Use `as_method`
+in these places. Checkers see a classmethod as one, and a staticmethod if it is reached through its class.
 """
 
 from collections.abc import Callable, Coroutine
@@ -28,26 +28,27 @@ S = TypeVar("S")
 
 
 class CacheInfo(NamedTuple):
-    """What a decorated function's cache did so far, in this process."""
+    """The counts of a cached function in this process so far."""
 
     hits: int
     misses: int
     loads: int
     namespace: str
     ttl: float | None
-    """Seconds, or None where it is computed from the value."""
+    """Seconds, or None if it is computed from the value."""
 
 
-class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: what tells the kinds apart is no use of it
-    """A cached function: call it as before, or ask for more. What is added is awaited for a coroutine function.
+class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: telling the kinds apart does not use it
+    """A cached function. Call it as before, or use what the cache adds; for a coroutine function, await it.
 
     - ``invalidate(...)`` removes the value for these arguments everywhere and returns whether there was one.
     - ``refresh(...)`` calls the function now, stores its value and returns it.
-    - ``contains(...)`` returns whether there is a value for these arguments; it loads none.
-    - ``explain(...)`` returns what the cache knows of that value; see `CacheManager.explain`.
-    - ``clear()`` drops all values that this function has stored, everywhere, in one exchange with Redis. Of a method,
-      those of all instances. Functions of one name, as a factory makes them, are cleared together. What `set` or
-      `warm_cache` has put under the function's keys is not its own: remove that by `delete`.
+    - ``contains(...)`` returns whether there is a value for these arguments; it loads nothing.
+    - ``explain(...)`` returns what the cache knows about that value; see `CacheManager.explain`.
+    - ``clear()`` removes all values that this function has stored, everywhere, in one exchange with Redis. For a
+      method, it removes those of all instances. Functions with the same name, such as those of a factory, are cleared
+      together.
+      Values that `set` or `warm_cache` stored under the function's keys stay; remove them with `delete`.
 
     Each raises what the operation of that name of `CacheManager` raises.
     """
@@ -101,7 +102,7 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: what 
     @overload
     def clear(self) -> None: ...
 
-    # mypy takes the first of these for whatever is reached through a class: it does not look at the first parameter.
+    # mypy uses the first of these for all access through a class: it does not look at the first parameter.
     @overload
     def __get__(
         self: "Cached[Concatenate[type[S], Q], R]", instance: None, owner: type[S]
@@ -117,7 +118,7 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: what 
 
 
 class CachedOfClass(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
-    """A cached classmethod reached through its class; to mypy any cached method: with or without the first argument."""
+    """A cached classmethod reached through its class; to mypy, any cached method, with or without first argument."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -126,7 +127,7 @@ class CachedOfClass(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  
 
 
 AsyncCached: TypeAlias = Cached[P, Coroutine[Any, Any, R]]
-"""A cached coroutine function: call it as before, or ask for more."""
+"""A cached coroutine function. Call it as before, or use what the cache adds."""
 
 
 class Decorator(Protocol):
@@ -199,9 +200,9 @@ class BatchDecorator(Protocol):
 
 
 def as_method(function: Callable[P, R], /) -> Callable[P, R]:
-    """Return the same cached function, and let type checkers see a plain one; written above `cached`.
+    """Return the same cached function, but let type checkers see a plain one. Write it above `cached`.
 
-    So a cached method fits a protocol, overrides a method and can be overridden. What the cache adds to it is still
-    there, and type checkers do not see it any more.
+    A cached method then fits a protocol, overrides a method and can be overridden. What the cache adds to it is still
+    there, but type checkers do not see it.
     """
     return function

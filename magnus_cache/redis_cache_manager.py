@@ -1,7 +1,7 @@
 """The names that the integration guide imports from ``src.cache.redis_cache_manager``.
 
-Code written after the guide runs once that import path is changed to this one. New code imports from
-`magnus_cache` itself.
+Code written after the guide needs one change: import from this module instead. New code imports from `magnus_cache`
+itself.
 """
 
 from magnus_cache._engine.api.managers import cache_clear, cache_delete, cache_get, cache_set, get_cache_manager

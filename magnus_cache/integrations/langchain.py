@@ -1,9 +1,9 @@
 """Makes the results of LangChain storable: import this module once, in every process that reads them.
 
-Registers the models of ``langchain_core``: messages and their chunks, generations and the results that hold them,
-documents, prompt values, and what agents decide.
+Registers the models of ``langchain_core``: messages and their chunks, generations and their results, documents, prompt
+values, and the decisions of agents.
 
-:raises ImportError: if the library is not there.
+:raises ImportError: if the library is not installed.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ library("langchain_core", extra="langchain")
 
 
 def register() -> None:
-    """Register the models; importing this module has done so. Again after the library was reloaded."""
+    """Register the models. Importing this module does it; call it again after a reload of the library."""
     modules = (
         "langchain_core.messages",
         "langchain_core.outputs",

@@ -1,9 +1,10 @@
 """Makes the responses of the OpenAI library storable: import this module once, in every process that reads them.
 
-Registers the response models of ``openai.types`` and what is nested in them: chat completions, responses, completions,
-embeddings, moderations, images, transcriptions, and the others. Streams are no values; cache what they add up to.
+Registers the response models of ``openai.types`` and the models nested in them: chat completions, responses,
+completions, embeddings, moderations, images, transcriptions, and the others. A stream is not a value; cache the result
+that you collect from it.
 
-:raises ImportError: if the library is not there.
+:raises ImportError: if the library is not installed.
 """
 
 from magnus_cache._engine.codec import register_type
@@ -15,7 +16,7 @@ library("openai", extra="openai")
 
 
 def register() -> None:
-    """Register the response models; importing this module has done so. Again after the library was reloaded."""
+    """Register the response models. Importing this module does it; call it again after a reload of the library."""
     modules = ("openai.types", "openai.types.chat", "openai.types.responses", "openai.types.audio")
     for model in models_of(modules):
         register_type(model)

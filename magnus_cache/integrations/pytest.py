@@ -1,9 +1,10 @@
-"""Fixtures for pytest, there for every project that has magnus_cache installed.
+"""Fixtures for pytest, for every project that has magnus_cache installed.
 
-`magnus` gives each test a process-wide cache of its own. With `magnus_server` it uses an embedded server, with
-`magnus_faults` that one through a proxy that can break the connection, with `magnus_clock` time can be advanced.
+`magnus` gives each test its own process-wide cache. With `magnus_server` it uses an embedded server. With
+`magnus_faults` it uses that server through a proxy that can break the connection. With `magnus_clock` the test can let
+time pass.
 
-Every pytest run imports this module, so it imports nothing but pytest until a fixture is used.
+Every pytest run imports this module, so it imports only pytest until a fixture is used.
 """
 
 from collections.abc import Iterator
@@ -22,22 +23,22 @@ __all__ = ["magnus", "magnus_clock", "magnus_faults", "magnus_server", "magnus_s
 
 @pytest.fixture
 def magnus_settings() -> dict[str, Any]:
-    """Settings of the cache that `magnus` gives, by keyword. Override it in a conftest.py or in a test module."""
+    """The settings of `magnus`, by keyword. Override this fixture in a conftest.py or in a test module."""
     return {}
 
 
 @pytest.fixture
 def magnus(request: pytest.FixtureRequest, magnus_settings: dict[str, Any]) -> "Iterator[CacheManager]":
-    """The process-wide cache, for this test alone: empty, with a prefix and statistics of its own.
+    """The process-wide cache, for this test alone: empty, with its own prefix and statistics.
 
-    Functions that the application has decorated through `get_cache_manager()` follow it. It uses the Redis of
-    `magnus_faults` or `magnus_server` if the test has them too, else the one that the settings name.
+    Functions that the application has decorated through `get_cache_manager()` use it. It uses the Redis of
+    `magnus_faults` or `magnus_server` if the test has one of them, or else the Redis of the settings.
     """
     from magnus_cache.testing.isolation import isolated
 
     settings = dict(magnus_settings)
     if "magnus_clock" in request.fixturenames:
-        # It outlives the cache, which would see time go back otherwise.
+        # First, so that it outlives the cache: otherwise the cache would see time go back.
         request.getfixturevalue("magnus_clock")
     for name in ("magnus_faults", "magnus_server"):
         if name in request.fixturenames:
@@ -47,7 +48,7 @@ def magnus(request: pytest.FixtureRequest, magnus_settings: dict[str, Any]) -> "
 
 
 class _Servers:
-    """The embedded server of this test process, started when it is first wanted."""
+    """The embedded server of this test process, started at its first use."""
 
     def __init__(self) -> None:
         self._server: EmbeddedServer | None = None
@@ -74,7 +75,7 @@ def _magnus_servers() -> Iterator[_Servers]:
 
 @pytest.fixture
 def magnus_server(_magnus_servers: _Servers) -> "Iterator[EmbeddedServer]":
-    """An embedded server, empty, which the test may stop, kill and pause. It needs the extra ``embedded``."""
+    """An empty embedded server, which the test may stop, kill and pause. It needs the extra ``embedded``."""
     from redis import Redis
 
     server = _magnus_servers.get()
@@ -87,7 +88,7 @@ def magnus_server(_magnus_servers: _Servers) -> "Iterator[EmbeddedServer]":
 
 @pytest.fixture
 def magnus_faults(magnus_server: "EmbeddedServer") -> "Iterator[Proxy]":
-    """A proxy in front of `magnus_server`: it refuses, delays, freezes or cuts connections when the test says so."""
+    """A proxy in front of `magnus_server`: the test makes it refuse, delay, freeze or cut connections."""
     from magnus_cache.testing.proxy import Proxy
 
     with Proxy(magnus_server.port) as proxy:

@@ -1,4 +1,4 @@
-"""What both managers have in common, and what belongs to the life of a cache: health, switches, closing."""
+"""The operations of both managers that concern the cache as a whole: health, switches, closing."""
 
 import sys
 from contextlib import AbstractContextManager
@@ -14,11 +14,11 @@ from magnus_cache._engine.runtime.loops import async_library
 __all__ = ["AsyncLife", "BlockingLife"]
 
 _SPARE: Final = 0.25
-"""Seconds for the way to the background loop and back."""
+"""Seconds for a call to reach the background loop and return."""
 
 
 class _Life:
-    """What is the same in blocking and in async code."""
+    """The operations that are the same in blocking and in async code."""
 
     _state: State
 
@@ -26,16 +26,16 @@ class _Life:
         return f"<{type(self).__name__} {self._state.describe()}>"
 
     def bypass(self) -> AbstractContextManager[None]:
-        """Within it, read nothing from the cache but store what is loaded: a one-off fresh read."""
+        """Within the block, read nothing from the cache, but store what is loaded: a fresh read."""
         return self._state.bypass()
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within it, behave as if there were no cache, for all callers, in whatever thread or task; for tests."""
+        """Within the block, work as if there were no cache, for all callers in all threads and tasks; for tests."""
         return self._state.disabled()
 
 
 class AsyncLife(_Life):
-    """The life of a cache, as coroutines see it."""
+    """Health and closing of a cache, for coroutines."""
 
     @property
     def redis_available(self) -> bool:
@@ -43,18 +43,18 @@ class AsyncLife(_Life):
         return self._state.redis_available
 
     async def ping(self) -> Health:
-        """Ask Redis now, for `op_timeout` at most, and return whether and how fast it answers, what it is, or why not.
+        """Ask Redis now, for `op_timeout` at most; return whether it answers, how fast, and what it is, or why not.
 
-        It never raises, not even on a closed cache: the problem is in the answer.
+        It never raises, not even on a closed cache: the result has the problem.
         """
         return await check_health(self._state)
 
     async def aclose(self) -> None:
-        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`."""
+        """Disconnect, and stop everything that this cache started. Idempotent; later calls raise `CacheClosedError`."""
         await self._state.aclose()
 
     async def close(self) -> None:
-        """Disconnect and stop all that this cache started; the same as `aclose`."""
+        """Disconnect, and stop everything that this cache started; the same as `aclose`."""
         await self.aclose()
 
     async def __aenter__(self) -> Self:
@@ -68,14 +68,14 @@ class AsyncLife(_Life):
 
 
 class BlockingLife(_Life):
-    """The life of a cache, as blocking code sees it."""
+    """Health and closing of a cache, for blocking code."""
 
     @property
     def redis_available(self) -> bool:
         """Whether Redis answered when it was last asked.
 
-        If it was never asked, it is asked now, for `op_timeout` at most; except in a thread that runs an event loop,
-        which must not wait: there, the answer is False before the first call.
+        If it was never asked, it is asked now, for `op_timeout` at most. A thread that runs an event loop must not
+        wait: there, the result is False before the first call.
         """
         state = self._state
         if state.endpoint is not None and state.breaker.unknown and self._may_ask():
@@ -89,9 +89,9 @@ class BlockingLife(_Life):
         return async_library() is None
 
     def ping(self) -> Health:
-        """Ask Redis now, for `op_timeout` at most, and return whether and how fast it answers, what it is, or why not.
+        """Ask Redis now, for `op_timeout` at most; return whether it answers, how fast, and what it is, or why not.
 
-        It never raises, not even on a closed cache: the problem is in the answer.
+        It never raises, not even on a closed cache: the result has the problem.
         """
         state = self._state
         try:
@@ -102,9 +102,9 @@ class BlockingLife(_Life):
             return unhealthy(error, state)
 
     def close(self) -> Ending:
-        """Disconnect and stop all that this cache started. Idempotent; later calls raise `CacheClosedError`.
+        """Disconnect, and stop everything that this cache started. Idempotent; later calls raise `CacheClosedError`.
 
-        In a coroutine, `await` what it returns: the connection of the running event loop ends when that turns next.
+        In a coroutine, `await` the result: the connection of the running event loop ends at the loop's next turn.
         """
         return self._state.close()
 

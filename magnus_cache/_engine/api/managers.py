@@ -30,11 +30,11 @@ __all__ = [
 
 
 class CacheManager(BlockingOperations):
-    """A cache for blocking code: an LRU in this process, Redis behind it, and neither ever in the way.
+    """A cache for blocking code: an LRU in this process, with Redis behind it.
 
-    Make one from settings or keywords (``CacheManager(redis_url="redis://127.0.0.1:6379/0")``), from the
-    environment (``CacheManager()``), or take the process-wide one (`get_cache_manager`). Nothing is connected and
-    no thread is started before the first call. Safe to use from any number of threads.
+    Create one from settings or keywords (``CacheManager(redis_url="redis://127.0.0.1:6379/0")``) or from the
+    environment (``CacheManager()``), or use the process-wide one (`get_cache_manager`). Nothing is
+    connected, and no thread is started, before the first call. It is safe to use from any number of threads.
 
     No method raises because Redis is away. `aio` is the same cache for async code.
 
@@ -63,9 +63,9 @@ class CacheManager(BlockingOperations):
 
 
 class AsyncCacheManager(AsyncOperations):
-    """A cache for async code: an LRU in this process, Redis behind it, and neither ever in the way.
+    """A cache for async code: an LRU in this process, with Redis behind it.
 
-    Made as `CacheManager` is; its operations are awaited. It works on any event loop, and on several at a time.
+    Create one like a `CacheManager`, and await its operations. It works on any event loop, and on several at a time.
     `sync` is the same cache for blocking code.
 
     :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
@@ -142,9 +142,9 @@ class _ProcessManager(ProcessFace, CacheManager):
         return PROCESS.blocking.clear(PROCESS.own_name(namespace_or_pattern))
 
     def close(self) -> Ending:
-        """Disconnect and stop all that the process-wide cache started. Idempotent; its next use makes another.
+        """Disconnect, and stop everything that the process-wide cache started. Idempotent; the next use reopens it.
 
-        In a coroutine, `await` what it returns: the connection of the running event loop ends when that turns next.
+        In a coroutine, `await` the result: the connection of the running event loop ends at the loop's next turn.
         """
         return PROCESS.close()
 
@@ -195,7 +195,7 @@ class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
         return await PROCESS.awaited.clear(PROCESS.own_name(namespace_or_pattern))
 
     async def close(self) -> None:
-        """Disconnect and stop all that the process-wide cache started; the same as `aclose`."""
+        """Disconnect, and stop everything that the process-wide cache started; the same as `aclose`."""
         await self.aclose()
 
     def __reduce__(self) -> Any:
@@ -205,8 +205,8 @@ class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
 def get_cache_manager() -> CacheManager:
     """Return the process-wide cache for blocking code.
 
-    It is made by its first use, from what `configure` was told, the environment and `.env`. After it was closed, the
-    next use makes another, also by a manager or a decorated function that was there before.
+    Its first use creates it, from the settings of `configure`, the environment and `.env`. After it was closed, the
+    next use creates another one. Managers and decorated functions that existed before use it too.
 
     :raises CacheSettingsError: for a wrong setting, naming its environment variable.
     """
@@ -220,7 +220,7 @@ def get_cache_manager() -> CacheManager:
 
 
 def get_async_cache_manager() -> AsyncCacheManager:
-    """Return the process-wide cache for async code: another face of what `get_cache_manager` returns.
+    """Return the process-wide cache for async code: the same cache that `get_cache_manager` returns.
 
     :raises CacheSettingsError: for a wrong setting, naming its environment variable.
     """
@@ -228,10 +228,10 @@ def get_async_cache_manager() -> AsyncCacheManager:
 
 
 def configure(**settings: "Unpack[SettingsOptions]") -> None:
-    """Set up the process-wide cache, before its first use; decorating functions is none.
+    """Set up the process-wide cache before its first use. Decorating a function is not a use.
 
-    What is not named here comes from the environment and `.env`. A second call adds to the first one. The settings
-    also hold for the cache that is made after this one was closed.
+    Settings that are not named here come from the environment and `.env`. A second call adds to the first. The settings
+    also apply to the cache that is created after this one was closed.
 
     :raises CacheSettingsError: for a wrong setting; and once the cache is in use, until it is closed.
     """
@@ -264,7 +264,7 @@ def cache_delete(namespace: str, key: Any) -> bool:
 
 
 def cache_clear(namespace_or_pattern: str) -> int:
-    """Remove a namespace, or what matches a glob, from the process-wide cache; return how many values Redis removed.
+    """Remove a namespace, or the values that match a glob, from the process-wide cache; return how many Redis removed.
 
     :raises CacheArgumentError: as `CacheManager.clear` does.
     """

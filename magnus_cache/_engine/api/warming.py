@@ -33,15 +33,15 @@ _STEP = 500
 
 @dataclass(frozen=True, slots=True)
 class WarmReport:
-    """What a warming came to.
+    """The result of `warm_cache`.
 
     :ivar total: keys asked for, each counted once.
     :ivar loaded: keys whose value was loaded and stored.
-    :ivar skipped: keys that had a value, with `only_missing`.
-    :ivar failed: keys whose loader raised, and what cannot be a key.
+    :ivar skipped: with `only_missing`, keys that had a value.
+    :ivar failed: keys whose loader raised, and objects that cannot be keys.
     :ivar errors: the exception by key, for the first hundred that failed or whose value cannot be stored.
     :ivar seconds: how long it took.
-    :ivar unstorable: keys whose value was loaded and cannot be stored.
+    :ivar unstorable: keys whose value was loaded but cannot be stored.
     """
 
     total: int

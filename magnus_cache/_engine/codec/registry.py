@@ -95,20 +95,20 @@ def register_type(
     encode: Callable[[Any], Any] | None = None,
     decode: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Allow the instances of a class in the cache, and return the class; also a decorator, bare or with arguments.
+    """Allow instances of a class in the cache, and return the class. Also a decorator, with or without arguments.
 
-    Enum, NamedTuple, dataclass and pydantic classes need no functions: their fields are stored and restored by name,
-    without running `__init__` or validators, and the classes that their fields are annotated with are registered too.
-    Exactly this class is registered, not its subclasses. Register at import, in every process that reads the values.
+    Enum, NamedTuple, dataclass and pydantic classes need no functions. Their fields are stored and restored by name,
+    without running `__init__` or validators, and the classes in the annotations of their fields are registered too.
+    Subclasses are not registered. Register at import, in every process that reads the values.
 
     :param name: the name on the wire, ``"module.qualname"`` by default. Keep the old one when you move a class; choose
         a new one when old values must no longer be read. A class can be registered again: the last name is written,
         the earlier ones still read.
     :param encode: turns an instance into something the cache can store.
-    :param decode: turns that back into an instance; whatever it raises makes the stored value a miss.
+    :param decode: turns that back into an instance. If it raises, the stored value counts as a miss.
     :raises CacheArgumentError: if the functions are missing or only one is given, if the class is one of the built-in
         types, or if another class has the name.
-    :raises CacheTypeError: if `cls` is no class or `name` no string.
+    :raises CacheTypeError: if `cls` is not a class or `name` not a string.
     """
     if cls is None:
 

@@ -1,4 +1,4 @@
-"""Health: whether Redis answers now, what it is, and if it does not, why."""
+"""Health: whether Redis answers now and what it is, or why it does not answer."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ __all__ = ["Health", "check_health", "unhealthy"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `ping` found out. It is true in a condition if Redis answered.
+    """The result of `ping`. It is true in a condition if Redis answered.
 
     :ivar ok: whether Redis answered, and serves.
-    :ivar latency_ms: milliseconds that one exchange with it took; None without an answer.
-    :ivar server: ``"redis"`` or ``"valkey"``; None where it is not told.
-    :ivar version: such as ``"7.2.4"``; None where it is not told.
-    :ivar mode: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; ``"memory"`` for a cache without Redis; None where it
-        is not told.
+    :ivar latency_ms: milliseconds that one exchange took; None without an answer.
+    :ivar server: ``"redis"`` or ``"valkey"``; None if it is not known.
+    :ivar version: such as ``"7.2.4"``; None if it is not known.
+    :ivar mode: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; ``"memory"`` for a cache without Redis; None if it
+        is not known.
     :ivar tracking: whether Redis announces changes to this connection.
-    :ivar reason: why it is not ok, as one word, a colon, and what to do about it; None if it is.
+    :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
     """
 
     ok: bool

@@ -37,9 +37,9 @@ class _NotModified:
 _MARK: Final = _NotModified()
 
 NOT_MODIFIED: Final[Never] = cast("Never", _MARK)
-"""What a loader returns to say that the value it was to replace is still right: that is kept for another term.
+"""What a loader returns if the stored value is still right. The value is kept for another TTL.
 
-To type checkers it is of no type, so that a function that returns it keeps its annotation.
+Type checkers see the type `Never`, so that a function that returns it keeps its annotation.
 """
 
 
@@ -63,7 +63,7 @@ class PreviousValue:
 
 
 class CurrentLoad:
-    """What a loader may know of its load; see `current_load`."""
+    """What a loader can know about its load; see `current_load`."""
 
     __slots__ = ("_previous", "_validator")
 
@@ -73,17 +73,17 @@ class CurrentLoad:
 
     @property
     def has_previous(self) -> bool:
-        """Whether there is a value that this load is to replace: only then may the loader return `NOT_MODIFIED`."""
+        """Whether this load replaces a stored value. Only then may the loader return `NOT_MODIFIED`."""
         return self._previous is not None
 
     @property
     def previous(self) -> Any:
-        """The value that this load is to replace; None if there is none."""
+        """The value that this load replaces; None if there is none."""
         return self._previous.value() if self._previous is not None else None
 
     @property
     def validator(self) -> str | None:
-        """What the source tells the value's versions apart by, such as an ETag; of the previous value, until it is set.
+        """The version of the value at its source, such as an ETag: that of the previous value, until you set it.
 
         :raises CacheTypeError: when it is set to anything but a str or None.
         :raises CacheArgumentError: when it is set to more than 4096 bytes.
@@ -108,9 +108,9 @@ _CURRENT: Final[ContextVar[CurrentLoad | None]] = ContextVar("magnus_cache_curre
 
 
 def current_load() -> CurrentLoad:
-    """Return the load that calls the running code; outside of one, one that replaces nothing.
+    """Return the load that runs the calling code; outside a load, one that replaces nothing.
 
-    So a loader can ask its source conditionally, and works as well without the cache::
+    With it, a loader can ask its source conditionally. It also works without the cache::
 
         load = current_load()
         reply = await client.get(url, headers={"If-None-Match": load.validator} if load.validator else {})
@@ -119,15 +119,15 @@ def current_load() -> CurrentLoad:
         load.validator = reply.headers.get("ETag")
         return reply.json()
 
-    There is something to replace when a stale value is refreshed (a grace), or a fresh one early; not after an
-    invalidation, nor while Redis is away. Loaders of many keys at once have none.
+    There is a value to replace if a stale value is refreshed (a grace), or a fresh one early. There is none after an
+    invalidation, while Redis is away, and in loaders of many keys.
     """
     return _CURRENT.get() or CurrentLoad()
 
 
 def not_modified_error() -> CacheTypeError:
     """Return the error of a loader that says `NOT_MODIFIED` where there is nothing to say it of."""
-    problem = "it returned NOT_MODIFIED although there is no value that it could mean; see current_load()"
+    problem = "it returned NOT_MODIFIED although there is no value to keep; see current_load()"
     return CacheTypeError("loader", problem)
 
 

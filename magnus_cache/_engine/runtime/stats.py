@@ -1,4 +1,4 @@
-"""What the cache did: counters for each namespace and level, and latency percentiles.
+"""The statistics of a cache: counters for each namespace and level, and latency percentiles.
 
 A hit in memory adds one to a plain attribute. With the GIL, CPython 3.10 and later cannot switch threads between
 that load and store, so counts are exact without a lock; elsewhere they may, at worst, miss a few.
@@ -15,21 +15,21 @@ _OTHER: Final = "(other)"
 
 
 class CacheStats(dict[str, Any]):
-    """The figures of `get_stats`, as a mapping.
+    """The statistics of `get_stats`, as a mapping.
 
     Always there: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
-    ``miss_count``, ``unstorable`` (results that could not be stored, and were returned), ``in_memory_keys``,
+    ``miss_count``, ``unstorable`` (results that were returned but could not be stored), ``in_memory_keys``,
     ``in_memory_bytes``, ``evictions``, ``expirations``,
-    ``fenced_fills`` (values read or loaded that were overtaken, so that they were not kept),
-    ``flights``, ``flights_joined``, ``unattended`` (loads that go on though nobody waits for them),
-    ``unreplayed`` (whether something was invalidated that Redis does not know of yet),
+    ``fenced_fills`` (values that were overtaken while they were read or loaded, and not kept),
+    ``flights``, ``flights_joined``, ``unattended`` (background loads without a waiting caller),
+    ``unreplayed`` (whether there are invalidations that Redis does not know of yet),
     ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
     `Counters`) and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
     ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
-    With a `recovery_path`: ``journal`` (``rows`` that wait to be told, ``restored`` ones, ``failures`` of the disk).
-    Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as ``"1.2M"``);
-    looked up while it does not, they give ``"N/A"``, so that a report need not know.
+    With a `recovery_path`: ``journal`` (``rows`` that Redis does not know of yet, ``restored`` ones, ``failures`` of
+    the disk). Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
+    ``"1.2M"``). While it does not answer, looking them up gives ``"N/A"``.
     """
 
     def __missing__(self, key: str) -> str:
@@ -47,7 +47,7 @@ class Counters:
     )  # fmt: skip
 
     early_refreshes: int
-    """Loads that were begun before a value's end."""
+    """Loads that were started before a value expired."""
     errors: int
     """Exchanges with Redis that failed."""
     l1_hits: int
@@ -63,19 +63,19 @@ class Counters:
     negative_hits: int
     """Errors that were raised again from memory or Redis."""
     overloads: int
-    """Loads that were not begun, or were given up, because too many went on unattended."""
+    """Loads that were not started, or were given up, because too many ran in the background."""
     refused: int
-    """Writes that Redis, being there, did not take."""
+    """Writes that Redis refused."""
     stale_hits: int
-    """Values that were served past their end."""
+    """Expired values that were served."""
     stores: int
     """Values that were stored, in Redis or in this process alone."""
     timeouts: int
-    """Callers that did not wait for a load any longer."""
+    """Callers that stopped waiting for a load."""
     unreadable: int
     """Stored values that could not be read, and counted as misses."""
     unstorable: int
-    """Results that could not be stored; they were returned, and the next call loads again."""
+    """Results that were returned but could not be stored. The next call loads again."""
 
     def __init__(self) -> None:
         self.reset()

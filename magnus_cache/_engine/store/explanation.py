@@ -1,4 +1,4 @@
-"""What the cache knows of one key, as a record that people can read."""
+"""What the cache knows about one key, as a record for people."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,21 +8,21 @@ __all__ = ["Explanation"]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The state of one key; never its value.
+    """The state of one key, without its value.
 
     :ivar namespace: the namespace's name.
     :ivar name: the value's full name in Redis.
     :ivar level: where a `get` would find it now: ``"l1"``, ``"l2"``, or None for a miss.
-    :ivar verdict: what there is, or why it is a miss, in words.
-    :ivar age: seconds since it was stored, or None if that is not known.
-    :ivar left: seconds that it has left to live, or None.
-    :ivar epoch: the highest epoch that its maker had seen before it was loaded, or None.
+    :ivar verdict: what is stored, or why it is a miss, in words.
+    :ivar age: seconds since it was stored, or None if not known.
+    :ivar left: remaining TTL in seconds, or None.
+    :ivar epoch: the highest epoch that the process had seen before it loaded the value, or None.
     :ivar floor: the epoch below which such a value is invalid, or None.
     :ivar tags: its tags.
     :ivar cost: seconds that its load took, or None.
     :ivar size: bytes of the encoded value, or None.
-    :ivar lease_holder: who is loading it: host, process and acquisition, or None.
-    :ivar lease_left: seconds until that lease runs out unless it is renewed, or None.
+    :ivar lease_holder: what is loading it: host, process and acquisition, or None.
+    :ivar lease_left: seconds until that lease expires unless it is renewed, or None.
     """
 
     namespace: str
