@@ -20,6 +20,7 @@ from magnus_cache import (
     CacheSettings,
     Health,
     Namespace,
+    embedded,
     errors,
     protocols,
     redis_cache_manager,
@@ -181,9 +182,10 @@ def test_the_readme_is_what_a_newcomer_needs() -> None:
 # -- what is listed is what there is ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "module", [magnus_cache, protocols, testing, plugin, redis_cache_manager], ids=lambda m: m.__name__
-)
+MODULES = (magnus_cache, embedded, errors, protocols, testing, plugin, redis_cache_manager)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_public_name_is_in_a_document(module: Any) -> None:
     # Those of classmethods reached through their class are seen by type checkers alone.
     names = [name for name in module.__all__ if not name.endswith("OfClass")]
