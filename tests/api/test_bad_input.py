@@ -170,7 +170,12 @@ def test_a_decorator_without_parentheses(cache: CacheManager, name: str) -> None
 def test_a_duration_that_may_be_zero_is_not_negative(name: str) -> None:
     for nothing in (0, 0.0, "0s", " 0.0 MS", timedelta(0), None):
         assert not getattr(Namespace("t", **{name: nothing, **({"grace": 1} if name != "grace" else {})}), name)
-    for wrong, problem in ((-1, "zero or more"), ("-1s", "no duration"), (False, "is a bool"), (10**30, "a century")):
+    for wrong, problem in (
+        (-1, "zero or more"),
+        ("-1s", "not a duration"),
+        (False, "is a bool"),
+        (10**30, "a century"),
+    ):
         with pytest.raises(CacheArgumentError, match=f"^{name}: .*{problem}"):
             Namespace("t", **{name: wrong})
 

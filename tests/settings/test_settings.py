@@ -95,7 +95,7 @@ def test_customary_and_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"op_timeout": 0}, r"^op_timeout \(MAGNUS_CACHE_OP_TIMEOUT\): "),
         ({"op_timeout": "nan"}, r"^op_timeout \(MAGNUS_CACHE_OP_TIMEOUT\): "),
         ({"default_ttl": True}, r"^default_ttl \(MAGNUS_CACHE_DEFAULT_TTL\): "),
-        ({"default_ttl": "soon"}, r"^default_ttl \(MAGNUS_CACHE_DEFAULT_TTL\): 'soon' is no duration"),
+        ({"default_ttl": "soon"}, r"^default_ttl \(MAGNUS_CACHE_DEFAULT_TTL\): 'soon' is not a duration"),
         ({"prefix": "a:b"}, r"^prefix \(MAGNUS_CACHE_PREFIX\): "),
         ({"prefix": ""}, r"^prefix \(MAGNUS_CACHE_PREFIX\): "),
         ({"max_pending": 0}, r"^max_pending \(MAGNUS_CACHE_MAX_PENDING\): "),

@@ -77,7 +77,7 @@ class _Tally:
             self._progress(self.loaded + self.skipped + self.failed + self.unstorable, self.total)
         # What only shows the work must not stop it.
         except Exception:  # noqa: BLE001  # as said
-            logger.exception("the progress callback failed; warming goes on without it")
+            logger.exception("the progress callback failed; warming continues without it")
             self._progress = None
 
     def fail(self, key: Any, error: Exception) -> None:

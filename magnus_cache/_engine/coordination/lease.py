@@ -27,7 +27,7 @@ _RENEWALS: Final = 3
 """A lease is renewed after this part of its time."""
 
 _LONGEST: Final = 3600.0
-"""Seconds for which a lease is renewed. Who loads for longer hangs, and has kept the whole fleet waiting for that."""
+"""Seconds for which a lease is renewed. A longer load is assumed to hang."""
 
 
 class Owner(Protocol):

@@ -391,7 +391,7 @@ class State(Forgetting, CutOff):
         return [wire for wire in wires if wire.started and not wire.closed]
 
     def end(self) -> None:
-        """Let go of everything; whoever was interrupted before leaves nothing that goes on unasked."""
+        """End everything that this cache started, also after an interrupted close."""
         self.replayer.stop()
         self._stop_wires()
         self.portal.end()

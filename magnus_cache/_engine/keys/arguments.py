@@ -132,7 +132,7 @@ class Call:
         for name in names:
             if name not in self.parameters and name not in variables:
                 there = ", ".join((*self.parameters, *sorted(variables))) or "none"
-                raise CacheArgumentError("exclude", f"{name!r} is no parameter of the function; there are: {there}")
+                raise CacheArgumentError("exclude", f"{name!r} is not a parameter of the function; there are: {there}")
         if self.closure is not None:
             self.closure = self.closure.without(frozenset(names))
         return frozenset(names) & self.parameters.keys()

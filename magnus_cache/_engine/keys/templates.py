@@ -41,11 +41,11 @@ class Template:
         try:
             found = list(_fields(text))
         except ValueError as error:
-            raise CacheArgumentError(argument, f"{text!r} is no format string: {error}") from None
+            raise CacheArgumentError(argument, f"{text!r} is not a format string: {error}") from None
         there = ", ".join(parameters) or "none"
         for field in found:
             if _root(field) not in parameters:
-                problem = f"{{{field}}} is no parameter of the function; there are: {there}"
+                problem = f"{{{field}}} is not a parameter of the function; there are: {there}"
                 raise CacheArgumentError(argument, problem)
         self._argument = argument
         self._text = text

@@ -44,7 +44,7 @@ _CLEAR_STEPS: Final = 2048
 """Steps that a clear goes itself, so that small caches are free of what was cleared at once."""
 
 _EVICTIONS: Final = 4096
-"""Evictions at most for one write. They free a megabyte at least; what needs more room gets it by and by."""
+"""Evictions at most for one write. They free a megabyte at least; what more is needed is freed by later writes."""
 
 _RESERVED: Final = 1024  # placeholders that a clear tells apart by name; if there are more, it voids all of them
 

@@ -375,8 +375,8 @@ class Journal:
                 self._rows[place] = Known(mark, number)
             self._warn(
                 "journal:rows",
-                f"{len(damaged)} rows of the recovery journal {self.path} make no sense; as nobody knows what they "
-                "were about, all values of this cache count as invalid. Look after its disk",
+                f"{len(damaged)} rows of the recovery journal {self.path} cannot be read; they may be about any "
+                "key, so all values of this cache count as invalid. Check its disk",
             )
         for kind, found in news.items():
             for start in range(0, len(found), _STEP):
@@ -405,7 +405,7 @@ class Journal:
     def _say_moved(self, error: Exception) -> None:
         if self._file.aside is not None:
             what = f"the recovery journal {self.path} could not be read ({error}) and was moved to "
-            then = "; as nobody knows what was in it, all values of this cache count as invalid"
+            then = "; it may have been about any key, so all values of this cache count as invalid"
             self._warn("journal:moved", f"{what}{self._file.aside.name}{then}", error)
 
     def _failed(self, error: Exception) -> None:

@@ -47,7 +47,7 @@ def check_mapping(mapping: object) -> None:
 def validate_ttl(ttl: AnyTtl) -> Any:
     """Return what a caller gave as `ttl` for a `LoadOptions`: a duration in seconds.
 
-    :raises CacheArgumentError: naming `ttl`, for what is none.
+    :raises CacheArgumentError: naming `ttl`, if it is not a duration.
     """
     return ttl if ttl is None or callable(ttl) else seconds(ttl)
 
@@ -90,7 +90,7 @@ class LoadOptions:
     def seconds(self, value: Any, default: float) -> float:
         """Return the value's time to live.
 
-        :raises CacheArgumentError: naming `ttl`, if its function returns what is no duration.
+        :raises CacheArgumentError: naming `ttl`, if its function does not return a duration.
         """
         if not callable(self.ttl):
             return default if self.ttl is None else self.ttl

@@ -40,7 +40,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise CacheArgumentError("tags", "a tag has a lone surrogate, which is no text") from None
+            raise CacheArgumentError("tags", "a tag has a lone surrogate, which is not valid text") from None
         found[text] = None
     if len(found) > MOST_TAGS:
         raise CacheArgumentError("tags", f"a value has at most {MOST_TAGS} tags, not {len(found)}")
@@ -52,7 +52,7 @@ class TagRule:
 
     :param tags: see `AnyTags`; of texts, those with braces are templates over the function's parameters.
     :param parameters: the parameters there are.
-    :raises CacheTypeError: for what is none of these.
+    :raises CacheTypeError: for tags of any other type.
     :raises CacheArgumentError: for a template that names no parameter.
     """
 

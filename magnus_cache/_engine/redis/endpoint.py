@@ -124,7 +124,7 @@ def _query(split: SplitResult) -> dict[str, str]:
 
 def _db(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise EndpointError("the database after the slash must be a number from 0 on")
+        raise EndpointError("the database after the slash must be 0 or more")
     return int(text)
 
 

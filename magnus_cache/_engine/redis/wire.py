@@ -376,7 +376,7 @@ class Wire:
 
     def _answered(self, reply: Any) -> None:
         if not self._pipeline.owed:
-            raise RedisConnectionError("Protocol error: a reply that nobody asked for")
+            raise RedisConnectionError("Protocol error: a reply without a request")
         if isinstance(reply, Exception) and unable(reply) is not None:
             # It says no to everything: all who wait learn it now, and nobody else has to ask.
             raise reply

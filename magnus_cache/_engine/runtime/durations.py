@@ -35,7 +35,7 @@ def seconds(duration: Duration, argument: str = "ttl", *, zero: bool = False) ->
     :param argument: the argument's name for the error message.
     :param zero: whether it may be zero.
     :raises CacheArgumentError: (a `ValueError`) for zero, negative, NaN, infinite or bool
-        durations, for more than a century, and for text that is no duration.
+        durations, for more than a century, and for text that is not a duration.
     """
     # The common case first: this runs on every `set`.
     if type(duration) is int or type(duration) is float:
@@ -72,5 +72,5 @@ def _numpy_span(duration: Any) -> timedelta | None:
 def _parse(text: str, argument: str) -> float:
     compact = text.replace(" ", "").lower()
     if not _TEXT.fullmatch(compact):
-        raise CacheArgumentError(argument, f"{text[:40]!r} is no duration; write '90s', '5m' or '1h30m'")
+        raise CacheArgumentError(argument, f"{text[:40]!r} is not a duration; write '90s', '5m' or '1h30m'")
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))

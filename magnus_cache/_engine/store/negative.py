@@ -50,7 +50,7 @@ def decode_error(payload: bytes, freshness: Freshness, limit: int | None = None)
         case [str(name), tuple(args), dict(attributes)]:
             kind = next((kind for base, _ in freshness.negative if (kind := _named(name, base)) is not None), None)
         case _:
-            raise CacheDecodeError("malformed", "the stored error is none")
+            raise CacheDecodeError("malformed", "the stored error is malformed")
     if kind is None:
         return None
     try:

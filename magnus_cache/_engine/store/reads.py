@@ -186,7 +186,7 @@ class Reads(Coding):
             except NoThreadError as error:
                 return self.without_loop(ref, error)
             except CacheUnavailableError as error:
-                # The long way round knows what to do about it.
+                # read() retries and falls back.
                 self.failed(ref, error)
             else:
                 return entry

@@ -158,7 +158,7 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
             answers[index] = answer
             if isinstance(answer, UnsettledError):
                 tags.update(answer.tags)
-    # What was lost on the way goes the long way round.
+    # read() retries what failed, and falls back.
     return [
         await reads.read(ref) if isinstance(answer, Exception) else answer
         for answer, ref in zip(answers, refs, strict=True)
