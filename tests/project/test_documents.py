@@ -27,6 +27,7 @@ from magnus_cache import (
     testing,
 )
 from magnus_cache._engine.policy import namespaces as namespaces_module
+from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.settings.settings import _variable
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import CacheError, Reason
@@ -108,6 +109,8 @@ def _is_test(example: Example) -> bool:
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if not _is_test(example)], ids=str)
 def test_an_example_runs(example: Example, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PORT", str(server.port))
+    # Else the namespaces that it registers would be those of other tests of this process.
+    monkeypatch.setattr(default_registry, "_registered", dict(default_registry._registered))
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(SOURCE + example.code, str(example), "exec"), names)
     for wanted, check in CHECKS.items():
