@@ -870,7 +870,7 @@ with CacheManager(redis_url=sys.argv[1], recovery_path=sys.argv[2]) as cache:
         cache.delete("t", "k")
         cache.clear("t")
         cache.invalidate_tags("x")
-    assert cache._state.recovery.covers(b"magnus:t:k")
+    assert cache._state.outbox.covers(b"magnus:t:k")
     print(cache.get_stats()["journal"]["failures"] > 0)
 """
 
