@@ -4,10 +4,9 @@ They need no test framework. For pytest there are fixtures; see `magnus_cache.in
 """
 
 from magnus_cache.testing.clock import VirtualClock, virtual_clock
-from magnus_cache.testing.frames import Frame, FrameError, FrameSplitter
 from magnus_cache.testing.isolation import isolated
 from magnus_cache.testing.leaks import LeakCheck, no_leaks
-from magnus_cache.testing.proxy import Direction, Proxy, ProxyCounts
+from magnus_cache.testing.proxy import Direction, Frame, FrameError, FrameSplitter, Proxy, ProxyCounts
 from magnus_cache.testing.staleness import (
     StalenessChecker,
     StalenessEvent,

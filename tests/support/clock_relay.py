@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from magnus_cache.testing.frames import FrameSplitter
+from magnus_cache.testing import FrameSplitter
 from tests.support.relay import Link, Relay
 
 _TIME: Final = re.compile(rb"\*2\r\n\$10\r\n(\d{10})\r\n(\$\d\r\n\d{1,6}\r\n)")

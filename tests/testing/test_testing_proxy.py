@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache.testing import Direction, Frame, FrameError, FrameSplitter, Proxy, no_leaks
-from magnus_cache.testing.frames import FrameScanner
-from magnus_cache.testing.pushes import PushFilter, PushMode, PushRules
+from magnus_cache.testing.proxy.frames import FrameScanner
+from magnus_cache.testing.proxy.pushes import PushFilter, PushMode, PushRules
 from tests.support.wait import wait_until
 
 PING, PONG = b"PING\r\n", b"+PONG\r\n"

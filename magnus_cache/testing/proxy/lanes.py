@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from magnus_cache.testing.pushes import PushFilter
+from magnus_cache.testing.proxy.pushes import PushFilter
 
 __all__ = ["Lane", "LaneRules", "reset"]
 

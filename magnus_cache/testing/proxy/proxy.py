@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-from magnus_cache.testing.lanes import Lane, LaneRules
-from magnus_cache.testing.links import Link, Side
-from magnus_cache.testing.pushes import PushFilter, PushMode, PushRules
+from magnus_cache.testing.proxy.lanes import Lane, LaneRules
+from magnus_cache.testing.proxy.links import Link, Side
+from magnus_cache.testing.proxy.pushes import PushFilter, PushMode, PushRules
 
 __all__ = ["Direction", "Proxy", "ProxyCounts"]
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from magnus_cache.testing.lanes import Lane, reset
+from magnus_cache.testing.proxy.lanes import Lane, reset
 
 __all__ = ["Link", "Side"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from magnus_cache.testing.frames import PUSH, FrameError, FrameScanner
+from magnus_cache.testing.proxy.frames import PUSH, FrameError, FrameScanner
 
 __all__ = ["PushFilter", "PushMode", "PushRules"]
 
