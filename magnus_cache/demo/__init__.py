@@ -1,7 +1,8 @@
 """The guide's six workloads, before and after the cache, on this machine: ``python -m magnus_cache demo``.
 
-Where to look: `apps` is the application without and with the cache; `service`, `database` and `clients` are what it
-would find in the real world; `before_after`, `crowd` and `outage` are the steps; `runner` puts them in order.
+Where to look: `apps` is the application without and with the cache, and `workloads` calls it; `service` and `database`
+are what it finds in the real world, with their calls counted by `call_counter`; `environment` starts and stops them;
+`steps` is the show itself, and `console` prints it.
 """
 
 import argparse
@@ -17,7 +18,7 @@ DESCRIPTION: Final = (
 )
 
 _FASTEST: Final = 50.0
-"""Beyond that, the sources are no slower than what surrounds them."""
+"""Beyond that, the sources are as fast as the demo itself."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def _speed(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Deferred: the other commands need neither an HTTP service nor a database.
-    from magnus_cache.demo.runner import run_demo
+    # Imported here: the other commands need neither an HTTP service nor a database.
+    from magnus_cache.demo.steps import run_demo
 
     return 0 if run_demo(speed=options.speed, with_server=not options.no_server) else 1

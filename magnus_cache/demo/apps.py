@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, ParamSpec, TypeVar
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheNamespaces
-from magnus_cache.demo.clients import ApiClient, Portfolio
 from magnus_cache.demo.database import Database, DiscordDBManager, KalshiDBManager, OptionsDBManager, Rows
+from magnus_cache.demo.service import ApiClient, Portfolio
 
 __all__ = ["App", "AsyncApp", "async_app", "cached_app", "cached_async_app", "plain_app"]
 
@@ -59,7 +59,7 @@ def plain_app(api: ApiClient, database: Database) -> App:
 
 
 def async_app(plain: App) -> AsyncApp:
-    """Return the application without a cache for async callers: in threads, where others have an async client."""
+    """Return the application without a cache for async callers: in threads, in place of async clients."""
     return AsyncApp(
         get_portfolio_data=_in_thread(plain.get_portfolio_data),
         get_options_chain=_in_thread(plain.get_options_chain),
@@ -110,7 +110,7 @@ def cached_app(cache: CacheManager, plain: App) -> App:
         return messages
 
     class KalshiManager:
-        """The key is spelled out: a class made in a function is another one in each process."""
+        """The key is given: a class defined inside a function has no name that all processes share."""
 
         @cache.cached(CacheNamespaces.KALSHI_MARKETS, ttl=60, key="{sport}")
         def get_active_markets(self, sport: str = "NFL") -> Rows:
@@ -135,7 +135,7 @@ def cached_app(cache: CacheManager, plain: App) -> App:
 def cached_async_app(cache: AsyncCacheManager, plain: AsyncApp) -> AsyncApp:
     """Return the application with the cache for async callers, with decorators throughout.
 
-    Where the key is spelled out, it is the same as in `cached_app`: coroutines and threads share those values.
+    Where the key is given, it is the same as in `cached_app`: coroutines and threads share those values.
     """
 
     @cache.cached(CacheNamespaces.PORTFOLIO, ttl="5m", key="{user}")

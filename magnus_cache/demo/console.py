@@ -1,15 +1,19 @@
-"""What the demo prints: steps, remarks, and checks that it counts."""
+"""What the demo prints: steps, remarks, checks that it counts, and the guide's performance table."""
 
 import logging
+import math
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, TextIO
 
-__all__ = ["WIDTH", "Console"]
+from magnus_cache.demo.workloads import Workload
+
+__all__ = ["WIDTH", "Console", "Row", "summary", "table"]
 
 WIDTH: Final = 100
 """Columns that no line of text exceeds; on a narrower terminal, the terminal's."""
@@ -46,22 +50,16 @@ class Console:
     def step(self, explanation: str) -> None:
         """Begin the next step, with one line on what it does."""
         self._steps += 1
-        head, *rest = self._wrapped(explanation, f"{self._steps}. ")
-        self._print("\n" + self._styled(head, _BOLD))
-        for line in rest:
-            self._print(self._styled(line, _BOLD))
+        lines = self._wrapped(explanation, f"{self._steps}. ")
+        self._print("", *(self._styled(line, _BOLD) for line in lines))
 
     def say(self, text: str) -> None:
         """Print a remark on the present step."""
-        for line in self._wrapped(text, _INDENT):
-            self._print(line)
+        self._print(*self._wrapped(text, _INDENT))
 
     def block(self, lines: list[str]) -> None:
         """Print lines as they are, apart from what surrounds them."""
-        self._print("")
-        for line in lines:
-            self._print(line)
-        self._print("")
+        self._print("", *lines, "")
 
     def check(self, holds: bool, promise: str) -> None:
         """Print whether a promise holds; one that does not fails the demo."""
@@ -70,16 +68,14 @@ class Console:
             self.failures.append(promise)
         mark = self._styled("ok  ", _GREEN) if holds else self._styled("FAIL", _RED)
         head, *rest = self._wrapped(promise, _INDENT + "     ")
-        self._print(f"{_INDENT}{mark} {head.lstrip()}")
-        for line in rest:
-            self._print(line)
+        self._print(f"{_INDENT}{mark} {head.lstrip()}", *rest)
 
     def verdict(self) -> bool:
         """Print whether all checks held, or which did not, and return it."""
         if not self.failures:
-            self._print("\n" + self._styled(f"All {self._checks} checks held.", _GREEN))
+            self._print("", self._styled(f"All {self._checks} checks held.", _GREEN))
             return True
-        self._print("\n" + self._styled(f"{len(self.failures)} of {self._checks} checks failed:", _RED))
+        self._print("", self._styled(f"{len(self.failures)} of {self._checks} checks failed:", _RED))
         for promise in self.failures:
             self.say(promise)
         return False
@@ -106,8 +102,10 @@ class Console:
     def _styled(self, text: str, style: str) -> str:
         return f"\033[{style}m{text}\033[0m" if self._coloured else text
 
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+    def _print(self, *lines: str) -> None:
+        # In one write: the cache's threads log at the same time as the steps print.
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()
 
 
 class _LogLines(logging.Handler):
@@ -117,3 +115,83 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.say(f"log: {record.levelname}: {record.getMessage()}")
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one workload took its callers, in milliseconds, and how often it was called."""
+
+    workload: Workload
+    before: float
+    """Without the cache."""
+    first: float
+    """The first call with the cache: a miss, which loads."""
+    redis: float | None
+    """A hit in Redis, by a manager with nothing in its own memory; None without Redis."""
+    near: float
+    """A hit in this process's memory: the median of many."""
+    asked: int
+    """Calls with the cache."""
+    made: int
+    """Calls that reached the source."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        return (
+            self.workload.feature,
+            f"{self.before:.0f}",
+            f"{self.first:.0f}",
+            "-" if self.redis is None else f"{self.redis:.2f}",
+            f"{self.near:.4f}",
+            _improvement(self.before, self.near),
+            f"{self.asked - self.made} of {self.asked}",
+        )
+
+
+_HEADER = ("Feature", "Before (ms)", "First", "Redis", "After (ms)", "Improvement", "Calls saved")
+
+_SPARED = ("Calls saved", "First", "Redis", "Improvement")
+"""Columns that a narrow terminal is spared, in this order."""
+
+
+def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """Return the table's lines: text to the left, figures to the right.
+
+    :param width: columns of the terminal; where it is too narrow, columns of the table are left out.
+    """
+    cells = [_HEADER, *(row.cells for row in rows)]
+    shown = list(range(len(_HEADER)))
+    sizes = [max(len(line[column]) for line in cells) for column in shown]
+    for title in _SPARED:
+        if width is None or sum(sizes[column] + 3 for column in shown) + 1 <= width:
+            break
+        shown.remove(_HEADER.index(title))
+    widths = [sizes[column] for column in shown]
+    lines = [_line([line[column] for column in shown], widths) for line in cells]
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return [lines[0], f"|{rule}|", *lines[1:]]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return what the cache saved each kind of source, in one sentence."""
+    parts: list[str] = []
+    for source, name in (("HTTP", "API calls"), ("SQL", "database queries")):
+        of_source = [row for row in rows if row.workload.source == source]
+        asked, made = sum(row.asked for row in of_source), sum(row.made for row in of_source)
+        parts.append(f"{asked} {name} became {made}")
+    return f"With the cache, {' and '.join(parts)}."
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *figures = cells
+    padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))]
+    return f"| {' | '.join(padded)} |"
+
+
+def _improvement(before: float, after: float) -> str:
+    # Rounded down: nothing gets a hundred percent faster.
+    return f"{math.floor((1 - after / before) * 10_000) / 100:.2f}%"

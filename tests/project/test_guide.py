@@ -11,6 +11,7 @@ import inspect
 import re
 import socket
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,9 +21,10 @@ import requests
 
 import magnus_cache
 from magnus_cache import CacheNamespaces, get_cache_manager, redis_cache_manager
+from magnus_cache.demo.service import ANSWER
 from magnus_cache.embedded import EmbeddedServer
 from tests.guide import databases, document
-from tests.guide.databases import Database, Postgres, PostgresServer, Sqlite, psycopg2_for
+from tests.guide.databases import NOW, ROWS, Database, Postgres, PostgresServer, Sqlite, psycopg2_for
 from tests.guide.document import BLOCKS
 from tests.guide.running import Guide, same
 from tests.guide.service import PORTFOLIO, PRICES, Service
@@ -187,7 +189,7 @@ def test_example_1_portfolio(guide: Guide) -> None:
     before = guide.run(0, requests=requests)
     client = guide.attached(before, "RobinhoodClient", "get_portfolio_data")()
     assert same(thrice(client.get_portfolio_data), PORTFOLIO)
-    assert calls["/portfolio/"] == 3
+    assert calls["portfolio"] == 3
 
     after = guide.run(1, requests=requests)
     cls = guide.attached(after, "RobinhoodClient", "get_portfolio_data")
@@ -195,7 +197,7 @@ def test_example_1_portfolio(guide: Guide) -> None:
     # As a method; and as the function it is, called with an instance. One instance is as good as another.
     found = [first.get_portfolio_data(), second.get_portfolio_data(), after.get_portfolio_data(first)]
     assert all(same(value, PORTFOLIO) for value in found)
-    assert calls["/portfolio/"] == 3 + 1
+    assert calls["portfolio"] == 3 + 1
     assert guide.hits_and_misses == (2, 1)
     name = "magnus:portfolio:robinhood_client.get_portfolio_data~(~self:robinhood_client.RobinhoodClient)"
     guide.expect({name: PORTFOLIO}, ttl=300)
@@ -208,14 +210,17 @@ def test_example_1_portfolio(guide: Guide) -> None:
 def test_example_2_options_chains(guide: Guide, database: Database) -> None:
     before = guide.run(2, psycopg2=psycopg2_for(database))
     expected = thrice(lambda: before.get_options_chain("AAPL", "2025-03-21"))
-    assert expected == databases.OPTIONS[:2]
+    march, june = date(2025, 3, 21), date(2025, 6, 20)
+    assert expected == [row for row in ROWS["options_chains"] if row[:2] == ("AAPL", march)]
+    assert len(expected) == 8
     assert database.queries == 3
 
     after = guide.run(3, psycopg2=psycopg2_for(database))
     found = [after.get_options_chain("AAPL", "2025-03-21") for _ in range(3)]
     assert all(same(value, expected) for value in found)
     other = after.get_options_chain("AAPL", "2025-06-20")
-    assert other == databases.OPTIONS[2:3]
+    assert other == [row for row in ROWS["options_chains"] if row[:2] == ("AAPL", june)]
+    assert len(other) == 1
     assert database.queries == 3 + 2
     assert guide.hits_and_misses == (2, 2)
     names = ("magnus:options_chains:AAPL_2025-03-21", "magnus:options_chains:AAPL_2025-06-20")
@@ -230,7 +235,11 @@ def test_example_3_kalshi_markets(guide: Guide, database: Database) -> None:
     before = guide.run(4)
     manager = guide.attached(before, "KalshiDBManager", "get_active_markets", get_connection=get_connection)()
     expected = thrice(lambda: manager.get_active_markets())
-    assert expected == databases.MARKETS[:1]
+    markets = {
+        sport: [row for row in ROWS["kalshi_markets"] if row[2:4] == (sport, "active")] for sport in ("NFL", "NBA")
+    }
+    assert expected == markets["NFL"]
+    assert len(expected) == 4
     assert database.queries == 3
 
     after = guide.run(5)
@@ -240,7 +249,8 @@ def test_example_3_kalshi_markets(guide: Guide, database: Database) -> None:
     found = [manager.get_active_markets(), other.get_active_markets("NFL"), manager.get_active_markets(sport="NFL")]
     assert all(same(value, expected) for value in found)
     basketball = manager.get_active_markets("NBA")
-    assert basketball == databases.MARKETS[2:]
+    assert basketball == markets["NBA"]
+    assert len(basketball) == 1
     assert database.queries == 3 + 2
     assert guide.hits_and_misses == (2, 2)
     call = "magnus:kalshi_markets:kalshi_db_manager.KalshiDBManager.get_active_markets"
@@ -258,19 +268,20 @@ def test_example_4_stock_prices(guide: Guide) -> None:
     guide.provide(yfinance(guide.service.price))
     before = guide.run(6)
     assert thrice(lambda: before.get_stock_price("AAPL")) == PRICES["AAPL"]
-    assert guide.service.calls["/quote/AAPL"] == 3
+    assert guide.service.calls["stock_price"] == 3
 
     after = guide.run(7)
     assert thrice(lambda: after.get_stock_price("AAPL")) == PRICES["AAPL"]
+    assert guide.service.calls["stock_price"] == 3 + 1
     assert after.get_stock_price("MSFT") == PRICES["MSFT"]
-    assert guide.service.calls == {"/quote/AAPL": 3 + 1, "/quote/MSFT": 1}
+    assert guide.service.calls["stock_price"] == 3 + 2
     assert guide.hits_and_misses == (2, 2)
     guide.expect({f"magnus:stock_prices:{ticker}": price for ticker, price in PRICES.items()}, ttl=60)
     # The key is the ticker itself, so that anybody can look at the price, or drop it.
     assert redis_cache_manager.cache_get(CacheNamespaces.STOCK_PRICES, "AAPL") == PRICES["AAPL"]
     assert redis_cache_manager.cache_delete(CacheNamespaces.STOCK_PRICES, "AAPL") is True
     assert after.get_stock_price("AAPL") == PRICES["AAPL"]
-    assert guide.service.calls["/quote/AAPL"] == 3 + 2
+    assert guide.service.calls["stock_price"] == 3 + 3
 
 
 @acquirer(8, 9)
@@ -279,8 +290,8 @@ def test_example_5_llm_responses(guide: Guide) -> None:
     before = guide.run(8)
     llm = guide.attached(before, "LLMService", "generate_response", openai_llm=guide.service)()
     expected = thrice(lambda: llm.generate_response(prompt, "friendly"))
-    assert expected == f"The answer to: {prompt}"
-    assert calls["/llm"] == 3
+    assert expected == ANSWER.format(personality="friendly", prompt=prompt)
+    assert calls["llm_response"] == 3
 
     after = guide.run(9)
     cls = guide.attached(after, "LLMService", "generate_response", openai_llm=guide.service)
@@ -292,7 +303,7 @@ def test_example_5_llm_responses(guide: Guide) -> None:
     ]
     assert found == [expected] * 3
     assert second.generate_response(prompt, "stern") == expected
-    assert calls["/llm"] == 3 + 2
+    assert calls["llm_response"] == 3 + 2
     assert guide.hits_and_misses == (2, 2)
     # The MD5 of "What is a covered call?_friendly" and of "What is a covered call?_stern".
     digests = ("ab2b385533323f6dd3033e291f2d72b1", "f42ed03fccebc9401dac4dfeb5a85817")
@@ -304,14 +315,15 @@ def test_example_5_llm_responses(guide: Guide) -> None:
 def test_example_6_discord_messages(guide: Guide, database: Database) -> None:
     before = guide.run(10, psycopg2=psycopg2_for(database))
     expected = thrice(lambda: before.get_recent_messages())
-    assert expected == databases.MESSAGES[:2]
+    assert expected == [row for row in ROWS["discord_messages"] if row[-1] >= NOW - timedelta(hours=24)]
+    assert len(expected) == 5
     assert database.queries == 3
 
     after = guide.run(11, psycopg2=psycopg2_for(database))
     found = [after.get_recent_messages(), after.get_recent_messages(24), after.get_recent_messages(hours_back=24)]
     assert all(same(value, expected) for value in found)
     longer = after.get_recent_messages(48)
-    assert longer == databases.MESSAGES
+    assert longer == ROWS["discord_messages"][:6]
     assert database.queries == 3 + 2
     assert guide.hits_and_misses == (2, 2)
     names = ("magnus:discord_messages:recent_24h", "magnus:discord_messages:recent_48h")
@@ -343,12 +355,12 @@ def expect_warm(guide: Guide, users: list[str]) -> None:
     values = {f"magnus:portfolio:{user}": {"user": user, **PORTFOLIO} for user in users}
     # What the script stores lives for ten minutes, what the cached client stores beside it for five.
     guide.expect({**values, FETCHED: PORTFOLIO}, ttl={**dict.fromkeys(values, 600), FETCHED: 300})
-    assert guide.service.calls == {"/portfolio/": 1}
+    assert guide.service.calls.snapshot() == {"portfolio": 1}
     _, misses = guide.hits_and_misses
     for user in users:
         assert redis_cache_manager.cache_get(CacheNamespaces.PORTFOLIO, user) == {"user": user, **PORTFOLIO}
     assert guide.hits_and_misses[1] == misses
-    assert guide.service.calls == {"/portfolio/": 1}
+    assert guide.service.calls.snapshot() == {"portfolio": 1}
 
 
 @acquirer(12)
@@ -456,7 +468,7 @@ def test_cache_invalidation(guide: Guide, database: Database) -> None:
         return cursor.fetchone()[0]
 
     block = guide.run(17, **IMPORTED, save_to_database=save_to_database)
-    (user, old), (bystander, kept) = databases.PORTFOLIOS
+    (user, old), (bystander, kept) = ROWS["portfolios"]
     assert [equity_of(user), equity_of(bystander), equity_of(user)] == [old, kept, old]
     assert database.queries == 2
     block.update_portfolio(user, 2 * old)
@@ -471,10 +483,10 @@ def test_cache_invalidation(guide: Guide, database: Database) -> None:
 def test_cache_failures_are_handled(guide: Guide) -> None:
     block = guide.run(18, **IMPORTED, fetch_from_source=lambda key: guide.service.price(key or "AAPL"))
     assert block.get_data_with_fallback("AAPL") == PRICES["AAPL"]
-    assert guide.service.calls["/quote/AAPL"] == 1
+    assert guide.service.calls["stock_price"] == 1
     guide.cache.set(CacheNamespaces.STOCK_PRICES, "AAPL", 200.5)
     assert block.get_data_with_fallback("AAPL") == 200.5
-    assert guide.service.calls["/quote/AAPL"] == 1
+    assert guide.service.calls["stock_price"] == 1
     assert guide.hits_and_misses == (1, 1)
     assert guide.logged == []
     # A key that cannot be one is the caller's mistake, and the only error there is.

@@ -1,4 +1,4 @@
-"""How the demo knows what a cache saves: every source counts the calls that really reach it."""
+"""Counts the calls that reach a source, which shows what a cache saves."""
 
 import threading
 from collections import Counter
@@ -8,7 +8,7 @@ __all__ = ["CallCounter"]
 
 
 class CallCounter:
-    """Counts calls by workload name; safe to use from several threads."""
+    """Counts calls by the name of their source; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class CallCounter:
             return self._counts[name]
 
     def snapshot(self) -> Counter[str]:
-        """Return a copy of all counts, to see later what was added."""
+        """Return a copy of all counts, to compare later counts with."""
         with self._lock:
             return Counter(self._counts)
 
