@@ -2,9 +2,7 @@
 arguments."""
 
 import asyncio
-import multiprocessing
 import os
-import warnings
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from magnus_cache._engine.runtime import critical
 from magnus_cache.errors import CacheArgumentError, CacheClosedError, CacheTypeError
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import Slow, fleet
+from tests.support.programs import in_forked_children
 from tests.support.wait import wait_until
 
 CALLS: list[Any] = []
@@ -354,48 +353,29 @@ def test_names_of_tags(calls: list[Any]) -> None:
     assert with_function_tag(("a",), ()) == ("a",)
 
 
-def _in_child(function: Any, results: Any) -> None:
+def _in_child(function: Any) -> tuple[Any, Any]:
     first = function(1)
     function.clear()
-    results.put((first, function(1)))
+    return first, function(1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_clears_what_it_has_in_memory(url: str, calls: list[Any]) -> None:
     """The child remembers where the values of calls live, and must find the marks of its new values there."""
-    context = multiprocessing.get_context("fork")
     with CacheManager(redis_url=url) as cache:
         function = blocking(cache)
         function(1)
-        results = context.Queue()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = context.Process(target=_in_child, args=(function, results))
-            child.start()
-        first, second = results.get(timeout=30)
-        child.join(30)
-        assert child.exitcode == 0
-        assert (first, second) == ([1, 1], [1, 2])
-        results.close()
-        results.join_thread()
+        assert in_forked_children(_in_child, function) == [([1, 1], [1, 2])]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_child_without_redis_too(calls: list[Any]) -> None:
-    context = multiprocessing.get_context("fork")
     with CacheManager(redis_enabled=False) as cache:
         function = blocking(cache)
         function(1)
-        results = context.Queue()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = context.Process(target=_in_child, args=(function, results))
-            child.start()
-        first, second = results.get(timeout=30)
-        child.join(30)
+        ((first, second),) = in_forked_children(_in_child, function)
         assert first[0] == second[0] == 1
         assert first != second
-        results.close()
-        results.join_thread()
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,5 @@
 """The responses of the OpenAI library and of LangChain are stored once their module is imported."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +17,10 @@ import magnus_cache.integrations.langchain
 import magnus_cache.integrations.openai
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.codec import decode, encode
+from tests.support.programs import run_python
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parents[2]
 
 ANSWERS: dict[str, Any] = {
     "/v1/chat/completions": {
@@ -125,7 +122,7 @@ def test_registering_again_changes_nothing() -> None:
 @pytest.mark.parametrize(("name", "library"), [("openai", "openai"), ("langchain", "langchain_core")])
 def test_without_the_library_the_error_names_the_extra(name: str, library: str) -> None:
     script = f"import sys; sys.modules[{library!r}] = None\nimport magnus_cache.integrations.{name}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_python("-c", script)
     assert done.stderr.splitlines()[-1] == (
         f'ImportError: magnus_cache.integrations.{name} needs {library}: pip install "magnus-cache[{name}]"'
     )

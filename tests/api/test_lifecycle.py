@@ -2,15 +2,10 @@
 
 import asyncio
 import gc
-import multiprocessing
 import os
-import subprocess
-import sys
 import threading
-import warnings
 import weakref
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +17,7 @@ from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError, CacheUnavailableError
 from magnus_cache.testing import Proxy
+from tests.support.programs import in_forked_children, run_python
 
 
 def test_asyncio_run_again_and_again(url: str) -> None:
@@ -181,42 +177,20 @@ def test_close_is_idempotent_and_from_anywhere(url: str) -> None:
         cache.set("t", "k", 1)
 
 
-def _child(cache: CacheManager, results: Any) -> None:
-    results.put((os.getpid(), cache.get("t", "k"), cache.set("t", "child", 1), cache.get_or_set("t", "l", lambda: 5)))
+def _child(cache: CacheManager) -> tuple[Any, ...]:
+    found = (cache.get("t", "k"), cache.set("t", "child", 1), cache.get_or_set("t", "l", lambda: 5))
     cache.close()
+    return found
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_starts_anew(url: str) -> None:
-    """PITFALLS 12: gunicorn's preload; the child uses neither the parent's socket nor its thread."""
+    """As with gunicorn's preload: the child uses neither the parent's socket nor its thread."""
     with CacheManager(redis_url=url) as cache:
         cache.set("t", "k", "value")
-        context = multiprocessing.get_context("fork")
-        results = context.SimpleQueue()
-        with warnings.catch_warnings():
-            # CPython 3.12 warns of any fork in a process with threads; that it works is what is shown here.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            children = [context.Process(target=_child, args=(cache, results)) for _ in range(3)]
-            for child in children:
-                child.start()
-        found = [results.get() for _ in children]
-        for child in children:
-            child.join(20)
-        assert [child.exitcode for child in children] == [0, 0, 0]
-        assert {(value, stored, loaded) for _, value, stored, loaded in found} == {("value", True, 5)}
+        assert in_forked_children(_child, cache, count=3) == [("value", True, 5)] * 3
         assert cache.get("t", "k") == "value"
         assert cache.get("t", "child") == 1
-
-
-ROOT = Path(magnus_cache.__file__).parents[1]
-
-
-def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
 
 
 def test_a_script_that_never_closes_ends_quietly(server: EmbeddedServer) -> None:
@@ -226,7 +200,7 @@ cache = get_cache_manager()
 cache.set("t", "k", [1])
 print(cache.get("t", "k"), cache.redis_available)
 """
-    done = run_script(script, REDIS_PORT=str(server.port))
+    done = run_python("-W", "error", "-c", script, REDIS_PORT=str(server.port))
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1] True\n", "")
 
 
@@ -241,7 +215,7 @@ async def main():
 asyncio.run(main())
 asyncio.run(main())
 """
-    done = run_script(script, REDIS_PORT=str(server.port))
+    done = run_python("-W", "error", "-c", script, REDIS_PORT=str(server.port))
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1]\n[1]\n", "")
 
 

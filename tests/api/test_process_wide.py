@@ -3,8 +3,6 @@
 import asyncio
 import copy
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +26,7 @@ from magnus_cache._engine.api.cached import Site
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy, isolated, no_leaks
+from tests.support.programs import output_of
 from tests.support.wait import wait_until
 
 
@@ -605,7 +604,7 @@ def test_the_package_imports_its_parts_when_they_are_asked_for() -> None:
         "assert get_cache_manager and CacheSettings and configure\n"
         "assert not set(magnus_cache.__all__) - set(dir(magnus_cache))\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
+    output_of("-W", "error", "-c", script)
     homes = [name for names in magnus_cache._HOMES.values() for name in names]
     assert sorted(homes) == sorted(magnus_cache.__all__)
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):

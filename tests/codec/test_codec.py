@@ -3,10 +3,7 @@
 import dataclasses
 import enum
 import math
-import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 from collections import ChainMap, UserDict
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +25,7 @@ from magnus_cache._engine.codec import decode, encode, is_immutable, register_ty
 from magnus_cache._engine.codec.markers import MARK_CODE
 from magnus_cache._engine.codec.values import MAX_DEPTH
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
+from tests.support.programs import output_of
 
 
 @register_type
@@ -659,9 +657,7 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
         "import sys; from magnus_cache._engine.codec import encode, decode; decode(encode([1, (2,)]))\n"
         "print(*({'pandas', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert run.stdout.strip() == ""
+    assert output_of("-c", code).strip() == ""
 
 
 def test_public_names() -> None:

@@ -1,7 +1,5 @@
 """NumPy and pandas values: exact dtypes, indexes and labels, and clear refusals."""
 
-import subprocess
-import sys
 from datetime import timedelta, timezone
 from typing import Any
 
@@ -14,6 +12,7 @@ pd = pytest.importorskip("pandas")
 
 from magnus_cache._engine.codec import decode, encode, is_immutable  # noqa: E402 - after the check for the libraries
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError  # noqa: E402 - as above
+from tests.support.programs import output_of  # noqa: E402 - as above
 
 STRUCTURED = np.dtype([("a", "<i4"), ("b", ">f8", (2,)), ("c", [("d", "S3")])])
 
@@ -267,11 +266,4 @@ def test_without_the_library_a_stored_value_is_of_an_unknown_type() -> None:
         "    except CacheDecodeError as error: print(error.reason)\n"
     )
     payloads = [encode(np.arange(3)).hex(), encode(pd.NaT).hex()]
-    run = subprocess.run(
-        [sys.executable, "-c", code, *payloads],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    )
-    assert run.stdout.split() == ["unknown_type", "unknown_type"]
+    assert output_of("-c", code, *payloads).split() == ["unknown_type", "unknown_type"]

@@ -1,11 +1,8 @@
 """Rows and ranges of database libraries come back as what they were, also for the first caller."""
 
 import sqlite3
-import subprocess
-import sys
 from collections import OrderedDict
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import psycopg.rows
@@ -21,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheDecodeError, CacheManager, register_type
 from magnus_cache._engine.codec import decode, encode
 from tests.support.kinds import alike, forget_what_was_made
+from tests.support.programs import output_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +28,6 @@ def _fresh() -> None:
     forget_what_was_made()
 
 
-ROOT = Path(__file__).resolve().parents[2]
 QUERY = 'SELECT 1 AS id, \'x\' AS "na""me", NULL AS "", 2.5 AS "sel ect; --", x\'00\' AS b'
 
 
@@ -208,8 +205,7 @@ def test_a_row_of_a_library_that_is_not_imported_is_a_miss() -> None:
         "    except CacheDecodeError as error: print(error.reason)\n"
         "print(sorted({'sqlite3', 'sqlalchemy', 'psycopg2', 'psycopg'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n") == ["unknown_type"] * len(ROWS) + ["[]", ""], done.stderr
+    assert output_of("-c", script).split("\n") == ["unknown_type"] * len(ROWS) + ["[]", ""]
 
 
 # -- hostile ----------------------------------------------------------------------------------------------------

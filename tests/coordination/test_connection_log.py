@@ -2,8 +2,6 @@
 
 import logging
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import trustme
 from magnus_cache import CacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
+from tests.support.programs import run_python
 from tests.support.wait import wait_until
 
 
@@ -71,6 +70,7 @@ def test_another_remedy_for_the_same_reason_is_told(
 def test_a_bare_log_says_who_speaks() -> None:
     """Where logging is not set up, Python prints the message alone."""
     program = "from magnus_cache import CacheManager; CacheManager(redis_url='redis://127.0.0.1:1/0').get('t', 'k')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("magnus_cache: Redis at redis://127.0.0.1:1/0: nothing listens there")
     assert len(done.stderr.splitlines()) == 1

@@ -5,9 +5,7 @@ import datetime as dt
 import importlib
 import ipaddress
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from decimal import Decimal
 from fractions import Fraction
@@ -27,8 +25,7 @@ from magnus_cache._engine.keys.canonical import canonical
 from magnus_cache._engine.keys.descriptions import LARGEST
 from magnus_cache._engine.keys.names import Keyspace, key_text
 from tests.support.numpy_values import unitless
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import ROOT, output_of
 
 
 def optional(name: str) -> Any:
@@ -401,11 +398,7 @@ def test_keys_of_content_are_the_same_in_every_process() -> None:
     script = SCRIPT.format(root=str(ROOT))
     here = [canonical(value) for value in [*arrays(), *frames()]]
     for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-        assert json.loads(done.stdout) == here
+        assert json.loads(output_of("-c", script, PYTHONHASHSEED=seed)) == here
 
 
 def test_no_library_is_imported_to_find_out() -> None:
@@ -414,7 +407,5 @@ def test_no_library_is_imported_to_find_out() -> None:
         "canonical([pathlib.Path('a'), 1, {'a': 1.5}])\n"
         "print(sorted({'numpy', 'pandas', 'polars', 'attr', 'msgspec', 'ipaddress', 'fractions'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
-    )
-    assert not {"numpy", "pandas", "polars", "msgspec"} & set(json.loads(done.stdout.replace("'", '"')))
+    imported = output_of("-c", script).replace("'", '"')
+    assert not {"numpy", "pandas", "polars", "msgspec"} & set(json.loads(imported))

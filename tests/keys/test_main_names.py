@@ -2,9 +2,7 @@
 
 import ast
 import logging
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,16 +14,15 @@ from magnus_cache._engine.api import shared_names
 from magnus_cache._engine.runtime import module_names
 from magnus_cache._engine.runtime.module_names import file_stem, module_name
 from tests.support import named_main
+from tests.support.programs import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "support" / "named_main.py"
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=variables, check=True, capture_output=True, text=True, timeout=120
-    )
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    done = run_python(*command, patience=120)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.mark.parametrize("how", ["script", "module"])

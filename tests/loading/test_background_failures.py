@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +15,7 @@ from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.runtime import log as notices
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.programs import run_python
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -347,7 +346,8 @@ def test_a_page_that_is_executed_again_and_again_warns_once(log: Any) -> None:
 
 def test_such_a_page_where_no_logging_is_set_up(tmp_path: Path) -> None:
     program = f"for _ in range(5): exec({PAGE!r}, {{'__name__': '__main__'}})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = run_python("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert all(line.startswith("magnus_cache: ") for line in lines)
     assert sum("nothing listens there" in line for line in lines) == 1

@@ -8,8 +8,6 @@ import signal
 import socket
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings
 from magnus_cache._engine.coordination import replay as replays
 from magnus_cache._engine.outage import journal
@@ -30,13 +27,13 @@ from magnus_cache._engine.outage.outbox import MOST_NAMES, Outbox, Pending
 from magnus_cache._engine.runtime.forks import part
 from magnus_cache.errors import CacheSettingsError
 from tests.support.fleet import Fleet, Worker
+from tests.support.programs import output_of, run_python
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 
 ROOT = b"magnus:"
 CACHE = "redis://there:6379/0 magnus"
-REPOSITORY = Path(magnus_cache.__file__).parents[1]
 
 SECONDS = 10.0
 """What a sound disk may take in a test, before that is a fault."""
@@ -276,10 +273,7 @@ def test_two_caches_of_one_process_keep_others_from_removing_the_file_in_use(
     second.outbox.record([b"magnus:t:k"])
     second.write()
     beside = path.with_name(f"{path.name}-wal").stat().st_ino
-    subprocess.run(
-        [sys.executable, "-c", OTHER, str(path)],
-        timeout=30, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    output_of("-c", OTHER, str(path))
     assert path.with_name(f"{path.name}-wal").stat().st_ino == beside
     first.outbox.record([b"magnus:t:late"])
     first.write()
@@ -882,10 +876,7 @@ def test_a_disk_that_refuses_is_told_once_and_callers_go_on(tmp_path: Path, how:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
-    done = subprocess.run(
-        [sys.executable, "-c", BROKEN, url, str(folder / "r.db"), how],
-        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    done = run_python("-c", BROKEN, url, str(folder / "r.db"), how)
     folder.chmod(0o700)
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
     lines = [line for line in done.stderr.splitlines() if "recovery journal" in line]

@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from magnus_cache import errors
+from tests.support.programs import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "magnus_cache"
@@ -186,9 +186,7 @@ def test_importing_the_package_brings_nothing_heavy_and_starts_nothing() -> None
     script = (
         "import json, sys, threading, magnus_cache;print(json.dumps([sorted(sys.modules), threading.active_count()]))"
     )
-    command = [sys.executable, "-W", "error", "-c", script]
-    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
-    modules, threads = json.loads(output)
+    modules, threads = json.loads(output_of("-W", "error", "-c", script))
     assert not set(NEVER_IMPORTED) & set(modules)
     assert threads == 1
 

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import resource
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +12,10 @@ from typing import Any
 import pytest
 import redis
 
-import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
 from magnus_cache.embedded import EmbeddedServer
 from tests.support import leaks
-
-ROOT = Path(magnus_cache.__file__).parents[1]
+from tests.support.programs import run_python
 
 
 @contextmanager
@@ -248,8 +244,5 @@ if {first == "before"}:
     get_cache_manager()
 atexit.register(last)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "MAGNUS_CACHE_PREFIX": "own"},
-    )  # fmt: skip
+    done = run_python("-c", script, REDIS_URL=server.url, MAGNUS_CACHE_PREFIX="own")
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 True None\n", "")

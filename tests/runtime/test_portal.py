@@ -5,7 +5,6 @@ import contextvars
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,15 +12,13 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import run_python
 
 LONG = 30.0
 """Seconds that no wait in here comes near, unless something hangs."""
@@ -619,12 +616,5 @@ atexit.register(lambda: print(portal.call(answer)))
 portal.call(answer)
 if {busy}: portal.call(start)
 """
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run_python("-X", "dev", "-W", "error", "-c", script, patience=LONG)
     assert (done.returncode, done.stdout, done.stderr) == (0, "answer\n", "")

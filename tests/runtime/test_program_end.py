@@ -19,9 +19,8 @@ from magnus_cache._engine.runtime import loop_end
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.conftest import emptied
+from tests.support.programs import ROOT, run_python
 from tests.support.wait import wait_until
-
-ROOT = Path(magnus_cache.__file__).parents[1]
 
 MODES = {"plain": [], "strict": ["-X", "dev", "-W", "error"]}
 """Options of Python: as it is, and with asyncio's debug mode, where each warning is an error."""
@@ -325,10 +324,9 @@ def test_children_that_do_not_close_the_cache_end_quietly(
 ) -> None:
     script = tmp_path / "spawned.py"
     script.write_text(SPAWNED)
-    done = subprocess.run(
-        [sys.executable, *MODES[mode], str(script), method], capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": server.url,
-             "MAGNUS_CACHE_PREFIX": "own", "MAGNUS_CACHE_OP_TIMEOUT": "10"},
+    done = run_python(
+        *MODES[mode], str(script), method,
+        REDIS_URL=server.url, MAGNUS_CACHE_PREFIX="own", MAGNUS_CACHE_OP_TIMEOUT="10",
     )  # fmt: skip
     assert (done.returncode, noise(done.stderr)) == (0, "")
 

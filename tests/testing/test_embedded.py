@@ -17,9 +17,8 @@ import redis
 from magnus_cache import embedded
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from tests.conftest import SERVERS
+from tests.support.programs import ROOT, output_of
 from tests.support.wait import wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=SERVERS)
@@ -235,9 +234,7 @@ def test_a_program_that_ends_without_closing_leaves_no_server() -> None:
         "server = EmbeddedServer().start();"
         "print(server.directory, *(child.pid for child in psutil.Process().children(recursive=True)))"
     )
-    command = [sys.executable, "-c", script]
-    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
-    directory, *pids = output.split()
+    directory, *pids = output_of("-c", script).split()
     assert pids
     wait_until(lambda: not any(_lives(int(pid)) for pid in pids))
     assert not Path(directory).exists()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import StalenessChecker, StalenessLog, no_leaks, read_log
+from tests.support.programs import ROOT, output_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SOON = 0.05
 """Patience with what will not go, in seconds."""
 
@@ -27,8 +27,7 @@ def test_the_tools_need_no_test_framework_and_start_nothing() -> None:
         "import sys, threading, magnus_cache.testing as t;"
         "print([m for m in ('pytest', 'hypothesis', 'trustme') if m in sys.modules], threading.active_count())"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, check=True)
-    assert done.stdout.split() == [b"[]", b"1"]
+    assert output_of("-W", "error", "-c", script).split() == ["[]", "1"]
 
 
 # -- leaks ------------------------------------------------------------------------------------------------------
