@@ -31,6 +31,7 @@ from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.memory import put
 from tests.support.wait import wait_until_async
 
 SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))
@@ -561,7 +562,7 @@ def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def _fill_whatever_happened(patch: pytest.MonkeyPatch) -> None:
     """The near cache takes what comes, whether or not its key was touched meanwhile."""
-    patch.setattr(LocalCache, "fill", lambda self, fill, entry: self.put(fill.name, entry))
+    patch.setattr(LocalCache, "fill", lambda self, fill, entry: put(self, fill.name, entry))
 
 
 def _trust_a_lost_connection(patch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from magnus_cache._engine.redis.pipeline import Pipeline, Read
 from magnus_cache._engine.runtime import turns as pacing
 from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
+from tests.support.memory import put
 
 pytestmark = pytest.mark.anyio
 
@@ -384,7 +385,7 @@ def filled(namespaces: int, each: int) -> LocalCache:
     memory, trust = LocalCache(10**6, 10**9), Trust(float("inf"))
     for number in range(namespaces):
         for key in range(each):
-            memory.put(b"m:n%d:%d" % (number, key), Entry(1, None, float("inf"), trust, 8))
+            put(memory, b"m:n%d:%d" % (number, key), Entry(1, None, float("inf"), trust, 8))
     return memory
 
 
@@ -431,7 +432,7 @@ async def test_a_large_memory_is_given_up_in_steps(url: str, one_step_a_turn: No
     await cache.get("t", 1)
     memory = cache._state.memory
     for number in range(20_000):
-        memory.put(b"m:n:%d" % number, Entry(1, None, float("inf"), Trust(float("inf")), 8))
+        put(memory, b"m:n:%d" % number, Entry(1, None, float("inf"), Trust(float("inf")), 8))
     assert await turns(cache.aclose()) >= 20
     assert len(memory) == memory.bytes == 0
 

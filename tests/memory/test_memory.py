@@ -15,18 +15,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
-
-FOREVER = Trust(float("inf"))
-
-
-class Clock:
-    """Time that moves when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.memory import FOREVER, Clock, put
 
 
 def entry(
@@ -42,9 +31,9 @@ def memory(entries: int = 100, size: int = 10**9, clock: Clock | None = None) ->
 def test_the_least_recently_used_goes_first() -> None:
     store = memory(entries=3)
     for name in (b"a", b"b", b"c"):
-        store.put(name, entry())
+        put(store, name, entry())
     assert store.hit(b"a") is not None
-    store.put(b"d", entry())
+    put(store, b"d", entry())
     assert [store.hit(name) is not None for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
     assert store.evictions == 1
 
@@ -53,10 +42,10 @@ def test_bytes_are_bounded_too() -> None:
     room = 3 * (OVERHEAD + 1 + 1_000)
     store = memory(size=room)
     for name in (b"a", b"b", b"c", b"d"):
-        store.put(name, entry(size=1_000))
+        put(store, name, entry(size=1_000))
     assert len(store) == 3
     assert store.bytes == room
-    store.put(b"e", entry(size=room))
+    put(store, b"e", entry(size=room))
     assert store.hit(b"e") is None, "what is larger than all the room is not stored"
     assert len(store) == 3, "and does not push out the others"
 
@@ -65,10 +54,10 @@ def test_an_entry_ends_with_its_deadline_its_trust_or_a_clear() -> None:
     clock = Clock()
     store = memory(clock=clock)
     trust = Trust(1_050.0)
-    store.put(b"n:a", entry(life=10))
-    store.put(b"n:b", entry(trust=trust))
-    store.put(b"n:c", entry())
-    store.put(b"m:d", entry())
+    put(store, b"n:a", entry(life=10))
+    put(store, b"n:b", entry(trust=trust))
+    put(store, b"n:c", entry())
+    put(store, b"m:d", entry())
     clock.now = 1_010.0
     assert store.hit(b"n:a") is None
     assert store.peek(b"n:a") is None
@@ -80,14 +69,14 @@ def test_an_entry_ends_with_its_deadline_its_trust_or_a_clear() -> None:
     store.clear(b"n:")
     assert store.peek(b"n:b") is store.hit(b"n:c") is None
     assert store.hit(b"m:d") is not None
-    store.put(b"n:c", entry())
+    put(store, b"n:c", entry())
     assert store.hit(b"n:c") is not None, "a clear covers what was there, not what comes after"
 
 
 def test_a_pattern_clears_what_it_matches() -> None:
     store = memory()
     for name in (b"n:user1", b"n:user2", b"n:other"):
-        store.put(name, entry())
+        put(store, name, entry())
     store.clear_matching(re.compile(rb"n:user.*"))
     assert [store.hit(name) is not None for name in (b"n:user1", b"n:user2", b"n:other")] == [False, False, True]
 
@@ -101,7 +90,7 @@ def test_a_touched_placeholder_stores_nothing(how: str) -> None:
         case "invalidate":
             store.invalidate(b"n:k")
         case "put":
-            store.put(b"n:k", entry("newer"))
+            put(store, b"n:k", entry("newer"))
         case "clear":
             store.clear(b"n:")
         case _:
@@ -135,12 +124,12 @@ def test_expiry_of_a_large_store_is_done_in_small_steps() -> None:
     clock = Clock()
     store = memory(entries=200_000, clock=clock)
     for number in range(100_000):
-        store.put(b"n:%d" % number, entry(life=10))
+        put(store, b"n:%d" % number, entry(life=10))
     clock.now += 20
     most = 0
     for number in range(5_000):
         before = store.steps
-        store.put(b"later:%d" % number, entry(life=1_000, now=clock.now))
+        put(store, b"later:%d" % number, entry(life=1_000, now=clock.now))
         most = max(most, store.steps - before)
     assert 0 < most <= 512
     assert store.expirations > 0
@@ -157,12 +146,12 @@ def test_deadlines_are_data_and_never_remove_a_newer_entry() -> None:
     clock = Clock()
     store = memory(entries=200, clock=clock)
     for round_ in range(50):
-        store.put(b"k", entry(round_, life=5, now=clock.now))
+        put(store, b"k", entry(round_, life=5, now=clock.now))
         clock.now += 4
-    store.put(b"k", entry("newest", life=1_000, now=clock.now))
+    put(store, b"k", entry("newest", life=1_000, now=clock.now))
     clock.now += 100
     for number in range(100):
-        store.put(b"other%d" % number, entry(now=clock.now))
+        put(store, b"other%d" % number, entry(now=clock.now))
     store.sweep(10_000)
     held = store.hit(b"k")
     assert held is not None
@@ -178,7 +167,7 @@ def test_memory_an_entry_takes_beyond_its_name_and_value() -> None:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for number, name in enumerate(names):
-        store.put(name, Entry(value, None, 2_000.0 + number / 1_000, FOREVER, 10, 2**63 + number))
+        put(store, name, Entry(value, None, 2_000.0 + number / 1_000, FOREVER, 10, 2**63 + number))
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (after - before) / count <= 250
@@ -253,7 +242,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.drop_dead()
         made = self.made(life)
         self.store.sweep(100)
-        self.store.put(name, made)
+        put(self.store, name, made)
         self.current.pop(name, None)
         self.keep(name, made)
 

@@ -16,18 +16,7 @@ from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.lru import ShardedLRU
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
-
-FOREVER = Trust(math.inf)
-
-
-class Clock:
-    """Time that moves when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.memory import FOREVER, Clock, put
 
 
 def entry(value: object = 1, deadline: float = math.inf, trust: Trust = FOREVER, size: int = 10) -> Entry:
@@ -54,13 +43,13 @@ def test_an_entry_tells_what_it_was_made_of() -> None:
 def test_the_deadline_itself_is_too_late() -> None:
     clock = Clock()
     store = LocalCache(10, 10**6, clock)
-    store.put(b"a", entry(deadline=clock.now + 1))
-    store.put(b"b", entry(trust=Trust(clock.now + 1)))
+    put(store, b"a", entry(deadline=clock.now + 1))
+    put(store, b"b", entry(trust=Trust(clock.now + 1)))
     clock.now += 1
     assert values(store, b"a", b"b") == [None, None]
     assert store.expirations == 1, "that of `a`; `b` is suspect only"
     assert store.peek(b"b") is not None
-    store.put(b"c", entry(deadline=clock.now))
+    put(store, b"c", entry(deadline=clock.now))
     assert store.peek(b"c") is None
     assert store.expirations == 2
 
@@ -69,7 +58,7 @@ def test_trust_that_is_renewed_revives_what_stands_on_it() -> None:
     clock = Clock()
     store = LocalCache(10, 10**6, clock)
     trust = Trust(clock.now)
-    store.put(b"a", entry("v", trust=trust))
+    put(store, b"a", entry("v", trust=trust))
     assert values(store, b"a") == [None]
     assert trust.used is False, "nobody was served, so no heartbeat is due"
     trust.deadline = clock.now + 1
@@ -81,9 +70,9 @@ def test_peek_counts_as_use_and_not_as_trust() -> None:
     store = LocalCache(2, 10**6, Clock())
     trust = Trust(-math.inf)
     for name in (b"a", b"b"):
-        store.put(name, entry(trust=trust))
+        put(store, name, entry(trust=trust))
     assert store.peek(b"a") is not None
-    store.put(b"c", entry())
+    put(store, b"c", entry())
     assert store.peek(b"a") is not None, "what an outage lives on is not evicted first"
     assert store.peek(b"b") is None
     assert trust.used is False
@@ -94,7 +83,7 @@ def test_peek_counts_as_use_and_not_as_trust() -> None:
 
 def test_what_replaces_an_entry_and_is_too_large_takes_the_old_one_along() -> None:
     store = LocalCache(10, 2_000, Clock())
-    store.put(b"a", entry("old"))
+    put(store, b"a", entry("old"))
     fill = store.reserve(b"a")
     assert store.fill(fill, entry("new", size=2_000)) is False
     assert (values(store, b"a"), len(store), store.bytes, store.pending) == ([None], 0, 0, 0)
@@ -103,18 +92,18 @@ def test_what_replaces_an_entry_and_is_too_large_takes_the_old_one_along() -> No
 
 def test_replacing_an_entry_counts_its_bytes_once_and_makes_it_the_last_to_go() -> None:
     store = LocalCache(2, 10**6, Clock())
-    store.put(b"a", entry())
-    store.put(b"b", entry())
-    store.put(b"a", entry("new", size=500))
+    put(store, b"a", entry())
+    put(store, b"b", entry())
+    put(store, b"a", entry("new", size=500))
     assert store.bytes == 2 * (OVERHEAD + 1) + 510
-    store.put(b"c", entry())
+    put(store, b"c", entry())
     assert values(store, b"a", b"b", b"c") == ["new", None, 1]
 
 
 @pytest.mark.parametrize("limits", [(0, 10**6), (10, 0)])
 def test_a_store_without_room_stores_nothing(limits: tuple[int, int]) -> None:
     store = LocalCache(*limits, Clock())
-    store.put(b"a", entry())
+    put(store, b"a", entry())
     fill = store.reserve(b"a")
     assert store.fill(fill, entry()) is False
     assert (len(store), store.bytes, store.pending, store.evictions) == (0, 0, 0, 0)
@@ -126,10 +115,10 @@ def test_a_large_value_evicts_in_bounded_steps() -> None:
     room = count * (OVERHEAD + 6)
     store = LocalCache(count, room, Clock())
     for number in range(count):
-        store.put(b"%06d" % number, entry(size=0))
+        put(store, b"%06d" % number, entry(size=0))
     for _ in range(10):
         before = store.evictions
-        store.put(b"large", entry(size=room - OVERHEAD - 5))
+        put(store, b"large", entry(size=room - OVERHEAD - 5))
         assert store.evictions - before <= 4_096
         assert store.bytes <= room
     assert values(store, b"large") == [1]
@@ -190,7 +179,7 @@ def test_a_clear_among_a_crowd_of_placeholders_is_on_the_safe_side() -> None:
 def test_a_clear_of_a_small_store_frees_it_at_once(scope: bytes | re.Pattern[bytes]) -> None:
     store = LocalCache(1_000, 10**9, Clock())
     for number in range(20_000):
-        store.put(b"n:%d" % number, entry())
+        put(store, b"n:%d" % number, entry())
     store.clear_matching(scope)
     assert (len(store), store.bytes) == (0, 0)
 
@@ -202,9 +191,9 @@ def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
     kept = [b"m:%d" % number for number in range(100)]
     shared = [entry() for _ in kept]
     for name, made in zip(kept, shared, strict=True):
-        store.put(name, made)
+        put(store, name, made)
     for number in range(count - len(kept)):
-        store.put(b"n:%d" % number, entry())
+        put(store, b"n:%d" % number, entry())
     before = store.steps
     store.clear(b"n:")
     assert store.steps - before <= 2_048
@@ -224,13 +213,13 @@ def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
 def test_many_clears_are_remembered_or_overdone_but_never_forgotten() -> None:
     store = LocalCache(100_000, 10**9, Clock())
     for number in range(20_000):
-        store.put(b"%d:%d" % (number % 300, number), entry())
+        put(store, b"%d:%d" % (number % 300, number), entry())
     for number in range(200):
         store.clear_matching(re.compile(rb"%d:.*" % number))
         assert len(store._floors) <= 64
         assert values(store, b"%d:%d" % (number, number + 19_500)) == [None]
     assert not any(store.peek(b"%d:%d" % (number % 300, number)) for number in range(20_000) if number % 300 < 200)
-    store.put(b"7:new", entry("new"))
+    put(store, b"7:new", entry("new"))
     assert values(store, b"7:new") == ["new"]
 
 
@@ -265,9 +254,9 @@ def test_a_floor_replaces_narrower_ones_only() -> None:
 def test_clearing_the_same_again_costs_no_memory() -> None:
     store = LocalCache(100_000, 10**9, Clock())
     for number in range(50_000):
-        store.put(b"n:%d" % number, entry())
+        put(store, b"n:%d" % number, entry())
     for number in range(300):
-        store.put(b"x:%d" % number, entry())
+        put(store, b"x:%d" % number, entry())
         store.clear(b"x:")
         assert len(store._floors) <= 1
     assert values(store, b"n:49999") == [1]
@@ -277,9 +266,9 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
     asked: list[bytes] = []
     store = LocalCache(100_000, 10**9, Clock())
     for number in range(10_000):
-        store.put(b"n:%d" % number, entry())
+        put(store, b"n:%d" % number, entry())
     store.clear(b"m:")
-    store.put(b"m:1", entry("new"))
+    put(store, b"m:1", entry("new"))
     assert values(store, b"m:1") == ["new"], "what comes after a clear has nothing to do with it"
     cleared = store._floors.cleared
 
@@ -301,10 +290,10 @@ def test_what_nobody_asks_for_is_collected_by_the_writes_that_follow() -> None:
     clock = Clock()
     store = LocalCache(100_000, 10**9, clock)
     for number in range(10_000):
-        store.put(b"old:%d" % number, entry(deadline=clock.now + 1))
+        put(store, b"old:%d" % number, entry(deadline=clock.now + 1))
     clock.now += 2
     for number in range(1_500):
-        store.put(b"new:%d" % (number % 100), entry())
+        put(store, b"new:%d" % (number % 100), entry())
     assert len(store) == 100
     assert store.expirations == 10_000
 
@@ -316,15 +305,15 @@ def test_the_queue_of_names_stays_in_proportion(name: str) -> None:
     for number in range(20_000):
         match name:
             case "one":
-                store.put(b"k", entry())
+                put(store, b"k", entry())
                 store.invalidate(b"k")
             case "again":
                 store.invalidate(b"%d" % (number % 300))
-                store.put(b"%d" % (number % 300), entry())
+                put(store, b"%d" % (number % 300), entry())
             case "churn":
-                store.put(b"%d" % number, entry())
+                put(store, b"%d" % number, entry())
             case _:
-                store.put(b"%d" % (number % 700), entry())
+                put(store, b"%d" % (number % 700), entry())
                 store.invalidate(b"%d" % (number * 7 % 700))
                 if number % 100 == 0:
                     store.clear(b"%d" % (number % 10))
@@ -337,9 +326,9 @@ def test_a_record_of_an_old_entry_does_not_touch_the_newer_one() -> None:
     """PITFALLS 20: one name twice in the queue, the first record from an entry that would be dead by now."""
     clock = Clock()
     store = LocalCache(10, 10**6, clock)
-    store.put(b"k", entry("old", deadline=clock.now + 1))
+    put(store, b"k", entry("old", deadline=clock.now + 1))
     store.invalidate(b"k")
-    store.put(b"k", entry("new", deadline=clock.now + 100))
+    put(store, b"k", entry("new", deadline=clock.now + 100))
     clock.now += 50
     for _ in range(5):
         assert store.sweep(10) == 0
@@ -378,14 +367,14 @@ def test_a_finalizer_may_call_the_store() -> None:
             nonlocal calls
             calls += 1
             store.invalidate(b"%d" % ((self.number + 1) % 64))
-            store.put(b"%d" % ((self.number + 2) % 64), entry(deadline=clock.now + 1))
+            put(store, b"%d" % ((self.number + 2) % 64), entry(deadline=clock.now + 1))
             if self.number % 50 == 0:
                 store.clear(b"%d" % (self.number % 10))
             if self.number % 333 == 0:
                 store.clear()
 
     for number in range(2_000):
-        store.put(b"%d" % (number % 100), entry(Meddler(number), deadline=clock.now + 3))
+        put(store, b"%d" % (number % 100), entry(Meddler(number), deadline=clock.now + 3))
         clock.now += 0.1
     for _ in range(100):
         clock.now += 100
@@ -406,7 +395,7 @@ def test_a_finalizer_may_empty_the_store() -> None:
             store.clear()
 
     for number in range(20):
-        store.put(b"%d" % number, entry(Clearing(), deadline=clock.now + 1))
+        put(store, b"%d" % number, entry(Clearing(), deadline=clock.now + 1))
     clock.now += 2
     store.sweep(20)
     assert (len(store), store.bytes, len(store._queue)) == (0, 0, 0)
@@ -416,7 +405,7 @@ def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
     """PITFALLS 12: in a forked child the lock's holder does not exist. What was bound before works on."""
     store = LocalCache(10, 10**6, Clock())
     hit = store.hit
-    store.put(b"a", entry())
+    put(store, b"a", entry())
     fill = store.reserve(b"b")
     held, done = threading.Event(), threading.Event()
 
@@ -435,7 +424,7 @@ def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
         assert not resetting.is_alive()
         assert (len(store), store.bytes, store.pending) == (0, 0, 0)
         assert store.fill(fill, entry("old")) is False
-        store.put(b"a", entry("new"))
+        put(store, b"a", entry("new"))
         made = hit(b"a")
         assert made is not None
         assert made.value == "new"
@@ -466,7 +455,7 @@ def test_a_large_store_is_in_stripes_and_keeps_its_bounds() -> None:
     store = LocalCache(40_000, 10**9, Clock())
     assert isinstance(store._table, ShardedLRU)
     for number in range(100_000):
-        store.put(b"%d" % number, entry())
+        put(store, b"%d" % number, entry())
         if number >= 100:
             assert store.hit(b"%d" % (number % 100)) is not None, "what is used goes on being there"
     assert len(store) == 40_000 == sum(map(len, store._table._stripes))
@@ -481,14 +470,14 @@ def test_no_stripe_grows_large() -> None:
     store = LocalCache(200_000, 10**10, Clock())
     assert isinstance(store._table, ShardedLRU)
     for number in range(250_000):
-        store.put(b"%d" % number, entry())
+        put(store, b"%d" % number, entry())
     assert max(map(len, store._table._stripes)) <= 10_000
 
 
 def test_a_few_huge_values_in_a_large_store_do_not_push_out_the_newest() -> None:
     store = LocalCache(1_000_000, 10_000, Clock())
     for number in range(1_000):
-        store.put(b"%d" % number, entry(number, size=4_000))
+        put(store, b"%d" % number, entry(number, size=4_000))
         assert values(store, b"%d" % number) == [number]
         assert store.bytes <= 10_000
 
@@ -519,7 +508,7 @@ class Collected(RuleBasedStateMachine):
     @rule(name=NAMES, data=st.data())
     def put(self, name: bytes, data: st.DataObject) -> None:
         self.model[name] = made = self.made(data)
-        self.store.put(name, made)
+        put(self.store, name, made)
         self.current.pop(name, None)
 
     @rule(name=NAMES)

@@ -2,12 +2,9 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +22,10 @@ from magnus_cache._engine.runtime import critical
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from tests.support.interrupts import interrupted
+from tests.support.memory import put
+from tests.support.programs import run_python
 from tests.support.wait import wait_until
 
-ROOT = Path(magnus_cache.__file__).parents[1]
 SOAK = "MAGNUS_CACHE_SOAK" in os.environ
 LONG = 30.0
 SOON = 8.0
@@ -288,7 +286,7 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
             memory = LocalCache(entries, 1_000_000)
             names = [b"n:%d" % number for number in range(4)]
             for name in names[: 2 if step == "put" else 4]:
-                memory.put(name, entry(100))
+                put(memory, name, entry(100))
             fill = memory.reserve(b"n:1")
 
             def remove(memory: LocalCache = memory, removal: str = removal) -> None:
@@ -301,11 +299,11 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
                 if step == "fill":
                     memory.fill(fill, entry(200))
                 elif step == "put again":
-                    memory.put(b"n:1", entry(200))
+                    put(memory, b"n:1", entry(200))
                 elif step == "clear":
                     memory.clear(b"n:")
                 else:
-                    memory.put(b"n:9", entry(999_000 if step == "evict" else 100))
+                    put(memory, b"n:9", entry(999_000 if step == "evict" else 100))
             memory.release(fill)
             assert not memory.pending
             left = [name for name in (*names, b"n:9") if memory.peek(name) is not None]
@@ -326,7 +324,7 @@ def test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept(step: str, remo
     for place in range(1, 10_000):
         memory = LocalCache(4, 1_000_000)
         old = entry(100)
-        memory.put(b"n:1", old)
+        put(memory, b"n:1", old)
         fill = memory.reserve(b"n:1")
 
         with interrupted(place, lambda memory=memory: getattr(memory, removal)(b"n:1")) as interruption:  # type: ignore[misc]
@@ -349,7 +347,7 @@ def test_a_floor_laid_in_the_midst_of_another_stays(steps: int, monkeypatch: pyt
         memory.clear(b"a:")
         names = [b"%s:%d" % (space, number) for number in range(6) for space in (b"n", b"m")]
         for name in names:
-            memory.put(name, entry(100))
+            put(memory, name, entry(100))
 
         with interrupted(place, lambda memory=memory: memory.clear(b"m:")) as interruption:  # type: ignore[misc]
             memory.clear(b"n:")
@@ -470,8 +468,7 @@ atexit.register(lambda: print(cache.get("t", "k"), cache.get_or_set("t", "l", la
 
 @pytest.mark.parametrize("how", ["cycle", "plain"])
 def test_a_finalizer_at_exit_does_not_hang(url: str, how: str) -> None:
-    script = [sys.executable, "-c", AT_EXIT, url, how]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=LONG, cwd=ROOT, check=False)
+    done = run_python("-c", AT_EXIT, url, how, patience=LONG)
     assert (done.returncode, done.stdout) == (0, "1 2\n"), done.stderr
     assert "Exception ignored in" not in done.stderr or "shutting down" in done.stderr
 
@@ -517,6 +514,5 @@ print("ended")
 
 
 def test_signals_and_finalizers_in_a_busy_process(url: str) -> None:
-    script = [sys.executable, "-c", HAMMER, url]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=100, cwd=ROOT, check=False)
+    done = run_python("-c", HAMMER, url, patience=100)
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

@@ -10,6 +10,7 @@ from magnus_cache._engine.memory import entry as entries
 from magnus_cache._engine.memory import key_locks, store
 from magnus_cache._engine.policy import namespaces
 from magnus_cache._engine.store import lifetimes, writes
+from tests.support import memory
 from tests.support.guards import guard, put
 
 STEPS: Final = "tests/store/test_fallback_steps.py"
@@ -18,7 +19,7 @@ TOUCH: Final = "tests/store/test_touch.py"
 
 @guard(STEPS)
 def without_a_look_whether_an_entry_is_still_the_one_that_was_looked_at() -> None:
-    put(store.LocalCache, "replace", lambda self, name, _old, entry: self.put(name, entry))
+    put(store.LocalCache, "replace", lambda self, name, _old, entry: memory.put(self, name, entry))
 
 
 @guard(STEPS)

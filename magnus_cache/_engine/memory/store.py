@@ -231,12 +231,6 @@ class LocalCache:
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    def put(self, name: _Name, entry: Entry) -> bool:
-        """Store an entry whatever happened meanwhile, void the name's placeholder, and return whether it is stored."""
-        with self._lock:
-            self._pending.pop(name, None)
-            return self._store(name, entry)
-
     def replace(self, name: _Name, old: Entry, entry: Entry) -> bool:
         """Store an entry in place of this very one, if that is still there and was not cleared.
 
