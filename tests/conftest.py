@@ -18,6 +18,7 @@ from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.support import leaks
+from tests.support.fleet import Fleet, Worker
 from tests.support.wait import wait_until
 
 # A shell has what it runs in the background ignore Ctrl-C, and so would the tests of what it does, and their processes.
@@ -111,6 +112,24 @@ def private_server_with() -> Iterator[Callable[..., EmbeddedServer]]:
 @pytest.fixture
 def private_server(private_server_with: Callable[..., EmbeddedServer]) -> EmbeddedServer:
     return private_server_with()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    try:
+        yield fleet
+    finally:
+        fleet.end()
+
+
+@pytest.fixture
+def hire(processes: Fleet) -> Iterator[Callable[..., list[Worker]]]:
+    """Hires processes for one test."""
+    try:
+        yield processes.hire
+    finally:
+        processes.dismiss()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Explanation, Namespace
 from magnus_cache.testing import virtual_clock
-from tests.support.fleet_of_managers import Slow, fleet
+from tests.support.fleet_of_managers import fleet
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio

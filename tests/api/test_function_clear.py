@@ -16,7 +16,8 @@ from magnus_cache._engine.policy.function_tags import function_tag, visible_tags
 from magnus_cache._engine.runtime import critical
 from magnus_cache.errors import CacheArgumentError, CacheClosedError, CacheTypeError
 from magnus_cache.testing import virtual_clock
-from tests.support.fleet_of_managers import Slow, fleet
+from tests.support.fleet_of_managers import fleet
+from tests.support.loaders import Slow
 from tests.support.programs import in_forked_children
 from tests.support.wait import wait_until
 

@@ -14,6 +14,7 @@ from typing import Any
 from magnus_cache import AsyncCacheManager, Namespace
 from tests.chaos.ledger import Cache, Ledger
 from tests.chaos.world import World
+from tests.support.loaders import SourceError
 
 __all__ = ["Callers", "Seen"]
 
@@ -39,10 +40,6 @@ SLOW = 0.2
 
 PAUSE = 0.08
 """Seconds on average between two calls of one caller: so that two cores suffice for two hundred."""
-
-
-class SourceError(Exception):
-    """The source is not well, which is no fault of the cache."""
 
 
 @dataclass

@@ -115,16 +115,22 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_the_estimate_comes_near_the_truth(value: Any) -> None:
-    payload = encode(value)
+def decoded_size(payload: bytes, expected: Any) -> int:
+    """Return the bytes of memory that a decoded payload takes, and check that it is the expected value."""
     tracemalloc.start()
     try:
         again = decode(payload)
-        real = tracemalloc.get_traced_memory()[0]
+        size = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert again == value
+    assert again == expected
+    return size
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_the_estimate_comes_near_the_truth(value: Any) -> None:
+    payload = encode(value)
+    real = decoded_size(payload, value)
     # Counted token by token, as at 0 nothing is certain to fit.
     estimate = decoded_bytes(payload, RATIO * len(payload))
     assert real / 2.2 < estimate
@@ -138,13 +144,7 @@ def test_the_estimate_comes_near_the_truth(value: Any) -> None:
 def test_the_estimate_of_small_collections_is_not_too_low(make: Any) -> None:
     value = [make() for _ in range(3_000)]
     payload = encode(value)
-    tracemalloc.start()
-    try:
-        again = decode(payload)
-        real = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert again == value
+    real = decoded_size(payload, value)
     # Counted token by token, whatever a count of bytes makes of it.
     assert real / 2.2 < at_once(budget._walk(payload, 10**12))
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, Namespace
+from magnus_cache._engine.coordination.lease import Lease
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.documents import PAGES
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import expect_two_loads, fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +66,15 @@ def tight(private_server_with: Callable[..., Any]) -> Any:
     return server
 
 
+def refuse_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, no question whether a lease stands gets to Redis."""
+
+    def refused(*_: Any) -> None:
+        raise CacheUnavailableError("overloaded", "too much at once")
+
+    monkeypatch.setattr(Lease, "look", refused)
+
+
 # -- leases -------------------------------------------------------------------------------------------------------
 
 
@@ -88,11 +99,7 @@ async def test_an_announced_lease_that_is_gone_is_given_up(url: str, raw: redis.
         await slow.begun()
         raw.delete(LEASE)
         await wait_until_async(lambda: len(one._engine.state.leases) == 0)
-        late = asyncio.create_task(one.get_or_set("t", "k", slow))
-        await slow.begun(2)
-        slow.finish()
-        slow.finish(2)
-        assert (await call, await late) == (1, 2)
+        await expect_two_loads(one, slow, call)
         assert await one.get("t", "k") == 2
 
 
@@ -138,17 +145,11 @@ async def test_a_load_whose_lease_stands_is_joined_before_its_holder_knows(url: 
 @pytest.mark.usefixtures("unasked")
 async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str, monkeypatch: Any) -> None:
     """Its own ACQ asks as well: it waits for the value of the lease's holder, and makes no second load."""
-    from magnus_cache import CacheUnavailableError
-    from magnus_cache._engine.coordination.lease import Lease
-
-    def refused(*_: Any) -> None:
-        raise CacheUnavailableError("overloaded", "too much at once")
-
     slow = Slow()
     async with fleet(url, 1, lease=60) as (one,):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        monkeypatch.setattr(Lease, "look", refused)
+        refuse_questions(monkeypatch)
         announce(one, LEASE)
         late = asyncio.create_task(one.get_or_set("t", "k", slow))
         await wait_until_async(lambda: one._engine.state.leases._bells)
@@ -158,17 +159,11 @@ async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str,
 
 
 async def test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease(url: str, monkeypatch: Any) -> None:
-    from magnus_cache import CacheUnavailableError
-    from magnus_cache._engine.coordination.lease import Lease
-
-    def refused(*_: Any) -> None:
-        raise CacheUnavailableError("overloaded", "too much at once")
-
     slow = Slow()
     async with fleet(url, 1, lease=60) as (one,):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        monkeypatch.setattr(Lease, "look", refused)
+        refuse_questions(monkeypatch)
         announce(one, LEASE)
         await wait_until_async(lambda: not len(one._engine.state.flights))
         slow.finish()

@@ -14,7 +14,8 @@ from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.redis import scripts
 from magnus_cache.errors import CacheArgumentError
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio

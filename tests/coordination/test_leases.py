@@ -13,7 +13,8 @@ from magnus_cache._engine.coordination.leases import new_token
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.testing import Proxy
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio

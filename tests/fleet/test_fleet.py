@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,7 +20,7 @@ import redis
 
 from magnus_cache import CacheManager
 from magnus_cache.testing import Proxy
-from tests.support.fleet import PATIENCE, Fleet, Worker
+from tests.support.fleet import PATIENCE, Worker
 from tests.support.fleet_worker import HOLDERS, LOADS, Event, Read
 from tests.support.wait import wait_until
 
@@ -35,24 +35,6 @@ NOT_OURS = frozenset(
     {"incr", "incrby", "rpush", "blpop", "lpop", "info", "client", "lrange", "ping", "hello", "select"}
 )
 """Commands that only the tests' own clients send."""
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    try:
-        yield fleet
-    finally:
-        fleet.end()
-
-
-@pytest.fixture
-def hire(processes: Fleet) -> Iterator[Callable[..., list[Worker]]]:
-    """Hires processes for one test."""
-    try:
-        yield processes.hire
-    finally:
-        processes.dismiss()
 
 
 def results(futures: list[Future[Any]]) -> list[Any]:

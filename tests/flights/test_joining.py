@@ -24,7 +24,8 @@ from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.policy.options import LoadOptions
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio

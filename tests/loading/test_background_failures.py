@@ -15,14 +15,11 @@ from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.runtime import log as notices
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.loaders import SourceError
 from tests.support.programs import run_python
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
-
-
-class SourceError(Exception):
-    pass
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Nam
 from magnus_cache._engine.coordination import lease
 from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
+from tests.support.loaders import Gated
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -235,14 +236,8 @@ async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: thr
 
 async def test_what_could_not_go_on_is_not_begun(url: str, clock: VirtualClock) -> None:
     """Stale-while-revalidate with all places taken: the stale value, and no load that is cancelled at once."""
-    gate, calls = asyncio.Event(), 0
+    slow = Gated()
     namespace, other = Namespace("t", grace=60, soft_timeout=0), Namespace("o", grace=60, soft_timeout=0)
-
-    async def slow() -> int:
-        nonlocal calls
-        calls += 1
-        await gate.wait()
-        return 2
 
     async with AsyncCacheManager(redis_url=url) as manager:
         await manager.set_many(namespace, dict.fromkeys(range(UNATTENDED + 1), 1), 10)
@@ -252,15 +247,15 @@ async def test_what_could_not_go_on_is_not_begun(url: str, clock: VirtualClock) 
             assert await manager.get_or_set(namespace, key, slow) == 1
         for _ in range(20):
             assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
-        await wait_until_async(lambda: calls == UNATTENDED)
+        await wait_until_async(lambda: slow.calls == UNATTENDED)
         assert (await manager.get_stats())["namespaces"]["t"]["overloads"] == 20
         # Another namespace has places of its own.
         assert await manager.get_or_set(other, "k", slow) == 1
-        await wait_until_async(lambda: calls == UNATTENDED + 1)
-        gate.set()
+        await wait_until_async(lambda: slow.calls == UNATTENDED + 1)
+        slow.open.set()
         await wait_until_async(lambda: not manager._engine.state.flights.unattended)
         assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
-        await wait_until_async(lambda: calls == UNATTENDED + 2)
+        await wait_until_async(lambda: slow.calls == UNATTENDED + 2)
 
 
 @pytest.mark.parametrize("face", ["async", "blocking", "refresh"])
@@ -293,28 +288,22 @@ async def test_who_is_told_of_a_timeout_is_told_whether_the_load_goes_on(
 
 async def test_what_had_to_be_given_up_is_not_begun_again_at_once(url: str, clock: VirtualClock) -> None:
     """A caller that waits for a while begins a load; if there is no place for it then, the key is left alone."""
-    gate, calls = asyncio.Event(), 0
+    slow = Gated()
     hanging, namespace = Namespace("t", grace=60, soft_timeout=0), Namespace("t", grace=60, soft_timeout=0.02, retry=5)
-
-    async def slow() -> int:
-        nonlocal calls
-        calls += 1
-        await gate.wait()
-        return 2
 
     async with AsyncCacheManager(redis_url=url) as manager:
         await manager.set_many(hanging, dict.fromkeys(range(UNATTENDED + 1), 1), 10)
         clock.advance(11)
         for key in range(UNATTENDED):
             assert await manager.get_or_set(hanging, key, slow) == 1
-        await wait_until_async(lambda: calls == UNATTENDED)
+        await wait_until_async(lambda: slow.calls == UNATTENDED)
         for _ in range(5):
             assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
-        assert calls == UNATTENDED + 1
+        assert slow.calls == UNATTENDED + 1
         clock.advance(6)
         assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
-        assert calls == UNATTENDED + 2
-        gate.set()
+        assert slow.calls == UNATTENDED + 2
+        slow.open.set()
 
 
 # -- loads that hang ----------------------------------------------------------------------------------------------

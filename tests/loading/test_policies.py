@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis
@@ -25,15 +25,12 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing import Proxy, VirtualClock, no_leaks, virtual_clock
+from tests.support.loaders import PickyError, Slow, SourceError
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
 NAME = b"magnus:t:k"
-
-
-class SourceError(Exception):
-    """What the source of these tests fails with."""
 
 
 class NotFoundError(LookupError):
@@ -57,37 +54,6 @@ class Source:
         if self.error is not None:
             raise self.error
         return [self.calls]
-
-
-class Slow:
-    """A loader that a test lets go on when it likes, on whatever loop it runs; returns the number of its call."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self._lock = threading.Lock()
-        self._finished: set[int] = set()
-        self._waiting: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
-
-    async def __call__(self) -> int:
-        gate = asyncio.Event()
-        with self._lock:
-            self.calls += 1
-            number = self.calls
-            if number in self._finished:
-                return number
-            self._waiting[number] = (asyncio.get_running_loop(), gate)
-        await gate.wait()
-        return number
-
-    async def begun(self, number: int = 1) -> None:
-        await wait_until_async(lambda: self.calls >= number)
-
-    def finish(self, number: int = 1) -> None:
-        with self._lock:
-            self._finished.add(number)
-            loop, gate = self._waiting.get(number, (None, None))
-        if loop is not None and gate is not None:
-            loop.call_soon_threadsafe(gate.set)
 
 
 class Caller:
@@ -960,18 +926,6 @@ async def test_a_calls_grace_is_its_own(caller: Opened, clock: VirtualClock) -> 
             with pytest.raises(SourceError):
                 await cache.get_or_set("t", source, **options)
         assert await cache.get_or_set("t", source, grace="1h") == [1]
-
-
-class PickyError(Exception):
-    """An error that is not made of just anything."""
-
-    def __new__(cls, code: Any = None) -> Self:
-        if not isinstance(code, int):
-            raise TypeError("code must be int")
-        return super().__new__(cls, code)
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"code {code}")
 
 
 async def test_an_error_that_cannot_be_made_again_is_not_replaced_by_another(caller: Opened) -> None:

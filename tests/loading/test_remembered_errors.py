@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.store.negative import decode_error, encode_error
 from magnus_cache.errors import CacheDecodeError
 from magnus_cache.freshness import Freshness
+from tests.support.loaders import PickyError
 
 EVERYTHING = Freshness(negative=((Exception, 60.0),))
 
@@ -33,18 +34,6 @@ class PathError(OSError):
 
     def __init__(self, path: str) -> None:
         super().__init__(2, "no such quote", path)
-
-
-class PickyError(LookupError):
-    """Is not made of just anything."""
-
-    def __new__(cls, code: Any = None) -> Self:
-        if not isinstance(code, int):
-            raise TypeError("code must be int")
-        return super().__new__(cls, code)
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"code {code}")
 
 
 class ReplyError(Exception):

@@ -318,12 +318,18 @@ def asked(pipeline: Pipeline, count: int, expected: float) -> list[Answer]:
     return answers
 
 
-def test_a_reply_of_large_values_is_handed_out_in_steps() -> None:
+def half_answered() -> tuple[Pipeline, list[Answer]]:
+    """Return four reads whose large replies came at once, so that half of them wait to be handed out."""
     pipeline = Pipeline(lambda *_: None)
     answers = asked(pipeline, 4, 1_000)
     pipeline.compose(0.0)
     source: Any = None
     pipeline.answered([b"x" * 400_000] * 4, source)
+    return pipeline, answers
+
+
+def test_a_reply_of_large_values_is_handed_out_in_steps() -> None:
+    pipeline, answers = half_answered()
     assert [answer.done() for answer in answers] == [True, True, False, False]
     assert pipeline.unfinished
     pipeline.hand_out()
@@ -334,11 +340,7 @@ def test_a_reply_of_large_values_is_handed_out_in_steps() -> None:
 
 
 def test_a_connection_lost_between_two_steps_fails_the_rest() -> None:
-    pipeline = Pipeline(lambda *_: None)
-    answers = asked(pipeline, 4, 1_000)
-    pipeline.compose(0.0)
-    source: Any = None
-    pipeline.answered([b"x" * 400_000] * 4, source)
+    pipeline, answers = half_answered()
     pipeline.fail_sent(CacheUnavailableError("lost", "gone"))
     assert [type(answer.told[0]) for answer in answers] == [bytes, bytes, CacheUnavailableError, CacheUnavailableError]
     assert not pipeline.unfinished

@@ -26,7 +26,7 @@ from magnus_cache._engine.outage.journal_file import JournalFile
 from magnus_cache._engine.outage.outbox import MOST_NAMES, Outbox, Pending
 from magnus_cache._engine.runtime.forks import part
 from magnus_cache.errors import CacheSettingsError
-from tests.support.fleet import Fleet, Worker
+from tests.support.fleet import Worker
 from tests.support.programs import output_of, run_python
 from tests.support.wait import wait_until, wait_until_async
 
@@ -756,23 +756,6 @@ def test_while_a_journal_cannot_be_read_its_process_alone_believes_nothing(
 
 
 # -- processes ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    try:
-        yield fleet
-    finally:
-        fleet.end()
-
-
-@pytest.fixture
-def hire(processes: Fleet) -> Iterator[Callable[..., list[Worker]]]:
-    try:
-        yield processes.hire
-    finally:
-        processes.dismiss()
 
 
 def call(worker: Worker, method: str, *arguments: Any, blocking: bool = False, **options: Any) -> Any:

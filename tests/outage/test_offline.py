@@ -14,6 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, Na
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
+from tests.support.loaders import Gated
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -335,25 +336,11 @@ async def test_an_early_refresh_serves_nothing_past_it(proxy: Proxy) -> None:
 # -- one load ---------------------------------------------------------------------------------------------------
 
 
-class Slow:
-    """A source whose answers are waited for until they are let go."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.open = asyncio.Event()
-
-    async def __call__(self) -> int:
-        self.calls += 1
-        number = self.calls
-        await self.open.wait()
-        return number
-
-
 @pytest.mark.parametrize("begun", ["before", "meanwhile"])
 async def test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it(proxy: Proxy, begun: str) -> None:
     """What was read from the source too long ago may have been changed since, and nobody would say so."""
     async with connected(proxy) as (cache, clock):
-        slow = Slow()
+        slow = Gated()
         if begun == "meanwhile":
             await cut_off(cache, proxy)
         first = [asyncio.create_task(cache.get_or_set(NEVER, "k", slow)) for _ in range(5)]
@@ -372,7 +359,7 @@ async def test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it(prox
 async def test_within_it_callers_join_a_load_however_long_it_takes(proxy: Proxy) -> None:
     async with connected(proxy) as (cache, clock):
         await cut_off(cache, proxy)
-        slow = Slow()
+        slow = Gated()
         first = asyncio.create_task(cache.get_or_set(BOUNDED, "k", slow))
         await wait_until_async(lambda: slow.calls == 1)
         clock.advance(20)

@@ -11,7 +11,8 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.coherence.epochs import ControlNames, Epochs
 from magnus_cache._engine.keys.names import Keyspace, lease_name, value_name
 from magnus_cache._engine.outage.outbox import Outbox
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio

@@ -1,6 +1,8 @@
 """The server's clock may be set at any time: what is written lives, and nothing is fresh for longer than its life."""
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import redis
@@ -9,7 +11,7 @@ from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import virtual_clock
+from magnus_cache.testing import VirtualClock, virtual_clock
 from tests.support.clock_error import CLOCK_ERROR
 from tests.support.clock_relay import ClockRelay
 from tests.support.fleet_of_managers import fleet
@@ -24,6 +26,15 @@ LATEST = LIFE + CLOCK_ERROR
 GRACE = Namespace("graceful", ttl=LIFE, grace="2h")
 
 
+@asynccontextmanager
+async def relayed(server: EmbeddedServer) -> AsyncIterator[tuple[ClockRelay, VirtualClock, AsyncCacheManager]]:
+    """A manager on a virtual clock, behind a relay that sets the server's clock."""
+    async with ClockRelay(server.port) as relay:
+        with virtual_clock() as clock:
+            async with fleet(relay.url, 1) as (manager,):
+                yield relay, clock, manager
+
+
 def end(raw: redis.Redis, name: str, relay: ClockRelay) -> float:
     """Return the seconds from now to the end of a stored value, by the server's clock as clients see it."""
     header = envelope.read_header(raw.get(name))
@@ -34,18 +45,16 @@ def end(raw: redis.Redis, name: str, relay: ClockRelay) -> float:
 async def test_a_write_after_a_rest_goes_by_the_present_clock(
     server: EmbeddedServer, raw: redis.Redis, step: int
 ) -> None:
-    async with ClockRelay(server.port) as relay:
-        with virtual_clock() as clock:
-            async with fleet(relay.url, 1) as (writer,):
-                assert await writer.set(GRACE, "k", 0)
-                relay.ahead = step
-                clock.advance(5)
-                # The store itself: what it was answered along with would have it written again.
-                writes = raw.info("commandstats")["cmdstat_set"]["calls"]
-                assert await writer.set(GRACE, "k", 1)
-                assert raw.info("commandstats")["cmdstat_set"]["calls"] == writes + 1
-                assert 0 < end(raw, "magnus:graceful:k", relay) - clock.ahead <= LATEST
-                assert await writer.get(GRACE, "k") == 1
+    async with relayed(server) as (relay, clock, writer):
+        assert await writer.set(GRACE, "k", 0)
+        relay.ahead = step
+        clock.advance(5)
+        # The store itself: what it was answered along with would have it written again.
+        writes = raw.info("commandstats")["cmdstat_set"]["calls"]
+        assert await writer.set(GRACE, "k", 1)
+        assert raw.info("commandstats")["cmdstat_set"]["calls"] == writes + 1
+        assert 0 < end(raw, "magnus:graceful:k", relay) - clock.ahead <= LATEST
+        assert await writer.get(GRACE, "k") == 1
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -82,40 +91,33 @@ async def test_a_write_that_meets_the_new_clock_is_corrected(
     server: EmbeddedServer, raw: redis.Redis, step: int
 ) -> None:
     """Its answer comes along with the time by which its end was wrong."""
-    async with ClockRelay(server.port) as relay:
-        with virtual_clock() as clock:
-            async with fleet(relay.url, 1) as (writer,):
-                assert await writer.set(GRACE, "k", 0)
-                await writer.get_or_set(GRACE, "l", lambda: 0)
-                for ahead, write in ((step, "set"), (0, "load")):
-                    relay.ahead = ahead
-                    # Less than after which a write asks first; more than after which it asks along.
-                    clock.advance(1)
-                    if write == "set":
-                        assert await writer.set(GRACE, "k", 1)
-                        assert 0 < end(raw, "magnus:graceful:k", relay) - clock.ahead <= LATEST
-                        assert await writer.get(GRACE, "k") == 1
-                    else:
-                        assert await writer.get_or_set(GRACE, "n", lambda: 1) == 1
-                        assert 0 < end(raw, "magnus:graceful:n", relay) - clock.ahead <= LATEST
-                        assert await writer.get(GRACE, "n") == 1
+    async with relayed(server) as (relay, clock, writer):
+        assert await writer.set(GRACE, "k", 0)
+        await writer.get_or_set(GRACE, "l", lambda: 0)
+        for ahead, key, write in (
+            (step, "k", lambda: writer.set(GRACE, "k", 1)),
+            (0, "n", lambda: writer.get_or_set(GRACE, "n", lambda: 1)),
+        ):
+            relay.ahead = ahead
+            # Less than after which a write asks first; more than after which it asks along.
+            clock.advance(1)
+            assert await write() == 1
+            assert 0 < end(raw, f"magnus:graceful:{key}", relay) - clock.ahead <= LATEST
+            assert await writer.get(GRACE, key) == 1
 
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_judgement_goes_by_the_present_clock(server: EmbeddedServer, step: int) -> None:
-    async with ClockRelay(server.port) as relay:
-        with virtual_clock() as clock:
-            async with fleet(relay.url, 1) as (reader,):
-                assert await reader.get(GRACE, "k") is None
-                relay.ahead = step
-                async with fleet(relay.url, 1) as (writer,):
-                    assert await writer.set(GRACE, "k", 1)
-                clock.advance(1)
-                assert await reader.get(GRACE, "k") == 1
-                left = await reader.ttl(GRACE, "k")
-                assert left is not None
-                # No error is allowed here: a reader goes by its own clock, too.
-                assert 0 < left <= LIFE
+    async with relayed(server) as (relay, clock, reader):
+        assert await reader.get(GRACE, "k") is None
+        relay.ahead = step
+        async with fleet(relay.url, 1) as (writer,):
+            assert await writer.set(GRACE, "k", 1)
+        clock.advance(1)
+        assert await reader.get(GRACE, "k") == 1
+        left = await reader.ttl(GRACE, "k")
+        assert left is not None
+        assert 0 < left <= LIFE
 
 
 @pytest.mark.parametrize("life", [2.0, 0.0, -1.0, float("nan"), float("inf")])

@@ -373,16 +373,23 @@ def by_hand() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+def expect_closed_with(
+    loop: asyncio.AbstractEventLoop, cache: magnus_cache.AsyncCacheManager, raw: redis.Redis
+) -> None:
+    """Use a cache on a loop, close the loop, and check that its connection is closed as well."""
+    before = len(raw.client_list())
+    loop.run_until_complete(cache.set("t", "k", 1))
+    assert len(raw.client_list()) == before + 1
+    loop.close()
+    wait_until(lambda: len(raw.client_list()) == before)
+    cache.sync.close()
+
+
 def test_a_loop_closed_by_hand_leaves_no_connection(
     raw: redis.Redis, url: str, by_hand: asyncio.AbstractEventLoop
 ) -> None:
     cache = magnus_cache.AsyncCacheManager(redis_url=url)
-    before = len(raw.client_list())
-    by_hand.run_until_complete(cache.set("t", "k", 1))
-    assert len(raw.client_list()) == before + 1
-    by_hand.close()
-    wait_until(lambda: len(raw.client_list()) == before)
-    cache.sync.close()
+    expect_closed_with(by_hand, cache, raw)
 
 
 def test_at_the_end_of_the_program_an_idle_loop_lets_go(
@@ -434,12 +441,7 @@ def test_a_loop_with_tls_closed_by_hand_leaves_no_connection(
     raw: redis.Redis, tls_proxy: Proxy, authority_file: Path, by_hand: asyncio.AbstractEventLoop
 ) -> None:
     cache = magnus_cache.AsyncCacheManager(redis_url=tls_proxy.url, redis_ssl_ca_certs=str(authority_file))
-    before = len(raw.client_list())
-    by_hand.run_until_complete(cache.set("t", "k", 1))
-    assert len(raw.client_list()) == before + 1
-    by_hand.close()
-    wait_until(lambda: len(raw.client_list()) == before)
-    cache.sync.close()
+    expect_closed_with(by_hand, cache, raw)
 
 
 def test_a_load_on_a_loop_closed_by_hand_leaves_its_key_free(

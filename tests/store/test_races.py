@@ -23,7 +23,8 @@ from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.pipeline import InFlight, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
-from tests.support.fleet_of_managers import Slow, fleet, near
+from tests.support.fleet_of_managers import expect_two_loads, fleet, near
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -311,11 +312,7 @@ async def test_a_load_that_began_in_an_outage_is_joined_for_the_bound_only(proxy
         await peer.set("t", "k", "new")
         await peer.delete("t", "k")
         await asyncio.sleep(0.3)
-        late = asyncio.create_task(one.get_or_set("t", "k", slow))
-        await slow.begun(2)
-        slow.finish()
-        slow.finish(2)
-        assert (await call, await late) == (1, 2)
+        await expect_two_loads(one, slow, call)
         assert await one.get("t", "k") == 2
 
 
@@ -328,11 +325,7 @@ async def test_without_tracking_a_load_is_joined_for_the_bound_only(url: str, ra
             await slow.begun()
             raw.delete(b"{magnus:t:k}:lease")
             await asyncio.sleep(0.25)
-            late = asyncio.create_task(one.get_or_set("t", "k", slow))
-            await slow.begun(2)
-            slow.finish()
-            slow.finish(2)
-            assert (await call, await late) == (1, 2)
+            await expect_two_loads(one, slow, call)
     finally:
         raw.acl_deluser("limited")
 

@@ -8,7 +8,8 @@ import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -19,8 +20,9 @@ from magnus_cache._engine.runtime.switches import Switch
 from magnus_cache.errors import CacheBatchError, CacheDeadlockError, CacheTimeoutError, CacheUnavailableError
 from tests.stress.keys import ALL, FAMILIES, NUMBERS, Family, Key
 from tests.stress.records import CACHES, MEMORY, Kind, Log, now
+from tests.support.loaders import SourceError
 
-__all__ = ["OPERATIONS", "Absent", "Cache", "Caller", "SourceError", "Wrong"]
+__all__ = ["OPERATIONS", "Absent", "Cache", "Caller", "Wrong"]
 
 SLOW: Final = 2_000_000_000
 """Nanoseconds from which on a call is written down as slow."""
@@ -31,10 +33,6 @@ CROWD: Final = 24
 
 class Absent(LookupError):
     """The source says that there is no such thing; remembered where the policy says so."""
-
-
-class SourceError(Exception):
-    """The source is not well."""
 
 
 class Wrong(AssertionError):
@@ -226,31 +224,30 @@ class Caller:
     def blocking(self) -> None:
         """Make one call, in this thread."""
         step = self.choose()
-        began = now()
-        self.busy = step.what, began
-        try:
+        with self._under_way(step) as began:
             try:
                 result: Any = step.run()
             except Exception as error:
                 result = error
             self.settle(step, result, began, now())
-        except BaseException:
-            self._unknown(step, began)
-            raise
-        finally:
-            self.busy = None
 
     async def awaited(self) -> None:
         """Make one call, in this task."""
         step = self.choose()
-        began = now()
-        self.busy = step.what, began
-        try:
+        with self._under_way(step) as began:
             try:
                 result: Any = await (self._cancelled(step) if step.what == "cancel" else step.run())
             except Exception as error:
                 result = error
             self.settle(step, result, began, now())
+
+    @contextmanager
+    def _under_way(self, step: Step) -> Iterator[int]:
+        """Note what is being called, and that its outcome is unknown if the call is cut short; yield when it began."""
+        began = now()
+        self.busy = step.what, began
+        try:
+            yield began
         except BaseException:
             self._unknown(step, began)
             raise

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from magnus_cache import AsyncCacheManager
+from tests.support.loaders import Slow
 
 
 @asynccontextmanager
@@ -23,29 +24,10 @@ def near(manager: AsyncCacheManager, namespace: str, key: str) -> bool:
     return state.memory.hit(state.keyspace.value_name(namespace, key)) is not None
 
 
-class Slow:
-    """A loader that a test lets go on when it likes; counts its calls and returns their number."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.began: list[asyncio.Event] = []
-        self.go: list[asyncio.Event] = []
-
-    async def __call__(self) -> int:
-        self.calls += 1
-        number = self.calls
-        self.event(self.began, number).set()
-        await self.event(self.go, number).wait()
-        return number
-
-    def event(self, events: list[asyncio.Event], number: int) -> asyncio.Event:
-        while len(events) < number:
-            events.append(asyncio.Event())
-        return events[number - 1]
-
-    async def begun(self, number: int = 1) -> None:
-        async with asyncio.timeout(10):
-            await self.event(self.began, number).wait()
-
-    def finish(self, number: int = 1) -> None:
-        self.event(self.go, number).set()
+async def expect_two_loads(manager: AsyncCacheManager, slow: Slow, first: "asyncio.Task[int]") -> None:
+    """Check that a new call for ``t:k`` does not join the load of the first call, but begins one of its own."""
+    late = asyncio.create_task(manager.get_or_set("t", "k", slow))
+    await slow.begun(2)
+    slow.finish()
+    slow.finish(2)
+    assert (await first, await late) == (1, 2)

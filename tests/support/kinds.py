@@ -1,11 +1,14 @@
-"""Comparing values with what came back of them."""
+"""Comparing values with what came back of them, and damaging them on the way."""
 
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
-from magnus_cache._engine.codec import named_tuples, rows
+from hypothesis import strategies as st
 
-__all__ = ["alike", "forget_what_was_made"]
+from magnus_cache._engine.codec import decode, named_tuples, rows
+from magnus_cache.errors import CacheDecodeError
+
+__all__ = ["alike", "damaged", "decode_or_refuse", "forget_what_was_made"]
 
 
 def forget_what_was_made() -> None:
@@ -32,3 +35,19 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple | deque):
         return len(one) == len(other) and all(map(alike, one, other))
     return bool(one == other)
+
+
+def damaged(payload: bytes, data: st.DataObject) -> bytes:
+    """Return a payload with some of its bytes replaced."""
+    changed = bytearray(payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+def decode_or_refuse(payload: bytes) -> None:
+    """Decode any bytes; the only error they may raise is that of the codec."""
+    try:
+        decode(payload)
+    except CacheDecodeError:
+        pass
