@@ -43,6 +43,7 @@ from magnus_cache._engine.store.records import MISS, KeyRef
 
 # Each registers its guards by being imported.
 from tests.support import (  # noqa: F401
+    mutants_elements,
     mutants_epochs,
     mutants_fallback,
     mutants_hostile,

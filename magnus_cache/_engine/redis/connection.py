@@ -59,7 +59,16 @@ class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias
     def on_connect(self, connection: AbstractConnection) -> None:
         # Before redis-py's own part of the handshake.
         super().on_connect(connection)
-        self._intake.attach(connection)
+        self._intake.attach(connection, self._buffered())
+
+    def _buffered(self) -> Callable[[], bool] | None:
+        """Return what tells whether bytes wait to become replies; None where that cannot be told."""
+        has_data = getattr(self._reader, "has_data", None)
+        stream: Any = self._stream
+        # asyncio has no public name for it, and redis-py relies on it as well.
+        if has_data is None or not hasattr(stream, "_buffer"):
+            return None
+        return lambda: bool(stream._buffer) or has_data()
 
     def on_disconnect(self) -> None:
         super().on_disconnect()

@@ -2,7 +2,8 @@
 
 A parser keeps every byte of a frame until the last one has come. A frame that does not end would fill the memory, or,
 if it comes slowly, occupy the connection for ever, also when nothing is owed an answer, as pushes come unasked. So the
-bytes since the last complete frame are counted, and timed.
+bytes since the last complete frame are counted, and timed. How many elements it claims to have is looked at before the
+parser makes room for them.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from magnus_cache._engine.redis.elements import Elements
 from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Intake"]
@@ -23,6 +25,10 @@ _UNASKED_BYTES: Final = 16 << 20
 _REPLY_BYTES: Final = 64 << 20
 _TIMES: Final = 8
 """Times a value's bytes that one reply may have. A value that is merely too large has to be read to be replaced."""
+
+
+def _always() -> bool:
+    return True
 
 
 class Intake:
@@ -41,14 +47,19 @@ class Intake:
         self._owed = owed
         self._value_bytes = value_bytes
         self._reader: Any = None
+        self._elements = Elements()
+        self._buffered: Callable[[], bool] = _always
         self._size = 0
         self._begun = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self.refusal: RedisConnectionError | None = None
         self.heard = -math.inf
 
-    def attach(self, connection: AbstractConnection) -> None:
-        """Watch a connection, from its first byte on."""
+    def attach(self, connection: AbstractConnection, buffered: Callable[[], bool] | None = None) -> None:
+        """Watch a connection, from its first byte on.
+
+        :param buffered: returns whether there are bytes that the parser was not fed, or has not turned into replies.
+        """
         # redis-py has no public name for it. Without it, whole answers are heard, and nothing is counted.
         reader = getattr(connection, "_reader", None)
         self.detach()
@@ -56,10 +67,15 @@ class Intake:
         if reader is None:
             return
         self._reader = reader
-        feed = reader.feed_data
+        feed, self._elements, self._buffered = reader.feed_data, Elements(), buffered or _always
+        too_many = self._elements.too_many
 
         def fed(data: Any) -> None:
-            if self._took(len(data)):
+            if not self._took(len(data)):
+                return
+            if too_many(data):
+                self._refuse("a frame has too many elements")
+            else:
                 feed(data)
 
         reader.feed_data = fed
@@ -73,12 +89,16 @@ class Intake:
             # Or the two would keep each other alive.
             del self._reader.feed_data
             self._reader = None
+        # Nor is what was read of a frame to stay.
+        self._elements, self._buffered = Elements(), _always
         self.completed()
 
     def completed(self) -> None:
         """Note that a frame has ended. What has come of the next one counts with its next bytes."""
         self._size = 0
         self._begun = math.inf
+        if not self._buffered():
+            self._elements.restart()
 
     def _took(self, size: int) -> bool:
         """Count some bytes; return whether they are to be kept."""

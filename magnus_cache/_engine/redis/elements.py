@@ -1,0 +1,143 @@
+"""How many elements the frame that comes in claims to have, before a parser makes room for them.
+
+A parser makes a list as long as an array's header says, at once: a header of twelve bytes costs eight gigabytes, and
+seconds to free them. So the input is checked first. For most of it a search shows that no header can claim so much. In
+the rest, and in frames that come in parts, each header is read and the bodies of strings are skipped.
+"""
+
+import re
+from typing import Final
+
+__all__ = ["Elements"]
+
+_MOST: Final = 1 << 20
+"""Elements that one frame may have. The longest that a server announces at once is a tenth of that."""
+
+_HEADER_BYTES: Final = 32
+"""Bytes of the header of a string or an array: one for the type, a number, and the end of the line."""
+
+_TEXT: Final = ord("$")
+_TIMES: Final = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2, ord("|"): 2}
+"""Elements for each one that the header counts, by its type."""
+
+_ATTRIBUTE: Final = ord("|")
+"""It stands before an element, and is none itself."""
+
+_COUNTED: Final = frozenset([*b"$=!", *_TIMES])
+"""Types whose header is a number: the bytes of a string, or elements."""
+
+_NUMBERS: Final = {b"%d" % number: number for number in range(1024)}
+
+
+_CLAIMS: Final = tuple(re.compile(re.escape(kind) + rb"\d{4}").search for kind in (b"*", b">", b"~", b"%", b"|"))
+"""Find what may be the header of a thousand elements or more, each at the speed of a search for one byte.
+
+Smaller headers, nested in each other and as many as fit into what is searched, claim a few million elements together.
+"""
+
+_ANY_CLAIM: Final = re.compile(rb"[*>~%|]\d{4}").search
+"""Finds the same, faster in short data."""
+
+_SHORT: Final = 512
+_GLANCED_AT: Final = 32_768
+"""Bytes that are searched. More than that are mostly bodies of strings, which are skipped."""
+
+
+class Elements:
+    """Follows the frames of one connection from header to header, where a glance does not tell that all is well."""
+
+    __slots__ = ("_begun", "_claimed", "_left", "_skip", "_unseen", "_whole")
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Note that all that came so far was whole frames, and that the parser has handed out all of them."""
+        self._whole = True
+        self._unseen: bytes | None = None
+
+    def too_many(self, data: bytes) -> bool:
+        """Return whether a frame that begins or continues in `data` claims more elements than one may have.
+
+        What is no RESP is left to the parser to refuse. `data` must have come right after that of the call before.
+        """
+        if self._whole:
+            self._whole = False
+            if len(data) <= _GLANCED_AT and not _may_claim(data):
+                self._unseen = data
+                return False
+            self._begun, self._skip, self._left, self._claimed = b"", 0, 1, 0
+        elif self._unseen is not None:
+            unseen, self._unseen = self._unseen, None
+            self._begun, self._skip, self._left, self._claimed = b"", 0, 1, 0
+            self._walk(unseen)
+        return self._walk(data)
+
+    def _walk(self, data: bytes) -> bool:
+        """Go from header to header; return whether a frame claims too many elements."""
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
+        at, end, left = self._skip, len(data), self._left
+        find, sizes = data.find, _NUMBERS
+        while at < end:
+            # No frame has it within a line: what follows is its end.
+            line = find(b"\r", at)
+            if not 0 <= line < end - 1:
+                return self._cut_off(data, at, left)
+            kind = data[at]
+            if kind == _TEXT:
+                text = data[at + 1 : line]
+                size = sizes[text] if text in sizes else _number(text)
+                at = line + 4 + size if size >= 0 else line + 2
+                left -= 1
+            elif kind in _COUNTED:
+                at, more = self._other(kind, data[at + 1 : line], line + 2)
+                if self._claimed > _MOST:
+                    return True
+                left += more
+            else:
+                at = line + 2
+                left -= 1
+            if not left:
+                left = 1
+                self._claimed = 0
+        self._skip = at - end
+        self._left = left
+        return False
+
+    def _other(self, kind: int, text: bytes, after: int) -> tuple[int, int]:
+        """Return where the next header begins, and how many more elements there are to come."""
+        number = _number(text)
+        if kind not in _TIMES:
+            return (after + 2 + number if number >= 0 else after), -1
+        count = max(number, 0) * _TIMES[kind]
+        self._claimed += count
+        return after, count - (kind != _ATTRIBUTE)
+
+    def _cut_off(self, data: bytes, at: int, left: int) -> bool:
+        """Keep what the next call needs of a header whose line goes on."""
+        self._skip = 0
+        self._left = left
+        kind = data[at]
+        if kind in _COUNTED:
+            self._begun = data[at:]
+            return len(self._begun) > _HEADER_BYTES
+        # A line of text, perhaps a long one: its type is all that counts, and half an end of line.
+        self._begun = data[at : at + 1] + (b"\r" if data.endswith(b"\r") else b"")
+        return False
+
+
+def _may_claim(data: bytes) -> bool:
+    """Return whether anything in it, be it a header or not, looks like the header of a thousand elements or more."""
+    if len(data) <= _SHORT:
+        return _ANY_CLAIM(data) is not None
+    return any(search(data) is not None for search in _CLAIMS)
+
+
+def _number(text: bytes) -> int:
+    """Return a header's number; -1 for what is not one, as the parser refuses that by itself."""
+    try:
+        return int(text)
+    except ValueError:
+        return -1
