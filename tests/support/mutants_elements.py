@@ -5,7 +5,7 @@ from typing import Final
 from magnus_cache._engine.redis import connection, elements
 from tests.support.guards import guard, put
 
-TESTS: Final = "tests/test_elements.py"
+TESTS: Final = "tests/redis/test_elements.py"
 
 
 @guard(f"{TESTS}::test_a_claim_of_a_billion_elements_ends_the_connection")

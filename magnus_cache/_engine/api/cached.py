@@ -14,6 +14,7 @@ from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either,
 from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
+from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
 from magnus_cache._engine.keys.calls import CallKeyBuilder, plain_strings
 from magnus_cache._engine.keys.partials import method_of
@@ -127,6 +128,7 @@ class Site:
     :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
     :ivar loader: what is called on a miss.
     :ivar awaited: whether the wrapper made last is a coroutine function.
+    :ivar compared: whether the code was compared with that of the last function of this name.
     """
 
     slow: Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -143,6 +145,7 @@ class Site:
         self.function = function
         self.loader = function
         self.awaited = False
+        self.compared = False
         self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
         if rule.freshness:
             # A mistake in it is to be told where it is made.
@@ -157,6 +160,9 @@ class Site:
         generation = namespaces.generation
         if self.keys.by_name:
             warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
+            if not self.compared:
+                self.compared = True
+                warn_of_other_code(self.engine.state, self.namespace, self.keys.name_and_version, self.function)
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
         ref = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)

@@ -115,6 +115,11 @@ class CallKeyBuilder:
     text = key
 
     @property
+    def name_and_version(self) -> str:
+        """The name and version of the function, as they are in its keys."""
+        return self.name + self._suffix
+
+    @property
     def parameters(self) -> list[str]:
         """The names of the function's parameters."""
         return list(self._call.parameters)

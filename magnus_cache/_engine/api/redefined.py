@@ -1,0 +1,53 @@
+"""A warning where a function is defined again with other code, under the same key.
+
+In a notebook, a page that is run again, or a module that is reloaded, the new function would silently get what the old
+one stored.
+"""
+
+import inspect
+import weakref
+from collections.abc import Callable
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache._engine.runtime.log import say
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.coordination.state import State
+
+__all__ = ["warn_of_other_code"]
+
+_MOST: Final = 10_000
+"""Functions of one cache that are remembered; past that, remembering starts over."""
+
+_known: "Final[weakref.WeakKeyDictionary[State, dict[tuple[str, str], object]]]" = weakref.WeakKeyDictionary()
+
+
+def warn_of_other_code(state: "State", namespace: str, name: str, function: Callable[..., Any]) -> None:
+    """Warn if the last function of that name in the same cache had other code.
+
+    :param name: the function's name in its keys, with its version.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType):
+        return
+    functions = _known.setdefault(state, {})
+    if len(functions) >= _MOST:
+        functions.clear()
+    place, content = (str(namespace), name), _content(code)
+    # Taken out first: of several threads, one finds the old code.
+    before = functions.pop(place, None)
+    functions[place] = content
+    if before is not None and before != content:
+        say(
+            f"{name} was defined again with other code and the same key, so it may return what the earlier function "
+            "stored: call its clear(), or give it another version=, or another name if they are two functions"
+        )
+
+
+def _content(code: CodeType) -> object:
+    """Return what a function does, wherever it stands: not its lines, and not those of functions within it."""
+    constants = tuple(
+        _content(value) if isinstance(value, CodeType) else (type(value), repr(value)) for value in code.co_consts
+    )
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
