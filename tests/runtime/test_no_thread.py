@@ -217,12 +217,40 @@ def test_invalidations_are_recorded_though_the_journal_has_no_thread(url: str, t
         assert not cache._state.outbox.pending
 
 
-def test_a_coroutine_function_needs_the_loop(url: str) -> None:
+def test_coroutine_functions_are_called_on_a_loop_of_the_callers_thread(options: dict[str, Any]) -> None:
+    calls: list[int] = []
+
+    async def load(value: Any = 1) -> Any:
+        await asyncio.sleep(0)
+        calls.append(threading.get_ident())
+        return value
+
+    async def fail() -> None:
+        raise LookupError("no such row")
+
+    with CacheManager(**options) as cache, no_threads():
+        assert [cache.get_or_set("t", "k", load) for _ in range(2)] == [1, 1]
+        assert cache.get_or_set("t", "k", lambda: load(2)) == 2
+        assert cache.get_or_set_many("t", ["a"], lambda keys: load(dict.fromkeys(keys, 3))) == {"a": 3}
+        with cache.disabled():
+            assert cache.get_or_set("t", "k", load) == 1
+        with pytest.raises(LookupError, match="no such row"):
+            cache.get_or_set("t", "k", fail)
+    assert calls == [threading.get_ident()] * 5
+
+
+def test_a_coroutine_function_needs_a_loop(url: str) -> None:
     async def load() -> int:
         return 1
 
-    with CacheManager(redis_url=url) as cache, no_threads():
-        with pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
+    with CacheManager(redis_url=url) as cache:
+
+        async def within_one() -> None:
+            cache.get_or_set("t", "k", load)
+
+        with no_threads(), pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
+            asyncio.run(within_one())
+        with no_files(), pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
             cache.get_or_set("t", "k", load)
 
 

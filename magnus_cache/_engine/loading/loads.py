@@ -18,6 +18,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.failures import LoadFailures
 from magnus_cache._engine.loading.loaded_value import LoadedValue
+from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.results import JudgedValue, Judging
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
@@ -323,11 +324,11 @@ class Loads:
     def called_blocking(self, loader: AnyLoader[T]) -> T:
         """Call a function in this thread, a coroutine function on the background loop for these."""
         if is_async(loader):
-            return self._state.portal.loaders.call(cast("Callable[[], Awaitable[T]]", loader))
+            return wait_for(self._state.portal.loaders, cast("Callable[[], Awaitable[T]]", loader))
         value: Any = loader()
         if inspect.isawaitable(value):
             # A lambda around a coroutine function does not look like one until it is called.
-            value = self._state.portal.loaders.call(_awaited, value)
+            value = wait_for(self._state.portal.loaders, _awaited, value)
         loaded: T = value
         return loaded
 

@@ -21,7 +21,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.portal_waiter import Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheError, CacheUnavailableError
 
-__all__ = ["THREAD_NAME", "NoThreadError", "PortalThread", "Request", "closed_error", "deadlock_error"]
+__all__ = ["THREAD_NAME", "NoThreadError", "PortalThread", "Request", "check_files", "closed_error", "deadlock_error"]
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ class PortalThread:
 
     def _serve(self) -> None:
         try:
-            _check_files()
+            check_files()
             # Leaving the runner cancels what is left, waits for it and closes the loop.
             with asyncio.Runner() as runner:
                 try:
@@ -253,7 +253,7 @@ class PortalThread:
             waiter.set_exception(closed_error())
 
 
-def _check_files() -> None:
+def check_files() -> None:
     """Check that a loop can open its files: asyncio reports one that failed half-way when it is collected.
 
     :raises OSError: if it cannot.
