@@ -20,7 +20,7 @@ __all__ = ["warn_of_other_code"]
 _MOST: Final = 10_000
 """Functions of one cache that are remembered; past that, remembering starts over."""
 
-_known: "Final[weakref.WeakKeyDictionary[State, dict[tuple[str, str], object]]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[State, dict[tuple[str, str], object]]" = weakref.WeakKeyDictionary()
 
 
 def warn_of_other_code(state: "State", namespace: str, name: str, function: Callable[..., Any]) -> None:
