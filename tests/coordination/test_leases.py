@@ -434,16 +434,16 @@ def test_a_script_that_is_interrupted_leaves_no_lease_for_ever(url: str, raw: re
     """A thread interrupted between the grant and the load: the renewal finds the flight over and gives up."""
     with CacheManager(redis_url=url, lease=0.3) as cache:
         acquirer = cache._engine.loads.acquirer
-        fence = acquirer.fence
+        acquire = acquirer.acquire
 
         async def interrupted(*args: Any, **kwargs: Any) -> Any:
-            await fence(*args, **kwargs)
+            await acquire(*args, **kwargs)
             raise KeyboardInterrupt
 
-        acquirer.fence = interrupted  # type: ignore[method-assign]
+        acquirer.acquire = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             cache.get_or_set("t", "k", lambda: 1)
-        acquirer.fence = fence  # type: ignore[method-assign]
+        acquirer.acquire = acquire  # type: ignore[method-assign]
         wait_until(lambda: not raw.exists(LEASE))
         assert cache.get_or_set("t", "k", lambda: 2) == 2
 

@@ -53,7 +53,7 @@ class Held:
     def __init__(self, manager: AsyncCacheManager | CacheManager, *, answer: bool = False) -> None:
         self.there = threading.Event()
         self.go = threading.Event()
-        acquirer, name = manager._engine.loads.acquirer, "_granted" if answer else "claim"
+        acquirer, name = manager._engine.loads.acquirer, "_granted" if answer else "acquire"
         original = getattr(acquirer, name)
 
         async def held(*args: Any, **more: Any) -> Any:
