@@ -988,7 +988,9 @@ async def test_what_was_invalidated_between_two_outages_is_no_fallback_in_the_se
         await outage()
         await (peer.delete("t", "k") if how == "delete" else peer.invalidate_tags("day"))
         await end()
-        assert await cache.manager.get(namespace, "other") == 1
+        # Read once more if what was read was not kept: an announcement may have come in between.
+        while (await cache.manager.explain(namespace, "other")).level != "l1":
+            assert await cache.manager.get(namespace, "other") == 1
         await outage()
         assert await cache.manager.get(namespace, "k") is None
         assert await cache.manager.get(namespace, "other") == 1
