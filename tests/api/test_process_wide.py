@@ -21,6 +21,7 @@ from magnus_cache import (
     configure,
     get_async_cache_manager,
     get_cache_manager,
+    process_wide,
 )
 from magnus_cache._engine.api.cached import Site
 from magnus_cache._engine.api.process_wide import PROCESS
@@ -288,14 +289,21 @@ def test_a_wrong_setting_is_told_when_the_cache_is_asked_for(process: None, monk
 # -- many threads -------------------------------------------------------------------------------------------
 
 
-def test_threads_that_use_it_first_make_one(source: Source) -> None:
+def test_threads_that_use_it_first_make_one(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(8)
     seen: list[Any] = []
+    make = process_wide.ProcessCache._made
+
+    def made(self: Any, settings: Any) -> Any:
+        # Until here, all of them have found that there is none.
+        together.wait()
+        return make(self, settings)
+
+    monkeypatch.setattr(process_wide.ProcessCache, "_made", made)
 
     def use() -> None:
-        together.wait()
+        seen.append(PROCESS.open())
         source.plain("a")
-        seen.append(PROCESS.now)
 
     threads = [threading.Thread(target=use) for _ in range(8)]
     for thread in threads:

@@ -235,18 +235,24 @@ async def test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about(url: str
         assert await two.get("t", "k") is None
 
 
+async def _unheard(_: list[Any]) -> None:
+    """Do nothing about an announcement."""
+
+
 async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: str) -> None:
     """The second to hear of a clear finds its epoch known; what the first has learned is acted upon at once."""
-    async with fleet(url, 2) as (one, two):
+    # So long a trust that it does not lapse meanwhile.
+    async with fleet(url, 2, max_staleness=30) as (one, two):
         await one.set("t", "k", "value")
         assert await two.get("t", "k") == "value"
         wire = wire_of(two)
         # Its own connection hears of nothing, as if what is announced were still on its way.
-        wire._pushed = lambda _: None  # type: ignore[method-assign]
+        wire._pushed = _unheard  # type: ignore[method-assign]
         await one._engine.state.replayer.bump(wire_of(one), [EPOCH])
         assert near(two, "t", "k")
         assert await asyncio.to_thread(two.sync.get, "t", "unknown") is None
         assert not near(two, "t", "k")
+        assert wire.up
 
 
 @pytest.mark.usefixtures("unasked")

@@ -371,13 +371,17 @@ async def test_a_lease_that_was_taken_over_is_found_out(url: str, raw: redis.Red
 async def test_the_holder_hears_of_a_delete_after_a_renewal(url: str, raw: redis.Redis) -> None:
     """Our own PEXPIRE under NOLOOP ends the tracking; the script reads the lease again for that."""
     slow = Slow()
-    async with fleet(url, 2, lease=0.6) as (one, two):
+    # So long a lease that the next renewal, which would find it gone, does not come in between.
+    async with fleet(url, 2, lease=300, max_staleness=300) as (one, two):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        await wait_until_async(lambda: raw.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"] > 0)
-        await two.delete("t", "k")
+        (lease,) = one._engine.state.leases._held.values()
+        lease._timer.cancel()  # type: ignore[union-attr]
+        lease._renew()
         await one.get_stats()
-        assert len(one._engine.state.leases) == 0
+        assert raw.info("commandstats")["cmdstat_pexpire"]["calls"] > 0
+        await two.delete("t", "k")
+        await wait_until_async(lambda: len(one._engine.state.leases) == 0)
         slow.finish()
         await call
 

@@ -1,12 +1,13 @@
 """Ctrl-C in a thread that loads many keys: callers that joined one of the loads do not wait for that thread."""
 
 import queue
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheClosedError, CacheManager
 from magnus_cache._engine.api import many as batch_calls
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.wait import wait_until
@@ -15,7 +16,7 @@ WAIT_TIMEOUT: Final = 24.0
 """Seconds that a caller waits at most for another's load. No test may take that long."""
 
 
-@pytest.mark.parametrize("where", ["in the loader", "before the loader", "before the claim"])
+@pytest.mark.parametrize("where", ["in the loader", "before the loader", "before the claim", "without a word"])
 def test_those_who_joined_an_interrupted_batch_load_for_themselves(
     private_server: EmbeddedServer, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,10 +40,16 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             private_server.pause()
             return [(None, False) for _ in refs]
 
-        if where != "in the loader":
+        if where not in ("in the loader", "without a word"):
             # The thread waits to be told what to do; when the batch tells it to call the loader, it is gone.
             notes = type("Notes", (queue.SimpleQueue,), {"get": interrupt})
             monkeypatch.setattr(batch_calls, "SimpleQueue", notes)
+        elif where == "without a word":
+            # Deep in its stack, the thread may be unable to call anything more.
+            monkeypatch.setattr(batch_calls._Desk, "_give_up", lambda _: None)
+        else:
+            # The loop need not look by itself whether the thread is there.
+            monkeypatch.setattr(batch_calls, "_LOOK", WAIT_TIMEOUT)
         if where == "before the claim":
             monkeypatch.setattr(batch_calls, "look_many_blocking", look)
         with pytest.raises(KeyboardInterrupt):
@@ -52,6 +59,24 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
         private_server.resume()
         assert joined[0].result(WAIT_TIMEOUT / 3) == "mine"
         wait_until(lambda: not len(flights) and not len(cache._state.leases))
+
+
+def test_a_batch_whose_loop_is_closed_while_its_loader_runs_says_so(url: str) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def load(keys: list[str]) -> dict[str, int]:
+        begun.set()
+        assert go.wait(WAIT_TIMEOUT)
+        return dict.fromkeys(keys, 1)
+
+    cache = CacheManager(redis_url=url)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(cache.get_or_set_many, "t", ["k"], load)
+        assert begun.wait(WAIT_TIMEOUT)
+        cache.close()
+        go.set()
+        with pytest.raises(CacheClosedError):
+            call.result(WAIT_TIMEOUT)
 
 
 async def _turn() -> None:

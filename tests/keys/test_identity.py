@@ -150,9 +150,15 @@ def test_what_a_partial_fills_in_can_be_left_out() -> None:
     assert CallKeyBuilder.of(functools.partial(add, 1), key_func=lambda b: b).text((5,), {}) == "~5"
 
 
-def test_what_a_partial_fills_in_may_change(memory: CacheManager) -> None:
+def total_of(items: list[int]) -> int:
+    return sum(items)
+
+
+@pytest.mark.parametrize("how", ["by place", "by name"])
+def test_what_a_partial_fills_in_may_change(memory: CacheManager, how: str) -> None:
     items = [1]
-    total = memory.cached("t")(functools.partial(sum, items))
+    filled = functools.partial(sum, items) if how == "by place" else functools.partial(total_of, items=items)
+    total = memory.cached("t")(filled)
     assert total() == 1
     items.append(1)
     assert total() == 2

@@ -232,6 +232,31 @@ def test_a_handler_in_the_midst_of_a_wake_makes_its_own() -> None:
         portal.close()
 
 
+def test_a_handler_in_the_midst_of_the_start_of_the_loop_does_not_wait_for_it() -> None:
+    """There are but a few places, so each of them is looked at."""
+    refused = 0
+
+    for place in range(1, 10_000):
+        portal = Portal()
+
+        def handle(portal: Portal = portal) -> None:
+            nonlocal refused
+            try:
+                portal.call(load_async)
+            except CacheDeadlockError:
+                refused += 1
+
+        try:
+            with interrupted(place, handle) as interruption:
+                portal.call(load_async)
+        finally:
+            portal.close()
+        if not interruption.done:
+            break
+    assert refused > 2
+    assert place > refused + 10
+
+
 def test_a_handler_finds_the_cache_as_it_starts(url: str) -> None:
     for place in places(9):
         key = f"k{place}"

@@ -1,6 +1,7 @@
 """What a program prints that ends, or closes an event loop, without closing the cache: nothing."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 import redis
 
 import magnus_cache
+from magnus_cache._engine.loading import batch as batches
 from magnus_cache._engine.runtime import loop_end
+from magnus_cache._engine.store import writes
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.conftest import emptied
@@ -505,4 +508,131 @@ def test_those_who_wait_elsewhere_for_a_load_on_a_loop_closed_by_hand_load_thems
     assert cache.sync.get_or_set("t", "k", lambda: 2) == 2
     assert time.monotonic() - before < 30
     thread.join()
+    cache.sync.close()
+
+
+async def left_alone(call: Callable[[], Any], until: Callable[[], bool], tasks: list[Any]) -> None:
+    """Begin a call of the program's own, whose end nobody sees to."""
+    tasks.append(asyncio.create_task(call()))
+    # What asyncio says of that task is the program's own.
+    tasks[-1]._log_destroy_pending = False
+    while not until():
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the collector could not raise."""
+    # What is left of other tests.
+    gc.collect()
+    found: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: found.append(f"{what.object!r}: {what.exc_value!r}"))
+    return found
+
+
+@pytest.mark.parametrize("state", ["loading", "waiting for another process", "about to load"])
+def test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free(
+    url: str, by_hand: asyncio.AbstractEventLoop, state: str, unraisable: list[str], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its leases are given back through the next connection, and its tasks end without a word."""
+    cache = magnus_cache.AsyncCacheManager(redis_url=url, lease=100, wait_timeout=100)
+    other = magnus_cache.CacheManager(redis_url=url, lease=100, wait_timeout=100)
+    begun, go, tasks = threading.Event(), threading.Event(), list[Any]()
+    threads = []
+
+    async def load(keys: list[str]) -> dict[str, int]:
+        begun.set()
+        await asyncio.Event().wait()
+        return {}
+
+    def load_elsewhere() -> int:
+        begun.set()
+        go.wait(60)
+        return 1
+
+    if state == "about to load":
+        monkeypatch.setattr(batches.Batch, "_start", lambda _: begun.set())
+    if state == "waiting for another process":
+        threads.append(threading.Thread(target=lambda: other.get_or_set("t", "k", load_elsewhere)))
+        threads[0].start()
+        assert begun.wait(10)
+    leases = cache._engine.state.leases
+    until = (lambda: len(leases) == 1 and bool(leases._bells)) if threads else begun.is_set
+    by_hand.run_until_complete(left_alone(lambda: cache.get_or_set_many("t", ["k", "l"], load), until, tasks))
+    by_hand.close()
+    flights = cache._engine.state.flights
+    assert not flights._tasks
+    assert not flights._flights
+    assert not len(leases)
+    tasks.clear()
+    gc.collect()
+    assert unraisable == []
+    assert caplog.messages == []
+    monkeypatch.undo()
+    go.set()
+    before = time.monotonic()
+    assert cache.sync.get_or_set_many("t", ["k", "l"], lambda keys: dict.fromkeys(keys, 1)) == {"k": 1, "l": 1}
+    assert time.monotonic() - before < 30
+    for thread in threads:
+        thread.join()
+    other.close()
+    cache.sync.close()
+
+
+SILENT: dict[str, Callable[[magnus_cache.AsyncCacheManager], Any]] = {
+    "get": lambda cache: cache.get("t", "k"),
+    "set": lambda cache: cache.set("t", "k", 1),
+    "load": lambda cache: cache.get_or_set("t", "k", lambda: 1),
+    "get many": lambda cache: cache.get_many("t", ["k", "l"]),
+    "set many": lambda cache: cache.set_many("t", {"k": 1, "l": 2}),
+    "load many": lambda cache: cache.get_or_set_many("t", ["k", "l"], lambda keys: dict.fromkeys(keys, 1)),
+    "delete many": lambda cache: cache.delete_many("t", ["k", "l"]),
+}
+
+
+@pytest.mark.parametrize("call", SILENT)
+def test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly(
+    private_server: EmbeddedServer, by_hand: asyncio.AbstractEventLoop, call: str, unraisable: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    cache = magnus_cache.AsyncCacheManager(redis_url=private_server.url, op_timeout=60)
+    tasks: list[Any] = []
+    by_hand.run_until_complete(cache.set("t", "other", 1))
+    private_server.pause()
+    pipeline = cache._engine.state._all_wires()[0]._pipeline
+    by_hand.run_until_complete(left_alone(lambda: SILENT[call](cache), lambda: pipeline.oldest is not None, tasks))
+    by_hand.close()
+    tasks.clear()
+    gc.collect()
+    private_server.resume()
+    assert unraisable == []
+    assert caplog.messages == []
+    assert cache.sync.set_many("t", {"k": 1, "l": 1})
+    cache.sync.close()
+
+
+def test_writes_of_one_call_that_take_long_on_a_loop_closed_by_hand_end_quietly(
+    by_hand: asyncio.AbstractEventLoop, unraisable: list[str], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Such as that of a value that a thread compresses."""
+    begun: list[Any] = []
+
+    async def write(*_: Any) -> bool:
+        begun.append(1)
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(writes.Writes, "write", write)
+    cache = magnus_cache.AsyncCacheManager(redis_enabled=False)
+    tasks: list[Any] = []
+    by_hand.run_until_complete(
+        left_alone(lambda: cache.set_many("t", {"k": 1, "l": 2}), lambda: len(begun) == 2, tasks)
+    )
+    by_hand.close()
+    tasks.clear()
+    gc.collect()
+    assert unraisable == []
+    assert caplog.messages == []
     cache.sync.close()

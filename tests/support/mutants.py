@@ -37,7 +37,7 @@ from magnus_cache._engine.redis import (
     wire,
 )
 from magnus_cache._engine.runtime import loop_end, workers
-from magnus_cache._engine.store import clears, reads, reads_many, writes
+from magnus_cache._engine.store import clears, reads, reads_many, values, writes
 from magnus_cache._engine.store import negative as negatives
 from magnus_cache._engine.store.records import MISS, KeyRef
 
@@ -726,8 +726,8 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
 
 @guard(POLICIES)
 def without_telling_what_is_to_be_refreshed() -> None:
-    original = acquire.LeaseAcquirer._good
-    put(acquire.LeaseAcquirer, "_good", lambda self, ref, entry, _: original(self, ref, entry, None))
+    original = acquire.LeaseAcquirer._found
+    put(acquire.LeaseAcquirer, "_found", lambda self, ref, fill, _, *answer: original(self, ref, fill, None, *answer))
 
 
 @guard(POLICIES)
@@ -737,10 +737,9 @@ def without_the_class_of_a_remembered_error() -> None:
 
 @guard(POLICIES)
 def without_asking_who_wants_remembered_errors() -> None:
-    put(negatives, "_named", lambda name, _: {"builtins:LookupError": LookupError}.get(name, RuntimeError))
     original = negatives.decode_error
     everybody = freshness.Freshness(negative=((Exception, 1.0),))
-    put(reads, "decode_error", lambda payload, _: original(payload, everybody))
+    put(values, "decode_error", lambda payload, _, limit: original(payload, everybody, limit))
 
 
 @guard(POLICIES)

@@ -73,7 +73,7 @@ NAMESPACES: Final = "tests/policy/test_namespaces.py"
 @guard(NAMES)
 def without_the_code_in_the_names_of_lambdas_that_have_no_file() -> None:
     put(lambdas, "_code", lambda _: "")
-    put(lambdas, "_last", lambda path: "")
+    put(lambdas, "file_stem", lambda path: "")
 
 
 @guard(NAMES)

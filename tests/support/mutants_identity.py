@@ -30,10 +30,19 @@ def without_what_a_method_in_c_is_bound_to() -> None:
     put(arguments, "bound_to", lambda _: None)
 
 
-@guard(f"{IDENTITY}::test_what_a_partial_fills_in_may_change")
+@guard(f"{IDENTITY}::test_what_a_partial_fills_in_may_change[by place]")
 def without_a_look_at_what_a_partial_fills_in() -> None:
-    original = callkeys._exact
-    put(callkeys, "_exact", lambda args: original(tuple(arg for arg in args if not isinstance(arg, list))))
+    original = callkeys._of_types
+    put(callkeys, "_of_types", lambda args: original(tuple(arg for arg in args if not isinstance(arg, list))))
+
+
+@guard(f"{IDENTITY}::test_what_a_partial_fills_in_may_change[by name]")
+def without_a_look_at_what_a_partial_fills_in_by_name() -> None:
+    def fast(call: Any, dropped: Any, owner: Any) -> Any:
+        full, within = call.filled.full, callkeys._by_place(call, dropped, owner)
+        return lambda args: within(full(args))
+
+    put(callkeys, "_fast", fast)
 
 
 @guard(f"{IDENTITY}::test_what_a_function_closes_over_is_part_of_its_keys")

@@ -62,7 +62,7 @@ def without_a_wake_of_ones_own() -> None:
     put(portal_thread.PortalThread, "post", post)
 
 
-@guard(_TESTS + "test_a_handler_finds_the_cache_as_it_starts")
+@guard(_TESTS + "test_a_handler_in_the_midst_of_the_start_of_the_loop_does_not_wait_for_it")
 def without_a_look_who_starts_the_loop() -> None:
     def start(self: Any, ours: Any) -> Any:
         ours.starter = 0

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.api import many
 from magnus_cache._engine.coherence import epochs
-from magnus_cache._engine.coordination import invalidation, state
+from magnus_cache._engine.coordination import epoch_sync, invalidation
 from magnus_cache._engine.flights import callers, flights
 from magnus_cache._engine.loading import acquire, loads
 from magnus_cache._engine.store import writes
@@ -90,16 +90,16 @@ def without_doubt_about_unknown_tags() -> None:
 
 @guard(LOADED)
 def without_noting_announced_invalidations() -> None:
-    original = state.State.invalidated
+    original = epoch_sync.EpochSync._learned
 
-    def invalidated(self: Any, names: Any, wire: Any) -> None:
-        noted, self.epochs.invalidated = self.epochs.invalidated, nothing
+    def learned(self: Any, *answer: Any) -> None:
+        noted, self._epochs.invalidated = self._epochs.invalidated, nothing
         try:
-            original(self, names, wire)
+            original(self, *answer)
         finally:
-            self.epochs.invalidated = noted
+            self._epochs.invalidated = noted
 
-    put(state.State, "invalidated", invalidated)
+    put(epoch_sync.EpochSync, "_learned", learned)
 
 
 @guard(f"{WITHIN}[tags]")

@@ -1,21 +1,23 @@
 """Guards of the end: of programs, of event loops that are closed by hand, and of managers that are dropped."""
 
+import asyncio
 import contextlib
 from typing import Any
 
-from magnus_cache._engine.api import engine
+from magnus_cache._engine.api import engine, many
 from magnus_cache._engine.coordination import dropped, lease
 from magnus_cache._engine.flights import flights
-from magnus_cache._engine.loading import loads, uncached
+from magnus_cache._engine.loading import batch, loads, uncached
 from magnus_cache._engine.redis import connection
 from magnus_cache._engine.runtime import loop_end, portal_thread, workers
 from magnus_cache._engine.runtime.waiters import Failed
-from magnus_cache._engine.store import deferred
+from magnus_cache._engine.store import deferred, writes
 from tests.support.guards import guard, nothing, put
 
 _ENDS = "tests/runtime/test_program_end.py::"
 _DROPPED = "tests/api/test_dropped.py::"
 _DEEP = "tests/api/test_deep_callers.py::"
+_BATCHES = "tests/flights/test_interrupted_batches.py::"
 _NO_THREAD = "tests/runtime/test_no_thread.py::"
 
 
@@ -51,6 +53,46 @@ def without_giving_back_the_lease_of_a_closed_loop() -> None:
 @guard(_ENDS + "test_those_who_wait_elsewhere_for_a_load_on_a_loop_closed_by_hand_load_themselves")
 def without_abandoning_the_loads_of_a_closed_loop() -> None:
     put(flights, "Abandoned", lambda error: Failed(error, None))
+
+
+def _cancel(*futures: "asyncio.Future[Any]") -> None:
+    for future in futures:
+        future.cancel()
+
+
+@guard(_ENDS + "test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free")
+def without_giving_back_the_leases_of_a_batch_on_a_closed_loop() -> None:
+    put(batch, "cancel", _cancel)
+
+
+@guard(_ENDS + "test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free")
+def without_ending_the_tasks_of_a_batch_with_their_loop() -> None:
+    put(batch, "loop_task", asyncio.ensure_future)
+
+
+@guard(_ENDS + "test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free[valkey-about to load]")
+def without_a_look_whether_the_loop_of_a_batch_runs() -> None:
+    put(batch, "running_loop", asyncio.get_running_loop)
+
+
+@guard(_ENDS + "test_writes_of_one_call_that_take_long_on_a_loop_closed_by_hand_end_quietly")
+def without_a_look_whether_the_loop_of_writes_that_are_cancelled_is_closed() -> None:
+    put(writes, "cancel", _cancel)
+
+
+@guard(_ENDS + "test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly[set many]")
+def without_ending_the_writes_of_one_call_with_their_loop() -> None:
+    put(writes, "loop_task", asyncio.ensure_future)
+
+
+@guard(_BATCHES + "test_a_batch_whose_loop_is_closed_while_its_loader_runs_says_so")
+def without_an_end_for_the_batch_of_a_thread_whose_loop_is_closed() -> None:
+    put(many, "call_on_loop", lambda loop, callback: loop.call_soon_threadsafe(callback))
+
+
+@guard(_BATCHES + "test_those_who_joined_an_interrupted_batch_load_for_themselves[without a word]")
+def without_a_look_whether_a_batch_was_deserted() -> None:
+    put(many, "_LOOK", 3600.0)
 
 
 @guard(_DROPPED + "test_a_blocking_manager", _DROPPED + "test_an_async_manager")

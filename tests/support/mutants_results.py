@@ -2,12 +2,13 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.api import asynchronous
+from magnus_cache._engine.api import asynchronous, blocking, cached, set_many
 from magnus_cache._engine.codec import copies, paths
 from magnus_cache._engine.coordination import lease
 from magnus_cache._engine.loading import acquire_local, batch, loaded_value, loads, unstorable
 from magnus_cache._engine.loading import results as judging
 from magnus_cache._engine.memory import entry
+from magnus_cache._engine.policy import options
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.store import clears, local_values, local_writes, writes
 from tests.support.guards import edit, guard, nothing, put
@@ -145,4 +146,5 @@ def without_giving_back_the_place_of_a_local_load() -> None:
 
 @guard(f"{LOCAL}::test_the_hidden_tag_is_nobody_elses")
 def without_refusing_hidden_tags_of_callers() -> None:
-    put(asynchronous, "check_tags", lambda tags: tuple(tags))
+    for module in (asynchronous, blocking, cached, options, set_many):
+        put(module, "check_tags", lambda tags: tuple(tags))

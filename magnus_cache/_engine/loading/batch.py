@@ -6,7 +6,7 @@ keys to one call of the loader.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from magnus_cache._engine.coordination.leases import Fence
@@ -18,7 +18,9 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.results import JudgedValue
 from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
+from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
@@ -68,10 +70,12 @@ class _Call:
 
     __slots__ = ("left", "orders", "task")
 
-    def __init__(self, orders: list[_PendingKey], load: Callable[[list[_PendingKey]], Awaitable[None]]) -> None:
+    def __init__(
+        self, orders: list[_PendingKey], load: Callable[[list[_PendingKey]], Coroutine[Any, Any, None]]
+    ) -> None:
         self.orders = orders
         self.left = len(orders)
-        self.task = asyncio.ensure_future(load(orders))
+        self.task = loop_task(load(orders))
         # Also for a task that is cancelled before its first step.
         self.task.add_done_callback(self._ended)
         for order in orders:
@@ -112,11 +116,13 @@ class Batch:
         self._sealed = False
         self._orders: list[_PendingKey] = []
         self._calls: set[_Call] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, wanted: Sequence[BatchItem]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
         """Return the values by name, without those that the loader did not answer, and the errors by key."""
         values: dict[bytes, Any] = {}
         errors: dict[Any, Exception] = {}
+        self._loop = asyncio.get_running_loop()
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
             for item, outcome in zip(some, await self._some(some), strict=True):
@@ -133,7 +139,7 @@ class Batch:
         tasks: list[asyncio.Task[Any]] = []
         try:
             for item in some:
-                tasks.append(asyncio.create_task(self._one(item)))
+                tasks.append(loop_task(self._one(item)))
                 if len(tasks) % _STARTED == 0:
                     await asyncio.sleep(0)
             # One turn for the tasks to board, and one for the flights that they lead to begin.
@@ -142,8 +148,7 @@ class Batch:
             self._seal()
             return await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            for task in tasks:
-                task.cancel()
+            cancel(*tasks)
             # Cancelled before, others may have joined the flights: the loader is called for them.
             self._seal()
 
@@ -201,15 +206,18 @@ class Batch:
                 return await self._loads.stored(wanted.ref, value, self._rule, cost, fence)
             return await self._loads.kept(wanted.ref, value, self._rule, wanted.tags, cost, fence)
         finally:
-            order.answer.cancel()
+            cancel(order.answer)
             fence.close()
 
     def _decided(self, count: int) -> None:
         """Note that so many keys need not be waited for any more, and call the loader if that was the last."""
         self._undecided -= count
         if self._sealed and not self._undecided and self._orders:
-            # In the next turn: others that were granted in the same batch of answers come along.
-            asyncio.get_running_loop().call_soon(self._start)
+            loop = running_loop()
+            # If the loop was closed, the collector ends the batch, perhaps in a turn of another loop.
+            if loop is not None and loop is self._loop:
+                # In the next turn: others that were granted in the same batch of answers come along.
+                loop.call_soon(self._start)
 
     def _start(self) -> None:
         orders, self._orders = [order for order in self._orders if not order.answer.done()], []

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["call_on_loop", "connection_task", "end_with_loop"]
+__all__ = ["call_on_loop", "cancel", "connection_task", "end_with_loop", "loop_task"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,19 @@ def call_on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., object
             raise
         return False
     return True
+
+
+def cancel(*futures: "asyncio.Future[Any]") -> None:
+    """Cancel futures or tasks, on their own loop. If that is closed, their callbacks are not called any more.
+
+    :raises RuntimeError: for anything else that goes wrong.
+    """
+    for future in futures:
+        try:
+            future.cancel()
+        except RuntimeError:
+            if not future.get_loop().is_closed():
+                raise
 
 
 class _LoopEnd:
@@ -102,6 +115,13 @@ _ends: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "weakref.ref[_
     weakref.WeakKeyDictionary()
 )
 _registered = False
+
+
+def loop_task(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a task on the running loop, which ends with that, see `end_with_loop`."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    end_with_loop(task)
+    return task
 
 
 def connection_task(

@@ -27,6 +27,7 @@ from magnus_cache._engine.redis.bulk import remove_names
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
@@ -365,7 +366,7 @@ class Writes:
             try:
                 for item in items[start : start + MANY]:
                     self.state.touch((item[0].name,))
-                    writes.append(asyncio.create_task(self.write(*item)))
+                    writes.append(loop_task(self.write(*item)))
                     # Some hundred bytes of a payload are packed in the time that one is decoded in.
                     if portion.done(len(item[2]) >> 4):
                         # One turn for those that were begun to get as far as the queue.
@@ -373,8 +374,7 @@ class Writes:
                         await turn()
                 stored = all(await asyncio.gather(*writes)) and stored
             except BaseException:
-                for write in writes:
-                    write.cancel()
+                cancel(*writes)
                 raise
         return stored
 
