@@ -21,8 +21,8 @@ from magnus_cache import (
     configure,
     get_async_cache_manager,
     get_cache_manager,
-    process_wide,
 )
+from magnus_cache._engine.api import process_wide
 from magnus_cache._engine.api.cached import Site
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache.embedded import EmbeddedServer

@@ -32,7 +32,7 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             # Without a look at Redis, which may be silent.
             ref = cache._reads.ref("t", "k")
             load = cache._loads.load_blocking
-            joined.append(threads.submit(load, ref, lambda: "mine", batch_calls.Rule(60.0)))
+            joined.append(threads.submit(load, ref, lambda: "mine", batch_calls.LoadOptions(60.0)))
             wait_until(lambda: flights.joined > before)
             raise KeyboardInterrupt
 
