@@ -208,7 +208,7 @@ def without_refusing_to_keep_what_was_loaded_alone() -> None:
 
     def unclaimed(self: acquire.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
         fence = original(self, flight, fresh=fresh)
-        fence.offline = self._state.offline
+        fence.offline = self._state.generations.offline
         return fence
 
     put(acquire.LeaseAcquirer, "unclaimed", unclaimed)
@@ -756,12 +756,12 @@ def without_telling_errors_from_values() -> None:
 def without_grace_in_redis_expiry() -> None:
     original = writes.Writes._send
 
-    async def send(self: Any, ref: Any, *rest: Any) -> bool:
+    async def send(self: Any, wire_: Any, ref: Any, *rest: Any) -> bool:
         graceless = KeyRef(
             ref.namespace, ref.name, ref.counters, ref.epoch_names,
             dataclasses.replace(ref.freshness, grace=0.0),
         )  # fmt: skip
-        return await original(self, graceless, *rest)
+        return await original(self, wire_, graceless, *rest)
 
     put(writes.Writes, "_send", send)
 
