@@ -20,7 +20,7 @@ _TRACED: Final = (
     str(Path(magnus_cache.__file__).parent) + "/",
     # What wakes a loop, and what the guards are replaced by.
     str(Path(asyncio.__file__).parent) + "/",
-    str(Path(__file__).with_name("mutants_interrupts.py")),
+    str(Path(__file__).parents[1] / "runtime" / "mutants_interrupts.py"),
 )
 
 _CALLS: Final = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "CALL_KW") if name in dis.opmap}

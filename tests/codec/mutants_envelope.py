@@ -1,0 +1,27 @@
+"""The guards that `test_envelope` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.codec import envelope
+from tests.support.guards import guard, put
+
+HERE: Final = "tests/codec/test_envelope.py"
+
+
+@guard(HERE)
+def without_a_bound_on_the_tags_that_are_known() -> None:
+    put(envelope, "_MOST_KNOWN", 1 << 40)
+
+
+@guard(HERE)
+def without_telling_one_tag_from_several() -> None:
+    original = envelope._tags
+
+    def tags(raw: bytes) -> Any:
+        found, place = original(raw)
+        if found:
+            first = envelope.HEADER_BYTES + 3 + len(found[0].encode())
+            envelope._known_tags[raw[envelope.HEADER_BYTES : first]] = found[:1]
+        return found, place
+
+    put(envelope, "_tags", tags)

@@ -1,0 +1,35 @@
+"""The guards that `test_rollback` sees missing."""
+
+from typing import Final
+
+from magnus_cache._engine.coordination import failover, state
+from magnus_cache._engine.redis import handshake, scripts
+from tests.support.guards import edit, guard, nothing, put
+
+HERE: Final = "tests/coordination/test_rollback.py"
+
+
+@guard(HERE)
+def without_asking_for_a_servers_history() -> None:
+    put(state.State, "greeting", nothing)
+
+
+@guard(HERE)
+def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
+    put(handshake.HistoryCheck, "__init__", lambda self, known, _: put(self, "_known", known))
+    put(handshake.HistoryCheck, "set_result", nothing)
+
+
+@guard(HERE)
+def without_vouching_for_a_server() -> None:
+    put(failover.FailoverGuard, "vouch", nothing)
+
+
+@guard(HERE)
+def without_telling_that_everything_is_invalidated() -> None:
+    edit(scripts._ARRIVE, "if redis.pcall('GET', KEYS[4]) == ARGV[2] then return '' end", "return ''")
+
+
+@guard(HERE)
+def without_telling_it_once() -> None:
+    edit(scripts._ARRIVE, "redis.call('SET', KEYS[4], ARGV[2])", "")

@@ -1,0 +1,25 @@
+"""The guards that `test_flights` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.flights import flights
+from tests.support.guards import guard, put
+
+HERE: Final = "tests/flights/test_flights.py"
+
+
+@guard(HERE)
+def without_the_identity_of_a_flight() -> None:
+    put(flights.Flights, "_forget", lambda self, flight: self._flights.pop(flight.key, None))
+
+
+@guard(HERE)
+def without_waiter_counts() -> None:
+    original = flights.Flights._leave
+
+    def leave(self: Any, seat: Any) -> None:
+        original(self, seat)
+        if seat.flight.task is not None and not seat.flight.done:
+            seat.flight.task.cancel()
+
+    put(flights.Flights, "_leave", leave)

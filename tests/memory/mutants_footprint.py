@@ -1,0 +1,30 @@
+"""The guards that `test_footprint` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.memory import footprint
+from magnus_cache._engine.store import values as coding
+from magnus_cache._engine.store import writes
+from tests.support.guards import guard, put
+
+HERE: Final = "tests/memory/test_footprint.py"
+
+
+@guard(HERE)
+def without_counting_what_decoded_values_take() -> None:
+    for module in (footprint, writes):
+        put(module, "footprint", lambda value, encoded: encoded)
+
+
+@guard(HERE)
+def without_room_for_decoded_values() -> None:
+    for module in (footprint, writes):
+        put(module, "has_room", lambda memory, size: True)
+
+
+@guard(HERE)
+def without_counting_again_what_is_decoded_later() -> None:
+    def keep(memory: Any, name: bytes, entry: Any, value: Any) -> None:
+        entry.value, entry.payload = value, None
+
+    put(coding, "keep_decoded", keep)

@@ -1,0 +1,40 @@
+"""The guards that `test_last_words` sees missing."""
+
+from typing import Final
+
+from magnus_cache._engine.coordination import leases, replay, state
+from magnus_cache._engine.outage import breaker
+from tests.support.guards import guard, nothing, put
+
+HERE: Final = "tests/outage/test_last_words.py"
+
+
+@guard(HERE)
+def without_an_end_of_what_close_has_begun_to_end() -> None:
+    original = state.State.end
+    put(state.State, "end", lambda self: None if self.outbox.pending else original(self))
+
+
+@guard(HERE)
+def without_giving_back_what_was_granted_to_nobody() -> None:
+    put(leases.Leases, "unwanted", nothing)
+
+
+@guard(HERE)
+def without_last_words() -> None:
+    put(state.State, "farewell", nothing)
+
+
+@guard(HERE)
+def without_ending_replays() -> None:
+    put(replay.Replayer, "stop", lambda _: [])
+
+
+@guard(HERE)
+def without_hurry_at_the_end() -> None:
+    put(breaker.Breaker, "hurry", nothing)
+
+
+@guard(HERE)
+def without_asking_whether_a_loop_runs() -> None:
+    put(state, "_lives", lambda wire: wire.up)

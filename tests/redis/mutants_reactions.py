@@ -1,0 +1,45 @@
+"""The guards that `test_reactions` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache import errors
+from magnus_cache._engine.redis import commands, handshake, wire
+from magnus_cache._engine.store import writes
+from tests.support.guards import guard, nothing, put
+
+HERE: Final = "tests/redis/test_reactions.py"
+
+
+@guard(HERE)
+def without_the_probe() -> None:
+    original = handshake.answers
+
+    async def answers(link: Any, *packed: bytes) -> list[Any]:
+        return await original(link, *(commands.TIME.packed if b"!probe" in word else word for word in packed))
+
+    put(handshake, "answers", answers)
+
+
+@guard(HERE)
+def without_leaving_a_demoted_server() -> None:
+    put(wire, "ReadOnlyError", type("Other", (Exception,), {}))
+
+
+@guard(HERE)
+def without_counting_loads_that_redis_does_not_take() -> None:
+    put(writes.Writes, "_stays_here", nothing)
+
+
+@guard(HERE)
+def without_telling_what_is_refused_from_who_is() -> None:
+    original = errors.CacheUnavailableError.__init__
+
+    def init(self: Any, reason: str, problem: str, *, refused: bool = False) -> None:
+        original(self, reason, problem, refused=refused or reason in {"noperm", "error"})
+
+    put(errors.CacheUnavailableError, "__init__", init)
+
+
+@guard(HERE)
+def without_knowing_who_serves_nobody() -> None:
+    put(wire, "unable", nothing)

@@ -1,0 +1,30 @@
+"""The guards that `test_no_thread` sees missing."""
+
+from typing import Final
+
+from magnus_cache._engine.loading import loads, uncached
+from magnus_cache._engine.runtime import workers
+from magnus_cache._engine.store import deferred
+from tests.support.guards import guard, nothing, put
+
+HERE: Final = "tests/runtime/test_no_thread.py"
+
+
+@guard(f"{HERE}::test_redis_is_told_later_what_was_removed_and_overwritten")
+def without_recording_what_is_removed_without_a_loop() -> None:
+    put(deferred.Deferred, "_missed", nothing)
+
+
+@guard(f"{HERE}::test_redis_is_told_later_what_was_removed_and_overwritten")
+def without_recording_a_set_without_a_loop() -> None:
+    put(deferred.Deferred, "record_overwritten", lambda *_: False)
+
+
+@guard(f"{HERE}::test_threads_that_wait_share_one_load_and_get_copies")
+def without_copies_for_those_who_wait_without_a_loop() -> None:
+    put(loads, "uncached", lambda *args: (uncached.uncached(*args)[0], None))
+
+
+@guard(f"{HERE}::test_functions_under_an_async_manager_are_called_on_its_loop")
+def without_calling_a_loader_where_there_is_no_thread() -> None:
+    put(workers.Job, "begun", True)
