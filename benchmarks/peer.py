@@ -143,7 +143,7 @@ class _Reader:
 
     def _hook(self) -> None:
         """Have a look after every invalidation: what polls finds out late, and takes the time that others need."""
-        state, invalidated = self._state, self._state.invalidated
+        state, events, invalidated = self._state, self._state.events, self._state.events.invalidated
 
         def noticed(*arguments: Any) -> None:
             invalidated(*arguments)
@@ -155,7 +155,7 @@ class _Reader:
                 _say(time.monotonic())
 
         # Before there is a wire that could have taken hold of the other one.
-        state.invalidated = noticed  # type: ignore[method-assign,assignment]  # whatever a wire calls it with
+        events.invalidated = noticed  # type: ignore[method-assign,assignment]  # whatever a wire calls it with
 
     async def serve(self) -> None:
         async with AsyncExitStack() as stack:

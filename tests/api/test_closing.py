@@ -27,7 +27,7 @@ async def test_each_way_of_closing_can_be_awaited(url: str, way: str) -> None:
         cache = CacheManager(redis_url=url)
         await cache.aio.set("t", "k", 1)
         cache.get("t", "unknown")
-        ended = [wire.ended for wire in cache._state._all_wires()]
+        ended = [wire.ended for wire in cache._state.topology.connections()]
         assert len(ended) == 2
         await WAYS[way](cache)
         # Awaited, it is complete: no turn of the loop later.

@@ -356,7 +356,7 @@ async def test_nothing_keeps_the_context_of_a_call_that_has_ended(proxy: Proxy, 
 async def test_each_who_is_told_that_redis_is_away_has_an_error_of_its_own(proxy: Proxy) -> None:
     """One that many raise, and the connection keeps, would keep the frames of them all, and what is in them."""
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
-        wire = cache._engine.state.wire()
+        wire = cache._engine.state.topology.connection(b"")
         assert wire is not None
         await wire.renew()
         proxy.freeze()

@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from magnus_cache._engine.coordination import failover, state
-from magnus_cache._engine.redis import handshake, scripts
+from magnus_cache._engine.coordination import failover
+from magnus_cache._engine.redis import scripts, wire
+from magnus_cache._engine.redis.exchange import IGNORED
 from tests.support.guards import edit, guard, nothing, put
 
 HERE: Final = "tests/coordination/test_rollback.py"
@@ -11,13 +12,12 @@ HERE: Final = "tests/coordination/test_rollback.py"
 
 @guard(HERE)
 def without_asking_for_a_servers_history() -> None:
-    put(state.State, "greeting", nothing)
+    put(failover.FailoverGuard, "knows", nothing)
 
 
 @guard(HERE)
 def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
-    put(handshake.HistoryCheck, "__init__", lambda self, known, _: put(self, "_known", known))
-    put(handshake.HistoryCheck, "set_result", nothing)
+    put(wire, "history_check", lambda *_: IGNORED)
 
 
 @guard(HERE)

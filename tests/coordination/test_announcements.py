@@ -27,7 +27,7 @@ EPOCH = b"magnus!epoch:t"
 
 
 def wire_of(manager: AsyncCacheManager) -> Wire:
-    wire = manager._engine.state.wire()
+    wire = manager._engine.state.topology.connection(b"")
     assert wire is not None
     return wire
 
@@ -40,7 +40,7 @@ async def connected(manager: AsyncCacheManager) -> Wire:
 
 def announce(manager: AsyncCacheManager, *names: bytes) -> None:
     """Have the manager hear of some names, as from a server that ceases to track them."""
-    manager._engine.state.invalidated(list(names), wire_of(manager))
+    manager._engine.state.events.invalidated(list(names), wire_of(manager))
 
 
 async def answered(manager: AsyncCacheManager) -> None:
@@ -224,9 +224,9 @@ async def test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about(url: str
         match how:
             case "clear":
                 # Not what frees the memory afterwards: that removes the value, which is announced, too.
-                await one._engine.state.replayer.bump(wire_of(one), [EPOCH])
+                await one._engine.state.replayer.bump([EPOCH])
             case "clear all":
-                await one._engine.state.replayer.bump(wire_of(one), [b"magnus!epoch"])
+                await one._engine.state.replayer.bump([b"magnus!epoch"])
             case "tags":
                 await one.invalidate_tags("x")
             case _:
@@ -248,7 +248,7 @@ async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: st
         wire = wire_of(two)
         # Its own connection hears of nothing, as if what is announced were still on its way.
         wire._pushed = _unheard  # type: ignore[method-assign]
-        await one._engine.state.replayer.bump(wire_of(one), [EPOCH])
+        await one._engine.state.replayer.bump([EPOCH])
         assert near(two, "t", "k")
         assert await asyncio.to_thread(two.sync.get, "t", "unknown") is None
         assert not near(two, "t", "k")
@@ -323,7 +323,7 @@ async def test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again(
         async def overtaken(*args: Any, **more: Any) -> Any:
             # A clear completes, and is announced, between the sending of a read and its answer.
             found = await read(*args, **more)
-            await two._engine.state.replayer.bump(wire_of(two), [EPOCH])
+            await two._engine.state.replayer.bump([EPOCH])
             await wait_until_async(lambda: EPOCH in wire.known.doubts)
             return found
 
@@ -361,13 +361,14 @@ async def test_an_announced_root_leaves_the_other_epochs_known_and_heard(url: st
         await answered(one)
         assert {EPOCH, b"magnus!epoch"} <= known.current
         assert near(one, "t", "k")
-        await two._engine.state.replayer.bump(await connected(two), [EPOCH])
+        await connected(two)
+        await two._engine.state.replayer.bump([EPOCH])
         await wait_until_async(lambda: not near(one, "t", "k"))
         await one.set("t", "k", "value")
         known.learned(b"magnus!epoch", known.mark + 1, wire_of(one).clock())
         assert EPOCH not in known.current
         # What is near stands on it all the same, until it is announced and read again.
-        await two._engine.state.replayer.bump(wire_of(two), [EPOCH])
+        await two._engine.state.replayer.bump([EPOCH])
         await wait_until_async(lambda: not near(one, "t", "k"))
 
 
@@ -380,10 +381,10 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
 
         def forgotten(name: bytes, *args: Any) -> None:
             learned(name, *args)
-            state.invalidated([name], wire)
+            state.events.invalidated([name], wire)
 
         state.epoch_reads._learned = forgotten  # type: ignore[method-assign]
-        state.invalidated([EPOCH], wire)
+        state.events.invalidated([EPOCH], wire)
         epoch_names = state.epochs.epoch_names("t")
         floor = await asyncio.wait_for(state.epoch_reads.settled(wire, epoch_names), 10)
         assert floor == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))

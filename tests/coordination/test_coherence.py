@@ -108,7 +108,7 @@ async def test_a_reply_overtaken_by_an_own_write_on_another_loop_is_not_kept(url
         ref = reads.ref("t", "k")
         await one.set("t", "k", "old")
         state.memory.invalidate(ref.name)
-        wire = state.wire()
+        wire = state.topology.connection(b"")
         assert wire is not None
         waiter, fill = reads.request(wire, ref, None)
         # Two turns for our request to leave; then the blocking face writes, on a wire of its own, and keeps this loop
@@ -127,7 +127,7 @@ async def test_trust_lapses_without_an_answer_and_comes_back_with_one(url: str) 
     async with fleet(url, count=1, max_staleness=0.2) as (one,):
         await one.set("t", "k", {"a": 1})
         state = one._engine.state
-        wire = state.wire()
+        wire = state.topology.connection(b"")
         assert wire is not None
         wire.trust.deadline = 0.0
         assert not near(one, "t", "k")
@@ -152,7 +152,7 @@ async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: 
             await asyncio.sleep(0.01)
         assert hits
         # Nobody asks any more: one last beat at most, then silence and a lapsed trust.
-        wire = state.wire()
+        wire = state.topology.connection(b"")
         assert wire is not None
         await wait_until_async(lambda: wire._beat is None)
         idle = times()
@@ -265,7 +265,7 @@ async def test_a_read_queued_before_an_own_write_does_not_store_the_old_value(
 
         async def compress_while_somebody_reads(pack: Any, **_: Any) -> bytes:
             raw: bytes = pack()
-            wire = one._engine.state.wire()
+            wire = one._engine.state.topology.connection(b"")
             assert wire is not None
             queued.append(reads.request(wire, ref, None))
             return raw

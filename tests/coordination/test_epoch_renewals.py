@@ -31,7 +31,7 @@ def left(raw: redis.Redis, name: bytes) -> int:
 async def beat(cache: AsyncCacheManager) -> None:
     """Let the wire's timer run, and return when Redis has answered what it asked."""
     renewals, beats = cache._state.epoch_renewals, 0
-    (wire,) = cache._state._all_wires()
+    (wire,) = cache._state.topology.connections()
     original = renewals.beat
 
     def counted(wire: Any) -> None:

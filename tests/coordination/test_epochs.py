@@ -90,10 +90,10 @@ async def test_what_is_stored_after_a_clear_survives_its_reclaim(url: str, raw: 
     """Memory is freed by age, not by name: what was stored since the epoch stays."""
     async with fleet(url) as (one, two):
         await one.set("t", "old", 1)
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         epochs = one._engine.state.epochs
-        epoch = await one._engine.state.replayer.bump(wire, [epochs.epoch_names("t").control])
+        epoch = await one._engine.state.replayer.bump([epochs.epoch_names("t").control])
         await told(two)
         await two.set("t", "new", 2)
         names = [b"magnus:t:old", b"magnus:t:new"]
@@ -136,11 +136,11 @@ async def test_epochs_only_grow_whatever_the_servers_clock_does(url: str, raw: r
     """PITFALLS 26: a hybrid clock, past whatever was issued and whatever the caller knows."""
     async with fleet(url, 1) as (one,):
         await one.set("t", "k", 1)
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         future = 4_000_000_000_000_000
         raw.set("magnus!clock", str(future))
-        epochs = [await one._engine.state.replayer.bump(wire, [b"magnus!epoch:t"]) for _ in range(3)]
+        epochs = [await one._engine.state.replayer.bump([b"magnus!epoch:t"]) for _ in range(3)]
         assert epochs == [future + 1, future + 2, future + 3]
         assert (
             await wire.execute(scripts.bump(one._engine.state.epochs.names, [b"magnus!epoch:u"], future + 50))
@@ -198,9 +198,9 @@ async def test_without_tracking_a_clear_is_noticed_within_the_bound(url: str, ra
         ):
             await one.set_many("t", {"a": 1, "b": 2}, tags="x")
             assert await limited.get_many("t", ["a", "b"]) == {"a": 1, "b": 2}
-            wire = one._engine.state.wire()
+            wire = one._engine.state.topology.connection(b"")
             assert wire is not None
-            await one._engine.state.replayer.bump(wire, [b"magnus!epoch:t"])
+            await one._engine.state.replayer.bump([b"magnus!epoch:t"])
             await asyncio.sleep(0.12)
             assert await limited.get_many("t", ["a", "b"]) == {}
     finally:

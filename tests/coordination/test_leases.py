@@ -210,9 +210,9 @@ async def test_a_load_cancelled_while_its_lease_is_granted_gives_it_back(url: st
             await one.get_stats()
             await wait_until_async(lambda: not raw.exists(LEASE))
             assert len(one._engine.state.leases) == 0
-            wire = one._engine.state.wire()
+            wire = one._engine.state.topology.connection(b"")
             assert wire is not None
-            assert wire.holds == 0
+            assert wire.leases_held == 0
 
 
 async def test_who_follows_a_cancelled_load_does_not_wait_for_its_lease(url: str, raw: redis.Redis) -> None:
@@ -338,7 +338,7 @@ async def test_a_busy_holder_keeps_its_trust_alive(url: str) -> None:
     async with fleet(url, 1, max_staleness=0.15, lease=300) as (one,):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         now = asyncio.get_running_loop().time
         deadline = now() + 0.6
@@ -411,7 +411,7 @@ async def test_a_flush_voids_what_is_being_loaded(url: str, raw: redis.Redis) ->
 async def test_acquire_and_fill_by_hand(url: str, raw: redis.Redis) -> None:
     async with fleet(url, 2) as (one, two):
         await asyncio.gather(one.get("t", "x"), two.get("t", "x"))
-        a, b = one._engine.state.wire(), two._engine.state.wire()
+        a, b = one._engine.state.topology.connection(b""), two._engine.state.topology.connection(b"")
         assert a is not None
         assert b is not None
         assert await a.execute(scripts.acquire(NAME, b"", b"A", 1000)) == scripts.LEASED

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
-from redis.exceptions import ResponseError
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.coherence.epochs import Epochs
@@ -14,7 +13,7 @@ from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis import scripts
-from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER
+from magnus_cache._engine.redis.events import Arrival
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
@@ -231,28 +230,27 @@ async def test_a_server_whose_key_was_lost_with_its_latest_writes_is_not_believe
             assert await new.get("t", "k") is None
 
 
-@pytest.mark.parametrize("reply", [b"", b"1795455194053949"])
-def test_nobody_vouches_for_what_could_not_be_settled(reply: bytes) -> None:
+@pytest.mark.parametrize("epoch", [0, 1795455194053949])
+def test_nobody_vouches_for_what_could_not_be_settled(epoch: int) -> None:
     """A server that could not be told to invalidate everything may have old values, whoever comes later."""
     calls: list[Any] = []
 
     class Stub:
-        server = UNKNOWN_SERVER._replace(identity=b"run:one")
+        identity = b"run:one"
 
-        def call(self, *call: Any) -> None:
+        def vouch(self, *call: Any) -> None:
             calls.append(call)
 
-    keyspace = Keyspace("magnus")
-    failover = FailoverGuard(Epochs(keyspace), Outbox(b"magnus:"), b"magnus:", lambda _: None)
-    wire: Any = Stub()
-    failover.greeted(b"run:zero", b"")
-    failover.vouch(wire)
-    failover.greeted(b"run:one", ResponseError("OOM"))
-    failover.vouch(wire)
+    keyspace, stub = Keyspace("magnus"), cast("Any", Stub())
+    failover = FailoverGuard(Epochs(keyspace), stub, Outbox(b"magnus:"), b"magnus:", lambda _: None)
+    failover.arrived(b"run:zero", Arrival(True, 0))
+    failover.vouch(stub)
+    failover.arrived(b"run:one", Arrival(False, 0))
+    failover.vouch(stub)
     assert not calls
-    assert failover.greeting(b"run:one") is None
-    failover.greeted(b"run:one", reply)
-    failover.vouch(wire)
+    assert failover.knows(b"run:one") is None
+    failover.arrived(b"run:one", Arrival(True, epoch))
+    failover.vouch(stub)
     assert len(calls) == 1
 
 

@@ -89,13 +89,13 @@ def test_many_event_loops(url: str, raw: redis.Redis, *, pending: bool) -> None:
             await cache.aio.delete("t", number)
             if pending:
                 cache._state.missed(lambda outbox: outbox.record([b"magnus:t:x"]))
-                cache._state.replayer.begin(cache._state._wires[asyncio.get_running_loop()])
+                cache._state.replayer.begin(cache._state.topology._wires[asyncio.get_running_loop()])
 
         for number in range(30):
             asyncio.run(use(number))
         gc.collect()
         state = cache._state
-        assert len(state._wires) <= 2
+        assert len(state.topology._wires) <= 2
         assert len(state.replayer._tasks) <= 1
         assert len(state.key_locks._loops) <= 1
         assert len(state.flights._tasks) == len(state.flights) == len(state.flights._blocked) == 0

@@ -390,7 +390,7 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url
         held, loads = Held(one), one._engine.loads
         ref = one._engine.reads.ref("t", "k")
         await asyncio.to_thread(one.sync.get, "t", "other")
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         execute, first = wire.execute, list[asyncio.Task[Any]]()
 

@@ -373,7 +373,7 @@ async def test_a_long_push_is_handled_in_steps(cache: AsyncCacheManager) -> None
     await cache.set_many("t", dict.fromkeys(range(2_000), 1))
     state = cache._state
     names = [state.keyspace.value_name("t", key) for key in range(2_000)]
-    wire = state.wire()
+    wire = state.topology.connection(b"")
     assert wire is not None
     assert len(state.memory) >= 2_000
     assert await turns(wire._pushed([b"invalidate", names])) >= 2_000 // 256 - 2

@@ -4,6 +4,7 @@ from typing import Final
 
 from magnus_cache._engine.coordination import leases, replay, state
 from magnus_cache._engine.outage import breaker
+from magnus_cache._engine.redis import topology
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/outage/test_last_words.py"
@@ -37,4 +38,4 @@ def without_hurry_at_the_end() -> None:
 
 @guard(HERE)
 def without_asking_whether_a_loop_runs() -> None:
-    put(state, "_lives", lambda wire: wire.up)
+    put(topology, "_lives", lambda wire: wire.up)

@@ -176,14 +176,14 @@ async def test_one_loop_knocks_and_all_come_back(proxy: Proxy) -> None:
         try:
             await wait_until_async(lambda: len(gates) == 3)
             state = manager._engine.state
-            assert sum(wire.up for wire in state._wires.values()) == 4
+            assert sum(wire.up for wire in state.topology._wires.values()) == 4
             proxy.refuse()
             proxy.cut()
-            await wait_until_async(lambda: not any(wire.up for wire in state._wires.values()))
+            await wait_until_async(lambda: not any(wire.up for wire in state.topology._wires.values()))
             await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
             before = proxy.counts.connections
             proxy.resume()
-            await wait_until_async(lambda: all(wire.up for wire in state._wires.values()))
+            await wait_until_async(lambda: all(wire.up for wire in state.topology._wires.values()))
             assert proxy.counts.connections - before == 4
             figures: dict[str, Any] = (await manager.get_stats())["breaker"]
             assert (figures["state"], figures["outages"], figures["reason"]) == ("closed", 1, "refused")

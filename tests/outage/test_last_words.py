@@ -157,7 +157,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
         finally:
             over.set()
             private_server.resume()
-    assert not manager._engine.state._wires
+    assert not manager._engine.state.topology._wires
     assert not len(manager._engine.state.memory)
 
 

@@ -182,6 +182,35 @@ def test_the_search_for_circles_finds_them(graph: dict[str, set[str]], ring: lis
     assert _cycle(graph) == ring
 
 
+ONLY_IN_REDIS = {f"magnus_cache._engine.redis.{name}" for name in ("commands", "pipeline", "scripts", "wire")}
+
+
+def _of_redis_alone(name: str, tree: ast.Module) -> set[str]:
+    """Return the modules that a module imports, and that only those of `redis` may know."""
+    return set() if name.startswith("magnus_cache._engine.redis.") else _imports(name, tree) & ONLY_IN_REDIS
+
+
+def test_only_the_redis_package_builds_commands_and_knows_wires() -> None:
+    """All else asks the client, which finds the server of a key: there may be several one day."""
+    assert set(SOURCES) >= ONLY_IN_REDIS
+    strangers = {name: found for name, tree in TREES.items() if (found := _of_redis_alone(name, tree))}
+    assert strangers == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from magnus_cache._engine.redis import retries, scripts",
+        "from magnus_cache._engine.redis.scripts import acquire",
+        "if TYPE_CHECKING:\n    from magnus_cache._engine.redis.wire import Wire",
+        "def later():\n    import magnus_cache._engine.redis.commands",
+    ],
+)
+def test_the_search_for_who_builds_commands_finds_them(code: str) -> None:
+    assert _of_redis_alone("magnus_cache._engine.store.reads", ast.parse(code))
+    assert not _of_redis_alone("magnus_cache._engine.redis.client", ast.parse(code))
+
+
 def test_importing_the_package_brings_nothing_heavy_and_starts_nothing() -> None:
     script = (
         "import json, sys, threading, magnus_cache;print(json.dumps([sorted(sys.modules), threading.active_count()]))"

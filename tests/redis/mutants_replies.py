@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.coordination import epoch_sync, replay
-from magnus_cache._engine.redis import bulk, commands, replies
+from magnus_cache._engine.coordination import epoch_sync
+from magnus_cache._engine.redis import bulk, client, commands, replies
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/redis/test_replies.py"
@@ -38,7 +38,7 @@ def without_a_range_of_issued_epochs() -> None:
     def epoch_of(text: Any, _latest: int = 0) -> int:
         return int(text or 0)
 
-    for module in (epoch_sync, replay):
+    for module in (epoch_sync, client):
         put(module, "epoch_of", epoch_of)
 
 

@@ -25,7 +25,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
 
 
 async def tracking_flags(cache: AsyncCacheManager) -> set[bytes]:
-    wire = cache._engine.state.wire()
+    wire = cache._engine.state.topology.connection(b"")
     assert wire is not None
     reply: Any = await wire.execute(Command("CLIENT", pack(b"CLIENT", b"TRACKINGINFO")))
     return set(reply[b"flags"])
@@ -70,8 +70,8 @@ async def test_our_own_writes_are_not_announced(url: str) -> None:
         await cache.set("t", "k", 0)
         heard: list[bytes] = []
         state = cache._engine.state
-        invalidated = state.invalidated
-        state.invalidated = lambda names, wire: (heard.extend(names), invalidated(names, wire))  # type: ignore
+        invalidated = state.events.invalidated
+        state.events.invalidated = lambda names, wire: (heard.extend(names), invalidated(names, wire))  # type: ignore
         for number in range(3):
             assert await cache.set("t", "k", number)
             assert state.memory.hit(b"magnus:t:k") is not None

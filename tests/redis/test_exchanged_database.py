@@ -93,7 +93,7 @@ async def test_the_other_database_is_met_anew(server: EmbeddedServer, raw: redis
             # As of a time when it was the first one.
             green.mset({"magnus!server": "another:history", "magnus!epoch": f"{epoch - 1:016d}"})
         # That was announced, as announcements know no databases, and is asked about.
-        (wire,) = blue._state._all_wires()
+        (wire,) = blue._state.topology.connections()
         await blue.get_stats()
         await wait_until_async(lambda: b"magnus!epoch" in wire.known.current)
         raw.swapdb(0, 1)

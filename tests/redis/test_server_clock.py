@@ -178,7 +178,7 @@ async def test_a_time_that_makes_no_sense_counts_for_nothing(server: EmbeddedSer
         async with cache:
             await cache.set("t", "k", 1)
             relay.nonsense = nonsense
-            wire = cache._engine.state.wire()
+            wire = cache._engine.state.topology.connection(b"")
             assert wire is not None
             for number in range(3):
                 clock.advance(0.5)

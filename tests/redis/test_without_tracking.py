@@ -25,10 +25,10 @@ def limited(url: str, raw: redis.Redis) -> Iterator[str]:
 async def invalidate(writer: AsyncCacheManager, how: str) -> None:
     """Invalidate by epochs alone: what is removed besides would be missed in Redis."""
     state = writer._engine.state
-    wire = state.wire()
+    wire = state.topology.connection(b"")
     assert wire is not None
     name = {"tag": b"magnus!tag:x", "namespace": b"magnus!epoch:t", "everything": b"magnus!epoch"}[how]
-    await state.replayer.bump(wire, (name,))
+    await state.replayer.bump((name,))
 
 
 @pytest.mark.parametrize("how", ["tag", "namespace", "everything"])
@@ -69,7 +69,7 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
     with virtual_clock() as clock:
         async with fleet(limited, 1, max_staleness=BOUND) as (reader,):
             await reader.set("t", "k", 1)
-            epochs, wire = reader._engine.reads.epochs, reader._engine.state.wire()
+            epochs, wire = reader._engine.reads.epochs, reader._engine.state.topology.connection(b"")
             assert wire is not None
             epoch_names = reader._engine.state.epochs.epoch_names("t")
             asked = clock()

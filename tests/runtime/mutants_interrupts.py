@@ -5,7 +5,7 @@ import threading
 from contextvars import ContextVar
 from typing import Any, Final
 
-from magnus_cache._engine.coordination import state
+from magnus_cache._engine.coordination import life_cycle, state
 from magnus_cache._engine.flights import flight, flights, joins
 from magnus_cache._engine.loading import loads
 from magnus_cache._engine.memory import clear_log, lru, store
@@ -18,7 +18,7 @@ HERE: Final = "tests/runtime/test_interrupts.py"
 
 
 def _check_with(check: Any) -> None:
-    for module in (critical, portal, portal_thread, flights, loads, state):
+    for module in (critical, portal, portal_thread, flights, life_cycle, loads):
         put(module, "check_waiting", check)
 
 

@@ -432,7 +432,7 @@ def test_timers_that_are_cancelled_end_nothing_on_a_running_loop(url: str) -> No
             loop: Any = asyncio.get_running_loop()
             for timer in list(loop._scheduled):
                 timer.cancel()
-            wire = cache._engine.state.wire()
+            wire = cache._engine.state.topology.connection(b"")
             assert wire is not None
             assert wire.up
             assert await cache.set("t", "k", 2)

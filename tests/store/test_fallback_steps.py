@@ -168,7 +168,7 @@ async def test_a_step_waits_for_a_write_that_redis_did_not_take(proxy: Proxy, ot
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=5) as cache:
         await cache.set("t", "k", "old", ttl=60)
         await cache.delete("t", "other")
-        (wire,) = cache._state._all_wires()
+        (wire,) = cache._state.topology.connections()
         proxy.black_hole()
         if other == "touch":
             second = asyncio.create_task(cache.touch("t", "k", 600))

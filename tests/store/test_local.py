@@ -376,7 +376,7 @@ async def test_an_object_outlives_a_lost_connection(url: str, proxy: Proxy) -> N
     async with managers(proxy.url, 1) as (cache,):
         model = await cache.get_or_set(MODELS, "k", factory, tags="x")
         for _ in range(3):
-            before = cache._state.wire().trust  # type: ignore[union-attr]  # there is Redis
+            before = cache._state.topology.connection(b"").trust  # type: ignore[union-attr]  # there is Redis
             proxy.cut()
             await wait_until_async(lambda: before.deadline == float("-inf"))  # noqa: B023  # within this round
             await cache.get("t", "other")
@@ -422,7 +422,7 @@ async def test_a_load_outlives_a_lost_connection(proxy: Proxy) -> None:
         factory.gate.clear()
         first = asyncio.create_task(cache.get_or_set(MODELS, "k", factory))
         await wait_until_async(lambda: factory.made)
-        trust = cache._state.wire().trust  # type: ignore[union-attr]  # there is Redis
+        trust = cache._state.topology.connection(b"").trust  # type: ignore[union-attr]  # there is Redis
         proxy.cut()
         await wait_until_async(lambda: trust.deadline == float("-inf"))
         await cache.get("t", "other")

@@ -34,7 +34,7 @@ SIZE = 1_000_000
 
 async def test_a_wire_that_is_cancelled_before_its_first_step_fails_its_callers(url: str) -> None:
     async with fleet(url, 1) as (one,):
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         wire.call(commands.TIME, lambda *_: None, waiter)
@@ -57,7 +57,7 @@ async def test_a_delete_that_is_refused_voids_what_was_read_meanwhile(
             assert near(one, "t", "k")
             raise CacheUnavailableError("oom", "Redis refused", refused=True)
 
-        monkeypatch.setattr("magnus_cache._engine.store.writes.remove_names", refused)
+        monkeypatch.setattr("magnus_cache._engine.redis.client.Client.remove", refused)
         await one.delete("t", "k")
         assert not near(one, "t", "k")
         monkeypatch.undo()
@@ -70,7 +70,7 @@ async def test_an_own_invalidation_counts_for_reads_of_other_loops_that_came_in_
     async with fleet(url, 1) as (one,):
         await one.set("t", "k", "old", tags="x")
         await asyncio.to_thread(one.sync.get, "t", "other")
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         execute = wire.execute
 
@@ -145,7 +145,7 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
     """The oldest request may lie behind others; it is overdue once *nothing* has come for as long as one may take."""
     async with fleet(url, 1) as (one,):
         await one.get("t", "k")
-        wire = one._engine.state.wire()
+        wire = one._engine.state.topology.connection(b"")
         assert wire is not None
         assert wire._patience is not None
         now = one._engine.state.clock()
@@ -165,7 +165,7 @@ async def test_closing_can_be_cancelled_at_any_step(url: str) -> None:
         manager = AsyncCacheManager(redis_url=url)
         await manager.set("t", "k", 1)
         await asyncio.to_thread(manager.sync.get, "t", "k")
-        wire = manager._engine.state.wire()
+        wire = manager._engine.state.topology.connection(b"")
         assert wire is not None
         closing = asyncio.create_task(manager.aclose())
         for _ in range(turns):

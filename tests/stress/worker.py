@@ -100,7 +100,7 @@ class Worker:
         """Write down when a cache has lost a connection, and when it has none."""
         state, down = cache.state, set[Any]()
         since = {"apart": 0, "broken": 0}
-        cut, connected = state.cut, state.connected
+        cut, connected = state.events.cut, state.events.connected
         lock = threading.RLock()
 
         def look() -> None:
@@ -130,7 +130,7 @@ class Worker:
                 down.discard(wire)
             look()
 
-        state.cut, state.connected = note_cut, note_connected  # type: ignore[method-assign]
+        state.events.cut, state.events.connected = note_cut, note_connected  # type: ignore[method-assign]
         cache.look = look
 
     # -- a phase ----------------------------------------------------------------------------------------------

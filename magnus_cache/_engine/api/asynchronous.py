@@ -24,7 +24,6 @@ from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
-from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
@@ -372,17 +371,16 @@ class AsyncOperations(AsyncLife):
     async def get_stats(self) -> CacheStats:
         """Return the statistics of this cache; see `CacheStats` for the keys."""
         state, figures = self._state, local_stats(self._state)
-        wire = state.wire()
-        if wire is not None:
+        if state.client.connection(state.epochs.root) is not None:
             try:
-                total = await wire.execute(commands.DB_SIZE, replies.answer)
+                total = await state.client.size()
                 # Ours that are no values; leases come and go.
-                total -= await wire.execute(commands.count(state.epochs.known_names()), replies.answer)
-                info = await wire.execute(commands.INFO_MEMORY)
+                total -= await state.client.count(state.epochs.known_names())
+                memory = await state.client.memory_used()
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)
             else:
                 figures["redis_total_keys"] = max(0, total)
-                figures["redis_used_memory"] = commands.info(info, b"used_memory_human") or "unknown"
+                figures["redis_used_memory"] = memory or "unknown"
         figures["redis_available"] = state.redis_available
         return figures

@@ -1,13 +1,13 @@
 """What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from magnus_cache._engine.coordination.dropped import drop
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
+from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.clears import Invalidator
 from magnus_cache._engine.store.deferred import Deferred
@@ -54,7 +54,7 @@ class Engine:
         # that neither is imported by the first call, on somebody's event loop.
         from magnus_cache._engine.settings.settings import CacheSettings
 
-        import_module("magnus_cache._engine.redis.wire")
+        import_driver()
         if settings is None:
             settings = CacheSettings(**overrides)
         elif not isinstance(settings, CacheSettings):

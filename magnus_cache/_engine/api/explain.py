@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
-from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.store.explanation import Explanation, _duration
 from magnus_cache._engine.store.local_values import shown_tags
 from magnus_cache._engine.store.reads import Reads
@@ -14,8 +13,7 @@ from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["explain"]
 
@@ -25,7 +23,7 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     state = reads.state
     name = ref.name.decode()
     near = state.memory.hit(ref.name)
-    wire = state.wire()
+    wire = state.client.connection(ref.name)
     if ref.namespace.local:
         return await _by_reference(reads, ref, name)
     if wire is None:
@@ -33,7 +31,7 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         return _local(reads, ref, entry, "no Redis is configured")
     try:
         await reads.caught_up(wire, ref)
-        raw, holder, left = await wire.execute(commands.look(ref.name, database=wire.database), _looked)
+        raw, holder, left = await state.client.inspect(ref.name)
         facts = await _facts(reads, wire, ref, raw)
     except CacheUnavailableError as error:
         entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
@@ -42,18 +40,8 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
         facts["left"] = near.fresh_until - state.clock()
-    lease = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left / 1000} if holder else {}
+    lease: dict[str, Any] = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left} if holder else {}
     return Explanation(str(ref.namespace), name, **facts, **lease)
-
-
-def _looked(reply: Any, _source: "Source", _sent: float) -> tuple[bytes | None, bytes | None, int]:
-    """Take the reply to a look; what is no lease's time counts as none."""
-    value, holder, left = reply
-    if type(holder) is not bytes or holder == scripts.PASSED:
-        holder = None
-    if type(left) is not int or not 0 <= left <= replies.LONGEST_WAIT:
-        left = 0
-    return replies.single([value]), holder, left
 
 
 def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanation:
@@ -124,7 +112,7 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     )  # fmt: skip
 
 
-async def _facts(reads: Reads, wire: "Wire", ref: KeyRef, raw: bytes | None) -> dict[str, Any]:
+async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | None) -> dict[str, Any]:
     if raw is None:
         return {"level": None, "verdict": "not there"}
     try:

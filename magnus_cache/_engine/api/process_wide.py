@@ -9,7 +9,6 @@ All that was decorated through it follows: see `Follower`. So do the managers th
 
 import weakref
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.api.asynchronous import AsyncOperations
@@ -18,6 +17,7 @@ from magnus_cache._engine.api.cached import Site
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.following import Follower
 from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.runtime.closing import Ending
 from magnus_cache._engine.runtime.critical import check_waiting, section
 from magnus_cache._engine.runtime.switches import Presence
@@ -126,7 +126,7 @@ class ProcessCache:
                     return now
 
     def _made(self, settings: "CacheSettings") -> Engine:
-        import_module("magnus_cache._engine.redis.wire")
+        import_driver()
         engine = Engine(State(settings))
         engine.state.special, engine.state.disabling = self._special, self._disabling
         return engine
@@ -138,7 +138,7 @@ class ProcessCache:
         """
         if self.now is None:
             self._places[-1].settings()
-            import_module("magnus_cache._engine.redis.wire")
+            import_driver()
 
     def configure(self, options: Mapping[str, Any]) -> None:
         """Set the cache up before its first use; what was not named keeps what an earlier call said.

@@ -86,16 +86,18 @@ class ControlNames:
     :ivar clock: the clock that issues epochs.
     :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
     :ivar server: tells which server's history the values belong to.
+    :ivar probe: need not exist: a server that cannot say so, cannot serve.
     :ivar tags: what the names of all tags' epochs begin with.
     """
 
-    __slots__ = ("clock", "guard", "root", "server", "tags")
+    __slots__ = ("clock", "guard", "probe", "root", "server", "tags")
 
     def __init__(self, keyspace: Keyspace) -> None:
         self.root = keyspace.control_name("epoch")
         self.clock = keyspace.control_name("clock")
         self.guard = keyspace.control_name("guard")
         self.server = keyspace.control_name("server")
+        self.probe = f"{keyspace.prefix}!probe".encode()
         self.tags = keyspace.control_name("tag", "-")[:-1]
 
     def bucket(self, control: bytes) -> bytes:

@@ -20,7 +20,7 @@ from magnus_cache._engine.coordination.invalidation import Forgetting
 from magnus_cache._engine.keys.names import value_name
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["Announcements"]
 
@@ -41,7 +41,7 @@ class Announcements:
         self._arrivals = failover
         self._epochs = epochs
 
-    def changed(self, names: list[bytes], wire: "Wire") -> None:
+    def changed(self, names: list[bytes], wire: "Connection") -> None:
         """Let go of values, and ask about leases and epochs."""
         for name in names:
             if name.startswith(self._values):
@@ -54,7 +54,7 @@ class Announcements:
             else:
                 self._epochs.announced(name, wire, needed=bool(len(self._flights)))
 
-    def flushed(self, wire: "Wire") -> None:
+    def flushed(self, wire: "Connection") -> None:
         """Ask about all leases: a database was emptied, perhaps this one. Epochs are read again when needed.
 
         Of values, nothing is left that was read through the wire.
@@ -62,10 +62,10 @@ class Announcements:
         self._leases.flushed(wire)
         self._vouch(wire)
 
-    def cut(self, wire: "Wire") -> None:
+    def cut(self, wire: "Connection") -> None:
         """Take what was not answered on a lost connection for changed, and wake those who wait for an announcement."""
         self._epochs.cut(wire)
         self._leases.ring_all()
 
-    def _vouch(self, wire: "Wire") -> None:
+    def _vouch(self, wire: "Connection") -> None:
         wire.questions.put(self._server, partial(self._arrivals.vouch, wire))

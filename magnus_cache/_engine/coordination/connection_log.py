@@ -11,7 +11,7 @@ from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["ConnectionLog"]
 
@@ -34,7 +34,7 @@ class ConnectionLog:
         self._max_staleness = max_staleness
         self._connected = False
 
-    def connected(self, wire: "Wire") -> None:
+    def connected(self, wire: "Connection") -> None:
         """Say so the first time; later only after it was said that Redis is away."""
         if not wire.tracking:
             self._notices.warn(

@@ -7,17 +7,15 @@ first of a fleet changes anything: a change is announced to all who know the epo
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coordination.lease import NOBODY
-from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
 from magnus_cache.errors import CacheError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["EpochRenewals"]
 
@@ -35,8 +33,9 @@ _MOST: Final = 100_000
 class EpochRenewals:
     """Has the epochs prolonged that one process knows to be in use: those of its namespaces, and its entries' tags."""
 
-    def __init__(self, epochs: Epochs, clock: Clock) -> None:
+    def __init__(self, epochs: Epochs, client: "Client", clock: Clock) -> None:
         self._epochs = epochs
+        self._client = client
         self._clock = clock
         self.reset()
 
@@ -45,7 +44,7 @@ class EpochRenewals:
         self._due = -math.inf
         self._asked: dict[bytes, float] = {}
 
-    def beat(self, wire: "Wire") -> None:
+    def beat(self, wire: "Connection") -> None:
         """Prolong what is due, if it is time to look; on the wire's loop, some times a second while it is busy."""
         now = self._clock()
         if now < self._due:
@@ -60,14 +59,10 @@ class EpochRenewals:
             self._due = now + _NEXT
         for name in itertools.islice(due, _AT_ONCE):
             try:
-                wire.call(scripts.prolong(name), _ignore, NOBODY)
+                self._client.prolong(name)
             except CacheError:
                 return  # On another day, or through another connection.
             self._asked[name] = now
 
     def _is_due(self, name: bytes, now: float, young: float) -> bool:
         return 0 < self._epochs.latest(name) < young and now - self._asked.get(name, -math.inf) >= _DAY
-
-
-def _ignore(_reply: Any, _source: "Source", _sent: float) -> None:
-    """Do nothing: what could not be prolonged ends, which is safe."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
 from magnus_cache._engine.coherence.realms import EpochNames
-from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["JUDGEMENTS", "EpochSync", "UnsettledError"]
 
@@ -36,65 +36,38 @@ class UnsettledError(CacheUnavailableError):
         return type(self), (self.tags,)
 
 
-class _Asking:
-    """The waiter of a read of an epoch, and of its issue where there is none; told to all who wait for its end.
+_Ended = asyncio.Future[BaseException | None]
+"""Done when a read of an epoch has ended, and its issue where there was none: with the error, if that is how."""
 
-    :param failed: called with the name if a read fails that an announcement has caused.
-    """
 
-    __slots__ = ("_ended", "_failed", "_known", "name")
-
-    def __init__(
-        self,
-        known: KnownEpochs,
-        name: bytes,
-        ended: "asyncio.Future[BaseException | None]",
-        failed: Callable[[bytes], object],
-    ) -> None:
-        self.name = name
-        self._known = known
-        self._ended = ended
-        self._failed = failed
-        known.asked[name] = ended
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, settled: bool, /) -> None:
-        """Let it be asked for again when it is needed, unless it is being issued now."""
-        if settled:
-            self._end(None)
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Let it be asked for again when it is needed."""
-        if isinstance(exception, CacheUnavailableError) and exception.refused:
-            self._known.refusal = exception
-        if self._known.doubts.pop(self.name, None) is not None:
-            self._failed(self.name)
-        self._end(exception)
-
-    def _end(self, error: BaseException | None) -> None:
-        # There may be another read of it by now, for a value that had to come in one reply with it.
-        if self._known.asked.get(self.name) is self._ended:
-            del self._known.asked[self.name]
-        if not self._ended.done():
-            self._ended.set_result(error)
+def _end(known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException | None) -> None:
+    # There may be another read of it by now, for a value that had to come in one reply with it.
+    if known.asked.get(name) is ended:
+        del known.asked[name]
+    if not ended.done():
+        ended.set_result(error)
 
 
 class EpochSync:
     """Reads the epochs of one deployment.
 
+    :param client: asks for them.
     :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
     :param outdated: called with the name of an epoch that rose, to forget all that it is about.
     """
 
-    def __init__(self, epochs: Epochs, max_staleness: float, clock: Clock, outdated: Callable[[bytes], object]) -> None:
+    def __init__(
+        self, epochs: Epochs, client: "Client", max_staleness: float, clock: Clock, outdated: Callable[[bytes], object]
+    ) -> None:
         self._epochs = epochs
+        self._client = client
         self._clock = clock
         self._max_staleness = max_staleness
         self._outdated = outdated
 
-    def prepare(self, wire: "Wire", epoch_names: EpochNames, tags: Sequence[str] = (), *, again: bool = False) -> None:
+    def prepare(
+        self, wire: "Connection", epoch_names: EpochNames, tags: Sequence[str] = (), *, again: bool = False
+    ) -> None:
         """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
 
         To be called right before the value is asked for: the answers come in that order, most often in one batch.
@@ -118,14 +91,29 @@ class EpochSync:
             if name not in known.asked:
                 self._ask(wire, name)
 
-    def _ask(self, wire: "Wire", name: bytes) -> None:
+    def _ask(self, wire: "Connection", name: bytes) -> None:
         """:raises CacheUnavailableError: when Redis is known to be away."""
-        asking = _Asking(wire.known, name, wire.loop.create_future(), self._outdated)
+        known, ended = wire.known, wire.loop.create_future()
+        known.asked[name] = ended
+        waiter = Callback(partial(self._read, known, name, ended), partial(self._unread, known, name, ended))
         try:
-            wire.read(name, partial(self._told, asking), asking)
+            wire.read(name, partial(self._told, name, waiter), waiter)
         except CacheUnavailableError as error:
-            asking.set_exception(error)
+            waiter.set_exception(error)
             raise
+
+    def _read(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
+        """Let an epoch be asked for again when it is needed, unless it is being issued now."""
+        if settled:
+            _end(known, name, ended, None)
+
+    def _unread(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
+        """Let an epoch be asked for again when it is needed; one that was announced counts as risen."""
+        if isinstance(error, CacheUnavailableError) and error.refused:
+            known.refusal = error
+        if known.doubts.pop(name, None) is not None:
+            self._outdated(name)
+        _end(known, name, ended, error)
 
     def _expire(self, known: KnownEpochs) -> None:
         """Have the epochs asked for again where nobody announces their changes.
@@ -139,32 +127,27 @@ class EpochSync:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    def _told(self, asking: _Asking, raw: bytes | None, source: "Source", sent: float) -> bool:
+    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, source: "Connection", sent: float) -> bool:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
 
         Returns whether it is known now.
         """
-        epochs, name = self._epochs, asking.name
-        epoch, latest = epoch_of(raw, source.time.horizon), epochs.latest(name)
+        epoch, latest = epoch_of(raw, source.time.horizon), self._epochs.latest(name)
         if not epoch or epoch < latest:
-            command = scripts.learn(epochs.names, name, latest)
-            source.call(command, partial(self._issued, name, latest), asking)
+            self._client.learn(name, latest, partial(self._issued, name, latest), waiter)
             return False
         self._learned(name, epoch, source, sent)
         return True
 
-    def _issued(self, name: bytes, known: int, digits: object, source: "Source", sent: float) -> bool:
+    def _issued(self, name: bytes, known: int, epoch: int, source: "Connection", sent: float) -> bool:
         """Take an epoch that is not below the one known when it was asked for; or else forget that."""
-        epoch = epoch_of(digits, source.time.horizon)
-        if not epoch:
-            raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
         if epoch < known:
             # So the server's clock is more than a century behind: another one has told nonsense.
             self._epochs.forget()
         self._learned(name, epoch, source, sent)
         return True
 
-    def _learned(self, name: bytes, epoch: int, source: "Source", sent: float) -> None:
+    def _learned(self, name: bytes, epoch: int, source: "Connection", sent: float) -> None:
         """Note an epoch; if it rose, whichever connection says so first, forget all that it is about."""
         rose = self._epochs.seen(name, epoch)
         known = source.known
@@ -181,7 +164,7 @@ class EpochSync:
 
     # -- announced --------------------------------------------------------------------------------------------
 
-    def announced(self, name: bytes, wire: "Wire", *, needed: bool) -> None:
+    def announced(self, name: bytes, wire: "Connection", *, needed: bool) -> None:
         """Read an epoch again that was changed, or is not tracked any more.
 
         :param needed: whether a load may be under way that stands on it.
@@ -198,7 +181,7 @@ class EpochSync:
         else:
             wire.known.discard(name)
 
-    def _ask_again(self, wire: "Wire", name: bytes) -> None:
+    def _ask_again(self, wire: "Connection", name: bytes) -> None:
         known = wire.known
         if name in known.doubts and name not in known.asked:
             try:
@@ -206,7 +189,7 @@ class EpochSync:
             except CacheUnavailableError:
                 return  # It counts as risen.
 
-    def cut(self, wire: "Wire") -> None:
+    def cut(self, wire: "Connection") -> None:
         """Take for risen what was announced on a connection that was lost before it could be read again."""
         doubts, wire.known.doubts = wire.known.doubts, {}
         for name in doubts:
@@ -214,7 +197,7 @@ class EpochSync:
 
     # -- waited for -------------------------------------------------------------------------------------------
 
-    async def adopt(self, wire: "Wire", tags: Sequence[str], epoch: int) -> None:
+    async def adopt(self, wire: "Connection", tags: Sequence[str], epoch: int) -> None:
         """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
@@ -226,13 +209,12 @@ class EpochSync:
             if name not in wire.known.current or not epochs.latest(name):
                 waiters.append(wire.loop.create_future())
                 latest = epochs.latest(name)
-                command = scripts.adopt(epochs.names, name, latest, epoch)
-                wire.call(command, partial(self._issued, name, latest), waiters[-1])
+                self._client.adopt(name, latest, epoch, partial(self._issued, name, latest), waiters[-1])
         for outcome in await asyncio.gather(*waiters, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def settled(self, wire: "Wire", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
+    async def settled(self, wire: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
         """Return the epoch below which a value with such tags is invalid: no older than this call.
 
         An answer counts also if an announcement has followed it: that is about what came later.

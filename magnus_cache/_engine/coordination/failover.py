@@ -5,18 +5,16 @@ invalidates everything and leaves the identity of its history there; the others 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
-from magnus_cache._engine.coordination.leases import NOBODY
+from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.outage.outbox import Outbox
-from magnus_cache._engine.redis import commands, scripts
-from magnus_cache._engine.redis.commands import Command
 from magnus_cache.errors import CacheError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.events import Arrival
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["FailoverGuard"]
 
@@ -28,26 +26,29 @@ class FailoverGuard:
     :param outdated: called with the name of an epoch, to forget all that it is about.
     """
 
-    def __init__(self, epochs: Epochs, outbox: Outbox, values: bytes, outdated: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, epochs: Epochs, client: "Client", outbox: Outbox, values: bytes, outdated: Callable[[bytes], None]
+    ) -> None:
         self._epochs = epochs
+        self._client = client
         self._recovery = outbox
         self._values = values
         self._outdated = outdated
         self._met: bytes | None = None
         self._settled: bytes | None = None
 
-    def greeting(self, identity: bytes) -> Command | None:
-        """Return what a server is sent that was not met last: whether all became invalid with its arrival."""
-        return None if identity == self._met else scripts.arrive(self._epochs.names, identity, self._epochs.highest)
+    def knows(self, identity: bytes) -> int | None:
+        """Return the highest epoch seen, for a server that was not met last; None for the one that was."""
+        return None if identity == self._met else self._epochs.highest
 
     def forget(self) -> None:
         """Meet the next server anew, whether it was met before or not."""
         self._met, self._settled = b"", None
 
-    def greeted(self, identity: bytes, reply: Any) -> None:
+    def arrived(self, identity: bytes, arrival: "Arrival") -> None:
         """Forget all that was known before a server that may have gone back in time."""
-        epoch = epoch_of(reply)
-        if not epoch and reply != b"":
+        epoch = arrival.epoch
+        if not arrival.told:
             if self._met is None:
                 # Nobody here knows of anything that it could have lost.
                 return
@@ -61,21 +62,17 @@ class FailoverGuard:
             self._settled = identity
         self._met = identity
 
-    def vouch(self, wire: "Wire") -> None:
+    def vouch(self, wire: "Connection") -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
 
         Else the next process to arrive would take it for a server that has gone back in time, and invalidate
         everything. Asking for it also has its next removal announced.
         """
-        identity = wire.server.identity
+        identity = wire.identity
         if not identity or identity != self._settled:
             return
         try:
-            wire.call(commands.restore(self._epochs.names.server, identity), _ignored, NOBODY)
+            self._client.vouch(self._epochs.names.server, identity)
         except CacheError:
             # It says so again when it is connected again.
             return
-
-
-def _ignored(_reply: Any, _source: "Source", _sent: float) -> None:
-    return None

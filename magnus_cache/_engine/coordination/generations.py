@@ -18,7 +18,7 @@ from magnus_cache._engine.coherence.trust import LocalTrust, Trust
 from magnus_cache._engine.policy.namespaces import Namespace
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["OfflineTrust", "OutageGenerations"]
 
@@ -70,9 +70,9 @@ class OutageGenerations:
         self._lapsed = -math.inf
         self.now = 0
         self.offline = OfflineTrust(math.inf)
-        self._trusts: weakref.WeakKeyDictionary[Wire, Trust] = weakref.WeakKeyDictionary()
+        self._trusts: weakref.WeakKeyDictionary[Connection, Trust] = weakref.WeakKeyDictionary()
 
-    def connected(self, wire: "Wire", *, first: bool) -> None:
+    def connected(self, wire: "Connection", *, first: bool) -> None:
         """Note that a wire stands, on a trust of its own.
 
         :param first: whether no other does: an outage has ended.
@@ -85,17 +85,17 @@ class OutageGenerations:
         self.offline.kill()
         self.offline = OfflineTrust(math.inf, self.now)
 
-    def flushed(self, wire: "Wire") -> None:
+    def flushed(self, wire: "Connection") -> None:
         """Note that a wire which stands has another trust."""
         if wire in self._trusts:
             self._trusts[wire] = wire.trust
 
-    def cut(self, wire: "Wire") -> None:
+    def cut(self, wire: "Connection") -> None:
         """Note that a wire does not stand any more, if it did."""
         if self._trusts.get(wire) is wire.trust:
             self._lapsed = max(self._lapsed, wire.trust.lapsed)
 
-    def confirmed(self, wires: "Iterable[Wire]") -> float:
+    def confirmed(self, wires: "Iterable[Connection]") -> float:
         """Return the monotonic second from which the trust in any connection was last counted; -inf if there was none.
 
         :param wires: those that stand.

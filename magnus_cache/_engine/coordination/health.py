@@ -4,14 +4,12 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.redis import commands
-from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheLoopError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.coordination.state import State
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.replies import ServerFacts
 
 __all__ = ["Health", "check_health", "unhealthy"]
 
@@ -54,9 +52,8 @@ async def check_health(state: "State") -> Health:
             if state.breaker.open:
                 # The cache's own connection asks only when its next attempt is due; this is asked now.
                 return await _by_connecting(state)
-            wire = state.wire()
-            assert wire is not None
-            return await _through(wire, state.epochs.root)
+            took, server, tracking = await state.client.ping(state.epochs.root)
+            return _healthy(took, server, tracking=tracking)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
         return unhealthy(error, state)
 
@@ -80,37 +77,15 @@ def unhealthy(error: Exception, state: "State | None" = None) -> Health:
     return Health(False, reason=f"{word}: {error}")
 
 
-async def _through(wire: "Wire", name: bytes) -> Health:
-    # A read, as any cache needs: a server may allow nothing else, and one that is loading its data answers a PING.
-    probe = commands.read(name)
-    if not wire.up:
-        # What connecting takes is not what an exchange takes.
-        await wire.execute(probe)
-    began = monotonic()
-    await wire.execute(probe)
-    took = monotonic() - began
-    try:
-        about = await wire.execute(commands.INFO_SERVER)
-    except CacheUnavailableError as error:
-        if not error.refused:
-            raise
-        about = None
-    return _healthy(took, about, tracking=wire.tracking)
-
-
 async def _by_connecting(state: "State") -> Health:
     # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
     from magnus_cache._engine.redis.single_connection import connect_once
 
     assert state.endpoint is not None
     settings = state.settings
-    took, about, tracking = await connect_once(state.endpoint, settings.op_timeout, state.epochs.root)
-    return _healthy(took, about, tracking=tracking)
+    took, server, tracking = await connect_once(state.endpoint, settings.op_timeout, state.epochs.root)
+    return _healthy(took, server, tracking=tracking)
 
 
-def _healthy(took: float, about: object, *, tracking: bool) -> Health:
-    valkey = commands.info(about, b"valkey_version")
-    server = commands.info(about, b"server_name") or ("valkey" if valkey else "redis")
-    version = valkey or commands.info(about, b"redis_version")
-    mode = commands.info(about, b"server_mode") or commands.info(about, b"redis_mode")
-    return Health(True, round(took * 1000, 3), server if version else None, version, mode, tracking)
+def _healthy(took: float, server: "ServerFacts", *, tracking: bool) -> Health:
+    return Health(True, round(took * 1000, 3), server.server, server.version, server.mode, tracking)

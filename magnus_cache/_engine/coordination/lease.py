@@ -7,21 +7,20 @@ holder asks, and the load is overtaken only if Redis says that the lease is anot
 import asyncio
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.keys.names import lease_name
-from magnus_cache._engine.redis import scripts
+from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache.errors import CacheError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source, Waiter
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection, Waiter
 
-__all__ = ["NOBODY", "Lease", "Owner"]
+__all__ = ["Lease", "Owner"]
 
 _RENEWALS: Final = 3
 """A lease is renewed after this part of its time."""
@@ -31,7 +30,12 @@ _LONGEST: Final = 3600.0
 
 
 class Owner(Protocol):
-    """Who is told what becomes of a lease."""
+    """Who is told what becomes of a lease.
+
+    :ivar client: asks Redis about it.
+    """
+
+    client: "Client"
 
     def voided(self, lease: "Lease") -> None:
         """Note that a load was overtaken."""
@@ -43,27 +47,9 @@ class Owner(Protocol):
         """Note that a lease is no longer held."""
 
     def release(
-        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+        self, wire: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
         """Give a lease back."""
-
-
-class _Nobody:
-    """The waiter of a request whose answer is of interest to its `receive` alone."""
-
-    __slots__ = ()
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, result: object, /) -> None:
-        """Do nothing."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Do nothing."""
-
-
-NOBODY: Final = _Nobody()
 
 
 class Lease:
@@ -80,7 +66,7 @@ class Lease:
     )  # fmt: skip
 
     def __init__(
-        self, owner: Owner, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None
+        self, owner: Owner, wire: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None
     ) -> None:
         self.wire = wire
         self.name = name
@@ -110,32 +96,29 @@ class Lease:
         # While Redis is away it is tried again and again: the lease may have outlived the outage.
         self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
         with contextlib.suppress(CacheError):
-            self.wire.call(
-                scripts.renew(self.name, self.token, round(self.seconds * 1000), database=self.wire.database),
-                self._renewed, NOBODY,
-            )  # fmt: skip
+            self._owner.client.renew(self.name, self.token, round(self.seconds * 1000), self._renewed)
 
-    def _renewed(self, reply: Any, source: "Source", _sent: float) -> None:
-        if not reply:
+    def _renewed(self, ours: bool, source: "Connection", _sent: float) -> None:
+        if not ours:
             # Deleted, overwritten or taken over, whatever became of the announcement.
             self._owner.voided(self)
         else:
             self._stands(source)
 
-    def _stands(self, source: "Source") -> None:
+    def _stands(self, source: "Connection") -> None:
         # An answer that comes after an announcement was given after what that is about.
         self.doubted = False
         if source.tracking:
             self.trust = source.trust
 
-    def look(self, wire: "Wire", waiter: "Waiter") -> None:
-        """Ask Redis, through any wire, whether it is still ours; `waiter` is told when that is known.
+    def look(self, waiter: "Waiter") -> None:
+        """Ask Redis, on any loop, whether it is still ours; `waiter` is told when that is known.
 
         :raises CacheUnavailableError: when Redis is known to be away.
         """
-        wire.read(lease_name(self.name, wire.database), self._looked, waiter)
+        self._owner.client.holder(self.name, self._looked, waiter)
 
-    def _looked(self, token: bytes | None, source: "Source", _sent: float) -> None:
+    def _looked(self, token: bytes | None, source: "Connection", _sent: float) -> None:
         if self.ended:
             return
         if token != self.token:
@@ -148,23 +131,24 @@ class Lease:
     def doubt(self) -> None:
         """Note that it was announced, and ask soon whether it stands; on its wire's loop."""
         self.doubted = True
-        self.wire.questions.put(lease_name(self.name, self.wire.database), self._ask)
+        self.wire.questions.put(self.name, self._ask)
 
     def _ask(self) -> None:
         if self.ended or not self.doubted or self._asking:
             return
-        question = _Question(self)
+        self._asking = True
         try:
-            self._asking = True
-            self.look(self.wire, question)
+            self.look(Callback(self._told, self._not_told))
         except CacheError as error:
-            question.set_exception(error)
+            self._not_told(error)
 
-    def asked(self, *, answered: bool) -> None:
-        """Note that the question has ended; without an answer, nobody may join the load any more."""
+    def _told(self, _result: object) -> None:
         self._asking = False
-        if not answered:
-            self._owner.uncertain(self)
+
+    def _not_told(self, _error: BaseException) -> None:
+        """Let it be asked again, and nobody join the load any more."""
+        self._asking = False
+        self._owner.uncertain(self)
 
     def close(self, *, filled: bool = False, unstorable: bool = False) -> None:
         """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves.
@@ -190,23 +174,3 @@ class Lease:
             # Not waited for: this also runs when the load was cancelled.
             until = self.wire.clock() + self.seconds
             self._owner.release(self.wire, self.name, self.token, until, unstorable=unstorable)
-
-
-class _Question:
-    """The waiter of the question whether a lease stands."""
-
-    __slots__ = ("_lease",)
-
-    def __init__(self, lease: Lease) -> None:
-        self._lease = lease
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, result: object, /) -> None:
-        """Let it be asked again."""
-        self._lease.asked(answered=True)
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Let it be asked again, and nobody trust it until then."""
-        self._lease.asked(answered=False)

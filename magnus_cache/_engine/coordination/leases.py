@@ -38,23 +38,23 @@ import math
 import os
 import socket
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.coordination.lease import NOBODY, Lease
+from magnus_cache._engine.coordination.lease import Lease
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["NOBODY", "Fence", "Lease", "Leases", "new_token"]
+__all__ = ["Fence", "Lease", "Leases", "new_token"]
 
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
@@ -80,25 +80,6 @@ def _host() -> str:
 
 
 _hostname: str | None = None
-
-
-class _Release:
-    """The waiter of a release: if it fails, it is to be said again once Redis is back."""
-
-    __slots__ = ("_again",)
-
-    def __init__(self, again: Callable[[], object]) -> None:
-        self._again = again
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, result: object, /) -> None:
-        """Do nothing."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Remember it."""
-        self._again()
 
 
 class Fence:
@@ -148,10 +129,12 @@ class Leases:
     """The leases that this process holds, and the bells of those of its loads that wait for others'. Thread-safe.
 
     :param detach: called with the load under way whose lease is void.
+    :ivar client: asks Redis about them.
     """
 
-    def __init__(self, detach: _Detach) -> None:
+    def __init__(self, detach: _Detach, client: "Client") -> None:
         self._detach = detach
+        self.client = client
         self.reset()
 
     def reset(self) -> None:
@@ -168,7 +151,7 @@ class Leases:
 
     # -- held -----------------------------------------------------------------------------------------------
 
-    def hold(self, wire: "Wire", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
+    def hold(self, wire: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
         """Take charge of a lease that Redis has just granted. To be called inside the wire's reader."""
         lease = Lease(self, wire, name, token, seconds, flight)
         self.take(lease)
@@ -176,7 +159,7 @@ class Leases:
 
     def take(self, lease: Lease) -> None:
         """Take charge of a lease; on its wire's loop."""
-        lease.wire.holds += 1
+        lease.wire.leases_held += 1
         with self._lock:
             self._held[lease.name] = lease
 
@@ -193,13 +176,13 @@ class Leases:
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
-        lease.wire.holds -= 1
+        lease.wire.leases_held -= 1
         with self._lock:
             if self._held.get(lease.name) is lease:
                 del self._held[lease.name]
 
     def release(
-        self, wire: "Wire", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+        self, wire: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
         """Give a lease back, now or, if Redis is away, on its return; on the wire's loop.
 
@@ -207,22 +190,25 @@ class Leases:
         :param unstorable: whether its load has a value that cannot be stored.
         """
 
-        def again() -> None:
+        def again(_error: object) -> None:
             with self._lock:
                 if len(self._unreleased) < _MOST_UNRELEASED:
                     self._unreleased[token] = (name, until)
 
-        def released(_reply: Any, _source: "Source", _sent: float) -> None:
+        def released(_result: object) -> None:
             # Redis does not announce our own doings to us.
             self.ring(name)
 
+        if running_loop() is not wire.loop:
+            # It was closed with the load.
+            again(None)
+            return
         try:
-            command = scripts.release(name, token, database=wire.database, unstorable=unstorable)
-            wire.call(command, released, _Release(again))
-        except CacheError:
-            again()
+            self.client.release(name, token, released, again, unstorable=unstorable)
+        except CacheError as error:
+            again(error)
 
-    def release_lost(self, wire: "Wire") -> None:
+    def release_lost(self, wire: "Connection") -> None:
         """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
@@ -245,7 +231,7 @@ class Leases:
             lease.void = True
             lease.close()
 
-    def announced(self, name: bytes, wire: "Wire") -> None:
+    def announced(self, name: bytes, wire: "Connection") -> None:
         """Take the announcement, through a wire, that somebody may have changed a value's lease."""
         lease = self._held.get(name)
         # Through another wire it may be about a lease that went before.
@@ -275,7 +261,7 @@ class Leases:
         for name in [name for name in list(self._held) if predicate(name)]:
             self.touched(name)
 
-    def flushed(self, wire: "Wire") -> None:
+    def flushed(self, wire: "Connection") -> None:
         """Note that leases at a server may be gone: those of the database that was emptied."""
         for lease in [lease for lease in list(self._held.values()) if lease.wire is wire]:
             lease.doubt()

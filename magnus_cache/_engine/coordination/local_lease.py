@@ -9,7 +9,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.memory.store import LocalCache
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LocalWatch"]
 
@@ -22,7 +22,7 @@ class LocalWatch(Lease):
 
     __slots__ = ("_memory", "fill")
 
-    def __init__(self, owner: Owner, wire: "Wire", name: bytes, flight: Flight, memory: LocalCache) -> None:
+    def __init__(self, owner: Owner, wire: "Connection", name: bytes, flight: Flight, memory: LocalCache) -> None:
         self.wire, self.name, self.flight = wire, name, flight
         self.token, self.seconds = b"", 0.0
         # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then

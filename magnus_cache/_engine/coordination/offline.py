@@ -1,18 +1,17 @@
 """What memory is good for while this process has no contact with Redis, and others may have."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coherence.trust import LocalTrust, Trust
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
-    from magnus_cache._engine.redis.wire import Wire
     from magnus_cache._engine.settings.settings import CacheSettings
 
 __all__ = ["CutOff"]
@@ -26,14 +25,12 @@ class CutOff:
     clock: Clock
     breaker: Breaker
     generations: OutageGenerations
+    topology: Topology
 
     @property
     def reachable(self) -> bool:
-        """Whether Redis can be asked now."""
-        raise NotImplementedError
-
-    def _all_wires(self) -> "Sequence[Wire]":
-        raise NotImplementedError
+        """Whether some connection to Redis stands now, and its loop would notice if it did not."""
+        return self.topology.reachable
 
     def contact(self) -> float:
         """Return the monotonic second at which Redis last confirmed what this process holds.
@@ -42,7 +39,7 @@ class CutOff:
         """
         if self.endpoint is None:
             return math.inf
-        confirmed = self.generations.confirmed(wire for wire in self._all_wires() if wire.up)
+        confirmed = self.generations.confirmed(each for each in self.topology.connections() if each.up)
         if confirmed > -math.inf:
             return confirmed
         outage = self.breaker.outage

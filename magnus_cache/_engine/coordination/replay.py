@@ -4,13 +4,11 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
+from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
-from magnus_cache._engine.redis import commands, scripts
-from magnus_cache._engine.redis.bulk import remove_names
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop, end_with_loop
@@ -19,8 +17,8 @@ from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.outage.journal import Journal
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["ReplayTarget", "Replayer"]
 
@@ -30,8 +28,16 @@ _PAUSE: Final = 1.0
 _EPOCHS_AT_ONCE: Final = 500
 
 
+_abandoned: Final[list[object]] = []
+
+
 class ReplayTarget(Protocol):
-    """Who is told what this process has to forget as well."""
+    """Who is told what this process has to forget as well.
+
+    :ivar client: tells Redis.
+    """
+
+    client: "Client"
 
     def removed(self, names: Iterable[bytes]) -> None:
         """Forget what was read of some values that are gone from Redis."""
@@ -59,7 +65,12 @@ class Replayer:
         self._replay_at = 0.0
         self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
-    async def done(self, wire: "Wire") -> None:
+    def reset(self) -> None:
+        """Begin anew, in a forked child, where its parent's tasks do not run: nor are they to be collected."""
+        _abandoned.append(self._tasks)
+        self._replay_at, self._tasks = 0.0, {}
+
+    async def done(self, wire: "Connection") -> None:
         """Return once Redis has been told what it missed; or has just refused to hear it; or takes its time.
 
         In the latter cases the record stays, and stands in the way of whatever value it covers.
@@ -73,7 +84,7 @@ class Replayer:
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), CacheUnavailableError):
             raise error
 
-    async def farewell(self, wire: "Wire", breaker: Breaker) -> None:
+    async def farewell(self, wire: "Connection", breaker: Breaker) -> None:
         """Tell Redis what it missed while there is somebody left to tell it: one attempt, in the time of one call.
 
         On the wire's loop.
@@ -108,7 +119,7 @@ class Replayer:
                 call_on_loop(loop, task.cancel)
         return ending
 
-    def begin(self, wire: "Wire") -> asyncio.Task[None]:
+    def begin(self, wire: "Connection") -> asyncio.Task[None]:
         """Begin to tell what Redis missed, unless that is under way on this wire's loop."""
         task = self._tasks.get(wire.loop)
         if task is None or task.done():
@@ -139,7 +150,7 @@ class Replayer:
         self._recovery.settle(untold)
         self._owner.outdated(self._epochs.root)
 
-    async def _replay(self, wire: "Wire") -> None:
+    async def _replay(self, wire: "Connection") -> None:
         while self._recovery.pending:
             # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
             if not wire.up:
@@ -152,8 +163,8 @@ class Replayer:
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:
                 # Epochs first: they may cover a million values, and take one exchange.
-                await self.bump(wire, controls)
-                await remove_names(wire, missed.names, self._owner.removed)
+                await self.bump(controls)
+                await self._owner.client.remove(missed.names, self._owner.removed)
             except CacheUnavailableError as error:
                 if not wire.up:
                     raise
@@ -168,7 +179,7 @@ class Replayer:
                 else:
                     self._replay_at = 0.0
 
-    async def bump(self, wire: "Wire", names: Sequence[bytes]) -> int:
+    async def bump(self, names: Sequence[bytes]) -> int:
         """Issue a new epoch to some control keys, and return it; 0 for none, and where there is no room for one.
 
         A server that is out of memory takes no new epoch, but lets the old one go: a missing epoch is never taken for
@@ -176,33 +187,28 @@ class Replayer:
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        epoch = 0
+        epoch, client = 0, self._owner.client
         for start in range(0, len(names), _EPOCHS_AT_ONCE):
             some = names[start : start + _EPOCHS_AT_ONCE]
             known = self._epochs.highest
-            command = scripts.bump(self._epochs.names, some, known)
             try:
-                epoch = await wire.execute(command, partial(self._bumped, some, known))
+                epoch = await client.issue(some, known, partial(self._bumped, some, known))
             except CacheUnavailableError as error:
                 if error.reason != "oom":
                     raise
                 # With the guard, so that no tag is adopted by a load that began before this.
-                await wire.execute(commands.remove_keys((self._epochs.names.guard, *some)), partial(self._gone, some))
+                await client.forget_epochs(some, partial(self._gone, some))
                 epoch = 0
         return epoch
 
-    def _gone(self, names: Sequence[bytes], reply: Any, source: "Source", _sent: float) -> Any:
+    def _gone(self, names: Sequence[bytes], _removed: object, source: "Connection", _sent: float) -> None:
         """Know nothing of some epochs any more. Runs inside the reader."""
         for name in names:
             source.known.discard(name)
             self._owner.outdated(name)
-        return reply
 
-    def _bumped(self, names: Sequence[bytes], known: int, reply: Any, source: "Source", sent: float) -> int:
+    def _bumped(self, names: Sequence[bytes], known: int, epoch: int, source: "Connection", sent: float) -> int:
         """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""
-        epoch = epoch_of(reply, source.time.horizon)
-        if not epoch:
-            raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
         if epoch <= known:
             # So the server's clock is more than a century behind: another one has told nonsense.
             self._epochs.forget()

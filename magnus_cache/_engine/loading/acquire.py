@@ -15,7 +15,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire_local import LocalAcquirer
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis import replies, scripts
+from magnus_cache._engine.redis.client import LeaseReply, LeaseRequest
 from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.store.reads import Reads
@@ -23,8 +23,7 @@ from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LeaseAcquirer"]
 
@@ -57,7 +56,7 @@ class _Patience:
 
     __slots__ = ("_count", "_pace", "_wire")
 
-    def __init__(self, wire: "Wire") -> None:
+    def __init__(self, wire: "Connection") -> None:
         self._wire = wire
         self._pace = Pace(_LONGEST_REST)
         self._count = 0
@@ -105,7 +104,7 @@ class LeaseAcquirer:
         :param waiting: called when it turns out that another process holds the lease.
         """
         flight.look.since, flight.look.tags = self._state.epochs.moment(), tags
-        wire = self._state.wire()
+        wire = self._state.client.connection(ref.name)
         if flight.alone:
             return self.unclaimed(flight, fresh=fresh)
         if wire is None:
@@ -154,7 +153,7 @@ class LeaseAcquirer:
         )  # fmt: skip
 
     async def _claimed(
-        self, wire: "Wire", ref: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
+        self, wire: "Connection", ref: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
         waiting: Callable[[], object] | None, *, fresh: bool, unwanted: int | None,
     ) -> Fence | Entry:  # fmt: skip
         deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
@@ -215,7 +214,7 @@ class LeaseAcquirer:
                 # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
                 await wire.renew()
 
-    async def _current(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...]) -> None:
+    async def _current(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...]) -> None:
         """Return once epochs are current that were seen before.
 
         One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
@@ -226,7 +225,7 @@ class LeaseAcquirer:
         if not known and epochs.last_floor(ref.epoch_names, tags) is not None:
             await self._reads.epochs.settled(wire, ref.epoch_names, tags)
 
-    async def _informed(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], fence: Fence) -> Fence:
+    async def _informed(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], fence: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
         epochs = self._state.epochs
         if epochs.floor(wire.known, ref.epoch_names, tags) is None:
@@ -243,7 +242,7 @@ class LeaseAcquirer:
 
     async def _ask(
         self,
-        wire: "Wire",
+        wire: "Connection",
         ref: KeyRef,
         flight: Flight,
         tags: tuple[str, ...],
@@ -259,18 +258,16 @@ class LeaseAcquirer:
         fill = self._reads.expect(ref)
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         receive = partial(self._answered, wire, ref, flight, token, fill, fresh, unwanted, waiter)
-        command = scripts.acquire(
-            ref.name, reject, token, life, force=fresh, database=wire.database, waited=waited
-        )  # fmt: skip
+        request = LeaseRequest(reject, token, life, force=fresh, waited=waited)
         try:
             # If this raises, nothing was asked.
-            wire.call(command, receive, waiter)
+            self._state.client.acquire(ref.name, request, receive, waiter)
             return await self._granted(ref, token, waiter)
         finally:
             self._reads.settle(fill)
 
     async def _look(
-        self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], unwanted: int | None
+        self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], unwanted: int | None
     ) -> "Entry | _Rejected | _Unopened | None":
         """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
         self._reads.epochs.prepare(wire, ref.epoch_names, tags, again=True)
@@ -288,7 +285,7 @@ class LeaseAcquirer:
         fill: Placeholder | None,
         unwanted: int | None,
         raw: bytes | None,
-        source: "Source",
+        source: "Connection",
         sent: float,
     ) -> "Entry | _Rejected | _Unopened | None":
         """Judge a value: is it what the load would be for? Runs inside the reader."""
@@ -319,17 +316,17 @@ class LeaseAcquirer:
             raise
 
     def _answered(
-        self, wire: "Wire", ref: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
-        unwanted: int | None, waiter: "asyncio.Future[Any]", reply: Any, source: "Source", sent: float,
+        self, wire: "Connection", ref: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
+        unwanted: int | None, waiter: "asyncio.Future[Any]", reply: LeaseReply, source: "Connection", sent: float,
     ) -> _Answer:  # fmt: skip
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         self._state.leases.told(token)
-        if isinstance(reply, bytes):
-            return self._found(ref, fill, unwanted, reply, source, sent)
-        if reply == scripts.UNSTORABLE:
+        if reply.value is not None:
+            return self._found(ref, fill, unwanted, reply.value, source, sent)
+        if reply.unstorable:
             return self.unclaimed(flight, fresh=fresh)
-        if reply != scripts.LEASED:
-            return _Waiting(replies.number(reply, replies.LONGEST_WAIT) / 1000)
+        if not reply.granted:
+            return _Waiting(reply.wait)
         lease = self._state.leases.hold(wire, ref.name, token, self._state.settings.lease, flight)
         fence = self._claim_with(lease, flight, fresh=fresh)
         if waiter.done():

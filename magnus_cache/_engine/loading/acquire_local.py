@@ -18,7 +18,7 @@ from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, KeyRef
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LocalAcquirer"]
 
@@ -32,7 +32,7 @@ class LocalAcquirer:
         self._local: LocalValues = reads.local
 
     async def acquire(
-        self, wire: "Wire", ref: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
+        self, wire: "Connection", ref: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
         unwanted: int | None,
     ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.

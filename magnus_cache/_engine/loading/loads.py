@@ -278,7 +278,7 @@ class Loads:
         :param fresh: whether no load that is under way is joined anyway.
         :param patience: seconds to wait at most; None for as long as Redis may take. What is left of it is returned.
         """
-        wire = self._state.wire()
+        wire = self._state.client.connection(ref.name)
         if self._is_first(ref) and wire is not None:
             began = monotonic()
             with contextlib.suppress(TimeoutError, CacheUnavailableError):
@@ -294,7 +294,7 @@ class Loads:
                     await self._reads.epochs.settled(wire, ref.epoch_names)
                 if lease is not None:
                     waiter: asyncio.Future[None] = wire.loop.create_future()
-                    lease.look(wire, waiter)
+                    lease.look(waiter)
                     await waiter
         except (TimeoutError, CacheUnavailableError):
             self.flights.detach(ref.name)

@@ -11,10 +11,10 @@ from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Reclaimed", "Touch", "reclaim", "remove_matching", "remove_names"]
+__all__ = ["BeforeRemoval", "Reclaimed", "reclaim", "remove_matching", "remove_names"]
 
 _STEP = 250
 """Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
@@ -27,29 +27,29 @@ _MOST_KEYS = 1 << 32
 _RECLAIMED = 250
 """Values looked into by one script: well below a millisecond of the server's time."""
 
-Touch = Callable[[list[bytes]], None]
+BeforeRemoval = Callable[[list[bytes]], None]
 """Told which keys are about to go, right before the command is queued: Redis does not announce our own writes."""
 
 
-async def remove_names(wire: "Wire", names: Iterable[bytes], touch: Touch) -> int:
+async def remove_names(wire: "Wire", names: Iterable[bytes], before: BeforeRemoval) -> int:
     """Remove these values and their leases, and return how many values there were.
 
     :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
     """
     removed, rest = 0, iter(names)
     while step := list(islice(rest, _STEP)):
-        touch(step)
-        removed += await wire.execute(commands.remove(step, database=wire.database), partial(_removed, touch, step))
+        before(step)
+        removed += await wire.execute(commands.remove(step, database=wire.database), partial(_removed, before, step))
     return removed
 
 
-def _removed(touch: Touch, names: list[bytes], reply: object, _source: "Source", _sent: float) -> int:
-    """Touch again: another loop's read may have brought the old value between our touch and the removal."""
-    touch(names)
+def _removed(before: BeforeRemoval, names: list[bytes], reply: object, _connection: "Connection", _sent: float) -> int:
+    """Tell again: another loop's read may have brought the old value between then and the removal."""
+    before(names)
     return replies.number(reply, len(names))
 
 
-async def remove_matching(wire: "Wire", scope: ClearScope, touch: Touch) -> int:
+async def remove_matching(wire: "Wire", scope: ClearScope, before: BeforeRemoval) -> int:
     """Remove all values within a scope, void the leases of those that are being loaded, and return how many there were.
 
     One pass sees every key that was there from its beginning to its end, so there is no reason to start over;
@@ -59,10 +59,10 @@ async def remove_matching(wire: "Wire", scope: ClearScope, touch: Touch) -> int:
     """
     async for leases in _scanned(wire, lease_name(scope.pattern, wire.database)):
         names = list(filter(scope.covers, map(value_name, leases)))
-        await remove_names(wire, names, touch)
+        await remove_names(wire, names, before)
     removed = 0
     async for names in _scanned(wire, scope.pattern):
-        removed += await remove_names(wire, filter(scope.covers, names), touch)
+        removed += await remove_names(wire, filter(scope.covers, names), before)
     return removed
 
 

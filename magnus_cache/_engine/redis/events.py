@@ -1,13 +1,23 @@
 """What a wire is given by its owner: the bounds that it keeps, and whom it tells."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.coherence.epochs import ControlNames
+from magnus_cache._engine.redis.exchange import Connection
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["WireLimits", "WireListener"]
+__all__ = ["Arrival", "WireLimits", "WireListener"]
+
+
+class Arrival(NamedTuple):
+    """What a server says to a process that has not met it before."""
+
+    told: bool
+    """Whether it could tell: an ACL may forbid it, and a replica cannot."""
+    epoch: int
+    """The epoch by which everything has become invalid; 0 for none."""
 
 
 class WireListener(Protocol):
@@ -18,34 +28,38 @@ class WireListener(Protocol):
 
     abandoned: OrphanedConnections
 
-    def invalidated(self, names: list[bytes], wire: Any) -> None:
+    def invalidated(self, names: list[bytes], connection: Connection) -> None:
         """Tell that the server announced a change of these keys."""
 
-    def flushed(self, wire: Any) -> None:
+    def flushed(self, connection: Connection) -> None:
         """Tell that the server announced that everything is gone."""
 
-    def exchanged(self, wire: Any) -> None:
+    def exchanged(self, connection: Connection) -> None:
         """Tell that the database turned out to be another one, and the connection is about to be lost."""
 
-    def cut(self, wire: Any) -> None:
+    def cut(self, connection: Connection) -> None:
         """Tell that a connection was lost, and with it what it would have announced."""
 
-    def beat(self, wire: Any) -> None:
+    def beat(self, connection: Connection) -> None:
         """Tell that the wire is up and was used a moment ago; some times a second at most."""
 
     def measured(self, sent: float, reads: int) -> None:
         """Tell that some reads were answered, which were sent at a monotonic second."""
 
-    def greeting(self, identity: bytes) -> Command | None:
-        """Return what a server is to be sent, before anything that it says is believed, that is new to the owner."""
+    def knows(self, identity: bytes) -> int | None:
+        """Return the highest epoch known here, for a server that is new to the owner; None for the one met last."""
+        ...
 
-    def greeted(self, identity: bytes, reply: Any) -> None:
-        """Tell what it answered: perhaps an error."""
+    def arrived(self, identity: bytes, arrival: Arrival) -> None:
+        """Tell what came of the arrival at a server that is new, before anything that it says is believed."""
 
-    def connected(self, wire: Any) -> None:
+    def connected(self, connection: Connection) -> None:
         """Tell that the wire is up (again)."""
 
-    def disconnected(self, wire: Any, error: CacheUnavailableError) -> None:
+    def vanished(self, connection: Connection) -> None:
+        """Tell, from any thread, that the loop of a wire has ended without a word: nobody would notice its loss."""
+
+    def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Tell that Redis cannot be reached through this wire."""
 
 
@@ -58,9 +72,7 @@ class WireLimits(NamedTuple):
     """Seconds that an entry is trusted after the last answer was asked for."""
     max_pending: int
     """Requests that may wait at a time."""
-    probe: bytes = b"magnus!probe"
-    """A key that need not exist: a server that cannot say so, cannot serve."""
-    marker: bytes = b"magnus!epoch"
-    """A key that tells one database from another: the epoch of everything."""
-    value_bytes: Callable[[], int] = lambda: 16 << 20
+    controls: ControlNames
+    """The control keys. Of these, the epoch of everything tells one database from another."""
+    value_bytes: Callable[[], int]
     """Returns how many bytes the largest value may have that any namespace allows."""

@@ -6,13 +6,15 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError
 
-from magnus_cache._engine.coherence.epochs import KnownEpochs
-from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.commands import Command, info
+from magnus_cache._engine.coherence.epochs import ControlNames, KnownEpochs, epoch_of
+from magnus_cache._engine.redis import commands, scripts
+from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.connection import answers, is_orphan, server_identity
+from magnus_cache._engine.redis.events import Arrival
+from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["UNKNOWN_SERVER", "HistoryCheck", "ServerInfo", "greet", "introduce"]
+__all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "history_check", "introduce"]
 
 _ORDERLY: Final = 7
 """The first Redis that announces what a command has changed after its reply, and not in the midst of it."""
@@ -95,43 +97,39 @@ def _orderly(server: Any) -> bool:
     return major.isdecimal() and len(major) < _DIGITS and int(major) >= _ORDERLY
 
 
-async def greet(connection: AbstractConnection, greeting: Command) -> Any:
-    """Return what a server answers to a script that it need not know, an error included."""
-    words = greeting if greeting.again is None else greeting.again()
+async def arrive(connection: AbstractConnection, controls: ControlNames, identity: bytes, known: int) -> Arrival:
+    """Find out whether everything became invalid with the arrival at a server; see `scripts.arrive`.
+
+    :param identity: what tells its history from any other.
+    :param known: the highest epoch that this process has seen.
+    """
+    command = scripts.arrive(controls, identity, known)
+    # In full: the server need not know the script.
+    words = command if command.again is None else command.again()
     (reply,) = await answers(connection, words.packed)
-    return reply
+    epoch = epoch_of(reply)
+    return Arrival(bool(epoch) or reply == b"", epoch)
 
 
-class HistoryCheck:
-    """The waiter of the question whether a server that has dropped its data still has the history that was met.
+def history_check(known: KnownEpochs, history: bytes) -> Callback:
+    """Return where the answer goes whether a server that has dropped its data still has the history that was met.
 
     A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
     stands. Until the answer, nothing read through it can be judged.
     """
+    known.sealed = True
 
-    __slots__ = ("_history", "_known")
-
-    def __init__(self, known: KnownEpochs, history: bytes) -> None:
-        self._known = known
-        self._history = history
-        known.sealed = True
-
-    def done(self) -> bool:
-        """Return False: the answer is always of interest."""
-        return False
-
-    def set_result(self, reply: Any, /) -> None:
-        """Go on with the server, or leave it, to meet it anew.
-
-        :raises RedisConnectionError: if its history is another one, or has no source any more.
-        """
+    def told(reply: Any) -> None:
+        """:raises RedisConnectionError: if its history is another one, or has no source any more."""
         if is_orphan(reply):
             raise RedisConnectionError("the server is a replica that has lost its primary")
-        if server_identity(None, reply) != self._history:
+        if server_identity(None, reply) != history:
             raise RedisConnectionError("the server has taken over another one's data")
-        self._known.sealed = False
+        known.sealed = False
 
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Go on as with any server that may not be asked; unless it is the end of the connection."""
-        if isinstance(exception, CacheUnavailableError) and exception.refused:
-            self._known.sealed = False
+    def failed(error: BaseException) -> None:
+        # It may not be asked, as others may not either; unless this is the end of the connection.
+        if isinstance(error, CacheUnavailableError) and error.refused:
+            known.sealed = False
+
+    return Callback(told, failed)

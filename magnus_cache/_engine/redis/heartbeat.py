@@ -28,7 +28,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Heartbeat", "take_time"]
@@ -96,20 +96,20 @@ class Heartbeat:
         waiter.add_done_callback(_looked_at)
         return waiter
 
-    def _took_time(self, reply: Any, source: "Source", sent: float) -> None:
-        take_time(reply, source, sent, self._clock)
+    def _took_time(self, reply: Any, connection: "Connection", sent: float) -> None:
+        take_time(reply, connection, sent, self._clock)
 
-    def _took_replication(self, reply: Any, _source: "Source", _sent: float) -> None:
+    def _took_replication(self, reply: Any, _connection: "Connection", _sent: float) -> None:
         if is_orphan(reply):
             self._fail("the server is a replica that has lost its primary")
 
-    def _marked(self, reply: Any, source: "Source", sent: float) -> None:
-        known, epoch = source.known, epoch_of(reply[0])
-        if source.tracking and self._name in known.current and epoch != known.mark:
+    def _marked(self, reply: Any, connection: "Connection", sent: float) -> None:
+        known, epoch = connection.known, epoch_of(reply[0])
+        if connection.tracking and self._name in known.current and epoch != known.mark:
             self._exchanged()
             self._fail("the database is another one, as after SWAPDB")
         known.confirmed = sent
-        source.trust.deadline = known.trusted_from + self._max_staleness
+        connection.trust.deadline = known.trusted_from + self._max_staleness
 
     def _fail(self, problem: str) -> None:
         """:raises CacheUnavailableError: for those who wait; the wire ends the connection by `fault`."""
@@ -117,7 +117,7 @@ class Heartbeat:
         raise CacheUnavailableError("lost", f"Redis cannot be believed: {problem}")
 
 
-def take_time(reply: Any, source: "Source", sent: float, clock: "Clock") -> None:
+def take_time(reply: Any, connection: "Connection", sent: float, clock: "Clock") -> None:
     """Take an answer to TIME.
 
     :raises RedisConnectionError: for what is no time.
@@ -125,7 +125,7 @@ def take_time(reply: Any, source: "Source", sent: float, clock: "Clock") -> None
     server = server_time(reply)
     if server is None:
         raise RedisConnectionError("Protocol error: what came is no answer to TIME")
-    source.time.sample(sent, clock(), server + int(ahead(clock) * MICROSECONDS))
+    connection.time.sample(sent, clock(), server + int(ahead(clock) * MICROSECONDS))
 
 
 def _looked_at(waiter: asyncio.Future[None]) -> None:

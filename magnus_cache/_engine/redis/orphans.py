@@ -10,36 +10,14 @@ from typing import Final
 
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["Ending", "OrphanedConnections"]
+__all__ = ["OrphanedConnections"]
 
 _MOST: Final = 256
 """Connections remembered; those that a server no longer has are forgotten first."""
-
-
-class Ending:
-    """The waiter of the end of one abandoned connection."""
-
-    __slots__ = ("_client", "_owner")
-
-    def __init__(self, owner: "OrphanedConnections", client: int) -> None:
-        self._owner = owner
-        self._client = client
-
-    def done(self) -> bool:
-        """Return False: the answer is always of interest."""
-        return False
-
-    def set_result(self, result: object, /) -> None:
-        """Forget it: the server has no such connection any more."""
-        self._owner.forget(self._client)
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Forget it if the server will not do it; else another connection is to say it."""
-        if isinstance(exception, CacheUnavailableError) and exception.refused:
-            self._owner.refused(self._client)
 
 
 class OrphanedConnections:
@@ -75,14 +53,24 @@ class OrphanedConnections:
                 waiting.pop(next((known for known, other in waiting.items() if other != run), next(iter(waiting))))
             self.waiting = waiting
 
-    def ends(self, run: bytes, told: set[int]) -> list[tuple[Command, Ending]]:
+    def ends(self, run: bytes, told: set[int]) -> list[tuple[Command, Callback]]:
         """Return what a connection is to say first, besides what it has said already.
 
         :param told: the clients that it has named; extended.
         """
         due = [client for client, other in self.waiting.items() if other == run and client not in told]
         told.update(due)
-        return [(commands.kill(client), Ending(self, client)) for client in due]
+        return [(commands.kill(client), self._ended(client)) for client in due]
+
+    def _ended(self, client: int) -> Callback:
+        """Return where it goes whether the server has ended a connection, or has none of that number any more."""
+
+        def failed(error: BaseException) -> None:
+            # If it will not, it need not be told again; else another connection is to tell it.
+            if isinstance(error, CacheUnavailableError) and error.refused:
+                self.refused(client)
+
+        return Callback(lambda _: self.forget(client), failed)
 
     def forget(self, client: int) -> None:
         """Note that a connection has ended at the server."""

@@ -7,21 +7,19 @@ notes which answers they call for; `Pipeline.answered` hands a reply to whoever 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from magnus_cache._engine.coherence.epochs import KnownEpochs
-from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.diagnosis import refused
-from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
-__all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read", "Receive", "Source", "Waiter", "as_it_is"]
+__all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read", "as_it_is"]
 
 _BATCH_KEYS: Final = 256
 """Reads in one MGET. Measured: past 512 keys throughput falls, as a reply is parsed before anybody is served."""
@@ -41,43 +39,11 @@ _EACH: Final = 1_024
 _VALUE_TYPES: Final = {bytes, type(None)}
 
 
-class Waiter(Protocol):
-    """Where an answer goes: an `asyncio.Future` of the wire's loop, or a blocked thread's like of it."""
-
-    def done(self) -> bool:
-        """Return whether an answer would come too late."""
-        ...
-
-    def set_result(self, result: Any, /) -> None:
-        """Give the answer."""
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Tell that there is none."""
-
-
-class Source(Protocol):
-    """Where an answer comes from: what it may be trusted by, and the clock it is to be judged by."""
-
-    trust: Trust
-    time: RedisTime
-    tracking: bool
-    known: KnownEpochs
-
-    def call(self, command: Command, receive: "Receive", waiter: Waiter) -> None:
-        """Queue another command."""
-
-
 Measure = Callable[[float, int], None]
 """Told of each answered batch of reads: ``measure(sent, count)``, with the monotonic second when it left."""
 
-Receive = Callable[[Any, Source, float], Any]
-"""Turns a reply into the waiter's result: ``receive(reply, source, sent)``.
 
-It runs before any later push or reply is looked at; `sent` is the monotonic second when the request left.
-"""
-
-
-def as_it_is(reply: Any, _source: Source, _sent: float) -> Any:
+def as_it_is(reply: Any, _connection: Connection, _sent: float) -> Any:
     """Return a reply as it came; a `Receive`."""
     return reply
 
@@ -90,7 +56,7 @@ class Read:
 
     __slots__ = ("expected", "name", "receive", "waiter")
 
-    def __init__(self, name: bytes, receive: Receive, waiter: Waiter, expected: float = 0) -> None:
+    def __init__(self, name: bytes, receive: Receive[Any], waiter: Waiter, expected: float = 0) -> None:
         self.name = name
         self.receive = receive
         self.waiter = waiter
@@ -102,7 +68,7 @@ class Call:
 
     __slots__ = ("command", "receive", "waiter")
 
-    def __init__(self, command: Command, receive: Receive, waiter: Waiter) -> None:
+    def __init__(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         self.command = command
         self.receive = receive
         self.waiter = waiter
@@ -133,12 +99,12 @@ class InFlight:
 class _HandOut:
     """The values of one reply that are being handed out."""
 
-    __slots__ = ("count", "sent", "size", "source", "values")
+    __slots__ = ("connection", "count", "sent", "size", "values")
 
-    def __init__(self, batch: list[Read], values: list[bytes | None], source: Source, sent: float) -> None:
+    def __init__(self, batch: list[Read], values: list[bytes | None], connection: Connection, sent: float) -> None:
         self.values = zip(batch, values, strict=True)
         self.count = len(batch)
-        self.source = source
+        self.connection = connection
         self.sent = sent
         self.size = 0
 
@@ -228,7 +194,7 @@ class Pipeline:
             queue.popleft()
         return batch
 
-    def answered(self, reply: Any, source: Source) -> Any:
+    def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest frame; there must be one. Return what it comes to: an error within, if any."""
         frame = self.owed[0]
         frame.replies -= 1
@@ -248,12 +214,12 @@ class Pipeline:
             if isinstance(reply, NoScriptError) and frame.asked.command.again is not None:
                 self.queue.append(frame.asked.said_again())
                 return reply
-            self._settle(frame.asked, reply, source, frame.sent)
+            self._settle(frame.asked, reply, connection, frame.sent)
         elif isinstance(reply, Exception):
             for read in frame.asked:
-                self._settle(read, reply, source, frame.sent)
+                self._settle(read, reply, connection, frame.sent)
         else:
-            self.unfinished = _HandOut(frame.asked, reply, source, frame.sent)
+            self.unfinished = _HandOut(frame.asked, reply, connection, frame.sent)
             self.hand_out()
         return reply
 
@@ -275,7 +241,7 @@ class Pipeline:
         for read, value in some.values:
             size = len(value) if value is not None else 0
             some.size += size
-            self._settle(read, value, some.source, some.sent)
+            self._settle(read, value, some.connection, some.sent)
             left -= size + _EACH
             if left <= 0:
                 return
@@ -283,14 +249,14 @@ class Pipeline:
         self._measure(some.sent, some.count)
         self._value_bytes += (some.size / some.count + 1 - self._value_bytes) / 8
 
-    def _settle(self, asked: Read | Call, reply: Any, source: Source, sent: float) -> None:
+    def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
         self.pending -= 1
         waiter = asked.waiter
         # A caller that has gone does not stop its answer from being kept for the next one: `receive` runs anyway.
         try:
             if isinstance(reply, Exception):
                 raise reply
-            result = asked.receive(reply, source, sent)
+            result = asked.receive(reply, connection, sent)
         # A fault in one caller's handling must not take the connection from all the others.
         except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
             if not isinstance(error, CacheError):

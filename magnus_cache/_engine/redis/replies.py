@@ -4,14 +4,15 @@ Each is a `Receive`. What does not fit is an error of that one exchange, with th
 any further into the process, and callers are told what they are told when Redis is away.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from magnus_cache._engine.redis.commands import info
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
+    from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["LONGEST_WAIT", "answer", "number", "single", "step", "yes"]
+__all__ = ["LONGEST_WAIT", "ServerFacts", "answer", "number", "single", "step", "yes"]
 
 _MOST: Final = (1 << 63) - 1
 """The largest integer of the Redis protocol."""
@@ -21,6 +22,25 @@ _CURSOR_DIGITS: Final = 20
 
 LONGEST_WAIT: Final = 86_400_000
 """Milliseconds in a day: no lease is longer."""
+
+
+class ServerFacts(NamedTuple):
+    """What a server is; None for what it does not tell."""
+
+    server: str | None
+    """``"redis"`` or ``"valkey"``."""
+    version: str | None
+    mode: str | None
+    """``"standalone"``, ``"cluster"`` or ``"sentinel"``."""
+
+    @classmethod
+    def read(cls, about: object) -> "ServerFacts":
+        """Return what the reply to INFO server says, whatever that is."""
+        valkey = info(about, b"valkey_version")
+        server = info(about, b"server_name") or ("valkey" if valkey else "redis")
+        version = valkey or info(about, b"redis_version")
+        mode = info(about, b"server_mode") or info(about, b"redis_mode")
+        return cls(server if version else None, version, mode)
 
 
 def number(reply: Any, most: int = _MOST) -> int:
@@ -33,7 +53,7 @@ def number(reply: Any, most: int = _MOST) -> int:
     return reply
 
 
-def answer(reply: Any, _source: "Source | None" = None, _sent: float = 0.0) -> int:
+def answer(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> int:
     """Take the reply to a command that counts.
 
     :raises CacheUnavailableError: if it is no count.
@@ -49,7 +69,7 @@ def yes(reply: Any) -> bool:
     return number(reply, 1) == 1
 
 
-def single(reply: Any, _source: "Source | None" = None, _sent: float = 0.0) -> bytes | None:
+def single(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> bytes | None:
     """Take the reply to a read of one value outside the batches.
 
     :raises CacheUnavailableError: if it is no list of one.
@@ -60,7 +80,7 @@ def single(reply: Any, _source: "Source | None" = None, _sent: float = 0.0) -> b
     raise _nonsense("one value is due")
 
 
-def step(reply: Any, _source: "Source | None" = None, _sent: float = 0.0) -> tuple[bytes, list[bytes]]:
+def step(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> tuple[bytes, list[bytes]]:
     """Take one step of a SCAN: the next cursor, and names.
 
     :raises CacheUnavailableError: if it is something else.

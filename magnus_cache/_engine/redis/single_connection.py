@@ -1,12 +1,13 @@
 """One connection for one purpose, beside those of a cache: a question, or to remove what a test has left."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.redis.connection import answers, opened
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import introduce
+from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ _STEP: Final = 500
 """Keys looked at by one command: some hundred microseconds of the server's time."""
 
 
-async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tuple[float, Any, bool]:
+async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tuple[float, ServerFacts, bool]:
     """Connect, ask as any connection of the cache does, and disconnect.
 
-    Returns the seconds that one exchange took, the reply to INFO server, and whether the server announces changes.
+    Returns the seconds that one exchange took, what the server is, and whether the server announces changes.
 
     :param timeout: seconds for the connection and for each answer.
     :param probe: a key that need not exist.
@@ -42,7 +43,7 @@ async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tu
     # As wherever a connection is held: what redis-py, the socket and TLS raise has no common root.
     except Exception as error:  # as said
         raise explain(intake.refusal or error, endpoint) from error
-    return took, about, met.tracking
+    return took, ServerFacts.read(about), met.tracking
 
 
 async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:

@@ -31,10 +31,11 @@ from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.connection import Push, opened
 from magnus_cache._engine.redis.diagnosis import explain, unable
 from magnus_cache._engine.redis.events import WireLimits, WireListener
+from magnus_cache._engine.redis.exchange import Receive, Waiter
 from magnus_cache._engine.redis.frame_limits import Intake
-from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, HistoryCheck, greet, introduce
+from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
-from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read, Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read, as_it_is
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.watchdog import PATIENCE, Watchdog
 from magnus_cache._engine.runtime.clock import Clock, monotonic
@@ -62,7 +63,7 @@ class Wire:
     :ivar questions: what is to be asked because of announcements.
     :ivar database: the number of the database that it reads and writes.
     :ivar probe: a key that need not exist, to ask for when only an answer counts.
-    :ivar holds: leases held through this wire.
+    :ivar leases_held: leases held through this wire.
     :ivar time: the estimate of this server's clock.
     :ivar server: what the server of the present connection has told about itself.
     :ivar over: whether it was closed.
@@ -81,10 +82,10 @@ class Wire:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.max_staleness = limits.max_staleness
-        self.database, self.probe = endpoint.db, limits.probe
+        self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
         self.questions = Questions(self.loop, lambda: self.known.pace)
-        self.holds = 0
+        self.leases_held = 0
         self.time, self.tracking = RedisTime(), False
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
@@ -100,7 +101,7 @@ class Wire:
         self._doorbell: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._beat: asyncio.TimerHandle | None = None
-        self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.marker, self._exchanged)
+        self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.controls.root, self._exchanged)
 
     # -- what callers use -----------------------------------------------------------------------------------
 
@@ -110,11 +111,16 @@ class Wire:
         return self._up
 
     @property
+    def identity(self) -> bytes:
+        """What tells the server's history of writes from another's; empty where that is not told."""
+        return self.server.identity
+
+    @property
     def closed(self) -> bool:
         """Whether the wire can never answer again: it was closed, or its loop was."""
         return self.over or self.loop.is_closed()
 
-    def read(self, name: bytes, receive: Receive, waiter: Waiter, expected: float = 0) -> None:
+    def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
         """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
 
         :param expected: how many bytes it may have; 0 if nothing is known of its like.
@@ -122,14 +128,14 @@ class Wire:
         """
         self._enqueue(Read(name, receive, waiter, expected))
 
-    def call(self, command: Command, receive: Receive, waiter: Waiter) -> None:
+    def call(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._enqueue(Call(command, receive, waiter))
 
-    async def execute(self, command: Command, receive: Receive | None = None) -> Any:
+    async def execute(self, command: Command, receive: Receive[Any] | None = None) -> Any:
         """Send a command and return its last reply, or what `receive` makes of it.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
@@ -260,7 +266,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self._limits.probe)
+        server = await introduce(connection, self.probe)
         # The staleness bound holds without.
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
@@ -268,12 +274,13 @@ class Wire:
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
         self.trust = Trust(sent + self.max_staleness)
-        self.known = KnownEpochs(self._limits.marker, sent)
+        self.known = KnownEpochs(self._limits.controls.root, sent)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
-        greeting = self._observer.greeting(server.identity) if server.identity else None
-        if greeting is not None:
-            self._observer.greeted(server.identity, await greet(connection, greeting))
+        known = self._observer.knows(server.identity) if server.identity else None
+        if known is not None:
+            arrival = await arrive(connection, self._limits.controls, server.identity, known)
+            self._observer.arrived(server.identity, arrival)
         self.server = server
 
     def _ready(self) -> None:
@@ -363,10 +370,10 @@ class Wire:
             deadline, era = self.trust.deadline, self.trust.era
             self.trust.retire()
             self.trust = Trust(deadline, era)
-            self.known = KnownEpochs(self._limits.marker, self.known.confirmed)
+            self.known = KnownEpochs(self._limits.controls.root, self.known.confirmed)
             if self.server.history:
-                recognition = HistoryCheck(self.known, self.server.history)
-                self._pipeline.add_first(Call(commands.recognize(self._limits.probe), as_it_is, recognition))
+                recognition = history_check(self.known, self.server.history)
+                self._pipeline.add_first(Call(commands.recognize(self.probe), as_it_is, recognition))
                 self._ring()
             self._observer.flushed(self)
         else:
@@ -403,7 +410,7 @@ class Wire:
         """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
         self._beat = None
         self._observer.beat(self)
-        if self._up and (self.trust.used or self.holds):
+        if self._up and (self.trust.used or self.leases_held):
             self.trust.used = False
             with contextlib.suppress(CacheUnavailableError):
                 self._pulse()

@@ -2,17 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
-from magnus_cache._engine.redis import commands, replies
-from magnus_cache._engine.redis.bulk import Reclaimed, reclaim, remove_matching
+from magnus_cache._engine.redis.bulk import Reclaimed
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache.errors import CacheUnavailableError
-
-if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["Invalidator"]
 
@@ -31,22 +26,23 @@ class Invalidator:
         :raises CacheArgumentError: for a name that is neither, and for a glob with another cache's prefix.
         :raises CacheUnavailableError: if Redis is there and refuses.
         """
-        scope, wire = self.state.keyspace.scope(target), self.state.wire()
-        if wire is not None:
-            await self._check_prefix(wire, scope, target)
+        scope, client = self.state.keyspace.scope(target), self.state.client
+        connection = client.connection(self.state.epochs.root)
+        if connection is not None:
+            await self._check_prefix(scope, target)
         self._forget(scope)
-        if wire is None:
+        if connection is None:
             return 0
         try:
             if not _whole(scope):
                 # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
-                await twice(lambda: self.state.replayer.bump(wire, self._local_controls(scope)))
-                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
+                await twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
+                return await twice(lambda: client.remove_matching(scope, self.state.touch))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await twice(lambda: self.state.replayer.bump(wire, (control,)))
+            epoch = await twice(lambda: self.state.replayer.bump((control,)))
             if not epoch:
                 # There was no room for an epoch that would tell the old values from later ones.
-                return await twice(lambda: remove_matching(wire, scope, self.state.touch))
+                return await twice(lambda: client.remove_matching(scope, self.state.touch))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise
@@ -59,7 +55,7 @@ class Invalidator:
                     "clear", f"{error}; instead of single values, all that may hold them counts as invalid"
                 )
             return 0
-        return self._freed(await reclaim(wire, scope.pattern, epoch))
+        return self._freed(await client.reclaim(scope.pattern, epoch))
 
     def _local_controls(self, scope: ClearScope) -> list[bytes]:
         """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
@@ -72,7 +68,7 @@ class Invalidator:
             if epoch_names.prefix.startswith(scope.prefix) or scope.prefix.startswith(epoch_names.prefix)
         ]
 
-    async def _check_prefix(self, wire: "Wire", scope: ClearScope, target: str) -> None:
+    async def _check_prefix(self, scope: ClearScope, target: str) -> None:
         """Refuse a glob that begins with the prefix of other caches on this server: here, it would match nothing.
 
         Every cache has a clock in Redis under its prefix, so one question tells; it is not asked for a namespace that
@@ -84,7 +80,7 @@ class Invalidator:
         if not scope.relative or keyspace.uses(scope.relative):
             return
         try:
-            there = await wire.execute(commands.count((keyspace.clock_of(scope.relative),)), replies.answer)
+            there = await self.state.client.count((keyspace.clock_of(scope.relative),))
         except CacheUnavailableError:
             # Away, or not allowed to look: then the glob is taken as it stands.
             return
@@ -99,11 +95,10 @@ class Invalidator:
         state = self.state
         names = [state.epochs.tag_name(tag) for tag in tags]
         self._outdate(names)
-        wire = state.wire()
-        if wire is None or not names:
+        if state.client.connection(state.epochs.root) is None or not names:
             return
         try:
-            await twice(lambda: state.replayer.bump(wire, names))
+            await twice(lambda: state.replayer.bump(names))
         except asyncio.CancelledError:
             state.missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry, pack_windows
-from magnus_cache._engine.redis import commands, replies, scripts
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.store.records import KeyRef
@@ -14,8 +13,7 @@ from magnus_cache._engine.store.writes import Writes, milliseconds
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["Lifetimes"]
 
@@ -50,7 +48,7 @@ class Lifetimes:
 
     async def left(self, ref: KeyRef) -> float | None:
         """Return the seconds a value has left to live, or None if there is none."""
-        wire = self._state.wire()
+        wire = self._state.client.connection(ref.name)
         if ref.namespace.local:
             local = await self._reads.look(ref)
             return None if local is None else local.fresh_until - self._clock()
@@ -70,7 +68,7 @@ class Lifetimes:
 
         :param ttl: seconds.
         """
-        wire = self._state.wire()
+        wire = self._state.client.connection(ref.name)
         if wire is not None and ref.namespace.local:
             # Whether it is still valid has to be asked before; what it stands on stays.
             entry = await self._reads.look(ref)
@@ -86,13 +84,13 @@ class Lifetimes:
 
     # -- without Redis --------------------------------------------------------------------------------------
 
-    def _here(self, ref: KeyRef, wire: "Wire | None") -> Entry | None:
+    def _here(self, ref: KeyRef, wire: "Connection | None") -> Entry | None:
         """Return the fresh value that this process holds, where Redis is away or none is configured."""
         entry = self._memory.peek(ref.name) if wire is None else self._reads.fallback(ref)
         # A remembered error is no value, as `get` and Redis have it.
         return None if entry is None or entry.negative else entry
 
-    def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Wire | None") -> bool:
+    def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Connection | None") -> bool:
         """Give what this process holds a new end. Between threads, the memory decides: it replaces what was looked at.
 
         Tags and what they are judged by stay those of the value.
@@ -115,11 +113,11 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _stored(self, wire: "Wire", ref: KeyRef) -> _Stored | None:
+    async def _stored(self, wire: "Connection", ref: KeyRef) -> _Stored | None:
         """Return a stored value that is alive and can be read; None if there is none."""
         await self._reads.caught_up(wire, ref)
         await self._reads.epochs.settled(wire, ref.epoch_names)
-        raw: bytes | None = await wire.execute(commands.read(ref.name), replies.single)
+        raw = await self._state.client.get(ref.name)
         if raw is None:
             return None
         try:
@@ -135,7 +133,7 @@ class Lifetimes:
             return None
         return _Stored(raw, header.fresh_until, header.life)
 
-    async def _replace(self, wire: "Wire", ref: KeyRef, ttl: float) -> bool:
+    async def _replace(self, wire: "Connection", ref: KeyRef, ttl: float) -> bool:
         # The end of a value's life stands in its envelope, so it is written anew. Another write in between wins, and
         # is read again.
         for _ in range(_REPLACEMENTS):
@@ -151,8 +149,8 @@ class Lifetimes:
             # answered: if it goes away instead, that is all there is.
             self._memory.void(ref.name)
             try:
-                command = scripts.replace(ref.name, before, again, life)
-                if await wire.execute(command, partial(self._replaced, ref.name)):
+                replaced = partial(self._replaced, ref.name)
+                if await self._state.client.replace(ref.name, before, again, life, replaced):
                     break
             except asyncio.CancelledError:
                 # Sent or not: what is near may have a later end than what Redis has.
@@ -160,10 +158,10 @@ class Lifetimes:
                 raise
         return True
 
-    def _replaced(self, name: bytes, reply: Any, _source: "Source", _sent: float) -> bool:
+    def _replaced(self, name: bytes, replaced: bool, _source: "Connection", _sent: float) -> bool:
         """Drop what is near of a value that Redis has with another end, or another one. Runs inside the reader."""
         self._memory.invalidate(name)
-        return replies.yes(reply)
+        return replaced
 
     async def _off_loop(self, check: partial[tuple[envelope.Header, tuple[str, ...]]], raw: bytes) -> Any:
         here = _INFLATE_HERE if envelope.is_compressed(raw) else _COPY_HERE

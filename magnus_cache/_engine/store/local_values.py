@@ -30,7 +30,7 @@ from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LocalValues", "object_size", "shown_tags", "tagged"]
 
@@ -102,7 +102,7 @@ class LocalValues:
             f"{memory.max_bytes} and l1_max_entries={memory.max_entries}; raise them in the settings",
         )
 
-    async def read(self, wire: "Wire", ref: KeyRef) -> Entry | None:
+    async def read(self, wire: "Connection", ref: KeyRef) -> Entry | None:
         """Return the entry of an object that is still valid, be it stale; None if there is none.
 
         :raises CacheUnavailableError: when Redis cannot be asked whether it was invalidated.
@@ -137,7 +137,7 @@ class LocalValues:
         # It was valid when Redis was asked, and changes all the time.
         return entry
 
-    async def _is_valid(self, wire: "Wire", ref: KeyRef, entry: Entry) -> bool:
+    async def _is_valid(self, wire: "Connection", ref: KeyRef, entry: Entry) -> bool:
         state, tags = self._state, tags_of(entry)
         if state.outbox.pending and self._covered(ref, tags):
             await state.replayer.done(wire)
@@ -152,7 +152,7 @@ class LocalValues:
     def _covered(self, ref: KeyRef, tags: Iterable[str]) -> bool:
         return self._state.outbox.covers(ref.name, map(self._state.epochs.tag_name, tags))
 
-    def trust(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
+    def trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
         """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.
 
         :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.

@@ -15,7 +15,7 @@ from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["Keep", "LocalWrites"]
 
@@ -46,7 +46,9 @@ class LocalWrites:
         """Return what is to be kept of an object: itself."""
         return Record(value, None, object_size(value), new_version(), tags=tags)
 
-    async def write(self, wire: "Wire", ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]) -> bool:
+    async def write(
+        self, wire: "Connection", ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]
+    ) -> bool:
         """Keep an object that a caller gave; return whether it is kept."""
         state = self._state
         state.local_namespaces.add(str(ref.namespace))
@@ -92,7 +94,7 @@ class LocalWrites:
         state.stats.fenced_loads += not kept
         return kept
 
-    def _trust(self, wire: "Wire", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
+    def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
         suspect = Trust(float("-inf"), self._state.generations.now)
         return self._reads.local.trust(wire, ref, tags, sent) or suspect
@@ -111,12 +113,11 @@ class LocalWrites:
         names = [ref.name for ref in refs]
         held = sum(state.memory.peek(name) is not None for name in set(names))
         state.touch(names)
-        wire = state.wire()
-        if wire is None:
+        if state.client.connection(names[0]) is None:
             return held
         controls = list({state.epochs.tag_name(tag): None for each in refs for tag in tagged(each, ())})
         try:
-            await twice(lambda: state.replayer.bump(wire, controls))
+            await twice(lambda: state.replayer.bump(controls))
         except asyncio.CancelledError:
             self._unsure(controls)
             raise

@@ -25,14 +25,14 @@ from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef, Record
-from magnus_cache._engine.store.revalidation import comparable, comparison, recognized, tags_of
+from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions, early_by, merged
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source, Waiter
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Comparison
+    from magnus_cache._engine.redis.exchange import Connection, Waiter
 
 __all__ = ["Reads"]
 
@@ -45,6 +45,7 @@ class Reads(Coding):
         self._memory = state.memory
         self._compares = True
         self.epochs = state.epoch_reads
+        self._connection = state.client.connection
 
     def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
@@ -84,7 +85,7 @@ class Reads(Coding):
         :param tags: those that the value is known to have; their epochs are asked for with it.
         :param again: whether it has come once before its epochs were known.
         """
-        wire = self.state.wire()
+        wire = self._connection(ref.name)
         if wire is None:
             return self._memory.peek(ref.name)
         if ref.namespace.local:
@@ -125,7 +126,7 @@ class Reads(Coding):
                     break
         return self.fallback(ref)
 
-    async def caught_up(self, wire: "Wire", ref: KeyRef) -> None:
+    async def caught_up(self, wire: "Connection", ref: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
 
         :raises CacheUnavailableError: when it went away again.
@@ -141,7 +142,7 @@ class Reads(Coding):
         return self._memory.peek(ref.name) if ref.namespace.l1 else None
 
     def request(
-        self, wire: "Wire", ref: KeyRef, held: Entry | None
+        self, wire: "Connection", ref: KeyRef, held: Entry | None
     ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
@@ -156,7 +157,8 @@ class Reads(Coding):
             else:
                 tags = tags_of(held)
                 self.epochs.prepare(wire, ref.epoch_names, tags)
-                wire.call(comparison(ref.name, held, tags), partial(self.compared, ref, fill, held), waiter)
+                receive = partial(self.compared, ref, fill, held)
+                self.state.client.compare(ref.name, held.version, head_size(tags), receive, waiter)
         except BaseException:
             self.settle(fill)
             raise
@@ -211,7 +213,7 @@ class Reads(Coding):
     def _ask_for(self, ref: KeyRef, fill: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
-            wire = self.state.wire()
+            wire = self._connection(ref.name)
             assert wire is not None
             self.epochs.prepare(wire, ref.epoch_names)
             wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
@@ -251,7 +253,7 @@ class Reads(Coding):
             self._memory.release(fill)
 
     def received(
-        self, ref: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Source", sent: float
+        self, ref: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
     ) -> Entry | None:
         """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
 
@@ -274,7 +276,7 @@ class Reads(Coding):
         return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
 
     def compared(
-        self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: Any, source: "Source", sent: float
+        self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: "Comparison", source: "Connection", sent: float
     ) -> Entry | None:
         """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
 
@@ -296,7 +298,7 @@ class Reads(Coding):
         fill: Placeholder | None,
         held: Record,
         times: tuple[int, float],
-        source: "Source",
+        source: "Connection",
         sent: float,
         generation: int,
     ) -> Entry | None:
@@ -332,7 +334,7 @@ class Reads(Coding):
         """Whether an invalidation that Redis was not told of yet is about such a value."""
         return self.state.outbox.covers(ref.name, map(self.state.epochs.tag_name, tags))
 
-    def trust(self, source: "Source", sent: float) -> Trust:
+    def trust(self, source: "Connection", sent: float) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if source.tracking:
             return source.trust

@@ -16,7 +16,7 @@ from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["MANY", "addressed", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "weight"]
 
@@ -135,7 +135,7 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
     """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
     if refs[0].namespace.local:
         return [await reads.read(ref) for ref in refs]
-    wire = reads.state.wire()
+    wire = reads.state.client.connection(refs[0].name)
     if wire is None or not wire.up:
         # The first one sees to it that the wire is up, if it can be.
         first, rest = await reads.read(refs[0]), refs[1:]
@@ -166,7 +166,7 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
 
 
 async def _ask_many(
-    reads: Reads, wire: "Wire", refs: Sequence[KeyRef], tags: Iterable[str], *, again: bool
+    reads: Reads, wire: "Connection", refs: Sequence[KeyRef], tags: Iterable[str], *, again: bool
 ) -> list[Entry | Exception | None]:
     """Ask for some values, and for the epochs of tags that they turned out to have.
 

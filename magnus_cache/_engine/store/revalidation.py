@@ -5,25 +5,24 @@ the value comes over only if it has not. So an outage costs a fleet no burst of 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import LocalTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
-from magnus_cache._engine.redis import scripts
-from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.store.records import Record
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.client import Comparison
+    from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["comparable", "comparison", "recognized", "tags_of"]
+__all__ = ["comparable", "head_size", "recognized", "tags_of"]
 
 _WORTH: Final = 1_024
 """Bytes of a value from which on comparing is cheaper than reading: a script costs Redis some microseconds more."""
 
 
-def comparable(near: Entry, wire: "Wire") -> bool:
+def comparable(near: Entry, wire: "Connection") -> bool:
     """Whether what is here is worth being compared: large, and known to Redis, but not on this connection yet."""
     return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, LocalTrust)
 
@@ -33,19 +32,19 @@ def tags_of(near: Entry) -> tuple[str, ...]:
     return tuple(mark.tag for mark in near.marks) if isinstance(near, TaggedEntry) else ()
 
 
-def comparison(name: bytes, near: Entry, tags: Sequence[str]) -> Command:
-    """Pack the comparison of what is here with what Redis has; `recognized` reads the reply."""
-    return scripts.compare(name, near.version, envelope.head_bytes(tags))
+def head_size(tags: Sequence[str]) -> int:
+    """Return how many of a value's first bytes tell all that is not here of it."""
+    return envelope.head_bytes(tags)
 
 
-def recognized(near: Entry, reply: Any) -> tuple[Record | None, int, float, bytes | None]:
+def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, float, bytes | None]:
     """Return what is known of what Redis has, its fresh-until and life, and its bytes if they came over.
 
     :param near: what the comparison was made with.
     :raises CacheDecodeError: with the reason ``"malformed"``.
     """
-    is_same, raw = reply
-    if not is_same:
+    same, raw = reply
+    if not same or raw is None:
         return None, 0, 0.0, raw
     header, tags = envelope.peek_header(raw)
     # In this order: whoever opens the entry this very moment sets the value before the payload goes.

@@ -22,9 +22,6 @@ from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis import commands, replies, scripts
-from magnus_cache._engine.redis.bulk import remove_names
-from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
@@ -38,12 +35,13 @@ from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.pipeline import Source
-    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["Writes", "milliseconds"]
 
 T = TypeVar("T")
+
+_Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
 
 _COMPRESS_HERE: Final = 32_768
 """Bytes that may be compressed on the event loop itself: about a millisecond."""
@@ -90,7 +88,7 @@ class Writes:
         # An invalidation that is recorded from here on came after this write, and stays.
         mark = self.state.outbox.mark
         self._memory.invalidate(ref.name)
-        wire = self.state.wire()
+        wire = self.state.client.connection(ref.name)
         holding = self.holding(ref, value, payload, tags)
         held = await in_turns(holding) if len(payload) >= codec.LARGE else at_once(holding)
         ttl = lifetime(ttl, ref.freshness.jitter, random)
@@ -110,8 +108,7 @@ class Writes:
             nonlocal held
             await self.reads.epochs.settled(wire, ref.epoch_names, tags)
             held = held._replace(epoch=self.state.epochs.highest)
-            command = partial(commands.store, ref.name, database=wire.database)
-            await self._send(wire, ref, held, payload, ttl, command)
+            await self._send(wire, ref, held, payload, ttl, partial(self.state.client.store, ref.name))
 
         try:
             try:
@@ -144,7 +141,7 @@ class Writes:
         """
         held, tags = held._replace(epoch=fence.epoch), held.tags
         ttl = lifetime(ttl, ref.freshness.jitter, random)
-        lease, wire = fence.lease, self.state.wire()
+        lease, wire = fence.lease, self.state.client.connection(ref.name)
 
         def overtaken() -> bool:
             return fence.overtaken or self.state.epochs.overtaken(tags, fence.since)
@@ -160,8 +157,8 @@ class Writes:
             return await self._keep_loaded(ref, held, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
             self.reads.epochs.prepare(lease.wire, ref.epoch_names, tags)
-            command = partial(scripts.fill, ref.name, lease.token, database=lease.wire.database)
-            stored = await twice(lambda: self._send(lease.wire, ref, held, payload, ttl, command))
+            send = partial(self.state.client.fill, ref.name, lease.token)
+            stored = await twice(lambda: self._send(lease.wire, ref, held, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -200,10 +197,14 @@ class Writes:
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Wire", ref: KeyRef, held: Record, payload: bytes, ttl: float,
-        command: Callable[[bytes, int], Command],
+        self, wire: "Connection", ref: KeyRef, held: Record, payload: bytes, ttl: float,
+        send: _Send,
     ) -> bool:  # fmt: skip
-        """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile."""
+        """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile.
+
+        :param wire: the connection that it is sent through.
+        :param send: stores it, given its bytes, their life in milliseconds, and what takes the answer.
+        """
         if not wire.up or self._clock() - wire.time.sampled > _SAMPLED:
             # A value's end is told in Redis' time, which is known once the wire is up. While it is used, it is asked
             # again all the time; after a rest, the server's clock may have been set.
@@ -224,7 +225,7 @@ class Writes:
         receive = partial(self._stored, ref, fill, held, (fresh_until, ttl))
         life = ttl if held.negative else ttl + ref.freshness.grace
         try:
-            stored: bool = await wire.execute(command(raw, milliseconds(life)), receive)
+            stored: bool = await send(raw, milliseconds(life), receive)
         finally:
             self.reads.settle(fill)
         if stored and wire.time.steps != steps:
@@ -234,7 +235,7 @@ class Writes:
             self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
-                await wire.execute(scripts.replace(ref.name, before, again, milliseconds(life)))
+                await self.state.client.replace(ref.name, before, again, milliseconds(life))
         return stored
 
     async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
@@ -252,14 +253,9 @@ class Writes:
 
     def _stored(
         self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float],
-        reply: Any, source: "Source", sent: float,
+        stored: bool, source: "Connection", sent: float,
     ) -> bool:  # fmt: skip
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
-        parts = reply if isinstance(reply, list) and reply else [reply]
-        for part in parts:
-            if isinstance(part, Exception):
-                raise part
-        stored = replies.yes(parts[-1])
         generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names)
         kept = False
         floor = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
@@ -393,11 +389,11 @@ class Writes:
     async def _remove(self, names: Sequence[bytes]) -> int:
         held = sum(self._memory.peek(name) is not None for name in set(names))
         self.state.touch(names)
-        wire = self.state.wire()
+        wire = self.state.client.connection(names[0])
         if wire is None:
             return held
         try:
-            return await twice(lambda: remove_names(wire, names, self.state.touch))
+            return await twice(lambda: self.state.client.remove(names, self.state.touch))
         except asyncio.CancelledError:
             self.unsure(names)
             raise

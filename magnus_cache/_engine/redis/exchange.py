@@ -1,0 +1,126 @@
+"""One exchange with Redis as its callers see it: the connection that carries it, and where its answer goes.
+
+Apart from the pipeline, which makes exchanges of bytes: that imports redis-py, and this is for modules that must not.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epochs import KnownEpochs
+    from magnus_cache._engine.coherence.trust import Trust
+    from magnus_cache._engine.redis.announced import Questions
+    from magnus_cache._engine.redis.server_time import RedisTime
+    from magnus_cache._engine.runtime.clock import Clock
+
+__all__ = ["IGNORED", "Callback", "Connection", "Receive", "Waiter"]
+
+R = TypeVar("R")
+
+
+class Waiter(Protocol):
+    """Where an answer goes: an `asyncio.Future` of the connection's loop, a blocked thread's like of it, a callback."""
+
+    def done(self) -> bool:
+        """Return whether an answer would come too late."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """Give the answer."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Tell that there is none."""
+
+
+class Connection(Protocol):
+    """What an event loop's connection to one server is good for: trust, epochs and clock are its own.
+
+    A value is judged by the epochs that are known on the connection which has brought it. So the epochs and the value
+    are asked for through one connection: that is why reads are queued here, and all else is asked of the `Client`.
+
+    :ivar trust: what entries read through it stand on; a new one each time it is established.
+    :ivar known: the epochs that need not be asked for on it.
+    :ivar time: the estimate of its server's clock.
+    :ivar tracking: whether its server announces changes; where it does not, trust is granted per read.
+    :ivar questions: what is to be asked because of announcements.
+    :ivar leases_held: leases that are held through it: while there are any, it keeps asking.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    clock: "Clock"
+    max_staleness: float
+    trust: "Trust"
+    known: "KnownEpochs"
+    time: "RedisTime"
+    tracking: bool
+    questions: "Questions"
+    leases_held: int
+
+    @property
+    def up(self) -> bool:
+        """Whether it stands and its handshake is done."""
+        ...
+
+    @property
+    def identity(self) -> bytes:
+        """What tells its server's history of writes from another's; empty where that is not told."""
+        ...
+
+    def read(self, name: bytes, receive: "Receive[bytes | None]", waiter: Waiter, expected: float = 0) -> None:
+        """Queue the read of one value, for the next batch; its bytes, or None, go through `receive` to `waiter`.
+
+        :param expected: how many bytes it may have; 0 if nothing is known of its like.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+
+    async def renew(self) -> None:
+        """Return after an answer has come that was asked for now: every push due before it has been handled.
+
+        :raises CacheUnavailableError: when Redis does not answer.
+        """
+
+
+Receive = Callable[[R, Connection, float], Any]
+"""Turns a reply into the waiter's result: ``receive(reply, connection, sent)``.
+
+It runs before any later push or reply is looked at; `sent` is the monotonic second when the request left.
+"""
+
+
+class Callback:
+    """Where the answer to a request goes that no coroutine and no thread waits for.
+
+    It is always of interest, however late it comes.
+
+    :param on_result: called with the answer; what it raises ends the connection.
+    :param on_error: called with the reason if there is none.
+    """
+
+    __slots__ = ("_on_error", "_on_result")
+
+    def __init__(
+        self,
+        on_result: Callable[[Any], object] | None = None,
+        on_error: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._on_result = on_result
+        self._on_error = on_error
+
+    def done(self) -> bool:
+        """Return False: an answer never comes too late."""
+        return False
+
+    def set_result(self, result: Any, /) -> None:
+        """Take the answer."""
+        if self._on_result is not None:
+            self._on_result(result)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take the reason why there is none."""
+        if self._on_error is not None:
+            self._on_error(exception)
+
+
+IGNORED: Final = Callback()
+"""For a request whose answer is of interest to its `Receive` alone."""
