@@ -161,7 +161,7 @@ def without_doubt_about_what_was_not_announced() -> None:
 
     async def overtaken(self: Any, ref: Any, tags: Any, known: Any, fence: Any) -> bool:
         if fence.lease is not None:
-            fence.flight.look.known = fence.lease.wire.known
+            fence.flight.look.known = fence.lease.connection.known
         return await original(self, ref, tags, known, fence)
 
     put(acquire.LeaseAcquirer, "overtaken", overtaken)

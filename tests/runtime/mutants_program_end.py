@@ -45,7 +45,7 @@ def without_closing_the_socket_of_a_closed_loop() -> None:
 def without_giving_back_the_lease_of_a_closed_loop() -> None:
     def close(self: Any, *, filled: bool = False) -> None:
         with contextlib.suppress(RuntimeError):
-            self.wire.loop.call_soon_threadsafe(self._close, filled)
+            self.connection.loop.call_soon_threadsafe(self._close, filled)
 
     put(lease.Lease, "close", close)
 

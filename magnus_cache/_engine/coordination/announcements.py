@@ -26,7 +26,7 @@ __all__ = ["Announcements"]
 
 
 class Announcements:
-    """Takes what the wires of one cache hear; every method is called on the wire's loop.
+    """Takes what the connections of one cache hear; every method is called on the connection's loop.
 
     :param values: what the names of all values begin with.
     :param held: what this process holds of them.
@@ -41,31 +41,31 @@ class Announcements:
         self._arrivals = failover
         self._epochs = epochs
 
-    def changed(self, names: list[bytes], wire: "Connection") -> None:
+    def changed(self, names: list[bytes], connection: "Connection") -> None:
         """Let go of values, and ask about leases and epochs."""
         for name in names:
             if name.startswith(self._values):
                 self._memory.invalidate(name)
                 self._leases.ring(name)
             elif name.startswith(b"{"):
-                self._leases.announced(value_name(name), wire)
+                self._leases.announced(value_name(name), connection)
             elif name == self._server:
-                self._vouch(wire)
+                self._vouch(connection)
             else:
-                self._epochs.announced(name, wire, needed=bool(len(self._flights)))
+                self._epochs.announced(name, connection, needed=bool(len(self._flights)))
 
-    def flushed(self, wire: "Connection") -> None:
+    def flushed(self, connection: "Connection") -> None:
         """Ask about all leases: a database was emptied, perhaps this one. Epochs are read again when needed.
 
-        Of values, nothing is left that was read through the wire.
+        Of values, nothing is left that was read through the connection.
         """
-        self._leases.flushed(wire)
-        self._vouch(wire)
+        self._leases.flushed(connection)
+        self._vouch(connection)
 
-    def cut(self, wire: "Connection") -> None:
+    def cut(self, connection: "Connection") -> None:
         """Take what was not answered on a lost connection for changed, and wake those who wait for an announcement."""
-        self._epochs.cut(wire)
+        self._epochs.cut(connection)
         self._leases.ring_all()
 
-    def _vouch(self, wire: "Connection") -> None:
-        wire.questions.put(self._server, partial(self._arrivals.vouch, wire))
+    def _vouch(self, connection: "Connection") -> None:
+        connection.questions.put(self._server, partial(self._arrivals.vouch, connection))

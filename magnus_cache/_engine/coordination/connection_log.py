@@ -34,9 +34,9 @@ class ConnectionLog:
         self._max_staleness = max_staleness
         self._connected = False
 
-    def connected(self, wire: "Connection") -> None:
+    def connected(self, connection: "Connection") -> None:
         """Say so the first time; later only after it was said that Redis is away."""
-        if not wire.tracking:
+        if not connection.tracking:
             self._notices.warn(
                 "tracking",
                 f"{self._where} refuses CLIENT TRACKING, so it announces no changes made elsewhere; values are kept in "

@@ -44,8 +44,8 @@ class EpochRenewals:
         self._due = -math.inf
         self._asked: dict[bytes, float] = {}
 
-    def beat(self, wire: "Connection") -> None:
-        """Prolong what is due, if it is time to look; on the wire's loop, some times a second while it is busy."""
+    def beat(self, connection: "Connection") -> None:
+        """Prolong what is due, if it is time to look; on its loop, some times a second while it is busy."""
         now = self._clock()
         if now < self._due:
             return
@@ -53,7 +53,7 @@ class EpochRenewals:
         if len(self._asked) >= _MOST:
             self._asked.clear()
         # An epoch is the time of its issue: a young one need not be asked about.
-        young = wire.time.at(now) - _DAY * MICROSECONDS
+        young = connection.time.at(now) - _DAY * MICROSECONDS
         due = [name for name in self._epochs.in_use() if self._is_due(name, now, young)]
         if len(due) > _AT_ONCE:
             self._due = now + _NEXT

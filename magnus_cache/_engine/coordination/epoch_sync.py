@@ -66,7 +66,7 @@ class EpochSync:
         self._outdated = outdated
 
     def prepare(
-        self, wire: "Connection", epoch_names: EpochNames, tags: Sequence[str] = (), *, again: bool = False
+        self, connection: "Connection", epoch_names: EpochNames, tags: Sequence[str] = (), *, again: bool = False
     ) -> None:
         """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
 
@@ -76,11 +76,11 @@ class EpochSync:
             between them.
         :raises CacheUnavailableError: when Redis is known to be away.
         """
-        known = wire.known
+        known = connection.known
         self._expire(known)
         if again:
             for name in self._epochs.names_of(epoch_names, tags):
-                self._ask(wire, name)
+                self._ask(connection, name)
             return
         if (not tags or tags == epoch_names.tags) and epoch_names.ready in known.ready:
             return
@@ -89,15 +89,15 @@ class EpochSync:
             known.ready.add(epoch_names.ready)
         for name in missing:
             if name not in known.asked:
-                self._ask(wire, name)
+                self._ask(connection, name)
 
-    def _ask(self, wire: "Connection", name: bytes) -> None:
+    def _ask(self, connection: "Connection", name: bytes) -> None:
         """:raises CacheUnavailableError: when Redis is known to be away."""
-        known, ended = wire.known, wire.loop.create_future()
+        known, ended = connection.known, connection.loop.create_future()
         known.asked[name] = ended
         waiter = Callback(partial(self._read, known, name, ended), partial(self._unread, known, name, ended))
         try:
-            wire.read(name, partial(self._told, name, waiter), waiter)
+            connection.read(name, partial(self._told, name, waiter), waiter)
         except CacheUnavailableError as error:
             waiter.set_exception(error)
             raise
@@ -127,30 +127,30 @@ class EpochSync:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, source: "Connection", sent: float) -> bool:
+    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
 
         Returns whether it is known now.
         """
-        epoch, latest = epoch_of(raw, source.time.horizon), self._epochs.latest(name)
+        epoch, latest = epoch_of(raw, connection.time.horizon), self._epochs.latest(name)
         if not epoch or epoch < latest:
             self._client.learn(name, latest, partial(self._issued, name, latest), waiter)
             return False
-        self._learned(name, epoch, source, sent)
+        self._learned(name, epoch, connection, sent)
         return True
 
-    def _issued(self, name: bytes, known: int, epoch: int, source: "Connection", sent: float) -> bool:
+    def _issued(self, name: bytes, known: int, epoch: int, connection: "Connection", sent: float) -> bool:
         """Take an epoch that is not below the one known when it was asked for; or else forget that."""
         if epoch < known:
             # So the server's clock is more than a century behind: another one has told nonsense.
             self._epochs.forget()
-        self._learned(name, epoch, source, sent)
+        self._learned(name, epoch, connection, sent)
         return True
 
-    def _learned(self, name: bytes, epoch: int, source: "Connection", sent: float) -> None:
+    def _learned(self, name: bytes, epoch: int, connection: "Connection", sent: float) -> None:
         """Note an epoch; if it rose, whichever connection says so first, forget all that it is about."""
         rose = self._epochs.seen(name, epoch)
-        known = source.known
+        known = connection.known
         known.learned(name, epoch, sent)
         # What was asked before an announcement, and is answered after it, was read after what it is about.
         doubt = known.doubts.pop(name, None)
@@ -160,11 +160,11 @@ class EpochSync:
                 self._epochs.invalidated((name,), doubt.moment)
             self._outdated(name)
         if doubt is not None:
-            source.trust.deadline = known.trusted_from + self._max_staleness
+            connection.trust.deadline = known.trusted_from + self._max_staleness
 
     # -- announced --------------------------------------------------------------------------------------------
 
-    def announced(self, name: bytes, wire: "Connection", *, needed: bool) -> None:
+    def announced(self, name: bytes, connection: "Connection", *, needed: bool) -> None:
         """Read an epoch again that was changed, or is not tracked any more.
 
         :param needed: whether a load may be under way that stands on it.
@@ -172,32 +172,32 @@ class EpochSync:
         if not self._epochs.latest(name):
             # One that was never known stands for nothing yet: somebody has just issued the first one. Of one that was
             # known and is forgotten, it could not be told whether it rose.
-            if name in wire.known.current:
-                wire.known.discard(name)
+            if name in connection.known.current:
+                connection.known.discard(name)
                 self._outdated(name)
         elif needed or self._epochs.prefix_of(name) is not None or self._epochs.mark(name) is not None:
-            wire.known.doubt(name, Doubt(wire.known.confirmed, self._epochs.moment()))
-            wire.questions.put(name, partial(self._ask_again, wire, name))
+            connection.known.doubt(name, Doubt(connection.known.confirmed, self._epochs.moment()))
+            connection.questions.put(name, partial(self._ask_again, connection, name))
         else:
-            wire.known.discard(name)
+            connection.known.discard(name)
 
-    def _ask_again(self, wire: "Connection", name: bytes) -> None:
-        known = wire.known
+    def _ask_again(self, connection: "Connection", name: bytes) -> None:
+        known = connection.known
         if name in known.doubts and name not in known.asked:
             try:
-                self._ask(wire, name)
+                self._ask(connection, name)
             except CacheUnavailableError:
                 return  # It counts as risen.
 
-    def cut(self, wire: "Connection") -> None:
+    def cut(self, connection: "Connection") -> None:
         """Take for risen what was announced on a connection that was lost before it could be read again."""
-        doubts, wire.known.doubts = wire.known.doubts, {}
+        doubts, connection.known.doubts = connection.known.doubts, {}
         for name in doubts:
             self._outdated(name)
 
     # -- waited for -------------------------------------------------------------------------------------------
 
-    async def adopt(self, wire: "Connection", tags: Sequence[str], epoch: int) -> None:
+    async def adopt(self, connection: "Connection", tags: Sequence[str], epoch: int) -> None:
         """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
@@ -206,30 +206,30 @@ class EpochSync:
         names = [epochs.tag_name(tag) for tag in tags]
         waiters: list[asyncio.Future[bool]] = []
         for name in names:
-            if name not in wire.known.current or not epochs.latest(name):
-                waiters.append(wire.loop.create_future())
+            if name not in connection.known.current or not epochs.latest(name):
+                waiters.append(connection.loop.create_future())
                 latest = epochs.latest(name)
                 self._client.adopt(name, latest, epoch, partial(self._issued, name, latest), waiters[-1])
         for outcome in await asyncio.gather(*waiters, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def settled(self, wire: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
+    async def settled(self, connection: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
         """Return the epoch below which a value with such tags is invalid: no older than this call.
 
         An answer counts also if an announcement has followed it: that is about what came later.
 
         :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
         """
-        self._expire(wire.known)
+        self._expire(connection.known)
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
-            known = wire.known
+            known = connection.known
             if (floor := epochs.floor(known, epoch_names, tags)) is not None:
                 return floor
             known.ready.discard(epoch_names.ready)
             known.refusal = None
-            self.prepare(wire, epoch_names, tags)
+            self.prepare(connection, epoch_names, tags)
             asked = [known.asked[name] for name in epochs.missing(known, epoch_names, tags) if name in known.asked]
             if asked:
                 await asyncio.wait(asked)
@@ -237,12 +237,12 @@ class EpochSync:
                 for error in errors:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
-                if not errors and not known.sealed and wire.known is known:
+                if not errors and not known.sealed and connection.known is known:
                     latest = epochs.last_floor(epoch_names, tags)
                     if latest is not None:
                         return latest
             if known.sealed or not asked:
-                await wire.renew()
-        if wire.known.refusal is not None:
-            raise wire.known.refusal.again()
+                await connection.renew()
+        if connection.known.refusal is not None:
+            raise connection.known.refusal.again()
         raise CacheUnavailableError("error", "Redis' epochs change faster than they are told", refused=True)

@@ -62,13 +62,13 @@ class FailoverGuard:
             self._settled = identity
         self._met = identity
 
-    def vouch(self, wire: "Connection") -> None:
+    def vouch(self, connection: "Connection") -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
 
         Else the next process to arrive would take it for a server that has gone back in time, and invalidate
         everything. Asking for it also has its next removal announced.
         """
-        identity = wire.identity
+        identity = connection.identity
         if not identity or identity != self._settled:
             return
         try:

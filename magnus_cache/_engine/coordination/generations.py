@@ -72,35 +72,35 @@ class OutageGenerations:
         self.offline = OfflineTrust(math.inf)
         self._trusts: weakref.WeakKeyDictionary[Connection, Trust] = weakref.WeakKeyDictionary()
 
-    def connected(self, wire: "Connection", *, first: bool) -> None:
-        """Note that a wire stands, on a trust of its own.
+    def connected(self, connection: "Connection", *, first: bool) -> None:
+        """Note that a connection stands, on a trust of its own.
 
         :param first: whether no other does: an outage has ended.
         """
-        before, self._trusts[wire] = self._trusts.get(wire), wire.trust
-        if before is not None and before is not wire.trust:
+        before, self._trusts[connection] = self._trusts.get(connection), connection.trust
+        if before is not None and before is not connection.trust:
             before.retire()
         self.now += first
-        wire.trust.era = self.now
+        connection.trust.era = self.now
         self.offline.kill()
         self.offline = OfflineTrust(math.inf, self.now)
 
-    def flushed(self, wire: "Connection") -> None:
-        """Note that a wire which stands has another trust."""
-        if wire in self._trusts:
-            self._trusts[wire] = wire.trust
+    def flushed(self, connection: "Connection") -> None:
+        """Note that a connection which stands has another trust."""
+        if connection in self._trusts:
+            self._trusts[connection] = connection.trust
 
-    def cut(self, wire: "Connection") -> None:
-        """Note that a wire does not stand any more, if it did."""
-        if self._trusts.get(wire) is wire.trust:
-            self._lapsed = max(self._lapsed, wire.trust.lapsed)
+    def cut(self, connection: "Connection") -> None:
+        """Note that a connection does not stand any more, if it did."""
+        if self._trusts.get(connection) is connection.trust:
+            self._lapsed = max(self._lapsed, connection.trust.lapsed)
 
-    def confirmed(self, wires: "Iterable[Connection]") -> float:
+    def confirmed(self, connections: "Iterable[Connection]") -> float:
         """Return the monotonic second from which the trust in any connection was last counted; -inf if there was none.
 
-        :param wires: those that stand.
+        :param connections: those that stand.
         """
-        return max([self._lapsed, *(wire.trust.lapsed for wire in wires)]) - self._max_staleness
+        return max([self._lapsed, *(connection.trust.lapsed for connection in connections)]) - self._max_staleness
 
     # -- what memory may serve while Redis is away -----------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Owner(Protocol):
         """Note that a lease is no longer held."""
 
     def release(
-        self, wire: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+        self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
         """Give a lease back."""
 
@@ -61,26 +61,39 @@ class Lease:
     """
 
     __slots__ = (
-        "_asking", "_left", "_owner", "_timer", "doubted", "ended", "flight", "name", "seconds", "token", "trust",
-        "void", "wire",
+        "_asking",
+        "_left",
+        "_owner",
+        "_timer",
+        "connection",
+        "doubted",
+        "ended",
+        "flight",
+        "name",
+        "seconds",
+        "token",
+        "trust",
+        "void",
     )  # fmt: skip
 
     def __init__(
-        self, owner: Owner, wire: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None
+        self, owner: Owner, connection: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None
     ) -> None:
-        self.wire = wire
+        self.connection = connection
         self.name = name
         self.token = token
         self.seconds = seconds
         self.flight = flight
-        self.trust: Trust = wire.trust if wire.tracking else Trust(wire.clock() + wire.max_staleness)
+        self.trust: Trust = (
+            connection.trust if connection.tracking else Trust(connection.clock() + connection.max_staleness)
+        )
         self.void = False
         self.ended = False
         self.doubted = False
         self._asking = False
         self._owner = owner
         self._left = math.ceil(_LONGEST * _RENEWALS / seconds)
-        self._timer: asyncio.TimerHandle | None = wire.loop.call_later(seconds / _RENEWALS, self._renew)
+        self._timer: asyncio.TimerHandle | None = connection.loop.call_later(seconds / _RENEWALS, self._renew)
 
     def _renew(self) -> None:
         if self.ended:
@@ -94,22 +107,22 @@ class Lease:
             self.close()
             return
         # While Redis is away it is tried again and again: the lease may have outlived the outage.
-        self._timer = self.wire.loop.call_later(self.seconds / _RENEWALS, self._renew)
+        self._timer = self.connection.loop.call_later(self.seconds / _RENEWALS, self._renew)
         with contextlib.suppress(CacheError):
             self._owner.client.renew(self.name, self.token, round(self.seconds * 1000), self._renewed)
 
-    def _renewed(self, ours: bool, source: "Connection", _sent: float) -> None:
+    def _renewed(self, ours: bool, connection: "Connection", _sent: float) -> None:
         if not ours:
             # Deleted, overwritten or taken over, whatever became of the announcement.
             self._owner.voided(self)
         else:
-            self._stands(source)
+            self._stands(connection)
 
-    def _stands(self, source: "Connection") -> None:
+    def _stands(self, connection: "Connection") -> None:
         # An answer that comes after an announcement was given after what that is about.
         self.doubted = False
-        if source.tracking:
-            self.trust = source.trust
+        if connection.tracking:
+            self.trust = connection.trust
 
     def look(self, waiter: "Waiter") -> None:
         """Ask Redis, on any loop, whether it is still ours; `waiter` is told when that is known.
@@ -118,20 +131,20 @@ class Lease:
         """
         self._owner.client.holder(self.name, self._looked, waiter)
 
-    def _looked(self, token: bytes | None, source: "Connection", _sent: float) -> None:
+    def _looked(self, token: bytes | None, connection: "Connection", _sent: float) -> None:
         if self.ended:
             return
         if token != self.token:
-            self.wire.known.pace.reset()
+            self.connection.known.pace.reset()
             self._owner.voided(self)
-        elif source is self.wire:
+        elif connection is self.connection:
             # Another connection's answer says nothing about what this one has announced since.
-            self._stands(source)
+            self._stands(connection)
 
     def doubt(self) -> None:
-        """Note that it was announced, and ask soon whether it stands; on its wire's loop."""
+        """Note that it was announced, and ask soon whether it stands; on its connection's loop."""
         self.doubted = True
-        self.wire.questions.put(self.name, self._ask)
+        self.connection.questions.put(self.name, self._ask)
 
     def _ask(self) -> None:
         if self.ended or not self.doubted or self._asking:
@@ -155,10 +168,10 @@ class Lease:
 
         :param unstorable: whether there is a value that cannot be stored: then they need not do so one by one.
         """
-        if running_loop() is self.wire.loop:
+        if running_loop() is self.connection.loop:
             self._close(filled, unstorable)
         else:
-            if not call_on_loop(self.wire.loop, self._close, filled, unstorable):
+            if not call_on_loop(self.connection.loop, self._close, filled, unstorable):
                 # The loop was closed with the load. Redis is told through the next connection.
                 self._close(filled, unstorable)
 
@@ -172,5 +185,5 @@ class Lease:
         self._owner.ended(self)
         if not filled:
             # Not waited for: this also runs when the load was cancelled.
-            until = self.wire.clock() + self.seconds
-            self._owner.release(self.wire, self.name, self.token, until, unstorable=unstorable)
+            until = self.connection.clock() + self.seconds
+            self._owner.release(self.connection, self.name, self.token, until, unstorable=unstorable)

@@ -151,15 +151,15 @@ class Leases:
 
     # -- held -----------------------------------------------------------------------------------------------
 
-    def hold(self, wire: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
-        """Take charge of a lease that Redis has just granted. To be called inside the wire's reader."""
-        lease = Lease(self, wire, name, token, seconds, flight)
+    def hold(self, connection: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
+        """Take charge of a lease that Redis has just granted. To be called inside the connection's reader."""
+        lease = Lease(self, connection, name, token, seconds, flight)
         self.take(lease)
         return lease
 
     def take(self, lease: Lease) -> None:
-        """Take charge of a lease; on its wire's loop."""
-        lease.wire.leases_held += 1
+        """Take charge of a lease; on its connection's loop."""
+        lease.connection.leases_held += 1
         with self._lock:
             self._held[lease.name] = lease
 
@@ -176,15 +176,15 @@ class Leases:
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
-        lease.wire.leases_held -= 1
+        lease.connection.leases_held -= 1
         with self._lock:
             if self._held.get(lease.name) is lease:
                 del self._held[lease.name]
 
     def release(
-        self, wire: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
+        self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
-        """Give a lease back, now or, if Redis is away, on its return; on the wire's loop.
+        """Give a lease back, now or, if Redis is away, on its return; on the connection's loop.
 
         :param until: monotonic seconds of its end in any case.
         :param unstorable: whether its load has a value that cannot be stored.
@@ -199,7 +199,7 @@ class Leases:
             # Redis does not announce our own doings to us.
             self.ring(name)
 
-        if running_loop() is not wire.loop:
+        if running_loop() is not connection.loop:
             # It was closed with the load.
             again(None)
             return
@@ -208,14 +208,14 @@ class Leases:
         except CacheError as error:
             again(error)
 
-    def release_lost(self, wire: "Connection") -> None:
+    def release_lost(self, connection: "Connection") -> None:
         """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
-        now = wire.clock()
+        now = connection.clock()
         for token, (name, until) in lost.items():
             if now < until:
-                self.release(wire, name, token, until)
+                self.release(connection, name, token, until)
 
     def voided(self, lease: Lease) -> None:
         """Note that a load was overtaken: it can store nothing, and nobody may join it or wait for its lease."""
@@ -231,11 +231,11 @@ class Leases:
             lease.void = True
             lease.close()
 
-    def announced(self, name: bytes, wire: "Connection") -> None:
-        """Take the announcement, through a wire, that somebody may have changed a value's lease."""
+    def announced(self, name: bytes, connection: "Connection") -> None:
+        """Take the announcement, through a connection, that somebody may have changed a value's lease."""
         lease = self._held.get(name)
-        # Through another wire it may be about a lease that went before.
-        if lease is not None and lease.wire is wire:
+        # Through another connection it may be about a lease that went before.
+        if lease is not None and lease.connection is connection:
             lease.doubt()
         self.ring(name)
 
@@ -261,9 +261,9 @@ class Leases:
         for name in [name for name in list(self._held) if predicate(name)]:
             self.touched(name)
 
-    def flushed(self, wire: "Connection") -> None:
+    def flushed(self, connection: "Connection") -> None:
         """Note that leases at a server may be gone: those of the database that was emptied."""
-        for lease in [lease for lease in list(self._held.values()) if lease.wire is wire]:
+        for lease in [lease for lease in list(self._held.values()) if lease.connection is connection]:
             lease.doubt()
         self.ring_all()
 

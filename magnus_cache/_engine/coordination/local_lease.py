@@ -22,8 +22,8 @@ class LocalWatch(Lease):
 
     __slots__ = ("_memory", "fill")
 
-    def __init__(self, owner: Owner, wire: "Connection", name: bytes, flight: Flight, memory: LocalCache) -> None:
-        self.wire, self.name, self.flight = wire, name, flight
+    def __init__(self, owner: Owner, connection: "Connection", name: bytes, flight: Flight, memory: LocalCache) -> None:
+        self.connection, self.name, self.flight = connection, name, flight
         self.token, self.seconds = b"", 0.0
         # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then
         # callers may join, who are judged by that.

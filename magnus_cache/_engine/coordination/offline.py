@@ -54,7 +54,7 @@ class CutOff:
         """Return what a namespace's value stands on that could be stored in this process alone.
 
         While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
-        this wire was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
+        this connection was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
         """
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self.generations.offline

@@ -70,7 +70,7 @@ class Replayer:
         _abandoned.append(self._tasks)
         self._replay_at, self._tasks = 0.0, {}
 
-    async def done(self, wire: "Connection") -> None:
+    async def done(self, connection: "Connection") -> None:
         """Return once Redis has been told what it missed; or has just refused to hear it; or takes its time.
 
         In the latter cases the record stays, and stands in the way of whatever value it covers.
@@ -79,15 +79,15 @@ class Replayer:
         """
         if monotonic() < self._replay_at:
             return
-        task = self.begin(wire)
+        task = self.begin(connection)
         await asyncio.wait([task], timeout=self._timeout)
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), CacheUnavailableError):
             raise error
 
-    async def farewell(self, wire: "Connection", breaker: Breaker) -> None:
+    async def farewell(self, connection: "Connection", breaker: Breaker) -> None:
         """Tell Redis what it missed while there is somebody left to tell it: one attempt, in the time of one call.
 
-        On the wire's loop.
+        On the connection's loop.
         """
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
@@ -102,7 +102,7 @@ class Replayer:
                     breaker.listen(bell)
                     await ended.wait()
                 if not breaker.open:
-                    await self.done(wire)
+                    await self.done(connection)
         except (TimeoutError, CacheUnavailableError):
             pass  # Then nobody could have told it.
         finally:
@@ -119,21 +119,21 @@ class Replayer:
                 call_on_loop(loop, task.cancel)
         return ending
 
-    def begin(self, wire: "Connection") -> asyncio.Task[None]:
-        """Begin to tell what Redis missed, unless that is under way on this wire's loop."""
-        task = self._tasks.get(wire.loop)
+    def begin(self, connection: "Connection") -> asyncio.Task[None]:
+        """Begin to tell what Redis missed, unless that is under way on this connection's loop."""
+        task = self._tasks.get(connection.loop)
         if task is None or task.done():
-            task = wire.loop.create_task(self._replay(wire), name="magnus-cache-replay", context=Context())
+            task = connection.loop.create_task(self._replay(connection), name="magnus-cache-replay", context=Context())
             end_with_loop(task)
             task.add_done_callback(self._replay_ended)
-            self._tasks[wire.loop] = task
+            self._tasks[connection.loop] = task
         return task
 
     def _replay_ended(self, task: asyncio.Task[None]) -> None:
         loop = task.get_loop()
         if self._tasks.get(loop) is task:
             del self._tasks[loop]
-        # Redis going away again is what the wire reports; the record stays, whatever it was.
+        # Redis going away again is what the connection reports; the record stays, whatever it was.
         if task.cancelled() or (error := task.exception()) is None or isinstance(error, CacheUnavailableError):
             return
         # No reader is to get this, nor to ask for it all the time.
@@ -150,11 +150,11 @@ class Replayer:
         self._recovery.settle(untold)
         self._owner.outdated(self._epochs.root)
 
-    async def _replay(self, wire: "Connection") -> None:
+    async def _replay(self, connection: "Connection") -> None:
         while self._recovery.pending:
             # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
-            if not wire.up:
-                await wire.renew()
+            if not connection.up:
+                await connection.renew()
             unread = self._journal is not None and not await self._journal.read()
             if unread:
                 # No reader waits for that: until it is read, what Redis has is not believed.
@@ -166,7 +166,7 @@ class Replayer:
                 await self.bump(controls)
                 await self._owner.client.remove(missed.names, self._owner.removed)
             except CacheUnavailableError as error:
-                if not wire.up:
+                if not connection.up:
                     raise
                 # It is there and says no (an ACL, a replica, too much at once): not to be asked with every read.
                 self._replay_at = monotonic() + _PAUSE
@@ -201,19 +201,19 @@ class Replayer:
                 epoch = 0
         return epoch
 
-    def _gone(self, names: Sequence[bytes], _removed: object, source: "Connection", _sent: float) -> None:
+    def _gone(self, names: Sequence[bytes], _removed: object, connection: "Connection", _sent: float) -> None:
         """Know nothing of some epochs any more. Runs inside the reader."""
         for name in names:
-            source.known.discard(name)
+            connection.known.discard(name)
             self._owner.outdated(name)
 
-    def _bumped(self, names: Sequence[bytes], known: int, epoch: int, source: "Connection", sent: float) -> int:
+    def _bumped(self, names: Sequence[bytes], known: int, epoch: int, connection: "Connection", sent: float) -> int:
         """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""
         if epoch <= known:
             # So the server's clock is more than a century behind: another one has told nonsense.
             self._epochs.forget()
         for name in names:
             self._epochs.seen(name, epoch)
-            source.known.learned(name, epoch, sent)
+            connection.known.learned(name, epoch, sent)
             self._owner.outdated(name)
         return epoch

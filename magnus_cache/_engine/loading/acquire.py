@@ -354,7 +354,7 @@ class LeaseAcquirer:
         """Have tags that a load has made known to Redis as older than the load, where that is so."""
         if fence.lease is not None and not fence.lease.void:
             try:
-                await self._reads.epochs.adopt(fence.lease.wire, tags, fence.epoch)
+                await self._reads.epochs.adopt(fence.lease.connection, tags, fence.epoch)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
@@ -368,7 +368,7 @@ class LeaseAcquirer:
         """
         if fence.lease is None:
             return False
-        epochs, wire = self._state.epochs, fence.lease.wire
+        epochs, wire = self._state.epochs, fence.lease.connection
         announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
         try:
             await self._reads.epochs.settled(wire, ref.epoch_names, tags)

@@ -73,7 +73,7 @@ class LocalWrites:
         """
         watch, state = fence.lease, self._state
         assert isinstance(watch, LocalWatch)
-        wire, now = watch.wire, state.clock()
+        wire, now = watch.connection, state.clock()
         try:
             if not wire.up or wire.trust.deadline <= now:
                 # Any answer brings what was announced before.

@@ -156,9 +156,9 @@ class Writes:
                 return outcome
             return await self._keep_loaded(ref, held, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epochs.prepare(lease.wire, ref.epoch_names, tags)
+            self.reads.epochs.prepare(lease.connection, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await twice(lambda: self._send(lease.wire, ref, held, payload, ttl, send))
+            stored = await twice(lambda: self._send(lease.connection, ref, held, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
