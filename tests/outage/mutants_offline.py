@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination import generations, state
-from magnus_cache._engine.store import writes
-from tests.support.guards import guard, nothing, put
+from magnus_cache._engine.store import judge, writes
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/outage/test_offline.py"
 
 
 @guard(HERE)
 def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
-    put(generations.OutageGenerations, "serves", lambda self, trust, _namespace, _now: trust.era == self.now)
+    rewrite(judge.judge_offline, "if allowed <= 0:", "if False:")
 
 
 @guard(HERE)

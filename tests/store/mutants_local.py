@@ -15,6 +15,9 @@ HERE: Final = "tests/store/test_local.py"
 
 _original_fill: Final = local_writes.LocalWrites.fill
 
+_FAR_AHEAD: Final = 4_000_000_000_000_000
+"""An epoch of the year 2096: above all that are issued, and not impossible."""
+
 
 @guard(f"{HERE}::test_what_a_peer_invalidates_is_gone")
 def without_hidden_tags_of_local_keys() -> None:
@@ -24,13 +27,13 @@ def without_hidden_tags_of_local_keys() -> None:
 
 @guard(f"{HERE}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
 def without_epochs_of_local_values() -> None:
-    put(entry.TaggedEntry, "epoch", property(lambda _: 1 << 62, nothing))
+    put(entry.TaggedEntry, "epoch", property(lambda _: _FAR_AHEAD, nothing))
 
 
 @guard(f"{HERE}::test_what_was_invalidated_unheard_is_told_by_its_epoch")
 def without_judging_a_local_load_when_it_ends() -> None:
     async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> Any:
-        return await _original_fill(self, ref, held._replace(epoch=1 << 62), ttl, fence)
+        return await _original_fill(self, ref, held._replace(epoch=_FAR_AHEAD), ttl, fence)
 
     put(local_writes.LocalWrites, "fill", fill)
 
@@ -40,7 +43,7 @@ def without_the_place_of_a_local_object() -> None:
     async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> bool:
         fence.lease.fill, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
         fence.since = self._state.epochs.moment()
-        return await _original_fill(self, ref, held._replace(epoch=1 << 62), ttl, fence)
+        return await _original_fill(self, ref, held._replace(epoch=_FAR_AHEAD), ttl, fence)
 
     put(local_writes.LocalWrites, "fill", fill)
     put(lease.Lease, "void", property(lambda _: False, lambda *_: None))

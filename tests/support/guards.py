@@ -1,7 +1,9 @@
 """The registry of guards that can be switched off, one at a time, to see that the tests notice."""
 
+import inspect
+import textwrap
 from collections.abc import Callable
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.redis.scripts import Script
@@ -33,6 +35,16 @@ def put(owner: Any, name: str, value: Any) -> None:
     """Put something else in the place of a guard, which must be there: else it has moved, and nothing is off."""
     assert not isinstance(owner, type | ModuleType) or hasattr(owner, name), f"{owner} has no {name}"
     setattr(owner, name, value)
+
+
+def rewrite(function: Callable[..., object], old: str, new: str) -> None:
+    """Change the text of a function, for all who have imported it."""
+    assert isinstance(function, FunctionType)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{function.__qualname__} has no such line, or several: {old}"
+    made: dict[str, Any] = {}
+    exec(compile(source.replace(old, new), inspect.getfile(function), "exec"), function.__globals__, made)
+    function.__code__ = made[function.__name__].__code__
 
 
 def nothing(*_: Any, **__: Any) -> None:

@@ -6,9 +6,10 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
 from magnus_cache._engine.store.explanation import Explanation, _duration
+from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.local_values import shown_tags
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
@@ -37,7 +38,8 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     if near is not None:
-        facts["level"], facts["verdict"] = "l1", f"in memory, and {facts['verdict']} in Redis"
+        unwanted = near.negative and not ref.freshness.negative
+        facts["level"], facts["verdict"] = None if unwanted else "l1", f"in memory, and {facts['verdict']} in Redis"
         # What is near has its own end, which may be sooner.
         facts["left"] = near.fresh_until - state.clock()
     lease: dict[str, Any] = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left} if holder else {}
@@ -56,10 +58,11 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     left, verdict = entry.fresh_until - now, "in this process"
     level: str | None = "l1"
     if left <= 0:
-        grace = min(entry.end - now, left + ref.freshness.grace)
-        level, verdict = None, _past_its_end(grace)
-    elif entry.negative:
+        level, verdict = None, _past_its_end(_grace_left(ref, entry, now))
+    elif entry.negative and ref.freshness.negative:
         verdict = "an error that loading raised, remembered in this process"
+    elif entry.negative:
+        level, verdict = None, Verdict.UNWANTED.words
     if namespace.offline is not None and state.endpoint is not None:
         left = state.generations.ends(entry.trust, namespace.offline) - now
         why += f", and memory may serve it for {_duration(left)} more"
@@ -73,13 +76,11 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     if entry is None:
         return _local(reads, ref, None, why)
     now = state.clock()
-    if state.reachable:
-        problem = "it is there for other connections of this process, and has to confirm the value first"
-    elif state.cut_off(namespace):
-        lost = _duration(now - state.contact())
-        problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={namespace.offline:g}"
-    else:
-        problem = "it may have been changed unheard since Redis last confirmed it"
+    judged, offline = reads.offline_verdict(ref, entry), namespace.offline
+    problem = judged.words
+    if judged is Verdict.CUT_OFF and offline is not None:
+        lost = _duration(now - state.generations.ends(entry.trust, offline) + offline)
+        problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
 
@@ -91,8 +92,13 @@ def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now
     )  # fmt: skip
 
 
+def _grace_left(ref: KeyRef, entry: Entry, now: float) -> float:
+    """Return for how many seconds this caller may get the value stale; whoever brought it may have had more grace."""
+    return min(entry.end, entry.fresh_until + ref.freshness.grace) - now
+
+
 def _past_its_end(grace: float) -> str:
-    return f"past its end, and may be served stale for {_duration(grace)} more" if grace > 0 else "past its end"
+    return f"{Verdict.STALE.words} for {_duration(grace)} more" if grace > 0 else Verdict.EXPIRED.words
 
 
 async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
@@ -101,11 +107,12 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     entry = entry or (reads.state.memory.past(ref.name, trusted=False) if reads.state.endpoint is None else None)
     if entry is None:
         return Explanation(str(ref.namespace), name, None, "not there; its namespace is local to each process")
-    left, verdict = entry.fresh_until - reads.state.clock(), "in this process by reference, as its namespace is local"
-    if entry.negative:
+    now = reads.state.clock()
+    left, verdict = entry.fresh_until - now, "in this process by reference, as its namespace is local"
+    if left <= 0:
+        verdict = _past_its_end(_grace_left(ref, entry, now))
+    elif entry.negative:
         verdict = "an error that loading raised, remembered in this process"
-    elif left <= 0:
-        verdict = f"past its end, and may be served stale for {_duration(left + ref.freshness.grace)} more"
     return Explanation(
         str(ref.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
         tags=visible_tags(shown_tags(tags_of(entry))),
@@ -129,15 +136,14 @@ async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | Non
         "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip
-    grace = left + ref.freshness.grace
-    if left <= 0:
-        verdict = _past_its_end(grace)
-    elif not floor <= header.epoch <= wire.time.horizon:
-        verdict = "invalidated: its namespace or one of its tags was cleared after it was loaded"
-    elif reads.state.outbox.pending and reads.covered(ref, tags):
-        verdict = "invalidated by this process while Redis was away, which is not told yet"
-    else:
-        facts["level"], verdict = "l2", "valid"
-        if header.flags & envelope.NEGATIVE:
-            verdict = "an error that loading raised, remembered"
-    return facts | {"verdict": verdict}
+    negative = bool(header.flags & envelope.NEGATIVE)
+    record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
+    judged = settled_verdict(reads.state, ref, record, left, wire)
+    words = judged.words
+    if judged is Verdict.STALE:
+        words = _past_its_end(left + ref.freshness.grace)
+    elif judged is Verdict.FRESH:
+        facts["level"] = "l2"
+        if negative:
+            words = "an error that loading raised, remembered"
+    return facts | {"verdict": words}

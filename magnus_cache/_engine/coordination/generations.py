@@ -111,10 +111,6 @@ class OutageGenerations:
         """
         return offline if namespace.offline is None else offline.until(self._contact() + namespace.offline)
 
-    def serves(self, trust: Trust, namespace: Namespace, now: float) -> bool:
-        """Return whether a value may be served in an outage, given what it stands on."""
-        return trust.era == self.now and (namespace.offline is None or now < self.ends(trust, namespace.offline))
-
     def ends(self, trust: Trust, offline: float) -> float:
         """Return the monotonic second until which a value may be served in an outage.
 

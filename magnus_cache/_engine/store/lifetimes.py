@@ -8,7 +8,8 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.judge import Verdict, settled_verdict
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.writes import Writes, milliseconds
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
@@ -125,11 +126,12 @@ class Lifetimes:
         except CacheDecodeError as error:
             self._reads.unreadable(ref, error)
             return None
-        floor = await self._reads.epochs.settled(wire, ref.epoch_names, tags)
-        dead = not floor <= header.epoch <= wire.time.horizon
-        dead = dead or wire.time.local(header.fresh_until) <= self._clock()
-        dead = dead or bool(header.flags & envelope.NEGATIVE)
-        if dead or (self._state.outbox.pending and self._reads.covered(ref, tags)):
+        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        now, negative = self._clock(), bool(header.flags & envelope.NEGATIVE)
+        held = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
+        left = wire.time.end(header.fresh_until, header.life, now) - now
+        # A stale value has no time left, and a remembered error is no value.
+        if negative or settled_verdict(self._state, ref, held, left, wire) is not Verdict.FRESH:
             return None
         return _Stored(raw, header.fresh_until, header.life)
 

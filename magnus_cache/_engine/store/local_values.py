@@ -22,11 +22,12 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
-from magnus_cache._engine.memory.entry import MOST_BYTES, OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.entry import MOST_BYTES, OVERHEAD, Entry
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.redis.retries import ATTEMPTS
+from magnus_cache._engine.store.judge import Verdict, covered, settled_verdict
 from magnus_cache._engine.store.records import KeyRef
-from magnus_cache._engine.store.revalidation import tags_of
+from magnus_cache._engine.store.revalidation import record_of, tags_of
 from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class LocalValues:
         )
 
     async def read(self, wire: "Connection", ref: KeyRef) -> Entry | None:
-        """Return the entry of an object that is still valid, be it stale; None if there is none.
+        """Return the entry of an object that this caller may have, be it stale; None if there is none.
 
         :raises CacheUnavailableError: when Redis cannot be asked whether it was invalidated.
         """
@@ -117,8 +118,10 @@ class LocalValues:
                 if entry is None:
                     return None
                 sent = self._state.clock()
-                if not await self._is_valid(wire, ref, entry):
+                judged = await self._verdict(wire, ref, entry)
+                if judged.is_invalidated:
                     self._memory.drop(fill)
+                if not judged.serves:
                     return None
             except CacheUnavailableError as error:
                 lost += 1
@@ -137,20 +140,15 @@ class LocalValues:
         # It was valid when Redis was asked, and changes all the time.
         return entry
 
-    async def _is_valid(self, wire: "Connection", ref: KeyRef, entry: Entry) -> bool:
-        state, tags = self._state, tags_of(entry)
-        if state.outbox.pending and self._covered(ref, tags):
+    async def _verdict(self, wire: "Connection", ref: KeyRef, entry: Entry) -> Verdict:
+        state, record = self._state, record_of(entry)
+        if covered(state, ref, record.tags):
             await state.replayer.done(wire)
         if not wire.up or wire.trust.deadline <= state.clock():
             # Any answer brings what was announced before.
             await wire.renew()
-        floor = await self._epochs.settled(wire, ref.epoch_names, tags)
-        if state.outbox.pending and self._covered(ref, tags):
-            return False
-        return isinstance(entry, TaggedEntry) and entry.epoch >= floor
-
-    def _covered(self, ref: KeyRef, tags: Iterable[str]) -> bool:
-        return self._state.outbox.covers(ref.name, map(self._state.epochs.tag_name, tags))
+        await self._epochs.settled(wire, ref.epoch_names, record.tags)
+        return settled_verdict(state, ref, record, entry.fresh_until - state.clock(), wire)
 
     def trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
         """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.

@@ -9,6 +9,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalWatch
 from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -78,14 +79,17 @@ class LocalWrites:
             if not wire.up or wire.trust.deadline <= now:
                 # Any answer brings what was announced before.
                 await wire.renew()
-            floor = await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, held.tags))
+            await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, held.tags))
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             return error
         # In this order: what is invalidated from here on finds the entry, or its place void.
         generation, marks = state.memory.generation, state.epochs.marks(held.tags)
         kept = False
-        if held.epoch >= floor and not state.epochs.overtaken(held.tags, fence.since):
+        minimum = state.epochs.last_floor(ref.epoch_names, held.tags)
+        # What waits to be told was made before the load, or has voided its place or invalidated one of its tags.
+        judged = judge(held, ttl, ref.freshness, minimum, wire.time.horizon, pending=False)
+        if judged.serves and not state.epochs.overtaken(held.tags, fence.since):
             trust = self._trust(wire, ref, held.tags, now)
             entry = self._reads.entry(ref, held, now + ttl, trust, now, generation, marks)
             kept = state.memory.fill(watch.fill, entry)

@@ -5,10 +5,11 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
@@ -24,6 +25,7 @@ from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
+from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection, Waiter
 
 __all__ = ["Reads"]
+
+_UNKNOWN: Final = Verdict.UNKNOWN
 
 
 class Reads(Coding):
@@ -234,8 +238,18 @@ class Reads(Coding):
         return self._still_served(ref, self._memory.past(ref.name, trusted=False))
 
     def _still_served(self, ref: KeyRef, entry: Entry | None) -> Entry | None:
-        serves = entry is not None and self.state.generations.serves(entry.trust, ref.namespace, self._clock())
-        return entry if serves else None
+        return entry if entry is not None and self.offline_verdict(ref, entry).serves else None
+
+    def offline_verdict(self, ref: KeyRef, entry: Entry) -> Verdict:
+        """Return whether memory may serve what it holds although Redis cannot confirm it, and if not, why."""
+        generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
+        # Whoever brought it near may have asked for another grace than this caller.
+        grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
+        allowed = math.inf if offline is None else generations.ends(entry.trust, offline) - now
+        return judge_offline(
+            entry.fresh_until - now, grace, reachable=self.state.reachable,
+            heard=entry.trust.era == generations.now, allowed=allowed,
+        )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
@@ -271,6 +285,7 @@ class Reads(Coding):
             version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(ref))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
+            self._gone(fill)
             return None
         held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
         return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
@@ -287,6 +302,7 @@ class Reads(Coding):
             held, fresh_until, life, raw = recognized(near, reply)
         except CacheDecodeError as error:
             self.unreadable(ref, error)
+            self._gone(fill)
             return None
         if held is None:
             return self.received(ref, fill, raw, source, sent)
@@ -306,18 +322,16 @@ class Reads(Coding):
 
         :param times: its fresh-until and its life, as its header has them.
         """
-        (fresh_until, life), freshness, now = times, ref.freshness, self._clock()
+        (fresh_until, life), now = times, self._clock()
         deadline = source.time.end(fresh_until, life, now)
-        if deadline + freshness.grace <= now or (held.negative and not freshness.negative):
-            return None
         marks = self.state.epochs.marks(held.tags, ref.epoch_names) if held.tags else ()
-        floor = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
-        if floor is None:
-            source.known.ready.discard(ref.epoch_names.ready)
-            raise UnsettledError(tuple(held.tags))
-        current = floor <= held.epoch <= source.time.horizon
-        if not current or (self.state.outbox.pending and self.covered(ref, held.tags)):
-            self._gone(fill)
+        judged = verdict(self.state, ref, held, deadline - now, source)
+        if not judged.serves:
+            if judged is _UNKNOWN:
+                source.known.ready.discard(ref.epoch_names.ready)
+                raise UnsettledError(tuple(held.tags))
+            if fill is not None and (judged.is_invalidated or self._is_replaced(fill, held)):
+                self._memory.drop(fill)
             return None
         born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
         entry = self.entry(ref, held, deadline, trust, sent, generation, marks, born)
@@ -330,9 +344,10 @@ class Reads(Coding):
         if fill is not None:
             self._memory.drop(fill)
 
-    def covered(self, ref: KeyRef, tags: Sequence[str]) -> bool:
-        """Whether an invalidation that Redis was not told of yet is about such a value."""
-        return self.state.outbox.covers(ref.name, map(self.state.epochs.tag_name, tags))
+    def _is_replaced(self, fill: Placeholder, held: Record) -> bool:
+        """Return whether what is here is not what Redis has, which is of no use to this caller."""
+        near = self._memory.past(fill.name, trusted=False)
+        return near is not None and near.version != held.version
 
     def trust(self, source: "Connection", sent: float) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""

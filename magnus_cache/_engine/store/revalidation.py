@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Comparison
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["comparable", "head_size", "recognized", "tags_of"]
+__all__ = ["comparable", "head_size", "recognized", "record_of", "tags_of"]
 
 _WORTH: Final = 1_024
 """Bytes of a value from which on comparing is cheaper than reading: a script costs Redis some microseconds more."""
@@ -35,6 +35,12 @@ def tags_of(near: Entry) -> tuple[str, ...]:
 def head_size(tags: Sequence[str]) -> int:
     """Return how many of a value's first bytes tell all that is not here of it."""
     return envelope.head_bytes(tags)
+
+
+def record_of(near: Entry) -> Record:
+    """Return what is known of what is here, to judge it by; without tags its epoch is not known, and counts as 0."""
+    epoch = near.epoch if isinstance(near, TaggedEntry) else 0
+    return Record(None, None, near.length, near.version, epoch, tags_of(near), negative=near.negative)
 
 
 def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, float, bytes | None]:

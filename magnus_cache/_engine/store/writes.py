@@ -26,6 +26,7 @@ from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
+from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
@@ -258,10 +259,13 @@ class Writes:
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
         generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names)
         kept = False
-        floor = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
-        if stored and fill is not None and floor is not None and floor <= held.epoch:
-            # By Redis' time as it is known by now.
-            deadline, trust = source.time.end(*times, sent), self.reads.trust(source, sent)
+        # By Redis' time as it is known by now.
+        deadline = source.time.end(*times, sent)
+        minimum = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
+        # What waits to be told is older than this value, or has voided its placeholder.
+        judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
+        if stored and fill is not None and judged.serves:
+            trust = self.reads.trust(source, sent)
             entry = self.reads.entry(ref, held, deadline, trust, sent, generation, marks, sent)
             kept = self._memory.fill(fill, entry)
         if stored and not kept:
