@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 import trustme
+from hypothesis import settings
 
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
 from magnus_cache._engine.runtime import log
@@ -24,6 +25,11 @@ from tests.support.wait import wait_until
 # A shell has what it runs in the background ignore Ctrl-C, and so would the tests of what it does, and their processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes says nothing here: other tests and programs share the machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def _servers() -> list[str]:

@@ -272,7 +272,7 @@ async def test_who_is_told_of_a_timeout_is_told_whether_the_load_goes_on(
         calls = [manager.get_or_set(namespace, key, slow) for key in range(UNATTENDED)]
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(error, CacheTimeoutError) and error.goes_on for error in errors)
-        with pytest.raises(CacheTimeoutError, match="the load ends with the last who waits for it") as caught:
+        with pytest.raises(CacheTimeoutError, match="the load ends with the last caller that waits for it") as caught:
             if face == "async":
                 await manager.get_or_set(namespace, "more", slow)
             elif face == "refresh":
