@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.outage import outbox
 from magnus_cache._engine.store import judge, lifetimes, local_values, reads, writes
 from magnus_cache._engine.store.judge import Verdict
 from tests.support.guards import guard, put, rewrite
@@ -10,6 +11,7 @@ HERE: Final = "tests/store/test_judge.py"
 RULES: Final = f"{HERE}::test_the_verdict_is_that_of_the_naive_rules"
 OFFLINE: Final = f"{HERE}::test_memory_serves_in_an_outage_what_was_good_when_it_began_and_for_as_long_as_is_allowed"
 REPLAY: Final = f"{HERE}::test_a_replay_that_ends_while_a_value_is_judged"
+ANSWER: Final = f"{HERE}::test_an_answer_from_before_redis_was_told_is_not_believed"
 OBJECT: Final = f"{HERE}::test_a_replay_that_ends_while_an_object_is_judged"
 REPLACED: Final = f"{HERE}::test_what_was_replaced_by_what_is_of_no_use_is_not_kept_for_an_outage"
 
@@ -88,16 +90,32 @@ def without_an_end_of_life_in_an_outage() -> None:
 
 @guard(REPLAY)
 def without_looking_at_the_outbox_before_the_epochs() -> None:
-    pending = "pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))"
+    pending = """pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
+    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))"""
     minimum = "minimum = epochs.floor(source.known, ref.epoch_names, record.tags)"
     rewrite(judge.verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
 
 
 @guard(REPLAY, OBJECT)
 def without_looking_at_the_outbox_before_epochs_that_were_waited_for() -> None:
-    pending = "pending = covered(state, ref, record.tags)"
+    pending = "pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)"
     minimum = "minimum = state.epochs.last_floor(ref.epoch_names, record.tags)"
     rewrite(judge.settled_verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
+
+
+@guard(ANSWER)
+def without_doubting_answers_to_what_was_asked_before_redis_was_told() -> None:
+    put(outbox.Outbox, "was_covered", lambda *_: False)
+
+
+@guard(f"{HERE}::test_names_that_redis_was_told_of_are_bounded")
+def without_a_bound_on_names_that_redis_was_told_of() -> None:
+    rewrite(outbox.Outbox._note_told, "if len(self._told) > self._most_names:", "if False:")
+
+
+@guard(f"{HERE}::test_names_that_redis_was_told_of_are_bounded")
+def without_counting_as_covered_what_is_told_apart_no_more() -> None:
+    rewrite(outbox.Outbox._note_told, "self._told_before = now", "pass")
 
 
 # -- the paths ----------------------------------------------------------------------------------------------------

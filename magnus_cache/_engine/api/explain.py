@@ -32,8 +32,9 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         return _local(reads, ref, entry, "no Redis is configured")
     try:
         await reads.caught_up(wire, ref)
+        asked = state.clock()
         raw, holder, left = await state.client.inspect(ref.name)
-        facts = await _facts(reads, wire, ref, raw)
+        facts = await _facts(reads, wire, ref, raw, asked)
     except CacheUnavailableError as error:
         entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
@@ -119,7 +120,7 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     )  # fmt: skip
 
 
-async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | None) -> dict[str, Any]:
+async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | None, asked: float) -> dict[str, Any]:
     if raw is None:
         return {"level": None, "verdict": "not there"}
     try:
@@ -138,7 +139,7 @@ async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | Non
     }  # fmt: skip
     negative = bool(header.flags & envelope.NEGATIVE)
     record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
-    judged = settled_verdict(reads.state, ref, record, left, wire)
+    judged = settled_verdict(reads.state, ref, record, left, wire, asked)
     words = judged.words
     if judged is Verdict.STALE:
         words = _past_its_end(left + ref.freshness.grace)

@@ -75,7 +75,7 @@ class State(LifeCycle, CutOff):
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = Epochs(self.keyspace)
-        self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags)
+        self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
         self.events = ConnectionEvents(self, self.abandoned)
         self.topology = self._new_topology()
         self.client = Client(self.topology, database)

@@ -26,9 +26,11 @@ The races that this excludes
 - Two connections come back at once. Either may replay; both are judged by the same outbox.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
+from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
 __all__ = ["MOST_NAMES", "MOST_SCOPES", "Kind", "Outbox", "OutboxStore", "Pending", "namespace_prefix"]
@@ -79,20 +81,25 @@ class Outbox:
 
     :param root: what all values' names begin with.
     :param tags: what the names of all tags' epochs begin with.
+    :param clock: the one that requests to Redis are timed by.
     :ivar keeper: is told of every change, in their order.
+    :ivar told_at: monotonic second at which Redis was last known to have been told of a single key.
     """
 
     def __init__(
-        self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES, *, tags: bytes = b""
-    ) -> None:
+        self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES, *, tags: bytes = b"",
+        clock: Clock = monotonic,
+    ) -> None:  # fmt: skip
         self._root = root
         self._tags = tags or root[:-1] + b"!tag:"
         self._most_names = most_names
         self._most_scopes = most_scopes
+        self._clock = clock
         self._lock = section()
         self._missed = Pending({}, {}, {})
         self._marks = 0
         self._doubt = 0
+        self._forget_told()
         self.keeper: OutboxStore | None = None
 
     @property
@@ -234,6 +241,30 @@ class Outbox:
             return True
         return bool(told) and any(told.get(tag, -1) > mark for tag in tags)
 
+    def was_covered(self, name: bytes, asked: float) -> bool:
+        """Whether Redis may not have known yet that a value is gone, or replaced, when it was asked for it.
+
+        Such an answer may be on its way through one connection while another one tells Redis. Of namespaces and tags,
+        their epochs tell the same.
+
+        :param asked: the monotonic second when the request left.
+        """
+        return asked < self._told_before or asked < self._told.get(name, -math.inf)
+
+    def _note_told(self, names: Iterable[bytes]) -> None:
+        # Before the names leave the record: `covers` and `was_covered` take no lock, and are asked in this order.
+        now = self._clock()
+        self._told.update(dict.fromkeys(names, now))
+        self.told_at = now
+        if len(self._told) > self._most_names:
+            # Whatever was asked for before now counts as covered: at worst it is loaded once more.
+            self._told_before = now
+            self._told.clear()
+
+    def _forget_told(self) -> None:
+        self._told: dict[bytes, float] = {}
+        self._told_before = self.told_at = -math.inf
+
     @property
     def mark(self) -> int:
         """Where the record stands: what is recorded from now on has a higher mark."""
@@ -245,6 +276,7 @@ class Outbox:
         if names:
             with self._lock:
                 if names.get(name, mark + 1) <= mark:
+                    self._note_told((name,))
                     self._drop("names", {name: names.pop(name)})
 
     def take(self) -> Pending:
@@ -260,6 +292,8 @@ class Outbox:
                 record: dict[bytes, int] = getattr(self._missed, kind)
                 done: dict[bytes, int] = getattr(told, kind)
                 over = {name: mark for name, mark in done.items() if record.get(name) == mark}
+                if kind == "names" and over:
+                    self._note_told(over)
                 for name in over:
                     del record[name]
                 self._drop(kind, over)
@@ -269,6 +303,7 @@ class Outbox:
         self._lock = section()
         self._missed = Pending({}, {}, {})
         self._doubt = 0
+        self._forget_told()
 
 
 def namespace_prefix(name: bytes) -> bytes:

@@ -11,6 +11,8 @@ Each condition excludes a race. Without it, a caller would get a value that it w
 
 - **Pending invalidations.** A delete, a clear or an overwrite was made while Redis was away, and waits in the outbox.
   Redis still has the old value and calls it valid. This process knows better, so what waits wins over everything.
+  The same goes for an answer to a request that left before Redis was told: a replay through another connection may
+  empty the outbox while the old value is still on its way.
 - **Epochs.** A value carries the highest epoch that its maker had seen before the load began. A clear or a tag
   invalidation raises an epoch. A load that was under way then writes the old data *after* the clear removed it; its
   epoch is below the minimum, which tells. The same goes for values that a clear has not reclaimed yet.
@@ -149,25 +151,30 @@ def covered(state: "State", ref: KeyRef, tags: Iterable[str]) -> bool:
     return outbox.pending and outbox.covers(ref.name, map(state.epochs.tag_name, tags))
 
 
-def verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "Connection") -> Verdict:
+def verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "Connection", asked: float) -> Verdict:
     """Return the verdict on a value that has just come through a connection. Runs inside the reader.
 
     :param left: seconds until its end; negative past it.
+    :param asked: the monotonic second when the request left.
     """
     # In this order, see the module.
     outbox, epochs = state.outbox, state.epochs
     pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
+    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))
     minimum = epochs.floor(source.known, ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)
 
 
-def settled_verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "Connection") -> Verdict:
+def settled_verdict(
+    state: "State", ref: KeyRef, record: Record, left: float, source: "Connection", asked: float
+) -> Verdict:
     """Return the verdict on a value whose epochs were read after it: see `EpochSync.settled`, to be awaited before.
 
     By all that this process has seen of them: an announcement that followed is about what came later.
 
     :param left: seconds until its end; negative past it.
+    :param asked: the monotonic second when Redis was asked for the value, or later.
     """
-    pending = covered(state, ref, record.tags)
+    pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)
     minimum = state.epochs.last_floor(ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)

@@ -118,6 +118,7 @@ class Lifetimes:
         """Return a stored value that is alive and can be read; None if there is none."""
         await self._reads.caught_up(wire, ref)
         await self._reads.epochs.settled(wire, ref.epoch_names)
+        asked = self._clock()
         raw = await self._state.client.get(ref.name)
         if raw is None:
             return None
@@ -131,7 +132,7 @@ class Lifetimes:
         held = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
         left = wire.time.end(header.fresh_until, header.life, now) - now
         # A stale value has no time left, and a remembered error is no value.
-        if negative or settled_verdict(self._state, ref, held, left, wire) is not Verdict.FRESH:
+        if negative or settled_verdict(self._state, ref, held, left, wire, asked) is not Verdict.FRESH:
             return None
         return _Stored(raw, header.fresh_until, header.life)
 

@@ -148,7 +148,8 @@ class LocalValues:
             # Any answer brings what was announced before.
             await wire.renew()
         await self._epochs.settled(wire, ref.epoch_names, record.tags)
-        return settled_verdict(state, ref, record, entry.fresh_until - state.clock(), wire)
+        now = state.clock()
+        return settled_verdict(state, ref, record, entry.fresh_until - now, wire, now)
 
     def trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust | None:
         """Return what an object stands on that was judged just now; None if its epochs are in doubt by now.

@@ -325,7 +325,7 @@ class Reads(Coding):
         (fresh_until, life), now = times, self._clock()
         deadline = source.time.end(fresh_until, life, now)
         marks = self.state.epochs.marks(held.tags, ref.epoch_names) if held.tags else ()
-        judged = verdict(self.state, ref, held, deadline - now, source)
+        judged = verdict(self.state, ref, held, deadline - now, source, sent)
         if not judged.serves:
             if judged is _UNKNOWN:
                 source.known.ready.discard(ref.epoch_names.ready)
