@@ -600,7 +600,7 @@ def test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly(
     tasks: list[Any] = []
     by_hand.run_until_complete(cache.set("t", "other", 1))
     private_server.pause()
-    pipeline = cache._engine.state._all_wires()[0]._pipeline
+    pipeline = cache._engine.state.topology.connections()[0]._pipeline
     by_hand.run_until_complete(left_alone(lambda: SILENT[call](cache), lambda: pipeline.oldest is not None, tasks))
     by_hand.close()
     tasks.clear()

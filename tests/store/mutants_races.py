@@ -67,7 +67,7 @@ def without_looking_at_cancelled_reads() -> None:
     original = reads_many._read_many
 
     async def read_many(self: Any, refs: Any) -> Any:
-        wire_ = self.state.wire()
+        wire_ = self.state.topology.connection(b"")
         if wire_ is None or not wire_.up:
             return await original(self, refs)
         waiters = [self.request(wire_, ref, None)[0] for ref in refs]
