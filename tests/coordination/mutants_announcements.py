@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
-from magnus_cache._engine.loading import acquire, loads
+from magnus_cache._engine.loading import acquire, joining
 from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
 
@@ -23,21 +23,21 @@ def without_asking_whether_an_announced_lease_stands() -> None:
 
 @guard(f"{HERE}::test_invariant_1_nobody_joins_before_redis_has_said_that_the_lease_stands")
 def without_a_joiners_own_question() -> None:
-    put(loads.Loads, "_in_doubt", lambda *_: False)
+    put(joining.JoinRules, "_in_doubt", lambda *_: False)
 
 
 @guard(f"{HERE}::test_who_cannot_be_told_whether_a_lease_stands_does_not_join")
 def without_refusing_to_join_on_an_unanswered_question() -> None:
-    original = loads.Loads.confirmed
+    original = joining.JoinRules.confirm
 
-    async def confirmed(self: Any, *args: Any, **more: Any) -> Any:
+    async def confirm(self: Any, *args: Any) -> None:
         detach, self.flights.detach = self.flights.detach, nothing
         try:
-            return await original(self, *args, **more)
+            await original(self, *args)
         finally:
             self.flights.detach = detach
 
-    put(loads.Loads, "confirmed", confirmed)
+    put(joining.JoinRules, "confirm", confirm)
 
 
 @guard(f"{HERE}::test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease")

@@ -105,12 +105,13 @@ def without_a_bound_on_remembered_epochs() -> None:
 
 @guard(HERE)
 def without_the_epoch_that_came_with_the_lease() -> None:
-    original = acquire.LeaseAcquirer._informed
+    original = acquire.LeaseAcquirer.informed
 
-    async def informed(self: Any, wire_: Any, ref: Any, tags: Any, fence: Any) -> Any:
-        epoch, known = fence.epoch, self._state.epochs.floor(wire_.known, ref.epoch_names, tags) is not None
-        fence = await original(self, wire_, ref, tags, fence)
+    async def informed(self: Any, wire_: Any, request: Any, fence: Any) -> Any:
+        names, tags = request.ref.epoch_names, request.tags
+        epoch, known = fence.epoch, self._state.epochs.floor(wire_.known, names, tags) is not None
+        fence = await original(self, wire_, request, fence)
         fence.epoch = epoch if known else fence.epoch
         return fence
 
-    put(acquire.LeaseAcquirer, "_informed", informed)
+    put(acquire.LeaseAcquirer, "informed", informed)

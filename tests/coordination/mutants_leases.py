@@ -96,16 +96,16 @@ def without_a_heartbeat_while_loading() -> None:
 @guard(HERE)
 def without_giving_back_what_was_granted_to_the_cancelled() -> None:
     put(acquire, "_give_back", nothing)
-    original = acquire.LeaseAcquirer._answered
+    original = acquire._Acquisition._on_reply
 
-    def answered(self: Any, *args: Any) -> Any:
+    def on_reply(self: Any, fill: Any, _: Any, *args: Any) -> Any:
         class Never:
             def done(self) -> bool:
                 return False
 
-        return original(self, *args[:6], Never(), *args[7:])  # type: ignore[arg-type]
+        return original(self, fill, Never(), *args)  # type: ignore[arg-type]
 
-    put(acquire.LeaseAcquirer, "_answered", answered)
+    put(acquire._Acquisition, "_on_reply", on_reply)
 
 
 @guard(HERE)
@@ -163,4 +163,4 @@ def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return
 
-    put(acquire.LeaseAcquirer, "_current", at_once)
+    put(acquire.LeaseAcquirer, "current", at_once)

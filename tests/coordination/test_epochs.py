@@ -11,7 +11,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import Epochs, KnownEpochs
 from magnus_cache._engine.keys.names import Keyspace
-from magnus_cache._engine.loading.acquire import LeaseAcquirer
+from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.redis import scripts
 from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import fleet, near
@@ -512,17 +512,17 @@ async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 3: loaded under an older one, the value would be none to anybody, and be loaded again by all."""
-    answered = LeaseAcquirer._answered
+    answered = _Acquisition._on_reply
 
-    def with_an_epoch(self: LeaseAcquirer, wire: Any, ref: Any, *rest: Any) -> Any:
-        fence = answered(self, wire, ref, *rest)
-        epochs = self._state.epochs
-        epochs.seen(ref.epoch_names.control, epochs.highest + 1)
-        wire.known.current.add(ref.epoch_names.control)
+    def with_an_epoch(self: _Acquisition, *args: Any) -> Any:
+        fence = answered(self, *args)
+        epochs, control = self._state.epochs, self._request.ref.epoch_names.control
+        epochs.seen(control, epochs.highest + 1)
+        self._wire.known.current.add(control)
         return fence
 
     async with AsyncCacheManager(redis_url=url) as cache:
-        monkeypatch.setattr(LeaseAcquirer, "_answered", with_an_epoch)
+        monkeypatch.setattr(_Acquisition, "_on_reply", with_an_epoch)
         assert await cache.get_or_set("t", "k", lambda: 1) == 1
         stored = raw.get("magnus:t:k")
         assert isinstance(stored, bytes)

@@ -25,15 +25,15 @@ def without_an_end_for_what_a_lost_thread_was_to_answer() -> None:
         if self._task is not None:
             self._task.cancel()
 
-    put(many._Desk, "_cancel", cancel)
+    put(many._BlockingBatch, "_cancel", cancel)
 
 
 @guard(f"{HERE}::test_those_who_joined_an_interrupted_batch_load_for_themselves[before the claim]")
 def without_a_look_whether_the_thread_that_loads_is_gone() -> None:
-    cancel = many._Desk._cancel
+    cancel = many._BlockingBatch._cancel
 
     def forget(self: Any) -> None:
         cancel(self)
         self._deserted = False
 
-    put(many._Desk, "_cancel", forget)
+    put(many._BlockingBatch, "_cancel", forget)

@@ -30,8 +30,8 @@ def without_the_tags_of_what_was_found() -> None:
 def without_noting_the_look_before_it() -> None:
     original = acquire.LeaseAcquirer.acquire
 
-    async def acquire_otherwise(self: Any, ref: Any, flight: Any, *args: Any, **more: Any) -> Any:
-        got = await original(self, ref, flight, *args, **more)
+    async def acquire_otherwise(self: Any, request: Any, flight: Any) -> Any:
+        got = await original(self, request, flight)
         flight.look.since = self._state.epochs.moment()
         return got
 

@@ -9,6 +9,8 @@ import pytest
 
 from magnus_cache import CacheClosedError, CacheManager
 from magnus_cache._engine.api import many as batch_calls
+from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.wait import wait_until
 
@@ -32,7 +34,7 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             # Without a look at Redis, which may be silent.
             ref = cache._reads.ref("t", "k")
             load = cache._loads.load_blocking
-            joined.append(threads.submit(load, ref, lambda: "mine", batch_calls.LoadOptions(60.0)))
+            joined.append(threads.submit(load, LoadRequest(ref, lambda: "mine", LoadOptions(60.0))))
             wait_until(lambda: flights.joined > before)
             raise KeyboardInterrupt
 

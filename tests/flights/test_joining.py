@@ -22,6 +22,7 @@ from magnus_cache._engine.flights.callers import Caller, Look
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.policy.options import LoadOptions
@@ -54,7 +55,7 @@ class Held:
     def __init__(self, manager: AsyncCacheManager | CacheManager, *, answer: bool = False) -> None:
         self.there = threading.Event()
         self.go = threading.Event()
-        acquirer, name = manager._engine.loads.acquirer, "_granted" if answer else "acquire"
+        acquirer, name = manager._engine.loads.acquirer, "granted" if answer else "acquire"
         original = getattr(acquirer, name)
 
         async def held(*args: Any, **more: Any) -> Any:
@@ -205,10 +206,10 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
         ref = cache._engine.reads.ref("t", "k")
 
         def lead() -> None:
-            first.append(loads.load_blocking(ref, lambda: "first", LoadOptions()))
+            first.append(loads.load_blocking(LoadRequest(ref, lambda: "first", LoadOptions())))
 
         thread = threading.Thread(target=lead)
-        before = loads._before
+        before = loads.joining.detach_unjoinable
 
         def interrupted(*args: Any, **more: Any) -> None:
             before(*args, **more)
@@ -216,9 +217,9 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
                 thread.start()
                 wait_until(held.there.is_set)
 
-        loads._before = interrupted  # type: ignore[method-assign]
+        loads.joining.detach_unjoinable = interrupted  # type: ignore[method-assign]
         call = asyncio.create_task(
-            asyncio.to_thread(loads.load_blocking, ref, lambda: "new", LoadOptions(), fresh=fresh)
+            asyncio.to_thread(loads.load_blocking, LoadRequest(ref, lambda: "new", LoadOptions(), fresh=fresh))
         )
         await wait_until_async(lambda: joined(cache) == 1)
         held.go.set()
@@ -350,7 +351,7 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
 
         def lead() -> None:
             # On a loop of its own: that of blocking calls is busy with the invalidation.
-            results.append(asyncio.run(loads.load(ref, lambda: "first", LoadOptions())))
+            results.append(asyncio.run(loads.load(LoadRequest(ref, lambda: "first", LoadOptions()))))
 
         thread = threading.Thread(target=lead)
         method = {"delete": "invalidate", "tags": "outdate"}.get(how, "clear_matching")
@@ -396,7 +397,9 @@ async def test_a_load_that_found_what_a_write_replaces_serves_no_later_calls(url
 
         async def late(*args: Any) -> Any:
             first.append(
-                asyncio.create_task(asyncio.to_thread(loads.load_blocking, ref, lambda: "first", LoadOptions()))
+                asyncio.create_task(
+                    asyncio.to_thread(loads.load_blocking, LoadRequest(ref, lambda: "first", LoadOptions()))
+                )
             )
             await wait_until_async(held.there.is_set)
             wire.execute = execute  # type: ignore[method-assign]
@@ -582,7 +585,7 @@ async def test_a_call_has_one_end_of_patience_however_often_it_is_turned_away() 
     with pytest.raises(WaitExpiredError):
         async with asyncio.timeout(LONG):
             while True:  # it may be its turn to lead by chance
-                await flights.run(b"k", _never, wait_timeout=LONG, patience=0.05, caller=Nothing())
+                await flights.run(b"k", _never, wait_timeout=LONG, caller=Nothing(max_wait=0.05))
     over.append(True)
     await asyncio.gather(*others)
     await flights.aclose()

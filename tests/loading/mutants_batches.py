@@ -18,8 +18,8 @@ def _at_once(self: Any, count: int) -> None:
 def without_leaving_waited_keys_out_of_the_first_call() -> None:
     original = acquire.LeaseAcquirer.acquire
 
-    async def acquire_otherwise(self: Any, *args: Any, waiting: Any = None, **more: Any) -> Any:
-        return await original(self, *args, **more)
+    async def acquire_otherwise(self: Any, request: Any, flight: Any) -> Any:
+        return await original(self, request._replace(on_wait=None), flight)
 
     put(acquire.LeaseAcquirer, "acquire", acquire_otherwise)
 

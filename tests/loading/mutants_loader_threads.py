@@ -54,7 +54,7 @@ def without_asking_for_a_place_first() -> None:
 
 @guard(HERE)
 def without_leaving_alone_what_was_given_up() -> None:
-    put(refreshes.StalePolicy, "_impatient", nothing)
+    put(refreshes.StalePolicy, "_count_timeout", nothing)
 
 
 @guard(HERE)

@@ -70,7 +70,8 @@ def without_an_end_of_waiting() -> None:
     original = flights.Flights.run
 
     async def run(self: Any, key: bytes, load: Any, **options: Any) -> Any:
-        return await original(self, key, load, **{**options, "patience": None})
+        options["caller"].max_wait = None
+        return await original(self, key, load, **options)
 
     put(flights.Flights, "run", run)
 
@@ -151,7 +152,7 @@ def without_refusing_what_is_stale_to_who_only_looks() -> None:
 
 @guard(HERE)
 def without_telling_mistakes_from_failures() -> None:
-    put(refreshes.StalePolicy, "_excused", lambda self, ref, error, stale: stale is not MISS)
+    put(refreshes.StalePolicy, "_may_serve_stale", lambda self, ref, error, stale: stale is not MISS)
 
 
 @guard(HERE)

@@ -21,10 +21,10 @@ def without_the_built_in_class_beneath() -> None:
 
 @guard(f"{HERE}::test_an_error_whose_tags_only_a_value_could_tell_is_not_remembered")
 def without_forgetting_errors_whose_tags_only_a_value_could_tell() -> None:
-    original = loads.Loads.failed
+    original = loads.Loads.record_failure
 
-    async def failed(self: Any, ref: Any, error: Any, tags: Any, started: float, fence: Any) -> None:
-        fence.flight.look.tags = tags
-        await original(self, ref, error, tags, started, fence)
+    async def record_failure(self: Any, request: Any, error: Any, started: float, fence: Any) -> None:
+        fence.flight.look.tags = request.tags
+        await original(self, request, error, started, fence)
 
-    put(loads.Loads, "failed", failed)
+    put(loads.Loads, "record_failure", record_failure)

@@ -46,9 +46,9 @@ def without_leases_for_callers_after_what_could_not_be_stored() -> None:
 def without_removing_what_a_result_was_to_replace() -> None:
     original = unstorable.Unstorable.refused
 
-    async def refused(self: Any, ref: Any, value: Any, rule: Any, error: Any, fence: Any) -> Any:
+    async def refused(self: Any, wanted: Any, value: Any, error: Any, fence: Any) -> Any:
         fence.fresh = False
-        return await original(self, ref, value, rule, error, fence)
+        return await original(self, wanted, value, error, fence)
 
     put(unstorable.Unstorable, "refused", refused)
 

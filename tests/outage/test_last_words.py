@@ -12,7 +12,7 @@ import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.coordination.replay import Replayer
-from magnus_cache._engine.loading.acquire import LeaseAcquirer
+from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy
@@ -41,9 +41,9 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
     private_server: Any, monkeypatch: pytest.MonkeyPatch, caller: str
 ) -> None:
     """The server froze with the request before it, and grants it when it goes on: nobody waits for it any more."""
-    ask, frozen = LeaseAcquirer._ask, False
+    ask, frozen = _Acquisition._ask, False
 
-    async def freezing(self: LeaseAcquirer, *args: Any, **options: Any) -> Any:
+    async def freezing(self: _Acquisition, *args: Any, **options: Any) -> Any:
         nonlocal frozen
         if not frozen:
             frozen = True
@@ -52,7 +52,7 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
 
     async with AsyncCacheManager(redis_url=private_server.url, lease=600) as manager:
         await manager.get_or_set("t", "other", lambda: 1)
-        monkeypatch.setattr(LeaseAcquirer, "_ask", freezing)
+        monkeypatch.setattr(_Acquisition, "_ask", freezing)
         load = asyncio.create_task(manager.get_or_set("t", "k", lambda: 2))
         if caller == "is gone":
             await wait_until_async(lambda: frozen)

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.api import asynchronous, blocking, cached, set_many
 from magnus_cache._engine.coordination import lease
-from magnus_cache._engine.loading import acquire_local, batch, loads
+from magnus_cache._engine.loading import acquire_local, joining, loads, request
 from magnus_cache._engine.loading import results as judging
 from magnus_cache._engine.memory import entry
 from magnus_cache._engine.policy import options
@@ -21,7 +21,7 @@ _FAR_AHEAD: Final = 4_000_000_000_000_000
 
 @guard(f"{HERE}::test_what_a_peer_invalidates_is_gone")
 def without_hidden_tags_of_local_keys() -> None:
-    for module in (batch, judging, loads, local_writes, writes):
+    for module in (request, judging, loads, local_writes, writes):
         put(module, "tagged", lambda _address, tags: tags)
 
 
@@ -51,7 +51,7 @@ def without_the_place_of_a_local_object() -> None:
 
 @guard(f"{HERE}::test_a_long_load_is_joined_for_as_long_as_it_takes")
 def without_a_connection_before_a_local_load() -> None:
-    put(loads.Loads, "_is_first", lambda *_: False)
+    put(joining.JoinRules, "_is_first", lambda *_: False)
 
 
 @guard(f"{HERE}::test_a_load_outlives_a_lost_connection")

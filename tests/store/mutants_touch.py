@@ -45,7 +45,9 @@ def without_a_placeholder_of_its_own_for_a_write() -> None:
 def without_reading_the_payload_before_the_value_of_an_entry() -> None:
     def until(self: Any, deadline: float, trust: Any, more: int | None = None) -> Any:
         value = self.value
-        return entries.Entry(value, self.payload, deadline, trust, self.size, self.version, more or 0)
+        return entries.Entry(
+            value, self.payload, deadline, trust, self.size, entries.pack_facts(self.version, more or 0)
+        )
 
     put(entries.Entry, "until", until)
 

@@ -10,17 +10,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.api.cached import make_decorator, make_rule
+from magnus_cache._engine.api.cached import KeyOptions, make_decorator, make_rule
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
-from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many
+from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
-from magnus_cache._engine.api.warming import ProgressCallback, WarmReport, warm
+from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec.typed_results import typed
 from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
@@ -31,7 +32,7 @@ from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import addressed, found_many
-from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
+from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
@@ -183,11 +184,9 @@ class AsyncOperations(AsyncLife):
         if returns is not None:
             codec.register_hint(returns, loader)
         ref = self._reads.ref(namespace, key, freshness)
-        rule = LoadOptions(validate_ttl(ttl), tags=TagRule(tags), strict=strict, function=loader)
-        return await self._loaded(ref, loader, rule)
-
-    async def _loaded(self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions) -> T:
-        tags = rule.tags.of_call({}) if rule.tags is not None else ()
+        tag_rule = TagRule(tags)
+        options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        names = tag_rule.of_call({})
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None:
@@ -198,12 +197,12 @@ class AsyncOperations(AsyncLife):
                     ref.counters.l1_hits += 1
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
-                return await self._engine.stale.value(ref, loader, rule, tags)
+                return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
             if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
-        return await self._engine.stale.load(ref, loader, rule, tags)
+        return await self._engine.stale.load(LoadRequest(ref, loader, options, names))
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class AsyncOperations(AsyncLife):
             but different here, such as ``1`` and ``True``.
         """
         check_loop()
-        several = listed(keys, "keys")
+        several = as_list(keys, "keys")
         refs = await addressed(self._reads, namespace, several)
         return await found_many(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
 
@@ -238,9 +237,9 @@ class AsyncOperations(AsyncLife):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        rule = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
-        find = finder(self._engine, namespace, rule)
-        return await load_many(self._engine, listed(keys, "keys"), find, batch_loader, rule)
+        options = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        locate = locator(self._engine, namespace, options)
+        return await load_many(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     async def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
@@ -262,7 +261,7 @@ class AsyncOperations(AsyncLife):
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         check_loop()
-        return await self._writes.remove(await addressed(self._reads, namespace, listed(keys, "keys")))
+        return await self._writes.remove(await addressed(self._reads, namespace, as_list(keys, "keys")))
 
     async def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace or of the whole prefix (``"magnus:*"``), or those that match a glob.
@@ -296,10 +295,8 @@ class AsyncOperations(AsyncLife):
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         check_loop()
-        return await warm(
-            self._engine, namespace, data_loader, listed(keys, "keys"), ttl,
-            concurrency=concurrency, only_missing=only_missing, progress=progress,
-        )  # fmt: skip
+        options = WarmOptions(ttl, concurrency, only_missing, progress)
+        return await warm(self._engine, namespace, data_loader, as_list(keys, "keys"), options)
 
     # -- decorating -----------------------------------------------------------------------------------------
 
@@ -330,9 +327,7 @@ class AsyncOperations(AsyncLife):
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         rule = make_rule(ttl, tags, skip_if, freshness, strict)
-        made = make_decorator(
-            self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
-        )
+        made = make_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 
     def cached_many(
@@ -354,9 +349,7 @@ class AsyncOperations(AsyncLife):
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
         rule = make_rule(ttl, tags, skip_if, strict=strict)
-        made = make_batch_decorator(
-            self._engine, namespace, rule, key_func=key_func, key=key, exclude=exclude, version=version
-        )
+        made = make_batch_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 
     # -- the rest -------------------------------------------------------------------------------------------

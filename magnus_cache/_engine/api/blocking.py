@@ -15,10 +15,11 @@ from magnus_cache._engine.api.asynchronous import AsyncOperations
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.life import BlockingLife
 from magnus_cache._engine.api.local_stats import local_stats
-from magnus_cache._engine.api.many import BatchLoader, finder, listed, load_many_blocking
+from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
@@ -203,21 +204,18 @@ class BlockingOperations(BlockingLife):
             codec.register_hint(returns, loader)
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        rule = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
             if ref.freshness is not NO_POLICY:
-                return self._under_policy(ref, loader, rule, tag_rule.of_call({}))
+                entry = self._state.memory.hit(ref.name)
+                if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
+                    ref.counters.l1_hits += 1
+                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+                return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
             if (value := self._looked_up(ref)) is not MISS:
-                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+                return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
-        return self._engine.stale.load_blocking(ref, loader, rule, tag_rule.of_call({}))
-
-    def _under_policy(self, ref: KeyRef, loader: AnyLoader[T], rule: LoadOptions, tags: tuple[str, ...]) -> T:
-        entry = self._state.memory.hit(ref.name)
-        if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
-            ref.counters.l1_hits += 1
-            return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
-        return self._engine.stale.value_blocking(ref, loader, rule, tags)
+        return self._engine.stale.load_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
 
     # -- many values ----------------------------------------------------------------------------------------
 
@@ -228,7 +226,7 @@ class BlockingOperations(BlockingLife):
             but different here, such as ``1`` and ``True``.
         """
         self._state.check_open()
-        several = listed(keys, "keys")
+        several = as_list(keys, "keys")
         refs = [self._reads.ref(namespace, key) for key in several]
         return found_many_blocking(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
 
@@ -252,10 +250,10 @@ class BlockingOperations(BlockingLife):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        rule = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
-        find = finder(self._engine, namespace, rule)
+        options = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        locate = locator(self._engine, namespace, options)
         self._state.check_open()
-        return load_many_blocking(self._engine, listed(keys, "keys"), find, batch_loader, rule)
+        return load_many_blocking(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
@@ -280,7 +278,7 @@ class BlockingOperations(BlockingLife):
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        return self._remove([self._reads.ref(namespace, key) for key in listed(keys, "keys")])
+        return self._remove([self._reads.ref(namespace, key) for key in as_list(keys, "keys")])
 
     def _remove(self, refs: Sequence[KeyRef]) -> int:
         self._state.check_open()
@@ -330,7 +328,7 @@ class BlockingOperations(BlockingLife):
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
         report: WarmReport = self._call(
-            self._async.warm_cache, namespace, data_loader, listed(keys, "keys"), ttl,
+            self._async.warm_cache, namespace, data_loader, as_list(keys, "keys"), ttl,
             concurrency=concurrency, only_missing=only_missing, progress=progress,
         )  # fmt: skip
         return report

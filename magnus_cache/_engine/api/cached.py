@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either, kind_of
 from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
@@ -19,6 +19,7 @@ from magnus_cache._engine.api.shared_names import warn_of_shared_names
 from magnus_cache._engine.keys.calls import CallKeyBuilder, plain_strings
 from magnus_cache._engine.keys.partials import method_of
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -29,7 +30,7 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions, merged
 from magnus_cache.protocols import CacheInfo, Decorator
 
-__all__ = ["MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
+__all__ = ["KeyOptions", "MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
@@ -55,22 +56,26 @@ def make_rule(
     return lambda keys: LoadOptions(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
 
 
-def make_decorator(
-    engine: Engine, namespace: str, rule: MakeRule, *, key_func: Callable[..., Any] | None, key: str | None,
-    exclude: Iterable[str], version: Version | None = None,
-) -> Decorator:  # fmt: skip
+class KeyOptions(NamedTuple):
+    """How a call's key is made; see `CacheManager.cached`."""
+
+    key_func: Callable[..., Any] | None = None
+    key: str | None = None
+    exclude: Iterable[str] = ()
+    version: Version | None = None
+
+
+def make_decorator(engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions) -> Decorator:
     """Return the decorator for these options; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    made = decorator_for(engine, namespace, rule, Site, key_func=key_func, key=key, exclude=exclude, version=version)
-    return cast("Decorator", made)
+    return cast("Decorator", decorator_for(engine, namespace, rule, key_options, Site))
 
 
 def decorator_for(
-    engine: Engine, namespace: str, rule: MakeRule, kind: "type[Site]", *,
-    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
-) -> Callable[[Any], Any]:  # fmt: skip
+    engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions, kind: "type[Site]"
+) -> Callable[[Any], Any]:
     """Return the decorator that makes a site of some kind of what it is given.
 
     :raises CacheArgumentError: naming the option that cannot be used.
@@ -79,7 +84,7 @@ def decorator_for(
         problem = "a name is needed, not the function: write the decorator with parentheses, @cache.cached('name')"
         raise CacheTypeError("namespace", problem)
     engine.state.keyspace.check_namespace(namespace)
-    checked_version(version)
+    checked_version(key_options.version)
 
     def decorate(function: Any) -> Any:
         if isinstance(function, functools.partialmethod):
@@ -88,7 +93,7 @@ def decorator_for(
         if inspect.isclass(plain):
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
-        keys = CallKeyBuilder.of(plain, key_func=key_func, key=key, exclude=exclude, version=version)
+        keys = CallKeyBuilder.of(plain, **key_options._asdict())
         made = rule(keys)
 
         def site(engine: Engine) -> Site:
@@ -228,6 +233,13 @@ class Site:
         hits = counters.l1_hits + counters.l2_hits
         return CacheInfo(hits, counters.misses, counters.loads, str(self.namespace), None if callable(ttl) else ttl)
 
+    def request(
+        self, ref: KeyRef, args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = False
+    ) -> LoadRequest[Any]:
+        """Return what a load for a call is to do."""
+        loader = functools.partial(self.loader, *args, **kwargs)
+        return LoadRequest(ref, loader, self.rule, self.tags(args, kwargs), fresh)
+
     # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
     # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
     # for `slow`, which belongs to one cache for good: a call never mixes two.
@@ -238,7 +250,7 @@ class Site:
         return self.ref(args, kwargs) if ref is None else ref
 
     def _async_wrapper(self) -> Any:
-        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
+        fast_call, fast, request = self.keys.fast_call, self.keys.fast, self.request
         state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings
@@ -256,8 +268,7 @@ class Site:
                         counters.l1_hits += 1
                         return value
                 if ref.freshness is not NO_POLICY:
-                    loader = functools.partial(function, *args, **kwargs)
-                    return await stale.value(ref, loader, rule, tags(args, kwargs))
+                    return await stale.get(request(ref, args, kwargs))
                 entry = await own.read(ref)
                 value = own.opened_here(ref, entry)
                 if value is LARGE:
@@ -266,7 +277,7 @@ class Site:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            return await stale.load(ref, functools.partial(function, *args, **kwargs), rule, tags(args, kwargs))
+            return await stale.load(request(ref, args, kwargs))
 
         slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
         self.slow = look_up
@@ -304,14 +315,13 @@ class Site:
             return await self.engine.writes.remove((self.ref(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
-            loader = functools.partial(function, *args, **kwargs)
-            return await stale.load(self.ref(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return await stale.load(request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
         self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        fast_call, fast, tags, function, rule = self.keys.fast_call, self.keys.fast, self.tags, self.loader, self.rule
+        fast_call, fast, request = self.keys.fast_call, self.keys.fast, self.request
         state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings
@@ -327,14 +337,12 @@ class Site:
                         counters.l1_hits += 1
                         return value
                 if ref.freshness is not NO_POLICY:
-                    loader = functools.partial(function, *args, **kwargs)
-                    return stale.value_blocking(ref, loader, rule, tags(args, kwargs))
+                    return stale.get_blocking(request(ref, args, kwargs))
                 if (value := own.opened(ref, own.read_blocking(ref))) is not MISS:
                     counters.l2_hits += 1
                     return value
                 counters.misses += 1
-            loader = functools.partial(function, *args, **kwargs)
-            return stale.load_blocking(ref, loader, rule, tags(args, kwargs))
+            return stale.load_blocking(request(ref, args, kwargs))
 
         slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
         self.slow = look_up
@@ -372,8 +380,7 @@ class Site:
             return self.engine.deferred.removed((ref,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
-            loader = functools.partial(function, *args, **kwargs)
-            return stale.load_blocking(self.ref(args, kwargs), loader, rule, tags(args, kwargs), fresh=True)
+            return stale.load_blocking(request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
         self.rebind = rebind
         return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)

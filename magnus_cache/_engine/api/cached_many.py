@@ -5,18 +5,15 @@ are missing. Its other arguments are part of every key.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, kind_of
-from magnus_cache._engine.api.cached import Site, decorator_for
+from magnus_cache._engine.api.cached import KeyOptions, MakeRule, Site, decorator_for
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
-from magnus_cache._engine.api.many import listed, load_many, load_many_blocking
-from magnus_cache._engine.keys.calls import CallKeyBuilder
-from magnus_cache._engine.keys.versions import Version
-from magnus_cache._engine.loading.batch import BatchItem
-from magnus_cache._engine.policy.options import LoadOptions
+from magnus_cache._engine.api.many import as_list, load_many, load_many_blocking
+from magnus_cache._engine.loading.request import BatchItem, BatchRequest
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.protocols import BatchDecorator
@@ -24,18 +21,12 @@ from magnus_cache.protocols import BatchDecorator
 __all__ = ["make_batch_decorator"]
 
 
-def make_batch_decorator(
-    engine: Engine, namespace: str, rule: Callable[[CallKeyBuilder], LoadOptions], *,
-    key_func: Callable[..., Any] | None, key: str | None, exclude: Iterable[str], version: Version | None = None,
-) -> BatchDecorator:  # fmt: skip
+def make_batch_decorator(engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions) -> BatchDecorator:
     """Return the decorator; see `CacheManager.cached_many`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    made = decorator_for(
-        engine, namespace, rule, _BatchSite, key_func=key_func, key=key, exclude=exclude, version=version
-    )
-    return cast("BatchDecorator", made)
+    return cast("BatchDecorator", decorator_for(engine, namespace, rule, key_options, _BatchSite))
 
 
 class _Call(NamedTuple):
@@ -47,7 +38,7 @@ class _Call(NamedTuple):
     after: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def find(self, key: Any) -> BatchItem:
+    def locate(self, key: Any) -> BatchItem:
         """Return where the value of one key lives."""
         if not isinstance(key, Hashable):
             raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
@@ -57,6 +48,11 @@ class _Call(NamedTuple):
     def load(self, keys: list[Any]) -> Any:
         """Call the function with some of the keys."""
         return self.site.loader(*self.before, keys, *self.after, **self.kwargs)
+
+    def request(self, *, fresh: bool = False) -> BatchRequest:
+        """Return what is to be done."""
+        site = self.site
+        return BatchRequest(self.many, self.locate, self.load, site.rule, site.function, fresh)
 
 
 class _BatchSite(Site):
@@ -104,26 +100,24 @@ class _BatchSite(Site):
         place, name = first
         if name in kwargs:
             rest = {other: value for other, value in kwargs.items() if other != name}
-            return _Call(self, listed(kwargs[name], name), args, (), rest)
+            return _Call(self, as_list(kwargs[name], name), args, (), rest)
         if len(args) <= place:
             # Its default; or too few arguments, for which this raises as calling the function would.
-            return _Call(self, listed(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
-        return _Call(self, listed(args[place], name), args[:place], args[place + 1 :], kwargs)
+            return _Call(self, as_list(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
+        return _Call(self, as_list(args[place], name), args[:place], args[place + 1 :], kwargs)
 
     def _async_many(self) -> Any:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
-            return await load_many(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
+            return await load_many(self.engine, call.request())
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            return await self.engine.writes.remove([call.find(key).ref for key in call.many]) > 0
+            return await self.engine.writes.remove([call.locate(key).ref for key in call.many]) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
-            return await load_many(
-                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
-            )
+            return await load_many(self.engine, call.request(fresh=True))
 
         return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh)
 
@@ -133,20 +127,18 @@ class _BatchSite(Site):
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(self.engine, call.many, call.find, call.load, self.rule, function=self.function)
+            return load_many_blocking(self.engine, call.request())
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            refs = [call.find(key).ref for key in call.many]
+            refs = [call.locate(key).ref for key in call.many]
             state.check_open()
             return self.engine.deferred.removed(refs) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
             state.check_open()
-            return load_many_blocking(
-                self.engine, call.many, call.find, call.load, self.rule, fresh=True, function=self.function
-            )
+            return load_many_blocking(self.engine, call.request(fresh=True))
 
         return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh)
 

@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import SERVING, Flight
-from magnus_cache._engine.loading.batch import Batch, BatchItem, CallLoader
+from magnus_cache._engine.loading.batch import Batch, CallLoader
+from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
 from magnus_cache._engine.loading.results import JudgedValue
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
@@ -32,12 +33,9 @@ from magnus_cache.errors import (
     CacheTypeError,
 )
 
-__all__ = ["BatchLoader", "Find", "finder", "listed", "load_many", "load_many_blocking"]
+__all__ = ["as_list", "load_many", "load_many_blocking", "locator"]
 
 T = TypeVar("T")
-
-BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], Awaitable[Mapping[Any, Any]]]
-"""A function or coroutine function of a list of keys that returns a mapping of keys to values."""
 
 _STEP: Final = 64
 """Keys whose places are found in one step."""
@@ -49,7 +47,7 @@ _LOOK: Final = 1.0
 """Seconds after which a blocked thread looks whether the background loop is still there, and the loop likewise."""
 
 
-def listed(keys: Iterable[Any], argument: str) -> list[Any]:
+def as_list(keys: Iterable[Any], argument: str) -> list[Any]:
     """Return keys as a list.
 
     :raises CacheTypeError: naming the argument, for what is no iterable, or a single text.
@@ -62,20 +60,13 @@ def listed(keys: Iterable[Any], argument: str) -> list[Any]:
         raise CacheTypeError(argument, f"an iterable of keys is needed, not {type(keys).__name__}") from None
 
 
-Find = Callable[[Any], BatchItem]
-"""Tells where the value of a key lives.
-
-:raises CacheArgumentError: for a key that cannot be used.
-"""
-
-
-def finder(engine: Engine, namespace: str, rule: LoadOptions) -> Find:
+def locator(engine: Engine, namespace: str, options: LoadOptions) -> Locate:
     """Return what tells where the values of keys live.
 
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
     engine.state.keyspace.check_namespace(namespace)
-    tags = rule.tags.of_call({}) if rule.tags is not None else ()
+    tags = options.tags.of_call({}) if options.tags is not None else ()
     return lambda key: BatchItem(key, engine.reads.ref(namespace, key), tags)
 
 
@@ -135,7 +126,7 @@ class _Search:
     def hold_back(self) -> Generator[None, None, None]:
         """Serve what is past its end where a load has just failed, in steps."""
         for name, item in list(self.missing.items()):
-            value = self._engine.stale.held_back(item.ref, self._stale.get(name))
+            value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
             if value is not MISS:
                 self._values[name] = value
                 del self.missing[name]
@@ -153,7 +144,7 @@ class _Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.stale.instead(item.ref, error, self._stale.get(name))) is not MISS:
+            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale.get(name))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}
@@ -167,16 +158,13 @@ class _Search:
         return results
 
 
-async def load_many(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: LoadOptions, *, fresh: bool = False,
-    function: object = None,
-) -> dict[Any, Any]:  # fmt: skip
+async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     """Return values by key, in the order of the keys; load those that are missing.
 
-    :param function: whose answers the loader returns, if that is not the loader itself.
     :raises CacheBatchError: if some keys could not be loaded.
     :raises Exception: what the loader raised, if it was called for all keys there are no values of.
     """
+    keys, loader = request.keys, request.loader
     check_callable(loader, "batch_loader")
     check_loop()
 
@@ -184,9 +172,9 @@ async def load_many(
         with engine.state.flights.joint(flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
-    search, portion = _Search(engine, fresh=fresh), Step()
+    search, portion = _Search(engine, fresh=request.fresh), Step()
     for start in range(0, len(keys), _STEP):
-        search.add(map(find, keys[start : start + _STEP]))
+        search.add(map(request.locate, keys[start : start + _STEP]))
         await turn()
     if engine.state.mode is Mode.DISABLED and keys:
         with as_current_load(CurrentLoad()):
@@ -201,24 +189,23 @@ async def load_many(
         await in_turns(search.hold_back())
     if not search.missing:
         return await in_turns(search.results({}, {}))
-    batch = Batch(engine.loads, rule, call, fresh=search.fresh, source=_source(function or loader))
+    request = request._replace(fresh=search.fresh)
+    batch = Batch(engine.loads, request, call, _source(request.function or loader))
     return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
 
 
-def load_many_blocking(
-    engine: Engine, keys: Sequence[Any], find: Find, loader: BatchLoader, rule: LoadOptions, *, fresh: bool = False,
-    function: object = None,
-) -> dict[Any, Any]:  # fmt: skip
+def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     """Do what `load_many` does, for a thread, in which it decodes and encodes, and calls a plain function.
 
     :raises CacheBatchError: as `load_many` does.
     :raises Exception: as `load_many` does.
     """
+    loader = request.loader
     check_callable(loader, "batch_loader")
     engine.state.portal.check_thread()
-    search = _Search(engine, fresh=fresh)
-    search.add(map(find, keys))
-    if engine.state.mode is Mode.DISABLED and keys:
+    search = _Search(engine, fresh=request.fresh)
+    search.add(map(request.locate, request.keys))
+    if engine.state.mode is Mode.DISABLED and request.keys:
         with as_current_load(CurrentLoad()):
             return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
     for step in search.steps():
@@ -230,13 +217,14 @@ def load_many_blocking(
         at_once(search.hold_back())
     if not search.missing:
         return at_once(search.results({}, {}))
-    wanted, blocks, source = list(search.missing.values()), running_loop(), _source(function or loader)
+    wanted, source = list(search.missing.values()), _source(request.function or loader)
+    request = request._replace(fresh=search.fresh, blocks=running_loop())
 
     def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
-        return Batch(engine.loads, rule, call, fresh=search.fresh, blocks=blocks, source=source).run(wanted)
+        return Batch(engine.loads, request, call, source).run(wanted)
 
     try:
-        outcome = _Desk(engine, loader, rule, wanted).run(batch)
+        outcome = _BlockingBatch(engine, request, wanted).run(batch)
     except NoThreadError as error:
         engine.state.without_loop(error)
         outcome = _load_uncached(engine, wanted, loader)
@@ -280,16 +268,13 @@ def _mistake(value: Any) -> Exception | None:
     return value if isinstance(value, Exception) else None
 
 
-class _Desk:
+class _BlockingBatch:
     """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
 
-    def __init__(
-        self, engine: Engine, loader: Callable[[list[Any]], Any], rule: LoadOptions, wanted: Sequence[BatchItem]
-    ) -> None:
+    def __init__(self, engine: Engine, request: BatchRequest, wanted: Sequence[BatchItem]) -> None:
         self._engine = engine
         self._portal = engine.state.portal
-        self._loader = loader
-        self._rule = rule
+        self._request = request
         self._wanted = {item.key: item for item in wanted}
         self._notes: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._over = False
@@ -377,7 +362,7 @@ class _Desk:
         try:
             # A loader of many keys replaces no single value, also within the load of one.
             with self._engine.state.flights.joint(flights), as_current_load(CurrentLoad()):
-                result = self._engine.loads.called_blocking(partial(self._loader, keys))
+                result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
             result = self._judged(keys, result)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome
             self._tell(loop, answer, (error, None))
@@ -399,8 +384,7 @@ class _Desk:
             if not isinstance(answer, Exception):
                 item = self._wanted[key]
                 try:
-                    steps = self._engine.loads.judging.steps(item.ref, answer, self._rule, item.tags)
-                    answer = at_once(steps)
+                    answer = at_once(self._engine.loads.judging.steps(self._request.of_key(item), answer))
                 except Exception as error:  # noqa: BLE001  # it is raised by the load of the key
                     answer = JudgedValue(answer, error=error)
             judged[key] = answer

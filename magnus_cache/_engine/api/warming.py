@@ -7,11 +7,12 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
 from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -20,7 +21,7 @@ from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["ProgressCallback", "WarmReport", "warm"]
+__all__ = ["ProgressCallback", "WarmOptions", "WarmReport", "warm"]
 
 ProgressCallback = Callable[[int, int], object]
 """Called after each key with the number of keys done and the number of all."""
@@ -58,6 +59,15 @@ class WarmReport:
         parts += [f"{self.unstorable} cannot be stored"] if self.unstorable else []
         parts += [f"{self.failed} failed"] if self.failed else []
         return f"{', '.join(parts)} in {self.seconds:.2f} s"
+
+
+class WarmOptions(NamedTuple):
+    """How keys are warmed; see `AsyncCacheManager.warm_cache`."""
+
+    ttl: Duration | None
+    concurrency: int
+    only_missing: bool
+    progress: ProgressCallback | bool | None
 
 
 class _Tally:
@@ -102,20 +112,20 @@ class _Tally:
 
 
 async def warm(
-    engine: Engine, namespace: str, data_loader: Callable[[Any], Any], keys: Sequence[Any], ttl: Duration | None, *,
-    concurrency: int, only_missing: bool, progress: ProgressCallback | bool | None,
-) -> WarmReport:  # fmt: skip
+    engine: Engine, namespace: str, data_loader: Callable[[Any], Any], keys: Sequence[Any], options: WarmOptions
+) -> WarmReport:
     """Load and store a value for each key; see `AsyncCacheManager.warm_cache`.
 
     :raises CacheArgumentError: naming the argument that cannot be used; nothing has been loaded then.
     """
+    ttl, concurrency, only_missing, progress = options
     check_callable(data_loader, "data_loader")
     at_once = whole(concurrency)
     if at_once is None or at_once < 1:
         raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
-    rule = LoadOptions(None if ttl is None else seconds(ttl), function=data_loader)
+    load_options = LoadOptions(None if ttl is None else seconds(ttl), function=data_loader)
     engine.state.keyspace.check_namespace(namespace)
     work, unusable = await _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
@@ -130,7 +140,8 @@ async def warm(
                     if only_missing and await engine.reads.look(ref) is not None:
                         tally.skipped += 1
                     else:
-                        outcome = await engine.loads.outcome(ref, partial(data_loader, key), rule, fresh=True)
+                        request = LoadRequest(ref, partial(data_loader, key), load_options, fresh=True)
+                        outcome = await engine.loads.outcome(request)
                         if outcome.refusal is not None:
                             tally.refuse(key, outcome.refusal)
                         else:

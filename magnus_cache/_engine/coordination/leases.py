@@ -38,7 +38,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Fence", "Lease", "Leases", "new_token"]
+__all__ = ["Fence", "Lease", "Leases", "Snapshot", "new_token"]
 
 _MOST_UNRELEASED: Final = 1_000
 """Leases that are remembered to be given back; more run out by themselves."""
@@ -82,6 +82,21 @@ def _host() -> str:
 _hostname: str | None = None
 
 
+class Snapshot(NamedTuple):
+    """What this process knew when a load began.
+
+    :ivar epoch: the highest epoch that it had seen.
+    :ivar since: the moment, see `Epochs.moment`.
+    :ivar mark: where its record of untold invalidations stood.
+    :ivar at: monotonic seconds.
+    """
+
+    epoch: int
+    since: int
+    mark: int
+    at: float
+
+
 class Fence:
     """What a load may do with its value; made before it begins.
 
@@ -100,17 +115,13 @@ class Fence:
     __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refusal", "since")
 
     def __init__(
-        self, flight: Flight, *, lease: Lease | None, epoch: int, since: int, mark: int, fresh: bool,
-        offline: Trust | None, at: float,
-    ) -> None:  # fmt: skip
+        self, flight: Flight, lease: Lease | None, known: Snapshot, *, fresh: bool, offline: Trust | None
+    ) -> None:
         self.flight = flight
         self.lease = lease
-        self.epoch = epoch
-        self.since = since
-        self.mark = mark
+        self.epoch, self.since, self.mark, self.at = known
         self.fresh = fresh
         self.offline = offline
-        self.at = at
         self.refusal: CacheUnavailableError | None = None
         self.previous: PreviousValue | None = None
 

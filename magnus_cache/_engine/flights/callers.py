@@ -13,11 +13,13 @@ Deletes, clears and overwrites follow the same rule in another way: they take th
 that start later do not find it.
 """
 
+import asyncio
 import sys
 from collections.abc import Callable
 from typing import Final
 
 from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.runtime.clock import monotonic
 
 __all__ = ["ANY_CALLER", "Caller", "JoiningCaller", "Look"]
 
@@ -49,9 +51,23 @@ class Look:
 
 
 class Caller:
-    """A caller that takes whatever a load brings."""
+    """A caller that takes whatever a load brings.
 
-    __slots__ = ()
+    :ivar max_wait: seconds that it still waits for any load, its own included, which goes on when they are over. With
+        0, the load is not begun if it could not go on. None for as long as it takes.
+    :ivar blocks: the event loop that is held up while it waits, beside its own.
+    """
+
+    __slots__ = ("blocks", "max_wait")
+
+    def __init__(self, max_wait: float | None = None, blocks: asyncio.AbstractEventLoop | None = None) -> None:
+        self.max_wait = max_wait
+        self.blocks = blocks
+
+    def waited_since(self, began: float) -> None:
+        """Note that it has waited since a monotonic second, for something else than a load."""
+        if self.max_wait is not None:
+            self.max_wait = max(0.0, began + self.max_wait - monotonic())
 
     def prepare(self) -> None:
         """Do what is to be done before a load is joined or begun."""
@@ -77,6 +93,7 @@ class JoiningCaller(Caller):
     def __init__(
         self, epochs: Epochs, prepare: Callable[[bool], object], *, fresh: bool = False, source: object = None
     ) -> None:
+        super().__init__()
         self._epochs = epochs
         self._prepare = prepare
         self._fresh = self._apart = fresh

@@ -53,7 +53,7 @@ class Flights(Joins):
 
     async def run(
         self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float, namespace: str = "",
-        patience: float | None = None, blocks: asyncio.AbstractEventLoop | None = None, caller: Caller = ANY_CALLER,
+        caller: Caller = ANY_CALLER,
     ) -> T:  # fmt: skip
         """Return what `load` returns, or what another caller's load of the same key does.
 
@@ -62,24 +62,23 @@ class Flights(Joins):
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
             flight that is detached.
         :param namespace: whose places the load takes if it goes on when nobody waits.
-        :param patience: seconds to wait for any load, one's own included, which goes on when they are over. With 0, it
-            is not begun if it could not go on.
-        :param blocks: the event loop that is held up by whoever this is done for.
-        :param caller: judges what another's load brings; what is not good for it is loaded again.
-        :raises WaitExpiredError: when they are.
+        :param caller: says how long to wait, and judges what another's load brings: what is not good for it is loaded
+            again.
+        :raises WaitExpiredError: after its `max_wait`.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
         """
         loop = asyncio.get_running_loop()
         deadline = monotonic() + wait_timeout
-        end = math.inf if patience is None else monotonic() + patience
+        max_wait = caller.max_wait
+        end = math.inf if max_wait is None else monotonic() + max_wait
         alone = False
         while True:
             caller.prepare()
             waiter = LoopWaiter(loop)
-            seat = Ticket(waiter, blocks)
+            seat = Ticket(waiter, caller.blocks)
             try:
-                flight = self._board(seat, key, loop, namespace, alone=alone, for_nobody=patience == 0)
+                flight = self._board(seat, key, loop, namespace, alone=alone, for_nobody=max_wait == 0)
                 if seat.leads:
                     self._take_off(flight, load, loop)
                 limit = min(end, math.inf if seat.leads else deadline)

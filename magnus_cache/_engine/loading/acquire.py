@@ -2,17 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.codec.envelope import HEADER_BYTES
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
-from magnus_cache._engine.coordination.leases import Fence, Lease, new_token
+from magnus_cache._engine.coordination.leases import Fence, Lease, Snapshot, new_token
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire_local import LocalAcquirer
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client import LeaseReply, LeaseRequest
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LeaseAcquirer"]
 
 _REJECTIONS: Final = 8
-"""Unusable values in a row that a claim puts up with; who writes them so fast need not be waited for."""
+"""Unusable values in a row that an acquisition puts up with; who writes them so fast need not be waited for."""
 
 
 _LONGEST_REST: Final = 0.05
@@ -51,8 +52,8 @@ class _Waiting(NamedTuple):
     seconds: float
 
 
-class _Patience:
-    """How a claim waits for a change of the value or the lease, which it may hear of, or may not."""
+class _ChangeWait:
+    """How an acquisition waits for a change of the value or the lease, which it may hear of, or may not."""
 
     __slots__ = ("_count", "_pace", "_wire")
 
@@ -64,7 +65,7 @@ class _Patience:
     async def wait(self, changed: asyncio.Event, seconds: float, left: float) -> None:
         """Return when it is time to look again: after `seconds` at most, and not over and over for nothing.
 
-        :param left: seconds that the claim may take at all.
+        :param left: seconds that the acquisition may take at all.
         """
         tracking = self._wire.tracking
         if not tracking:
@@ -84,150 +85,78 @@ _Answer: TypeAlias = "Fence | Entry | _Rejected | _Unopened | _Waiting | None"
 
 
 class LeaseAcquirer:
-    """LeaseAcquirer keys for the loads of one cache."""
+    """Acquires keys for the loads of one cache."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._state = reads.state
         self._local = LocalAcquirer(reads)
 
-    async def acquire(
-        self, ref: KeyRef, flight: Flight, tags: tuple[str, ...] = (), *, fresh: bool = False,
-        unwanted: int | None = None, waiting: Callable[[], object] | None = None,
-    ) -> Fence | Entry:  # fmt: skip
+    async def acquire(self, request: LoadRequest[Any], flight: Flight) -> Fence | Entry:
         """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
 
         Waits while another process holds the lease, for `wait_timeout` at most; past it, the value may be loaded, but
         not kept. Where Redis is away, everybody may load for this process.
-
-        :param unwanted: the version of a value that is not to be returned, as it is what is to be refreshed.
-        :param waiting: called when it turns out that another process holds the lease.
         """
-        flight.look.since, flight.look.tags = self._state.epochs.moment(), tags
-        wire = self._state.client.connection(ref.name)
+        ref, wire = request.ref, self._state.client.connection(request.ref.name)
+        flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
         if flight.alone:
-            return self.unclaimed(flight, fresh=fresh)
+            return self.unclaimed(flight, fresh=request.fresh)
         if wire is None:
-            held = partial(self._state.memory.hit, ref.name)
-            return await self._claimed_here(ref, flight, held, fresh=fresh, unwanted=unwanted)
+            return await self._acquire_here(request, flight, partial(self._state.memory.hit, ref.name))
         try:
             if ref.namespace.local:
-                return await self._local.acquire(wire, ref, flight, tags, fresh=fresh, unwanted=unwanted)
+                return await self._local.acquire(wire, request, flight)
             with self._state.leases.listening(ref.name) as changed:
-                return await self._claimed(wire, ref, flight, tags, changed, waiting, fresh=fresh, unwanted=unwanted)
+                return await _Acquisition(self, wire, request, flight).run(changed)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
-            held = partial(self._reads.fallback, ref)
-            fence = await self._claimed_here(ref, flight, held, fresh=fresh, unwanted=unwanted)
+            fence = await self._acquire_here(request, flight, partial(self._reads.fallback, ref))
             if isinstance(fence, Fence):
                 fence.refusal = error if error.refused else None
             return fence
 
-    async def _claimed_here(
-        self, ref: KeyRef, flight: Flight, held: Callable[[], Entry | None], *, fresh: bool,
-        unwanted: int | None,
-    ) -> Fence | Entry:  # fmt: skip
+    async def _acquire_here(
+        self, request: LoadRequest[Any], flight: Flight, held: Callable[[], Entry | None]
+    ) -> Fence | Entry:
         """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
-        async with self._state.key_locks.hold(ref.name):
+        async with self._state.key_locks.hold(request.ref.name):
             flight.look.since = self._state.epochs.moment()
-            entry = None if fresh else held()
-            if entry is not None and entry.version != unwanted:
+            entry = None if request.fresh else held()
+            if entry is not None and entry.version != request.unwanted:
                 return entry
-            return self.unclaimed(flight, fresh=fresh)
+            return self.unclaimed(flight, fresh=request.fresh)
 
     def unclaimed(self, flight: Flight, *, fresh: bool) -> Fence:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
-        fence = self._claim_with(None, flight, fresh=fresh)
+        fence = self.fence(None, flight, fresh=fresh)
         flight.joinable_until = fence.at + self._state.settings.max_staleness
         return fence
 
-    def _claim_with(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
+    def fence(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
+        """Return the claim of a load that begins now, with a lease or without one."""
         epochs, mark = self._state.epochs, self._state.outbox.mark
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self._state.generations.offline
         unheard = lease is None and self._state.reachable
-        return Fence(
-            flight, lease=lease, epoch=epochs.highest, since=epochs.moment(), mark=mark, fresh=fresh,
-            offline=None if unheard else offline, at=self._state.clock(),
-        )  # fmt: skip
+        known = Snapshot(epochs.highest, epochs.moment(), mark, self._state.clock())
+        return Fence(flight, lease, known, fresh=fresh, offline=None if unheard else offline)
 
-    async def _claimed(
-        self, wire: "Connection", ref: KeyRef, flight: Flight, tags: tuple[str, ...], changed: asyncio.Event,
-        waiting: Callable[[], object] | None, *, fresh: bool, unwanted: int | None,
-    ) -> Fence | Entry:  # fmt: skip
-        deadline, token = monotonic() + self._state.settings.wait_timeout, new_token()
-        reject: _Rejected | None = None
-        rejected, unsettled, lost = 0, 0, 0
-        wanted, judged, waited, patience = tags, True, False, _Patience(wire)
-        while True:
-            changed.clear()
-            try:
-                await self._reads.caught_up(wire, ref)
-                await self._current(wire, ref, tags)
-                # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
-                flight.look.since = self._state.epochs.moment()
-                if not judged:
-                    reject, judged = None, True
-                    answer: _Answer = await self._look(wire, ref, wanted, unwanted)
-                else:
-                    header = b"" if reject is None else reject.raw[:HEADER_BYTES]
-                    answer = await self._ask(
-                        wire, ref, flight, wanted, header, token, fresh=fresh, unwanted=unwanted, waited=waited
-                    )
-            except UnsettledError as error:
-                unsettled += 1
-                wanted, judged = (*tags, *error.tags), False
-                if unsettled > JUDGEMENTS:
-                    raise
-                continue
-            except CacheUnavailableError as error:
-                lost += 1
-                if error.reason != "lost" or lost > 1:
-                    raise
-                continue
-            if isinstance(answer, _Unopened):
-                good = await self._reads.open(ref, answer.entry) is not MISS
-                answer = answer.entry if good else _Rejected(answer.raw, answer.entry)
-            if isinstance(answer, Fence):
-                if reject is not None and reject.entry is not None:
-                    answer.previous = await self._previous(ref, reject.entry, reject.raw, answer)
-                return await self._informed(wire, ref, tags, answer)
-            if isinstance(answer, Entry):
-                return answer
-            if isinstance(answer, _Rejected):
-                reject = answer
-                rejected += 1
-                if rejected > _REJECTIONS:
-                    return self.unclaimed(flight, fresh=fresh)
-                continue
-            if answer is None:
-                continue
-            if waiting is not None:
-                waiting()
-            left = deadline - monotonic()
-            if left <= 0:
-                return self.unclaimed(flight, fresh=fresh)
-            await patience.wait(changed, min(left, answer.seconds), left)
-            waited = True
-            if not wire.up:
-                # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
-                await wire.renew()
-
-    async def _current(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...]) -> None:
+    async def current(self, wire: "Connection", request: LoadRequest[Any]) -> None:
         """Return once epochs are current that were seen before.
 
         One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
         before there is one.
         """
-        epochs = self._state.epochs
+        ref, tags, epochs = request.ref, request.tags, self._state.epochs
         known = epochs.floor(wire.known, ref.epoch_names, tags) is not None
         if not known and epochs.last_floor(ref.epoch_names, tags) is not None:
             await self._reads.epochs.settled(wire, ref.epoch_names, tags)
 
-    async def _informed(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], fence: Fence) -> Fence:
+    async def informed(self, wire: "Connection", request: LoadRequest[Any], fence: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
-        epochs = self._state.epochs
+        ref, tags, epochs = request.ref, request.tags, self._state.epochs
         if epochs.floor(wire.known, ref.epoch_names, tags) is None:
             try:
                 await self._reads.epochs.settled(wire, ref.epoch_names, tags)
@@ -240,115 +169,19 @@ class LeaseAcquirer:
         fence.flight.look.known = wire.known
         return fence
 
-    async def _ask(
-        self,
-        wire: "Connection",
-        ref: KeyRef,
-        flight: Flight,
-        tags: tuple[str, ...],
-        reject: bytes,
-        token: bytes,
-        *,
-        fresh: bool,
-        unwanted: int | None,
-        waited: bool,
-    ) -> "_Answer":
-        life = round(self._state.settings.lease * 1000)
-        self._reads.epochs.prepare(wire, ref.epoch_names, tags)
-        fill = self._reads.expect(ref)
-        waiter: asyncio.Future[_Answer] = wire.loop.create_future()
-        receive = partial(self._answered, wire, ref, flight, token, fill, fresh, unwanted, waiter)
-        request = LeaseRequest(reject, token, life, force=fresh, waited=waited)
-        try:
-            # If this raises, nothing was asked.
-            self._state.client.acquire(ref.name, request, receive, waiter)
-            return await self._granted(ref, token, waiter)
-        finally:
-            self._reads.settle(fill)
-
-    async def _look(
-        self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], unwanted: int | None
-    ) -> "Entry | _Rejected | _Unopened | None":
-        """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
-        self._reads.epochs.prepare(wire, ref.epoch_names, tags, again=True)
-        fill = self._reads.expect(ref)
-        waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
-        try:
-            wire.read(ref.name, partial(self._found, ref, fill, unwanted), waiter)
-            return await waiter
-        finally:
-            self._reads.settle(fill)
-
-    def _found(
-        self,
-        ref: KeyRef,
-        fill: Placeholder | None,
-        unwanted: int | None,
-        raw: bytes | None,
-        source: "Connection",
-        sent: float,
-    ) -> "Entry | _Rejected | _Unopened | None":
-        """Judge a value: is it what the load would be for? Runs inside the reader."""
-        entry = self._reads.received(ref, fill, raw, source, sent)
-        if raw is None:
-            return None
-        if entry is None or entry.version == unwanted:
-            return _Rejected(raw, entry)
-        value = MISS if entry.negative else self._reads.opened_here(ref, entry)
-        if value is LARGE:
-            return _Unopened(raw, entry)
-        # A fresh value, or an error that is to be raised again.
-        good = value is not MISS or self._reads.error(ref, entry) is not None
-        return entry if good else _Rejected(raw, entry)
-
-    async def _granted(self, ref: KeyRef, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
+    async def granted(self, name: bytes, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
         """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._state.leases.unwanted(ref.name, token)
+                self._state.leases.unwanted(name, token)
             _give_back(waiter)
             raise
         except CacheUnavailableError as error:
             if not error.refused:
-                self._state.leases.unwanted(ref.name, token)
+                self._state.leases.unwanted(name, token)
             raise
-
-    def _answered(
-        self, wire: "Connection", ref: KeyRef, flight: Flight, token: bytes, fill: Placeholder | None, fresh: bool,
-        unwanted: int | None, waiter: "asyncio.Future[Any]", reply: LeaseReply, source: "Connection", sent: float,
-    ) -> _Answer:  # fmt: skip
-        """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
-        self._state.leases.told(token)
-        if reply.value is not None:
-            return self._found(ref, fill, unwanted, reply.value, source, sent)
-        if reply.unstorable:
-            return self.unclaimed(flight, fresh=fresh)
-        if not reply.granted:
-            return _Waiting(reply.wait)
-        lease = self._state.leases.hold(wire, ref.name, token, self._state.settings.lease, flight)
-        fence = self._claim_with(lease, flight, fresh=fresh)
-        if waiter.done():
-            # Cancelled meanwhile: nobody would ever end it.
-            fence.close()
-        return fence
-
-    async def _previous(self, ref: KeyRef, entry: Entry, raw: bytes, fence: Fence) -> PreviousValue | None:
-        """Return what a load is to replace, for its loader to know."""
-        if entry.negative:
-            return None
-        try:
-            validator, _ = envelope.read_validator(raw, envelope.read_header(raw))
-        except CacheDecodeError:
-            return None
-        try:
-            if await self._reads.open_anyway(ref, entry) is MISS:
-                return None
-        except BaseException:
-            fence.close()
-            raise
-        return PreviousValue(partial(self._reads.opened_anyway, ref, entry), validator)
 
     async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
         """Have tags that a load has made known to Redis as older than the load, where that is so."""
@@ -379,6 +212,177 @@ class LeaseAcquirer:
             return True
         risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]
         return not all(tag in announced and epochs.overtaken((tag,), fence.since) for tag in risen)
+
+
+class _Acquisition:
+    """One load's way to its lease, or to a value that somebody else has stored meanwhile."""
+
+    __slots__ = (
+        "_acquirer", "_flight", "_lost", "_reads", "_reject", "_rejected", "_request", "_state", "_tags", "_token",
+        "_unread", "_unsettled", "_waited", "_wire",
+    )  # fmt: skip
+
+    def __init__(self, acquirer: LeaseAcquirer, wire: "Connection", request: LoadRequest[Any], flight: Flight) -> None:
+        self._acquirer = acquirer
+        self._reads = acquirer._reads
+        self._state = acquirer._state
+        self._wire = wire
+        self._request = request
+        self._flight = flight
+        self._token = new_token()
+        # The tags of what Redis may have there, as far as they are known.
+        self._tags: Sequence[str] = request.tags
+        self._reject: _Rejected | None = None
+        self._unread = self._waited = False
+        self._rejected = self._unsettled = self._lost = 0
+
+    async def run(self, changed: asyncio.Event) -> Fence | Entry:
+        """Return the right to load the key, or the entry of a value.
+
+        :param changed: set when the value or the lease may have changed.
+        """
+        request, flight, wire = self._request, self._flight, self._wire
+        deadline, wait = monotonic() + self._state.settings.wait_timeout, _ChangeWait(wire)
+        while True:
+            changed.clear()
+            answer = await self._next()
+            if isinstance(answer, Fence):
+                if self._reject is not None and self._reject.entry is not None:
+                    answer.previous = await self._previous(self._reject.raw, self._reject.entry, answer)
+                return await self._acquirer.informed(wire, request, answer)
+            if isinstance(answer, Entry):
+                return answer
+            if isinstance(answer, _Rejected):
+                self._reject = answer
+                self._rejected += 1
+                if self._rejected > _REJECTIONS:
+                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+            elif isinstance(answer, _Waiting):
+                if request.on_wait is not None:
+                    request.on_wait()
+                left = deadline - monotonic()
+                if left <= 0:
+                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+                await wait.wait(changed, min(left, answer.seconds), left)
+                self._waited = True
+                if not wire.up:
+                    # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
+                    await wire.renew()
+
+    async def _next(self) -> "_Answer":
+        """Ask Redis once; return None if it is to be asked again at once."""
+        wire, request = self._wire, self._request
+        try:
+            await self._reads.caught_up(wire, request.ref)
+            await self._acquirer.current(wire, request)
+            # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
+            self._flight.look.since = self._state.epochs.moment()
+            if self._unread:
+                self._reject, self._unread = None, False
+                answer: _Answer = await self._look()
+            else:
+                answer = await self._ask()
+        except UnsettledError as error:
+            self._unsettled += 1
+            self._tags, self._unread = (*request.tags, *error.tags), True
+            if self._unsettled > JUDGEMENTS:
+                raise
+            return None
+        except CacheUnavailableError as error:
+            self._lost += 1
+            if error.reason != "lost" or self._lost > 1:
+                raise
+            return None
+        if isinstance(answer, _Unopened):
+            good = await self._reads.open(request.ref, answer.entry) is not MISS
+            return answer.entry if good else _Rejected(answer.raw, answer.entry)
+        return answer
+
+    async def _ask(self) -> "_Answer":
+        """Ask for the lease, or for what Redis has in place of what was rejected."""
+        wire, request, ref, token = self._wire, self._request, self._request.ref, self._token
+        header = b"" if self._reject is None else self._reject.raw[:HEADER_BYTES]
+        life = round(self._state.settings.lease * 1000)
+        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags)
+        fill = self._reads.expect(ref)
+        waiter: asyncio.Future[_Answer] = wire.loop.create_future()
+        question = LeaseRequest(header, token, life, force=request.fresh, waited=self._waited)
+        try:
+            # If this raises, nothing was asked.
+            self._state.client.acquire(ref.name, question, partial(self._on_reply, fill, waiter), waiter)
+            return await self._acquirer.granted(ref.name, token, waiter)
+        finally:
+            self._reads.settle(fill)
+
+    async def _look(self) -> "Entry | _Rejected | _Unopened | None":
+        """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
+        wire, ref = self._wire, self._request.ref
+        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags, again=True)
+        fill = self._reads.expect(ref)
+        waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
+        try:
+            wire.read(ref.name, partial(self._on_value, fill), waiter)
+            return await waiter
+        finally:
+            self._reads.settle(fill)
+
+    def _on_reply(
+        self,
+        fill: Placeholder | None,
+        waiter: "asyncio.Future[Any]",
+        reply: LeaseReply,
+        source: "Connection",
+        sent: float,
+    ) -> _Answer:
+        """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
+        leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
+        leases.told(self._token)
+        if reply.value is not None:
+            return self._on_value(fill, reply.value, source, sent)
+        if reply.unstorable:
+            return self._acquirer.unclaimed(flight, fresh=fresh)
+        if not reply.granted:
+            return _Waiting(reply.wait)
+        lease = leases.hold(self._wire, self._request.ref.name, self._token, self._state.settings.lease, flight)
+        fence = self._acquirer.fence(lease, flight, fresh=fresh)
+        if waiter.done():
+            # Cancelled meanwhile: nobody would ever end it.
+            fence.close()
+        return fence
+
+    def _on_value(
+        self, fill: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
+    ) -> "Entry | _Rejected | _Unopened | None":
+        """Judge a value: is it what the load would be for? Runs inside the reader."""
+        ref = self._request.ref
+        entry = self._reads.received(ref, fill, raw, source, sent)
+        if raw is None:
+            return None
+        if entry is None or entry.version == self._request.unwanted:
+            return _Rejected(raw, entry)
+        value = MISS if entry.negative else self._reads.opened_here(ref, entry)
+        if value is LARGE:
+            return _Unopened(raw, entry)
+        # A fresh value, or an error that is to be raised again.
+        good = value is not MISS or self._reads.error(ref, entry) is not None
+        return entry if good else _Rejected(raw, entry)
+
+    async def _previous(self, raw: bytes, entry: Entry, fence: Fence) -> PreviousValue | None:
+        """Return what a load is to replace, for its loader to know."""
+        ref = self._request.ref
+        if entry.negative:
+            return None
+        try:
+            validator, _ = envelope.read_validator(raw, envelope.read_header(raw))
+        except CacheDecodeError:
+            return None
+        try:
+            if await self._reads.open_anyway(ref, entry) is MISS:
+                return None
+        except BaseException:
+            fence.close()
+            raise
+        return PreviousValue(partial(self._reads.opened_anyway, ref, entry), validator)
 
 
 def _give_back(waiter: "asyncio.Future[Any]") -> None:

@@ -6,12 +6,13 @@ whatever becomes of the connection.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from magnus_cache._engine.coordination.leases import Fence
+from magnus_cache._engine.coordination.leases import Fence, Snapshot
 from magnus_cache._engine.coordination.local_lease import LocalWatch
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.reads import Reads
@@ -32,32 +33,28 @@ class LocalAcquirer:
         self._local: LocalValues = reads.local
 
     async def acquire(
-        self, wire: "Connection", ref: KeyRef, flight: Flight, tags: tuple[str, ...], *, fresh: bool,
-        unwanted: int | None,
+        self, wire: "Connection", request: LoadRequest[Any], flight: Flight
     ) -> Fence | Entry:  # fmt: skip
         """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
 
-        :param unwanted: the version of an object that is not to be returned, as it is what is to be refreshed.
         :raises CacheUnavailableError: when Redis cannot be asked what was invalidated.
         """
-        state = self._state
+        state, ref = self._state, request.ref
         state.local_namespaces.add(str(ref.namespace))
         await self._reads.caught_up(wire, ref)
         # Asked even if all is known: from here on the connection is kept talking.
         await wire.renew()
-        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        await self._reads.epochs.settled(wire, ref.epoch_names, request.tags)
         flight.look.since = state.epochs.moment()
-        entry = None if fresh else await self._local.read(wire, ref)
-        if entry is not None and entry.version != unwanted and self._is_good(ref, entry):
+        entry = None if request.fresh else await self._local.read(wire, ref)
+        if entry is not None and entry.version != request.unwanted and self._is_good(ref, entry):
             return entry
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = state.generations.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
         watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
-        fence = Fence(
-            flight, lease=watch, epoch=state.epochs.highest, since=state.epochs.moment(), mark=state.outbox.mark,
-            fresh=fresh, offline=offline, at=state.clock(),
-        )  # fmt: skip
+        known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.mark, state.clock())
+        fence = Fence(flight, watch, known, fresh=request.fresh, offline=offline)
         flight.look.known = wire.known
         if entry is not None and not entry.negative:
             fence.previous = PreviousValue(partial(self._reads.opened_anyway, ref, entry), None)

@@ -12,20 +12,18 @@ from typing import Any, Final
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import JudgedValue
-from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.store.local_values import tagged
-from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.records import MISS
 from magnus_cache.errors import CacheTypeError
 
-__all__ = ["Batch", "BatchItem", "CallLoader"]
+__all__ = ["Batch", "CallLoader"]
 
 CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
 """Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
@@ -35,17 +33,6 @@ _STARTED: Final = 50
 
 _AT_ONCE: Final = 500
 """Keys handed to one call of the loader at most, and handled by one batch."""
-
-
-class BatchItem:
-    """One key of a batch, where its value lives, and its tags as far as they are known."""
-
-    __slots__ = ("key", "ref", "tags")
-
-    def __init__(self, key: Any, ref: KeyRef, tags: tuple[str, ...] = ()) -> None:
-        self.key = key
-        self.ref = ref
-        self.tags = tagged(ref, tags)
 
 
 class _PendingKey:
@@ -95,23 +82,16 @@ class _Call:
 class Batch:
     """One call for many keys.
 
+    :param request: what is wanted of it.
     :param call: calls the batch loader.
-    :param fresh: take no values that are already there.
-    :param blocks: the event loop that the caller holds up meanwhile.
     :param source: what the batch loader is told apart from others by.
     """
 
-    def __init__(
-        self, loads: Loads, rule: LoadOptions, call: CallLoader, *, fresh: bool = False,
-        blocks: asyncio.AbstractEventLoop | None = None, source: object,
-    ) -> None:  # fmt: skip
+    def __init__(self, loads: Loads, request: BatchRequest, call: CallLoader, source: object) -> None:
         self._loads = loads
-        self._source = source
-        self._blocks = blocks
-        self._claims: LeaseAcquirer = loads.acquirer
-        self._rule = rule
+        self._request = request
         self._call = call
-        self._fresh = fresh
+        self._source = source
         self._undecided = 0
         self._sealed = False
         self._orders: list[_PendingKey] = []
@@ -142,48 +122,51 @@ class Batch:
                 tasks.append(loop_task(self._one(item)))
                 if len(tasks) % _STARTED == 0:
                     await asyncio.sleep(0)
-            # One turn for the tasks to board, and one for the flights that they lead to begin.
+            # One turn for the tasks to join, and one for the flights that they lead to begin.
             for _ in range(2):
                 await asyncio.sleep(0)
-            self._seal()
+            self._all_started()
             return await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             cancel(*tasks)
             # Cancelled before, others may have joined the flights: the loader is called for them.
-            self._seal()
+            self._all_started()
 
-    def _seal(self) -> None:
-        """Note that all keys have boarded; from now on, the loader is called as soon as all are decided."""
+    def _all_started(self) -> None:
+        """Note that all keys have been begun; from now on, the loader is called as soon as all are decided."""
         self._sealed = True
         self._decided(0)
 
     async def _one(self, wanted: BatchItem) -> Any:
         ref, loads = wanted.ref, self._loads
+        request = self._request.of_key(wanted, self._source)
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
             self._undecided += 1
             flight.loader = self._source
             decided = _OneShot(self._decided)
             try:
-                got = await self._claims.acquire(ref, flight, wanted.tags, fresh=self._fresh, waiting=decided.tell)
+                got = await loads.acquirer.acquire(request._replace(on_wait=decided.tell), flight)
                 opened = await loads.open(ref, got, flight)
-                fence = loads.to_load(ref, got, flight, self._rule, wanted.tags, opened, fresh=self._fresh)
+                fence = loads.to_load(request, flight, got, opened)
                 if isinstance(fence, LoadedValue):
                     return fence
-                return await self._ordered(wanted, flight, fence, decided)
+                return await self._ordered(wanted, request, fence, decided)
             finally:
                 decided.tell()
 
-        caller = loads.caller(ref, fresh=self._fresh, source=self._source)
-        await loads.confirmed(ref, fresh=self._fresh)
+        caller = loads.joining.caller(request, self._source)
+        await loads.joining.confirm(request, caller)
         loaded = await loads.flights.run(
-            ref.name, lead, wait_timeout=loads.wait_timeout, namespace=str(ref.namespace),
-            blocks=self._blocks, caller=caller,
-        )  # fmt: skip
-        return await loaded.taken(strict=self._rule.is_strict(ref.namespace))
+            ref.name, lead, wait_timeout=loads.wait_timeout, namespace=str(ref.namespace), caller=caller
+        )
+        return await loaded.taken(strict=request.strict)
 
-    async def _ordered(self, wanted: BatchItem, flight: Flight, fence: Fence, decided: "_OneShot") -> LoadedValue[Any]:
-        """Have the loader called for a key that was claimed, and keep what it says."""
+    async def _ordered(
+        self, wanted: BatchItem, request: LoadRequest[Any], fence: Fence, decided: "_OneShot"
+    ) -> LoadedValue[Any]:
+        """Have the loader called for a key that was claimed, and store its value."""
+        flight = fence.flight
         order = _PendingKey(wanted, flight)
         try:
             self._orders.append(order)
@@ -194,17 +177,17 @@ class Batch:
             error, value = await order.answer
             if error is not None:
                 if isinstance(error, Exception):
-                    await self._loads.failed(wanted.ref, error, wanted.tags, started, fence)
+                    await self._loads.record_failure(request, error, started, fence)
                 raise error
             if value is MISS:
                 # An answer for callers with the same loader; others who joined ask their own.
                 flight.look.left_out_by = self._source
                 flight.look.tags = wanted.tags
                 return LoadedValue(MISS, None)
-            cost = self._loads.loaded(wanted.ref, started)
+            cost = self._loads.count_load(wanted.ref, started)
             if isinstance(value, JudgedValue):
-                return await self._loads.stored(wanted.ref, value, self._rule, cost, fence)
-            return await self._loads.kept(wanted.ref, value, self._rule, wanted.tags, cost, fence)
+                return await self._loads.stored(request, value, cost, fence)
+            return await self._loads.store_result(request, value, cost, fence)
         finally:
             cancel(order.answer)
             fence.close()

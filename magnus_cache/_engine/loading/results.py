@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, not_modified_error
-from magnus_cache._engine.policy.options import LoadOptions
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -46,22 +46,20 @@ class Judging:
         self._hold_back = hold_back
 
     def steps(
-        self, ref: KeyRef, value: Any, rule: LoadOptions, tags: tuple[str, ...], load: CurrentLoad | None = None
+        self, request: LoadRequest[Any], value: Any, load: CurrentLoad | None = None
     ) -> Generator[None, None, JudgedValue]:
-        """Return, in steps, what is to be kept of a value.
-
-        :param tags: those that were known before the load.
-        """
+        """Return, in steps, what is to be kept of a value that was loaded for a request."""
+        ref, options, tags = request.ref, request.options, request.tags
         if is_unmodified(value):
             if load is None or not load.has_previous:
                 raise not_modified_error()
             value = load.previous
         try:
-            skipped = rule.skip_if is not None and rule.skip_if(value)
+            skipped = options.skip_if is not None and options.skip_if(value)
             changed = codec.changed_so_far()
             payload, refusal = yield from self._payload(ref, value, skipped=skipped)
-            ttl = None if skipped or refusal is not None else rule.seconds(value, self._reads.ttl(ref))
-            all_tags = tagged(ref, rule.tags_of(value, tags))
+            ttl = None if skipped or refusal is not None else options.seconds(value, self._reads.ttl(ref))
+            all_tags = tagged(ref, options.tags_of(value, tags))
         except CacheError:
             raise
         except Exception as error:

@@ -14,10 +14,10 @@ from magnus_cache._engine.codec.refusals import explained
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.registry import FlightRegistry
+from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import say
-from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
@@ -41,8 +41,8 @@ def loader_name(function: object) -> str:
     return f"{getattr(function, '__module__', None) or kind_of(function).__module__}.{name}"
 
 
-def _named(rule: LoadOptions) -> str:
-    return "a loader" if rule.function is None else loader_name(rule.function)
+def _named(options: LoadOptions) -> str:
+    return "a loader" if options.function is None else loader_name(options.function)
 
 
 def _size(value: Any) -> int:
@@ -66,20 +66,20 @@ class Unstorable:
         self._reported: dict[tuple[str, str], object] = {}
 
     async def refused(
-        self, ref: KeyRef, value: Any, rule: LoadOptions, error: CacheEncodeError, fence: Fence
+        self, request: LoadRequest[Any], value: Any, error: CacheEncodeError, fence: Fence
     ) -> CacheEncodeError:
         """Take a result, count it, and report it if it is the first of its function and type.
 
         Returns the error for callers who are strict about it.
         """
+        ref = request.ref
         if fence.fresh and not fence.overtaken:
             # It was to replace what is there, and no later caller is to get that.
             await self._writes.remove((ref,))
         if fence.lease is not None:
             fence.lease.close(unstorable=True)
         ref.counters.unstorable += 1
-        function = _named(rule)
-        strict = rule.is_strict(ref.namespace)
+        function, strict = _named(request.options), request.strict
         kind = "size" if isinstance(error, CacheValueTooLargeError) else error.type_name
         first = not strict and self._is_first(function, kind)
         if not (first or strict):
@@ -95,7 +95,7 @@ class Unstorable:
             )
         return error
 
-    async def copies(self, value: Any, rule: LoadOptions, flight: Flight) -> list[Any]:
+    async def copies(self, value: Any, options: LoadOptions, flight: Flight) -> list[Any]:
         """Return a copy for each caller but one who waits for a load whose value cannot be stored.
 
         None if they have to share it. Nobody joins the load from here on: for later callers there would be no copy.
@@ -109,11 +109,11 @@ class Unstorable:
         work = partial(copier.copies, count)
         copies: list[Any] | None = await self._off_loop(work, copier.parts * count, _COPIED_HERE)
         if copies is None or not copier.whole:
-            self._report_sharing(value, rule)
+            self._report_sharing(value, options)
         return copies or []
 
-    def _report_sharing(self, value: Any, rule: LoadOptions) -> None:
-        function, name = _named(rule), type_name(kind_of(value))
+    def _report_sharing(self, value: Any, options: LoadOptions) -> None:
+        function, name = _named(options), type_name(kind_of(value))
         if self._is_first(function, "shared"):
             say(
                 f"callers who wait for the same call of {function} share its result, or parts of it: a {name} that "
