@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
 from tests.support.memory import FOREVER, Clock, put
@@ -324,11 +324,10 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, d
 @pytest.mark.parametrize("born", [None, -1e9, 0.0, 1.25, 1e9])
 def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
     more = pack_windows(1.0, 2.0, negative=True)
-    entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, (1 << 64) - 1, more, born)
+    entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, pack_facts((1 << 64) - 1, more, born))
     marks = [TagStamp("x")]
-    tagged = TaggedEntry(
-        [1], b"payload", 5.0, Trust(9.0), 7 + room(marks), (1 << 64) - 1, pack_windows(1.0, 2.0, negative=True), born
-    )
+    facts = pack_facts((1 << 64) - 1, more, born)
+    tagged = TaggedEntry([1], b"payload", 5.0, Trust(9.0), 7 + room(marks), facts)
     tagged.marks, tagged.epoch, tagged.stamp = marks, 0, 3
     for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), tagged.decoded([1], 127)):
         assert one.born == born

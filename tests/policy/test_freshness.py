@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from magnus_cache import Namespace
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.loading.throttle import RetryThrottle
-from magnus_cache._engine.memory.entry import Entry, pack_windows
+from magnus_cache._engine.memory.entry import Entry, pack_facts, pack_windows
 from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessState, classify, early_by, lifetime, merged
 
@@ -60,7 +60,9 @@ def test_early_refreshes_are_spread_as_in_the_paper() -> None:
 def test_an_entry_keeps_its_times(
     deadline: float, fresh: float, stale: float, version: int, size: int, negative: bool
 ) -> None:
-    entry = Entry(1, None, deadline, Trust(0.0), size, version, pack_windows(fresh, stale, negative=negative))
+    entry = Entry(
+        1, None, deadline, Trust(0.0), size, pack_facts(version, pack_windows(fresh, stale, negative=negative))
+    )
     assert (entry.deadline, entry.version, entry.size, entry.negative) == (deadline, version, size, negative)
     assert deadline + fresh - 0.0011 <= entry.fresh_until <= deadline + fresh + 1e-6
     assert deadline + fresh + stale - 0.0021 <= entry.end <= deadline + fresh + stale + 1e-6

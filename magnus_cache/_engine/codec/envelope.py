@@ -14,7 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
@@ -28,6 +28,7 @@ __all__ = [
     "VALIDATED",
     "VERSION_AT",
     "Header",
+    "HeaderFields",
     "head_bytes",
     "is_compressed",
     "new_version",
@@ -104,17 +105,28 @@ class Header(NamedTuple):
     """Bytes of the body: tags, and the payload, compressed or not."""
 
 
+class HeaderFields(TypedDict, total=False):
+    """What the maker of a value says in its header."""
+
+    version: Required[int]
+    """64 bits, see `new_version`."""
+    fresh_until: Required[int]
+    """Microseconds of Redis' clock."""
+    epoch: int
+    """The highest invalidation epoch known before the value was loaded; 0 if none."""
+    cost: float
+    """Seconds the load took."""
+    life: float
+    """Seconds the value is to live."""
+
+
 def pack(
-    payload: bytes, *, version: int, fresh_until: int, epoch: int = 0, cost: float = 0.0, life: float = 0.0,
-    tags: Sequence[str] = (), compress: bool = False, validator: str | None = None, negative: bool = False,
+    payload: bytes, *, tags: Sequence[str] = (), compress: bool = False, validator: str | None = None,
+    negative: bool = False, **fields: Unpack[HeaderFields],
 ) -> bytes:  # fmt: skip
     """Return header and payload as one stored value.
 
-    :param version: 64 bits, see `new_version`.
-    :param fresh_until: microseconds of Redis' clock.
-    :param epoch: the highest invalidation epoch known before the value was loaded.
-    :param cost: seconds the load took.
-    :param life: seconds the value is to live.
+    :param fields: of the header, see `HeaderFields`.
     :param tags: at most 255.
     :param compress: compress with zlib, if that makes the payload smaller.
     :param validator: what the source tells the value's versions apart by; up to 65,535 bytes of UTF-8.
@@ -134,7 +146,9 @@ def pack(
             payload, flags = _LENGTH.pack(len(text)) + text + payload, flags | VALIDATED
         if tags:
             payload, flags = _tag_block(tags) + payload, flags | TAGGED
-        rest = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, len(payload)) + payload
+        numbers = fields["version"], fields["fresh_until"], fields.get("epoch", 0)
+        seconds = fields.get("cost", 0.0), fields.get("life", 0.0)
+        rest = _FIELDS.pack(flags, *numbers, *seconds, len(payload)) + payload
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return _SUM.pack(_PREFIX, zlib.crc32(rest)) + rest

@@ -69,8 +69,8 @@ class Loads:
     async def load(self, request: LoadRequest[T]) -> T:
         """Return the loader's value, from here or from another caller's load of the same key; store it.
 
-        :raises WaitExpiredError: after the request's `max_wait`; the load goes on without the caller.
-        :raises Exception: whatever the loader raises, the same for all who waited.
+        :raises Exception: what the loader raises, the same for all who waited; a `WaitExpiredError` after the request's
+            `max_wait`, and the load goes on without the caller.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheEncodeError: if the value cannot be stored, and the request is strict.
         """

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "TaggedEntry", "pack_windows"]
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "TaggedEntry", "pack_facts", "pack_windows"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -25,6 +25,8 @@ _BORN_BITS: Final = 44
 _BORN_MASK: Final = (1 << _BORN_BITS) - 1
 _BORN_AT: Final = _SIZE_BITS + _VERSION_BITS
 _MORE_BITS: Final = _BORN_AT + _BORN_BITS
+_MORE_AT: Final = _MORE_BITS - _SIZE_BITS
+_FACTS_MASK: Final = (1 << _MORE_AT) - 1
 _BEFORE: Final = 1 << (_BORN_BITS - 1)
 """Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
 
@@ -38,6 +40,17 @@ def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:
     """
     # Rounded down: never later than was meant.
     return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
+
+
+def pack_facts(version: int, more: int = 0, born: float | None = None) -> int:
+    """Return what an entry notes of its value beside the size, as one number.
+
+    :param version: the unique version in its envelope, 64 bits.
+    :param more: what `pack_windows` returns.
+    :param born: monotonic seconds at which the value was stored, if that is known.
+    """
+    facts = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
+    return facts | more << _MORE_AT if more else facts
 
 
 class Entry(float):
@@ -63,25 +76,20 @@ class Entry(float):
     lap: int
 
     def __new__(
-        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, version: int = 0,
-        more: int = 0, born: float | None = None,
-    ) -> Self:  # fmt: skip
+        cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
+    ) -> Self:
         """Make an entry.
 
         :param deadline: monotonic seconds.
         :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
-        :param version: the unique version in its envelope, 64 bits.
-        :param more: what `pack_windows` returns.
-        :param born: monotonic seconds at which the value was stored, if that is known.
+        :param facts: what `pack_facts` returns; a version alone is one.
         """
         self = float.__new__(cls, deadline)
         self.value = value
         self.payload = payload
         self.trust = trust
         # One int of 44 bytes instead of three of 96 together, and 56 where there is more.
-        packed = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
-        packed = packed << _SIZE_BITS | size
-        self._packed = packed | more << _MORE_BITS if more else packed
+        self._packed = facts << _SIZE_BITS | size
         self.stamp = self.lap = 0
         return self
 
@@ -90,18 +98,20 @@ class Entry(float):
 
         :param more: what is to come after the deadline, see `pack_windows`; None for the same as now.
         """
-        more = self._packed >> _MORE_BITS if more is None else more
         # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
         payload = self.payload
-        return Entry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
+        return Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
 
     def decoded(self, value: Any, size: int) -> "Entry":
         """Return the same value decoded.
 
         :param size: bytes that it takes so.
         """
-        more = self._packed >> _MORE_BITS
-        return Entry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
+        return Entry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+
+    def _facts(self, more: int | None) -> int:
+        facts = self._packed >> _SIZE_BITS
+        return facts if more is None else facts & _FACTS_MASK | more << _MORE_AT
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -173,8 +183,7 @@ class TaggedEntry(Entry):
 
     def decoded(self, value: Any, size: int) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""
-        more = self._packed >> _MORE_BITS
-        again = TaggedEntry(value, None, self.deadline, self.trust, size, self.version, more, self.born)
+        again = TaggedEntry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
         again.marks = self.marks
         again.epoch = self.epoch
         again.stamp = self.stamp
@@ -182,9 +191,8 @@ class TaggedEntry(Entry):
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
-        more = self._packed >> _MORE_BITS if more is None else more
         payload = self.payload  # first, as in `Entry`
-        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self.version, more, self.born)
+        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self._facts(more))
         again.marks = self.marks
         again.epoch = self.epoch
         again.stamp = self.stamp

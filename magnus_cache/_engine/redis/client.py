@@ -21,6 +21,7 @@ from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter
 from magnus_cache._engine.redis.replies import ServerFacts
+from magnus_cache._engine.redis.scripts import Claim
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
@@ -189,10 +190,10 @@ class Client:
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
+        claim = Claim.FORCED if request.force else Claim.WAITED if request.waited else Claim.FIRST
         command = scripts.acquire(
-            key, request.reject, request.token, request.milliseconds, force=request.force, database=self._database,
-            waited=request.waited,
-        )  # fmt: skip
+            key, request.reject, request.token, request.milliseconds, database=self._database, claim=claim
+        )
         self._wire(key).call(command, partial(_leased, receive), waiter)
 
     async def fill(self, key: bytes, token: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:

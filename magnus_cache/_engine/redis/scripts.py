@@ -6,6 +6,7 @@ tracking of the key for us, and a read begins it anew.
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from hashlib import sha1
 from typing import Final
 
@@ -21,6 +22,7 @@ __all__ = [
     "LEASED",
     "PASSED",
     "UNSTORABLE",
+    "Claim",
     "Script",
     "acquire",
     "adopt",
@@ -298,20 +300,29 @@ return {{0, redis.call('GET', KEYS[1])}}
 )
 
 
+class Claim(Enum):
+    """What a caller that asks for a lease may take: the fourth and fifth argument of ACQ."""
+
+    FIRST = (b"", b"")
+    """A value, or a lease that nobody has, or one that was passed on as its value cannot be stored."""
+    WAITED = (b"", b"1")
+    """Likewise, but for what was passed on: the caller has waited for the lease, and learns that."""
+    FORCED = (b"1", b"")
+    """The lease, whatever there is, from any holder."""
+
+
 def acquire(
-    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, force: bool = False, database: int = 0,
-    waited: bool = False,
-) -> Command:  # fmt: skip
+    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, database: int = 0, claim: Claim = Claim.FIRST
+) -> Command:
     """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
 
     For a caller that has waited for the lease it may be `UNSTORABLE`.
 
     :param reject: the header of the value that was judged unusable; empty if there was none.
-    :param force: take the lease whatever there is, from whoever holds it.
-    :param waited: whether the caller has waited for another's lease.
+    :param claim: what the caller may take.
     """
     keys = (name, lease_name(name, database))
-    return _ACQUIRE.command(keys, reject, token, milliseconds, b"1" if force else b"", b"1" if waited else b"")
+    return _ACQUIRE.command(keys, reject, token, milliseconds, *claim.value)
 
 
 def compare(name: bytes, version: int, size: int) -> Command:

@@ -6,19 +6,18 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 
 import asyncio
 import math
-from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
-from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
+from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.versions import version_suffix
-from magnus_cache._engine.memory.entry import Entry, TaggedEntry, pack_windows
+from magnus_cache._engine.memory.entry import Entry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.retries import ATTEMPTS
@@ -26,7 +25,7 @@ from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
@@ -39,6 +38,13 @@ if TYPE_CHECKING:
 __all__ = ["Reads"]
 
 _UNKNOWN: Final = Verdict.UNKNOWN
+
+
+class _Answer(NamedTuple):
+    source: "Connection"
+    sent: float
+    generation: int
+    """The memory's, from before the answer was looked at."""
 
 
 class Reads(Coding):
@@ -288,7 +294,7 @@ class Reads(Coding):
             self._gone(fill)
             return None
         held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
-        return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
+        return self._judged(ref, fill, held, (fresh_until, life), _Answer(source, sent, generation))
 
     def compared(
         self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: "Comparison", source: "Connection", sent: float
@@ -306,22 +312,16 @@ class Reads(Coding):
             return None
         if held is None:
             return self.received(ref, fill, raw, source, sent)
-        return self._judged(ref, fill, held, (fresh_until, life), source, sent, generation)
+        return self._judged(ref, fill, held, (fresh_until, life), _Answer(source, sent, generation))
 
     def _judged(
-        self,
-        ref: KeyRef,
-        fill: Placeholder | None,
-        held: Record,
-        times: tuple[int, float],
-        source: "Connection",
-        sent: float,
-        generation: int,
+        self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float], answer: "_Answer"
     ) -> Entry | None:
         """Return the entry of what Redis has, if it is still of use, and keep it.
 
         :param times: its fresh-until and its life, as its header has them.
         """
+        source, sent, generation = answer
         (fresh_until, life), now = times, self._clock()
         deadline = source.time.end(fresh_until, life, now)
         marks = self.state.epochs.marks(held.tags, ref.epoch_names) if held.tags else ()
@@ -334,7 +334,7 @@ class Reads(Coding):
                 self._memory.drop(fill)
             return None
         born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
-        entry = self.entry(ref, held, deadline, trust, sent, generation, marks, born)
+        entry = self.entry(ref, held, trust, Lifespan(deadline, sent, born), TagState(generation, marks))
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -355,18 +355,10 @@ class Reads(Coding):
             return source.trust
         return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
 
-    def entry(
-        self, ref: KeyRef, held: Record, deadline: float, trust: Trust, since: float, generation: int,
-        marks: Sequence[TagStamp] = (), born: float | None = None,
-    ) -> Entry:  # fmt: skip
-        """Make an entry.
-
-        :param deadline: when the value ceases to be fresh.
-        :param since: when its life in this process is counted from.
-        :param generation: the memory's, from before it was known that none of the tags is invalid.
-        :param marks: those of its tags, from before then as well.
-        :param born: when it was stored, if that is known.
-        """
+    def entry(self, ref: KeyRef, held: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
+        """Make an entry, with the state of its tags from before its value was judged."""
+        deadline, since, born = span
+        generation, marks = known
         freshness, more = ref.freshness, 0
         if freshness is not NO_POLICY:
             # Not earlier than now, however eager.
@@ -376,10 +368,11 @@ class Reads(Coding):
             deadline -= early
         if (cap := ref.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
+        facts = pack_facts(held.version, more, born)
         if not held.tags:
-            return Entry(held.value, held.payload, deadline, trust, held.size, held.version, more, born)
+            return Entry(held.value, held.payload, deadline, trust, held.size, facts)
         size = held.size + room(marks)
-        entry = TaggedEntry(held.value, held.payload, deadline, trust, size, held.version, more, born)
+        entry = TaggedEntry(held.value, held.payload, deadline, trust, size, facts)
         entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
         return entry
 

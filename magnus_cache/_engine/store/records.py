@@ -1,13 +1,15 @@
 """What the paths through the cache pass on: where a value lives, what is known of it, and that there is none."""
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.realms import EpochNames
+from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache.freshness import Freshness
 
-__all__ = ["LARGE", "MISS", "KeyRef", "Large", "Missing", "Record"]
+__all__ = ["LARGE", "MISS", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState"]
 
 
 class Missing:
@@ -50,6 +52,26 @@ class KeyRef:
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
+
+
+class Lifespan(NamedTuple):
+    """When the life of a value in this process begins and ends, in monotonic seconds."""
+
+    deadline: float
+    """When the value ceases to be fresh."""
+    since: float
+    """When its life in this process is counted from."""
+    born: float | None = None
+    """When it was stored, if that is known."""
+
+
+class TagState(NamedTuple):
+    """What was known of a value's tags before it was known that none of them is invalid."""
+
+    generation: int
+    """The memory's, see `LocalCache.generation`."""
+    marks: Sequence[TagStamp] = ()
+    """The stamps of the tags."""
 
 
 class Record(NamedTuple):

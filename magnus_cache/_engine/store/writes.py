@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -31,7 +31,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.reads_many import MANY
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
@@ -55,6 +55,13 @@ _SAMPLED: Final = 3.0
 
 _REMOVED: Final = 200
 """Values removed at a time by one call; each name is looked up some times on the way, in one step."""
+
+
+class _Sent(NamedTuple):
+    ref: KeyRef
+    fill: Placeholder | None
+    held: Record
+    times: tuple[int, float]
 
 
 class Writes:
@@ -223,7 +230,7 @@ class Writes:
         # not store the old value after it, as Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
         fill = self.reads.expect(ref)
-        receive = partial(self._stored, ref, fill, held, (fresh_until, ttl))
+        receive = partial(self._stored, _Sent(ref, fill, held, (fresh_until, ttl)))
         life = ttl if held.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await send(raw, milliseconds(life), receive)
@@ -252,13 +259,10 @@ class Writes:
         limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
-    def _stored(
-        self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float],
-        stored: bool, source: "Connection", sent: float,
-    ) -> bool:  # fmt: skip
+    def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
-        generation, marks = self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names)
-        kept = False
+        ref, fill, held, times = write
+        known, kept = self._tag_state(ref, held), False
         # By Redis' time as it is known by now.
         deadline = source.time.end(*times, sent)
         minimum = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
@@ -266,12 +270,15 @@ class Writes:
         judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
         if stored and fill is not None and judged.serves:
             trust = self.reads.trust(source, sent)
-            entry = self.reads.entry(ref, held, deadline, trust, sent, generation, marks, sent)
+            entry = self.reads.entry(ref, held, trust, Lifespan(deadline, sent, sent), known)
             kept = self._memory.fill(fill, entry)
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(ref.name)
         return stored
+
+    def _tag_state(self, ref: KeyRef, held: Record) -> TagState:
+        return TagState(self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names))
 
     def _refused(self, ref: KeyRef, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
@@ -317,8 +324,7 @@ class Writes:
         """
         if not ref.namespace.l1:
             return False
-        now, generation = self._clock(), self._memory.generation
-        marks = self.state.epochs.marks(held.tags, ref.epoch_names)
+        now, known = self._clock(), self._tag_state(ref, held)
         # Reserved before the question: what another thread does from here on voids the placeholder.
         fill = self._memory.reserve(ref.name, anew=supersedes)
         try:
@@ -327,7 +333,7 @@ class Writes:
             trust = trust or self.state.local_trust(ref.namespace)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(ref, held, now + ttl, trust, now, generation, marks, now)
+            entry = self.reads.entry(ref, held, trust, Lifespan(now + ttl, now, now), known)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
