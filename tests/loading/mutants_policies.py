@@ -99,8 +99,12 @@ def without_a_context_of_its_own_for_an_early_load() -> None:
 
 @guard(HERE)
 def without_telling_what_is_to_be_refreshed() -> None:
-    original = acquire.LeaseAcquirer._found
-    put(acquire.LeaseAcquirer, "_found", lambda self, ref, fill, _, *answer: original(self, ref, fill, None, *answer))
+    original = acquire.LeaseAcquirer.acquire
+
+    async def acquire_otherwise(self: Any, request: Any, flight: Any) -> Any:
+        return await original(self, request._replace(unwanted=None), flight)
+
+    put(acquire.LeaseAcquirer, "acquire", acquire_otherwise)
 
 
 @guard(HERE)

@@ -355,6 +355,10 @@ class Reads(Coding):
             return source.trust
         return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
 
+    def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
+        """Return what is known of tags now, to be read before it is known whether one of them is invalid."""
+        return TagState(self._memory.generation, self.state.epochs.marks(tags, ref.epoch_names))
+
     def entry(self, ref: KeyRef, held: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
         """Make an entry, with the state of its tags from before its value was judged."""
         deadline, since, born = span

@@ -31,7 +31,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.reads_many import MANY
-from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
+from magnus_cache._engine.store.records import KeyRef, Lifespan, Record
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
@@ -262,7 +262,7 @@ class Writes:
     def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
         ref, fill, held, times = write
-        known, kept = self._tag_state(ref, held), False
+        known, kept = self.reads.tag_state(ref, held.tags), False
         # By Redis' time as it is known by now.
         deadline = source.time.end(*times, sent)
         minimum = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
@@ -276,9 +276,6 @@ class Writes:
             # Another loop's read may have brought the old value since this was sent.
             self._memory.invalidate(ref.name)
         return stored
-
-    def _tag_state(self, ref: KeyRef, held: Record) -> TagState:
-        return TagState(self._memory.generation, self.state.epochs.marks(held.tags, ref.epoch_names))
 
     def _refused(self, ref: KeyRef, error: CacheUnavailableError) -> int:
         """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
@@ -324,7 +321,7 @@ class Writes:
         """
         if not ref.namespace.l1:
             return False
-        now, known = self._clock(), self._tag_state(ref, held)
+        now, known = self._clock(), self.reads.tag_state(ref, held.tags)
         # Reserved before the question: what another thread does from here on voids the placeholder.
         fill = self._memory.reserve(ref.name, anew=supersedes)
         try:
