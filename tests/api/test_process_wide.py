@@ -23,7 +23,7 @@ from magnus_cache import (
     get_cache_manager,
 )
 from magnus_cache._engine.api import process_wide
-from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy, isolated, no_leaks
@@ -371,15 +371,15 @@ def test_a_cache_that_is_closed_while_a_function_is_bound_to_it(process: None, m
     def function(name: str) -> str:
         return name
 
-    made, closings = Site.__init__, [True]
+    made, closings = FunctionCache.__init__, [True]
 
-    def init(self: Site, *args: Any) -> None:
+    def init(self: FunctionCache, *args: Any) -> None:
         made(self, *args)
         if closings:
             closings.pop()
             get_cache_manager().close()
 
-    monkeypatch.setattr(Site, "__init__", init)
+    monkeypatch.setattr(FunctionCache, "__init__", init)
     assert function("a") == "a"
     assert PROCESS.now is not None
     assert function("b") == "b"

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from magnus_cache import CacheManager, Namespace
-from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.keys.identity import tokens
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.policy.namespaces import default_registry
@@ -64,7 +64,7 @@ def test_many_instances_and_functions() -> None:
         for number in range(200):
             page(number)
         gc.collect()
-        sites += [watcher for watcher in default_registry._watchers if isinstance(watcher, Site)]
+        sites += [watcher for watcher in default_registry._watchers if isinstance(watcher, FunctionCache)]
         assert len([site for site in sites if site.engine is cache._engine]) == 0
         assert len(tokens._known) <= before + 3
         assert len(cache._state.stats._branches) == 200
@@ -75,7 +75,9 @@ def test_many_instances_and_functions() -> None:
 
         for number in range(10_000):
             squared(number)
-        (site,) = [one for one in default_registry._watchers if isinstance(one, Site) and one.engine is cache._engine]
+        (site,) = [
+            one for one in default_registry._watchers if isinstance(one, FunctionCache) and one.engine is cache._engine
+        ]
         assert len(site.memo) <= 8_192
 
 

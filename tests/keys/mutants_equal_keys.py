@@ -20,4 +20,4 @@ def without_a_report_of_each_key_that_failed() -> None:
         self.failed += 1
         self.errors[key] = error
 
-    put(warming._Tally, "fail", fail)
+    put(warming._Progress, "fail", fail)

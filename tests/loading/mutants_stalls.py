@@ -160,7 +160,7 @@ def without_coding_many_in_the_callers_thread() -> None:
     def get_many(self: Any, namespace: Any, keys: Any) -> Any:
         return self._call(self._async.get_many, namespace, keys)
 
-    put(blocking.BlockingOperations, "get_many", get_many)
+    put(blocking.BlockingCache, "get_many", get_many)
 
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")

@@ -11,7 +11,7 @@ HERE: Final = "tests/policy/test_namespaces.py"
 
 @guard(HERE)
 def without_telling_functions_that_a_namespace_was_replaced() -> None:
-    put(cached.Site, "namespaces_changed", lambda _: None)
+    put(cached.FunctionCache, "namespaces_changed", lambda _: None)
 
 
 @guard(HERE)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.api.cached import KeyOptions, make_decorator, make_rule
+from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
@@ -40,17 +40,17 @@ from magnus_cache.protocols import BatchDecorator, Decorator
 if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
 
-__all__ = ["AsyncOperations"]
+__all__ = ["AsyncCache"]
 
 T = TypeVar("T")
 
 
 @readable
-class AsyncOperations(AsyncLife):
+class AsyncCache(AsyncLife):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
-        self._bind(Engine.made(settings, overrides))
+        self._bind(Engine.from_settings(settings, overrides))
 
     @classmethod
     def _over(cls, engine: Engine) -> Self:
@@ -326,7 +326,7 @@ class AsyncOperations(AsyncLife):
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        rule = make_rule(ttl, tags, skip_if, freshness, strict)
+        rule = load_options_factory(ttl, tags, skip_if, freshness, strict)
         made = make_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 
@@ -348,7 +348,7 @@ class AsyncOperations(AsyncLife):
         :param version: a number or text that is part of the key; see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        rule = make_rule(ttl, tags, skip_if, strict=strict)
+        rule = load_options_factory(ttl, tags, skip_if, strict=strict)
         made = make_batch_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 

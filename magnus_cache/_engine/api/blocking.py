@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.api.asynchronous import AsyncOperations
+from magnus_cache._engine.api.asynchronous import AsyncCache
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.life import BlockingLife
 from magnus_cache._engine.api.local_stats import local_stats
@@ -37,26 +37,26 @@ from magnus_cache.protocols import BatchDecorator, Decorator
 if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
 
-__all__ = ["BlockingOperations"]
+__all__ = ["BlockingCache"]
 
 T = TypeVar("T")
 
 
 @readable
-class BlockingOperations(BlockingLife):
+class BlockingCache(BlockingLife):
     """The operations of a cache for blocking code; see `CacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
-        self._bind(AsyncOperations(settings, **overrides))
+        self._bind(AsyncCache(settings, **overrides))
 
     @classmethod
     def _over(cls, engine: Engine) -> Self:
         """Return another manager of the same engine."""
         manager = cls.__new__(cls)
-        manager._bind(AsyncOperations._over(engine))
+        manager._bind(AsyncCache._over(engine))
         return manager
 
-    def _bind(self, operations: AsyncOperations) -> None:
+    def _bind(self, operations: AsyncCache) -> None:
         self._async = operations
         self._engine = engine = operations._engine
         self._state = engine.state

@@ -35,7 +35,7 @@ class CachedFunction(_Partial):
 
     :param wrapper: looks into the cache and calls the original; its attributes are taken over.
     :param original: the function itself.
-    :param site: names it.
+    :param described: names it, with its namespace and cache.
     """
 
     # All of it in the instance's dictionary: `functools.wraps` takes it over from there, as from a function.
@@ -46,13 +46,13 @@ class CachedFunction(_Partial):
     contains: Callable[..., Any]
     explain: Callable[..., Any]
     __wrapped__: Callable[..., Any]
-    _site: Described
+    _described: Described
 
-    def __new__(cls, wrapper: Callable[..., Any], original: Callable[..., Any], site: Described) -> Self:
+    def __new__(cls, wrapper: Callable[..., Any], original: Callable[..., Any], described: Described) -> Self:
         self = super().__new__(cls, wrapper)
         functools.update_wrapper(self, wrapper)
         self.__wrapped__ = original
-        self._site = site
+        self._described = described
         # A bound method finds it here.
         self._cached = wrapper._cached = self  # type: ignore[attr-defined]  # it is a function
         return self
@@ -65,7 +65,7 @@ class CachedFunction(_Partial):
         return types.FunctionType
 
     def __repr__(self) -> str:
-        return f"<cached function {self._site.describe()}>"
+        return f"<cached function {self._described.describe()}>"
 
     def __getattr__(self, name: str) -> Any:
         # Such as `__code__`, `__defaults__` and `__globals__`.
@@ -124,7 +124,7 @@ class BoundCached(_Partial):
         function = self.__func__
         owner = self.args[0]
         of = repr(owner) if isinstance(owner, type) else object.__repr__(owner)
-        return f"<bound cached method {function._site.describe()}, of {of}>"
+        return f"<bound cached method {function._described.describe()}, of {of}>"
 
     def __reduce__(self) -> Any:
         return getattr, (self.args[0], self.__func__.__name__)

@@ -30,20 +30,28 @@ from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions, merged
 from magnus_cache.protocols import CacheInfo, Decorator
 
-__all__ = ["KeyOptions", "MakeRule", "Rebind", "Site", "decorator_for", "make_decorator", "make_rule"]
+__all__ = [
+    "FunctionCache",
+    "KeyOptions",
+    "LoadOptionsFactory",
+    "Rebind",
+    "decorator_for",
+    "load_options_factory",
+    "make_decorator",
+]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
 
-MakeRule = Callable[[CallKeyBuilder], LoadOptions]
-"""Makes the rule of a function's values, given its parameters."""
+LoadOptionsFactory = Callable[[CallKeyBuilder], LoadOptions]
+"""Makes the options of a function's loads, given its parameters."""
 
 
-def make_rule(
+def load_options_factory(
     ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
     freshness: FreshnessOptions | None = None, strict: bool | None = None,
-) -> MakeRule:  # fmt: skip
-    """Return what makes the rule for these options; see `CacheManager.cached`.
+) -> LoadOptionsFactory:  # fmt: skip
+    """Return what makes the load options of a function; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
@@ -65,18 +73,24 @@ class KeyOptions(NamedTuple):
     version: Version | None = None
 
 
-def make_decorator(engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions) -> Decorator:
+def make_decorator(
+    engine: Engine, namespace: str, make_options: LoadOptionsFactory, key_options: KeyOptions
+) -> Decorator:
     """Return the decorator for these options; see `CacheManager.cached`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    return cast("Decorator", decorator_for(engine, namespace, rule, key_options, Site))
+    return cast("Decorator", decorator_for(engine, namespace, make_options, key_options, FunctionCache))
 
 
 def decorator_for(
-    engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions, kind: "type[Site]"
+    engine: Engine,
+    namespace: str,
+    make_options: LoadOptionsFactory,
+    key_options: KeyOptions,
+    kind: "type[FunctionCache]",
 ) -> Callable[[Any], Any]:
-    """Return the decorator that makes a site of some kind of what it is given.
+    """Return the decorator that makes a `FunctionCache` of some kind of what it is given.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
@@ -94,16 +108,16 @@ def decorator_for(
             raise CacheTypeError("function", "a class cannot be cached; decorate the methods whose results are slow")
         check_callable(plain, "function")
         keys = CallKeyBuilder.of(plain, **key_options._asdict())
-        made = rule(keys)
+        options = make_options(keys)
 
-        def site(engine: Engine) -> Site:
-            return kind(engine, namespace, made, keys, plain)
+        def make(engine: Engine) -> FunctionCache:
+            return kind(engine, namespace, options, keys, plain)
 
         if engine.follow is None:
-            place = site(engine)
+            place = make(engine)
             cached = CachedFunction(place.wrapper(), plain, place)
         else:
-            cached = CachedFunction(engine.follow(site), plain, _ProcessWide(keys.name or repr(plain), namespace))
+            cached = CachedFunction(engine.follow(make), plain, _ProcessWide(keys.name or repr(plain), namespace))
         if isinstance(function, staticmethod):
             return staticmethod(cached)
         return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
@@ -122,11 +136,11 @@ class _ProcessWide:
         return self._text
 
 
-Rebind = Callable[["Site", Callable[..., Any]], None]
-"""Has a wrapper look into the memory of another site's cache, and call something else for all but a hit there."""
+Rebind = Callable[["FunctionCache", Callable[..., Any]], None]
+"""Has a wrapper look into the memory of another cache, and call something else for all but a hit there."""
 
 
-class Site:
+class FunctionCache:
     """One decorated function in one cache: where its values live and how they are loaded.
 
     :ivar slow: called as ``slow(args, kwargs)`` for what is no hit in memory.
@@ -140,21 +154,21 @@ class Site:
     rebind: Rebind | None = None
 
     def __init__(
-        self, engine: Engine, namespace: str, rule: LoadOptions, keys: CallKeyBuilder, function: Callable[..., Any]
+        self, engine: Engine, namespace: str, options: LoadOptions, keys: CallKeyBuilder, function: Callable[..., Any]
     ) -> None:
         self.engine = engine
         self.namespace = namespace
-        self.rule = rule
-        rule.function = function
+        self.options = options
+        options.function = function
         self.keys = keys
         self.function = function
         self.loader = function
         self.awaited = False
         self.compared = False
         self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
-        if rule.freshness:
+        if options.freshness:
             # A mistake in it is to be told where it is made.
-            merged(engine.state.namespaces.resolve(namespace).freshness, rule.freshness)
+            merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
         self.counters = engine.state.stats.branch(namespace)
         self.memo: dict[Any, KeyRef] = {}
         engine.state.namespaces.watch(self)
@@ -170,7 +184,7 @@ class Site:
                 warn_of_other_code(self.engine.state, self.namespace, self.keys.name_and_version, self.function)
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        ref = self.engine.reads.address_of(policy, key, self.counters, self.rule.freshness, self.tag)
+        ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
         short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
@@ -187,7 +201,7 @@ class Site:
 
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""
-        rule = self.rule.tags
+        rule = self.options.tags
         own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
         return with_function_tag(own, (self.tag,))
 
@@ -219,15 +233,15 @@ class Site:
         self.loader = blocking(self.function, self.keys.name)
         return self._blocking_wrapper()
 
-    def _copy(self, loader: Callable[..., Any]) -> "Site":
-        """Return this site with something else that is called on a miss."""
-        site = copy.copy(self)
-        site.loader = loader
-        return site
+    def _copy(self, loader: Callable[..., Any]) -> "FunctionCache":
+        """Return a copy with something else that is called on a miss."""
+        other = copy.copy(self)
+        other.loader = loader
+        return other
 
     def info(self) -> CacheInfo:
         """Return the figures of this function."""
-        counters, ttl = self.counters, self.rule.ttl
+        counters, ttl = self.counters, self.options.ttl
         if ttl is None:
             ttl = self.engine.state.namespaces.resolve(self.namespace).ttl or self.engine.state.settings.default_ttl
         hits = counters.l1_hits + counters.l2_hits
@@ -238,7 +252,7 @@ class Site:
     ) -> LoadRequest[Any]:
         """Return what a load for a call is to do."""
         loader = functools.partial(self.loader, *args, **kwargs)
-        return LoadRequest(ref, loader, self.rule, self.tags(args, kwargs), fresh)
+        return LoadRequest(ref, loader, self.options, self.tags(args, kwargs), fresh)
 
     # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
     # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
@@ -304,12 +318,18 @@ class Site:
                         return value
             return await slow(args, kwargs)
 
-        def rebind(site: Site, then: Callable[..., Any]) -> None:
+        def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
             nonlocal state, reads, hit, counters, slow, memo
-            engine = site.engine
-            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            engine = other.engine
+            state, reads, hit, counters, slow = (
+                engine.state,
+                engine.reads,
+                engine.state.memory.hit,
+                other.counters,
+                then,
+            )
             # Last: a call that has it has all the others.
-            memo = site.memo
+            memo = other.memo
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await self.engine.writes.remove((self.ref(args, kwargs),)) > 0
@@ -367,12 +387,18 @@ class Site:
                         return value
             return slow(args, kwargs)
 
-        def rebind(site: Site, then: Callable[..., Any]) -> None:
+        def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
             nonlocal state, reads, hit, counters, slow, memo
-            engine = site.engine
-            state, reads, hit, counters, slow = engine.state, engine.reads, engine.state.memory.hit, site.counters, then
+            engine = other.engine
+            state, reads, hit, counters, slow = (
+                engine.state,
+                engine.reads,
+                engine.state.memory.hit,
+                other.counters,
+                then,
+            )
             # Last: a call that has it has all the others.
-            memo = site.memo
+            memo = other.memo
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             ref = self.ref(args, kwargs)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, kind_of
-from magnus_cache._engine.api.cached import KeyOptions, MakeRule, Site, decorator_for
+from magnus_cache._engine.api.cached import FunctionCache, KeyOptions, LoadOptionsFactory, decorator_for
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.many import as_list, load_many, load_many_blocking
@@ -21,18 +21,20 @@ from magnus_cache.protocols import BatchDecorator
 __all__ = ["make_batch_decorator"]
 
 
-def make_batch_decorator(engine: Engine, namespace: str, rule: MakeRule, key_options: KeyOptions) -> BatchDecorator:
+def make_batch_decorator(
+    engine: Engine, namespace: str, make_options: LoadOptionsFactory, key_options: KeyOptions
+) -> BatchDecorator:
     """Return the decorator; see `CacheManager.cached_many`.
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    return cast("BatchDecorator", decorator_for(engine, namespace, rule, key_options, _BatchSite))
+    return cast("BatchDecorator", decorator_for(engine, namespace, make_options, key_options, _BatchFunctionCache))
 
 
-class _Call(NamedTuple):
+class _BatchArguments(NamedTuple):
     """One call: its keys, and its other arguments before and after them."""
 
-    site: Site
+    cache: FunctionCache
     many: list[Any]
     before: tuple[Any, ...]
     after: tuple[Any, ...]
@@ -43,19 +45,19 @@ class _Call(NamedTuple):
         if not isinstance(key, Hashable):
             raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
         args = (*self.before, key, *self.after)
-        return BatchItem(key, self.site.ref(args, self.kwargs), self.site.tags(args, self.kwargs))
+        return BatchItem(key, self.cache.ref(args, self.kwargs), self.cache.tags(args, self.kwargs))
 
     def load(self, keys: list[Any]) -> Any:
         """Call the function with some of the keys."""
-        return self.site.loader(*self.before, keys, *self.after, **self.kwargs)
+        return self.cache.loader(*self.before, keys, *self.after, **self.kwargs)
 
     def request(self, *, fresh: bool = False) -> BatchRequest:
         """Return what is to be done."""
-        site = self.site
-        return BatchRequest(self.many, self.locate, self.load, site.rule, site.function, fresh)
+        cache = self.cache
+        return BatchRequest(self.many, self.locate, self.load, cache.options, cache.function, fresh)
 
 
-class _BatchSite(Site):
+class _BatchFunctionCache(FunctionCache):
     """One decorated batch loader."""
 
     def wrapper(self) -> Any:
@@ -93,18 +95,18 @@ class _BatchSite(Site):
             raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
         return self.ref(args, kwargs)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_BatchArguments":
         """Return what a call wants, and how some of its keys are loaded."""
         first = self.keys.first
         assert first is not None
         place, name = first
         if name in kwargs:
             rest = {other: value for other, value in kwargs.items() if other != name}
-            return _Call(self, as_list(kwargs[name], name), args, (), rest)
+            return _BatchArguments(self, as_list(kwargs[name], name), args, (), rest)
         if len(args) <= place:
             # Its default; or too few arguments, for which this raises as calling the function would.
-            return _Call(self, as_list(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
-        return _Call(self, as_list(args[place], name), args[:place], args[place + 1 :], kwargs)
+            return _BatchArguments(self, as_list(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
+        return _BatchArguments(self, as_list(args[place], name), args[:place], args[place + 1 :], kwargs)
 
     def _async_many(self) -> Any:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -44,7 +44,7 @@ class Engine:
         drop(self.state)
 
     @classmethod
-    def made(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
+    def from_settings(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
         """Return a new one; settings come from the environment where neither argument gives them.
 
         :raises CacheTypeError: for settings that are none.

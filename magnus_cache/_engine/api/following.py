@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache.errors import CacheClosedError
 
@@ -15,22 +15,24 @@ __all__ = ["Follower"]
 class Follower:
     """One decorated function that follows the process-wide cache.
 
-    There is a `Site` for each cache that it goes to, and one function for all of them, which looks into the memory of
-    the cache that it is bound to: a hit takes as long as in a function that follows nothing. Whatever else a call
-    needs is done by the site, as a whole. Unbound, it looks nowhere, and the first call binds it.
+    There is a `FunctionCache` for each cache that it goes to, and one function for all of them, which looks into the
+    memory of the cache that it is bound to: a hit takes as long as in a function that follows nothing. All else that a
+    call needs is done by one `FunctionCache`, as a whole. Unbound, it looks nowhere, and the first call binds it.
 
     :param nowhere: a cache without anything in it, to check by that the function can be decorated at all.
-    :param make: makes the site for a cache.
+    :param make: makes the `FunctionCache` for a cache.
     :param binder: binds a follower to the cache in use.
     :ivar function: what stands in for the decorated function.
     """
 
     __slots__ = ("__weakref__", "_at", "_binder", "_nowhere", "function", "make")
 
-    def __init__(self, nowhere: Engine, make: Callable[[Engine], Site], binder: Callable[["Follower"], None]) -> None:
+    def __init__(
+        self, nowhere: Engine, make: Callable[[Engine], FunctionCache], binder: Callable[["Follower"], None]
+    ) -> None:
         self.make = make
         self._binder = binder
-        self._at: tuple[Site, Any] | None = None
+        self._at: tuple[FunctionCache, Any] | None = None
         self._nowhere = make(nowhere)
         self.function = self._function()
 
@@ -50,7 +52,7 @@ class Follower:
         return function
 
     def _delegate(self, name: str | None, awaited: bool) -> Any:
-        """Return a function that calls the present site's wrapper, or an attribute of it."""
+        """Return a function that calls the present one's wrapper, or an attribute of it."""
 
         def there() -> Any:
             wrapper = self._present()[1]
@@ -68,24 +70,24 @@ class Follower:
 
         return call_blocking
 
-    def _present(self) -> tuple[Site, Any]:
+    def _present(self) -> tuple[FunctionCache, Any]:
         while (at := self._at) is None:
             self._binder(self)
         return at
 
-    def bind(self, site: Site) -> None:
-        """Go to this site from now on."""
-        self._at = (site, site.wrapper())
-        self._rebind(site)
+    def bind(self, cache: FunctionCache) -> None:
+        """Go to this one from now on."""
+        self._at = (cache, cache.wrapper())
+        self._rebind(cache)
 
     def unbind(self) -> None:
         """Go nowhere; the next call finds out where."""
         self._at = None
         self._rebind(self._nowhere)
 
-    def _rebind(self, site: Site) -> None:
+    def _rebind(self, cache: FunctionCache) -> None:
         if self._nowhere.rebind is not None:
-            self._nowhere.rebind(site, self._slow_async if self._nowhere.awaited else self._slow)
+            self._nowhere.rebind(cache, self._slow_async if self._nowhere.awaited else self._slow)
 
     async def _slow_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         while True:
@@ -105,6 +107,6 @@ class Follower:
                 if self._stays(at):
                     raise
 
-    def _stays(self, at: tuple[Site, Any]) -> bool:
-        """Whether it was not this site's cache that was closed during a call; else the call goes to the next one."""
+    def _stays(self, at: tuple[FunctionCache, Any]) -> bool:
+        """Whether it was not its cache that was closed during a call; else the call goes to the next one."""
         return self._at is at or not at[0].engine.state.closed

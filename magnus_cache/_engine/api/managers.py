@@ -3,8 +3,8 @@
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-from magnus_cache._engine.api.asynchronous import AsyncOperations
-from magnus_cache._engine.api.blocking import BlockingOperations
+from magnus_cache._engine.api.asynchronous import AsyncCache
+from magnus_cache._engine.api.blocking import BlockingCache
 from magnus_cache._engine.api.process_managers import ProcessFace, delegate_to
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache._engine.coordination.health import Health, unhealthy
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class CacheManager(BlockingOperations):
+class CacheManager(BlockingCache):
     """A cache for blocking code: an LRU in this process, with Redis behind it.
 
     Create one from settings or keywords (``CacheManager(redis_url="redis://127.0.0.1:6379/0")``) or from the
@@ -62,7 +62,7 @@ class CacheManager(BlockingOperations):
         return self
 
 
-class AsyncCacheManager(AsyncOperations):
+class AsyncCacheManager(AsyncCache):
     """A cache for async code: an LRU in this process, with Redis behind it.
 
     Create one like a `CacheManager`, and await its operations. It works on any event loop, and on several at a time.
@@ -96,15 +96,15 @@ def _restored(kind: "type[CacheManager | AsyncCacheManager]", settings: "CacheSe
     return kind(settings)
 
 
-def _blocking() -> BlockingOperations:
+def _blocking() -> BlockingCache:
     return PROCESS.blocking
 
 
-def _awaited() -> AsyncOperations:
+def _awaited() -> AsyncCache:
     return PROCESS.awaited
 
 
-@delegate_to(_blocking, BlockingOperations)
+@delegate_to(_blocking, BlockingCache)
 class _ProcessManager(ProcessFace, CacheManager):
     """The process-wide cache for blocking code, whichever it is."""
 
@@ -155,7 +155,7 @@ class _ProcessManager(ProcessFace, CacheManager):
         return get_cache_manager, ()
 
 
-@delegate_to(_awaited, AsyncOperations)
+@delegate_to(_awaited, AsyncCache)
 class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
     """The process-wide cache for async code, whichever it is."""
 

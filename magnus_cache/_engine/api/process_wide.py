@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from magnus_cache._engine.api.asynchronous import AsyncOperations
-from magnus_cache._engine.api.blocking import BlockingOperations
-from magnus_cache._engine.api.cached import Site
+from magnus_cache._engine.api.asynchronous import AsyncCache
+from magnus_cache._engine.api.blocking import BlockingCache
+from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.following import Follower
 from magnus_cache._engine.coordination.state import State
@@ -38,8 +38,8 @@ class Opened:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.blocking = BlockingOperations._over(engine)
-        self.awaited = AsyncOperations._over(engine)
+        self.blocking = BlockingCache._over(engine)
+        self.awaited = AsyncCache._over(engine)
         self.get, self.get_awaited = self.blocking.get, self.awaited.get
 
 
@@ -84,7 +84,7 @@ class ProcessCache:
         self.face: Any = None
         self._places = [Isolation((), {})]
         self._bound: weakref.WeakSet[Follower] = weakref.WeakSet()
-        self._decorating: tuple[Engine, AsyncOperations] | None = None
+        self._decorating: tuple[Engine, AsyncCache] | None = None
         # Shared by all its caches: a test that disables the cache means whatever cache there is.
         self._special: set[object] = set()
         self._disabling: set[object] = set()
@@ -92,7 +92,7 @@ class ProcessCache:
     # -- use ------------------------------------------------------------------------------------------------
 
     @property
-    def blocking(self) -> BlockingOperations:
+    def blocking(self) -> BlockingCache:
         """The manager for blocking code of the cache in use, which is made now if need be.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
@@ -101,7 +101,7 @@ class ProcessCache:
         return (self.open() if now is None else now).blocking
 
     @property
-    def awaited(self) -> AsyncOperations:
+    def awaited(self) -> AsyncCache:
         """The manager for coroutines of the cache in use, which is made now if need be.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
@@ -238,7 +238,7 @@ class ProcessCache:
     # -- what follows it ------------------------------------------------------------------------------------
 
     @property
-    def decorating(self) -> AsyncOperations:
+    def decorating(self) -> AsyncCache:
         """The manager whose decorators make functions that follow this cache; it has no cache of its own."""
         if self._decorating is None:
             from magnus_cache._engine.settings.settings import CacheSettings
@@ -247,13 +247,13 @@ class ProcessCache:
             engine.state.closed = True
             engine.state.special, engine.state.disabling = self._special, self._disabling
             engine.follow = self._follow
-            made = (engine, AsyncOperations._over(engine))
+            made = (engine, AsyncCache._over(engine))
             with section():
                 if self._decorating is None:
                     self._decorating = made
         return self._decorating[1]
 
-    def _follow(self, make: Callable[[Engine], Site]) -> Any:
+    def _follow(self, make: Callable[[Engine], FunctionCache]) -> Any:
         assert self._decorating is not None
         return Follower(self._decorating[0], make, self._bind).function
 
@@ -261,11 +261,11 @@ class ProcessCache:
         """Let a function go to the cache in use."""
         while True:
             engine = self.open().engine if self.now is None else self.now.engine
-            site = follower.make(engine)
+            function_cache = follower.make(engine)
             with section():
                 if self.now is not None and self.now.engine is engine:
                     self._bound.add(follower)
-                    follower.bind(site)
+                    follower.bind(function_cache)
                     return
 
 

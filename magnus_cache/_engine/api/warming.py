@@ -70,7 +70,7 @@ class WarmOptions(NamedTuple):
     progress: ProgressCallback | bool | None
 
 
-class _Tally:
+class _Progress:
     """Counts what has been done and tells whoever wants to know."""
 
     def __init__(self, total: int, progress: ProgressCallback | None) -> None:
@@ -129,32 +129,32 @@ async def warm(
     engine.state.keyspace.check_namespace(namespace)
     work, unusable = await _addressed(engine, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
-        tally = _Tally(len(work) + len(unusable), callback)
+        counts = _Progress(len(work) + len(unusable), callback)
         for key, problem in unusable:
-            tally.fail(key, problem)
+            counts.fail(key, problem)
         queue = iter(work.values())
 
         async def worker() -> None:
             for key, ref in queue:
                 try:
                     if only_missing and await engine.reads.look(ref) is not None:
-                        tally.skipped += 1
+                        counts.skipped += 1
                     else:
                         request = LoadRequest(ref, partial(data_loader, key), load_options, fresh=True)
                         outcome = await engine.loads.outcome(request)
                         if outcome.refusal is not None:
-                            tally.refuse(key, outcome.refusal)
+                            counts.refuse(key, outcome.refusal)
                         else:
-                            tally.loaded += 1
+                            counts.loaded += 1
                 # One key that fails stops nothing; it is in the report.
                 except Exception as error:  # noqa: BLE001  # as said
-                    tally.fail(key, error)
-                tally.tell()
+                    counts.fail(key, error)
+                counts.tell()
 
         async with anyio.create_task_group() as tasks:
             for _ in range(min(at_once, len(work))):
                 tasks.start_soon(worker)
-    return tally.report()
+    return counts.report()
 
 
 async def _addressed(

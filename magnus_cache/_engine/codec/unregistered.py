@@ -32,13 +32,13 @@ _unnamed: Final[WeakSet[type]] = WeakSet()
 """Classes of named tuples that no annotation names: there are many tuples of each."""
 
 
-class _Tally:
+class _Progress:
     """How many values were encoded that come back as something else. Only ever compared, so it needs no lock."""
 
     changed = 0
 
 
-_tally: Final = _Tally()
+_tally: Final = _Progress()
 
 
 def encode_other(value: Any) -> list[Any] | None:
