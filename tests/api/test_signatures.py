@@ -11,6 +11,8 @@ import pytest
 
 import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, Namespace, get_cache_manager
+from magnus_cache._engine.api.blocking import BlockingCache
+from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.runtime.annotations import readable
 
 
@@ -112,3 +114,62 @@ def test_what_has_no_annotations_stays() -> None:
     assert readable(Plain) is Plain
     assert str(inspect.signature(Plain.method)) == "(self, number)"
     assert callable(get_cache_manager)
+
+
+BLOCKING = [name for name in vars(BlockingCache) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", BLOCKING)
+def test_blocking_operations_show_the_whole_text(name: str) -> None:
+    """It is written once, at the operations for coroutines."""
+    text, shared = (inspect.getdoc(getattr(each, name)) or "" for each in (CacheManager, AsyncCacheManager))
+    assert "Do what `" not in text
+    assert text.split("\n")[0] == shared.split("\n")[0]
+    named = {field.partition(":")[0] for field in shared.split("\n:")[1:]}
+    assert named <= {field.partition(":")[0] for field in text.split("\n:")[1:]}
+
+
+def test_what_a_blocking_operation_adds_is_where_it_belongs() -> None:
+    class Other:
+        def method(self, value: int) -> None:
+            """Return nothing.
+
+            Ever.
+
+            :param value: a number,
+                of course.
+            :raises Exception: at times.
+
+            Only here.
+            """
+
+        def plain(self) -> None:
+            """Return nothing."""
+
+    @documented_by(Other)
+    class Blocking:
+        def method(self, value: int) -> None:
+            """Do what `Other.method` does, in blocking code.
+
+            Not at once.
+
+            :param value: another number.
+            :raises OSError: never.
+            """
+
+        def plain(self) -> None:
+            """Do what `Other.plain` does, in blocking code."""
+
+        def own(self) -> None:
+            """Do what `Another.own` does."""
+
+        def bare(self) -> None:
+            pass
+
+    assert inspect.getdoc(Blocking.method) == (
+        "Return nothing.\n\nEver.\n\nNot at once.\n\n:param value: another number.\n:raises OSError: never.\n"
+        ":raises Exception: at times."
+    )
+    assert inspect.getdoc(Blocking.plain) == "Return nothing."
+    assert inspect.getdoc(Blocking.own) == "Do what `Another.own` does."
+    assert Blocking.bare.__doc__ is None

@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
-from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.life import AsyncLife
@@ -19,8 +17,6 @@ from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
-from magnus_cache._engine.codec.typed_results import typed
-from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -35,7 +31,6 @@ from magnus_cache._engine.store.reads_many import addressed, found_many
 from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
-from magnus_cache.protocols import BatchDecorator, Decorator
 
 if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
@@ -297,60 +292,6 @@ class AsyncCache(AsyncLife):
         check_loop()
         options = WarmOptions(ttl, concurrency, only_missing, progress)
         return await warm(self._engine, namespace, data_loader, as_list(keys, "keys"), options)
-
-    # -- decorating -----------------------------------------------------------------------------------------
-
-    def cached(
-        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
-        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
-    ) -> Decorator:  # fmt: skip
-        """Return a decorator that caches what a function or coroutine function returns, by its arguments.
-
-        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
-        :param key_func: called with the function's arguments; returns the key.
-        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; use it instead of `key_func`.
-        :param tags: names by which values can be invalidated together: text, templates of the arguments such as
-            ``"user:{user_id}"``, or a function of the value that returns them.
-        :param skip_if: called with the value; if it returns true, the value is not stored.
-        :param exclude: names of parameters and of closed-over variables that are not part of the key, such as a
-            database session.
-        :param version: a number or text that is part of the key. Change it with the function's code, so that new code
-            does not read what old code stored.
-        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
-        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
-            the namespace's setting.
-        :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
-            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
-        :raises CacheArgumentError: naming the argument that cannot be used.
-        """
-        rule = load_options_factory(ttl, tags, skip_if, freshness, strict)
-        made = make_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
-        return typed(made, returns)
-
-    def cached_many(
-        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
-        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
-        exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None,
-    ) -> BatchDecorator:  # fmt: skip
-        """Return a decorator for a function of many keys that returns a mapping of them to values.
-
-        Each value is cached separately. The function is called with the list of keys that are missing and that no
-        other caller in the fleet is loading. The keys are its first argument; all other arguments are part of every
-        key. Keys that it omits are omitted from the result. An exception as a value marks that key as failed
-        (`CacheBatchError`). `invalidate` and `refresh` take many keys, as the function does; `cache_key` takes one.
-
-        :param key_func: called with one key in place of the keys; returns the key in the cache.
-        :param key: a template of the key, such as ``"{tickers}"``; the keys' parameter stands for one key.
-        :param version: a number or text that is part of the key; see `cached`.
-        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
-        """
-        rule = load_options_factory(ttl, tags, skip_if, strict=strict)
-        made = make_batch_decorator(self._engine, namespace, rule, KeyOptions(key_func, key, exclude, version))
-        return typed(made, returns)
 
     # -- the rest -------------------------------------------------------------------------------------------
 

@@ -1,13 +1,12 @@
 """The operations of both managers that concern the cache as a whole: health, switches, closing."""
 
 import sys
-from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from magnus_cache._engine.api.base import CacheBase
 from magnus_cache._engine.coordination.health import Health, check_health, unhealthy
-from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.runtime.closing import Ending
 from magnus_cache._engine.runtime.loops import async_library
 
@@ -17,30 +16,8 @@ _SPARE: Final = 0.25
 """Seconds for a call to reach the background loop and return."""
 
 
-class _Life:
-    """The operations that are the same in blocking and in async code."""
-
-    _state: State
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._state.describe()}>"
-
-    def bypass(self) -> AbstractContextManager[None]:
-        """Within the block, read nothing from the cache, but store what is loaded: a fresh read."""
-        return self._state.bypass()
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Within the block, work as if there were no cache, for all callers in all threads and tasks; for tests."""
-        return self._state.disabled()
-
-
-class AsyncLife(_Life):
+class AsyncLife(CacheBase):
     """Health and closing of a cache, for coroutines."""
-
-    @property
-    def redis_available(self) -> bool:
-        """Whether Redis answered when it was last asked; False before the first call. No I/O; see `ping`."""
-        return self._state.redis_available
 
     async def ping(self) -> Health:
         """Ask Redis now, for `op_timeout` at most; return whether it answers, how fast, and what it is, or why not.
@@ -67,7 +44,7 @@ class AsyncLife(_Life):
         await self.aclose()
 
 
-class BlockingLife(_Life):
+class BlockingLife(CacheBase):
     """Health and closing of a cache, for blocking code."""
 
     @property

@@ -1,0 +1,97 @@
+"""What both managers share: the operations that are the same in blocking and in async code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Unpack
+
+from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
+from magnus_cache._engine.api.cached_many import make_batch_decorator
+from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.codec.typed_results import typed
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.policy.options import AnyTtl
+from magnus_cache._engine.policy.tags import AnyTags
+from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache.freshness import FreshnessOptions
+from magnus_cache.protocols import BatchDecorator, Decorator
+
+__all__ = ["CacheBase"]
+
+
+@readable
+class CacheBase:
+    """The operations that are the same in blocking and in async code."""
+
+    _engine: Engine
+    _state: State
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.describe()}>"
+
+    def bypass(self) -> AbstractContextManager[None]:
+        """Within the block, read nothing from the cache, but store what is loaded: a fresh read."""
+        return self._state.bypass()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the block, work as if there were no cache, for all callers in all threads and tasks; for tests."""
+        return self._state.disabled()
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether Redis answered when it was last asked; False before the first call. No I/O; see `ping`."""
+        return self._state.redis_available
+
+    def cached(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Decorator:  # fmt: skip
+        """Return a decorator that caches what a function or coroutine function returns, by its arguments.
+
+        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param key_func: called with the function's arguments; returns the key.
+        :param key: a template of the key, such as ``"{ticker}:{expiration}"``; use it instead of `key_func`.
+        :param tags: names by which values can be invalidated together: text, templates of the arguments such as
+            ``"user:{user_id}"``, or a function of the value that returns them.
+        :param skip_if: called with the value; if it returns true, the value is not stored.
+        :param exclude: names of parameters and of closed-over variables that are not part of the key, such as a
+            database session.
+        :param version: a number or text that is part of the key. Change it with the function's code, so that new code
+            does not read what old code stored.
+        :param returns: the type of the results, whose classes are registered; by default the function's annotation.
+        :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
+            the namespace's setting.
+        :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
+            ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :raises CacheArgumentError: naming the argument that cannot be used.
+        """
+        make_options = load_options_factory(ttl, tags, skip_if, freshness, strict)
+        made = make_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
+        return typed(made, returns)
+
+    def cached_many(
+        self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
+        key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
+        exclude: Iterable[str] = (), version: Version | None = None,
+        strict: bool | None = None, returns: Any = None,
+    ) -> BatchDecorator:  # fmt: skip
+        """Return a decorator for a function of many keys that returns a mapping of them to values.
+
+        Each value is cached separately. The function is called with the list of keys that are missing and that no
+        other caller in the fleet is loading. The keys are its first argument; all other arguments are part of every
+        key. Keys that it omits are omitted from the result. An exception as a value marks that key as failed
+        (`CacheBatchError`). `invalidate` and `refresh` take many keys, as the function does; `cache_key` takes one.
+
+        :param key_func: called with one key in place of the keys; returns the key in the cache.
+        :param key: a template of the key, such as ``"{tickers}"``; the keys' parameter stands for one key.
+        :param version: a number or text that is part of the key; see `cached`.
+        :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
+        """
+        make_options = load_options_factory(ttl, tags, skip_if, strict=strict)
+        made = make_batch_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
+        return typed(made, returns)
