@@ -48,7 +48,7 @@ def test_those_who_joined_an_interrupted_batch_load_for_themselves(
             monkeypatch.setattr(batch_calls, "SimpleQueue", notes)
         elif where == "without a word":
             # Deep in its stack, the thread may be unable to call anything more.
-            monkeypatch.setattr(batch_calls._Desk, "_give_up", lambda _: None)
+            monkeypatch.setattr(batch_calls._BlockingBatch, "_give_up", lambda _: None)
         else:
             # The loop need not look by itself whether the thread is there.
             monkeypatch.setattr(batch_calls, "_LOOK", WAIT_TIMEOUT)

@@ -523,6 +523,7 @@ class TurnedAway(Nothing):
     """Finds a load under way whenever it looks, each of which ends as soon as it is joined."""
 
     def __init__(self, flights: Flights) -> None:
+        super().__init__()
         self._flights = flights
         self._loop = asyncio.get_running_loop()
         self.times = 0
