@@ -6,6 +6,7 @@ task of its own. Either way a reply is judged, and kept if it may be, inside the
 
 import asyncio
 import math
+from collections.abc import Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
