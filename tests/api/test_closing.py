@@ -11,6 +11,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.errors import CacheClosedError
 from magnus_cache.testing import no_leaks
+from tests.support.inside import wires_of
 
 WAYS: dict[str, Callable[[CacheManager], Awaitable[None]]] = {
     "async close": lambda cache: cache.aio.close(),
@@ -27,7 +28,7 @@ async def test_each_way_of_closing_can_be_awaited(url: str, way: str) -> None:
         cache = CacheManager(redis_url=url)
         await cache.aio.set("t", "k", 1)
         cache.get("t", "unknown")
-        ended = [wire.ended for wire in cache._state.topology.connections()]
+        ended = [wire.ended for wire in wires_of(cache)]
         assert len(ended) == 2
         await WAYS[way](cache)
         # Awaited, it is complete: no turn of the loop later.

@@ -9,6 +9,7 @@ import pytest
 
 from magnus_cache import CacheClosedError, CacheManager
 from magnus_cache._engine.runtime.critical import section
+from tests.support.inside import blocked_loops, load_tasks, loads_by_key, portal_work
 from tests.support.wait import wait_until
 
 
@@ -27,15 +28,15 @@ def _deeper(more: int, call: Callable[[], Any]) -> Any:
 def settled(cache: CacheManager) -> bool:
     """Whether nothing is left of any call: loads, leases, placeholders, waiters."""
     state = cache._state
-    session = state.portal._session
     left = [
-        state.flights._flights,
-        state.flights._blocked,
-        state.flights._tasks,
+        loads_by_key(state),
+        blocked_loops(state),
+        load_tasks(state),
         len(state.leases),
         state.memory.pending,
     ]
-    return not any(left) and (session is None or (not session._waiting and not session._tasks))
+    work = portal_work(state.portal)
+    return not any(left) and not work["waiters"] and not work["tasks"]
 
 
 @pytest.mark.parametrize("operation", ["cached", "get", "set", "delete", "many"])

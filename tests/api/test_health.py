@@ -15,6 +15,7 @@ from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.coordination.health import Health
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
+from tests.support.inside import put_off_attempts
 from tests.support.wait import wait_until
 
 Ping = Callable[[CacheManager], Health]
@@ -98,7 +99,7 @@ def test_it_asks_though_the_cache_knows_of_an_outage(private_server: EmbeddedSer
         private_server.kill()
         wait_until(lambda: not ping(cache).ok and cache._state.breaker.open)
         # As after a long outage: the next attempt is far away.
-        cache._state.breaker._retry_at = cache._state.clock() + 3600
+        put_off_attempts(cache, 3600)
         private_server.start()
         health = ping(cache)
         assert health.ok

@@ -17,6 +17,7 @@ from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError, CacheUnavailableError
 from magnus_cache.testing import Proxy
+from tests.support.inside import error_of, wire_of
 from tests.support.programs import in_forked_children, run_python
 
 
@@ -356,12 +357,11 @@ async def test_nothing_keeps_the_context_of_a_call_that_has_ended(proxy: Proxy, 
 async def test_each_who_is_told_that_redis_is_away_has_an_error_of_its_own(proxy: Proxy) -> None:
     """One that many raise, and the connection keeps, would keep the frames of them all, and what is in them."""
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
-        wire = cache._engine.state.topology.connection(b"")
-        assert wire is not None
+        wire = wire_of(cache)
         await wire.renew()
         proxy.freeze()
         ping = Command("PING", pack(b"PING"))
         one, two = await asyncio.gather(wire.execute(ping), wire.execute(ping), return_exceptions=True)
         assert isinstance(one, CacheUnavailableError)
         assert (type(one), str(one)) == (type(two), str(two))
-        assert len({id(error) for error in (one, two, wire._error)}) == 3
+        assert len({id(error) for error in (one, two, error_of(wire))}) == 3

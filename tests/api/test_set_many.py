@@ -8,6 +8,7 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheEncodeError
+from tests.support.inside import deferred_calls
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -79,5 +80,5 @@ def test_false_and_stored_soon_in_the_midst_of_the_cache(url: str, raw: redis.Re
                 cache.set_many("t", {"one": 5, "bad": object()})
             with cache.disabled():
                 assert cache.set_many("t", {"three": 5}) is False
-        wait_until(lambda: raw.exists("magnus:t:two") == 1 and not cache._engine.deferred._tasks)
+        wait_until(lambda: raw.exists("magnus:t:two") == 1 and not deferred_calls(cache))
         assert cache.get_many("t", ["one", "two", "three"]) == {"one": 3, "two": 4}

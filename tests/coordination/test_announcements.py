@@ -17,6 +17,7 @@ from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.documents import PAGES
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
+from tests.support.inside import ask_for_epoch, on_epoch_learned, waits_for_a_lease, wire_of
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
@@ -24,12 +25,6 @@ pytestmark = pytest.mark.anyio
 
 LEASE = b"{magnus:t:k}:lease"
 EPOCH = b"magnus!epoch:t"
-
-
-def wire_of(manager: AsyncCacheManager) -> Wire:
-    wire = manager._engine.state.topology.connection(b"")
-    assert wire is not None
-    return wire
 
 
 async def connected(manager: AsyncCacheManager) -> Wire:
@@ -152,7 +147,7 @@ async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str,
         refuse_questions(monkeypatch)
         announce(one, LEASE)
         late = asyncio.create_task(one.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: one._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(one))
         assert one._engine.state.flights.joined == 0
         slow.finish()
         assert (await call, await late, slow.calls) == (1, 1, 1)
@@ -271,10 +266,10 @@ async def test_invariant_1_no_answer_extends_trust_past_an_open_question(url: st
         announce(one, b"magnus!epoch")
         first, second = (doubt.confirmed for doubt in wire.known.doubts.values())
         assert first == confirmed < second
-        one._engine.state.epoch_reads._ask(wire, EPOCH)
+        ask_for_epoch(wire, one, EPOCH)
         await wire.renew()
         assert wire.trust.deadline == second + 30
-        one._engine.state.epoch_reads._ask(wire, b"magnus!epoch")
+        ask_for_epoch(wire, one, b"magnus!epoch")
         await wire.renew()
         assert not wire.known.doubts
         await wire.renew()
@@ -377,13 +372,7 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
     async with fleet(url, 1) as (one,):
         await one.set("t", "k", 1)
         state, wire = one._engine.state, wire_of(one)
-        learned = state.epoch_reads._learned
-
-        def forgotten(name: bytes, *args: Any) -> None:
-            learned(name, *args)
-            state.events.invalidated([name], wire)
-
-        state.epoch_reads._learned = forgotten  # type: ignore[method-assign]
+        on_epoch_learned(state, lambda name: state.events.invalidated([name], wire))
         state.events.invalidated([EPOCH], wire)
         epoch_names = state.epochs.epoch_names("t")
         floor = await asyncio.wait_for(state.epoch_reads.settled(wire, epoch_names), 10)
@@ -470,7 +459,7 @@ async def test_invariant_10_announcements_of_what_was_asked_are_no_circle(tight:
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         waiting = asyncio.create_task(two.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: two._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(two))
 
         def commands() -> int:
             with redis.Redis(port=tight.port) as client:
@@ -528,7 +517,7 @@ async def test_without_tracking_a_waiter_looks_again_by_itself(untracked: str, r
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         waiting = asyncio.create_task(two.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: two._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(two))
 
         def asked() -> int:
             return int(raw.info("commandstats")["cmdstat_evalsha"]["calls"])
@@ -558,7 +547,7 @@ async def test_the_grants_of_the_page_are_enough_in_every_database(
             call = asyncio.create_task(one.get_or_set("t", "k", slow, tags="x"))
             await slow.begun()
             waiting = asyncio.create_task(two.get_or_set("t", "k", slow, tags="x"))
-            await wait_until_async(lambda: two._engine.state.leases._bells)
+            await wait_until_async(lambda: waits_for_a_lease(two))
             announce(one, f"{{magnus:t:k}}:lease{'@3' if database else ''}".encode())
             await asyncio.sleep(0.2)
             slow.finish()

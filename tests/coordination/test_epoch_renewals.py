@@ -10,6 +10,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.redis.scripts import _PROLONG, EPOCH_LIFE
 from magnus_cache.testing import virtual_clock
+from tests.support.inside import only_wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +32,7 @@ def left(raw: redis.Redis, name: bytes) -> int:
 async def beat(cache: AsyncCacheManager) -> None:
     """Let the wire's timer run, and return when Redis has answered what it asked."""
     renewals, beats = cache._state.epoch_renewals, 0
-    (wire,) = cache._state.topology.connections()
+    wire = only_wire_of(cache)
     original = renewals.beat
 
     def counted(wire: Any) -> None:

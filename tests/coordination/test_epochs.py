@@ -15,6 +15,7 @@ from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.redis import scripts
 from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import fleet, near
+from tests.support.inside import forget_epochs
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
@@ -496,13 +497,13 @@ async def test_epochs_that_were_forgotten_are_asked_for_again(url: str) -> None:
     async with fleet(url, 1) as (one,):
         await one.set("t", "k", 1)
         state = one._engine.state
-        for forget in (state.epochs._latest.clear, lambda: state.memory.clear(b"")):
+        for forget in (lambda: forget_epochs(state), lambda: state.memory.clear(b"")):
             forget()
             state.memory.clear(b"")
             assert await one.get("t", "k") == 1
-        state.epochs._latest.clear()
+        forget_epochs(state)
         assert await one.set("t", "k", 2)
-        state.epochs._latest.clear()
+        forget_epochs(state)
         state.memory.clear(b"")
         assert await one.get_or_set("t", "k", lambda: 3) == 2
         assert await one.get_or_set("t", "other", lambda: 3) == 3

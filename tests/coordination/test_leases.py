@@ -14,6 +14,7 @@ from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.testing import Proxy
 from tests.support.fleet_of_managers import fleet, near
+from tests.support.inside import held_leases, waits_for_a_lease
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until, wait_until_async
 
@@ -58,7 +59,7 @@ async def test_a_waiter_is_woken_by_the_value_and_does_not_poll(url: str, raw: r
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         waiting = asyncio.create_task(two.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: two._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(two))
         await two.get("t", "other")
         before = raw.info("commandstats")
         await asyncio.sleep(0.3)
@@ -321,11 +322,11 @@ async def test_nobody_joins_a_load_whose_lease_could_be_void_unheard(url: str) -
     async with fleet(url, 1) as (one,):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        (lease,) = one._engine.state.leases._held.values()
+        (lease,) = held_leases(one).values()
         # As that of a connection that was lost: nobody renews it.
         lease.trust = Trust(0.0)
         late = asyncio.create_task(one.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: one._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(one))
         slow.finish()
         # The lease itself still stood, so the late caller has the value from Redis, not from the flight.
         assert (await call, await late, slow.calls) == (1, 1, 1)
@@ -393,7 +394,7 @@ async def test_a_flush_voids_what_is_being_loaded(url: str, raw: redis.Redis) ->
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         waiting = asyncio.create_task(two.get_or_set("t", "k", slow))
-        await wait_until_async(lambda: two._engine.state.leases._bells)
+        await wait_until_async(lambda: waits_for_a_lease(two))
         await two.get_stats()
         raw.flushall()
         await slow.begun(2)

@@ -12,6 +12,7 @@ from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.keys.identity import tokens
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.policy.namespaces import default_registry
+from tests.support.inside import remembered, wire_of
 
 
 def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,11 +27,12 @@ def test_many_namespaces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stats = cache.get_stats()
         assert len(stats["namespaces"]) <= 1_001
         assert stats["miss_count"] == 3_000 + 150
-        assert len(state.keyspace._heads) <= 1_024
         assert len(default_registry._plain) <= 1_024
-        assert len(state.epochs._realms) <= 1_000
-        assert len(state.epochs._prefixes) <= 1_000
-        assert len(state.epochs._latest) <= 1_000
+        there = remembered(cache)
+        assert there["heads of keys"] <= 1_024
+        assert there["names of epochs"] <= 1_000
+        assert there["prefixes of epochs"] <= 1_000
+        assert there["epochs"] <= 1_000
 
 
 def test_many_failures() -> None:
@@ -67,7 +69,7 @@ def test_many_instances_and_functions() -> None:
         sites += [watcher for watcher in default_registry._watchers if isinstance(watcher, FunctionCache)]
         assert len([site for site in sites if site.engine is cache._engine]) == 0
         assert len(tokens._known) <= before + 3
-        assert len(cache._state.stats._branches) == 200
+        assert remembered(cache)["counters"] == 200
 
         @cache.cached("t")
         def squared(number: int) -> int:
@@ -91,15 +93,15 @@ def test_many_event_loops(url: str, raw: redis.Redis, *, pending: bool) -> None:
             await cache.aio.delete("t", number)
             if pending:
                 cache._state.missed(lambda outbox: outbox.record([b"magnus:t:x"]))
-                cache._state.replayer.begin(cache._state.topology._wires[asyncio.get_running_loop()])
+                cache._state.replayer.begin(wire_of(cache))
 
         for number in range(30):
             asyncio.run(use(number))
         gc.collect()
-        state = cache._state
-        assert len(state.topology._wires) <= 2
-        assert len(state.replayer._tasks) <= 1
-        assert len(state.key_locks._loops) <= 1
-        assert len(state.flights._tasks) == len(state.flights) == len(state.flights._blocked) == 0
-        assert len(state.workers.places._lanes) <= 2
-        assert len(cache._writes._limiters) <= 2
+        there = remembered(cache)
+        assert there["connections"] <= 2
+        assert there["replays"] <= 1
+        assert there["loops with key locks"] <= 1
+        assert there["tasks of loads"] == there["loads"] == there["blocked loops"] == 0
+        assert there["loops with loader slots"] <= 2
+        assert there["loops that compress"] <= 2

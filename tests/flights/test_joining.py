@@ -27,6 +27,7 @@ from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.policy.options import LoadOptions
 from tests.support.fleet_of_managers import fleet, near
+from tests.support.inside import between_check_and_turn, held_leases
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until, wait_until_async
 
@@ -209,15 +210,13 @@ async def test_a_fresh_call_takes_nothing_that_a_load_found(fresh: bool) -> None
             first.append(loads.load_blocking(LoadRequest(ref, lambda: "first", LoadOptions())))
 
         thread = threading.Thread(target=lead)
-        before = loads.joining.detach_unjoinable
 
-        def interrupted(*args: Any, **more: Any) -> None:
-            before(*args, **more)
+        def interrupt() -> None:
             if not thread.ident:
                 thread.start()
                 wait_until(held.there.is_set)
 
-        loads.joining.detach_unjoinable = interrupted  # type: ignore[method-assign]
+        between_check_and_turn(loads, interrupt)
         call = asyncio.create_task(
             asyncio.to_thread(loads.load_blocking, LoadRequest(ref, lambda: "new", LoadOptions(), fresh=fresh))
         )
@@ -327,7 +326,7 @@ async def test_an_invalidation_that_a_lost_connection_did_not_announce_counts_fo
         proxy.resume()
         state, name = one._engine.state, b"magnus:t:k"
         # Renewing the lease has shown that the key was not deleted, and calls may join again.
-        await wait_until_async(lambda: state.reachable and state.leases._held[name].trust.deadline > state.clock())
+        await wait_until_async(lambda: state.reachable and held_leases(state)[name].trust.deadline > state.clock())
         late = asyncio.create_task(one.get_or_set("t", "k", slow, tags="x"))
         await wait_until_async(lambda: joined(one) == 1 or slow.calls == 2)
         await one.invalidate_tags("x")

@@ -15,6 +15,7 @@ from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.runtime import log as notices
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.inside import deferred_calls, set_log_clock
 from tests.support.loaders import SourceError
 from tests.support.programs import run_python
 from tests.support.wait import wait_until, wait_until_async
@@ -170,7 +171,7 @@ async def test_a_storm_is_one_line_and_the_next_one_counts_it(log: Any, monkeypa
     namespace = Namespace("t", ttl=10, grace="1h", retry="1ms")
     with virtual_clock() as clock:
         async with AsyncCacheManager(redis_enabled=False) as cache:
-            cache._state.notices._clock = clock
+            set_log_clock(cache, clock)
             for key in range(100):
                 await cache.get_or_set(namespace, key, lambda: 1)
             clock.advance(11)
@@ -223,7 +224,7 @@ def test_a_call_that_a_finalizer_left_for_later(log: Any, monkeypatch: pytest.Mo
         refs = [cache._reads.ref("t", key) for key in "abcde"]
         cache._deferred.remove(refs)
         wait_until(lambda: warned(log, "finalizer"))
-        wait_until(lambda: not cache._deferred._tasks)
+        wait_until(lambda: not deferred_calls(cache))
     (line,) = warned(log, "finalizer")
     assert "(delete magnus:t:a, magnus:t:b, magnus:t:c, ...): SourceError" in line
     assert [str(cause) for cause in causes(log)] == ["the words of the source"]

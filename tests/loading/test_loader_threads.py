@@ -14,6 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheManager, CacheTimeoutError, Nam
 from magnus_cache._engine.coordination import lease
 from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.testing import VirtualClock, no_leaks, virtual_clock
+from tests.support.inside import load_tasks
 from tests.support.loaders import Gated
 from tests.support.wait import wait_until, wait_until_async
 
@@ -339,7 +340,7 @@ async def test_a_load_that_hangs_is_replaced(url: str, clock: VirtualClock, gate
         clock.advance(2)
         assert await manager.get_or_set("t", "k", loader, hard_timeout=5) == 2
         assert await peer.get("t", "k") == 2
-        await wait_until_async(lambda: not manager._engine.state.flights._tasks)
+        await wait_until_async(lambda: not load_tasks(manager))
         gate.set()
         await asyncio.sleep(0.02)
         assert await manager.get("t", "k") == 2

@@ -21,6 +21,7 @@ from magnus_cache._engine.redis.pipeline import Pipeline, Read
 from magnus_cache._engine.runtime import turns as pacing
 from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
+from tests.support.inside import push, wire_of
 from tests.support.memory import put
 
 pytestmark = pytest.mark.anyio
@@ -373,10 +374,9 @@ async def test_a_long_push_is_handled_in_steps(cache: AsyncCacheManager) -> None
     await cache.set_many("t", dict.fromkeys(range(2_000), 1))
     state = cache._state
     names = [state.keyspace.value_name("t", key) for key in range(2_000)]
-    wire = state.topology.connection(b"")
-    assert wire is not None
+    wire = wire_of(state)
     assert len(state.memory) >= 2_000
-    assert await turns(wire._pushed([b"invalidate", names])) >= 2_000 // 256 - 2
+    assert await turns(push(wire, [b"invalidate", names])) >= 2_000 // 256 - 2
     assert not any(state.memory.peek(name) for name in names)
 
 

@@ -22,6 +22,7 @@ from magnus_cache import (
     register_type,
 )
 from magnus_cache.errors import CacheBatchEncodeError
+from tests.support.inside import waits_for_a_lease
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -442,7 +443,7 @@ async def test_other_processes_load_at_once_and_at_the_same_time(url: str) -> No
         first = asyncio.create_task(managers[0].get_or_set("t", "k", slow))
         await wait_until_async(lambda: started == 1)
         others = [asyncio.create_task(manager.get_or_set("t", "k", slow)) for manager in managers[1:]]
-        await wait_until_async(lambda: all(manager._state.leases._bells for manager in managers[1:]))
+        await wait_until_async(lambda: all(map(waits_for_a_lease, managers[1:])))
         for manager in managers[1:]:
             # What they ask when they begin to wait is answered before this is.
             await manager.get("t", "other")

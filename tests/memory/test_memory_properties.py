@@ -16,6 +16,7 @@ from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.lru import ShardedLRU
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
+from tests.support.inside import stripes_of
 from tests.support.memory import FOREVER, Clock, put
 
 
@@ -458,7 +459,7 @@ def test_a_large_store_is_in_stripes_and_keeps_its_bounds() -> None:
         put(store, b"%d" % number, entry())
         if number >= 100:
             assert store.hit(b"%d" % (number % 100)) is not None, "what is used goes on being there"
-    assert len(store) == 40_000 == sum(map(len, store._table._stripes))
+    assert len(store) == 40_000 == sum(map(len, stripes_of(store)))
     assert store.evictions == 60_000
     recent = sum(store.peek(b"%d" % number) is not None for number in range(62_000, 100_000))
     assert recent >= 0.99 * 38_000
@@ -471,7 +472,7 @@ def test_no_stripe_grows_large() -> None:
     assert isinstance(store._table, ShardedLRU)
     for number in range(250_000):
         put(store, b"%d" % number, entry())
-    assert max(map(len, store._table._stripes)) <= 10_000
+    assert max(map(len, stripes_of(store))) <= 10_000
 
 
 def test_a_few_huge_values_in_a_large_store_do_not_push_out_the_newest() -> None:

@@ -16,6 +16,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.turn import wait_turn
 from magnus_cache.testing import Proxy
+from tests.support.inside import put_off_attempts, wires_of
 from tests.support.wait import wait_until_async
 
 
@@ -176,14 +177,14 @@ async def test_one_loop_knocks_and_all_come_back(proxy: Proxy) -> None:
         try:
             await wait_until_async(lambda: len(gates) == 3)
             state = manager._engine.state
-            assert sum(wire.up for wire in state.topology._wires.values()) == 4
+            assert sum(wire.up for wire in wires_of(state)) == 4
             proxy.refuse()
             proxy.cut()
-            await wait_until_async(lambda: not any(wire.up for wire in state.topology._wires.values()))
+            await wait_until_async(lambda: not any(wire.up for wire in wires_of(state)))
             await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
             before = proxy.counts.connections
             proxy.resume()
-            await wait_until_async(lambda: all(wire.up for wire in state.topology._wires.values()))
+            await wait_until_async(lambda: all(wire.up for wire in wires_of(state)))
             assert proxy.counts.connections - before == 4
             figures: dict[str, Any] = (await manager.get_stats())["breaker"]
             assert (figures["state"], figures["outages"], figures["reason"]) == ("closed", 1, "refused")
@@ -203,7 +204,7 @@ async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None
         state = cache._engine.state
         proxy.refuse()
         state.breaker.failed(state.clock(), "refused")
-        state.breaker._retry_at = state.clock() + 60
+        put_off_attempts(state, 60)
         proxy.cut()
         async with asyncio.timeout(5):
             assert await asyncio.gather(*(cache.get("t", f"k{number}") for number in range(10))) == [None] * 10

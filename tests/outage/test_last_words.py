@@ -16,6 +16,7 @@ from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy
+from tests.support.inside import replays, wires_of
 from tests.support.wait import wait_until, wait_until_async
 
 
@@ -157,7 +158,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
         finally:
             over.set()
             private_server.resume()
-    assert not manager._engine.state.topology._wires
+    assert not wires_of(manager)
     assert not len(manager._engine.state.memory)
 
 
@@ -168,7 +169,7 @@ async def test_a_replay_that_redis_refuses_ends_with_the_cache(private_server: A
     async with AsyncCacheManager(redis_url=f"redis://app:pw@127.0.0.1:{private_server.port}/0") as manager:
         await manager.set("t", "k", 1)
         await manager.delete("t", "k")
-        await wait_until_async(lambda: manager._engine.state.replayer._tasks)
+        await wait_until_async(lambda: replays(manager))
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "magnus-cache-replay"]
 
 

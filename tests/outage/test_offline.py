@@ -14,6 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, Na
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
+from tests.support.inside import only_wire_of
 from tests.support.loaders import Gated
 from tests.support.wait import wait_until, wait_until_async
 
@@ -230,7 +231,7 @@ async def test_what_a_lost_connection_brought_counts_from_its_own_loss(proxy: Pr
     async with connected(proxy) as (cache, clock):
         await cache.set(BOUNDED, "k", "memory")
         state = cache._state
-        (ours,) = state.topology.connections()
+        ours = only_wire_of(state)
         ours.trust.kill()
         clock.advance(20)
         # The background loop's, which is confirmed only now.
@@ -446,7 +447,7 @@ def test_a_loop_that_ended_without_a_word_counts_until_it_was_last_confirmed(pro
 async def test_a_flush_does_not_hide_when_the_last_contact_was(proxy: Proxy, raw: redis.Redis) -> None:
     async with connected(proxy) as (cache, clock):
         state = cache._state
-        (wire,) = state.topology.connections()
+        wire = only_wire_of(state)
         before = wire.trust
         raw.flushall()
         await wait_until_async(lambda: wire.trust is not before)
@@ -462,7 +463,7 @@ async def test_what_was_read_after_a_flush_is_suspect_once_its_connection_was_re
     proxy: Proxy, raw: redis.Redis
 ) -> None:
     async with connected(proxy) as (cache, _):
-        (wire,) = cache._state.topology.connections()
+        wire = only_wire_of(cache)
         before = wire.trust
         await asyncio.to_thread(cache.sync.get, "t", "unknown")
         raw.flushall()

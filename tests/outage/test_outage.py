@@ -18,6 +18,7 @@ from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
+from tests.support.inside import remember_at_most
 from tests.support.wait import wait_until, wait_until_async
 
 
@@ -349,7 +350,7 @@ def test_more_local_writes_than_can_be_remembered_are_not_trusted_afterwards(ser
     """The record overflows into whole namespaces; values of the outage stand on a trust that ends with it."""
     peer = CacheManager(redis_url=server.url)
     with peer, CacheManager(redis_url=proxy.url, op_timeout=0.3) as cache:
-        cache._state.outbox._most_names = 3
+        remember_at_most(cache, names=3)
         cache.get("t", "k")
         proxy.refuse()
         proxy.cut()

@@ -11,6 +11,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import VirtualClock, virtual_clock
 from tests.support.fleet_of_managers import near
+from tests.support.inside import only_wire_of
 from tests.support.relay import Relay
 from tests.support.wait import wait_until_async
 
@@ -93,7 +94,7 @@ async def test_the_other_database_is_met_anew(server: EmbeddedServer, raw: redis
             # As of a time when it was the first one.
             green.mset({"magnus!server": "another:history", "magnus!epoch": f"{epoch - 1:016d}"})
         # That was announced, as announcements know no databases, and is asked about.
-        (wire,) = blue._state.topology.connections()
+        wire = only_wire_of(blue)
         await blue.get_stats()
         await wait_until_async(lambda: b"magnus!epoch" in wire.known.current)
         raw.swapdb(0, 1)

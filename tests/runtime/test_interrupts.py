@@ -21,6 +21,7 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.runtime import critical
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal
 from magnus_cache._engine.runtime.switches import Presence, Switch
+from tests.support.inside import blocked_loops, deferred_calls, loads_by_key, portal_work, session_of
 from tests.support.interrupts import interrupted
 from tests.support.memory import put
 from tests.support.programs import run_python
@@ -51,11 +52,11 @@ def interrupt() -> None:
 def left_behind(cache: CacheManager) -> list[str]:
     """Return what is still registered though no call is under way."""
     state = cache._state
-    session = state.portal._session
-    assert session is not None
+    session_of(state.portal)
+    work = portal_work(state.portal)
     there = {
-        "loads": len(state.flights), "reserved places": state.memory.pending, "blocked loops": state.flights._blocked,
-        "waiters": session._waiting, "tasks": session._tasks, "leases": len(state.leases), "special": state.special,
+        "loads": len(state.flights), "reserved places": state.memory.pending, "blocked loops": blocked_loops(state),
+        "waiters": work["waiters"], "tasks": work["tasks"], "leases": len(state.leases), "special": state.special,
         "sections": critical.engaged(),
     }  # fmt: skip
     return [f"{name}: {what}" for name, what in there.items() if what]
@@ -143,7 +144,6 @@ def test_ctrl_c_at_any_place_of_a_switch_leaves_it_off(cache: CacheManager, mode
 
 
 def test_those_who_wait_for_an_interrupted_load_are_served(cache: CacheManager) -> None:
-    flights = cache._state.flights
     for place in places(3):
         key, got = f"joined{place}", list[int]()
         begun, joined = threading.Event(), threading.Event()
@@ -155,7 +155,7 @@ def test_those_who_wait_for_an_interrupted_load_are_served(cache: CacheManager) 
         def load(key: str = key, begun: threading.Event = begun, joined: threading.Event = joined) -> int:
             begun.set()
             name = cache._state.keyspace.value_name(magnus_cache.Namespace("t"), key)
-            wait_until(lambda: flights._flights[name].waiters)
+            wait_until(lambda: loads_by_key(cache)[name].waiters)
             joined.set()
             return 1
 
@@ -294,7 +294,7 @@ def test_what_a_handler_deletes_is_gone(cache: CacheManager, raw: redis.Redis) -
         if not interruption.done:
             break
         wait_until(lambda key=key: not raw.exists(f"magnus:t:{key}"))  # type: ignore[misc]
-        wait_until(lambda: not cache._engine.deferred._tasks)
+        wait_until(lambda: not deferred_calls(cache))
         assert cache.get("t", key) is None, interruption.where
     assert place > 20
 

@@ -15,6 +15,7 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
 from magnus_cache.embedded import EmbeddedServer
 from tests.support import leaks
+from tests.support.inside import loads_by_key
 from tests.support.programs import run_python
 
 
@@ -123,7 +124,7 @@ def test_what_the_loader_raises_is_raised(lack: Any, url: str) -> None:
             with pytest.raises(LookupError) as caught:
                 cache.get_or_set("t", "k", fail)
             assert caught.value is error
-        assert not cache._state.flights._flights
+        assert not loads_by_key(cache)
 
 
 def test_threads_that_wait_share_one_load_and_get_copies(url: str) -> None:

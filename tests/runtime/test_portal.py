@@ -18,6 +18,7 @@ import pytest
 
 from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
+from tests.support.inside import cancel_call, portal_work, pretend_woken, session_of
 from tests.support.programs import run_python
 
 LONG = 30.0
@@ -293,9 +294,8 @@ def test_a_timeout_cancels_the_coroutine(portal: Portal) -> None:
     with pytest.raises(TimeoutError, match=r"0\.3 seconds"):
         portal.call(hanging, timeout=0.3)
     assert hanging.cancelled.wait(LONG)
-    assert portal._session is not None
-    until(lambda: not portal._session._tasks)  # type: ignore[union-attr]
-    assert not portal._session._waiting
+    until(lambda: not portal_work(portal)["tasks"])
+    assert not portal_work(portal)["waiters"]
 
 
 def test_an_interrupt_of_the_waiting_thread_cancels_the_coroutine(portal: Portal) -> None:
@@ -328,17 +328,16 @@ def test_a_call_that_timed_out_before_it_began_never_begins(portal: Portal) -> N
 
 def test_a_call_cancelled_before_its_first_step_is_forgotten(portal: Portal) -> None:
     portal.call(double, 1)
-    session = portal._session
-    assert session is not None
+    session = session_of(portal)
     waiter: Waiter[None] = Waiter()
     hanging = Hanging()
 
     def begin_and_cancel() -> None:
         session.begin(waiter, hanging, (), contextvars.copy_context())
-        session._cancel(waiter)
+        cancel_call(session, waiter)
 
     portal.submit(begin_and_cancel)
-    until(lambda: portal.call(double, 1) == 2 and not session._tasks)
+    until(lambda: portal.call(double, 1) == 2 and not portal_work(portal)["tasks"])
     assert not hanging.begun.is_set()
 
 
@@ -475,10 +474,9 @@ def test_closing_under_load_leaves_no_caller_hanging() -> None:
 def test_a_call_that_comes_between_the_last_wake_and_the_end_is_refused(portal: Portal) -> None:
     """It found the loop running and a wake on its way, but that wake was never served."""
     portal.call(double, 1)
-    session = portal._session
-    assert session is not None
+    session = session_of(portal)
     portal.close()
-    session._woken = True
+    pretend_woken(session)
     waiter: Waiter[int] = Waiter()
     with pytest.raises(CacheClosedError):
         session.exchange(waiter, waiter.set_result, (1,), LONG)

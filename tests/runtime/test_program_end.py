@@ -22,6 +22,7 @@ from magnus_cache._engine.store import writes
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.conftest import emptied
+from tests.support.inside import kept_at_exit, load_tasks, loads_by_key
 from tests.support.programs import ROOT, run_python
 from tests.support.wait import wait_until
 
@@ -141,12 +142,11 @@ cache.set("t", "k", 1)
 atexit.register(lambda: print("done" if cache.set("t", "l", 1) and cache.get("t", "m") is None else "not stored"))
 """,
     "without a timer for its connection": """
+from tests.support.inside import without_timers
 cache = get_cache_manager()
 cache.set("t", "k", 1)
-loop = cache._engine.state.portal.loop
 # It may have none at any time, such as between two that follow each other.
-loop._scheduled[:] = [timer for timer in loop._scheduled if type(timer._callback).__name__ == "_LoopEnd"]
-del loop
+without_timers(cache._engine.state.portal.loop)
 print("done")
 """,
     "loops closed by hand": """
@@ -417,12 +417,11 @@ def test_at_the_end_of_the_program_a_loop_that_runs_keeps_its_connection(url: st
         cache.set("t", "k", 1)
         loop = cache._engine.state.portal.loop
         assert loop is not None
-        end = loop_end._ends[loop]()
-        assert end is not None
         loop_end._at_exit()
-        assert "magnus-cache-wire" in [task.get_name() for task in end._kept]
+        kept = kept_at_exit(loop)
+        assert "magnus-cache-wire" in [task.get_name() for task in kept]
         assert cache.set("t", "k", 2)
-        end._kept.clear()
+        kept.clear()
 
 
 def test_timers_that_are_cancelled_end_nothing_on_a_running_loop(url: str) -> None:
@@ -467,8 +466,8 @@ def test_a_load_on_a_loop_closed_by_hand_leaves_its_key_free(
     assert begun == [1]
     assert raw.keys("{magnus*")
     by_hand.close()
-    assert not cache._engine.state.flights._tasks
-    assert not cache._engine.state.flights._flights
+    assert not load_tasks(cache)
+    assert not loads_by_key(cache)
     # No waiting for a load that will not end, nor for its lease.
     before = time.monotonic()
     assert cache.sync.get_or_set("t", "k", lambda: 2) == 2

@@ -15,6 +15,7 @@ from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.key_locks import KeyLocks
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.inside import only_wire_of, pipeline_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -168,7 +169,7 @@ async def test_a_step_waits_for_a_write_that_redis_did_not_take(proxy: Proxy, ot
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=5) as cache:
         await cache.set("t", "k", "old", ttl=60)
         await cache.delete("t", "other")
-        (wire,) = cache._state.topology.connections()
+        wire = only_wire_of(cache)
         proxy.black_hole()
         if other == "touch":
             second = asyncio.create_task(cache.touch("t", "k", 600))
@@ -176,9 +177,9 @@ async def test_a_step_waits_for_a_write_that_redis_did_not_take(proxy: Proxy, ot
             cache._state.memory.invalidate(b"magnus:t:k")
             second = asyncio.create_task(cache.get_or_set("t", "k", loader))
         # Asked before the write is, so that it is told first that Redis is away.
-        await wait_until_async(lambda: wire._pipeline.pending >= 1)
+        await wait_until_async(lambda: pipeline_of(wire).pending >= 1)
         first = asyncio.create_task(cache.set("t", "k", "new", ttl=60))
-        await wait_until_async(lambda: wire._pipeline.pending >= 2)
+        await wait_until_async(lambda: pipeline_of(wire).pending >= 2)
         proxy.refuse()
         proxy.cut()
         assert await first is True

@@ -24,6 +24,7 @@ from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.pipeline import InFlight, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
+from tests.support.inside import intake_of, patience_of, pipeline_of, put_off_replays, watchdog_of, wire_of
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until_async
 
@@ -145,19 +146,19 @@ async def test_who_is_being_answered_is_not_silent(url: str) -> None:
     """The oldest request may lie behind others; it is overdue once *nothing* has come for as long as one may take."""
     async with fleet(url, 1) as (one,):
         await one.get("t", "k")
-        wire = one._engine.state.topology.connection(b"")
-        assert wire is not None
-        assert wire._patience is not None
+        wire = wire_of(one)
+        patience, watchdog, intake = patience_of(wire), watchdog_of(wire), intake_of(wire)
+        assert patience is not None
         now = one._engine.state.clock()
         frame = InFlight(now - 1.0, 1, [])
-        wire._pipeline.owed.appendleft(frame)
-        wire._intake.heard = now
-        wire._silence.check(frame)
-        assert wire._patience.when() is None
-        wire._intake.heard = now - 1.0
-        wire._silence.check(frame)
-        assert wire._patience.when() is not None
-        await wait_until_async(lambda: wire._patience is None or wire._patience.when() is None)
+        pipeline_of(wire).owed.appendleft(frame)
+        intake.heard = now
+        watchdog.check(frame)
+        assert patience.when() is None
+        intake.heard = now - 1.0
+        watchdog.check(frame)
+        assert patience.when() is not None
+        await wait_until_async(lambda: patience_of(wire) is not patience or patience.when() is None)
 
 
 async def test_closing_can_be_cancelled_at_any_step(url: str) -> None:
@@ -269,7 +270,7 @@ async def test_what_is_covered_by_an_untold_invalidation_only_holds_up_its_own_r
         state = cache._engine.state
         state.outbox.record([b"magnus:t:a"])
         state.memory.clear(b"magnus:")
-        state.replayer._replay_at = state.clock() + 60
+        put_off_replays(state, 60)
         assert await cache.get("t", "a") is None
         assert await cache.get("t", "b") == 2
 

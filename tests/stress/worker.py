@@ -29,6 +29,7 @@ from tests.stress.callers import Cache, Caller
 from tests.stress.keys import FAMILIES, own_key
 from tests.stress.records import CACHES, MEMORY, Kind, Log, now
 from tests.support.guards import VARIABLE
+from tests.support.inside import portal_work
 from tests.support.resting import objects, resting
 
 THREADS: Final = 2
@@ -323,12 +324,10 @@ class Worker:
                 )
             if cache.untold:
                 left.append(f"cache {cache.number % CACHES}: {len(cache.untold)} invalidations are not told")
-            session: Any = state.portal._session
-            if session is not None and (session._waiting or session._tasks or session._inbox):
-                left.append(
-                    f"cache {cache.number % CACHES}: waiters {len(session._waiting)}, tasks {len(session._tasks)}, "
-                    f"inbox {len(session._inbox)}"
-                )
+            work = portal_work(state.portal)
+            if any(work.values()):
+                counts = ", ".join(f"{what} {count}" for what, count in work.items())
+                left.append(f"cache {cache.number % CACHES}: {counts}")
         return left
 
     def values(self) -> list[list[list[int]]]:

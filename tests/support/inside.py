@@ -1,0 +1,291 @@
+"""The inside of caches and connections, by plain names: the only place of the tests that names what is private there.
+
+A test that looks further in than one private attribute asks here, so that a renamed attribute is renamed once.
+"""
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    # Programs that watch how a process ends use this module too: it loads nothing of the package.
+    import asyncio
+    from collections.abc import Callable, Collection, Mapping, Sized
+
+    from magnus_cache._engine.api.asynchronous import AsyncOperations
+    from magnus_cache._engine.api.blocking import BlockingOperations
+    from magnus_cache._engine.coordination.lease import Lease
+    from magnus_cache._engine.coordination.state import State
+    from magnus_cache._engine.flights.flight import Flight
+    from magnus_cache._engine.loading.loads import Loads
+    from magnus_cache._engine.memory.lru import ShardedLRU
+    from magnus_cache._engine.memory.store import LocalCache
+    from magnus_cache._engine.outage.journal import Journal
+    from magnus_cache._engine.redis.frame_limits import Intake
+    from magnus_cache._engine.redis.pipeline import Pipeline
+    from magnus_cache._engine.redis.watchdog import Watchdog
+    from magnus_cache._engine.redis.wire import Wire
+    from magnus_cache._engine.runtime.portal import Portal
+    from magnus_cache._engine.runtime.portal_thread import PortalThread
+    from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache.errors import CacheUnavailableError
+
+    Cache: TypeAlias = AsyncOperations | BlockingOperations
+
+
+def _put(owner: object, name: str, value: object) -> None:
+    """Set an attribute that must be there: a new one of an old name would change nothing."""
+    assert hasattr(owner, name), f"{owner} has no {name}"
+    setattr(owner, name, value)
+
+
+def state_of(cache: "Cache | State") -> "State":
+    """Return what the calls of a cache share."""
+    shared: Any = cache
+    state: State = getattr(shared, "_state", shared)
+    return state
+
+
+# -- connections ------------------------------------------------------------------------------------------------
+
+
+def wire_of(cache: "Cache | State") -> "Wire":
+    """Return the connection of the running loop, made now if need be."""
+    wire = state_of(cache).topology.connection(b"")
+    assert wire is not None, "this cache has no Redis"
+    return wire
+
+
+def wires_of(cache: "Cache | State") -> "list[Wire]":
+    """Return the connections of all loops."""
+    return state_of(cache).topology.connections()
+
+
+def only_wire_of(cache: "Cache | State") -> "Wire":
+    """Return the connection of the one loop that has used this cache."""
+    (wire,) = wires_of(cache)
+    return wire
+
+
+def pipeline_of(wire: "Wire") -> "Pipeline":
+    """Return what is queued for a connection, and what it waits for."""
+    return wire._pipeline
+
+
+def all_sent(cache: "Cache | State") -> bool:
+    """Whether all that was asked on the running loop has left, and something of it is not answered."""
+    pipeline = pipeline_of(wire_of(cache))
+    return bool(pipeline.owed) and not pipeline.queue
+
+
+def intake_of(wire: "Wire") -> "Intake":
+    """Return what takes in the bytes of a connection."""
+    return wire._intake
+
+
+def watchdog_of(wire: "Wire") -> "Watchdog":
+    """Return what finds out that a server is silent."""
+    return wire._silence
+
+
+def patience_of(wire: "Wire") -> "asyncio.Timeout | None":
+    """Return the timeout that ends a connection whose server is silent; None while there is no connection."""
+    return wire._patience
+
+
+def beats(wire: "Wire") -> bool:
+    """Whether the connection will ask for a sign of life, with nobody asking."""
+    return wire._beat is not None
+
+
+def error_of(wire: "Wire") -> "CacheUnavailableError | None":
+    """Return the error that a connection keeps for those who ask while it is down."""
+    return wire._error
+
+
+async def push(wire: "Wire", frame: list[Any]) -> None:
+    """Have a connection take in a push, as from the server."""
+    await wire._pushed(frame)
+
+
+# -- loads ------------------------------------------------------------------------------------------------------
+
+
+def loads_by_key(cache: "Cache | State") -> "Mapping[bytes, Flight]":
+    """Return the loads under way that calls may join, by the key's name in Redis."""
+    return state_of(cache).flights._flights
+
+
+def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Flight]":
+    """Return the tasks of the loads under way."""
+    return state_of(cache).flights._tasks
+
+
+def blocked_loops(cache: "Cache | State") -> "Mapping[asyncio.AbstractEventLoop, list[Flight]]":
+    """Return the loops that a blocking load holds up, with those loads."""
+    return state_of(cache).flights._blocked
+
+
+def between_check_and_turn(loads: "Loads", then: "Callable[[], object]") -> None:
+    """Call a function in each load right after its look for loads that it may not join, before its turn."""
+    before = loads.joining.detach_unjoinable
+
+    def interrupted(*args: Any, **more: Any) -> None:
+        before(*args, **more)
+        then()
+
+    _put(loads.joining, "detach_unjoinable", interrupted)
+
+
+def deferred_calls(cache: "Cache") -> "Collection[asyncio.Task[None]]":
+    """Return the tasks of calls that were left for later, such as a finalizer's."""
+    return cache._engine.deferred._tasks
+
+
+# -- leases -----------------------------------------------------------------------------------------------------
+
+
+def held_leases(cache: "Cache | State") -> "Mapping[bytes, Lease]":
+    """Return the leases that this process holds, by the key's name in Redis."""
+    return state_of(cache).leases._held
+
+
+def waits_for_a_lease(cache: "Cache | State") -> bool:
+    """Whether some load of this process waits for the lease of another's."""
+    return bool(state_of(cache).leases._bells)
+
+
+# -- epochs -----------------------------------------------------------------------------------------------------
+
+
+def forget_epochs(cache: "Cache | State") -> None:
+    """Forget the latest epochs that this process knows of."""
+    state_of(cache).epochs._latest.clear()
+
+
+def ask_for_epoch(wire: "Wire", cache: "Cache | State", name: bytes) -> None:
+    """Queue the read of an epoch, whatever is known of it."""
+    state_of(cache).epoch_reads._ask(wire, name)
+
+
+def on_epoch_learned(cache: "Cache | State", then: "Callable[[bytes], object]") -> None:
+    """Call a function with each epoch's name right after the answer that has it was taken in."""
+    reads = state_of(cache).epoch_reads
+    learned = reads._learned
+
+    def told(name: bytes, *args: Any) -> None:
+        learned(name, *args)
+        then(name)
+
+    _put(reads, "_learned", told)
+
+
+# -- outages ----------------------------------------------------------------------------------------------------
+
+
+def put_off_attempts(cache: "Cache | State", seconds: float) -> None:
+    """Have no connection tried before so many seconds have passed, as late in a long outage."""
+    state = state_of(cache)
+    _put(state.breaker, "_retry_at", state.clock() + seconds)
+
+
+def put_off_replays(cache: "Cache | State", seconds: float) -> None:
+    """Have Redis told of nothing that it missed before so many seconds have passed."""
+    state = state_of(cache)
+    _put(state.replayer, "_replay_at", state.clock() + seconds)
+
+
+def replays(cache: "Cache | State") -> "Mapping[asyncio.AbstractEventLoop, asyncio.Task[None]]":
+    """Return the tasks that tell Redis what it missed."""
+    return state_of(cache).replayer._tasks
+
+
+def remember_at_most(cache: "Cache | State", names: int) -> None:
+    """Have the record of what Redis missed overflow beyond so many names."""
+    _put(state_of(cache).outbox, "_most_names", names)
+
+
+def queued_for_disk(journal: "Journal") -> int:
+    """Return how many requests wait for the thread that writes a journal."""
+    return journal._queue._requests.qsize()
+
+
+def disk_is_idle(journal: "Journal") -> bool:
+    """Whether all that was ever queued for a journal's file is done."""
+    return journal._queue._added == journal._queue._done
+
+
+# -- background loops -------------------------------------------------------------------------------------------
+
+
+def session_of(portal: "Portal") -> "PortalThread":
+    """Return the thread that serves a portal, which must have been used."""
+    session = portal._session
+    assert session is not None, "there was no call yet"
+    return session
+
+
+def portal_work(portal: "Portal") -> dict[str, int]:
+    """Return how many calls wait for a portal's loop, run on it, and have not reached it; 0 if it was never used."""
+    session = portal._session
+    if session is None:
+        return dict.fromkeys(("waiters", "tasks", "inbox"), 0)
+    return {"waiters": len(session._waiting), "tasks": len(session._tasks), "inbox": len(session._inbox)}
+
+
+def cancel_call(session: "PortalThread", waiter: "Waiter[Any]") -> None:
+    """Cancel a call on the loop's own thread, as one that ran out of time."""
+    session._cancel(waiter)
+
+
+def pretend_woken(session: "PortalThread") -> None:
+    """Have a thread's loop taken for woken already, so that nobody wakes it again."""
+    _put(session, "_wake", list[int]())
+
+
+def kept_at_exit(loop: "asyncio.AbstractEventLoop") -> "list[asyncio.Task[Any]]":
+    """Return the tasks that the end of the program keeps from the collector, of one loop."""
+    from magnus_cache._engine.runtime import loop_end
+
+    end = loop_end._ends[loop]()
+    assert end is not None
+    return end._kept
+
+
+def without_timers(loop: Any) -> None:
+    """Take all timers from a loop of asyncio but those that end what is left when it is closed."""
+    loop._scheduled[:] = [timer for timer in loop._scheduled if type(timer._callback).__name__ == "_LoopEnd"]
+
+
+# -- memory -----------------------------------------------------------------------------------------------------
+
+
+def stripes_of(memory: "LocalCache") -> "Collection[Sized]":
+    """Return the parts of a large memory."""
+    table: ShardedLRU[Any] | Any = memory._table
+    stripes: Collection[Sized] = table._stripes
+    return stripes
+
+
+def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:
+    """Have the pauses between like lines of the log measured by another clock."""
+    _put(state_of(cache).notices, "_clock", clock)
+
+
+def remembered(cache: "Cache") -> dict[str, int]:
+    """Return how much this process remembers of what it has met, by what it is."""
+    state = state_of(cache)
+    epochs, flights = state.epochs, state.flights
+    return {
+        "heads of keys": len(state.keyspace._heads),
+        "names of epochs": len(epochs._realms),
+        "prefixes of epochs": len(epochs._prefixes),
+        "epochs": len(epochs._latest),
+        "counters": len(state.stats._branches),
+        "connections": len(state.topology._wires),
+        "replays": len(state.replayer._tasks),
+        "loops with key locks": len(state.key_locks._loops),
+        "tasks of loads": len(flights._tasks),
+        "loads": len(flights),
+        "blocked loops": len(flights._blocked),
+        "loops with loader slots": len(state.workers.places._lanes),
+        "loops that compress": len(cache._writes._limiters),
+    }
