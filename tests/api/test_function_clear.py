@@ -19,7 +19,7 @@ from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet
 from tests.support.loaders import Slow
 from tests.support.programs import in_forked_children
-from tests.support.wait import wait_until
+from tests.support.wait import wait_until, wait_until_answered
 
 CALLS: list[Any] = []
 """Calls of the functions below: of the module, as what a function closes over may be part of its keys."""
@@ -275,10 +275,12 @@ async def test_a_clear_in_an_outage_is_made_up_for(proxy: Any, url: str, calls: 
         assert len(calls) == 2
         assert await there(1) == [1, 1]
         proxy.resume()
-        async with asyncio.timeout(20):
-            while await there(1) == [1, 1]:
-                await one.get_stats()
-                await asyncio.sleep(0.05)
+
+        async def told() -> bool:
+            await one.get_stats()
+            return await there(1) != [1, 1]
+
+        await wait_until_answered(told, patience=20)
 
 
 # -- values from before, and from elsewhere ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecur
 from magnus_cache.testing import Proxy
 from tests.support.inside import error_of, wire_of
 from tests.support.programs import in_forked_children, run_python
+from tests.support.wait import wait_until_async
 
 
 def test_asyncio_run_again_and_again(url: str) -> None:
@@ -344,10 +345,12 @@ async def test_nothing_keeps_the_context_of_a_call_that_has_ended(proxy: Proxy, 
                 await asyncio.sleep(0.001)
 
         callers = [asyncio.create_task(others(caller)) for caller in range(5)]
-        async with asyncio.timeout(10):
-            while kept[0]() is not None:
-                await asyncio.sleep(0.05)
-                gc.collect()
+
+        def freed() -> bool:
+            gc.collect()
+            return kept[0]() is None
+
+        await wait_until_async(freed)
         for caller in callers:
             caller.cancel()
         await asyncio.wait(callers)

@@ -15,7 +15,7 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache.testing import virtual_clock
 from tests.support.clock_error import CLOCK_ERROR
 from tests.support.fleet_of_managers import fleet, near
-from tests.support.inside import beats, wire_of
+from tests.support.inside import beats, pipeline_of, wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -112,9 +112,9 @@ async def test_a_reply_overtaken_by_an_own_write_on_another_loop_is_not_kept(url
         wire = state.topology.connection(b"")
         assert wire is not None
         waiter, fill = reads.request(wire, ref, None)
-        # Two turns for our request to leave; then the blocking face writes, on a wire of its own, and keeps this loop
-        # from reading the answer, which has the old value.
-        for _ in range(2):
+        # Our request leaves; then the blocking face writes, on a wire of its own, and keeps this loop from reading the
+        # answer, which has the old value.
+        while not pipeline_of(wire).owed:
             await asyncio.sleep(0)
         one.sync.set("t", "k", "new")
         await waiter
@@ -148,9 +148,13 @@ async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: 
         state = one._engine.state
         busy = times()
         hits = 0
-        while times() < busy + 3:
+
+        def beaten() -> bool:
+            nonlocal hits
             hits += near(one, "t", "k")
-            await asyncio.sleep(0.01)
+            return times() >= busy + 3
+
+        await wait_until_async(beaten)
         assert hits
         # Nobody asks any more: one last beat at most, then silence and a lapsed trust.
         wire = wire_of(state)

@@ -17,7 +17,7 @@ from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import forget_epochs
 from tests.support.loaders import Slow
-from tests.support.wait import wait_until_async
+from tests.support.wait import lapse_async, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -202,7 +202,7 @@ async def test_without_tracking_a_clear_is_noticed_within_the_bound(url: str, ra
             wire = one._engine.state.topology.connection(b"")
             assert wire is not None
             await one._engine.state.replayer.bump([b"magnus!epoch:t"])
-            await asyncio.sleep(0.12)
+            await lapse_async(0.12)
             assert await limited.get_many("t", ["a", "b"]) == {}
     finally:
         raw.acl_deluser("limited")

@@ -16,7 +16,7 @@ from magnus_cache.testing import Proxy
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import held_leases, waits_for_a_lease
 from tests.support.loaders import Slow
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import nothing_happens_for_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,7 @@ async def test_a_waiter_is_woken_by_the_value_and_does_not_poll(url: str, raw: r
         await wait_until_async(lambda: waits_for_a_lease(two))
         await two.get("t", "other")
         before = raw.info("commandstats")
-        await asyncio.sleep(0.3)
+        await nothing_happens_for_async(0.3)
         after = raw.info("commandstats")
         sent = {name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after}
         assert sum(count for name, count in sent.items() if name != "cmdstat_info") <= 4, sent
@@ -161,7 +161,7 @@ async def test_a_lease_is_renewed_for_as_long_as_the_load_takes(url: str, raw: r
         deadline = asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < deadline:
             assert raw.get(LEASE) == token
-            await asyncio.sleep(0.02)
+            await nothing_happens_for_async(0.02)
         slow.finish()
         assert (await call, await waiting, slow.calls) == (1, 1, 1)
 

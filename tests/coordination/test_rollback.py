@@ -17,7 +17,7 @@ from magnus_cache._engine.redis.events import Arrival
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import lapse_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def test_invariant_7_what_was_invalidated_before_the_crash_does_not_come_b
             await one.delete("t", "k")
         elif how == "overwrite":
             await one.set("t", "k", "new", 0.001)
-            await asyncio.sleep(0.01)
+            await lapse_async(0.01)
         elif how == "clear":
             await one.clear("t")
         elif how == "tag":

@@ -9,7 +9,7 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheUnavailableError
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache.testing import Proxy
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -39,8 +39,7 @@ async def parted(cache: AsyncCacheManager, proxy: Proxy) -> None:
         missed = await cache.get("t", "nothing") is None
         return missed and not cache.redis_available and not cache._engine.state.reachable
 
-    while not await noticed():
-        await asyncio.sleep(0.01)
+    await wait_until_answered(noticed)
 
 
 async def reconnected(cache: AsyncCacheManager, proxy: Proxy) -> None:

@@ -22,7 +22,7 @@ from magnus_cache import CacheManager
 from magnus_cache.testing import Proxy
 from tests.support.fleet import PATIENCE, Worker
 from tests.support.fleet_worker import HOLDERS, LOADS, Event, Read
-from tests.support.wait import wait_until
+from tests.support.wait import lapse, nothing_happens_for, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -79,7 +79,7 @@ def settled(raw: redis.Redis) -> dict[str, int]:
     deadline = time.monotonic() + 3
     counts = commands(raw)
     while time.monotonic() < deadline:
-        time.sleep(0.1)
+        nothing_happens_for(0.1)
         before, counts = counts, commands(raw)
         # A heartbeat may come at any time.
         if not since(before, counts).keys() - {"time"}:
@@ -145,7 +145,7 @@ def test_a_fleet_loads_a_cold_key_once_and_nobody_polls(
         assert loads(raw, key) == 1, f"loaded by {holders(raw, key)} at a time"
         waiting = settled(raw)
         began = time.monotonic()
-        time.sleep(length)
+        nothing_happens_for(length)
         waited, took = since(waiting, commands(raw)), time.monotonic() - began
         raw.rpush(GATE, "open")
         answers = results(asked)
@@ -207,7 +207,7 @@ def test_a_holder_that_is_killed_costs_one_more_load(
     }
     wait_until(lambda: missed(fleet) == expected or loads(raw, "k") > 1, PATIENCE)
     began, before = time.monotonic(), commands(raw)
-    time.sleep(1.5 * lease)
+    nothing_happens_for(1.5 * lease)
     waited, took = since(before, commands(raw)), time.monotonic() - began
     assert loads(raw, "k") == 1, f"loaded by {holders(raw, 'k')} although the holder lives"
     # Each renewal is a script of three commands, and wakes the others, who ask anew: a script of four. Each is in a
@@ -294,7 +294,7 @@ def test_no_read_is_older_than_the_bound(
     events: list[Event] = writing.result()
     proxy.delay(0.0)
     # In one more bound the latest versions must be seen.
-    time.sleep(2 * bound)
+    lapse(2 * bound)
     reads: list[Read] = reader.ask("stop_reading")
     own: list[Read] = writer.ask("stop_reading")
 
@@ -374,7 +374,7 @@ def test_a_load_overtaken_by_a_peers_delete_is_for_earlier_callers_only(
     while not any(future.done() for future in late):
         assert time.monotonic() < deadline, "who comes after the delete waits for the overtaken load"
         late.append(loader.send("crowd", namespace="t", key="joined", tasks=1, threads=1))
-        time.sleep(0.05)
+        lapse(0.05)
     assert opened(early, "joined", raw) == [1] * 20
     for answer in results(late):
         assert answer["errors"] == []

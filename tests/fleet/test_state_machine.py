@@ -32,7 +32,7 @@ from magnus_cache._engine.store.writes import Writes
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.memory import put
-from tests.support.wait import wait_until_async
+from tests.support.wait import wait_until_answered, wait_until_async
 
 SOAK: Final = bool(os.environ.get("MAGNUS_CACHE_SOAK"))
 
@@ -504,8 +504,11 @@ class Coherence(RuleBasedStateMachine):
 
 async def answered(get_stats: Callable[[], Coroutine[Any, Any, CacheStats]]) -> None:
     """Return once Redis has answered."""
-    while "redis_used_memory" not in dict(await get_stats()):
-        await asyncio.sleep(0.01)
+
+    async def is_there() -> bool:
+        return "redis_used_memory" in dict(await get_stats())
+
+    await wait_until_answered(is_there)
 
 
 def walk(

@@ -17,6 +17,7 @@ import pytest
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
+from tests.support.wait import wait_until
 
 KEY = b"magnus:portfolio:user1"
 LONG = 30.0
@@ -41,13 +42,6 @@ def flights() -> Iterator[Flights]:
     assert len(flights) == 0
     assert not flights._tasks
     assert not flights._blocked
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.0005)
 
 
 async def until_async(condition: Callable[[], bool]) -> None:
@@ -134,7 +128,7 @@ def test_concurrent_threads_share_one_load(flights: Flights) -> None:
     """PITFALLS 29, for blocking callers."""
     loader = Loader()
     results = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(20)]
-    until(lambda: flights.joined == 19)
+    wait_until(lambda: flights.joined == 19, LONG)
     assert loader.flights[0].waiters == 19
     loader.go.set()
     assert [result.result(LONG) for result in results] == ["value"] * 20
@@ -158,7 +152,7 @@ def test_tasks_of_several_loops_and_threads_share_one_load(flights: Flights, lea
     assert loader.begun.wait(LONG)
     results += [in_thread(kind) for kind in (task, thread) * 3]
     callers = 3 * 5 + 3 + (5 if leader == "task" else 1)
-    until(lambda: flights.joined == callers - 1)
+    wait_until(lambda: flights.joined == callers - 1, LONG)
     loader.go.set()
     assert [value for result in results for value in result.result(LONG)] == ["value"] * callers
     assert loader.calls == 1
@@ -200,7 +194,7 @@ def test_stress_threads_tasks_and_loops(flights: Flights) -> None:
     def plain_thread() -> None:
         def load(_: Flight) -> int:
             count(number)
-            until(lambda: arrived(number))
+            wait_until(lambda: arrived(number), LONG)
             return number
 
         for number in range(rounds):
@@ -352,9 +346,10 @@ async def test_the_load_is_cancelled_when_the_last_caller_is_a_thread(flights: F
 
 @pytest.mark.anyio
 async def test_a_caller_after_the_last_one_left_is_not_handed_the_cancelled_load(flights: Flights) -> None:
-    stubborn, ending = asyncio.Event(), asyncio.Event()
+    begun, stubborn, ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def load(_: Flight) -> str:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -363,8 +358,7 @@ async def test_a_caller_after_the_last_one_left_is_not_handed_the_cancelled_load
         return "never"
 
     first = asyncio.create_task(flights.run(KEY, load, wait_timeout=LONG))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await begun.wait()
     first.cancel()
     await asyncio.wait([first])
     await ending.wait()
@@ -380,7 +374,7 @@ async def test_a_load_cancelled_before_its_first_step_hangs_nobody(flights: Flig
     await asyncio.sleep(0)  # the caller has made the load's task, which has not run yet
     (task,) = flights._tasks
     joined = in_thread(lambda: flights.run_blocking(KEY, lambda _: "taken over", wait_timeout=LONG))
-    until(lambda: flights.joined == 1)
+    wait_until(lambda: flights.joined == 1, LONG)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
@@ -408,9 +402,9 @@ def test_a_failing_thread_is_one_call_and_one_exception(flights: Flights) -> Non
     """PITFALLS 8 and 22, led by a blocking caller."""
     loader = Loader(error=LookupError("no such user"))
     threads = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(10)]
-    until(lambda: flights.joined == 9)
+    wait_until(lambda: flights.joined == 9, LONG)
     tasks = in_thread(lambda: asyncio.run(flights.run(KEY, loader.load, wait_timeout=LONG)))
-    until(lambda: flights.joined == 10)
+    wait_until(lambda: flights.joined == 10, LONG)
     loader.go.set()
     assert all(future.exception(LONG) is loader.error for future in [*threads, tasks])
     assert loader.calls == 1
@@ -482,10 +476,10 @@ def test_a_leader_whose_loop_shuts_down_hands_over(flights: Flights) -> None:
     leader = in_thread(lambda: asyncio.run(lead()))
     assert lost.begun.wait(LONG)
     others = [in_thread(other) for other in (other_loop, other_thread) * 4]
-    until(lambda: flights.joined == 8)
+    wait_until(lambda: flights.joined == 8, LONG)
     leaving.set()
     leader.result(LONG)
-    until(lambda: flights.joined == 8 + 7)
+    wait_until(lambda: flights.joined == 8 + 7, LONG)
     next_one.go.set()
     assert [other.result(LONG) for other in others] == ["taken over"] * 8
     assert (lost.calls, lost.cancelled, next_one.calls) == (1, 1, 1)
@@ -498,9 +492,9 @@ def test_an_interrupted_thread_hands_over(flights: Flights, kind: type[BaseExcep
     leader = in_thread(lambda: flights.run_blocking(KEY, lost.block, wait_timeout=LONG))
     assert lost.begun.wait(LONG)
     others = [in_thread(lambda: flights.run_blocking(KEY, next_one.block, wait_timeout=LONG)) for _ in range(4)]
-    until(lambda: flights.joined == 4)
+    wait_until(lambda: flights.joined == 4, LONG)
     lost.go.set()
-    until(lambda: flights.joined == 4 + 3)
+    wait_until(lambda: flights.joined == 4 + 3, LONG)
     next_one.go.set()
     assert [other.result(LONG) for other in others] == ["taken over"] * 4
     # Not `.exception()`: a future takes a CancelledError for its own cancellation.
@@ -532,7 +526,7 @@ def test_a_system_exit_in_a_load_hands_over(flights: Flights, caplog: pytest.Log
     leader = in_thread(lambda: asyncio.run(flights.run(KEY, lost.load, wait_timeout=LONG)))
     assert lost.begun.wait(LONG)
     other = in_thread(lambda: flights.run_blocking(KEY, lambda _: "taken over", wait_timeout=LONG))
-    until(lambda: flights.joined == 1)
+    wait_until(lambda: flights.joined == 1, LONG)
     lost.go.set()
     assert other.result(LONG) == "taken over"
     assert isinstance(leader.exception(LONG), SystemExit)
@@ -670,7 +664,7 @@ def test_a_load_that_cannot_start_hands_over(flights: Flights) -> None:
     async def main() -> None:
         def refuse(loop: asyncio.AbstractEventLoop, coroutine: Any, **_: Any) -> Any:
             others.append(in_thread(lambda: flights.run_blocking(KEY, lambda _: "taken over", wait_timeout=LONG)))
-            until(lambda: flights.joined == 1)
+            wait_until(lambda: flights.joined == 1, LONG)
             raise RuntimeError("no more tasks")
 
         asyncio.get_running_loop().set_task_factory(refuse)
@@ -975,7 +969,7 @@ async def test_a_load_does_not_wait_for_a_loop_that_waits_for_it(flights: Flight
     await until_async(lambda: len(flights) == 2)
 
     def release() -> None:
-        until(lambda: flights.joined == 1)
+        wait_until(lambda: flights.joined == 1, LONG)
         go.set()
 
     helper = in_thread(release)

@@ -29,7 +29,7 @@ from magnus_cache._engine.policy.options import LoadOptions
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import between_check_and_turn, held_leases
 from tests.support.loaders import Slow
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import lapse_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -750,7 +750,7 @@ async def test_patience_counts_from_the_start_of_the_call_though_it_is_turned_aw
         await one.invalidate_tags("x")
         began = asyncio.get_running_loop().time()
         late = asyncio.create_task(one.get_or_set(namespace, "k", slow, tags="x"))
-        await asyncio.sleep(1.5)
+        await lapse_async(1.5)
         slow.finish()
         assert await first == 1
         with pytest.raises(CacheTimeoutError):

@@ -146,7 +146,7 @@ async def test_a_cancelled_batch_gives_its_leases_back(url: str, raw: Any) -> No
         call = asyncio.create_task(one.get_or_set_many("t", ["a", "b"], never))
         await began.wait()
         single = asyncio.create_task(one.get_or_set("t", "a", lambda: "single"))
-        await asyncio.sleep(0)
+        await wait_until_async(lambda: one._engine.state.flights.joined == 1)
         call.cancel()
         await asyncio.wait([call])
         assert call.cancelled()
@@ -170,7 +170,7 @@ async def test_keys_left_out_are_loaded_by_whoever_else_wants_them(url: str) -> 
             asyncio.create_task(one.get_or_set("t", "a", lambda: "single")),
             asyncio.create_task(one.get_or_set_many("t", ["b"], Source())),
         ]
-        await asyncio.sleep(0.01)
+        await wait_until_async(lambda: one._engine.state.flights.joined == 2)
         go.set()
         assert await call == {}
         assert await asyncio.gather(*others) == ["single", {"b": ["b"]}]

@@ -133,6 +133,12 @@ def test_a_source_that_hangs_takes_no_places_of_others(gate: threading.Event) ->
         gate.set()
 
 
+def waits(workers: LoaderThreads, namespace: str) -> bool:
+    """Whether a call on the running loop waits for a thread."""
+    lane = workers.places.lane(asyncio.get_running_loop(), namespace)
+    return lane is not None and bool(lane.waiting)
+
+
 async def test_threads_count_until_they_have_ended(gate: threading.Event) -> None:
     """A thread cannot be stopped: who does not wait for it any longer does not make room for another."""
     running = most = 0
@@ -154,7 +160,7 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
     late = asyncio.create_task(workers.call(load, "t"))
     other = asyncio.create_task(workers.call(lambda: "there", "other"))
     assert await other == "there"
-    await asyncio.sleep(0.05)
+    await wait_until_async(lambda: waits(workers, "t"))
     assert most == 2
     gate.set()
     assert await late == 1
@@ -193,19 +199,16 @@ def test_threads_of_event_loops_that_have_ended_count_as_well(gate: threading.Ev
             task.cancel()
         await asyncio.wait(tasks)
 
-    async def waits() -> str:
+    async def is_served() -> str:
         task = asyncio.create_task(workers.call(lambda: "there", "t"))
-        lane = None
-        while lane is None or not lane.waiting:
-            await asyncio.sleep(0.005)
-            lane = workers.places.lane(asyncio.get_running_loop(), "t")
+        await wait_until_async(lambda: waits(workers, "t"))
         gate.set()
         return await task
 
     for _ in range(2):
         asyncio.run(leave_some())
     assert workers.places.running == 8
-    assert asyncio.run(waits()) == "there"
+    assert asyncio.run(is_served()) == "there"
     wait_until(lambda: not workers.places.running)
 
 
@@ -342,7 +345,9 @@ async def test_a_load_that_hangs_is_replaced(url: str, clock: VirtualClock, gate
         assert await peer.get("t", "k") == 2
         await wait_until_async(lambda: not load_tasks(manager))
         gate.set()
-        await asyncio.sleep(0.02)
+        # The late value of the load that hung is taken in by now, if it is at all.
+        await wait_until_async(lambda: not manager._engine.state.workers.places.running)
+        await manager.get_stats()
         assert await manager.get("t", "k") == 2
 
 

@@ -23,6 +23,7 @@ from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
 from tests.support.inside import push, wire_of
 from tests.support.memory import put
+from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -238,8 +239,7 @@ async def test_each_who_joined_a_large_load_decodes_in_steps(
         raise AssertionError("a large value was decoded in one step")
 
     calls = [asyncio.ensure_future(cache.get_or_set("t", "joined", loader)) for _ in range(3)]
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await wait_until_async(lambda: cache._state.flights.joined == 2)
     monkeypatch.setattr(codec, "decode", in_one_step)
     gate.set()
     values = await asyncio.gather(*calls)

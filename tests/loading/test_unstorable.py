@@ -23,7 +23,7 @@ from magnus_cache import (
 )
 from magnus_cache.errors import CacheBatchEncodeError
 from tests.support.inside import waits_for_a_lease
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -213,8 +213,7 @@ async def test_a_refresh_for_nobody_is_not_tried_all_the_time(url: str) -> None:
         async def is_stale() -> bool:
             return await cache.get(namespace, "k") is None
 
-        while not await is_stale():
-            await asyncio.sleep(0.005)
+        await wait_until_answered(is_stale)
         assert await cache.get_or_set(namespace, "k", load) == ["old"]
         figures = cache._state.stats.of(namespace)
         await wait_until_async(lambda: figures.unstorable == 1)

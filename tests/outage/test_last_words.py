@@ -16,8 +16,8 @@ from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.testing import Proxy
-from tests.support.inside import replays, wires_of
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.inside import all_sent, replays, wires_of
+from tests.support.wait import end_tasks, wait_until, wait_until_async
 
 
 @contextlib.contextmanager
@@ -27,9 +27,7 @@ def resting_loop() -> Iterator[asyncio.AbstractEventLoop]:
     try:
         yield loop
     finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0.01))
+        end_tasks(loop)
         loop.close()
 
 
@@ -57,7 +55,7 @@ async def test_a_lease_that_was_granted_to_nobody_is_given_back(
         load = asyncio.create_task(manager.get_or_set("t", "k", lambda: 2))
         if caller == "is gone":
             await wait_until_async(lambda: frozen)
-            await asyncio.sleep(0.05)  # so that the request is sent
+            await wait_until_async(lambda: all_sent(manager))
             load.cancel()
             # Whoever comes now asks again, behind the first request, which is the one that will be granted.
             await manager.get_or_set("t", "k", lambda: 2)
@@ -142,8 +140,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
         private_server.pause()
         await manager.delete("t", "k")
         deleted.set()
-        while not over.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(over.wait, 60)
 
     monkeypatch.setattr(Replayer, "farewell", farewell)
     with ThreadPoolExecutor(2) as threads:

@@ -16,7 +16,7 @@ from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
 from tests.support.inside import only_wire_of
 from tests.support.loaders import Gated
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.wait import end_tasks, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -432,9 +432,7 @@ def test_a_loop_that_ended_without_a_word_counts_until_it_was_last_confirmed(pro
         clock.advance(10)
         proxy.refuse()
         proxy.cut()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0.05))
+        end_tasks(loop)
         loop.close()
         cache.get("t", "unknown")
         wait_until(lambda: not cache.redis_available)

@@ -18,8 +18,8 @@ from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
-from tests.support.inside import remember_at_most
-from tests.support.wait import wait_until, wait_until_async
+from tests.support.inside import all_sent, remember_at_most
+from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 
 def nowhere() -> str:
@@ -97,8 +97,11 @@ async def test_what_was_invalidated_in_the_outage_never_comes_back(
         assert await peer.get("t", "k") == "old"
         proxy.refuse()
         proxy.cut()
-        while await call("get", "t", "unknown") is not None or cache.redis_available:
-            await asyncio.sleep(0.01)
+
+        async def noticed() -> bool:
+            return await call("get", "t", "unknown") is None and not cache.redis_available
+
+        await wait_until_answered(noticed)
         match what:
             case "delete":
                 assert await call("delete", "t", "k") is True
@@ -119,8 +122,11 @@ async def test_what_was_invalidated_in_the_outage_never_comes_back(
         await wait_until_async(lambda: cache.redis_available)
         # The local value of the outage is not trusted, the old one of Redis is not believed.
         assert await call("get", "t", "k") is None
-        while await peer.get("t", "k") is not None:
-            await asyncio.sleep(0.01)
+
+        async def told() -> bool:
+            return await peer.get("t", "k") is None
+
+        await wait_until_answered(told)
         assert await call("get_or_set", "t", "k", lambda: "loaded") == "loaded"
         assert await peer.get("t", "k") == "loaded"
 
@@ -136,8 +142,11 @@ async def test_what_redis_said_is_gone_does_not_come_back_in_the_next_outage(
     async def part() -> None:
         proxy.refuse()
         proxy.cut()
-        while await cache.get("t", "unknown") is not None or cache.redis_available:
-            await asyncio.sleep(0.01)
+
+        async def noticed() -> bool:
+            return await cache.get("t", "unknown") is None and not cache.redis_available
+
+        await wait_until_answered(noticed)
 
     namespace = Namespace("t", grace=grace)
     async with (
@@ -377,8 +386,7 @@ async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any
             "set": lambda: cache.set("t", "k", "new"),
         }[what]
         task = asyncio.create_task(call())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await wait_until_async(lambda: all_sent(cache))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         proxy.resume()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from magnus_cache import errors
+from tests.support.house_rules import deep_looks, own_sleeps
 from tests.support.programs import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,14 @@ SOURCES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+TESTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "tests").rglob("*.py"))
+    # This module has examples of what is not allowed; mutants switch off what is inside.
+    if not path.is_relative_to(ROOT / "tests" / "support")
+    and not path.name.startswith("mutants_")
+    and path != Path(__file__).resolve()
+}
 LIBRARY = [name for name in SOURCES if not name.endswith("__main__")]
 
 TOP_LEVEL = {
@@ -298,6 +307,65 @@ def test_the_wall_clock_is_never_read() -> None:
 @pytest.mark.parametrize("code", ["import time; time.time()", "clock = time.time", "from time import time_ns as now"])
 def test_the_search_for_the_wall_clock_finds_it(code: str) -> None:
     assert list(_wall_clock_reads(ast.parse(code))) == [1]
+
+
+# -- rules of the tests -----------------------------------------------------------------------------------------
+
+
+def test_one_module_of_the_tests_knows_the_inside_of_the_package() -> None:
+    """Any other asks `tests.support.inside`, where a renamed attribute is renamed once."""
+    found = {name: looks for name, code in TESTS.items() if (looks := list(deep_looks(code)))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cache._state._wires", "cache._state.flights.run()._tasks[0]", "state = cache._state; print(state.run._held)",
+        "for wire in cache._wires(): wire._up", "[wire._up for wire in cache._wires.values()]",
+        "def test():\n    state = cache._state\n    def inner(): return state._wires", "lambda: cache._state._wires",
+        "setattr(cache._state, '_wires', {})", "monkeypatch.setattr(cache._state.breaker, '_retry_at', 1)",
+        "(wire := cache._wire)._up", "run('cache = get(); cache._state._wires')", "self._cache._state._wires",
+        "with cache._lock as held: held._owner", "(wire,) = list(cache._wires); wire._up",
+    ],
+)  # fmt: skip
+def test_the_search_for_looks_inside_finds_them(code: str) -> None:
+    assert list(deep_looks(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cache._state.wires", "self._cache._state", "patch('magnus_cache._engine.redis.wire.Wire._ask')",
+        "cache.__class__.__name__", "state = cache._state; state = State(); state._wires", "print(_name._state)",
+        "state = cache._state\ndef use(state): return state._wires",
+        "from magnus_cache._engine.redis import scripts; scripts._PROLONG", "'a text, cache._state._wires and more'",
+    ],
+)  # fmt: skip
+def test_what_is_one_step_deep_is_no_look_inside(code: str) -> None:
+    assert not list(deep_looks(code))
+
+
+def test_no_test_sleeps_and_hopes() -> None:
+    """It waits for the thing; where there is nothing to wait for, `tests.support.wait` has a name for the reason."""
+    harnesses = ("tests/chaos/", "tests/stress/")
+    found = {name: lines for name, code in TESTS.items() if (lines := list(own_sleeps(code)))}
+    assert {name: lines for name, lines in found.items() if not name.startswith(harnesses)} == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "sleeps"),
+    [
+        ("time.sleep(0.1)", True), ("while x: await asyncio.sleep(1)", True), ("await asyncio.sleep(pause)", True),
+        ("x = lambda: time.sleep(1)", False), ("threading.Event().wait(0.1)", True), ("await asyncio.sleep(0)", False),
+        ("threading.Event().wait()", False), ("await lapse_async(1)", False),
+    ],
+)  # fmt: skip
+def test_the_search_for_sleeps_finds_them(body: str, sleeps: bool) -> None:
+    assert bool(list(own_sleeps(f"async def test():\n    {body}"))) is sleeps
+
+
+# -- the version ------------------------------------------------------------------------------------------------
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -25,7 +25,7 @@ from tests.support.inside import blocked_loops, deferred_calls, loads_by_key, po
 from tests.support.interrupts import interrupted
 from tests.support.memory import put
 from tests.support.programs import run_python
-from tests.support.wait import wait_until
+from tests.support.wait import wait_until, wait_until_async
 
 SOAK = "MAGNUS_CACHE_SOAK" in os.environ
 LONG = 30.0
@@ -457,8 +457,7 @@ async def test_what_is_deferred_on_a_loop_starts_the_background_loop(url: str, r
         await cache.set("t", "k", 1)
         with critical.section():
             cache.sync.delete("t", "k")
-        while raw.exists("magnus:t:k"):
-            await asyncio.sleep(0.01)
+        await wait_until_async(lambda: not raw.exists("magnus:t:k"))
         assert await cache.get("t", "k") is None
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from magnus_cache._engine.runtime.portal import THREAD_NAME, Portal, Waiter
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 from tests.support.inside import cancel_call, portal_work, pretend_woken, session_of
 from tests.support.programs import run_python
+from tests.support.wait import wait_until
 
 LONG = 30.0
 """Seconds that no wait in here comes near, unless something hangs."""
@@ -59,13 +59,6 @@ async def forever() -> None:
 def answer(value: Callable[[], Any]) -> Callable[[Waiter[Any]], None]:
     """Return a request that is answered at once with what `value` returns on the loop."""
     return lambda waiter: waiter.set_result(value())
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.0005)
 
 
 class Hanging:
@@ -294,7 +287,7 @@ def test_a_timeout_cancels_the_coroutine(portal: Portal) -> None:
     with pytest.raises(TimeoutError, match=r"0\.3 seconds"):
         portal.call(hanging, timeout=0.3)
     assert hanging.cancelled.wait(LONG)
-    until(lambda: not portal_work(portal)["tasks"])
+    wait_until(lambda: not portal_work(portal)["tasks"], LONG)
     assert not portal_work(portal)["waiters"]
 
 
@@ -337,7 +330,7 @@ def test_a_call_cancelled_before_its_first_step_is_forgotten(portal: Portal) -> 
         cancel_call(session, waiter)
 
     portal.submit(begin_and_cancel)
-    until(lambda: portal.call(double, 1) == 2 and not portal_work(portal)["tasks"])
+    wait_until(lambda: portal.call(double, 1) == 2 and not portal_work(portal)["tasks"], LONG)
     assert not hanging.begun.is_set()
 
 
@@ -427,7 +420,7 @@ async def test_close_frees_everybody_and_leaves_nothing(way: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         call = pool.submit(portal.call, hanging)
         request = pool.submit(portal.request, waiters.append)
-        until(lambda: hanging.begun.is_set() and bool(waiters))
+        wait_until(lambda: hanging.begun.is_set() and bool(waiters), LONG)
         portal.submit(ran.append, 1)
         if way == "close":
             portal.close()

@@ -24,7 +24,7 @@ from magnus_cache.testing import Proxy
 from tests.conftest import emptied
 from tests.support.inside import kept_at_exit, load_tasks, loads_by_key
 from tests.support.programs import ROOT, run_python
-from tests.support.wait import wait_until
+from tests.support.wait import wait_until, wait_until_async
 
 MODES = {"plain": [], "strict": ["-X", "dev", "-W", "error"]}
 """Options of Python: as it is, and with asyncio's debug mode, where each warning is an error."""
@@ -494,8 +494,7 @@ def test_those_who_wait_elsewhere_for_a_load_on_a_loop_closed_by_hand_load_thems
 
     async def serve() -> None:
         task = asyncio.create_task(cache.get_or_set("t", "k", load))
-        while cache._engine.state.flights.joined < 1:
-            await asyncio.sleep(0.01)
+        await wait_until_async(lambda: cache._engine.state.flights.joined == 1)
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # that one is the caller's
         kept.append(task)
 

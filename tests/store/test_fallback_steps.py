@@ -234,13 +234,16 @@ async def test_a_cancelled_waiter_leaves_the_lock_to_the_others() -> None:
 async def test_the_number_of_locks_is_bounded() -> None:
     locks, release = KeyLocks(10, most=5), asyncio.Event()
 
+    begun = 0
+
     async def step(number: int) -> None:
+        nonlocal begun
+        begun += 1
         async with locks.hold(b"%d" % number):
             await release.wait()
 
     tasks = [asyncio.create_task(step(number)) for number in range(500)]
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await wait_until_async(lambda: begun == 500)
     assert len(locks) <= 5 + 64
     release.set()
     await asyncio.gather(*tasks)

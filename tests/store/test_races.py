@@ -24,9 +24,9 @@ from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.pipeline import InFlight, Pipeline, Read
 from magnus_cache.testing import Proxy, no_leaks
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
-from tests.support.inside import intake_of, patience_of, pipeline_of, put_off_replays, watchdog_of, wire_of
+from tests.support.inside import all_sent, intake_of, patience_of, pipeline_of, put_off_replays, watchdog_of, wire_of
 from tests.support.loaders import Slow
-from tests.support.wait import wait_until_async
+from tests.support.wait import lapse_async, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -198,7 +198,7 @@ async def test_a_cancelled_get_many_leaves_no_complaints(url: str, proxy: Any) -
             await cache.get("t", "k")
             proxy.black_hole()
             call = asyncio.create_task(cache.get_many("t", range(50)))
-            await asyncio.sleep(0.02)
+            await wait_until_async(lambda: all_sent(cache))
             call.cancel()
             await asyncio.wait([call])
             await wait_until_async(lambda: not cache._engine.state.reachable)
@@ -279,7 +279,7 @@ async def test_a_busy_life_leaves_nothing_behind(url: str) -> None:
     async with no_leaks():
         manager = AsyncCacheManager(redis_url=url)
         calls = [asyncio.create_task(manager.get_or_set("t", n % 7, lambda: asyncio.sleep(0.05))) for n in range(50)]
-        await asyncio.sleep(0.01)
+        await wait_until_async(lambda: len(manager._engine.state.flights))
         for call in calls[::3]:
             call.cancel()
         await asyncio.to_thread(manager.sync.get_or_set_many, "t", range(20), lambda keys: dict.fromkeys(keys, 1))
@@ -312,7 +312,7 @@ async def test_a_load_that_began_in_an_outage_is_joined_for_the_bound_only(proxy
         await wait_until_async(lambda: one._engine.state.reachable)
         await peer.set("t", "k", "new")
         await peer.delete("t", "k")
-        await asyncio.sleep(0.3)
+        await lapse_async(0.3)
         await expect_two_loads(one, slow, call)
         assert await one.get("t", "k") == 2
 
@@ -325,7 +325,7 @@ async def test_without_tracking_a_load_is_joined_for_the_bound_only(url: str, ra
             call = asyncio.create_task(one.get_or_set("t", "k", slow))
             await slow.begun()
             raw.delete(b"{magnus:t:k}:lease")
-            await asyncio.sleep(0.25)
+            await lapse_async(0.25)
             await expect_two_loads(one, slow, call)
     finally:
         raw.acl_deluser("limited")
@@ -411,8 +411,7 @@ async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> N
         if not calls:
             calls.append("joiner")
             threading.Thread(target=lambda: results.append(cache.get_or_set("t", "k", lambda: "new", tags="x"))).start()
-            while cache._engine.state.flights.joined < 1:
-                await asyncio.sleep(0.001)
+            await wait_until_async(lambda: cache._engine.state.flights.joined == 1)
         return loaded
 
     results: list[str] = []

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import StalenessChecker, StalenessLog, no_leaks, read_log
 from tests.support.programs import ROOT, output_of
+from tests.support.wait import lapse_async
 
 SOON = 0.05
 """Patience with what will not go, in seconds."""
@@ -156,7 +157,7 @@ async def test_tasks_and_connections_get_the_loop_to_end_in() -> None:
         assert await reader.read() == b""
         writer.close()
         server.close()
-        task = asyncio.create_task(asyncio.sleep(0.01))
+        task = asyncio.create_task(lapse_async(0.01))
     assert task.done()
 
 
