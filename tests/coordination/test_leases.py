@@ -14,7 +14,7 @@ from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.testing import Proxy
 from tests.support.fleet_of_managers import fleet, near
-from tests.support.inside import held_leases, waits_for_a_lease
+from tests.support.inside import held_leases, renew_now, waits_for_a_lease
 from tests.support.loaders import Slow
 from tests.support.wait import nothing_happens_for_async, wait_until, wait_until_async
 
@@ -376,9 +376,8 @@ async def test_the_holder_hears_of_a_delete_after_a_renewal(url: str, raw: redis
     async with fleet(url, 2, lease=300, max_staleness=300) as (one, two):
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
-        (lease,) = one._engine.state.leases._held.values()
-        lease._timer.cancel()  # type: ignore[union-attr]
-        lease._renew()
+        (lease,) = held_leases(one).values()
+        renew_now(lease)
         await one.get_stats()
         assert raw.info("commandstats")["cmdstat_pexpire"]["calls"] > 0
         await two.delete("t", "k")

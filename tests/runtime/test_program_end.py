@@ -22,7 +22,7 @@ from magnus_cache._engine.store import writes
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.conftest import emptied
-from tests.support.inside import kept_at_exit, load_tasks, loads_by_key
+from tests.support.inside import kept_at_exit, load_tasks, loads_by_key, pipeline_of, waits_for_a_lease, wires_of
 from tests.support.programs import ROOT, run_python
 from tests.support.wait import wait_until, wait_until_async
 
@@ -514,8 +514,7 @@ async def left_alone(call: Callable[[], Any], until: Callable[[], bool], tasks: 
     tasks.append(asyncio.create_task(call()))
     # What asyncio says of that task is the program's own.
     tasks[-1]._log_destroy_pending = False
-    while not until():
-        await asyncio.sleep(0.01)
+    await wait_until_async(until)
 
 
 @pytest.fixture
@@ -556,12 +555,11 @@ def test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free(
         threads[0].start()
         assert begun.wait(10)
     leases = cache._engine.state.leases
-    until = (lambda: len(leases) == 1 and bool(leases._bells)) if threads else begun.is_set
+    until = (lambda: len(leases) == 1 and waits_for_a_lease(cache)) if threads else begun.is_set
     by_hand.run_until_complete(left_alone(lambda: cache.get_or_set_many("t", ["k", "l"], load), until, tasks))
     by_hand.close()
-    flights = cache._engine.state.flights
-    assert not flights._tasks
-    assert not flights._flights
+    assert not load_tasks(cache)
+    assert not loads_by_key(cache)
     assert not len(leases)
     tasks.clear()
     gc.collect()
@@ -598,7 +596,7 @@ def test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly(
     tasks: list[Any] = []
     by_hand.run_until_complete(cache.set("t", "other", 1))
     private_server.pause()
-    pipeline = cache._engine.state.topology.connections()[0]._pipeline
+    pipeline = pipeline_of(wires_of(cache)[0])
     by_hand.run_until_complete(left_alone(lambda: SILENT[call](cache), lambda: pipeline.oldest is not None, tasks))
     by_hand.close()
     tasks.clear()

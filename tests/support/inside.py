@@ -148,6 +148,14 @@ def held_leases(cache: "Cache | State") -> "Mapping[bytes, Lease]":
     return state_of(cache).leases._held
 
 
+def renew_now(lease: "Lease") -> None:
+    """Renew a lease now, and not when it is due."""
+    timer = lease._timer
+    assert timer is not None, "nobody renews it"
+    timer.cancel()
+    lease._renew()
+
+
 def waits_for_a_lease(cache: "Cache | State") -> bool:
     """Whether some load of this process waits for the lease of another's."""
     return bool(state_of(cache).leases._bells)
