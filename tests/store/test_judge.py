@@ -24,6 +24,7 @@ from magnus_cache.freshness import NO_POLICY, Freshness
 from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
 from tests.support.fleet_of_managers import fleet
+from tests.support.inside import keep_written
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -372,8 +373,8 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
     """Its epoch rose, or was announced, between the command and its answer."""
     async with fleet(url, 1) as (cache,):
         await cache.set("t", "k", 1)
-        reads, writes, state = cache._engine.reads, cache._engine.writes, cache._engine.state
-        wire, ref = state.topology.connection(b""), reads.ref("t", "k")
+        reads, state = cache._engine.reads, cache._engine.state
+        wire, ref = state.wire(), reads.ref("t", "k")
         assert wire is not None
         times, now = (wire.time.at(state.clock()) + 60_000_000, 60.0), state.clock()
         good = Record(1, None, 1, 7, state.epochs.highest)
@@ -383,7 +384,7 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
                 wire.known.forget()
                 held = good
             fill = reads.expect(ref)
-            assert writes._stored(ref, fill, held, times, 1, wire, now)
+            assert keep_written(cache, ref, fill, held, times, 1, wire, now)
             reads.settle(fill)
             assert (state.memory.hit(ref.name) is not None) == kept
 

@@ -273,6 +273,12 @@ def stripes_of(memory: "LocalCache") -> "Collection[Sized]":
     return stripes
 
 
+def keep_written(cache: "Cache", *what: Any) -> bool:
+    """Take in what a write has stored in Redis, as the write does with the answer; return what the write returns."""
+    kept: bool = cache._writes._stored(*what)
+    return kept
+
+
 def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:
     """Have the pauses between like lines of the log measured by another clock."""
     _put(state_of(cache).notices, "_clock", clock)
