@@ -24,7 +24,7 @@ from magnus_cache.freshness import NO_POLICY, Freshness
 from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
 from tests.support.fleet_of_managers import fleet
-from tests.support.inside import keep_written
+from tests.support.inside import keep_written, put_off_replays, wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -217,8 +217,8 @@ def test_the_evidence_is_that_of_a_naive_model(
         expected = judge(record, 1.0, NO_POLICY, minimum, 10, pending=False)
         minimum = max(latest[name] for name in needed) if latest.keys() >= set(needed) else None
         settled = judge(record, 1.0, NO_POLICY, minimum, 10, pending=False)
-    assert verdict(state, ref, record, 1.0, source, math.inf) is expected
-    assert settled_verdict(state, ref, record, 1.0, source, math.inf) is settled
+    assert verdict(state, ref, record, 1.0, source) is expected
+    assert settled_verdict(state, ref, record, 1.0, source) is settled
 
 
 # -- each path asks it ------------------------------------------------------------------------------------------------
@@ -299,73 +299,16 @@ async def test_a_replay_that_ends_while_an_object_is_judged(
         async with fleet(url, 1) as (cache,):
             await cache.set(local, "k", "old", tags="x")
             state = cache._engine.state
-            wire = state.topology.connection(b"")
+            wire = wire_of(state)
             assert wire is not None
             clock.advance(state.settings.max_staleness + 1)
             state.outbox.record_tags([state.epochs.tag_name("x")])
             # It waits longer than a caller does.
-            state.replayer._replay_at = math.inf
+            put_off_replays(state, math.inf)
             ended = replay_within(state, monkeypatch, look)
             assert await cache.get(local, "k") is None
             assert ended == [look]
-            state.replayer._replay_at = 0.0
-
-
-TOLD: dict[str, Callable[[Outbox], None]] = {
-    "replayed": lambda outbox: outbox.settle(outbox.take()),
-    "overwritten": lambda outbox: outbox.overwritten(b"magnus:t:k", outbox.mark),
-}
-
-
-@pytest.mark.parametrize("told", TOLD)
-@pytest.mark.parametrize("way", WAYS)
-async def test_an_answer_from_before_redis_was_told_is_not_believed(
-    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, way: str, told: str
-) -> None:
-    """Another connection tells Redis of a removal while the removed value is on its way through this one."""
-    async with fleet(url) as (writer, cache):
-        await writer.set("t", "k", "removed", tags="x")
-        assert await cache.ttl("t", "k") is not None
-        state = cache._engine.state
-        state.outbox.record([b"magnus:t:k"])
-        # It waits longer than a caller does.
-        state.replayer._replay_at = math.inf
-
-        def tell() -> None:
-            raw.delete("magnus:t:k")
-            TOLD[told](state.outbox)
-
-        for name in ("unpack", "read_header"):
-            monkeypatch.setattr(envelope, name, _after(tell, getattr(envelope, name)))
-        assert await WAYS[way](cache) is None
-        assert not state.outbox.pending
-        monkeypatch.undo()
-        # What was asked for since then is believed.
-        await writer.set("t", "k", "stored", tags="x")
-        assert await WAYS[way](cache) is not None
-        state.replayer._replay_at = 0.0
-
-
-def _after(tell: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
-    def answered(*arguments: Any) -> Any:
-        tell()
-        return original(*arguments)
-
-    return answered
-
-
-def test_names_that_redis_was_told_of_are_bounded() -> None:
-    now = 0.0
-    outbox = Outbox(b"magnus:", most_names=3, clock=lambda: now)
-    for number in range(20):
-        now += 1.0
-        outbox.record([b"magnus:t:%d" % number])
-        outbox.settle(outbox.take())
-        assert len(outbox._told) <= 3
-        assert all(outbox.was_covered(b"magnus:t:%d" % told, told + 0.5) for told in range(number + 1))
-        assert not outbox.was_covered(b"magnus:t:%d" % number, now)
-    outbox.reset()
-    assert not outbox.was_covered(b"magnus:t:0", 0.0)
+            put_off_replays(state, -math.inf)
 
 
 @pytest.mark.parametrize("problem", ["below", "beyond", "unknown"])
@@ -374,7 +317,7 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
     async with fleet(url, 1) as (cache,):
         await cache.set("t", "k", 1)
         reads, state = cache._engine.reads, cache._engine.state
-        wire, ref = state.wire(), reads.ref("t", "k")
+        wire, ref = wire_of(state), reads.ref("t", "k")
         assert wire is not None
         times, now = (wire.time.at(state.clock()) + 60_000_000, 60.0), state.clock()
         good = Record(1, None, 1, 7, state.epochs.highest)
@@ -482,11 +425,11 @@ async def test_explain_names_the_reason_that_keeps_a_stale_value_away(url: str, 
         assert "may be served stale" in (await two.explain(namespace, "k")).verdict
         state = two._engine.state
         state.outbox.record_tags([state.epochs.tag_name("x")])
-        state.replayer._replay_at = math.inf
+        put_off_replays(state, math.inf)
         told = await two.explain(namespace, "k")
         assert (told.level, told.verdict) == (None, Verdict.PENDING.words)
-        state.replayer._replay_at = 0.0
-        wire = state.topology.connection(b"")
+        put_off_replays(state, -math.inf)
+        wire = wire_of(state)
         assert wire is not None
         await state.replayer.bump([state.epochs.tag_name("x")])
         state.outbox.settle(state.outbox.take())

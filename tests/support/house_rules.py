@@ -31,7 +31,8 @@ def _looks(scope: ast.AST, known: dict[str, int]) -> Iterator[tuple[int, str]]:
         for target, value in _bindings(node):
             values = value.elts if isinstance(value, ast.Tuple) else [value]
             depth = max((_depth(each, depths) for each in values), default=0)
-            depths |= {each.id: depth for each in ast.walk(target) if isinstance(each, ast.Name)}
+            stored = (each for each in ast.walk(target) if isinstance(each, ast.Name))
+            depths |= {name.id: depth for name in stored if isinstance(name.ctx, ast.Store)}
     for node in nodes:
         match node:
             case ast.Attribute(attr=name) if _PRIVATE.match(name) and _depth(node, depths) >= 2:
