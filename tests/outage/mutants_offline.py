@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.coordination import generations, state
+from magnus_cache._engine.coordination import generations, lease, local_lease, state
 from magnus_cache._engine.store import judge, writes
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -69,3 +69,8 @@ def without_a_bound_on_the_trusts_of_an_outage() -> None:
 @guard(f"{HERE}::test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it")
 def without_a_bound_on_joining_loads_while_cut_off() -> None:
     put(state.State, "cut_off", lambda *_: False)
+
+
+@guard(f"{HERE}::test_later_callers_do_not_join_a_load_of_a_local_object_while_cut_off")
+def without_a_bound_on_joining_loads_of_local_objects_while_cut_off() -> None:
+    put(local_lease.LocalWatch, "joinable_until", lease.Lease.joinable_until)

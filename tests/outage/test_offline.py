@@ -473,3 +473,98 @@ async def test_what_was_read_after_a_flush_is_suspect_once_its_connection_was_re
         assert wire.trust is not trust
         await cut_off(cache, proxy)
         assert await cache.get("t", "k") is None
+
+
+# -- objects by reference ---------------------------------------------------------------------------------------
+
+LOCAL = Namespace("local-bounded", local=True, ttl="1h", offline=30)
+LOCAL_NEVER = Namespace("local-never", local=True, ttl="1h", offline=0)
+
+
+@every_way
+async def test_local_objects_are_served_for_so_long_and_then_the_source_is_asked(proxy: Proxy, read: Read) -> None:
+    async with connected(proxy) as (cache, clock):
+        await cache.set(LOCAL, "k", "memory")
+        await cache.set(LOCAL_NEVER, "k", "memory")
+        await cut_off(cache, proxy)
+        clock.advance(25)
+        assert await read(cache, LOCAL, Source()) == "memory"
+        assert await read(cache, LOCAL_NEVER, Source()) == "source"
+        clock.advance(10)
+        source = Source()
+        assert [await read(cache, LOCAL, source) for _ in range(3)] == ["source"] * 3
+        assert source.calls == 3
+        assert await cache.set(LOCAL, "k", "memory") is False
+
+
+@every_way
+async def test_local_objects_that_were_stored_meanwhile_are_served_no_longer(proxy: Proxy, read: Read) -> None:
+    async with connected(proxy) as (cache, clock):
+        await cut_off(cache, proxy)
+        clock.advance(25)
+        assert await cache.set(LOCAL, "k", "memory") is True
+        assert await read(cache, LOCAL, Source()) == "memory"
+        clock.advance(10)
+        assert await read(cache, LOCAL, Source()) == "source"
+
+
+async def test_no_stale_local_object_is_served_past_it(proxy: Proxy) -> None:
+    namespace = Namespace("local-stale", local=True, ttl=5, grace="1h", offline=30, retry="1ms")
+    async with connected(proxy) as (cache, clock):
+        await cache.get_or_set(namespace, "k", Source("old"))
+        await cut_off(cache, proxy)
+        clock.advance(20)
+        failing = Source(OSError("the source is down"))
+        assert await cache.get_or_set(namespace, "k", failing) == "old"
+        clock.advance(20)
+        with pytest.raises(OSError, match="the source is down"):
+            await cache.get_or_set(namespace, "k", failing)
+
+
+@pytest.mark.parametrize("begun", ["before", "meanwhile"])
+async def test_later_callers_do_not_join_a_load_of_a_local_object_while_cut_off(proxy: Proxy, begun: str) -> None:
+    """No epoch tells them what other processes invalidated since it read its source."""
+    async with connected(proxy) as (cache, clock):
+        slow = Gated()
+        if begun == "meanwhile":
+            await cut_off(cache, proxy)
+        first = [asyncio.create_task(cache.get_or_set(LOCAL_NEVER, "k", slow)) for _ in range(5)]
+        await wait_until_async(lambda: slow.calls == 1 and cache._state.flights.joined == 4)
+        if begun == "before":
+            await cut_off(cache, proxy)
+        clock.advance(cache._state.settings.max_staleness + 1)
+        later = asyncio.create_task(cache.get_or_set(LOCAL_NEVER, "k", slow))
+        await wait_until_async(lambda: slow.calls == 2)
+        slow.open.set()
+        assert await asyncio.gather(*first) == [1] * 5
+        assert await later == 2
+        assert await cache.get_or_set(LOCAL_NEVER, "k", slow) == 3
+
+
+async def test_callers_join_a_load_of_a_local_object_that_began_before_within_it(proxy: Proxy) -> None:
+    async with connected(proxy) as (cache, clock):
+        slow = Gated()
+        first = asyncio.create_task(cache.get_or_set(LOCAL, "k", slow))
+        await wait_until_async(lambda: slow.calls == 1)
+        await cut_off(cache, proxy)
+        clock.advance(20)
+        second = asyncio.create_task(cache.get_or_set(LOCAL, "k", slow))
+        await wait_until_async(lambda: cache._state.flights.joined == 1)
+        slow.open.set()
+        assert await asyncio.gather(first, second) == [1, 1]
+
+
+async def test_explain_says_so_of_local_objects(proxy: Proxy) -> None:
+    async with connected(proxy) as (cache, clock):
+        await cache.set(LOCAL, "k", "memory", tags="x")
+        await cut_off(cache, proxy)
+        clock.advance(20)
+        served = await cache.explain(LOCAL, "k")
+        assert (served.level, served.tags) == ("l1", ("x",))
+        assert "its namespace is local, and Redis is away, and memory may serve it for" in served.verdict
+        clock.advance(20)
+        refused = await cache.explain(LOCAL, "k")
+        assert (refused.level, refused.tags) == (None, ("x",))
+        assert "in this process, but not served" in refused.verdict
+        assert "has offline=30" in refused.verdict
+        assert "its namespace is local" in (await cache.explain(LOCAL, "other")).verdict

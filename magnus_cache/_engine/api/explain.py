@@ -89,7 +89,7 @@ def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now
     age = None if entry.born is None else max(0.0, now - entry.born)
     return Explanation(
         str(ref.namespace), ref.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
-        size=entry.length, tags=tags_of(entry),
+        size=entry.length, tags=visible_tags(shown_tags(tags_of(entry))),
     )  # fmt: skip
 
 
@@ -105,6 +105,9 @@ def _past_its_end(grace: float) -> str:
 async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     """Return the state of a key of a local namespace."""
     entry = reads.state.memory.hit(ref.name) or await reads.read(ref)
+    if reads.state.endpoint is not None and not reads.state.reachable:
+        entry, why = entry or reads.last(ref), "its namespace is local, and Redis is away"
+        return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     entry = entry or (reads.state.memory.past(ref.name, trusted=False) if reads.state.endpoint is None else None)
     if entry is None:
         return Explanation(str(ref.namespace), name, None, "not there; its namespace is local to each process")

@@ -124,6 +124,13 @@ class Lease:
         if connection.tracking:
             self.trust = connection.trust
 
+    def joinable_until(self, *, cut_off: bool) -> float:
+        """Return the monotonic second until which callers may join the load.
+
+        :param cut_off: whether memory may not serve its namespace, as contact with Redis was lost too long ago.
+        """
+        return self.trust.deadline
+
     def look(self, waiter: "Waiter") -> None:
         """Ask Redis, on any loop, whether it is still ours; `waiter` is told when that is known.
 

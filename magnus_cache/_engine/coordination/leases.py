@@ -278,10 +278,13 @@ class Leases:
             lease.doubt()
         self.ring_all()
 
-    def check(self, name: bytes, now: float) -> None:
-        """Let nobody join a load whose lease could have been voided unheard."""
+    def check(self, name: bytes, now: float, *, cut_off: bool = False) -> None:
+        """Let nobody join a load whose lease could have been voided unheard.
+
+        :param cut_off: see `Lease.joinable_until`.
+        """
         lease = self._held.get(name)
-        if lease is not None and lease.flight is not None and lease.trust.deadline < now:
+        if lease is not None and lease.flight is not None and lease.joinable_until(cut_off=cut_off) < now:
             self._detach(lease.flight)
 
     # -- waited for -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class LocalWatch(Lease):
     :ivar fill: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.
     """
 
-    __slots__ = ("_memory", "fill")
+    __slots__ = ("_confirmed_until", "_memory", "fill")
 
     def __init__(self, owner: Owner, connection: "Connection", name: bytes, flight: Flight, memory: LocalCache) -> None:
         self.connection, self.name, self.flight = connection, name, flight
@@ -28,12 +28,18 @@ class LocalWatch(Lease):
         # Whether the load was overtaken is told by epochs when it ends, whatever became of the connection: until then
         # callers may join, who are judged by that.
         self.trust = Trust(math.inf)
+        self._confirmed_until = connection.clock() + connection.max_staleness
         self.void = self.ended = self.doubted = self._asking = False
         self._owner = owner
         self._left, self._timer = 0, None
         self._memory = memory
         # Of several loads of one key, the one that began last has a say.
         self.fill = memory.reserve(name, anew=True)
+
+    def joinable_until(self, *, cut_off: bool) -> float:
+        """Return the monotonic second until which callers may join the load; see `Lease.joinable_until`."""
+        # Without contact no epoch tells what other processes invalidate, so later callers may not rely on them.
+        return min(self.trust.deadline, self._confirmed_until) if cut_off else self.trust.deadline
 
     def doubt(self) -> None:
         """Let nobody join: what the load stands on is gone, as after FLUSHALL."""

@@ -85,9 +85,10 @@ class JoinRules:
                 "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
-        if state.reachable or state.cut_off(ref.namespace):
+        cut_off = state.cut_off(ref.namespace)
+        if cut_off or state.reachable:
             self.flights.expire(ref.name)
-            state.leases.check(ref.name, state.clock())
+            state.leases.check(ref.name, state.clock(), cut_off=cut_off)
 
     def _in_doubt(self, ref: KeyRef) -> bool:
         return self._state.leases.doubted(ref.name) is not None or self._state.doubts(ref.epoch_names)
