@@ -25,3 +25,8 @@ def without_leaving_renewals_to_those_who_ask() -> None:
 )
 def without_a_look_whether_a_class_is_the_present_one() -> None:
     put(registry, "_is_current", lambda cls: True)
+
+
+@guard(f"{HERE}::test_objects_of_local_namespaces_stay_the_very_objects")
+def without_keeping_local_objects_as_they_are_after_a_reload() -> None:
+    put(reload, "_renewable", lambda _: True)

@@ -251,3 +251,21 @@ async def test_from_redis_it_is_the_new_class_too(url: str, shapes: Callable[...
         importlib.reload(module)
         assert cache.get("colours", "one") is module.Colour.RED
         assert cache.get("colours", "tuple") == (module.Colour.RED, 1)
+
+
+def test_objects_of_local_namespaces_stay_the_very_objects(shapes: Callable[..., ModuleType], url: str) -> None:
+    """They are kept by reference: what a caller has changed in one must not get lost with a copy."""
+    local = Namespace("reloaded-local", local=True)
+    for options in ({"redis_enabled": False}, {"redis_url": url}):
+        with CacheManager(**options) as cache:  # type: ignore[arg-type]
+            module = shapes()
+            kept = values(module)
+            for key, value in kept.items():
+                cache.set(local, key, value)
+                assert cache.touch(local, key, "1h")
+            loaded = cache.get_or_set(local, "loaded", lambda leg=kept["leg"]: leg)
+            assert loaded is kept["leg"]
+            importlib.reload(module)
+            for key, value in kept.items():
+                assert cache.get(local, key) is value
+            assert cache.get(local, "loaded") is loaded

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "TaggedEntry", "pack_facts", "pack_windows"]
+__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "ReferenceEntry", "TaggedEntry", "pack_facts", "pack_windows"]
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -192,8 +192,14 @@ class TaggedEntry(Entry):
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         payload = self.payload  # first, as in `Entry`
-        again = TaggedEntry(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
         again.marks = self.marks
         again.epoch = self.epoch
         again.stamp = self.stamp
         return again
+
+
+class ReferenceEntry(TaggedEntry):
+    """An entry of a local namespace: its callers get the very object that was stored, whatever becomes of its class."""
+
+    __slots__ = ()

@@ -3,12 +3,14 @@
 Members of an Enum are compared by identity, and so are classes. When a class is registered in place of an older one of
 the same name, as after `importlib.reload` or when a notebook's cell is run again, what was decoded before is of the old
 class. It is made anew when it is asked for next, not during the reload: there may be a million entries.
+
+The objects of local namespaces stay as they are: they are kept by reference, and a copy would be another object.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
@@ -43,7 +45,7 @@ class ReloadingCache(LocalCache):
         since = entry.stamp
         if not super()._stands(name, entry):
             return False
-        if since < self._replaced and entry.payload is None:
+        if since < self._replaced and entry.payload is None and _renewable(entry):
             if engaged():
                 # Nothing of the program's own runs under the lock; the next caller who asks for the value renews it.
                 entry.stamp = since
@@ -54,3 +56,7 @@ class ReloadingCache(LocalCache):
                 entry.stamp = since
                 return False
         return True
+
+
+def _renewable(entry: Entry) -> bool:
+    return not isinstance(entry, ReferenceEntry)

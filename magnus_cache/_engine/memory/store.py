@@ -163,7 +163,7 @@ class LocalCache:
             return True
         if self._floors.cleared(name, entry.stamp):
             return False
-        if type(entry) is TaggedEntry:
+        if isinstance(entry, TaggedEntry):
             for mark in entry.marks:
                 if mark.generation > entry.stamp:
                     return False
@@ -307,7 +307,7 @@ class LocalCache:
         """
         size = entry.size + len(name) + OVERHEAD
         fits = size <= self.max_bytes and self.max_entries > 0
-        if type(entry) is not TaggedEntry:
+        if not isinstance(entry, TaggedEntry):
             entry.stamp = self._generation
         old, table, pending = self._table.get(name), self._table.part(name), self._pending
         # No call from here to the end of this step: what a signal handler removes has either been there before, with

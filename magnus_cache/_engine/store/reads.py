@@ -18,7 +18,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.versions import version_suffix
-from magnus_cache._engine.memory.entry import Entry, TaggedEntry, pack_facts, pack_windows
+from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.retries import ATTEMPTS
@@ -377,7 +377,8 @@ class Reads(Coding):
         if not held.tags:
             return Entry(held.value, held.payload, deadline, trust, held.size, facts)
         size = held.size + room(marks)
-        entry = TaggedEntry(held.value, held.payload, deadline, trust, size, facts)
+        kind = ReferenceEntry if ref.namespace.local else TaggedEntry
+        entry = kind(held.value, held.payload, deadline, trust, size, facts)
         entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
         return entry
 
