@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache.errors import CacheClosedError
+from magnus_cache.errors import CacheBatchError, CacheClosedError
 from magnus_cache.testing import no_leaks
 from tests.support.inside import wires_of
 
@@ -132,3 +132,33 @@ def test_bypass_is_for_the_caller_alone(url: str) -> None:
             with cache.disabled():
                 assert cache.set("t", "k", 2) is False
         assert found == [1]
+
+
+KEYS = ["a", "b", "c"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_batch_that_is_under_way_fails_as_one_call_does(url: str, number: int) -> None:
+    begun = asyncio.Event()
+
+    async def load(_keys: list[str]) -> dict[str, int]:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    cache = AsyncCacheManager(redis_url=url)
+    task = asyncio.create_task(cache.get_or_set_many("t", KEYS[:number], load))
+    await begun.wait()
+    await cache.close()
+    with pytest.raises(CacheClosedError):
+        await task
+
+
+@pytest.mark.anyio
+async def test_a_closed_cache_within_a_batch_loader_is_an_error_of_its_keys(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache:
+        errors = {key: CacheClosedError("another one") for key in KEYS}
+        with pytest.raises(CacheBatchError) as caught:
+            await cache.get_or_set_many("t", KEYS, lambda _: errors)
+        assert caught.value.errors == errors

@@ -132,10 +132,15 @@ class _Search:
                 del self.missing[name]
             yield
 
+    def _was_closed(self, errors: Iterable[Exception]) -> bool:
+        """Return whether the keys failed as this very cache was closed, and not as one was that the loader uses."""
+        return self._engine.state.closed and all(isinstance(error, CacheClosedError) for error in errors)
+
     def results(self, loaded: dict[bytes, Any], errors: dict[Any, Exception]) -> Generator[None, None, dict[Any, Any]]:
         """Return, in steps, the values by key, given what was loaded and what failed.
 
         :raises CacheBatchError: if some keys could not be loaded.
+        :raises CacheClosedError: if they could not because this cache was closed meanwhile.
         :raises Exception: what the loader raised, if it was called for all keys there are no values of.
         """
         values = self._values | loaded
@@ -151,6 +156,9 @@ class _Search:
         if errors:
             first, *rest = errors.values()
             if len(errors) == len(self.missing) and all(error is first for error in rest):
+                raise first
+            if self._was_closed(errors.values()):
+                # As with one key, so that callers have one error to expect, and what follows the cache can go on.
                 raise first
             if all(isinstance(error, CacheEncodeError) for error in errors.values()):
                 raise CacheBatchEncodeError(results, errors) from first
