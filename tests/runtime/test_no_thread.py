@@ -240,6 +240,40 @@ def test_coroutine_functions_are_called_on_a_loop_of_the_callers_thread(options:
     assert calls == [threading.get_ident()] * 5
 
 
+@pytest.mark.parametrize("kind", ["coroutine function", "function"])
+def test_warming_runs_on_a_loop_of_the_callers_thread(options: dict[str, Any], kind: str) -> None:
+    calls: list[int] = []
+
+    def load(key: str) -> str:
+        calls.append(threading.get_ident())
+        return key.upper()
+
+    async def load_async(key: str) -> str:
+        await asyncio.sleep(0)
+        return load(key)
+
+    loader: Any = load if kind == "function" else load_async
+    with CacheManager(**options) as cache:
+        with no_threads():
+            report = cache.warm_cache("t", loader, ["a", "b"], progress=False)
+            assert (report.loaded, report.failed) == (2, 0)
+            assert cache.warm_cache("t", loader, ["a", "b"], only_missing=True, progress=False).skipped == 2
+        assert cache.get_many("t", ["a", "b"]) == {"a": "A", "b": "B"}
+    assert calls == [threading.get_ident()] * 2
+
+
+def test_warming_without_any_loop_says_why(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+
+        async def within_one() -> None:
+            cache.warm_cache("t", str, ["a"], progress=False)
+
+        with no_threads(), pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
+            asyncio.run(within_one())
+        with no_files(), pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
+            cache.warm_cache("t", str, ["a"], progress=False)
+
+
 def test_a_coroutine_function_needs_a_loop(url: str) -> None:
     async def load() -> int:
         return 1

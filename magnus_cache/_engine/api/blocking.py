@@ -19,6 +19,7 @@ from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -265,13 +266,14 @@ class BlockingCache(BlockingLife):
         """Do what `AsyncCache.warm_cache` does, in blocking code.
 
         :param data_loader: called with a key; a function, which runs in worker threads, or a coroutine function,
-            which runs on the background loop.
+            which runs on the background loop. Where no thread can be started, all of it runs in this one.
         """
-        report: WarmReport = self._call(
+        self._state.check_open()
+        warm = partial(
             self._async.warm_cache, namespace, data_loader, as_list(keys, "keys"), ttl,
             concurrency=concurrency, only_missing=only_missing, progress=progress,
         )  # fmt: skip
-        return report
+        return wait_for(self._state.portal, warm)
 
     # -- the rest -------------------------------------------------------------------------------------------
 
