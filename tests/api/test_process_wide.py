@@ -617,3 +617,28 @@ def test_the_package_imports_its_parts_when_they_are_asked_for() -> None:
     assert sorted(homes) == sorted(magnus_cache.__all__)
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         magnus_cache.no_such_name  # type: ignore[attr-defined]  # noqa: B018  # that is the point
+
+
+def test_an_operation_under_way_at_a_close_says_so_and_the_next_one_works(process: None) -> None:
+    begun, go = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def load() -> str:
+        begun.set()
+        assert go.wait(10)
+        return "value"
+
+    def call() -> None:
+        try:
+            get_cache_manager().get_or_set("t", "k", load)
+        except CacheClosedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert begun.wait(10)
+    get_cache_manager().close()
+    go.set()
+    thread.join()
+    assert len(errors) == 1
+    assert get_cache_manager().get_or_set("t", "k", load) == "value"
