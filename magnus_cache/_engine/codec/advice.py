@@ -95,6 +95,12 @@ def _about_databases(part: Any, kind: type, names: list[str], roots: set[str]) -
     if any("Cursor" in name.rpartition(".")[2] or name.endswith(".cursor") for name in names):
         wait = "await " if inspect.iscoroutinefunction(getattr(kind, "fetchall", None)) else ""
         return f"return its rows: return {wait}cursor.fetchall()"
+    if "pyodbc.Row" in names:
+        # It is a sequence that knows its columns: `dict(row)` fails.
+        return (
+            "return plain data: tuple(row), or dict(zip([column[0] for column in row.cursor_description], row)) for "
+            "each row"
+        )
     if _ROWS & set(names) or kind.__name__ in ("Row", "RowMapping", "Record"):
         return "return plain data: dict(row), or [dict(row) for row in rows]"
     return None
