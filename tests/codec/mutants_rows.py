@@ -34,3 +34,16 @@ def without_a_bound_on_column_names() -> None:
 @guard(f"{HERE}::test_a_class_that_sqlalchemy_maps_cannot_be_taken_apart")
 def without_refusing_what_sqlalchemy_maps() -> None:
     put(adapters, "_MAPPED", "no such attribute")
+
+
+@guard(f"{HERE}::test_a_record_that_cannot_be_made_again_is_refused")
+def without_refusing_records_that_cannot_be_made_again() -> None:
+    put(
+        rows, "_KINDS",
+        rows._KINDS
+        | {
+            "asyncpg.protocol.record.Record": rows._Kind(
+                lambda row: (list(row.keys()), list(row)), rows._decode_record
+            )
+        },
+    )  # fmt: skip

@@ -1,9 +1,13 @@
 """Rows and ranges of database libraries come back as what they were, also for the first caller."""
 
 import sqlite3
+import sys
+import uuid
 from collections import OrderedDict
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from types import ModuleType
+from typing import Any, Self
 
 import psycopg.rows
 import psycopg.types.multirange
@@ -15,7 +19,14 @@ from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheDecodeError, CacheManager, register_type
+from magnus_cache import (
+    AsyncCacheManager,
+    CacheArgumentError,
+    CacheDecodeError,
+    CacheEncodeError,
+    CacheManager,
+    register_type,
+)
 from magnus_cache._engine.codec import decode, encode
 from tests.support.kinds import alike, forget_what_was_made
 from tests.support.programs import output_of
@@ -206,6 +217,124 @@ def test_a_row_of_a_library_that_is_not_imported_is_a_miss() -> None:
         "print(sorted({'sqlite3', 'sqlalchemy', 'psycopg2', 'psycopg'} & set(sys.modules)))\n"
     )
     assert output_of("-c", script).split("\n") == ["unknown_type"] * len(ROWS) + ["[]", ""]
+
+
+# -- asyncpg ----------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """As asyncpg's: it cannot be made by calling its class."""
+
+    def __new__(cls) -> Self:
+        raise TypeError("cannot create instances")
+
+    def keys(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+class AsyncpgUUID(uuid.UUID):
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(bytes=raw)
+
+
+class AsyncpgRange:
+    def __init__(
+        self, lower: Any = None, upper: Any = None, *, lower_inc: bool = True, upper_inc: bool = False,
+        empty: bool = False,
+    ) -> None:  # fmt: skip
+        self.lower, self.upper, self.lower_inc, self.upper_inc, self.isempty = lower, upper, lower_inc, upper_inc, empty
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncpgRange) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def record(*columns: tuple[str, Any]) -> Any:
+    row = object.__new__(Record)
+    row.names, row.values = tuple(name for name, _ in columns), tuple(value for _, value in columns)
+    return row
+
+
+def made(places: dict[str, int], values: tuple[Any, ...]) -> Any:
+    return record(*zip(places, values, strict=True))
+
+
+@pytest.fixture
+def asyncpg(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stand-ins for what asyncpg returns, under its names."""
+    parts = {
+        "record": ("asyncpg.protocol.record", {"Record": Record}),
+        "protocol": ("asyncpg.protocol.protocol", {"_create_record": made}),
+        "types": ("asyncpg.types", {"Range": AsyncpgRange}),
+        "pgproto": ("asyncpg.pgproto.pgproto", {"UUID": AsyncpgUUID}),
+    }
+    for name, attributes in parts.values():
+        module = ModuleType(name)
+        for attribute, value in attributes.items():
+            setattr(module, attribute, value)
+            if isinstance(value, type):
+                value.__module__, value.__name__ = name, attribute
+        monkeypatch.setitem(sys.modules, name, module)
+    return sys.modules["asyncpg.protocol.protocol"]
+
+
+def test_records_of_asyncpg(asyncpg: ModuleType) -> None:
+    number = AsyncpgUUID(bytes(range(16)))
+    row = record(("id", number), ("raw", bytearray(b"x")), ("span", AsyncpgRange(1, None, upper_inc=True)))
+    (back,) = decode(encode([row]))
+    assert type(back) is Record
+    assert (list(back.keys()), list(back)) == (list(row.keys()), list(row))
+    assert [type(value) for value in back] == [AsyncpgUUID, bytearray, AsyncpgRange]
+    assert decode(encode(AsyncpgRange(empty=True))) == AsyncpgRange(empty=True)
+
+
+async def test_records_are_cached_for_first_and_later_callers(asyncpg: ModuleType, url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache, AsyncCacheManager(redis_url=url) as other:
+        rows = [record(("id", 1), ("name", "x"))]
+        for manager in (cache, cache, other):
+            got = await manager.get_or_set("records", "k", lambda: rows)
+            assert [(type(row), list(row.keys()), list(row)) for row in got] == [(Record, ["id", "name"], [1, "x"])]
+            assert got is not rows
+
+
+@pytest.mark.parametrize("why", ["columns of one name", "another version"])
+def test_a_record_that_cannot_be_made_again_is_refused(
+    asyncpg: ModuleType, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    row, payload = record(("id", 1), ("name", 2)), encode(record(("id", 1)))
+    if why == "another version":
+        monkeypatch.delattr(asyncpg, "_create_record")
+        with pytest.raises(CacheDecodeError) as caught:
+            decode(payload)
+        assert caught.value.reason == "unknown_type"
+    else:
+        row = record(("id", 1), ("id", 2))
+    with CacheManager(redis_enabled=False) as cache, pytest.raises(CacheEncodeError, match=r"dict\(row\)"):
+        cache.set("t", "k", [row])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("asyncpg.protocol.record.Record", (["a", "a"], [1, 2])),
+        ("asyncpg.protocol.record.Record", (["a"], [1, 2])),
+        ("asyncpg.protocol.record.Record", ([1], [1])),
+        ("asyncpg.types.Range", (1, 2, True, False, 0)),
+        ("asyncpg.types.Range", (1, 2, True)),
+        ("asyncpg.pgproto.pgproto.UUID", (b"x",)),
+        ("asyncpg.pgproto.pgproto.UUID", ("x" * 16,)),
+    ],
+)
+def test_records_that_cannot_be_are_misses(asyncpg: ModuleType, name: str, parts: tuple[Any, ...]) -> None:
+    with pytest.raises(CacheDecodeError):
+        decode(row_of(name, *parts))
 
 
 # -- hostile ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ _MOST_COLUMNS: Final = 2_000
 _LONGEST_NAMES: Final = 65_536
 """Characters that the names of all columns of a row may have."""
 
+_UUID_BYTES: Final = 16
+
 _KEPT: Final = 64
 """Sets of column names of each library for which what its rows need is kept."""
 
@@ -34,7 +36,8 @@ _Names = tuple[str, ...]
 class _Kind(NamedTuple):
     """How the instances of one class travel."""
 
-    encode: Callable[[Any], tuple[Any, ...]]
+    encode: Callable[[Any], tuple[Any, ...] | None]
+    """Returns None for an instance that cannot be made again."""
     decode: Callable[..., Any]
     """Called with the class, and with what `encode` returned as lists."""
 
@@ -180,6 +183,52 @@ def _bounds(text: Any) -> str:
     return bounds
 
 
+# -- asyncpg ----------------------------------------------------------------------------------------------------
+
+
+def _make_record() -> Callable[[dict[str, int], tuple[Any, ...]], Any] | None:
+    """Return what makes a record; None with a version of asyncpg that has no such function."""
+    # The class itself cannot be called. This is what asyncpg's own tests make records by.
+    return getattr(sys.modules.get("asyncpg.protocol.protocol"), "_create_record", None)
+
+
+def _encode_record(row: Any) -> tuple[Any, ...] | None:
+    names = list(row.keys())
+    # What is made has one column for each name. A record of several columns of one name cannot be made again.
+    if len({*names}) < len(names) or _make_record() is None:
+        return None
+    return names, list(row)
+
+
+def _decode_record(_cls: Any, names: Any, values: Any) -> Any:
+    columns, make = _column_names(names), _make_record()
+    if make is None:
+        raise CacheDecodeError("unknown_type", "the payload has a record that this version of asyncpg cannot make")
+    places = {name: place for place, name in enumerate(columns)}
+    if len(places) < len(columns):
+        raise CacheDecodeError("malformed", "the payload has a record with several columns of one name")
+    return make(places, _same_number(columns, values))
+
+
+def _encode_asyncpg_range(value: Any) -> tuple[Any, ...]:
+    return value.lower, value.upper, value.lower_inc, value.upper_inc, value.isempty
+
+
+def _decode_asyncpg_range(cls: Any, lower: Any, upper: Any, *flags: Any) -> Any:
+    lower_inc, upper_inc, empty = (expect(flag, bool) for flag in flags)
+    return cls(lower, upper, lower_inc=lower_inc, upper_inc=upper_inc, empty=empty)
+
+
+def _encode_asyncpg_uuid(value: Any) -> tuple[Any, ...]:
+    return (value.bytes,)
+
+
+def _decode_asyncpg_uuid(cls: Any, raw: Any) -> Any:
+    if len(expect(raw, bytes)) != _UUID_BYTES:
+        raise CacheDecodeError("malformed", "the payload has a UUID of another length")
+    return cls(raw)
+
+
 # -- all --------------------------------------------------------------------------------------------------------
 
 _RANGE: Final = _Kind(_encode_range, _decode_range)
@@ -191,6 +240,9 @@ _KINDS: Final[dict[str, _Kind]] = {
     "sqlalchemy.engine.RowMapping": _Kind(_encode_sqlalchemy, _decode_sqlalchemy),
     "sqlalchemy.dialects.postgresql.Range": _Kind(_encode_sqlalchemy_range, _decode_sqlalchemy_range),
     "sqlalchemy.dialects.postgresql.ranges.MultiRange": _LIST,
+    "asyncpg.protocol.record.Record": _Kind(_encode_record, _decode_record),
+    "asyncpg.types.Range": _Kind(_encode_asyncpg_range, _decode_asyncpg_range),
+    "asyncpg.pgproto.pgproto.UUID": _Kind(_encode_asyncpg_uuid, _decode_asyncpg_uuid),
     "psycopg2.extras.DictRow": _Kind(_encode_dict_row, _decode_dict_row),
     "psycopg2.extras.RealDictRow": _Kind(_encode_real_dict_row, _decode_real_dict_row),
     **{
@@ -226,7 +278,8 @@ def encode_row(value: Any, cls: type[Any]) -> list[Any] | None:
     # A look at the few classes of the same name: where a library defines them is its own business.
     for name, kind in _KINDS.items():
         if name.rpartition(".")[2] == cls.__name__ and _class_of(name) is cls:
-            return [name, *map(preserve_bytearrays, kind.encode(value)), _ROW]
+            parts = kind.encode(value)
+            return None if parts is None else [name, *map(preserve_bytearrays, parts), _ROW]
     return None
 
 
