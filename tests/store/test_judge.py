@@ -217,8 +217,8 @@ def test_the_evidence_is_that_of_a_naive_model(
         expected = judge(record, 1.0, NO_POLICY, minimum, 10, pending=False)
         minimum = max(latest[name] for name in needed) if latest.keys() >= set(needed) else None
         settled = judge(record, 1.0, NO_POLICY, minimum, 10, pending=False)
-    assert verdict(state, ref, record, 1.0, source) is expected
-    assert settled_verdict(state, ref, record, 1.0, source) is settled
+    assert verdict(state, ref, record, 1.0, source, math.inf) is expected
+    assert settled_verdict(state, ref, record, 1.0, source, math.inf) is settled
 
 
 # -- each path asks it ------------------------------------------------------------------------------------------------
@@ -311,6 +311,63 @@ async def test_a_replay_that_ends_while_an_object_is_judged(
             put_off_replays(state, -math.inf)
 
 
+TOLD: dict[str, Callable[[Outbox], None]] = {
+    "replayed": lambda outbox: outbox.settle(outbox.take()),
+    "overwritten": lambda outbox: outbox.overwritten(b"magnus:t:k", outbox.mark),
+}
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_answer_from_before_redis_was_told_is_not_believed(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, way: str, told: str
+) -> None:
+    """Another connection tells Redis of a removal while the removed value is on its way through this one."""
+    async with fleet(url) as (writer, cache):
+        await writer.set("t", "k", "removed", tags="x")
+        assert await cache.ttl("t", "k") is not None
+        state = cache._engine.state
+        state.outbox.record([b"magnus:t:k"])
+        # It waits longer than a caller does.
+        put_off_replays(state, math.inf)
+
+        def tell() -> None:
+            raw.delete("magnus:t:k")
+            TOLD[told](state.outbox)
+
+        for name in ("unpack", "read_header"):
+            monkeypatch.setattr(envelope, name, _after(tell, getattr(envelope, name)))
+        assert await WAYS[way](cache) is None
+        assert not state.outbox.pending
+        monkeypatch.undo()
+        # What was asked for since then is believed.
+        await writer.set("t", "k", "stored", tags="x")
+        assert await WAYS[way](cache) is not None
+        put_off_replays(state, -math.inf)
+
+
+def _after(tell: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+    def answered(*arguments: Any) -> Any:
+        tell()
+        return original(*arguments)
+
+    return answered
+
+
+def test_names_that_redis_was_told_of_are_bounded() -> None:
+    now = 0.0
+    outbox = Outbox(b"magnus:", most_names=3, clock=lambda: now)
+    for number in range(20):
+        now += 1.0
+        outbox.record([b"magnus:t:%d" % number])
+        outbox.settle(outbox.take())
+        assert len(outbox._told) <= 3
+        assert all(outbox.was_covered(b"magnus:t:%d" % told, told + 0.5) for told in range(number + 1))
+        assert not outbox.was_covered(b"magnus:t:%d" % number, now)
+    outbox.reset()
+    assert not outbox.was_covered(b"magnus:t:0", 0.0)
+
+
 @pytest.mark.parametrize("problem", ["below", "beyond", "unknown"])
 async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(url: str, problem: str) -> None:
     """Its epoch rose, or was announced, between the command and its answer."""
@@ -327,7 +384,7 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
                 wire.known.forget()
                 held = good
             fill = reads.expect(ref)
-            assert keep_written(cache, ref, fill, held, times, 1, wire, now)
+            assert keep_written(cache, (ref, fill, held, times), True, wire, now)
             reads.settle(fill)
             assert (state.memory.hit(ref.name) is not None) == kept
 

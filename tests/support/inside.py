@@ -273,10 +273,14 @@ def stripes_of(memory: "LocalCache") -> "Collection[Sized]":
     return stripes
 
 
-def keep_written(cache: "Cache", *what: Any) -> bool:
-    """Take in what a write has stored in Redis, as the write does with the answer; return what the write returns."""
-    kept: bool = cache._writes._stored(*what)
-    return kept
+def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connection: Any, sent: float) -> bool:
+    """Take in what a write has stored in Redis, as the write does with the answer; return what the write returns.
+
+    :param written: the reference, the placeholder, the record, and its fresh-until and TTL.
+    """
+    from magnus_cache._engine.store.writes import _Sent
+
+    return cache._writes._stored(_Sent(*written), stored, connection, sent)
 
 
 def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:
