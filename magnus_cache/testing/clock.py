@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.runtime.clock import ahead, monotonic, process_clock, switch_process_clock
+from magnus_cache._engine.runtime.clock import monotonic, offset_of, process_clock, switch_process_clock
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache._engine.runtime.forks import watched
+from magnus_cache._engine.runtime.forks import fork_aware
 from magnus_cache.errors import CacheArgumentError
 
 __all__ = ["VirtualClock", "virtual_clock"]
@@ -55,7 +55,7 @@ def virtual_clock() -> Generator[VirtualClock]:
     """
     with section():
         _set_right()
-        clock = VirtualClock(ahead(process_clock))
+        clock = VirtualClock(offset_of(process_clock))
         _running.append(clock)
         switch_process_clock(clock)
     try:
@@ -82,7 +82,7 @@ def _leave(clock: VirtualClock) -> None:
 
 def _set_right() -> None:
     """Return to real time after the last block, once no open cache would see time go back."""
-    if not _running and not (ahead(process_clock) and any(_goes_by_it(thing) for thing in watched())):
+    if not _running and not (offset_of(process_clock) and any(_goes_by_it(thing) for thing in fork_aware())):
         switch_process_clock(monotonic)
 
 

@@ -44,12 +44,12 @@ def without_a_place_for_the_tag_of_a_function() -> None:
 
 @guard(f"{HERE}::test_values_stored_without_the_tag_are_served")
 def without_serving_values_that_have_no_tag() -> None:
-    original = epochs.Epochs.floor
+    original = epochs.Epochs.minimum
 
     def floor(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
         return original(self, known, epoch_names, tags or epoch_names.tags)
 
-    put(epochs.Epochs, "floor", floor)
+    put(epochs.Epochs, "minimum", floor)
 
 
 @guard(f"{HERE}::test_the_epoch_of_a_function_comes_along_with_its_first_value")
@@ -80,7 +80,7 @@ def without_taking_over_the_mark_that_values_have_already() -> None:
     def function_realm(self: Any, namespace: str, tag: str) -> Any:
         name = self.tag_name(tag)
         if name not in self._functions:
-            self._marks.pop(name, None)
+            self._stamps.pop(name, None)
         return original(self, namespace, tag)
 
     put(epochs.Epochs, "function_realm", function_realm)

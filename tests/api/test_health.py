@@ -104,7 +104,7 @@ def test_it_asks_though_the_cache_knows_of_an_outage(private_server: EmbeddedSer
         health = ping(cache)
         assert health.ok
         assert health.tracking
-        cache._state.breaker.hurry()
+        cache._state.breaker.retry_now()
 
 
 def test_a_closed_cache(server: EmbeddedServer, ping: Ping) -> None:

@@ -216,7 +216,7 @@ def test_under_the_lock_nothing_of_the_program_runs(cache: CacheManager) -> None
 
 def test_a_reload_takes_no_time_per_value(cache: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[bytes] = []
-    stands = LocalCache._stands
+    stands = LocalCache._is_current
 
     def counted(self: LocalCache, name: bytes, entry: Any) -> bool:
         looked.append(name)
@@ -224,7 +224,7 @@ def test_a_reload_takes_no_time_per_value(cache: CacheManager, monkeypatch: pyte
 
     for number in range(100):
         cache.set("many", number, "x")
-    monkeypatch.setattr(LocalCache, "_stands", counted)
+    monkeypatch.setattr(LocalCache, "_is_current", counted)
     for _ in range(2):
         register_type(enum.Enum("Reloaded", {"ONE": 1}, module=__name__))
     assert looked == []

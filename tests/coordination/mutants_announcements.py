@@ -102,7 +102,7 @@ def without_waiting_for_an_announced_epoch_before_joining() -> None:
 
 @guard(f"{HERE}::test_settled_takes_an_answer_that_an_announcement_has_followed")
 def without_counting_answers_that_an_announcement_has_followed() -> None:
-    put(epochs.Epochs, "last_floor", nothing)
+    put(epochs.Epochs, "last_minimum", nothing)
 
 
 @guard(f"{HERE}::test_every_operation_works_where_nothing_can_be_tracked")

@@ -30,7 +30,7 @@ def without_a_deadline_of_trust() -> None:
     def make_hit(self: Any) -> Any:
         def hit(name: bytes) -> Any:
             entry = self._table.get(name)
-            return entry if entry is not None and self._clock() < entry and self._stands(name, entry) else None
+            return entry if entry is not None and self._clock() < entry and self._is_current(name, entry) else None
 
         return hit
 

@@ -27,7 +27,7 @@ def without_capturing_the_epoch_before_the_load() -> None:
 
 @guard(HERE)
 def without_epochs() -> None:
-    put(epochs.Epochs, "floor", lambda *_: 0)
+    put(epochs.Epochs, "minimum", lambda *_: 0)
 
 
 @guard(HERE)
@@ -52,7 +52,7 @@ def without_the_push_of_an_epoch() -> None:
 
 @guard(HERE)
 def without_outdating_tagged_entries() -> None:
-    put(memory.LocalCache, "outdate", nothing)
+    put(memory.LocalCache, "invalidate_tag", nothing)
 
 
 @guard(HERE)
@@ -109,7 +109,7 @@ def without_the_epoch_that_came_with_the_lease() -> None:
 
     async def informed(self: Any, wire_: Any, request: Any, fence: Any) -> Any:
         names, tags = request.ref.epoch_names, request.tags
-        epoch, known = fence.epoch, self._state.epochs.floor(wire_.known, names, tags) is not None
+        epoch, known = fence.epoch, self._state.epochs.minimum(wire_.known, names, tags) is not None
         fence = await original(self, wire_, request, fence)
         fence.epoch = epoch if known else fence.epoch
         return fence

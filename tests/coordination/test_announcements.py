@@ -360,7 +360,7 @@ async def test_an_announced_root_leaves_the_other_epochs_known_and_heard(url: st
         await two._engine.state.replayer.bump([EPOCH])
         await wait_until_async(lambda: not near(one, "t", "k"))
         await one.set("t", "k", "value")
-        known.learned(b"magnus!epoch", known.mark + 1, wire_of(one).clock())
+        known.learned(b"magnus!epoch", known.marker_epoch + 1, wire_of(one).clock())
         assert EPOCH not in known.current
         # What is near stands on it all the same, until it is announced and read again.
         await two._engine.state.replayer.bump([EPOCH])
@@ -377,7 +377,7 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
         epoch_names = state.epochs.epoch_names("t")
         floor = await asyncio.wait_for(state.epoch_reads.settled(wire, epoch_names), 10)
         assert floor == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))
-        assert state.epochs.floor(wire.known, epoch_names) is None
+        assert state.epochs.minimum(wire.known, epoch_names) is None
         assert await one.set("t", "k", 2)
 
 

@@ -132,7 +132,7 @@ async def test_trust_lapses_without_an_answer_and_comes_back_with_one(url: str) 
         assert wire is not None
         wire.trust.deadline = 0.0
         assert not near(one, "t", "k")
-        version = state.memory.peek(b"magnus:t:k")
+        version = state.memory.get_untrusted(b"magnus:t:k")
         assert await one.get("t", "k") == {"a": 1}
         # Renewed by a heartbeat, not read again.
         assert state.memory.hit(b"magnus:t:k") is version
@@ -185,7 +185,7 @@ async def test_near_never_outlives_redis(url: str, raw: redis.Redis) -> None:
             await one.set("t", "k", 1, ttl=60)
             clock.advance(30)
             assert await two.get("t", "k") == 1
-            entry = two._engine.state.memory.peek(b"magnus:t:k")
+            entry = two._engine.state.memory.get_untrusted(b"magnus:t:k")
             assert entry is not None
             left = raw.pttl("magnus:t:k") / 1000 - clock.ahead
             assert entry.deadline - two._engine.state.clock() <= left + CLOCK_ERROR

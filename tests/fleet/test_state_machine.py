@@ -160,7 +160,7 @@ class Coherence(RuleBasedStateMachine):
     # -- what is to hold --------------------------------------------------------------------------------------
 
     def check(self, key: Key, value: Any, floor: int, begun: float) -> None:
-        """Check a value that a read got which began when the oldest allowed version was `floor`."""
+        """Check a value that a read got which began when the oldest allowed version was `minimum`."""
         assert value[:2] == list(key), f"{key} got the value of another key: {value}"
         version = value[2]
         self.counts["stale"] += version < floor

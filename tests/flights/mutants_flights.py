@@ -17,9 +17,9 @@ def without_the_identity_of_a_flight() -> None:
 def without_waiter_counts() -> None:
     original = flights.Flights._leave
 
-    def leave(self: Any, seat: Any) -> None:
-        original(self, seat)
-        if seat.flight.task is not None and not seat.flight.done:
-            seat.flight.task.cancel()
+    def leave(self: Any, ticket: Any) -> None:
+        original(self, ticket)
+        if ticket.flight.task is not None and not ticket.flight.done:
+            ticket.flight.task.cancel()
 
     put(flights.Flights, "_leave", leave)

@@ -102,8 +102,8 @@ def without_noting_an_invalidation_when_it_is_done() -> None:
             self.forget_prefix(prefix)
             return
         self.epochs.invalidated((name,))
-        if (mark := self.epochs.mark(name)) is not None:
-            self.memory.outdate(mark)
+        if (mark := self.epochs.stamp_of(name)) is not None:
+            self.memory.invalidate_tag(mark)
 
     put(invalidation.Forgetting, "outdated", outdated)
 

@@ -117,7 +117,7 @@ async def test_concurrent_tasks_share_one_load(flights: Flights) -> None:
     loader = Loader(value=object())
     tasks = [asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG)) for _ in range(20)]
     await until_async(lambda: flights.joined == 19 and loader.begun.is_set())
-    assert (len(flights), loader.flights[0].waiters) == (1, 20)
+    assert (len(flights), loader.flights[0].waiter_count) == (1, 20)
     loader.go.set()
     assert {id(value) for value in await asyncio.gather(*tasks)} == {id(loader.value)}
     assert loader.calls == 1
@@ -129,7 +129,7 @@ def test_concurrent_threads_share_one_load(flights: Flights) -> None:
     loader = Loader()
     results = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(20)]
     wait_until(lambda: flights.joined == 19, LONG)
-    assert loader.flights[0].waiters == 19
+    assert loader.flights[0].waiter_count == 19
     loader.go.set()
     assert [result.result(LONG) for result in results] == ["value"] * 20
     assert loader.calls == 1
@@ -602,11 +602,11 @@ def test_a_waiter_whose_loop_ends_is_no_longer_counted(flights: Flights) -> None
 
     async def short() -> None:
         task = asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG))
-        await until_async(lambda: loader.flights[0].waiters == 1)
+        await until_async(lambda: loader.flights[0].waiter_count == 1)
         assert not task.done()
 
     asyncio.run(short())
-    assert loader.flights[0].waiters == 0
+    assert loader.flights[0].waiter_count == 0
     loader.go.set()
     assert leader.result(LONG) == "value"
 

@@ -353,7 +353,7 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
             results.append(asyncio.run(loads.load(LoadRequest(ref, lambda: "first", LoadOptions()))))
 
         thread = threading.Thread(target=lead)
-        method = {"delete": "invalidate", "tags": "outdate"}.get(how, "clear_matching")
+        method = {"delete": "invalidate", "tags": "invalidate_tag"}.get(how, "clear_matching")
         original = getattr(LocalCache, method)
 
         def interrupted(memory: LocalCache, *args: Any) -> None:
@@ -548,16 +548,16 @@ class TurnedAway(Nothing):
                 await asyncio.sleep(0)
             return "theirs"
 
-        flights.launch(b"k", load)
+        flights.start_background(b"k", load)
 
 
 @pytest.mark.parametrize("how", ["task", "thread"])
 async def test_a_call_has_one_deadline_however_often_it_is_turned_away(how: str) -> None:
-    flights, alone = Flights(), list[bool]()
+    flights, private = Flights(), list[bool]()
     caller = TurnedAway(flights)
 
     def block(flight: Flight) -> str:
-        alone.append(flight.alone)
+        private.append(flight.private)
         return "own"
 
     async def load(flight: Flight) -> str:
@@ -573,7 +573,7 @@ async def test_a_call_has_one_deadline_however_often_it_is_turned_away(how: str)
     finally:
         caller.over = True
     assert found == "own"
-    assert alone == [True]
+    assert private == [True]
     assert caller.times > 1
     await flights.aclose()
 

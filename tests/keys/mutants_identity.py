@@ -32,7 +32,7 @@ def without_a_look_at_what_a_partial_fills_in_by_name() -> None:
         full, within = call.filled.full, callkeys._by_place(call, dropped, owner)
         return lambda args: within(full(args))
 
-    put(callkeys, "_fast", fast)
+    put(callkeys, "_memo_key", fast)
 
 
 @guard(f"{HERE}::test_what_a_function_closes_over_is_part_of_its_keys")

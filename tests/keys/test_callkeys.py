@@ -65,7 +65,7 @@ def test_call_keys_are_injective(one: Any, other: Any) -> None:
     same = model(one) == model(other)
     assert (text(KEYS, *one[0], **one[1]) == text(KEYS, *other[0], **other[1])) is same
     # The short cut may tell apart what is one key, never the other way round.
-    first, second = KEYS.fast_call(tuple(one[0]), one[1]), KEYS.fast_call(tuple(other[0]), other[1])
+    first, second = KEYS.memo_key_of_call(tuple(one[0]), one[1]), KEYS.memo_key_of_call(tuple(other[0]), other[1])
     if first is not None and first == second:
         assert same
 
@@ -224,15 +224,15 @@ class Derived(Base):
 def test_a_classmethod_counts_its_class_by_name() -> None:
     keys = CallKeyBuilder.of(Base.make)
     assert text(keys, Base, 1) == text(keys, Base, 1) != text(keys, Derived, 1)
-    assert keys.fast((Base, 1)) == keys.fast((Base, 1)) != keys.fast((Derived, 1))
+    assert keys.memo_key((Base, 1)) == keys.memo_key((Base, 1)) != keys.memo_key((Derived, 1))
 
 
 def test_the_short_cut_of_a_method_knows_instances() -> None:
     keys = CallKeyBuilder.of(Account.total)
     one, other = Account(1), Account(1)
-    assert keys.fast((one, "a")) == keys.fast((one, "a")) != keys.fast((other, "a"))
-    assert keys.fast((one, 1)) == keys.fast((one, 1)) != keys.fast((one, True))
-    assert keys.fast((one, [])) is None
+    assert keys.memo_key((one, "a")) == keys.memo_key((one, "a")) != keys.memo_key((other, "a"))
+    assert keys.memo_key((one, 1)) == keys.memo_key((one, 1)) != keys.memo_key((one, True))
+    assert keys.memo_key((one, [])) is None
 
 
 # -- what may be part of a key -------------------------------------------------------------------------------------
@@ -248,8 +248,10 @@ def test_parameters_can_be_left_out() -> None:
     one = text(keys, Session(), "AAPL")
     assert one == text(keys, Session(), "AAPL", 5) == text(keys, ticker="AAPL", db=None)
     assert one == f"{__name__}.query~(ticker=AAPL,depth=~5)"
-    assert keys.fast((Session(), "AAPL")) == keys.fast((Session(), "AAPL")) != keys.fast((Session(), "MSFT"))
-    assert keys.fast((Session(),)) is None
+    assert (
+        keys.memo_key((Session(), "AAPL")) == keys.memo_key((Session(), "AAPL")) != keys.memo_key((Session(), "MSFT"))
+    )
+    assert keys.memo_key((Session(),)) is None
     assert text(CallKeyBuilder.of(query, exclude="db"), Session(), "AAPL") == one
     with pytest.raises(CacheTypeError, match=r'^db: a .*Session.*exclude=\("db",\)'):
         text(CallKeyBuilder.of(query), Session(), "AAPL")
@@ -258,9 +260,9 @@ def test_parameters_can_be_left_out() -> None:
 def test_excluded_self_and_rest() -> None:
     keys = CallKeyBuilder.of(Account.total, exclude=("self",))
     assert text(keys, Account(1), 1) == text(keys, Account(2), 1)
-    assert keys.fast((Account(1), 1)) == keys.fast((Account(2), 1)) != keys.fast((Account(2), 2))
+    assert keys.memo_key((Account(1), 1)) == keys.memo_key((Account(2), 1)) != keys.memo_key((Account(2), 2))
     rest = CallKeyBuilder.of(plain, exclude=("a",))
-    assert rest.fast((1, "x")) != rest.fast((1, "x", "y"))
+    assert rest.memo_key((1, "x")) != rest.memo_key((1, "x", "y"))
     assert text(rest, 1, "x") == text(rest, 2, "x")
 
 
@@ -332,7 +334,7 @@ def test_with_key_func_the_key_is_exactly_its_result() -> None:
     assert text(keys, "AAPL") == "AAPL" == key_text("AAPL")
     assert type(keys.key(("AAPL",), {})) is KeyText
     assert text(CallKeyBuilder.of(price, key_func=lambda ticker: (ticker, 1)), "A") == key_text(("A", 1))
-    assert keys.fast(("AAPL",)) is None
+    assert keys.memo_key(("AAPL",)) is None
 
 
 def test_key_func_may_name_its_parameters_otherwise() -> None:
@@ -451,18 +453,18 @@ def test_an_error_within_key_func_is_the_callers() -> None:
 def test_with_a_template_the_key_is_exactly_its_text() -> None:
     keys = CallKeyBuilder.of(price, key="{ticker}:{expiration}")
     assert text(keys, "AAPL") == text(keys, expiration="now", ticker="AAPL") == "AAPL:now"
-    assert keys.fast(("AAPL",)) == keys.fast(("AAPL",)) != keys.fast(("MSFT",))
+    assert keys.memo_key(("AAPL",)) == keys.memo_key(("AAPL",)) != keys.memo_key(("MSFT",))
     assert text(CallKeyBuilder.of(price, key="{ticker!s:>6}"), "A") == key_text("     A")
 
 
 def test_a_template_may_name_attributes() -> None:
     keys = CallKeyBuilder.of(Desk.price, key="{self.name}:{ticker}")
     assert text(keys, Desk("d"), "A") == "d:A"
-    assert keys.fast((Desk("d"), "A")) is None
+    assert keys.memo_key((Desk("d"), "A")) is None
     # Without, the instance is no part of it: the text is exactly the key.
     shared = CallKeyBuilder.of(Desk.price, key="{ticker}")
     assert text(shared, Desk("d"), "A") == text(shared, Desk("e"), "A")
-    assert shared.fast((Desk("d"), "A")) == shared.fast((Desk("e"), "A"))
+    assert shared.memo_key((Desk("d"), "A")) == shared.memo_key((Desk("e"), "A"))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_bound_method_of_an_instance_without_a_key_is_its_own() -> None:
     one, other = Plain("a"), Plain("b")
     assert text(one.read, "d") == text(one.read, "d") != text(other.read, "d")
     keys = CallKeyBuilder.of(one.read)
-    assert keys.fast(("d",)) == keys.fast(("d",)) != CallKeyBuilder.of(other.read).fast(("d",))
+    assert keys.memo_key(("d",)) == keys.memo_key(("d",)) != CallKeyBuilder.of(other.read).memo_key(("d",))
 
 
 def test_a_bound_classmethod_counts_its_class(memory: CacheManager) -> None:

@@ -37,7 +37,7 @@ def without_letting_go_of_the_loader_of_a_load_that_has_ended() -> None:
     slot = flight.Flight.loader  # type: ignore[attr-defined]  # a descriptor
 
     def keep(self: Any, value: object) -> None:
-        if value is not None or not hasattr(self, "told"):
+        if value is not None or not hasattr(self, "failure_logged"):
             slot.__set__(self, value)
 
     put(flight.Flight, "loader", property(slot.__get__, keep))

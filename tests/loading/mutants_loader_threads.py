@@ -11,13 +11,13 @@ from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/loading/test_loader_threads.py"
 
-reset = loader_slots.LoaderPlaces.reset
+reset = loader_slots.LoaderSlots.reset
 
 
 @guard(HERE)
 def without_making_room_while_waiting() -> None:
-    put(workers.Job, "pause", nothing)
-    put(workers.Job, "resume", nothing)
+    put(workers.Job, "yield_slot", nothing)
+    put(workers.Job, "take_slot", nothing)
 
 
 @guard(HERE)
@@ -48,8 +48,8 @@ def without_counting_threads_to_their_end() -> None:
 
 @guard(HERE)
 def without_asking_for_a_place_first() -> None:
-    original = flights.Flights._board
-    put(flights.Flights, "_board", lambda *args, **options: original(*args, **{**options, "for_nobody": False}))
+    original = flights.Flights._join
+    put(flights.Flights, "_join", lambda *args, **options: original(*args, **{**options, "in_background": False}))
 
 
 @guard(HERE)
@@ -59,7 +59,7 @@ def without_leaving_alone_what_was_given_up() -> None:
 
 @guard(HERE)
 def without_an_age_of_loads() -> None:
-    put(registry.FlightRegistry, "overdue", nothing)
+    put(registry.FlightRegistry, "detach_hung", nothing)
 
 
 @guard(HERE)
@@ -97,7 +97,7 @@ def without_an_end_of_renewals() -> None:
 
 @guard(HERE)
 def without_leaving_the_exit_to_the_leader() -> None:
-    original = flights.Flights._fly
+    original = flights.Flights._run
 
     async def fly(self: Any, flight: Any, load: Any) -> None:
         raised: list[SystemExit] = []
@@ -113,7 +113,7 @@ def without_leaving_the_exit_to_the_leader() -> None:
         if raised:
             raise raised[0]
 
-    put(flights.Flights, "_fly", fly)
+    put(flights.Flights, "_run", fly)
 
 
 @guard(f"{HERE}::test_threads_are_bounded_in_all_and_a_source_that_works_finds_one")
@@ -121,7 +121,7 @@ def without_leaving_places_for_other_namespaces() -> None:
     def has_room(self: Any, lane: Any) -> bool:
         return bool(lane.running < self._most and self.running < self._most_of_all)
 
-    put(loader_slots.LoaderPlaces, "_has_room", has_room)
+    put(loader_slots.LoaderSlots, "_has_room", has_room)
 
 
 @guard(
@@ -129,9 +129,9 @@ def without_leaving_places_for_other_namespaces() -> None:
     f"{HERE}::test_threads_of_event_loops_that_have_ended_count_as_well",
 )
 def without_a_bound_on_all_threads() -> None:
-    put(loader_slots.LoaderPlaces, "_has_room", lambda self, lane: lane.running < self._most)
+    put(loader_slots.LoaderSlots, "_has_room", lambda self, lane: lane.running < self._most)
 
 
 @guard(f"{HERE}::test_a_forked_child_has_none_of_the_threads")
 def without_new_places_in_a_forked_child() -> None:
-    put(loader_slots.LoaderPlaces, "reset", lambda self: None if hasattr(self, "running") else reset(self))
+    put(loader_slots.LoaderSlots, "reset", lambda self: None if hasattr(self, "running") else reset(self))

@@ -24,8 +24,8 @@ HERE: Final = "tests/loading/test_policies.py"
 
 @guard(HERE)
 def without_trust_in_what_is_stale() -> None:
-    original = memory.LocalCache.past
-    put(memory.LocalCache, "past", lambda self, name, *, trusted: original(self, name, trusted=False))
+    original = memory.LocalCache.get_stale
+    put(memory.LocalCache, "get_stale", lambda self, name, *, trusted: original(self, name, trusted=False))
 
 
 @guard(HERE)
@@ -62,7 +62,7 @@ def without_a_bound_on_loads_that_nobody_waits_for() -> None:
 
 @guard(HERE)
 def without_letting_a_load_go_on() -> None:
-    put(flights.Flights, "_let_go_on", nothing)
+    put(flights.Flights, "_keep_in_background", nothing)
 
 
 @guard(HERE)
@@ -78,7 +78,7 @@ def without_an_end_of_waiting() -> None:
 
 @guard(HERE)
 def without_cancelling_what_goes_on_at_the_end() -> None:
-    put(flights.Flights, "_call_off", nothing)
+    put(flights.Flights, "_cancel", nothing)
 
 
 @guard(HERE)
@@ -188,7 +188,7 @@ def without_telling_what_outages_a_value_has_been_through() -> None:
 
 @guard(HERE)
 def without_what_is_due_for_a_refresh() -> None:
-    put(memory.LocalCache, "peek", lambda self, name: self.hit(name))
+    put(memory.LocalCache, "get_untrusted", lambda self, name: self.hit(name))
 
 
 @guard(HERE)

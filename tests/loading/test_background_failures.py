@@ -60,7 +60,7 @@ def check_told(log: pytest.LogCaptureFixture, key: str, function: str) -> None:
 
 
 async def quiet(cache: AsyncCacheManager) -> None:
-    await wait_until_async(lambda: not cache._state.flights.unattended and not len(cache._state.flights))
+    await wait_until_async(lambda: not cache._state.flights.background and not len(cache._state.flights))
 
 
 @pytest.mark.parametrize("loader", [failing, failing_in_a_thread])
@@ -193,19 +193,19 @@ def test_there_are_not_more_lines_the_more_topics_there_are(log: Any) -> None:
             notices_.warn(f"topic:{topic}", "something failed")
     lines = log.messages
     assert len(lines) == 257
-    assert len(notices_._told.last) == 257
+    assert len(notices_._history.last) == 257
     now = 61.0
     notices_.warn("topic:4999", "something failed")
     assert log.messages[-1] == "something failed"
-    assert len(notices_._told.last) < 257
+    assert len(notices_._history.last) < 257
 
 
 def test_a_flapping_matter_is_told_anew_no_sooner_for_each_time_it_is_mended(log: Any) -> None:
     now = 0.0
     notices_ = RateLimitedLog(lambda: now)
     notices_.warn("redis", "away")
-    assert notices_.forget("redis")
-    assert not notices_.forget("redis")
+    assert notices_.resolved("redis")
+    assert not notices_.resolved("redis")
     now = 9.0
     notices_.warn("redis", "away")
     assert log.messages == ["away"]

@@ -135,7 +135,7 @@ def test_a_source_that_hangs_takes_no_places_of_others(gate: threading.Event) ->
 
 def waits(workers: LoaderThreads, namespace: str) -> bool:
     """Whether a call on the running loop waits for a thread."""
-    lane = workers.places.lane(asyncio.get_running_loop(), namespace)
+    lane = workers.slots.lane(asyncio.get_running_loop(), namespace)
     return lane is not None and bool(lane.waiting)
 
 
@@ -166,8 +166,8 @@ async def test_threads_count_until_they_have_ended(gate: threading.Event) -> Non
     assert await late == 1
     assert most == 2
     # The threads that nobody waited for end when they are scheduled, not when a later one does.
-    await wait_until_async(lambda: running == 0 and not workers.places.running)
-    assert workers.places.lane(asyncio.get_running_loop(), "t") is None
+    await wait_until_async(lambda: running == 0 and not workers.slots.running)
+    assert workers.slots.lane(asyncio.get_running_loop(), "t") is None
 
 
 async def test_threads_are_bounded_in_all_and_a_source_that_works_finds_one(gate: threading.Event) -> None:
@@ -175,10 +175,10 @@ async def test_threads_are_bounded_in_all_and_a_source_that_works_finds_one(gate
     workers, sources = LoaderThreads(4, 8), 3
     hung = [asyncio.create_task(workers.call(gate.wait, f"hangs{n % sources}")) for n in range(12)]
     # Of eight: four for the first (or two each, as they come in turn), and so on; there is one left in any case.
-    await wait_until_async(lambda: workers.places.running == 6)
+    await wait_until_async(lambda: workers.slots.running == 6)
     for number in range(3):
         assert await workers.call(lambda: "there", f"works{number}") == "there"
-    assert workers.places.running == 6
+    assert workers.slots.running == 6
     gate.set()
     await asyncio.gather(*hung)
     assert await workers.call(lambda: "there", "hangs0") == "there"
@@ -207,14 +207,14 @@ def test_threads_of_event_loops_that_have_ended_count_as_well(gate: threading.Ev
 
     for _ in range(2):
         asyncio.run(leave_some())
-    assert workers.places.running == 8
+    assert workers.slots.running == 8
     assert asyncio.run(is_served()) == "there"
-    wait_until(lambda: not workers.places.running)
+    wait_until(lambda: not workers.slots.running)
 
 
 def test_a_forked_child_has_none_of_the_threads() -> None:
     workers = LoaderThreads(4, 8)
-    workers.places.running = 8
+    workers.slots.running = 8
     workers.reset()
     assert asyncio.run(workers.call(lambda: "there", "t")) == "there"
 
@@ -222,8 +222,8 @@ def test_a_forked_child_has_none_of_the_threads() -> None:
 async def test_a_loader_that_is_cancelled_in_the_queue_is_never_called(gate: threading.Event) -> None:
     workers, called = LoaderThreads(1), []
     first = asyncio.create_task(workers.call(gate.wait, "t"))
-    await wait_until_async(lambda: workers.places.running == 1)
-    lane = workers.places.lane(asyncio.get_running_loop(), "t")
+    await wait_until_async(lambda: workers.slots.running == 1)
+    lane = workers.slots.lane(asyncio.get_running_loop(), "t")
     assert lane is not None
     second = asyncio.create_task(workers.call(lambda: called.append(1), "t"))
     await wait_until_async(lambda: len(lane.waiting) == 1)
@@ -257,7 +257,7 @@ async def test_what_could_not_go_on_is_not_begun(url: str, clock: VirtualClock) 
         assert await manager.get_or_set(other, "k", slow) == 1
         await wait_until_async(lambda: slow.calls == UNATTENDED + 1)
         slow.open.set()
-        await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not manager._engine.state.flights.background)
         assert await manager.get_or_set(namespace, UNATTENDED, slow) == 1
         await wait_until_async(lambda: slow.calls == UNATTENDED + 2)
 
@@ -287,7 +287,7 @@ async def test_who_is_told_of_a_timeout_is_told_whether_the_load_goes_on(
         copy = pickle.loads(pickle.dumps(caught.value))
         assert (str(copy), copy.goes_on) == (str(caught.value), False)
         over.set()
-        await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not manager._engine.state.flights.background)
 
 
 async def test_what_had_to_be_given_up_is_not_begun_again_at_once(url: str, clock: VirtualClock) -> None:
@@ -346,7 +346,7 @@ async def test_a_load_that_hangs_is_replaced(url: str, clock: VirtualClock, gate
         await wait_until_async(lambda: not load_tasks(manager))
         gate.set()
         # The late value of the load that hung is taken in by now, if it is at all.
-        await wait_until_async(lambda: not manager._engine.state.workers.places.running)
+        await wait_until_async(lambda: not manager._engine.state.workers.slots.running)
         await manager.get_stats()
         assert await manager.get("t", "k") == 2
 
@@ -400,7 +400,7 @@ async def test_a_source_that_is_only_slow_is_given_twice_the_time_with_each_atte
                 await ask()
                 assert len(gates) == attempts
             gates[2].set()
-            await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+            await wait_until_async(lambda: not manager._engine.state.flights.background)
             assert await manager.get("t", "k") == 3
 
 

@@ -68,8 +68,8 @@ class Caller:
             return await self.manager.get_or_set(namespace, "k", loader, ttl, **options)
         return await asyncio.to_thread(self.manager.sync.get_or_set, namespace, "k", loader, ttl, **options)
 
-    def figures(self) -> dict[str, Any]:
-        figures: dict[str, Any] = self.manager._engine.state.stats.figures()["namespaces"]["t"]
+    def as_dict(self) -> dict[str, Any]:
+        figures: dict[str, Any] = self.manager._engine.state.stats.as_dict()["namespaces"]["t"]
         return figures
 
     async def forget(self) -> None:
@@ -300,10 +300,10 @@ async def test_stale_while_revalidate(caller: Opened, clock: VirtualClock) -> No
         clock.advance(11)
         assert await asyncio.gather(*(cache.get_or_set(namespace, slow) for _ in range(10))) == [1] * 10
         await slow.begun(2)
-        assert cache.manager._engine.state.flights.unattended == 1
+        assert cache.manager._engine.state.flights.background == 1
         assert (await cache.manager.get_stats())["unattended"] == 1
         slow.finish(2)
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert await cache.get_or_set(namespace, slow) == 2
         assert slow.calls == 2
 
@@ -319,7 +319,7 @@ async def test_a_soft_timeout_lets_a_quick_load_win(caller: Opened, clock: Virtu
         clock.advance(11)
         assert await cache.get_or_set(namespace, slow, soft_timeout=0.05) == 2
         slow.finish(3)
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert await cache.get_or_set(namespace, slow) == 3
 
 
@@ -334,7 +334,7 @@ async def test_a_hard_timeout_ends_the_waiting_and_not_the_load(caller: Opened) 
         assert isinstance(CacheTimeoutError("t", 1.0), TimeoutError)
         assert caught.value.goes_on
         slow.finish()
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert await cache.get_or_set(namespace, slow) == 1
         assert slow.calls == 1
         assert cache.figures()["timeouts"] == 1
@@ -355,7 +355,7 @@ async def test_a_loader_that_blocks_has_timeouts_too(caller: Opened, clock: Virt
         clock.advance(11)
         assert await cache.get_or_set(namespace, blocking) == 1
         gate.set()
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert await cache.get_or_set(namespace, blocking) == 2
 
 
@@ -369,7 +369,7 @@ async def test_a_load_that_failed_in_the_background_is_throttled(
         source.error = SourceError("a secret")
         for _ in range(5):
             assert await cache.get_or_set(namespace, source) == [1]
-            await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+            await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert source.calls == 2
         assert "loading a value for namespace 't' failed (SourceError)" in caplog.text
         assert "secret" not in caplog.text
@@ -395,9 +395,9 @@ async def test_loads_that_nobody_waits_for_are_bounded(url: str, clock: VirtualC
         got = await asyncio.gather(*(manager.get_or_set(namespace, key, slow) for key in range(100)))
         assert got == [1] * 100
         await wait_until_async(lambda: running == 64)
-        assert manager._engine.state.flights.unattended == 64
+        assert manager._engine.state.flights.background == 64
         gate.set()
-        await wait_until_async(lambda: not manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not manager._engine.state.flights.background)
 
 
 @pytest.mark.parametrize("loader", ["async", "blocking"])
@@ -417,13 +417,13 @@ async def test_close_ends_what_goes_on_unattended(url: str, way: str, loader: st
             clock.advance(11)
             slow = Slow()
             assert await cache.get_or_set(namespace, slow if loader == "async" else blocking) == 0
-            await wait_until_async(lambda: manager._engine.state.flights.unattended == 1)
+            await wait_until_async(lambda: manager._engine.state.flights.background == 1)
             async with asyncio.timeout(5):
                 closing = asyncio.create_task(manager.aclose())
                 await asyncio.sleep(0)
                 gate.set()
                 await closing
-            assert manager._engine.state.flights.unattended == 0
+            assert manager._engine.state.flights.background == 0
 
 
 async def test_a_delete_overtakes_what_goes_on_unattended(
@@ -439,7 +439,7 @@ async def test_a_delete_overtakes_what_goes_on_unattended(
         await slow.begun(2)
         await cache.manager.delete("t", "k")
         slow.finish(2)
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert raw.get(NAME) is None
         slow.finish(3)
         assert await cache.get_or_set(namespace, slow) == 3
@@ -482,7 +482,7 @@ async def test_a_value_is_refreshed_before_its_end(caller: Opened, clock: Virtua
         await cache.forget()
         clock.advance(4.5)
         assert await cache.get_or_set(namespace, slow, 5) == 1
-        await wait_until_async(lambda: calls == 2 and not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: calls == 2 and not cache.manager._engine.state.flights.background)
         assert cache.figures()["early_refreshes"] == 1
         assert cache.figures()["miss_count"] == 1
         assert await cache.manager.get(namespace, "k") == 2
@@ -507,7 +507,7 @@ async def test_an_early_refresh_that_fails_harms_nobody(caller: Opened, clock: V
         source.error = SourceError("away")
         for _ in range(3):
             assert await cache.get_or_set(namespace, source, 5) == [1]
-            await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+            await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert source.calls == 2
         clock.advance(5)
         with pytest.raises(SourceError):
@@ -532,7 +532,7 @@ async def test_an_early_refresh_is_no_part_of_the_load_that_happens_to_cause_it(
         assert await cache.get_or_set(part, "p", load_part, 5) == [1]
         clock.advance(4.5)
         assert await cache.get_or_set(whole, "k", load_whole) == [1]
-        await wait_until_async(lambda: not cache._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache._engine.state.flights.background)
         assert await cache.get(part, "p") == [2, [1]]
 
 
@@ -549,8 +549,8 @@ async def test_an_early_refresh_takes_what_somebody_else_has_just_refreshed(url:
         await slow.begun()
         assert await two.get_or_set(namespace, "k", slow, 5) == [1]
         slow.finish()
-        await wait_until_async(lambda: not one._engine.state.flights.unattended)
-        await wait_until_async(lambda: not two._engine.state.flights.unattended)
+        await wait_until_async(lambda: not one._engine.state.flights.background)
+        await wait_until_async(lambda: not two._engine.state.flights.background)
         assert slow.calls == 1
 
 
@@ -698,7 +698,7 @@ async def test_an_early_refresh_may_be_conditional(caller: Opened, clock: Virtua
         await cache.get_or_set(namespace, source, 5)
         clock.advance(1)
         assert await cache.get_or_set(namespace, source, 5) == {"version": 1}
-        await wait_until_async(lambda: len(source.asked) >= 2 and not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: len(source.asked) >= 2 and not cache.manager._engine.state.flights.background)
         assert source.asked[1] == "etag-1"
 
 
@@ -789,7 +789,7 @@ async def test_redis_keeps_a_value_for_its_grace_and_the_near_cache_serves_it_fo
     async with AsyncCacheManager(redis_url=url) as manager:
         await manager.set(Namespace("t", grace=60), "k", 1, 10)
         assert 69_000 < raw.pttl(NAME) <= 70_000
-        held = manager._engine.state.memory.peek(NAME)
+        held = manager._engine.state.memory.get_untrusted(NAME)
         assert held is not None
         assert type(held.trust) is Trust
         left = held.deadline - manager._engine.state.clock()
@@ -868,7 +868,7 @@ async def test_loads_whose_loop_is_gone_make_room(url: str) -> None:
 
         for number in range(70):
             await asyncio.to_thread(asyncio.run, once(number))
-        assert manager._engine.state.flights.unattended <= 1
+        assert manager._engine.state.flights.background <= 1
         await manager.aclose()
 
 
@@ -914,7 +914,7 @@ async def test_a_blocking_call_on_the_loop_that_revalidates_is_served(url: str, 
         assert await cache.get_or_set(namespace, "k", slow, 10) == 1
         assert cache.sync.get_or_set(namespace, "k", slow, 10) == 1
         slow.finish(2)
-        await wait_until_async(lambda: not cache._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache._engine.state.flights.background)
 
 
 async def test_a_calls_grace_is_its_own(caller: Opened, clock: VirtualClock) -> None:
@@ -1056,7 +1056,7 @@ async def test_a_load_that_fails_after_its_caller_has_gone_is_told(
         with pytest.raises(CacheTimeoutError):
             await cache.get_or_set("t", load, hard_timeout=0.3)
         gate.set()
-        await wait_until_async(lambda: not cache.manager._engine.state.flights.unattended)
+        await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert cache.figures()["load_errors"] == 1
     assert "loading a value for namespace 't' failed (SourceError)" in caplog.text
     assert "secret" not in caplog.text

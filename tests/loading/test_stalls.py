@@ -377,7 +377,7 @@ async def test_a_long_push_is_handled_in_steps(cache: AsyncCacheManager) -> None
     wire = wire_of(state)
     assert len(state.memory) >= 2_000
     assert await turns(push(wire, [b"invalidate", names])) >= 2_000 // 256 - 2
-    assert not any(state.memory.peek(name) for name in names)
+    assert not any(state.memory.get_untrusted(name) for name in names)
 
 
 # -- a large memory -----------------------------------------------------------------------------------------------
@@ -395,12 +395,12 @@ def test_clears_of_namespaces_are_one_look_up() -> None:
     memory = filled(200, 100)
     for number in range(150):
         memory.clear(b"m:n%d:" % number)
-    assert memory._floors.comparisons == 0
-    assert all(memory.peek(b"m:n%d:5" % number) is None for number in range(150))
-    assert all(memory.peek(b"m:n%d:5" % number) is not None for number in range(150, 200))
+    assert memory._clears.comparisons == 0
+    assert all(memory.get_untrusted(b"m:n%d:5" % number) is None for number in range(150))
+    assert all(memory.get_untrusted(b"m:n%d:5" % number) is not None for number in range(150, 200))
     memory.sweep(10**6)
     assert len(memory) == 50 * 100
-    assert len(memory._floors) == 0
+    assert len(memory._clears) == 0
 
 
 def test_more_clears_of_namespaces_than_are_kept_apart_clear_everything() -> None:
@@ -426,7 +426,7 @@ def test_clears_by_pattern_shorten_the_steps_of_each_other() -> None:
         memory.clear_matching(re.compile(b"m:n0:.*x%d" % number))
         gone.append((memory.steps - before) * (1 + number))
     assert max(gone) <= 4 * 2_048 + 60
-    assert memory.peek(b"m:n0:5") is not None
+    assert memory.get_untrusted(b"m:n0:5") is not None
 
 
 async def test_a_large_memory_is_given_up_in_steps(url: str, one_step_a_turn: None) -> None:

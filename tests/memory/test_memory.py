@@ -60,14 +60,14 @@ def test_an_entry_ends_with_its_deadline_its_trust_or_a_clear() -> None:
     put(store, b"m:d", entry())
     clock.now = 1_010.0
     assert store.hit(b"n:a") is None
-    assert store.peek(b"n:a") is None
+    assert store.get_untrusted(b"n:a") is None
     assert store.hit(b"n:b") is not None
     assert trust.used
     trust.kill()
     assert store.hit(b"n:b") is None
-    assert store.peek(b"n:b") is not None, "suspect, but still here for an outage"
+    assert store.get_untrusted(b"n:b") is not None, "suspect, but still here for an outage"
     store.clear(b"n:")
-    assert store.peek(b"n:b") is store.hit(b"n:c") is None
+    assert store.get_untrusted(b"n:b") is store.hit(b"n:c") is None
     assert store.hit(b"m:d") is not None
     put(store, b"n:c", entry())
     assert store.hit(b"n:c") is not None, "a clear covers what was there, not what comes after"
@@ -325,10 +325,10 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, d
 def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
     more = pack_windows(1.0, 2.0, negative=True)
     entry = Entry([1], b"payload", 5.0, Trust(9.0), 7, pack_facts((1 << 64) - 1, more, born))
-    marks = [TagStamp("x")]
+    stamps = [TagStamp("x")]
     facts = pack_facts((1 << 64) - 1, more, born)
-    tagged = TaggedEntry([1], b"payload", 5.0, Trust(9.0), 7 + room(marks), facts)
-    tagged.marks, tagged.epoch, tagged.stamp = marks, 0, 3
+    tagged = TaggedEntry([1], b"payload", 5.0, Trust(9.0), 7 + room(stamps), facts)
+    tagged.stamps, tagged.epoch, tagged.generation = stamps, 0, 3
     for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), tagged.decoded([1], 127)):
         assert one.born == born
         assert one.version == (1 << 64) - 1

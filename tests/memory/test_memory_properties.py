@@ -49,9 +49,9 @@ def test_the_deadline_itself_is_too_late() -> None:
     clock.now += 1
     assert values(store, b"a", b"b") == [None, None]
     assert store.expirations == 1, "that of `a`; `b` is suspect only"
-    assert store.peek(b"b") is not None
+    assert store.get_untrusted(b"b") is not None
     put(store, b"c", entry(deadline=clock.now))
-    assert store.peek(b"c") is None
+    assert store.get_untrusted(b"c") is None
     assert store.expirations == 2
 
 
@@ -72,10 +72,10 @@ def test_peek_counts_as_use_and_not_as_trust() -> None:
     trust = Trust(-math.inf)
     for name in (b"a", b"b"):
         put(store, name, entry(trust=trust))
-    assert store.peek(b"a") is not None
+    assert store.get_untrusted(b"a") is not None
     put(store, b"c", entry())
-    assert store.peek(b"a") is not None, "what an outage lives on is not evicted first"
-    assert store.peek(b"b") is None
+    assert store.get_untrusted(b"a") is not None, "what an outage lives on is not evicted first"
+    assert store.get_untrusted(b"b") is None
     assert trust.used is False
 
 
@@ -208,7 +208,7 @@ def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
         assert removed or store.steps < 3 * count
     assert max(steps) <= 10_000
     assert values(store, *kept) == [1] * len(kept)
-    assert len(store._floors) == 0, "no floor outlives the entries under it"
+    assert len(store._clears) == 0, "no floor outlives the entries under it"
 
 
 def test_many_clears_are_remembered_or_overdone_but_never_forgotten() -> None:
@@ -217,9 +217,11 @@ def test_many_clears_are_remembered_or_overdone_but_never_forgotten() -> None:
         put(store, b"%d:%d" % (number % 300, number), entry())
     for number in range(200):
         store.clear_matching(re.compile(rb"%d:.*" % number))
-        assert len(store._floors) <= 64
+        assert len(store._clears) <= 64
         assert values(store, b"%d:%d" % (number, number + 19_500)) == [None]
-    assert not any(store.peek(b"%d:%d" % (number % 300, number)) for number in range(20_000) if number % 300 < 200)
+    assert not any(
+        store.get_untrusted(b"%d:%d" % (number % 300, number)) for number in range(20_000) if number % 300 < 200
+    )
     put(store, b"7:new", entry("new"))
     assert values(store, b"7:new") == ["new"]
 
@@ -259,7 +261,7 @@ def test_clearing_the_same_again_costs_no_memory() -> None:
     for number in range(300):
         put(store, b"x:%d" % number, entry())
         store.clear(b"x:")
-        assert len(store._floors) <= 1
+        assert len(store._clears) <= 1
     assert values(store, b"n:49999") == [1]
 
 
@@ -271,14 +273,14 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
     store.clear(b"m:")
     put(store, b"m:1", entry("new"))
     assert values(store, b"m:1") == ["new"], "what comes after a clear has nothing to do with it"
-    cleared = store._floors.cleared
+    cleared = store._clears.cleared
 
     class Watched:
         def cleared(self, name: bytes, generation: int) -> bool:
             asked.append(name)
             return cleared(name, generation)
 
-    store._floors = cast("ClearLog", Watched())
+    store._clears = cast("ClearLog", Watched())
     assert values(store, *[b"n:9999"] * 5) == [1] * 5
     assert asked == [b"n:9999"]
 
@@ -348,7 +350,7 @@ def test_a_reader_that_is_late_does_not_remove_the_newer_entry() -> None:
         return 1_000.0
 
     store = LocalCache(10, 10**6, clock)
-    for read in (store.hit, store.peek):
+    for read in (store.hit, store.get_untrusted):
         store._table[b"k"] = entry("old", deadline=999.0)
         assert read(b"k") is None
         assert read(b"k") is newer
@@ -442,9 +444,9 @@ def test_a_hit_survives_an_eviction_in_between() -> None:
         return 1_000.0
 
     store = LocalCache(10, 10**6, clock)
-    for read in (store.hit, store.peek):
+    for read in (store.hit, store.get_untrusted):
         store._table[b"a"] = made = entry("v")
-        made.stamp = store._generation
+        made.generation = store._generation
         assert read(b"a") is made
         assert len(store) == 0
 
@@ -461,9 +463,9 @@ def test_a_large_store_is_in_stripes_and_keeps_its_bounds() -> None:
             assert store.hit(b"%d" % (number % 100)) is not None, "what is used goes on being there"
     assert len(store) == 40_000 == sum(map(len, stripes_of(store)))
     assert store.evictions == 60_000
-    recent = sum(store.peek(b"%d" % number) is not None for number in range(62_000, 100_000))
+    recent = sum(store.get_untrusted(b"%d" % number) is not None for number in range(62_000, 100_000))
     assert recent >= 0.99 * 38_000
-    assert sum(store.peek(b"%d" % number) is not None for number in range(100, 58_000)) <= 0.01 * 40_000
+    assert sum(store.get_untrusted(b"%d" % number) is not None for number in range(100, 58_000)) <= 0.01 * 40_000
 
 
 def test_no_stripe_grows_large() -> None:
@@ -574,7 +576,7 @@ class Collected(RuleBasedStateMachine):
                 made = None
             suspect = made is not None and made.trust.deadline <= self.clock.now
             assert self.store.hit(name) is (None if suspect else made)
-            assert self.store.peek(name) is made
+            assert self.store.get_untrusted(name) is made
 
     @invariant()
     def accounts_balance(self) -> None:

@@ -13,7 +13,7 @@ HERE: Final = "tests/outage/test_journal.py"
 
 @guard(HERE)
 def without_doubt_until_the_journal_is_read() -> None:
-    put(outbox.Outbox, "begin_doubt", nothing)
+    put(outbox.Outbox, "mark_unread", nothing)
 
 
 @guard(HERE)
@@ -52,7 +52,7 @@ def without_a_look_where_the_journal_is() -> None:
 
 @guard(HERE)
 def without_writing_the_journal_anew() -> None:
-    put(journal.Journal, "_write_all", lambda self: put(self, "_behind", False))
+    put(journal.Journal, "_write_all", lambda self: put(self, "_dirty", False))
 
 
 @guard(HERE)
@@ -86,10 +86,10 @@ def without_telling_a_journal_that_is_locked_from_a_damaged_one() -> None:
     original = journal.Journal.read
 
     async def read(self: Any) -> bool:
-        doubt = self._recovery.doubt
+        doubt = self._recovery.unread
         if not await original(self):
             self._recovery.record_prefix(b"")
-            self._recovery.believe(doubt)
+            self._recovery.mark_read(doubt)
         return True
 
     put(journal.Journal, "read", read)
@@ -100,9 +100,9 @@ def without_another_attempt_to_write_the_journal() -> None:
     original = journal.Journal._failed
 
     def failed(self: Any, error: Exception) -> None:
-        behind = self._behind
+        behind = self._dirty
         original(self, error)
-        self._behind = behind
+        self._dirty = behind
 
     put(journal.Journal, "_failed", failed)
 

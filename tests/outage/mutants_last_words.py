@@ -33,7 +33,7 @@ def without_ending_replays() -> None:
 
 @guard(HERE)
 def without_hurry_at_the_end() -> None:
-    put(breaker.Breaker, "hurry", nothing)
+    put(breaker.Breaker, "retry_now", nothing)
 
 
 @guard(HERE)

@@ -38,7 +38,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        assert self.breaker.figures(self.now)["state"] == "unknown"
+        assert self.breaker.as_dict(self.now)["state"] == "unknown"
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
@@ -46,7 +46,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def tries(self) -> None:
-        wait = self.breaker.admit(self.now)
+        wait = self.breaker.try_acquire(self.now)
         assert wait >= 0
         if not self.failing:
             assert wait == 0
@@ -90,12 +90,12 @@ class BreakerMachine(RuleBasedStateMachine):
         def bell() -> None:
             self.rung += 1
 
-        self.breaker.listen(bell)
+        self.breaker.subscribe(bell)
         assert self.failing or self.rung == self.listening
 
     @invariant()
     def tells_what_it_is(self) -> None:
-        figures = self.breaker.figures(self.now)
+        figures = self.breaker.as_dict(self.now)
         assert self.breaker.open == self.failing
         assert self.breaker.closed == (self.known and not self.failing)
         assert figures["outages"] == self.outages
@@ -103,7 +103,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def tells_how_it_came_to_that(self) -> None:
-        figures = self.breaker.figures(self.now)
+        figures = self.breaker.as_dict(self.now)
         states = [event["state"] for event in figures["events"]]
         assert len(states) <= 32
         # A trial of which nothing was heard any more ends without an event.
@@ -144,7 +144,7 @@ def test_only_one_of_many_threads_gets_the_trial() -> None:
 
     def ask() -> None:
         barrier.wait()
-        if breaker.admit(5.0) == 0:
+        if breaker.try_acquire(5.0) == 0:
             granted.append(1)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -181,7 +181,7 @@ async def test_one_loop_knocks_and_all_come_back(proxy: Proxy) -> None:
             proxy.refuse()
             proxy.cut()
             await wait_until_async(lambda: not any(wire.up for wire in wires_of(state)))
-            await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
+            await wait_until_async(lambda: state.breaker.as_dict(state.clock())["attempts"] >= 3)
             before = proxy.counts.connections
             proxy.resume()
             await wait_until_async(lambda: all(wire.up for wire in wires_of(state)))
@@ -215,9 +215,9 @@ async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None
 class Recovering(Breaker):
     """Another thread's attempt succeeds in the moment before somebody listens for it."""
 
-    def listen(self, bell: Callable[[], object]) -> None:
+    def subscribe(self, bell: Callable[[], object]) -> None:
         self.succeeded(0.0)
-        super().listen(bell)
+        super().subscribe(bell)
 
 
 @pytest.mark.anyio

@@ -24,7 +24,7 @@ from magnus_cache._engine.outage import journal
 from magnus_cache._engine.outage.journal import THREAD_NAME, Journal
 from magnus_cache._engine.outage.journal_file import JournalFile
 from magnus_cache._engine.outage.outbox import MOST_NAMES, Outbox, Pending
-from magnus_cache._engine.runtime.forks import part
+from magnus_cache._engine.runtime.forks import around_fork
 from magnus_cache.errors import CacheSettingsError
 from tests.support.fleet import Worker
 from tests.support.inside import disk_is_idle, queued_for_disk
@@ -50,7 +50,7 @@ class Life:
         self.journal = Journal(
             self.file, self.outbox, lambda _, message, _error=None: self.warnings.append(message), SECONDS
         )
-        self.journal.begin_doubt()
+        self.journal.mark_unread()
 
     def write(self) -> None:
         assert self.journal.wait(SECONDS)
@@ -58,17 +58,17 @@ class Life:
     def read(self) -> Pending:
         """Do what a replay does first; return what is to be told."""
         asyncio.run(self.journal.read())
-        assert self.outbox.doubt == 0
+        assert self.outbox.unread == 0
         return self.outbox.take()
 
     def replay(self) -> None:
-        self.outbox.settle(self.read())
+        self.outbox.acknowledge(self.read())
         self.write()
 
     def crash(self) -> None:
         """End as by SIGKILL: what was written stays, what is only in memory is gone."""
         self.write()
-        self.outbox.keeper = None
+        self.outbox.store = None
         self.journal.close(SECONDS)
 
 
@@ -106,7 +106,7 @@ def held(path: Path) -> set[tuple[str, bytes]]:
 def test_nothing_is_started_or_made_before_there_is_something_to_write(path: Path, live: Callable[..., Life]) -> None:
     life = live()
     assert not life.outbox.pending
-    assert life.journal.figures() == {"rows": 0, "restored": 0, "failures": 0}
+    assert life.journal.as_dict() == {"rows": 0, "restored": 0, "failures": 0}
     assert not path.exists()
     assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
 
@@ -128,19 +128,19 @@ def test_what_one_life_has_recorded_is_told_by_the_next(path: Path, live: Callab
         {b"magnus!tag:x"},
     )
     assert not second.outbox.covers(b"magnus:other:k")
-    assert second.journal.figures()["restored"] == 4
+    assert second.journal.as_dict()["restored"] == 4
     second.replay()
     assert held(path) == set()
-    assert second.journal.figures()["rows"] == 0
+    assert second.journal.as_dict()["rows"] == 0
 
 
 def test_what_was_overwritten_or_told_leaves_the_file(path: Path, live: Callable[..., Life]) -> None:
     life = live()
-    mark = life.outbox.record([b"magnus:t:k", b"magnus:t:l"])
-    life.outbox.overwritten(b"magnus:t:k", mark)
+    position = life.outbox.record([b"magnus:t:k", b"magnus:t:l"])
+    life.outbox.overwritten(b"magnus:t:k", position)
     life.write()
     assert held(path) == {("names", b"magnus:t:l")}
-    life.outbox.settle(life.outbox.take())
+    life.outbox.acknowledge(life.outbox.take())
     life.write()
     assert held(path) == set()
 
@@ -152,11 +152,11 @@ def test_a_row_that_was_recorded_again_is_not_deleted_by_who_told_the_first(
     first, second = live(), live()
     first.outbox.record([b"magnus:t:k"])
     first.write()
-    second.outbox.begin_doubt()
+    second.outbox.mark_unread()
     told = second.read()
     first.outbox.record([b"magnus:t:k"])
     first.write()
-    second.outbox.settle(told)
+    second.outbox.acknowledge(told)
     second.write()
     assert held(path) == {("names", b"magnus:t:k")}
     first.replay()
@@ -167,7 +167,7 @@ def test_caches_of_other_servers_share_a_file(path: Path, live: Callable[..., Li
     here, there = live(), live(cache="redis://elsewhere:6379/0 magnus")
     here.outbox.record([b"magnus:t:k"])
     here.crash()
-    there.outbox.begin_doubt()
+    there.outbox.mark_unread()
     assert not any(there.read())
     assert held(path) == {("names", b"magnus:t:k")}
 
@@ -181,7 +181,7 @@ def test_what_waits_for_another_address_of_this_prefix_is_named(path: Path, live
         earlier.crash()
     life = live()
     for _ in range(3):
-        life.outbox.begin_doubt()
+        life.outbox.mark_unread()
         assert not any(life.read())
     (said,) = life.warnings
     assert "invalidations wait for redis://localhost:6379/0; this process uses redis://there:6379/0 and" in said
@@ -349,9 +349,9 @@ def test_a_damaged_file_that_cannot_be_moved_is_told_once(
 
     monkeypatch.setattr(JournalFile, "_put_aside", refuse)
     assert set(life.read().prefixes) == {ROOT}
-    life.outbox.settle(life.outbox.take())
+    life.outbox.acknowledge(life.outbox.take())
     for _ in range(2):
-        life.outbox.begin_doubt()
+        life.outbox.mark_unread()
         assert not any(life.read())
 
 
@@ -434,7 +434,7 @@ def test_what_could_not_be_written_as_the_file_could_not_be_opened_is_written_wh
         patch.setattr(JournalFile, "_connected", refuse)
         life.outbox.record([b"magnus:t:k"])
         life.write()
-        assert life.journal.figures()["failures"] > 0
+        assert life.journal.as_dict()["failures"] > 0
     # Without anything else to write.
     wait_until(lambda: {name for _, name in held(path)} == {b"magnus:t:a", b"magnus:t:k"})
     life.outbox.record([b"magnus:t:b"])
@@ -473,7 +473,7 @@ def test_what_is_locked_for_a_moment_is_written_before_the_end(path: Path, live:
         life.journal.close(SECONDS)
     finally:
         letting_go.join()
-    assert life.journal.figures()["failures"] == 0
+    assert life.journal.as_dict()["failures"] == 0
     assert len(held(path)) == 3001
 
 
@@ -487,11 +487,11 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded(path: Path, live: Callable[
         for number in range(3 * most // 1000):
             # Overwritten at once: the queue grows, the record does not.
             names = [b"magnus:t:%d:%d" % (number, each) for each in range(1000)]
-            mark = life.outbox.record(names)
+            position = life.outbox.record(names)
             for name in names:
-                life.outbox.overwritten(name, mark)
+                life.outbox.overwritten(name, position)
         life.outbox.record([b"magnus:t:last"])
-        life.outbox.settle(Pending({b"magnus:t:first": 1}, {}, {}))
+        life.outbox.acknowledge(Pending({b"magnus:t:first": 1}, {}, {}))
         assert queued_for_disk(life.journal) < most + 100
     life.write()
     assert held(path) == {("names", b"magnus:t:last")}
@@ -534,7 +534,7 @@ def test_a_forked_child_has_a_journal_of_its_own(path: Path, live: Callable[...,
     life = live()
     life.outbox.record([b"magnus:t:parent"])
     life.write()
-    part(life.journal)
+    around_fork(life.journal)
     child = os.fork()
     if not child:
         signal.alarm(20)
@@ -583,7 +583,7 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
                 life.write()
             elif what == "overwrite":
                 # A write that Redis has confirmed: whatever it held of the key before is gone.
-                life.outbox.overwritten(name, life.outbox.mark)
+                life.outbox.overwritten(name, life.outbox.position)
                 untold.pop(name, None)
             elif what == "take":
                 told = life.read()
@@ -592,16 +592,16 @@ def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: l
                     if each in told.names or any(each.startswith(prefix) for prefix in told.prefixes):
                         del untold[each]
             elif what == "settle" and (sent := taken[who]) is not None:
-                life.outbox.settle(sent[0])
+                life.outbox.acknowledge(sent[0])
                 taken[who] = None
             elif what == "read":
-                life.outbox.begin_doubt()
+                life.outbox.mark_unread()
                 life.read()
             elif what == "crash":
                 life.crash()
                 lives[who], taken[who] = Life(path), None
             elif what == "rewrite":
-                life.journal._behind = True
+                life.journal._dirty = True
         for life in lives:
             life.crash()
         last = Life(path)

@@ -178,19 +178,19 @@ def test_a_trial_that_nobody_ends_is_lost_after_twice_the_time_it_may_take() -> 
     with CacheManager(redis_enabled=False, op_timeout=0.3) as cache:
         breaker: Breaker = cache._engine.state.breaker
         breaker.failed(0.0)
-        assert breaker.admit(1.0) == 0
-        assert breaker.admit(1.0) == pytest.approx(0.6)
-        assert breaker.admit(1.61) == 0
+        assert breaker.try_acquire(1.0) == 0
+        assert breaker.try_acquire(1.0) == pytest.approx(0.6)
+        assert breaker.try_acquire(1.61) == 0
 
 
 def test_a_hurried_attempt_is_made_at_once() -> None:
     breaker, rung = Breaker(), threading.Event()
     breaker.failed(0.0)
-    breaker.listen(rung.set)
-    assert breaker.admit(0.01) > 0
-    breaker.hurry()
+    breaker.subscribe(rung.set)
+    assert breaker.try_acquire(0.01) > 0
+    breaker.retry_now()
     assert rung.is_set()
-    assert breaker.admit(0.01) == 0
+    assert breaker.try_acquire(0.01) == 0
 
 
 # -- what is said ---------------------------------------------------------------------------------------------------
@@ -201,11 +201,11 @@ def test_what_breaks_again_all_the_time_is_said_once(caplog: pytest.LogCaptureFi
     notices = RateLimitedLog(lambda: now)
     for _ in range(9):
         notices.warn("redis", "Redis is away")
-        notices.forget("redis")
+        notices.resolved("redis")
         now += 1
     assert [record.getMessage() for record in caplog.records] == ["Redis is away"]
     now += 2
     notices.warn("redis", "Redis is away")
     assert caplog.records[-1].getMessage() == "Redis is away (8 more like this)"
-    assert notices.forget("redis")
-    assert not notices.forget("redis"), "nothing was said that could be taken back"
+    assert notices.resolved("redis")
+    assert not notices.resolved("redis"), "nothing was said that could be taken back"

@@ -398,9 +398,9 @@ def test_an_older_write_does_not_cover_a_later_invalidation() -> None:
     """A write that is confirmed late must not erase the record of what came after it."""
     outbox = Outbox(b"magnus:")
     outbox.record([b"t:k"])
-    before = outbox.mark
+    before = outbox.position
     outbox.record([b"t:k"])
     outbox.overwritten(b"t:k", before)
     assert outbox.covers(b"t:k")
-    outbox.overwritten(b"t:k", outbox.mark)
+    outbox.overwritten(b"t:k", outbox.position)
     assert not outbox.covers(b"t:k")

@@ -37,7 +37,7 @@ def without_asking_for_epochs_half_way() -> None:
 def without_the_beginning_of_known_epochs() -> None:
     def learned(self: epochs.KnownEpochs, name: bytes, epoch: int, _sent: float) -> None:
         if name == self._marker:
-            self.mark = epoch
+            self.marker_epoch = epoch
         self.current.add(name)
 
     put(epochs.KnownEpochs, "learned", learned)

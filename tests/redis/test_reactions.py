@@ -205,8 +205,8 @@ async def test_a_replica_without_its_primary(start: Start, caplog: pytest.LogCap
             assert await cache.get("t", "k") == 1
             await nothing_raises(cache)
             state = cache._engine.state
-            await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
-            assert state.breaker.figures(state.clock())["reason"] == "masterdown"
+            await wait_until_async(lambda: state.breaker.as_dict(state.clock())["attempts"] >= 3)
+            assert state.breaker.as_dict(state.clock())["reason"] == "masterdown"
             assert len([line for line in warnings(caplog) if "lost its primary" in line]) == 1
             admin.execute_command("REPLICAOF", "NO", "ONE")
         await back(cache)
@@ -298,7 +298,7 @@ async def test_the_password_was_changed(start: Start, caplog: pytest.LogCaptureF
             await nothing_raises(cache)
             assert await cache.get("t", "k") == 1
             state = cache._engine.state
-            await wait_until_async(lambda: state.breaker.figures(state.clock())["attempts"] >= 3)
+            await wait_until_async(lambda: state.breaker.as_dict(state.clock())["attempts"] >= 3)
             lines = warnings(caplog)
             assert len(lines) == 1
             assert "check the user and password in redis_url" in lines[0]
@@ -350,7 +350,7 @@ async def test_a_handshake_that_is_not_permitted(start: Start, caplog: pytest.Lo
                 await cache.invalidate_tags("x")
                 await cache.clear("t")
             assert not cache.redis_available
-            assert cache._engine.state.breaker.figures(0)["reason"] == "noperm"
+            assert cache._engine.state.breaker.as_dict(0)["reason"] == "noperm"
             assert sum("grant the user +time" in line for line in warnings(caplog)) == 1
             admin.execute_command("ACL", "SETUSER", "app", "+time")
             await back(cache)

@@ -139,7 +139,7 @@ async def test_nothing_is_fresh_for_longer_than_its_life(url: str, raw: redis.Re
             left = await reader.ttl(namespace, "odd")
             assert left is not None
             assert left <= most
-            entry = reader._engine.state.memory.peek(f"magnus:{namespace}:odd".encode())
+            entry = reader._engine.state.memory.get_untrusted(f"magnus:{namespace}:odd".encode())
             assert entry is not None
             assert entry.fresh_until - reader._engine.state.clock() <= most
 

@@ -109,13 +109,13 @@ def without_forgetting_at_once_what_is_deferred() -> None:
 
 @guard(f"{HERE}::test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept")
 def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
-    def fill(self: Any, fill: Any, entry: Any) -> bool:
+    def fill(self: Any, placeholder: Any, entry: Any) -> bool:
         with self._lock:
-            if self._pending.get(fill.name) is not fill:
+            if self._pending.get(placeholder.name) is not placeholder:
                 return False
-            del self._pending[fill.name]
-            fill.filled = True
-            stored: bool = self._store(fill.name, entry)
+            del self._pending[placeholder.name]
+            placeholder.filled = True
+            stored: bool = self._store(placeholder.name, entry)
             return stored
 
     put(store.LocalCache, "fill", fill)
@@ -125,7 +125,7 @@ def without_a_look_at_the_placeholder_in_the_step_that_stores() -> None:
 def without_a_look_at_what_is_replaced_in_the_step_that_does() -> None:
     def replace(self: Any, name: bytes, old: Any, entry: Any) -> bool:
         with self._lock:
-            if self._table.get(name) is not old or not self._stands(name, old):
+            if self._table.get(name) is not old or not self._is_current(name, old):
                 return False
             stored: bool = self._store(name, entry)
             return stored
@@ -145,8 +145,8 @@ def without_a_look_at_what_is_removed() -> None:
 @guard(f"{HERE}::test_a_floor_laid_in_the_midst_of_another_stays")
 def without_a_look_at_the_floors_in_the_step_that_lays_one() -> None:
     def add(self: Any, floor: Any) -> Any:
-        kept = tuple(old for old in self._floors if not clear_log._within(old.scope, floor.scope))
-        self._floors = (*kept, floor)
+        kept = tuple(old for old in self._clears if not clear_log._within(old.scope, floor.scope))
+        self._clears = (*kept, floor)
         return floor
 
     put(clear_log.ClearLog, "add", add)
@@ -157,7 +157,7 @@ def without_counting_a_floors_steps_from_when_it_is_there() -> None:
     def clear_matching(self: Any, scope: Any) -> None:
         with self._lock:
             generation = self._generation + 1
-            self._floors.add(clear_log.Clear(scope, generation, self.steps + len(self._queue)))
+            self._clears.add(clear_log.Clear(scope, generation, self.steps + len(self._queue)))
             self._generation = generation
             self._void(scope)
             self._advance(store._CLEAR_STEPS)
@@ -170,26 +170,26 @@ def without_leaving_again_after_an_interrupt() -> None:
     left = joins.Joins._leave
     seen: set[int] = set()
 
-    def leave(self: Any, seat: Any) -> None:
-        if id(seat) not in seen:
-            seen.add(id(seat))
-            left(self, seat)
+    def leave(self: Any, ticket: Any) -> None:
+        if id(ticket) not in seen:
+            seen.add(id(ticket))
+            left(self, ticket)
 
     put(joins.Joins, "_leave", leave)
 
 
 @guard(f"{HERE}::test_ctrl_c_at_any_place_leaves_nothing_behind")
 def without_a_seat_that_knows_its_load_at_once() -> None:
-    board = joins.Joins._board
+    join = joins.Joins._join
 
-    def late(self: Any, seat: Any, *args: Any, **options: Any) -> Any:
-        other = joins.Ticket(seat.waiter, seat.holds_up)
-        found = board(self, other, *args, **options)
+    def late(self: Any, ticket: Any, *args: Any, **options: Any) -> Any:
+        other = joins.Ticket(ticket.waiter, ticket.holds_up)
+        found = join(self, other, *args, **options)
         for name in ("flight", "leads", "outer", "inner", "blocks", "job"):
-            setattr(seat, name, getattr(other, name))
+            setattr(ticket, name, getattr(other, name))
         return found
 
-    put(joins.Joins, "_board", late)
+    put(joins.Joins, "_join", late)
 
 
 @guard(f"{HERE}::test_those_who_wait_for_an_interrupted_load_are_served")
@@ -200,10 +200,10 @@ def without_telling_those_who_were_not_told() -> None:
                 return
             flight.done = True
             flight.detached = flight.detached or isinstance(outcome, waiters.Abandoned)
-            self._unattended.discard(flight)
+            self._background.discard(flight)
             self._forget(flight)
-            crew, flight.crew = flight.crew, set()
-        waiters.wake(crew, outcome)
+            waiting, flight.waiters = flight.waiters, set()
+        waiters.wake(waiting, outcome)
 
     put(joins.Joins, "_settle", settle)
 
@@ -212,12 +212,12 @@ def without_telling_those_who_were_not_told() -> None:
 def without_taking_back_an_interrupted_reservation() -> None:
     def reserve(self: Any, name: bytes) -> Any:
         with self._lock:
-            fill = self._pending.get(name)
-            if fill is None:
-                fill = self._pending[name] = store.Fill(name)
+            placeholder = self._pending.get(name)
+            if placeholder is None:
+                placeholder = self._pending[name] = store.Placeholder(name)
             else:
-                fill.holders += 1
-            return fill
+                placeholder.holders += 1
+            return placeholder
 
     put(store.LocalCache, "reserve", reserve)
 

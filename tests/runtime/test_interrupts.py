@@ -287,7 +287,7 @@ def test_what_a_handler_deletes_is_gone(cache: CacheManager, raw: redis.Redis) -
 
         def handle(key: str = key) -> None:
             cache.delete("t", key)
-            assert cache._state.memory.peek(f"magnus:t:{key}".encode()) is None
+            assert cache._state.memory.get_untrusted(f"magnus:t:{key}".encode()) is None
 
         with interrupted(place, handle) as interruption:
             assert cache.get("t", key) in ("old", None)
@@ -331,9 +331,9 @@ def test_removals_in_the_midst_of_the_memorys_steps_do_no_harm(entries: int, ste
                     put(memory, b"n:9", entry(999_000 if step == "evict" else 100))
             memory.release(fill)
             assert not memory.pending
-            left = [name for name in (*names, b"n:9") if memory.peek(name) is not None]
+            left = [name for name in (*names, b"n:9") if memory.get_untrusted(name) is not None]
             if step == "fill" and interruption.done and not interruption.where.startswith("LocalCache._collect"):
-                assert b"n:1" not in left or memory.peek(b"n:1").size == 200  # type: ignore[union-attr]
+                assert b"n:1" not in left or memory.get_untrusted(b"n:1").size == 200  # type: ignore[union-attr]
             for name in left:
                 memory.invalidate(name)
             memory.sweep()
@@ -359,7 +359,7 @@ def test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept(step: str, remo
                 memory.replace(b"n:1", old, entry(100))
         if not interruption.done:
             break
-        assert memory.peek(b"n:1") is None, interruption.where
+        assert memory.get_untrusted(b"n:1") is None, interruption.where
     assert place > 3
 
 
@@ -378,10 +378,10 @@ def test_a_floor_laid_in_the_midst_of_another_stays(steps: int, monkeypatch: pyt
             memory.clear(b"n:")
         for _ in range(20):
             memory.sweep(1)
-        assert not [name for name in names if name.startswith(b"n") and memory.peek(name)], interruption.where
+        assert not [name for name in names if name.startswith(b"n") and memory.get_untrusted(name)], interruption.where
         if not interruption.done:
             break
-        assert not [name for name in names if memory.peek(name)], interruption.where
+        assert not [name for name in names if memory.get_untrusted(name)], interruption.where
     assert place > 3
 
 
@@ -392,7 +392,7 @@ def test_a_finalizer_on_the_background_loop_may_invalidate(cache: CacheManager, 
     async def load() -> int:
         assert cache.delete("t", "gone")
         cache.invalidate_tags("tag")
-        assert cache._state.memory.peek(b"magnus:t:gone") is None
+        assert cache._state.memory.get_untrusted(b"magnus:t:gone") is None
         with pytest.raises(CacheDeadlockError, match="aio"):
             cache.set("t", "k", 1)
         return 1

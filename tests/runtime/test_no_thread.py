@@ -203,7 +203,7 @@ def test_functions_under_an_async_manager_are_called_on_its_loop(url: str) -> No
             with no_threads():
                 assert await cache.get_or_set("t", "k", load) == 5
             assert await cache.get("t", "k") == 5
-            assert cache._engine.state.workers.places.running == 0
+            assert cache._engine.state.workers.slots.running == 0
 
     asyncio.run(use())
     assert calls == [threading.get_ident()]

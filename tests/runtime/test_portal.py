@@ -326,7 +326,7 @@ def test_a_call_cancelled_before_its_first_step_is_forgotten(portal: Portal) -> 
     hanging = Hanging()
 
     def begin_and_cancel() -> None:
-        session.begin(waiter, hanging, (), contextvars.copy_context())
+        session.start_task(waiter, hanging, (), contextvars.copy_context())
         cancel_call(session, waiter)
 
     portal.submit(begin_and_cancel)
@@ -472,7 +472,7 @@ def test_a_call_that_comes_between_the_last_wake_and_the_end_is_refused(portal: 
     pretend_woken(session)
     waiter: Waiter[int] = Waiter()
     with pytest.raises(CacheClosedError):
-        session.exchange(waiter, waiter.set_result, (1,), LONG)
+        session.call(waiter, waiter.set_result, (1,), LONG)
 
 
 def test_close_says_when_a_task_does_not_end() -> None:

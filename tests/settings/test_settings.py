@@ -375,7 +375,7 @@ def test_the_files_of_tls_are_looked_at_when_settings_are_made(tmp_path: Path) -
     trustme.CA().cert_pem.write_to_path(authority)
     garbage.write_text("no certificate")
     CacheSettings(redis_ssl=True, redis_ssl_ca_certs=str(authority))
-    for path, problem in ((tmp_path / "missing.pem", "there is no such file"), (garbage, "PEM")):
+    for path, problem in ((tmp_path / "missing.pem", "the file does not exist"), (garbage, "PEM")):
         for keywords in (
             {"redis_ssl": True, "redis_ssl_ca_certs": str(path)},
             {"redis_url": f"rediss://h?ssl_ca_certs={path}"},

@@ -19,7 +19,7 @@ def without_a_look_whether_an_entry_is_still_the_one_that_was_looked_at() -> Non
 @guard(HERE)
 def without_telling_remembered_errors_from_values_in_an_outage() -> None:
     def here(self: Any, ref: Any, wire: Any) -> Any:
-        return self._memory.peek(ref.name) if wire is None else self._reads.fallback(ref)
+        return self._memory.get_untrusted(ref.name) if wire is None else self._reads.fallback(ref)
 
     put(lifetimes.Lifetimes, "_here", here)
 

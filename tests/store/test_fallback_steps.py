@@ -62,17 +62,17 @@ async def test_touch_leaves_a_remembered_error_an_error(proxy: Proxy, redis_enab
 
 def between_look_and_store(monkeypatch: pytest.MonkeyPatch, act: Callable[[LocalCache, bytes], object]) -> None:
     """Have something happen once, right after memory was looked at, as another thread would do it."""
-    original = LocalCache.peek
+    original = LocalCache.get_untrusted
     acted: list[bytes] = []
 
-    def peek(self: LocalCache, name: bytes) -> Entry | None:
+    def get_untrusted(self: LocalCache, name: bytes) -> Entry | None:
         entry = original(self, name)
         if not acted:
             acted.append(name)
             act(self, name)
         return entry
 
-    monkeypatch.setattr(LocalCache, "peek", peek)
+    monkeypatch.setattr(LocalCache, "get_untrusted", get_untrusted)
 
 
 async def test_touch_brings_nothing_back_that_was_deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

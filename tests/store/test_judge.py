@@ -203,7 +203,7 @@ def test_the_evidence_is_that_of_a_naive_model(
             outbox.record_tags([name])
             waiting.add(name)
         else:
-            outbox.settle(outbox.take())
+            outbox.acknowledge(outbox.take())
             waiting.clear()
     ref = KeyRef(SPACE, NAME, Counters(), epochs.epoch_names(SPACE), NO_POLICY)
     state: Any = SimpleNamespace(epochs=epochs, outbox=outbox)
@@ -266,14 +266,14 @@ def replay_within(state: State, monkeypatch: pytest.MonkeyPatch, look: str) -> l
             for name in missed.tags:
                 self.seen(name, self.highest + 1)
                 state.outdated(name)
-            state.outbox.settle(missed)
+            state.outbox.acknowledge(missed)
         return found
 
     monkeypatch.setattr(Epochs, look, looked)
     return ended
 
 
-@pytest.mark.parametrize("look", ["floor", "last_floor"])
+@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_replay_that_ends_while_a_value_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, way: str, look: str
@@ -290,7 +290,7 @@ async def test_a_replay_that_ends_while_a_value_is_judged(
         assert await WAYS[way](cache) is None
 
 
-@pytest.mark.parametrize("look", ["floor", "last_floor"])
+@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
 async def test_a_replay_that_ends_while_an_object_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, look: str
 ) -> None:
@@ -312,8 +312,8 @@ async def test_a_replay_that_ends_while_an_object_is_judged(
 
 
 TOLD: dict[str, Callable[[Outbox], None]] = {
-    "replayed": lambda outbox: outbox.settle(outbox.take()),
-    "overwritten": lambda outbox: outbox.overwritten(b"magnus:t:k", outbox.mark),
+    "replayed": lambda outbox: outbox.acknowledge(outbox.take()),
+    "overwritten": lambda outbox: outbox.overwritten(b"magnus:t:k", outbox.position),
 }
 
 
@@ -360,7 +360,7 @@ def test_names_that_redis_was_told_of_are_bounded() -> None:
     for number in range(20):
         now += 1.0
         outbox.record([b"magnus:t:%d" % number])
-        outbox.settle(outbox.take())
+        outbox.acknowledge(outbox.take())
         assert len(outbox._told) <= 3
         assert all(outbox.was_covered(b"magnus:t:%d" % told, told + 0.5) for told in range(number + 1))
         assert not outbox.was_covered(b"magnus:t:%d" % number, now)
@@ -430,11 +430,11 @@ async def test_what_was_replaced_by_what_is_of_no_use_is_not_kept_for_an_outage(
         await writer.set("t", "k", "old", ttl=7200)
         assert await reader.get("t", "k") == "old"
         memory = reader._engine.state.memory
-        assert memory.past(b"magnus:t:k", trusted=False) is not None
+        assert memory.get_stale(b"magnus:t:k", trusted=False) is not None
         await replace(writer, raw)
         clock.advance(11)
         assert await reader.get("t", "k") is None
-        assert memory.past(b"magnus:t:k", trusted=False) is None
+        assert memory.get_stale(b"magnus:t:k", trusted=False) is None
 
 
 async def test_a_stale_value_stays_for_callers_with_more_grace(limited: str, clock: VirtualClock) -> None:
@@ -443,7 +443,7 @@ async def test_a_stale_value_stays_for_callers_with_more_grace(limited: str, clo
         await reader.get_or_set("t", "k", lambda: "value", 5, grace=3600)
         clock.advance(11)
         assert await reader.get("t", "k") is None
-        assert reader._engine.state.memory.past(b"magnus:t:k", trusted=False) is not None
+        assert reader._engine.state.memory.get_stale(b"magnus:t:k", trusted=False) is not None
         assert await reader.get_or_set("t", "k", _fail, grace=3600) == "value"
 
 
@@ -489,7 +489,7 @@ async def test_explain_names_the_reason_that_keeps_a_stale_value_away(url: str, 
         wire = wire_of(state)
         assert wire is not None
         await state.replayer.bump([state.epochs.tag_name("x")])
-        state.outbox.settle(state.outbox.take())
+        state.outbox.acknowledge(state.outbox.take())
         told = await two.explain(namespace, "k")
         assert (told.level, told.verdict) == (None, Verdict.OUTDATED.words)
 

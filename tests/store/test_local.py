@@ -559,7 +559,7 @@ async def test_early_refresh(url: str, clock: VirtualClock) -> None:
     factory = Factory()
     async with managers(url, 1) as (cache,):
         first = await cache.get_or_set(namespace, "k", factory)
-        entry = cache._state.memory.peek(b"magnus:models:k")
+        entry = cache._state.memory.get_untrusted(b"magnus:models:k")
         assert entry is not None
         clock.advance(max(0.0, entry.deadline - cache._state.clock()) + 1e-6)
         if cache._state.clock() < entry.fresh_until:

@@ -385,7 +385,7 @@ def test_threads_that_meet_a_new_tag_at_once_get_one_mark() -> None:
     def meet(place: int) -> None:
         for number in range(2_000):
             barrier.wait()
-            found[place] += epochs.marks([f"tag{number}"])
+            found[place] += epochs.stamps([f"tag{number}"])
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -397,7 +397,7 @@ def test_threads_that_meet_a_new_tag_at_once_get_one_mark() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert all(one is other for marks in zip(*found, strict=True) for one, other in itertools.pairwise(marks))
+    assert all(one is other for stamps in zip(*found, strict=True) for one, other in itertools.pairwise(stamps))
 
 
 async def test_who_joined_a_load_looks_at_its_tags_when_it_gets_the_value() -> None:

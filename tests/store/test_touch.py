@@ -25,11 +25,11 @@ class Interfering:
 
     def __init__(self, memory: Any, monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object]) -> None:
         self._steps = list(steps)
-        self._peek = memory.peek
-        monkeypatch.setattr(type(memory), "peek", lambda _, name: self.peek(name))
+        self._get_untrusted = memory.get_untrusted
+        monkeypatch.setattr(type(memory), "get_untrusted", lambda _, name: self.get_untrusted(name))
 
-    def peek(self, name: bytes) -> Any:
-        entry = self._peek(name)
+    def get_untrusted(self, name: bytes) -> Any:
+        entry = self._get_untrusted(name)
         if self._steps:
             thread = threading.Thread(target=self._steps.pop(0))
             thread.start()
@@ -112,7 +112,7 @@ def test_an_entry_that_is_opened_while_it_is_touched_keeps_its_value(kind: type[
 
     near = Opened(None, b"\x91\x01", monotonic() + 60, LONG, 2, 1)
     if kind is TaggedEntry:
-        near.marks, near.epoch = (TagStamp("x"),), 0
+        near.stamps, near.epoch = (TagStamp("x"),), 0
     copy = near.until(monotonic() + 600, LONG)
     assert copy.payload == b"\x91\x01" or copy.value == [1]
 
@@ -175,7 +175,7 @@ async def test_invariant_6_a_cancelled_touch_leaves_nothing_near_that_may_have_a
         touch = asyncio.ensure_future(cache.touch("t", "k", 5))
         with pytest.raises(asyncio.CancelledError):
             await touch
-        assert cache._state.memory.peek(cache._reads.ref("t", "k").name) is None
+        assert cache._state.memory.get_untrusted(cache._reads.ref("t", "k").name) is None
 
 
 # -- large values -----------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ class Worker:
             if not resting(state):
                 left.append(
                     f"cache {cache.number % CACHES}: flights {len(state.flights)}, unattended "
-                    f"{state.flights.unattended}, leases {len(state.leases)}, places {state.memory.pending}, "
+                    f"{state.flights.background}, leases {len(state.leases)}, places {state.memory.pending}, "
                     f"untold {state.outbox.pending}"
                 )
             if cache.untold:

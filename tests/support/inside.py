@@ -304,6 +304,6 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "tasks of loads": len(flights._tasks),
         "loads": len(flights),
         "blocked loops": len(flights._blocked),
-        "loops with loader slots": len(state.workers.places._lanes),
+        "loops with loader slots": len(state.workers.slots._lanes),
         "loops that compress": len(cache._writes._limiters),
     }

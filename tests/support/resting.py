@@ -10,7 +10,7 @@ __all__ = ["objects", "resting"]
 
 def resting(state: State) -> bool:
     """Return whether nothing is under way: what callers waited for has ended, and so has all that runs without them."""
-    under_way = len(state.flights) + state.flights.unattended + len(state.leases) + state.memory.pending
+    under_way = len(state.flights) + state.flights.background + len(state.leases) + state.memory.pending
     return not under_way and not state.outbox.pending
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from magnus_cache import CacheManager
-from magnus_cache._engine.runtime.clock import ahead, monotonic, process_clock
-from magnus_cache._engine.runtime.forks import watched
+from magnus_cache._engine.runtime.clock import monotonic, offset_of, process_clock
+from magnus_cache._engine.runtime.forks import fork_aware
 from magnus_cache.testing import clock as testing_clock
 from magnus_cache.testing import virtual_clock
 
@@ -17,7 +17,7 @@ from magnus_cache.testing import virtual_clock
 @pytest.fixture(autouse=True)
 def _caches_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that others have left open, in the globals of a module, say, do not keep time from being real again."""
-    before, goes_by_it = watched(), testing_clock._goes_by_it
+    before, goes_by_it = fork_aware(), testing_clock._goes_by_it
     ours = lambda thing: goes_by_it(thing) and not any(thing is other for other in before)  # noqa: E731
     monkeypatch.setattr(testing_clock, "_goes_by_it", ours)
 
@@ -81,7 +81,7 @@ def test_time_does_not_go_back_for_a_cache_that_is_open(cache: CacheManager) -> 
     left = cache.ttl("t", "k")
     assert left is not None
     assert left <= 60
-    assert ahead(process_clock) == 100
+    assert offset_of(process_clock) == 100
     with virtual_clock() as clock:
         clock.advance(61)
         assert cache.get("t", "k") is None
@@ -91,7 +91,7 @@ def test_time_is_real_again_when_no_cache_saw_it_advance(url: str) -> None:
     with virtual_clock() as clock, CacheManager(redis_url=url) as cache:
         cache.set("t", "k", 1)
         clock.advance(100)
-    assert ahead(process_clock) == 0
+    assert offset_of(process_clock) == 0
     assert process_clock.func is monotonic.func  # type: ignore[attr-defined]  # both are partials of one function
 
 
@@ -99,10 +99,10 @@ def test_time_is_real_again_once_the_last_that_saw_it_advance_is_closed(url: str
     cache = CacheManager(redis_url=url)
     with virtual_clock() as clock:
         clock.advance(100)
-    assert ahead(process_clock) == 100
+    assert offset_of(process_clock) == 100
     cache.close()
     with CacheManager(redis_url=url):
-        assert ahead(process_clock) == 0
+        assert offset_of(process_clock) == 0
 
 
 def test_blocks_within_blocks(cache: CacheManager) -> None:
@@ -126,6 +126,6 @@ def test_blocks_that_overlap(cache: CacheManager) -> None:
     two = second.__enter__()
     first.__exit__(None, None, None)
     two.advance(10)
-    assert ahead(process_clock) == 20
+    assert offset_of(process_clock) == 20
     second.__exit__(None, None, None)
-    assert ahead(process_clock) == 20
+    assert offset_of(process_clock) == 20

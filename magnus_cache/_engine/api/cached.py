@@ -169,7 +169,7 @@ class FunctionCache:
         if options.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
-        self.counters = engine.state.stats.branch(namespace)
+        self.counters = engine.state.stats.child(namespace)
         self.memo: dict[Any, KeyRef] = {}
         engine.state.namespaces.watch(self)
 
@@ -185,7 +185,7 @@ class FunctionCache:
         policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
         ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
-        short = self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args)
+        short = self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
@@ -260,11 +260,11 @@ class FunctionCache:
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives, remembered or not."""
-        ref = self.memo.get(self.keys.fast_call(args, kwargs) if kwargs else self.keys.fast(args))
+        ref = self.memo.get(self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args))
         return self.ref(args, kwargs) if ref is None else ref
 
     def _async_wrapper(self) -> Any:
-        fast_call, fast, request = self.keys.fast_call, self.keys.fast, self.request
+        fast_call, fast, request = self.keys.memo_key_of_call, self.keys.memo_key, self.request
         state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings
@@ -341,7 +341,7 @@ class FunctionCache:
         return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        fast_call, fast, request = self.keys.fast_call, self.keys.fast, self.request
+        fast_call, fast, request = self.keys.memo_key_of_call, self.keys.memo_key, self.request
         state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
         hit, counters, memo = state.memory.hit, self.counters, self.memo
         exact = fast is plain_strings

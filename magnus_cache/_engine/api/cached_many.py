@@ -62,7 +62,7 @@ class _BatchFunctionCache(FunctionCache):
 
     def wrapper(self) -> Any:
         """Return the function that stands in for the decorated one."""
-        if self.keys.first is None:
+        if self.keys.first_parameter is None:
             raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
         kind = kind_of(self.function)
         if kind is Kind.EITHER:
@@ -88,8 +88,8 @@ class _BatchFunctionCache(FunctionCache):
 
         :raises CacheTypeError: for many keys.
         """
-        assert self.keys.first is not None
-        name = self.keys.first[1]
+        assert self.keys.first_parameter is not None
+        name = self.keys.first_parameter[1]
         key = self.keys.bind(args, kwargs)[name]
         if not isinstance(key, Hashable):
             raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
@@ -97,7 +97,7 @@ class _BatchFunctionCache(FunctionCache):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_BatchArguments":
         """Return what a call wants, and how some of its keys are loaded."""
-        first = self.keys.first
+        first = self.keys.first_parameter
         assert first is not None
         place, name = first
         if name in kwargs:

@@ -28,7 +28,7 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     if ref.namespace.local:
         return await _by_reference(reads, ref, name)
     if wire is None:
-        entry = near or state.memory.past(ref.name, trusted=False)
+        entry = near or state.memory.get_stale(ref.name, trusted=False)
         return _local(reads, ref, entry, "no Redis is configured")
     try:
         await reads.caught_up(wire, ref)
@@ -73,7 +73,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
 def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     """Return why this process does not serve what it holds, if it holds anything."""
     namespace, state = ref.namespace, reads.state
-    entry = state.memory.past(ref.name, trusted=False)
+    entry = state.memory.get_stale(ref.name, trusted=False)
     if entry is None:
         return _local(reads, ref, None, why)
     now = state.clock()
@@ -108,7 +108,7 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     if reads.state.endpoint is not None and not reads.state.reachable:
         entry, why = entry or reads.last(ref), "its namespace is local, and Redis is away"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
-    entry = entry or (reads.state.memory.past(ref.name, trusted=False) if reads.state.endpoint is None else None)
+    entry = entry or (reads.state.memory.get_stale(ref.name, trusted=False) if reads.state.endpoint is None else None)
     if entry is None:
         return Explanation(str(ref.namespace), name, None, "not there; its namespace is local to each process")
     now = reads.state.clock()

@@ -8,7 +8,7 @@ __all__ = ["local_stats"]
 
 def local_stats(state: State) -> CacheStats:
     """Return the figures that take no exchange with Redis."""
-    memory, figures = state.memory, state.stats.figures()
+    memory, figures = state.memory, state.stats.as_dict()
     memory.sweep()
     figures |= {
         "redis_available": state.redis_available,
@@ -19,10 +19,10 @@ def local_stats(state: State) -> CacheStats:
         "fenced_fills": memory.fenced + state.stats.fenced_loads,
         "flights": len(state.flights),
         "flights_joined": state.flights.joined,
-        "unattended": state.flights.unattended,
+        "unattended": state.flights.background,
         "unreplayed": state.outbox.pending,
-        "breaker": state.breaker.figures(state.clock()),
+        "breaker": state.breaker.as_dict(state.clock()),
     }
     if state.journal is not None:
-        figures["journal"] = state.journal.figures()
+        figures["journal"] = state.journal.as_dict()
     return figures

@@ -177,7 +177,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     check_loop()
 
     async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
-        with engine.state.flights.joint(flights):
+        with engine.state.flights.as_part_of(flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     search, portion = _Search(engine, fresh=request.fresh), Step()
@@ -369,7 +369,7 @@ class _BlockingBatch:
     ) -> None:
         try:
             # A loader of many keys replaces no single value, also within the load of one.
-            with self._engine.state.flights.joint(flights), as_current_load(CurrentLoad()):
+            with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()):
                 result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
             result = self._judged(keys, result)
         except Exception as error:  # noqa: BLE001  # it comes back as the outcome

@@ -22,7 +22,7 @@ __all__ = ["Adapter", "Default", "adapter_for"]
 _REQUIRED: Final[Any] = object()
 _PLAIN: Final = frozenset({str, int, float, bool})
 _MAPPED: Final = "_sa_class_manager"
-"""What SQLAlchemy notes on a class that it maps."""
+"""SQLAlchemy's attribute on a mapped class."""
 
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 
@@ -36,7 +36,7 @@ class Adapter(NamedTuple):
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
     immutable: bool = False
-    """Whether an instance is immutable as far as its items are: Enum members and named tuples."""
+    """Whether an instance is immutable if its items are: Enum members and named tuples."""
 
 
 def adapter_for(cls: Any) -> Adapter | None:
@@ -57,7 +57,7 @@ def adapter_for(cls: Any) -> Adapter | None:
         return _named_tuple(cls)
     if hasattr(cls, "__dataclass_fields__"):
         return _dataclass(cls)
-    # Without its module, nobody can have made a model; importing it here would cost everyone else the time.
+    # Without its module no model can exist; importing it here would cost all other programs the time.
     pydantic = sys.modules.get("pydantic.main")
     if pydantic is not None and pydantic.BaseModel in bases:
         return _model(cls)
@@ -172,7 +172,7 @@ def _model(cls: type[Any]) -> Adapter:
             value.__pydantic_private__,
         ]
         if len(state) > len(names):
-            # What a library has noted on it, such as the number of a request.
+            # An attribute that a library has added, such as the number of a request.
             others = {name: item for name, item in state.items() if name not in names and kind_of(item) in _PLAIN}
             if others and not others.keys() <= (lazy := _cached_properties(cls)):
                 parts.append({name: item for name, item in others.items() if name not in lazy})

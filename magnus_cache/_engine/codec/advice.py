@@ -1,4 +1,4 @@
-"""What to do about a value that cannot be stored: advice by what it is.
+"""Advice about a value that cannot be stored, by its type.
 
 Libraries are recognized by the names of their classes, so that none of them need be installed or imported.
 """
@@ -38,7 +38,7 @@ _BUILT_IN: Final = (dict, list, set, frozenset, tuple, str, bytes, int, float)
 
 
 def advice(part: Any) -> str | None:
-    """Return what to do about a part of a value that cannot be stored, as a sentence without its full stop.
+    """Return advice about a part of a value that cannot be stored, as a sentence without its full stop.
 
     None where the encoder's own error says it.
     """
@@ -56,7 +56,7 @@ def advice(part: Any) -> str | None:
 
 
 def _about_waiting(part: Any, kind: type, _names: list[str], _roots: set[str]) -> str | None:
-    """Speak of what is not there yet, or only once."""
+    """Return advice about values that do not exist yet, or can be read only once."""
     if inspect.iscoroutine(part) or (isinstance(part, Awaitable) and not hasattr(kind, "json")):
         return "await it, and return what it gives"
     if inspect.isgenerator(part):
@@ -107,9 +107,9 @@ def _about_databases(part: Any, kind: type, names: list[str], roots: set[str]) -
 
 
 def _about_process(part: Any, kind: type, names: list[str], roots: set[str]) -> str | None:
-    """Speak of what belongs to this process."""
+    """Return advice about values that belong to this process."""
     if isinstance(part, io.IOBase) or kind.__module__ == "tempfile":
-        return "return what is in the file: return file.read()"
+        return "return the content of the file: return file.read()"
     if any(base.__module__ in _LOCKS for base in kind.__mro__):
         return f"it belongs to this process: make it once, at module level, or {_LOCAL}"
     if any(_CLIENT.search(name) for name in names):

@@ -40,7 +40,7 @@ _ITEM: Final = 64
 """Bytes that an item of a large dict takes beside the pointers to it."""
 
 _LIGHT: Final = bytes([*range(0x80), 0xA0, 0xA1, 0xC0, 0xC2, 0xC3, 0xCA, 0xCB, *range(0xFB, 0x100)])
-"""Headers of what costs a pointer only, as it is kept once for everybody, or no more than eight times its bytes."""
+"""Headers of values that cost a pointer only, because they exist once, or at most eight times their bytes."""
 
 _MAPS: Final = bytes([*range(0x81, 0x90), 0xDE, 0xDF])
 _HEADERS: Final = bytes([*range(0x80, 0xA0), *range(0xA2, 0xC0)])

@@ -44,7 +44,7 @@ def _zone_parts(zone: Any) -> tuple[Any, ...]:
 
 
 def _plain(moment: datetime | time) -> bool:
-    """Whether ISO text says everything: no fold, and no time zone but an unnamed offset of whole seconds."""
+    """Return whether ISO text is complete: no fold, and no time zone but an unnamed offset of whole seconds."""
     zone = moment.tzinfo
     if moment.fold or type(zone) is not timezone:
         return zone is None and not moment.fold

@@ -1,6 +1,6 @@
-"""What is made from names on the wire, such as the classes of named tuples: kept, and not made too often.
+"""A cache of objects made from names on the wire, such as the classes of named tuples.
 
-Names on the wire may have been chosen by somebody else, and a class takes forty microseconds and five kilobytes. So the
+Another program may have chosen the names on the wire, and a class takes forty microseconds and five kilobytes. So the
 latest ones are kept, a bounded number of them, and only so many are made in a tenth of a second. A program of this
 process makes as many as it likes: what it encodes is not counted.
 """
@@ -48,12 +48,12 @@ class ClassCache(Generic[K, V]):
         return len(self._kept)
 
     def own(self, key: K) -> V:
-        """Return what belongs to a key that this process has chosen."""
+        """Return the object of a key that this process has chosen."""
         found = self._kept.get(key)
         return self._made(key) if found is None else found
 
     def from_wire(self, key: K) -> V:
-        """Return what belongs to a key from a payload.
+        """Return the object of a key from a payload.
 
         :raises CacheDecodeError: with the reason ``"too_costly"``, if too many were made just now.
         """

@@ -1,8 +1,8 @@
-"""Copies of values that cannot be stored, for the callers who waited for the same load: each is to have its own.
+"""Copies of values that cannot be stored: each caller that waited for the same load gets its own.
 
 A value that can be stored is copied by encoding it once and decoding it for each caller. One that cannot be stored is
 copied as `copy.deepcopy` does, but only as far as it is data: built-in containers, dataclasses, models, named tuples
-and plain objects of these. What is no data (a client, a lock, a generator) cannot be copied sensibly; it stays one
+and plain objects of these. Other objects (a client, a lock, a generator) cannot be copied sensibly; each stays one
 object, within containers that are copied.
 """
 
@@ -65,7 +65,7 @@ class Copier:
             return None
 
     def _look(self) -> None:
-        """Find what has to stay one object: `deepcopy` takes it for copied already."""
+        """Find the objects that must not be copied: `deepcopy` treats them as copied already."""
         pending: list[tuple[Any, Any]] = [(self._value, None)]
         seen: set[int] = set()
         while pending and self.parts <= MOST_PARTS:
@@ -85,7 +85,7 @@ class Copier:
 
 
 def _inner(part: Any) -> Any:
-    """Return the parts of what is data; `_OPAQUE` for anything else."""
+    """Return the parts of a data object; `_OPAQUE` for anything else."""
     if isinstance(part, dict):
         return [*part, *part.values(), *_attributes(part)]
     if isinstance(part, _CONTAINERS):
@@ -107,7 +107,7 @@ def _is_model(kind: type) -> bool:
 
 
 def _plain_object(part: Any) -> bool:
-    """Whether it is an object of a class written in Python that says nothing about how it is copied."""
+    """Return whether this is an object of a class written in Python that does not define how it is copied."""
     kind: Any = kind_of(part)
     if isinstance(part, (*_STRANGERS, *_CONTAINERS, dict)) or dataclasses.is_dataclass(part) or _is_model(kind):
         return False
@@ -125,7 +125,7 @@ _WRITTEN_IN_PYTHON: Final = 1 << 9
 
 
 def _attributes(part: Any) -> list[Any]:
-    """Return what an object has in its dictionary and in its slots."""
+    """Return an object's attributes, in its dictionary and in its slots."""
     found = list(getattr(part, "__dict__", {}).values())
     for base in kind_of(part).__mro__:
         slots = base.__dict__.get("__slots__", ())

@@ -1,4 +1,4 @@
-"""The header in front of every stored value: what the cache must know before it decodes anything.
+"""The header in front of every stored value, with the facts that the cache needs before decoding.
 
 Layout, big-endian, `HEADER_BYTES` in all: magic (``c1 4d``; 0xc1 never begins msgpack), format version, CRC-32 of all
 that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds of Redis' clock), epoch (u64), load cost
@@ -87,7 +87,7 @@ _U64: Final = (1 << 64) - 1
 
 
 class Header(NamedTuple):
-    """What stands before a payload."""
+    """The header of a payload."""
 
     checksum: int
     flags: int
@@ -129,7 +129,7 @@ def pack(
     :param fields: of the header, see `HeaderFields`.
     :param tags: at most 255.
     :param compress: compress with zlib, if that makes the payload smaller.
-    :param validator: what the source tells the value's versions apart by; up to 65,535 bytes of UTF-8.
+    :param validator: the value's version at its source; up to 65,535 bytes of UTF-8.
     :param negative: whether the payload describes an error.
     :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
     """
@@ -273,7 +273,7 @@ def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     :raises CacheDecodeError: as those do.
     """
     size = len(raw) - HEADER_BYTES
-    # The everyday case, small and plain, on the path of every read; whatever is odd about a value is told below.
+    # The common case, small and plain, on the path of every read; unusual values are handled below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
         checksum, flags, version, fresh_until, epoch, cost, life, length = _HEADER.unpack_from(raw)
         if length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
@@ -360,5 +360,5 @@ def new_version() -> int:
 
 
 def reseed() -> None:
-    """Start the versions anew from a random number, as after a fork; `new_version` also notices by itself."""
+    """Restart the versions from a random number, as after a fork; `new_version` also notices a fork by itself."""
     _versions.reseed()

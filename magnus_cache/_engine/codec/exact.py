@@ -1,8 +1,8 @@
 """Values that the C packer would write without asking, as something they are not.
 
 A `bytearray` and a `memoryview` become msgpack's bin type before the default hook sees them, and would come back as
-`bytes`. There is no option to refuse that, so containers are searched: a bytearray is replaced by a marked list, a
-memoryview (a window on memory somebody else may change) is refused.
+`bytes`. It has no option to refuse that, so containers are searched: a bytearray is replaced by a marked list, a
+memoryview (a window on memory that other code may change) is refused.
 """
 
 from typing import Any, Final

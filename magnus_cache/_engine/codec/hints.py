@@ -29,7 +29,7 @@ class Scope(NamedTuple):
 
     :ivar globals: the module's, as they are now and will be.
     :ivar locals: those around the function or class, as they were.
-    :ivar owner: what `Self` stands for, as the path of a name; empty if there is none.
+    :ivar owner: the class that `Self` means, as the path of a name; empty outside a class.
     """
 
     globals: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Scope(NamedTuple):
 
 
 class _Unknown:
-    """What an unknown name stands for while text is evaluated."""
+    """The placeholder for an unknown name while text is evaluated."""
 
     def __init__(self, *others: Any) -> None:
         self.others = others
@@ -61,7 +61,7 @@ class _Unknown:
     __ror__ = __or__
 
     def __call__(self, *_: Any, **__: Any) -> "_Unknown":
-        # typing takes only what can be called for a type.
+        # typing accepts only callables as types.
         return self
 
 
@@ -136,12 +136,12 @@ def _is_self(item: Any) -> bool:
 
 
 def _parts(item: Any) -> Iterator[Any]:
-    """Yield what a generic is made of."""
+    """Yield the parts of a generic."""
     origin, arguments = get_origin(item), get_args(item)
     if origin is Literal:
         yield from {type(member) for member in arguments if isinstance(member, Enum)}
     elif hasattr(item, "__metadata__"):
-        # Annotated: the rest is no types.
+        # Annotated: the other arguments are not types.
         yield arguments[0]
     elif origin is not type:
         # Such as a dataclass with parameters.
@@ -150,7 +150,7 @@ def _parts(item: Any) -> Iterator[Any]:
 
 
 def _stands_for(item: Any, unknown: set[str]) -> Iterator[Any]:
-    """Yield what an alias, a new type or a type variable stands for."""
+    """Yield the types that an alias, a new type or a type variable refers to."""
     if isinstance(item, TypeVar):
         yield from (item.__bound__, *item.__constraints__, getattr(item, "__default__", None))
     elif (base := getattr(item, "__supertype__", None)) is not None:
@@ -196,7 +196,7 @@ def _undecorated(function: Any) -> Any:
 
 
 def result_of(function: Callable[..., Any], around: Mapping[str, Any] = _NO_NAMES) -> tuple[Any, Scope]:
-    """Return the annotation of what a function returns, None if there is none, and where its names are looked up.
+    """Return a function's return annotation, or None, and where its names are looked up.
 
     :param around: the local names where the function is decorated.
     """

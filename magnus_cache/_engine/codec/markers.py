@@ -29,7 +29,7 @@ Decoder = Callable[[list[Any]], Any]
 
 
 class Marker:
-    """What a mark becomes while decoding: the function that restores the value from the items before it."""
+    """A decoded marker: the function that restores the value from the items before it."""
 
     __slots__ = ("restore",)
 

@@ -70,7 +70,7 @@ _PLAIN: Final = frozenset(vars(_make(("Plain", "")))) | {
     "__firstlineno__", "__orig_bases__", "__parameters__", "__static_attributes__",
     "__type_params__", "__weakref__",
 }  # fmt: skip
-"""Attributes of a named tuple's class that say nothing about what can be done with its tuples."""
+"""Attributes of a named tuple's class that do not change the behaviour of its tuples."""
 
 
 def is_rebuilt(cls: type[Any]) -> bool:
@@ -79,7 +79,7 @@ def is_rebuilt(cls: type[Any]) -> bool:
 
 
 def encode_named_tuple(value: Any, cls: type[Any]) -> list[Any] | None:
-    """Return a named tuple as a marked list, or None for what is none or would not come back as it is."""
+    """Return a named tuple as a marked list, or None for other values and for those that would not decode as equal."""
     fields: Any = getattr(cls, "_fields", None)
     if kind_of(fields) is not tuple or cls.__bases__ != (tuple,) or not vars(cls).keys() <= _PLAIN | {*fields}:
         return None

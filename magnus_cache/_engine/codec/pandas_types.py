@@ -60,7 +60,7 @@ def _refusal(what: str) -> CacheEncodeError:
 def _encode_timestamp(value: Any) -> list[Any]:
     moment = value.asm8
     back = _timestamp(moment.view("i8").item(), value.unit, value.tzinfo)
-    # The fold follows from the moment, except where somebody set it on a time that has no two meanings.
+    # The fold follows from the moment, unless it was set on an unambiguous time.
     if back.fold != value.fold:
         raise _refusal("a pandas Timestamp with a fold of its own")
     return ["timestamp", moment.view("i8").item(), value.unit, value.tzinfo]

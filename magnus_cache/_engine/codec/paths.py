@@ -1,7 +1,7 @@
 """Where in a value the part is that cannot be stored: `result["rows"][3].price`.
 
-The encoder tells of what type the part is, and not where it was met. To find it, containers are halved: encoding all
-of a container's items, then half of what is left, takes about as long as encoding them once. Only a value that has just
+The encoder reports the type of the part, but not where it is. To find it, containers are halved: encoding all
+of a container's items, then half of the rest, takes about as long as encoding them once. Only a value that has just
 been refused is searched, so that the search costs the ordinary way nothing.
 """
 
@@ -20,7 +20,7 @@ from magnus_cache.errors import CacheEncodeError
 __all__ = ["Located", "locate"]
 
 _DEEPEST: Final = 32
-"""Steps of a path; what lies deeper is named by the container it is in."""
+"""Steps of a path; a deeper part is named by its container."""
 
 _LONGEST: Final = 40
 """Characters of a key that are shown."""
@@ -28,7 +28,7 @@ _LONGEST: Final = 40
 _MOST_COLUMNS: Final = 1_000
 
 _NESTED: Final = "nested deeper"
-"""What the encoder says of a value that it is too deep."""
+"""The encoder's message for a value that is nested too deeply."""
 
 _PLAIN: Final = frozenset({list, dict, tuple, set, frozenset})
 
@@ -37,7 +37,7 @@ class Located(NamedTuple):
     """The part of a value that cannot be stored.
 
     :ivar path: an expression that leads to it, such as ``result["rows"][3].price``.
-    :ivar error: what the encoder says of this part alone.
+    :ivar error: the encoder's error for this part alone.
     """
 
     path: str
@@ -56,7 +56,7 @@ def locate(value: Any, error: CacheEncodeError, root: str) -> Located:
     """Return the part of a value that was refused.
 
     :param error: why the value was refused.
-    :param root: what the value itself is called, such as ``"result"``.
+    :param root: the name of the value itself, such as ``"result"``.
     """
     if _NESTED in error.problem:
         return Located(root + _circle(value), value, error)
@@ -97,7 +97,7 @@ def _refused(value: Any) -> CacheEncodeError | None:
 
 
 def _children(part: Any) -> list[_Children]:
-    """Return the parts of what is a container to the encoder; nothing for what is refused for its own type."""
+    """Return the parts of a container as the encoder sees it; nothing for a value whose own type is refused."""
     kind = kind_of(part)
     entry = registration(kind)
     if entry is not None:
@@ -142,7 +142,7 @@ def _field_names(kind: type) -> list[str]:
 
 
 def _shown(key: Any) -> str:
-    """Return a key as it is written in a program, cut short; of a key that is no plain one, its type."""
+    """Return a key as written in a program, shortened; the type of a key that is not plain."""
     if kind_of(key) is str:
         return json.dumps(key if len(key) <= _LONGEST else f"{key[:_LONGEST]}…", ensure_ascii=False)
     if key is None or kind_of(key) in (bool, int, float):

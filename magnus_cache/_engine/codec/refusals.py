@@ -1,4 +1,4 @@
-"""The error of a value that cannot be stored: which part is to blame, and what to do about it."""
+"""The error of a value that cannot be stored, with the part that causes it and a remedy."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["explained"]
 def explained(value: Any, error: CacheEncodeError, root: str) -> CacheEncodeError:
     """Return the error of a value that was refused, with the path to the part that is to blame, and the remedy.
 
-    :param root: what the value itself is called, such as ``"value"``.
+    :param root: the name of the value itself, such as ``"value"``.
     """
     if isinstance(error, CacheValueTooLargeError):
         return error

@@ -39,7 +39,7 @@ class Registration(NamedTuple):
     cls: type
     shape: Adapter
     own: bool = False
-    """Whether functions of the program's own take instances apart."""
+    """Whether the program's own functions encode instances."""
 
 
 # Read without a lock: an entry is immutable and replaced as a whole.
@@ -50,7 +50,7 @@ _latest: Final[dict[str, Registration]] = {}
 """By the name of the class, whatever its name on the wire is."""
 
 _replaced: Final[WeakKeyDictionary[type, str]] = WeakKeyDictionary()
-"""The names on the wire that classes had before a reload made them anew."""
+"""The names on the wire of classes that a reload has replaced."""
 
 _on_replaced: Final[WeakSet[Any]] = WeakSet()
 
@@ -146,7 +146,7 @@ def _shape(cls: type, encode: Callable[[Any], Any] | None, decode: Callable[[Any
     if shape is None:
         raise CacheArgumentError(
             "cls",
-            f"{type_name(cls)} is no Enum, NamedTuple, dataclass or pydantic model, so register_type needs "
+            f"{type_name(cls)} is not an Enum, NamedTuple, dataclass or pydantic model, so register_type needs "
             "encode= (instance to something the cache can store) and decode= (the way back)",
         )
     return shape
@@ -162,7 +162,7 @@ def _add(new: Registration) -> None:
     with section():
         old = _by_name.get(new.name)
         if old is not None and old.cls is not new.cls:
-            # A reloaded module makes its classes anew; the instances of the old ones are then strangers.
+            # A reloaded module defines its classes again; instances of the old ones then belong to unknown classes.
             if type_name(old.cls) != type_name(new.cls):
                 raise CacheArgumentError(
                     "name", f"{new.name!r} already stands for {type_name(old.cls)}; give {type_name(new.cls)} a name="
@@ -193,7 +193,7 @@ def register_result(function: Callable[..., Any], returns: Any, around: Mapping[
 
     :param returns: the annotation to go by; None for the function's own.
     :param around: the local names where the function is decorated.
-    :raises CacheTypeError: naming `returns`, for what is no annotation.
+    :raises CacheTypeError: naming `returns`, if it is not an annotation.
     """
     hint, scope = result_of(function, around)
     if returns is not None:
@@ -205,9 +205,9 @@ def register_hint(returns: Any, loader: Callable[..., Any]) -> None:
     """Register the classes that an annotation names.
 
     :param loader: the function around which names are looked up, if the annotation is text.
-    :raises CacheTypeError: naming `returns`, for what is no annotation.
+    :raises CacheTypeError: naming `returns`, if it is not an annotation.
     """
-    with suppress(TypeError):  # for what cannot be hashed
+    with suppress(TypeError):  # for unhashable annotations
         if returns in _by_class or returns in _known:
             return
         if len(_known) >= _MOST_KNOWN:
@@ -224,7 +224,7 @@ def _checked(returns: Any) -> Any:
 
 
 def _register_all(hints: list[tuple[Any, Scope]]) -> None:
-    """Register what annotations name, and what the fields of that are annotated with."""
+    """Register the types that annotations name, and those of their fields."""
     seen: set[type] = set()
     while hints:
         hint, scope = hints.pop()
@@ -271,7 +271,7 @@ def _register_quietly(cls: type) -> bool:
 
 
 def _is_current(cls: type) -> bool:
-    """Return whether a class is what its module has under its name."""
+    """Return whether a class is the one that its module has under its name."""
     found: Any = sys.modules.get(cls.__module__)
     for part in cls.__qualname__.split("."):
         found = getattr(found, "__dict__", {}).get(part)
@@ -290,12 +290,12 @@ def _look_again() -> bool:
 
 
 def registration(cls: type) -> Registration | None:
-    """Return what is known about exactly this class."""
+    """Return the registration of exactly this class."""
     return _by_class.get(cls)
 
 
 def late_registration(cls: type) -> Registration | None:
-    """Return what is known about a class that `registration` does not know, once all is known that can be.
+    """Return the registration of a class that `registration` does not have, once all possible ones are made.
 
     A class that its module has in place of a registered one, as after a reload, takes its place here too.
     """

@@ -1,4 +1,4 @@
-"""Values that are kept decoded, made anew after a reload has replaced the classes of what is in them."""
+"""Rebuilds decoded values after a reload has replaced the classes of their parts."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ def renewed(value: Any) -> Any:
 
     :raises CacheDecodeError: if an instance does not fit its class any more.
     """
-    RENEWAL.active, RENEWAL.met = True, 0
+    RENEWAL.active, RENEWAL.found = True, 0
     try:
         payload = encode(value)
-        met = RENEWAL.met
+        found = RENEWAL.found
     except CacheEncodeError:
         # Kept by reference, and none of the cache's business.
         return value
     finally:
         RENEWAL.active = False
-    return decode(payload) if met else value
+    return decode(payload) if found else value

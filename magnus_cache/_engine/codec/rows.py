@@ -1,4 +1,4 @@
-"""Rows and ranges of database libraries: they come back as what they were, for what their libraries let one make.
+"""Rows and ranges of database libraries, decoded to their own types where the libraries allow that.
 
 None of these libraries is imported here. A row is recognized by its class, and made again by the library that the
 reading process has imported; where it has not, the stored value is a miss, and loading it imports the library. A row of
@@ -28,7 +28,7 @@ _LONGEST_NAMES: Final = 65_536
 _UUID_BYTES: Final = 16
 
 _KEPT: Final = 64
-"""Sets of column names of each library for which what its rows need is kept."""
+"""Sets of column names of each library for which the row classes are kept."""
 
 _Names = tuple[str, ...]
 

@@ -46,7 +46,7 @@ _TEXTS: Final[tuple[type[Any], ...]] = (
 """Types whose text says everything, and whose constructor reads it."""
 
 IMMUTABLE: Final = frozenset({*_TEXTS[:6], Fraction})
-"""Those that nobody can change. Networks and interfaces take attributes."""
+"""The immutable types. Networks and interfaces accept new attributes."""
 
 
 def _text_encoder(cls: type[Any]) -> Callable[[Any], list[Any]]:

@@ -1,7 +1,7 @@
 """Encoding and decoding of large values in steps, so that nothing has to wait for the whole.
 
 msgpack's C code holds the GIL from the first byte to the last: 40 ms for a list of 20,000 database rows, in whatever
-thread. Its unpacker can be fed piece by piece and goes on where it stopped, which costs nothing. Its packer cannot,
+thread. Its unpacker can be fed piece by piece and continues where it stopped, which costs nothing. Its packer cannot,
 so large containers are packed in runs of items, and the runs put together.
 """
 
@@ -68,7 +68,7 @@ def fed(unpacker: Any, payload: bytes | memoryview, out_of_data: type[Exception]
 
 
 def is_heavy(value: object) -> bool:
-    """Whether encoding a value would take long, as far as a look at some of its parts can tell."""
+    """Return whether encoding a value would take long, judged by a sample of its parts."""
     return _kind_of(value) in _CONTAINERS and _weight(value, _LOOKS) > _HEAVY
 
 
@@ -100,7 +100,7 @@ def _weight(value: Any, looks: int) -> float:
 
 
 def _spread(value: Any, size: int) -> Any:
-    """Return items of a container from all over it, or its first ones where there are no places."""
+    """Return items from all over a container, or its first ones if it has no positions."""
     if _kind_of(value) in (list, tuple):
         step = size // _SAMPLE
         return value[: step * _SAMPLE : step]
@@ -110,7 +110,7 @@ def _spread(value: Any, size: int) -> Any:
 class _Packing:
     """One value as it is packed.
 
-    :ivar pieces: what there is of it.
+    :ivar pieces: the pieces so far.
     """
 
     def __init__(self, encode: Callable[[Any], bytes], tuple_mark: Any) -> None:
@@ -142,7 +142,7 @@ class _Packing:
                 yield from self._weighed(names, some, inside)
 
     def _weighed(self, keys: _Keys, items: list[Any], inside: tuple[int, ...]) -> _Steps:
-        """Pack some items, in as many steps as what is in them calls for."""
+        """Pack some items, in as many steps as their content needs."""
         start, total = 0, 0.0
         for index, item in enumerate(items):
             its = _weight(item, _GLANCES) if _kind_of(item) in _CONTAINERS else 1
@@ -178,7 +178,7 @@ def packed(encode: Callable[[Any], bytes], value: Any, tuple_mark: Any) -> Gener
     """Return, in steps, the bytes that `encode` would make of a list, tuple or dict.
 
     :param encode: encodes the parts; may raise.
-    :param tuple_mark: what stands after a tuple's items.
+    :param tuple_mark: the marker after a tuple's items.
     """
     packing = _Packing(encode, tuple_mark)
     yield from packing.pack(value, ())

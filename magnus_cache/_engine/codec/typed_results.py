@@ -1,4 +1,4 @@
-"""Typed results: what a function says that it returns may be cached without being registered by hand."""
+"""Typed results: the types of a function's return annotation are registered automatically."""
 
 import sys
 from collections.abc import Callable

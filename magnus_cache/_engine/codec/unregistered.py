@@ -20,10 +20,10 @@ OTHER_RESTORERS: Final = {**STDLIB_RESTORERS, NAMED_TUPLE_KIND: restore_named_tu
 
 
 class Renewal(threading.local):
-    """Whether this thread encodes a value in order to renew it, and how many instances of replaced classes it met."""
+    """Whether this thread encodes a value to rebuild it, and how many instances of replaced classes it contained."""
 
     active = False
-    met = 0
+    found = 0
 
 
 RENEWAL: Final = Renewal()
@@ -44,7 +44,7 @@ _tally: Final = _Progress()
 def encode_other(value: Any) -> list[Any] | None:
     """Return a value as a marked list, or None if it cannot be stored.
 
-    :raises CacheEncodeError: if it could be, but for what is in it.
+    :raises CacheEncodeError: if only its content cannot be encoded.
     """
     kind = kind_of(value)
     encoder = STDLIB_ENCODERS.get(kind)
@@ -59,7 +59,7 @@ def encode_other(value: Any) -> list[Any] | None:
     entry = late_registration(kind)
     if entry is None and RENEWAL.active:
         entry = replaced(kind)
-        RENEWAL.met += entry is not None
+        RENEWAL.found += entry is not None
     if entry is not None:
         return encode_registered(entry, value)
     if not isinstance(value, tuple):

@@ -86,7 +86,7 @@ def _packer(unicode_errors: str | None = None) -> Any:
     return _msgpack.Packer(default=_default, strict_types=True, unicode_errors=unicode_errors, buf_size=1 << 14)
 
 
-# A packer in use is in nobody's list, so an encode function that encodes, or another thread, takes another one; one
+# A packer in use is in no list, so an encode function that encodes, or another thread, takes another one; one
 # that raised is not put back. At most as many wait here as ever encoded at the same moment.
 _idle: Final[list[Any]] = []
 
@@ -119,7 +119,7 @@ def encode(value: Any) -> bytes:
 
 
 def encode_steps(value: Any) -> Generator[None, None, bytes]:
-    """Do what `encode` does, in steps of less than a millisecond as far as lists, tuples and dicts can be divided.
+    """Encode like `encode`, in steps of less than a millisecond as far as lists, tuples and dicts can be divided.
 
     What others change in it meanwhile may or may not be in the bytes; they are those of some value in any case.
 
@@ -174,7 +174,7 @@ _MARKS: Final = {
 
 
 _COMPOUND: Final = (b"\xd4\xb3", b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
-"""Without these, there are no keys but plain ones: marks, and the three forms of msgpack's own timestamp."""
+"""Bytes of markers, and of the three forms of msgpack's timestamp. Without them, all keys of dicts are plain."""
 
 _LONG_MAPS: Final = (0xDE, 0xDF)
 
@@ -242,7 +242,7 @@ def size_steps(payload: bytes | memoryview, limit: int) -> Generator[None, None,
 
 
 def decode_steps(payload: bytes | memoryview, limit: int | None = None) -> Generator[None, None, Any]:
-    """Do what `decode` does, in steps of less than a millisecond.
+    """Decode like `decode`, in steps of less than a millisecond.
 
     What a large array, frame or set is restored by, or a value of a registered type, is one step.
 
@@ -316,7 +316,7 @@ def _with_plain_keys(data: bytes) -> Generator[None, None, Any]:
 def _with_any_keys_outside(data: bytes) -> Generator[None, None, Any]:
     """Build the outermost dict, and have the C half build those within it.
 
-    :raises ValueError: if it is no dict, or those within have keys other than text.
+    :raises ValueError: if it is not a dict, or nested dicts have keys other than text.
     """
     if data[0] not in _LONG_MAPS:
         raise ValueError("strict_map_key")

@@ -4,25 +4,26 @@ The idea
 --------
 One clock in Redis issues all epochs, so any two of them compare. A value carries the highest epoch that its maker had
 seen *before* its load began. It is valid while that is at least the epoch of its namespace, of the whole prefix and of
-each of its tags. To clear a million values is to issue one number that none of them reaches.
+each of its tags. Clearing a million values means issuing one number that is higher than the epochs of all of them.
 
 Why no clear is missed
 ----------------------
 The maker notes the number before the load. If a clear comes in between, its epoch is higher than what the maker noted,
-whatever the load returns and whenever it is stored. Tags may be computed from the result: they are judged at the end,
-by the number from before the start. A process that lags behind has seen a lower number, so its values are invalid too
+whatever the load returns and whenever it is stored. Tags may be computed from the result: they are checked at the end,
+with the number from before the start. A process that lags behind has seen a lower number, so its values are invalid too
 often. They are never valid too long.
 
 Where epochs are known
 ----------------------
-`KnownEpochs` has what one connection has read. Redis announces changes on that very connection, so it is exact until an
-announcement says "ask again". `Epochs` has what this process has seen through any connection; it only grows.
+`KnownEpochs` holds the epochs that one connection has read. Redis announces changes on that very connection, so it is
+exact until an announcement says "ask again". `Epochs` holds those that this process has seen through any connection; it
+only grows.
 
 What Redis may lose
 -------------------
 An epoch's key may be evicted, or come back with an older number after a failover. A missing key means "issue a new
-one", never "valid", and a server that is behind what this process knows is raised again. So epochs never go down: the
-clock issues the maximum of its own value plus one, the server's time and the key at hand.
+one", never "valid". If a server has lower epochs than this process knows, they are raised again. So epochs never go
+down: the clock issues the maximum of its own value plus one, the server's time and the key at hand.
 """
 
 import asyncio
@@ -44,34 +45,34 @@ from magnus_cache.errors import CacheUnavailableError
 __all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "KnownEpochs", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
-"""The highest epoch there can be: the year 2255. Whatever claims to be higher was not written by this cache."""
+"""The highest possible epoch: the year 2255. This cache never writes a higher one."""
 
 SMALL_BYTES: Final = 8_192
-"""Bytes of a value up to which it does not matter how large it is: 256 of them make up one reply."""
+"""Bytes of a value up to which its size does not matter: 256 such values fit into one reply."""
 
 _DIGITS: Final = 16
 
 _BUCKETS: Final = 1_024
-"""Buckets of tags that are told apart in the guard."""
+"""Buckets of tags in the guard."""
 
 _MOST: Final = 100_000
-"""Epochs remembered; beyond, those not seen for longest are asked for again when they are needed."""
+"""Epochs remembered; past this limit, the least recently seen ones are requested again when needed."""
 
 _MOST_NAMES: Final = 1_024
 """Tags whose epochs' names are remembered."""
 
 _MOST_EVENTS: Final = 4_096
-"""Tags invalidated lately that are told apart; of older ones, all loads under way count as overtaken."""
+"""Recently invalidated tags remembered; past this limit, loads that began before a forgotten one count as overtaken."""
 
 _HISTORY: Final = 32
-"""Invalidations of each that are told apart; an own one counts up to four times, from its beginning to its end."""
+"""Invalidations remembered for each tag; one of this process counts up to four times, from its start to its end."""
 
 
 def epoch_of(text: object, latest: int = LATEST_EPOCH) -> int:
-    """Return the epoch that Redis holds in a control key, or has issued; 0 for none, and for what cannot be one.
+    """Return the epoch that Redis stores in a control key, or has issued; 0 without one, and for an impossible one.
 
-    :param text: whatever came.
-    :param latest: the highest one that is possible, such as `RedisTime.horizon`.
+    :param text: the reply.
+    :param latest: the highest possible epoch, such as `RedisTime.horizon`.
     """
     if type(text) is not bytes or len(text) > _DIGITS or not text.isdigit():
         return 0
@@ -84,10 +85,10 @@ class ControlNames:
 
     :ivar root: the whole prefix' epoch.
     :ivar clock: the clock that issues epochs.
-    :ivar guard: a hash that tells when a tag of each bucket was last invalidated.
-    :ivar server: tells which server's history the values belong to.
+    :ivar guard: a hash with the last invalidation of any tag of each bucket.
+    :ivar server: the key that identifies the server history that the values belong to.
     :ivar probe: need not exist: a server that cannot say so, cannot serve.
-    :ivar tags: what the names of all tags' epochs begin with.
+    :ivar tags: the prefix of the names of all tags' epochs.
     """
 
     __slots__ = ("clock", "guard", "probe", "root", "server", "tags")
@@ -101,47 +102,47 @@ class ControlNames:
         self.tags = keyspace.control_name("tag", "-")[:-1]
 
     def bucket(self, control: bytes) -> bytes:
-        """Return the guard's field that a tag's epoch belongs to; a dash for a namespace's, nothing for the root's."""
+        """Return the guard's field of a tag's epoch; a dash for a namespace's epoch, and nothing for the root's."""
         if control.startswith(self.tags):
             return b"%d" % (zlib.crc32(control) % _BUCKETS)
         return b"" if control == self.root else b"-"
 
 
 class Doubt(NamedTuple):
-    """An announcement of an epoch that was not followed up yet."""
+    """An announcement of an epoch that was not read again yet."""
 
     confirmed: float
-    """The monotonic second from which the trust of its connection was counted when it came."""
+    """The monotonic second from which the trust of its connection was counted when it arrived."""
     moment: int
-    """When it came, see `Epochs.moment`."""
+    """When it arrived, see `Epochs.moment`."""
 
 
 class KnownEpochs:
-    """The epochs that one connection has read and would hear about: those that need not be asked for.
+    """The epochs that one connection has read and gets announcements about: these need no request.
 
     :ivar current: the names of the control keys.
-    :ivar asked: the names that are being asked for, each with what is done when that has ended: its result is the
-        error, or None.
+    :ivar asked: the names being requested, each with a future that is done when the request has ended: its result is
+        the error, or None.
     :ivar doubts: the names that were announced and not read again yet, the oldest first.
     :ivar confirmed: the monotonic second from which the trust of the connection is counted, if nothing is in doubt.
-    :ivar pace: of the questions that announcements cause.
-    :ivar ready: the realms whose values without further tags can be judged; saves most reads a closer look.
-    :ivar deadline: monotonic seconds until which it holds, where the server announces nothing.
-    :ivar sealed: whether no value may be judged by them, as they may be of another history than was met.
-    :ivar refusal: why Redis last refused to tell one, or to issue it anew.
-    :ivar mark: the epoch of the marker, which tells one database from another.
-    :ivar since: monotonic seconds; an answer to what was asked before counts for nothing.
+    :ivar pace: the pace of the requests that announcements cause.
+    :ivar ready: the `EpochNames` whose values without further tags can be judged; saves most reads a closer look.
+    :ivar deadline: monotonic seconds until which these epochs are valid, if the server announces nothing.
+    :ivar suspended: whether no value may be judged by them, because they may belong to another server history.
+    :ivar refusal: why Redis last refused to return an epoch, or to issue a new one.
+    :ivar stamp_of: the epoch of the marker, which tells one database from another.
+    :ivar since: monotonic seconds; answers to earlier requests are ignored.
     """
 
     __slots__ = (
-        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "mark", "pace", "ready", "refusal", "sealed",
-        "since",
+        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "marker_epoch", "pace", "ready", "refusal",
+        "since", "suspended",
     )  # fmt: skip
 
     def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
         self._marker = marker
         self.confirmed = confirmed
-        self.mark = 0
+        self.marker_epoch = 0
         self.since = -math.inf
         self.current: set[bytes] = set()
         self.asked: dict[bytes, asyncio.Future[BaseException | None]] = {}
@@ -149,46 +150,46 @@ class KnownEpochs:
         self.pace = Pace()
         self.ready: set[bytes] = set()
         self.deadline = math.inf
-        self.sealed = False
+        self.suspended = False
         self.refusal: CacheUnavailableError | None = None
 
     @property
     def trusted_from(self) -> float:
         """The monotonic second from which the trust of the connection is counted.
 
-        While an announcement waits to be followed up, that reaches no further than it did before.
+        While an announced epoch has not been read again, this does not advance.
         """
         doubt = next(iter(self.doubts.values()), None)
         return self.confirmed if doubt is None else doubt.confirmed
 
     def learned(self, name: bytes, epoch: int, sent: float) -> None:
-        """Note that an epoch was told, which was asked for at a monotonic second."""
+        """Note that an epoch arrived, which was requested at this monotonic second."""
         if sent < self.since:
             return
         if name == self._marker:
-            if self.mark and epoch != self.mark:
-                # Perhaps that of another database: then all others may be others, too.
+            if self.marker_epoch and epoch != self.marker_epoch:
+                # This may be another database's marker: then all other epochs may have changed, too.
                 self.ready.clear()
                 self.current.clear()
-            self.mark = epoch
+            self.marker_epoch = epoch
         if len(self.current) >= _MOST:
             self.forget()
         self.current.add(name)
 
     def forget(self) -> None:
-        """Have everything asked for again."""
+        """Make every epoch be requested again."""
         self.ready.clear()
         self.current.clear()
         self.asked.clear()
 
     def doubt(self, name: bytes, doubt: Doubt) -> None:
-        """Have one epoch asked for again that was announced; it may be unchanged, and then nothing else is in doubt."""
+        """Make an announced epoch be requested again; if it is unchanged, nothing else is in doubt."""
         self.ready.clear()
         self.current.discard(name)
         self.doubts.setdefault(name, doubt)
 
     def discard(self, name: bytes) -> None:
-        """Have one epoch asked for again; with that of the marker all, as those of another database may be due."""
+        """Make one epoch be requested again. The marker's makes all of them: they may be another database's."""
         self.ready.clear()
         if name == self._marker:
             self.current.clear()
@@ -198,7 +199,7 @@ class KnownEpochs:
 class Epochs:
     """The epochs that this process has seen, through any connection. Thread-safe.
 
-    :ivar highest: the highest of all; what a load that begins now may claim to know.
+    :ivar highest: the highest of all, which a load that begins now may claim to know.
     :ivar names: the names of the control keys.
     :ivar root: the name of the whole prefix' epoch.
     """
@@ -219,9 +220,9 @@ class Epochs:
         self._latest: dict[bytes, int] = {}
         self._realms: dict[str, EpochNames] = {}
         self._prefixes: dict[bytes, bytes] = {}
-        self._marks: weakref.WeakValueDictionary[bytes, TagStamp] = weakref.WeakValueDictionary()
-        # Calls of cached functions remember where their values live, so their realms outlive a fork.
-        self._marks.update((name, epoch_names.marks[0]) for name, epoch_names in self._functions.items())
+        self._stamps: weakref.WeakValueDictionary[bytes, TagStamp] = weakref.WeakValueDictionary()
+        # Calls of cached functions remember the names of their values' epochs, so these outlive a fork.
+        self._stamps.update((name, epoch_names.stamps[0]) for name, epoch_names in self._functions.items())
         self._events: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._blurred = self._last = 0
 
@@ -249,8 +250,8 @@ class Epochs:
         epoch_names = EpochNames(self._keyspace, namespace)
         epoch_names.tags, epoch_names.names = (tag,), (name,)
         with self._lock:
-            # One for all its values, so it takes no room of theirs; or the one that values from elsewhere have already.
-            epoch_names.marks = (self._marks.setdefault(name, TagStamp(tag, room=0)),)
+            # One stamp for all its values, so it counts for none of them; or the stamp that other values have already.
+            epoch_names.stamps = (self._stamps.setdefault(name, TagStamp(tag, room=0)),)
             return self._functions.setdefault(name, epoch_names)
 
     def tag_name(self, tag: str) -> bytes:
@@ -263,49 +264,49 @@ class Epochs:
         return name
 
     def control_of(self, prefix: bytes) -> bytes:
-        """Return the name of the epoch of the values that begin so: those of a namespace, or all."""
+        """Return the name of the epoch of the values with this prefix: of a namespace, or of everything."""
         namespace = prefix[len(self._keyspace.prefix) + 1 : -1]
         return self.epoch_names(namespace.decode()).control if namespace else self.root
 
     def prefix_of(self, name: bytes) -> bytes | None:
-        """Return what the values begin with that an epoch is about, or None for a tag's epoch.
+        """Return the prefix of the values that an epoch covers, or None for a tag's epoch.
 
-        One whose namespace this process does not remember counts as that of the whole prefix.
+        The epoch of a namespace that this process does not remember counts as the root's.
         """
         if (prefix := self._prefixes.get(name)) is not None:
             return prefix
         everything = f"{self._keyspace.prefix}:".encode()
         return everything if name.startswith(self.root) else None
 
-    def marks(self, tags: Iterable[str], epoch_names: EpochNames | None = None) -> Sequence[TagStamp]:
-        """Return the marks of some tags, for an entry; to be taken before it is known that none of them is invalid.
+    def stamps(self, tags: Iterable[str], epoch_names: EpochNames | None = None) -> Sequence[TagStamp]:
+        """Return the stamps of some tags, for an entry; to be read before the check that none of the tags is invalid.
 
-        :param epoch_names: the realm of the value.
+        :param epoch_names: the epochs' names of the value's namespace or function.
         """
         if epoch_names is not None and epoch_names.tags == tags:
-            return epoch_names.marks
+            return epoch_names.stamps
         named = [(self.tag_name(tag), tag) for tag in tags]
-        # Such a dictionary's `setdefault` is several steps: two threads could get a mark each, one of them unknown.
+        # Such a dictionary's `setdefault` takes several steps: two threads could get a stamp each, one of them unknown.
         with self._lock:
-            return [self._marks.setdefault(name, TagStamp(tag)) for name, tag in named]
+            return [self._stamps.setdefault(name, TagStamp(tag)) for name, tag in named]
 
-    def mark(self, name: bytes) -> TagStamp | None:
-        """Return the mark of a tag's epoch, if any entry has it."""
+    def stamp_of(self, name: bytes) -> TagStamp | None:
+        """Return the stamp of a tag's epoch, or None if no entry has the tag."""
         with self._lock:
-            return self._marks.get(name)
+            return self._stamps.get(name)
 
     def in_use(self) -> list[bytes]:
-        """Return the names of the epochs of all namespaces that were used, and of the tags that entries have now."""
+        """Return the names of the epochs of all namespaces in use, and of the tags of present entries."""
         with self._lock:
-            return [*self._prefixes, *self._marks]
+            return [*self._prefixes, *self._stamps]
 
     # -- what is known --------------------------------------------------------------------------------------
 
     def seen(self, name: bytes, epoch: int) -> bool:
-        """Note an epoch that Redis told, and return whether it rose above one that was known."""
+        """Note an epoch that Redis returned, and return whether it rose above a known one."""
         with self._lock:
             self.highest = max(self.highest, epoch)
-            # To the end: the first ones are those not seen for longest.
+            # To the end: the first ones are the least recently seen.
             last = self._latest.pop(name, 0)
             self._latest[name] = max(last, epoch)
             if len(self._latest) > _MOST:
@@ -314,53 +315,53 @@ class Epochs:
         return 0 < last < epoch
 
     def forget(self) -> None:
-        """Forget all epochs: what was told by some server turns out to be nonsense."""
+        """Forget all epochs, because a server has returned nonsense."""
         with self._lock:
             self.highest = 0
             self._latest.clear()
 
     def latest(self, name: bytes) -> int:
-        """Return the last epoch seen of a control key; 0 if there is none."""
+        """Return the highest epoch seen of a control key; 0 without one."""
         return self._latest.get(name, 0)
 
     def known_names(self) -> list[bytes]:
-        """Return the names of the control keys that are known, at most a thousand."""
+        """Return the names of the known control keys, at most a thousand."""
         return [self.names.clock, self.names.guard, self.names.server, *itertools.islice(list(self._latest), 997)]
 
     def names_of(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
-        """Return the names of the epochs that a value is judged by."""
+        """Return the names of the epochs that decide whether a value is valid."""
         return [self.root, epoch_names.control, *self._tag_names(epoch_names, tags)]
 
     def _tag_names(self, epoch_names: EpochNames, tags: Iterable[str]) -> Iterable[bytes]:
         return epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags)
 
     def missing(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
-        """Return the names whose epochs a connection would have to ask for, to judge a value."""
+        """Return the names whose epochs a connection has to request before a value can be judged."""
         current, latest = known.current, self._latest
         names = dict.fromkeys((*self.names_of(epoch_names, tags), *epoch_names.names))
         return [name for name in names if name not in current or name not in latest]
 
-    def floor(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
-        """Return the epoch below which a value with such tags is invalid; None if that is not known."""
+    def minimum(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
+        """Return the lowest epoch of a valid value with these tags; None if that is not known."""
         current, latest = known.current, self._latest
-        if known.sealed or epoch_names.control not in current or self.root not in current:
+        if known.suspended or epoch_names.control not in current or self.root not in current:
             return None
-        # The process may know more than the connection, whose push is still on its way.
-        floor, other = latest.get(epoch_names.control), latest.get(self.root)
-        if floor is None or other is None:
+        # The process may know more than the connection, whose announcement is still on its way.
+        minimum, other = latest.get(epoch_names.control), latest.get(self.root)
+        if minimum is None or other is None:
             return None
-        floor = max(floor, other)
+        minimum = max(minimum, other)
         for name in epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags):
             epoch = latest.get(name)
             if epoch is None or name not in current:
                 return None
-            floor = max(floor, epoch)
-        return floor
+            minimum = max(minimum, epoch)
+        return minimum
 
-    def last_floor(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
-        """Return the epoch below which such a value is invalid as far as this process has seen, by any connection.
+    def last_minimum(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
+        """Return the lowest epoch of a valid value as far as this process has seen through any connection.
 
-        None if one of them was never seen, or is forgotten.
+        None if one of the epochs was never seen, or was forgotten.
         """
         latest = [self._latest.get(name) for name in self.names_of(epoch_names, tags)]
         found = [epoch for epoch in latest if epoch is not None]
@@ -373,9 +374,9 @@ class Epochs:
         return next(self._moments)
 
     def invalidated(self, names: Iterable[bytes], moment: int | None = None) -> None:
-        """Note that these tags were invalidated now, whatever Redis will say.
+        """Note that these tags were invalidated, whatever Redis will answer.
 
-        :param moment: when they were, as was just learned; None for now.
+        :param moment: when that happened, if it was only learned now; None for now.
         """
         with self._lock:
             at = next(self._moments) if moment is None else moment
@@ -387,18 +388,18 @@ class Epochs:
             while len(self._events) > _MOST_EVENTS:
                 try:
                     oldest = next(iter(self._events))
-                    # In this order, as `overtaken` looks at the tag first and at this afterwards.
+                    # In this order, because `overtaken` reads the tag first and this afterwards.
                     self._blurred = max(self._blurred, self._events[oldest][-1])
                     del self._events[oldest]
                 except (KeyError, RuntimeError):
-                    continue  # A signal handler has done the same in between.
+                    continue  # A signal handler did the same in between.
 
     def overtaken(self, tags: Iterable[str] | None, since: int, until: float = math.inf) -> bool:
-        """Whether one of the tags was invalidated between two moments.
+        """Return whether one of the tags was invalidated between two moments.
 
-        True as well where so many invalidations followed that it is not known any more.
+        Also True if so many invalidations followed that the answer was forgotten.
 
-        :param tags: None for unknown ones: then any invalidation since the first moment counts.
+        :param tags: None for unknown tags: then any invalidation since the first moment counts.
         """
         if tags is None:
             return self._last > since
@@ -412,6 +413,6 @@ class Epochs:
 
 def _between(events: tuple[int, ...], since: int, until: float) -> bool:
     if len(events) == _HISTORY and events[0] > since:
-        # There may have been earlier ones.
+        # Earlier ones may have been forgotten.
         return True
     return any(since < event < until for event in events)

@@ -1,4 +1,4 @@
-"""Realms: whose epochs a value is judged by, and the names of these."""
+"""The names of the epochs that decide whether a value is valid."""
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
@@ -7,36 +7,36 @@ __all__ = ["EpochNames"]
 
 
 class EpochNames:
-    """A namespace, or the values of one cached function in it, and the names of the epochs that they are judged by.
+    """The names of the epochs of a namespace, or of one cached function's values in it.
 
-    All values that a function has stored have one tag, so its epoch is asked for along with the first value. Others
-    under the function's keys, which `set` has put there, are not judged by it.
+    All values that a function has stored share one tag, whose epoch is requested along with the first value. It does
+    not apply to values that `set` has stored under the function's keys.
 
-    :ivar prefix: what the names of the namespace's values begin with.
+    :ivar prefix: the prefix of the names of the namespace's values.
     :ivar control: the name of the namespace's epoch.
-    :ivar tags: none, or that of the function.
+    :ivar tags: empty, or the function's tag.
     :ivar names: the names of the epochs of these tags.
-    :ivar marks: the marks of these tags.
-    :ivar value_bytes: how large its values have been of late, large ones counting more; 0 if none was seen. Kept by
-        those who read and write, up to 8 kilobytes roughly.
+    :ivar stamps: the stamps of these tags.
+    :ivar value_bytes: the recent size of its values, in which large ones count more; 0 before the first. Reads and
+        writes maintain it, up to about 8 kilobytes.
     """
 
-    __slots__ = ("control", "marks", "names", "prefix", "tags", "value_bytes")
+    __slots__ = ("control", "names", "prefix", "stamps", "tags", "value_bytes")
 
     def __init__(self, keyspace: Keyspace, namespace: str) -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
         self.control = keyspace.control_name("epoch", str.__str__(namespace))
         self.tags: tuple[str, ...] = ()
         self.names: tuple[bytes, ...] = ()
-        self.marks: tuple[TagStamp, ...] = ()
+        self.stamps: tuple[TagStamp, ...] = ()
         self.value_bytes = 0.0
 
     @property
     def ready(self) -> bytes:
-        """The name by which `Known.ready` has it."""
+        """The name under which `KnownEpochs.ready` lists it."""
         return self.names[0] if self.names else self.control
 
     def sized(self, size: int) -> None:
         """Note the bytes of a value that was read or written."""
-        # At once up, slowly down: a reply that is too large costs more than one too many.
+        # Up at once, down slowly: an oversized reply costs more than an extra reply.
         self.value_bytes = max(size + 1, self.value_bytes + (size - self.value_bytes) / 16)

@@ -1,4 +1,4 @@
-"""Tags as the entries know them that have them."""
+"""Stamps: tags as shared by the entries that have them."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,15 +6,15 @@ from typing import Final
 __all__ = ["TagStamp", "room"]
 
 _TAG_OVERHEAD: Final = 120
-"""Bytes that a tag takes beside its text, for each entry that has it."""
+"""Bytes that a tag counts for in each of its entries, whatever its text."""
 
 
 class TagStamp:
-    """A tag, as the entries know it that have it.
+    """A tag with its last invalidation, shared by all entries that have it.
 
     :ivar tag: its text.
-    :ivar generation: the memory's generation in which it was last invalidated; older entries are gone.
-    :ivar room: bytes that it takes for each entry that has it.
+    :ivar generation: the memory's generation in which it was last invalidated; older entries are invalid.
+    :ivar room: bytes that it counts for in each entry that has it.
     """
 
     __slots__ = ("__weakref__", "generation", "room", "tag")
@@ -25,9 +25,9 @@ class TagStamp:
         self.room = room
 
 
-def room(marks: Sequence[TagStamp]) -> int:
-    """Return the bytes that tags take for each entry that has them."""
+def room(stamps: Sequence[TagStamp]) -> int:
+    """Return the bytes that tags count for in an entry that has them."""
     total = 0
-    for mark in marks:
-        total += mark.room
+    for stamp in stamps:
+        total += stamp.room
     return total

@@ -4,28 +4,28 @@ The idea
 --------
 Redis announces on a connection each change of a key that this connection has read (CLIENT TRACKING). Announcements
 and replies come over one socket, in order. So one answer proves that every change which Redis had handled before has
-been announced here, and handled. A `Trust` is this proof, as an object that all entries of one connection share. An
+been announced here, and handled. A `Trust` is this proof, an object that all entries of one connection share. An
 entry is served only before its trust's `deadline`.
 
 How it is renewed
 -----------------
 The heartbeat of a connection in use asks for the epoch of everything, and the answer moves the deadline to
-`max_staleness` seconds after the question was *sent*: counted from the answer, a slow network would add its delay to
-the bound. Other answers do not renew it, as they would not notice that SWAPDB has put another database in the place of
-this one. An announced epoch stops the renewal until it was read again. An idle connection asks nothing: its trust
+`max_staleness` seconds after the request was *sent*: counted from the answer, a slow network would add its delay to
+the bound. Other answers do not renew it, because they would not notice that SWAPDB has replaced this database by
+another. An announced epoch stops the renewal until it was read again. An idle connection sends nothing: its trust
 lapses, and the next read renews it.
 
 How it ends
 -----------
-`kill` when the connection is lost: all its entries are suspect at once, however many there are. They are not served
-while Redis can be asked, and are the fallback while it is away. `retire` after FLUSHALL, FLUSHDB and SWAPDB: then they
-are no fallback either.
+`kill` when the connection is lost: all its entries become suspect at once, however many there are. They are not served
+while Redis is available, and are the fallback while it is away. `retire` after FLUSHALL, FLUSHDB and SWAPDB: then they
+are not served as a fallback either.
 
 The races that this excludes
 ----------------------------
-- A change is announced while the connection is half-open, or after it broke. Nobody hears it. The deadline ends what it
-  was about within `max_staleness`, as no answer comes any more.
-- The loop is blocked, and an announcement waits in the socket. No answer behind it was handled either, so the deadline
+- A change is announced while the connection is half-open, or after it broke. The announcement is lost. The deadline
+  ends the entry within `max_staleness`, because no further answer arrives.
+- The loop is blocked, and an announcement waits in the socket. No later answer was handled either, so the deadline
   has not moved.
 - The machine sleeps. The clock counts the time asleep, so every deadline has passed when it wakes.
 """
@@ -40,40 +40,41 @@ _DEAD: Final = float("-inf")
 
 
 class Trust:
-    """What the entries of one connection stand on: proof that no invalidation of them was missed.
+    """The proof that no invalidation of a connection's entries was missed; all of them share it.
 
     :ivar deadline: monotonic seconds until which they may be served.
-    :ivar era: between which outages it stood: in an outage, what the last connections were good for is better than
-        nothing, and what stood on earlier ones may have been invalidated unheard.
-    :ivar used: whether one was served since the owner last reset this; an unused trust needs no heartbeat.
+    :ivar generation: the outage generation (see `OutageGenerations`) in which the connection was up. During an outage,
+        entries of the latest generation are served, which is better than nothing. Entries of earlier generations are
+        not: an invalidation of them may have been missed.
+    :ivar used: whether an entry was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
-    __slots__ = ("_before", "deadline", "era", "used")
+    __slots__ = ("_before", "deadline", "generation", "used")
 
-    def __init__(self, deadline: float, era: int = 0) -> None:
+    def __init__(self, deadline: float, generation: int = 0) -> None:
         self.deadline = self._before = deadline
-        self.era = era
+        self.generation = generation
         self.used = False
 
     @property
     def lapsed(self) -> float:
-        """Monotonic seconds until which it was good: its deadline, or the one that it had before it was killed."""
+        """Monotonic seconds until which it was valid: its deadline, or the deadline before `kill`."""
         deadline = self.deadline
         return self._before if deadline == _DEAD else deadline
 
     def kill(self) -> None:
-        """Make every entry that stands on this suspect, at once."""
+        """Make every entry that depends on this suspect, at once."""
         if (deadline := self.deadline) != _DEAD:
             self._before = deadline
         self.deadline = _DEAD
 
     def retire(self) -> None:
-        """Do what `kill` does, for good: what stands on this is no fallback in the next outage either."""
+        """Kill this for good: its entries are not served as a fallback in the next outage either."""
         self.kill()
-        self.era = _RETIRED
+        self.generation = _RETIRED
 
 
 class LocalTrust(Trust):
-    """What values stand on that this process alone has, because Redis could not take them."""
+    """The trust of values that only this process has, because Redis could not store them."""
 
     __slots__ = ()

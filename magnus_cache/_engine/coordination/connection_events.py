@@ -70,7 +70,7 @@ class ConnectionEvents:
         self._parts.announcements.cut(connection)
         if self._parts.journal is not None:
             # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
-            self._parts.journal.begin_doubt()
+            self._parts.journal.mark_unread()
 
     def beat(self, connection: Connection) -> None:
         """Keep the epochs of what is in use."""
@@ -97,7 +97,7 @@ class ConnectionEvents:
         self._parts.log.connected(connection)
         if self._parts.journal is not None:
             # Again: the file may have been made by another process since the last connection was lost.
-            self._parts.journal.begin_doubt()
+            self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 

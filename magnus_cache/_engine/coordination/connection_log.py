@@ -43,7 +43,7 @@ class ConnectionLog:
                 f"this process for {self._max_staleness:g} s at most. Grant the user '+client|tracking', or use a "
                 "server that has it",
             )
-        if self._notices.forget("redis"):
+        if self._notices.resolved("redis"):
             outage = self._breaker.outage
             away = f" after {self._clock() - outage.began:.1f} s" if outage else ""
             missed = "; it is told what was invalidated meanwhile" if self._recovery.pending else ""

@@ -175,7 +175,7 @@ class EpochSync:
             if name in connection.known.current:
                 connection.known.discard(name)
                 self._outdated(name)
-        elif needed or self._epochs.prefix_of(name) is not None or self._epochs.mark(name) is not None:
+        elif needed or self._epochs.prefix_of(name) is not None or self._epochs.stamp_of(name) is not None:
             connection.known.doubt(name, Doubt(connection.known.confirmed, self._epochs.moment()))
             connection.questions.put(name, partial(self._ask_again, connection, name))
         else:
@@ -225,7 +225,7 @@ class EpochSync:
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
             known = connection.known
-            if (floor := epochs.floor(known, epoch_names, tags)) is not None:
+            if (floor := epochs.minimum(known, epoch_names, tags)) is not None:
                 return floor
             known.ready.discard(epoch_names.ready)
             known.refusal = None
@@ -237,11 +237,11 @@ class EpochSync:
                 for error in errors:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
-                if not errors and not known.sealed and connection.known is known:
-                    latest = epochs.last_floor(epoch_names, tags)
+                if not errors and not known.suspended and connection.known is known:
+                    latest = epochs.last_minimum(epoch_names, tags)
                     if latest is not None:
                         return latest
-            if known.sealed or not asked:
+            if known.suspended or not asked:
                 await connection.renew()
         if connection.known.refusal is not None:
             raise connection.known.refusal.again()

@@ -31,8 +31,8 @@ class OfflineTrust(LocalTrust):
 
     __slots__ = ("_bounded",)
 
-    def __init__(self, deadline: float, era: int = 0) -> None:
-        super().__init__(deadline, era)
+    def __init__(self, deadline: float, generation: int = 0) -> None:
+        super().__init__(deadline, generation)
         self._bounded: dict[float, OfflineTrust] = {}
 
     def until(self, deadline: float) -> "OfflineTrust":
@@ -40,7 +40,7 @@ class OfflineTrust(LocalTrust):
         bounded = self._bounded.get(deadline)
         if bounded is None:
             most = deadline if len(self._bounded) < _MOST_BOUNDS else -math.inf
-            bounded = self._bounded.setdefault(most, OfflineTrust(most, self.era))
+            bounded = self._bounded.setdefault(most, OfflineTrust(most, self.generation))
         # In this order: if Redis comes back in between, either it finds this one, or this finds that it did.
         if self.deadline == -math.inf:
             bounded.kill()
@@ -81,7 +81,7 @@ class OutageGenerations:
         if before is not None and before is not connection.trust:
             before.retire()
         self.now += first
-        connection.trust.era = self.now
+        connection.trust.generation = self.now
         self.offline.kill()
         self.offline = OfflineTrust(math.inf, self.now)
 

@@ -29,8 +29,8 @@ class Forgetting:
         # Noted before, for a load that is about to keep its value here; and after, as one that looks here in between
         # may still find what is gone then.
         self.epochs.invalidated((name,))
-        if (mark := self.epochs.mark(name)) is not None:
-            self.memory.outdate(mark)
+        if (stamp := self.epochs.stamp_of(name)) is not None:
+            self.memory.invalidate_tag(stamp)
         self.epochs.invalidated((name,))
 
     def forget_prefix(self, prefix: bytes) -> None:
@@ -61,7 +61,7 @@ class Forgetting:
     def removed(self, names: Iterable[bytes]) -> None:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
         for name in names:
-            entry = self.memory.past(name, trusted=False)
+            entry = self.memory.get_stale(name, trusted=False)
             if entry is not None and isinstance(entry.trust, LocalTrust):
                 self.memory.void(name)
             else:

@@ -91,22 +91,22 @@ class Replayer:
         """
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-        def bell() -> None:
+        def callback() -> None:
             call_on_loop(loop, ended.set)
 
         self._replay_at = 0.0
         try:
             async with asyncio.timeout(self._timeout):
                 if breaker.open:
-                    breaker.hurry()
-                    breaker.listen(bell)
+                    breaker.retry_now()
+                    breaker.subscribe(callback)
                     await ended.wait()
                 if not breaker.open:
                     await self.done(connection)
         except (TimeoutError, CacheUnavailableError):
             pass  # Then nobody could have told it.
         finally:
-            breaker.unlisten(bell)
+            breaker.unsubscribe(callback)
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Begin to end what goes on, and return what the running loop may wait for."""
@@ -147,7 +147,7 @@ class Replayer:
         # Everything stands for what could not be told, which is not tried again.
         untold = self._recovery.take()
         self._recovery.record_prefix(b"")
-        self._recovery.settle(untold)
+        self._recovery.acknowledge(untold)
         self._owner.outdated(self._epochs.root)
 
     async def _replay(self, connection: "Connection") -> None:
@@ -173,7 +173,7 @@ class Replayer:
                 self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
                 await asyncio.sleep(_PAUSE)
             else:
-                self._recovery.settle(missed)
+                self._recovery.acknowledge(missed)
                 if unread:
                     await asyncio.sleep(_PAUSE)
                 else:

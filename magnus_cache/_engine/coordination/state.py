@@ -38,7 +38,7 @@ from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
-from magnus_cache._engine.runtime.forks import part, watch
+from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.stats import Stats
@@ -94,7 +94,7 @@ class State(LifeCycle, CutOff):
         self.announcements = Announcements(self._values, self, self.failover, self.epoch_reads)
         self.journal = self._new_journal()
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
-        watch(self)
+        on_fork_child(self)
 
     def _new_topology(self) -> Topology:
         settings, controls = self.settings, self.epochs.names
@@ -113,8 +113,8 @@ class State(LifeCycle, CutOff):
 
         file = JournalFile(path, f"{self.endpoint.display} {self.keyspace.prefix}", self._values)
         journal = Journal(file, self.outbox, self.notices.warn, self.settings.op_timeout)
-        part(journal)
-        journal.begin_doubt()
+        around_fork(journal)
+        journal.mark_unread()
         return journal
 
     # -- what the present context wants ---------------------------------------------------------------------
@@ -195,4 +195,4 @@ class State(LifeCycle, CutOff):
             own.reset()
         if self.journal is not None:
             self.journal.reset()
-            self.journal.begin_doubt()
+            self.journal.mark_unread()

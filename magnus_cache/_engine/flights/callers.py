@@ -1,16 +1,16 @@
-"""Joining a load: which callers may take what it brings.
+"""Joining a load: which callers may use its outcome.
 
-A load looks at its source, or at a value that is there already, at some moment. An invalidation that completed before a
-call must be older than that look, or the call would get what it had been told is gone. `Epochs.moment` numbers looks,
-calls and tag invalidations of the process in one order. What a load brings is good for a call unless one of its tags
-was invalidated after the look and before the start of the call. An invalidation after the start of the call does not
-matter: the call was there before it, and may get the older value.
+A load looks at its source, or at an existing value, at some moment. An invalidation that completed before a call must
+be older than that look. Otherwise the call would get a value that is known to be invalid. `Epochs.moment` numbers
+looks, calls and tag invalidations of the process in one order. A call accepts an outcome unless one of its tags was
+invalidated after the look and before the start of the call. An invalidation after the start of the call does not
+matter: the call began before it, and may get the older value.
 
-A caller that is turned away joins or begins another load. That one looked after the start of the call and is good for
-it whatever is invalidated meanwhile, so nobody is turned away by tags twice.
+A caller that rejects an outcome joins or starts another load. That load looks after the start of the call, so the call
+accepts it whatever is invalidated meanwhile. No call rejects outcomes because of tags twice.
 
-Deletes, clears and overwrites follow the same rule in another way: they take the load out of the registry, and calls
-that start later do not find it.
+Deletes, clears and overwrites follow the same rule in another way: they remove the load from the registry, so that
+later calls do not find it.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ _NEVER: Final = sys.maxsize
 
 
 class Look:
-    """When a load looked, and by what tags its outcome is judged, be it a value or an error.
+    """When a load looked, and the tags that decide for whom its outcome is valid, be it a value or an error.
 
-    Written by the load alone, before its outcome is known; read by those who get the outcome.
+    Only the load writes it, before its outcome is known; callers that get the outcome read it.
 
-    :ivar since: the moment before the look; later than any for a load that has not looked.
-    :ivar tags: the tags of the outcome; None if only the value could have told them and there is none.
+    :ivar since: the moment before the look; later than any other for a load that has not looked.
+    :ivar tags: the tags of the outcome; None if they depend on the value and there is no value.
     :ivar known: the epochs that the load's connection had read when the load began; None without a connection.
-    :ivar overtaken: whether Redis tells of an invalidation since the look, and it is not known when that was.
-    :ivar found: whether the value was there already, and nothing was loaded.
-    :ivar left_out_by: the batch loader that did not answer the key, or None.
+    :ivar overtaken: whether Redis reports an invalidation since the look at an unknown time.
+    :ivar found: whether the value existed already, and nothing was loaded.
+    :ivar left_out_by: the batch loader that did not return the key, or None.
     """
 
     __slots__ = ("found", "known", "left_out_by", "overtaken", "since", "tags")
@@ -51,11 +51,11 @@ class Look:
 
 
 class Caller:
-    """A caller that takes whatever a load brings.
+    """A caller that accepts every outcome.
 
-    :ivar max_wait: seconds that it still waits for any load, its own included, which goes on when they are over. With
-        0, the load is not begun if it could not go on. None for as long as it takes.
-    :ivar blocks: the event loop that is held up while it waits, beside its own.
+    :ivar max_wait: seconds that it still waits for any load, including its own, which then continues in the background.
+        With 0, the load is not started if it could not continue. None waits without a limit.
+    :ivar blocks: the event loop that is blocked while it waits, beside its own.
     """
 
     __slots__ = ("blocks", "max_wait")
@@ -65,15 +65,15 @@ class Caller:
         self.blocks = blocks
 
     def waited_since(self, began: float) -> None:
-        """Note that it has waited since a monotonic second, for something else than a load."""
+        """Reduce `max_wait` by the time since a monotonic second, in which the caller waited for something else."""
         if self.max_wait is not None:
             self.max_wait = max(0.0, began + self.max_wait - monotonic())
 
     def prepare(self) -> None:
-        """Do what is to be done before a load is joined or begun."""
+        """Prepare for a load to be joined or started."""
 
     def accepts(self, look: Look) -> bool:
-        """Whether the outcome of a joined load is good for this caller."""
+        """Return whether the outcome of a joined load is valid for this caller."""
         return True
 
 
@@ -83,9 +83,10 @@ ANY_CALLER: Final = Caller()
 class JoiningCaller(Caller):
     """One call, from its start to its end, whatever loads it joins.
 
-    :param prepare: called before each load that is joined or begun, with whether those under way must not be joined.
-    :param fresh: whether it takes no value that was there already, and nothing of loads that began before.
-    :param source: the batch loader of the call: what the same one leaves out for another call is left out for this one.
+    :param prepare: called before each load that is joined or started, with whether loads under way must not be joined.
+    :param fresh: whether it accepts no existing value, and no outcome of loads that began before it.
+    :param source: the batch loader of the call: a key that the same loader omits for another call is omitted for this
+        one, too.
     """
 
     __slots__ = ("_apart", "_epochs", "_fresh", "_prepare", "_source", "_started")
@@ -101,13 +102,13 @@ class JoiningCaller(Caller):
         self._started = epochs.moment()
 
     def prepare(self) -> None:
-        """Do what is to be done before a load is joined or begun."""
+        """Prepare for a load to be joined or started."""
         self._prepare(self._apart)
-        # What is under way from here on began after the call.
+        # Loads under way from here on began after the call.
         self._apart = False
 
     def accepts(self, look: Look) -> bool:
-        """Whether the outcome of a joined load is good for this caller."""
+        """Return whether the outcome of a joined load is valid for this caller."""
         if look.left_out_by is not None and look.left_out_by is not self._source:
             return False
         if look.found and self._fresh:

@@ -1,4 +1,4 @@
-"""The load under way, as its loader sees it: what it is to replace, so that it can ask whether that has changed."""
+"""The load under way as its loader sees it, with the value to be replaced, for conditional requests."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -37,22 +37,22 @@ class _NotModified:
 _MARK: Final = _NotModified()
 
 NOT_MODIFIED: Final[Never] = cast("Never", _MARK)
-"""What a loader returns if the stored value is still right. The value is kept for another TTL.
+"""What a loader returns if the stored value is still current. The value is kept for another TTL.
 
 Type checkers see the type `Never`, so that a function that returns it keeps its annotation.
 """
 
 
 def is_unmodified(value: object) -> bool:
-    """Whether a loader returned `NOT_MODIFIED`."""
+    """Return whether a loader returned `NOT_MODIFIED`."""
     return value is _MARK
 
 
 class PreviousValue:
     """A stored value that a load is to replace.
 
-    :ivar value: returns it, a copy of the caller's own where it is mutable.
-    :ivar validator: what the source told its versions apart by, or None.
+    :ivar value: returns the value, as a copy of the caller's own if it is mutable.
+    :ivar validator: the version of the value at its source, or None.
     """
 
     __slots__ = ("validator", "value")
@@ -63,7 +63,7 @@ class PreviousValue:
 
 
 class CurrentLoad:
-    """What a loader can know about its load; see `current_load`."""
+    """What a loader can learn about its load; see `current_load`."""
 
     __slots__ = ("_previous", "_validator")
 
@@ -78,7 +78,7 @@ class CurrentLoad:
 
     @property
     def previous(self) -> Any:
-        """The value that this load replaces; None if there is none."""
+        """The value that this load replaces; None if it replaces nothing."""
         return self._previous.value() if self._previous is not None else None
 
     @property
@@ -100,7 +100,7 @@ class CurrentLoad:
             try:
                 validator.encode()
             except UnicodeEncodeError as error:
-                raise CacheArgumentError("validator", "it contains a lone surrogate, which is no text") from error
+                raise CacheArgumentError("validator", "it contains a lone surrogate, which is not text") from error
         self._validator = validator
 
 
@@ -119,18 +119,18 @@ def current_load() -> CurrentLoad:
         load.validator = reply.headers.get("ETag")
         return reply.json()
 
-    There is a value to replace if a stale value is refreshed (a grace), or a fresh one early. There is none after an
-    invalidation, while Redis is away, and in loaders of many keys.
+    A load replaces a value if it refreshes a stale value (within its grace), or a fresh one early. It replaces nothing
+    after an invalidation, while Redis is away, and in loaders of many keys.
     """
     return _CURRENT.get() or CurrentLoad()
 
 
 def not_modified_error() -> CacheTypeError:
-    """Return the error of a loader that says `NOT_MODIFIED` where there is nothing to say it of."""
+    """Return the error for a loader that returns `NOT_MODIFIED` although it replaces no value."""
     problem = "it returned NOT_MODIFIED although there is no value to keep; see current_load()"
     return CacheTypeError("loader", problem)
 
 
 def as_current_load(load: CurrentLoad) -> AbstractContextManager[None]:
-    """Let what is called within see this load."""
+    """Make this the current load within a ``with`` block."""
     return Switch(_CURRENT, load)

@@ -1,4 +1,4 @@
-"""Loads that wait for each other in a circle: found before anybody begins to wait."""
+"""Detects loads that would wait for each other in a cycle, before any of them waits."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from magnus_cache.errors import CacheDeadlockError, CacheRecursionError
 __all__ = ["Blocked", "check_cycle", "enclosing_load"]
 
 Blocked = Mapping[asyncio.AbstractEventLoop, Sequence[Flight]]
-"""Which loads a blocking call keeps an event loop waiting for: nothing else on that loop can move."""
+"""The loads that block an event loop through a blocking call: nothing else on that loop can run."""
 
 
 def enclosing_load(owner: object, key: bytes) -> Flight | None:
@@ -19,7 +19,7 @@ def enclosing_load(owner: object, key: bytes) -> Flight | None:
     """
     innermost: Flight | None = None
     flight = LOADING.get()
-    # A task may outlive the load that started it; then nobody waits for it, and it may ask for anything.
+    # A task may outlive the load that started it; then no caller waits for it, and it may request any key.
     while flight is not None and not flight.done:
         if flight.owner is owner:
             if flight.key == key:
@@ -35,30 +35,30 @@ def enclosing_load(owner: object, key: bytes) -> Flight | None:
 def check_cycle(
     flight: Flight, inner: Flight | None, blocks: asyncio.AbstractEventLoop | None, blocked: Blocked
 ) -> None:
-    """Check that a load does not wait, directly or not, for who is about to wait for it.
+    """Check that a load does not wait, directly or indirectly, for the caller that is about to wait for it.
 
-    :param inner: the load that is about to wait.
-    :param blocks: the event loop that it holds up.
-    :raises CacheRecursionError: if it waits for that load.
-    :raises CacheDeadlockError: if it waits for that event loop.
+    :param inner: the load that the caller is part of.
+    :param blocks: the event loop that the caller blocks.
+    :raises CacheRecursionError: if the load waits for `inner`.
+    :raises CacheDeadlockError: if the load waits for that event loop.
     """
     if inner is None and blocks is None:
         return
     for needed in _needed_by(flight, blocked):
         if blocks is not None and needed.loop is blocks:
             raise CacheDeadlockError(
-                f"this blocking call for {_readable(flight.key)} holds up the event loop that has to load it; "
+                f"this blocking call for {_readable(flight.key)} blocks the event loop that has to load it; "
                 "await the async manager (`cache.aio`), or call from another thread (`asyncio.to_thread`)"
             )
         if needed is inner:
             raise CacheRecursionError(
-                f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs the former; "
+                f"loading {_readable(needed.key)} needs {_readable(flight.key)}, which needs {_readable(needed.key)}; "
                 "let one of the two loaders compute its value without the cache"
             )
 
 
 def _needed_by(flight: Flight, blocked: Blocked) -> Iterator[Flight]:
-    """Yield a flight and all that it waits for, directly or not."""
+    """Yield a flight and all flights that it waits for, directly or indirectly."""
     seen, found = {flight}, [flight]
     while found:
         current = found.pop()

@@ -1,12 +1,12 @@
-"""One load per key in this process, shared by all who want its result: tasks, threads and event loops alike.
+"""One load per key in this process, shared by all its callers: tasks, threads and event loops alike.
 
-The first caller of a key leads. An async leader's load runs in a task of its own, so that no caller's cancellation
-harms the others; a blocking leader's load runs in its own thread. If a leader vanishes without an outcome (its loop
-shuts down, Ctrl-C), the flight is *abandoned* and one of those who waited leads the next.
+The first caller of a key leads. An async leader's load runs in its own task, so that no caller's cancellation affects
+the others; a blocking leader's load runs in its own thread. If a leader disappears without an outcome (its loop shuts
+down, Ctrl-C), the flight is *abandoned* and one of the waiting callers leads the next one.
 
-What the loads wait for is kept as a graph, so that a circle of loads is an error instead of a standstill. It sees
-waits that carry the context on: awaiting, tasks, `asyncio.to_thread`, the background loop. Where it cannot see
-(a plain thread started by a loader), the bound on every wait ends the standstill.
+A graph records which loads wait for which, so that a cycle of loads is an error instead of a deadlock. It covers waits
+that carry the context along: awaiting, tasks, `asyncio.to_thread`, the background loop. Where it cannot see (a plain
+thread that a loader started), the bound on every wait ends the deadlock.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from magnus_cache._engine.flights.background import MOST_UNATTENDED, BackgroundLoads, WaitExpiredError
+from magnus_cache._engine.flights.background import MOST_BACKGROUND, BackgroundLoads, WaitExpiredError
 from magnus_cache._engine.flights.callers import ANY_CALLER, Caller
 from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache._engine.flights.joins import Joins, Ticket, cancel_task, closed_error
@@ -42,29 +42,29 @@ T = TypeVar("T")
 class Flights(Joins):
     """The flights of one cache. All methods may be called from any thread.
 
-    :param most_unattended: how many loads of one namespace may go on at a time that nobody waits for.
-    :param clock: what the age of loads is told by.
+    :param most_background: how many loads of one namespace may run at a time without a waiting caller.
+    :param clock: the clock that measures the age of loads.
     """
 
-    def __init__(self, most_unattended: int = MOST_UNATTENDED, clock: Clock = monotonic) -> None:
-        super().__init__(BackgroundLoads(most_unattended), clock)
+    def __init__(self, most_background: int = MOST_BACKGROUND, clock: Clock = monotonic) -> None:
+        super().__init__(BackgroundLoads(most_background), clock)
 
-    # -- the two ways in --------------------------------------------------------------------------------------
+    # -- joining and running --------------------------------------------------------------------------------------
 
     async def run(
         self, key: bytes, load: Callable[[Flight], Awaitable[T]], *, wait_timeout: float, namespace: str = "",
         caller: Caller = ANY_CALLER,
     ) -> T:  # fmt: skip
-        """Return what `load` returns, or what another caller's load of the same key does.
+        """Return the result of `load`, or of another caller's load of the same key.
 
-        :param load: called in a task of its own, in a copy of this caller's context; cancelled only when all who
-            wait are gone.
+        :param load: called in its own task, in a copy of this caller's context; cancelled only when no caller waits
+            any more.
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
-            flight that is detached.
-        :param namespace: whose places the load takes if it goes on when nobody waits.
-        :param caller: says how long to wait, and judges what another's load brings: what is not good for it is loaded
-            again.
-        :raises WaitExpiredError: after its `max_wait`.
+            detached flight.
+        :param namespace: the namespace whose limit counts the load if it continues without a waiting caller.
+        :param caller: sets how long to wait, and decides whether to accept the outcome of another caller's load; if
+            not, the key is loaded again.
+        :raises WaitExpiredError: after the caller's `max_wait`.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
         :raises CacheClosedError: after `aclose`.
         """
@@ -72,87 +72,87 @@ class Flights(Joins):
         deadline = monotonic() + wait_timeout
         max_wait = caller.max_wait
         end = math.inf if max_wait is None else monotonic() + max_wait
-        alone = False
+        private = False
         while True:
             caller.prepare()
             waiter = LoopWaiter(loop)
-            seat = Ticket(waiter, caller.blocks)
+            ticket = Ticket(waiter, caller.blocks)
             try:
-                flight = self._board(seat, key, loop, namespace, alone=alone, for_nobody=max_wait == 0)
-                if seat.leads:
-                    self._take_off(flight, load, loop)
-                limit = min(end, math.inf if seat.leads else deadline)
+                flight = self._join(ticket, key, loop, namespace, private=private, in_background=max_wait == 0)
+                if ticket.leads:
+                    self._start(flight, load, loop)
+                limit = min(end, math.inf if ticket.leads else deadline)
                 outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
                 if isinstance(outcome, Expired) and limit == end:
-                    crowded = not self._let_go_on(flight)
-                    raise WaitExpiredError(crowded=crowded, given_up=crowded and seat.leads)
+                    limit_reached = not self._keep_in_background(flight)
+                    raise WaitExpiredError(limit_reached=limit_reached, given_up=limit_reached and ticket.leads)
             finally:
                 try:
-                    self._leave(seat)
+                    self._leave(ticket)
                 except BaseException:
-                    # Interrupted (Ctrl-C): what was not done yet is done now.
-                    self._leave(seat)
+                    # Interrupted (Ctrl-C): this does the rest.
+                    self._leave(ticket)
                     raise
             if isinstance(outcome, Expired):
-                alone = not self._dropped(flight)
-            elif seat.leads or not isinstance(outcome, Abandoned):
-                if not seat.leads and not caller.accepts(flight.look):
-                    alone = monotonic() >= deadline
+                private = not self._dropped(flight)
+            elif ticket.leads or not isinstance(outcome, Abandoned):
+                if not ticket.leads and not caller.accepts(flight.look):
+                    private = monotonic() >= deadline
                     continue
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
                     # An error's traceback refers to this frame: the two would keep each other alive.
-                    del outcome, waiter, seat
+                    del outcome, waiter, ticket
 
     def run_blocking(
         self, key: bytes, load: Callable[[Flight], T], *, wait_timeout: float, caller: Caller = ANY_CALLER
     ) -> T:
-        """Do what `run` does, for a thread; a leader's `load` is called in this very thread.
+        """Return the same result as `run`, for a blocking caller; a leader calls `load` in its own thread.
 
         :param wait_timeout: seconds to wait for another caller's load; then this caller loads for itself, with a
-            flight that is detached.
-        :param caller: judges what another's load brings; what is not good for it is loaded again.
+            detached flight.
+        :param caller: decides whether to accept the outcome of another caller's load; if not, the key is loaded again.
         :raises CacheRecursionError: if the load of this key, directly or through others, needs this key.
-        :raises CacheDeadlockError: in a thread whose event loop, held up by this call, would have to run the load; and
+        :raises CacheDeadlockError: in a thread whose event loop, blocked by this call, would have to run the load; and
             in a signal handler or finalizer that has interrupted a critical section.
         :raises CacheClosedError: after `aclose`.
         """
         check_waiting()
         blocks = running_loop()
         deadline = monotonic() + wait_timeout
-        alone = False
+        private = False
         while True:
             caller.prepare()
             waiter = ThreadWaiter()
-            seat = Ticket(waiter, blocks)
+            ticket = Ticket(waiter, blocks)
             try:
-                flight = self._board(seat, key, None, "", alone=alone)
-                if seat.leads:
-                    return self._fly_here(flight, load)
+                flight = self._join(ticket, key, None, "", private=private)
+                if ticket.leads:
+                    return self._run_here(flight, load)
                 outcome = waiter.wait(deadline - monotonic())
             finally:
                 try:
-                    self._leave(seat)
+                    self._leave(ticket)
                 except BaseException:
-                    # Interrupted (Ctrl-C): what was not done yet is done now.
-                    self._leave(seat)
+                    # Interrupted (Ctrl-C): this does the rest.
+                    self._leave(ticket)
                     raise
             if isinstance(outcome, Expired):
-                alone = not self._dropped(flight)
+                private = not self._dropped(flight)
             elif not isinstance(outcome, Abandoned):
                 if not caller.accepts(flight.look):
-                    alone = monotonic() >= deadline
+                    private = monotonic() >= deadline
                     continue
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
                     del outcome
 
-    def launch(self, key: bytes, load: Callable[[Flight], Awaitable[object]], namespace: str = "") -> bool:
-        """Begin to load a key, on the running loop and for nobody; return whether that was done.
+    def start_background(self, key: bytes, load: Callable[[Flight], Awaitable[object]], namespace: str = "") -> bool:
+        """Start a background load of a key on the running loop; return whether it was started.
 
-        It is not if the key is being loaded already, or too many loads go on unattended, or after `aclose`.
+        It is not started if the key is being loaded already, at the limit of background loads, or after `aclose`.
         """
         loop = asyncio.get_running_loop()
         self._sweep(namespace)
@@ -160,30 +160,30 @@ class Flights(Joins):
             if self._closed or self._joinable(key) is not None:
                 return False
             flight = self._new(key, loop, namespace)
-            # Whoever causes it does not wait for it.
+            # The caller that causes it does not wait for it.
             flight.outer = None
-            if not self._unattended.add(flight):
+            if not self._background.add(flight):
                 return False
             replaced = self._enter(flight)
         try:
             self._cancel_unwanted(replaced)
-            self._take_off(flight, load, loop)
+            self._start(flight, load, loop)
         except BaseException as error:
             if flight.task is None:
                 self._settle(flight, Abandoned(error))
             raise
         return True
 
-    def _let_go_on(self, flight: Flight) -> bool:
-        """Have a load go on when nobody waits for it, if there are not too many of these."""
+    def _keep_in_background(self, flight: Flight) -> bool:
+        """Let a load continue without a waiting caller; return False at the limit of background loads."""
         self._sweep(flight.namespace)
         with self._lock:
-            # One that was replaced ends with the last who waits for it.
-            return flight.loop is None or flight.done or flight.overdue or self._unattended.add(flight)
+            # A load that was replaced ends with its last waiting caller.
+            return flight.loop is None or flight.done or flight.hung or self._background.add(flight)
 
     @contextlib.contextmanager
-    def joint(self, flights: Sequence[Flight]) -> Generator[None]:
-        """Treat what is run within as part of all these loads, whose one loader it is."""
+    def as_part_of(self, flights: Sequence[Flight]) -> Generator[None]:
+        """Run the ``with`` block as part of all these loads, which share one loader."""
         if not flights:
             yield
             return
@@ -205,10 +205,10 @@ class Flights(Joins):
     # -- the end -----------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Cancel the loads that run in tasks and take no more. Their callers get `CacheClosedError`.
+        """Cancel the loads that run in tasks, and refuse new ones. Their callers get `CacheClosedError`.
 
-        Tasks of the running loop have ended when this returns; those of other loops end as soon as these turn.
-        Loads in threads run on and serve whoever waits.
+        Tasks of the running loop have ended when this returns; those of other loops end at these loops' next turn.
+        Loads in threads continue and serve their waiting callers.
         """
         here = asyncio.get_running_loop()
         ended = self.end()
@@ -217,31 +217,29 @@ class Flights(Joins):
             await asyncio.wait(ours)
 
     def end(self) -> list[tuple[asyncio.Task[None], Flight]]:
-        """Begin to do what `aclose` does, from any thread, and return the tasks that were cancelled."""
+        """Start closing, from any thread and without waiting, and return the cancelled tasks; see `aclose`."""
         with self._lock:
             self._closed = True
         tasks = list(self._tasks.items())
         for task, flight in tasks:
-            self._call_off(task, flight)
+            self._cancel(task, flight)
         return tasks
 
     def reset(self) -> None:
-        """Forget everything, in a forked child, where nobody works on the parent's loads."""
+        """Forget everything, in a forked child, which does not run the parent's loads."""
         self._lock = section()
         for flight in self._flights.values():
             # A load that forked and returns in the child must not wake waiters that live in the parent.
-            flight.done, flight.detached, flight.crew = True, True, set()
+            flight.done, flight.detached, flight.waiters = True, True, set()
         self._flights, self._blocked = {}, {}
         self._tasks = {}
-        self._unattended.clear()
+        self._background.clear()
         self.joined = 0
 
     # -- the load ---------------------------------------------------------------------------------------------
 
-    def _take_off(
-        self, flight: Flight, load: Callable[[Flight], Awaitable[Any]], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        coroutine = self._fly(flight, load)
+    def _start(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]], loop: asyncio.AbstractEventLoop) -> None:
+        coroutine = self._run(flight, load)
         try:
             task = loop.create_task(coroutine)
         except BaseException as error:
@@ -252,24 +250,24 @@ class Flights(Joins):
         if not task.done():  # an eager task may have ended at once
             end_with_loop(task)
             self._tasks[task] = flight
-            task.add_done_callback(partial(self._land, flight))
-            if self._closed:  # between boarding and here, by another thread
-                self._call_off(task, flight)
+            task.add_done_callback(partial(self._finished, flight))
+            if self._closed:  # by another thread, between joining and here
+                self._cancel(task, flight)
 
-    async def _fly(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
+    async def _run(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
         LOADING.set(flight)  # in this task's own context
         JOB.set(None)
         try:
             value = await load(flight)
         except Exception as error:  # noqa: BLE001  # raised by every caller, the leader included
-            if not flight.crew and not flight.adrift:
-                self.unheard(flight, error)
-            self._settle(flight, Abandoned(error) if flight.adrift else Failed(error, error.__traceback__))
+            if not flight.waiters and not flight.loop_stopped:
+                self.on_unheard_error(flight, error)
+            self._settle(flight, Abandoned(error) if flight.loop_stopped else Failed(error, error.__traceback__))
         except SystemExit as error:
-            # It is the leader's, in its own task or thread. Raised by this one, it would end the whole loop also where
-            # that is the background loop, which is not the leader's to end.
-            if not flight.crew:
-                self.unheard(flight, error)
+            # It is for the leader, in its own task or thread. Raised by this task, it would end the whole loop, even
+            # the background loop, which does not belong to the leader.
+            if not flight.waiters:
+                self.on_unheard_error(flight, error)
             self._settle(flight, Abandoned(error))
         except BaseException as error:
             self._settle(flight, Abandoned(error))
@@ -277,22 +275,22 @@ class Flights(Joins):
         else:
             self._settle(flight, Loaded(value))
         finally:
-            if flight.adrift and flight.task is not None:
-                # The task's callbacks will not be called.
+            if flight.loop_stopped and flight.task is not None:
+                # The task's callbacks will not run.
                 self._tasks.pop(flight.task, None)
 
-    def _call_off(self, task: "asyncio.Task[None]", flight: Flight) -> None:
+    def _cancel(self, task: "asyncio.Task[None]", flight: Flight) -> None:
         self._settle(flight, Failed(closed_error(), None))
         cancel_task(task, task.get_loop())
 
-    def _land(self, flight: Flight, task: "asyncio.Task[None]") -> None:
+    def _finished(self, flight: Flight, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(task, None)
-        # Cancelled before its first step, a task runs none of `_fly`.
+        # Cancelled before its first step, a task runs none of `_run`.
         self._settle(flight, Abandoned(asyncio.CancelledError()))
         if not task.cancelled():
-            task.exception()  # delivered already; asyncio need not complain that nobody asked
+            task.exception()  # delivered already; asyncio must not report it as never retrieved
 
-    def _fly_here(self, flight: Flight, load: Callable[[Flight], T]) -> T:
+    def _run_here(self, flight: Flight, load: Callable[[Flight], T]) -> T:
         try:
             value = load(flight)
             self._settle(flight, Loaded(value))

@@ -1,7 +1,7 @@
-"""How callers join a load and leave it, so that nothing is left behind wherever one of them is interrupted.
+"""How callers join a load and leave it, so that an interrupt at any point leaves nothing registered.
 
-What a caller registers is noted in its `Ticket`, in the same step: CPython delivers Ctrl-C where something is called,
-so there is no call between the two. `_leave` takes back what the seat knows of, also if it is called once more.
+A caller registers something and notes it in its `Ticket` in the same step. CPython delivers Ctrl-C only where something
+is called, so no call stands between the two. `_leave` unregisters what the ticket lists, and may be called again.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ __all__ = ["Joins", "Ticket", "cancel_task", "closed_error"]
 
 
 class Ticket:
-    """What one caller has registered with a flight, so that it can be taken back; made before anything is.
+    """What one caller has registered with a flight, so that it can be undone; created before anything is registered.
 
-    :ivar holds_up: the event loop that the caller holds up.
-    :ivar flight: what it waits for, or leads.
+    :ivar holds_up: the event loop that the caller blocks.
+    :ivar flight: the flight that the caller waits for, or leads.
     :ivar outer: the load that its thread was part of before it led this one.
-    :ivar inner: the load that it is part of, which is noted to need the flight.
-    :ivar blocks: the event loop that is noted to wait for the flight.
-    :ivar job: the thread that waits with the caller, whose place another loader has meanwhile.
+    :ivar inner: the load that the caller is part of, recorded as needing the flight.
+    :ivar blocks: the event loop recorded as waiting for the flight.
+    :ivar job: the waiting caller's loader thread, whose slot another loader has meanwhile.
     """
 
     __slots__ = ("blocks", "flight", "holds_up", "inner", "job", "leads", "outer", "waiter")
@@ -47,147 +47,147 @@ class Ticket:
 
 
 class Joins(FlightRegistry):
-    """The callers of one cache's loads. What begins with an underscore is for `Flights`."""
+    """The callers of one cache's loads. Methods with an underscore are for `Flights`."""
 
-    def __init__(self, unattended: BackgroundLoads, clock: Clock) -> None:
-        super().__init__(unattended, clock)
+    def __init__(self, background: BackgroundLoads, clock: Clock) -> None:
+        super().__init__(background, clock)
         self._tasks: dict[asyncio.Task[None], Flight] = {}
-        # Which flights a blocking call keeps an event loop waiting for: nothing else on that loop can move.
+        # The flights that block an event loop through a blocking call: nothing else on that loop can run.
         self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
         self._closed = False
-        self.unheard: Callable[[Flight, BaseException], object] = _ignore
-        """Called with what a load raised while no caller was there to get it."""
+        self.on_unheard_error: Callable[[Flight, BaseException], object] = _ignore
+        """Called with the error of a load that no caller waits for."""
         self.joined = 0
-        """How many callers found a load of their key under way."""
+        """How many callers joined a load that was under way."""
 
-    def _board(
-        self, seat: Ticket, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, alone: bool,
-        for_nobody: bool = False,
+    def _join(
+        self, ticket: Ticket, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, private: bool,
+        in_background: bool = False,
     ) -> Flight:  # fmt: skip
-        """Join the flight of a key or open one: on `loop` if an async caller would lead it.
+        """Join the flight of a key or create one: on `loop` if an async caller would lead it.
 
-        The seat knows of each thing that is registered, in the same step: `_leave` takes back what there is.
+        The ticket lists each thing in the same step in which it is registered: `_leave` unregisters what it lists.
 
-        :param for_nobody: whether it would have to go on without the caller at once.
-        :raises WaitExpiredError: if it would, and too many do already.
+        :param in_background: whether a new load would have to continue without the caller at once.
+        :raises WaitExpiredError: if it would, at the limit of background loads.
         """
-        inner, blocks, outer = enclosing_load(self, key), seat.holds_up, LOADING.get()
+        inner, blocks, outer = enclosing_load(self, key), ticket.holds_up, LOADING.get()
         present = self._flights.get(key)
         if present is not None and present.loop is not None and present.loop.is_closed():
             self._dropped(present)
-        if for_nobody:
+        if in_background:
             self._sweep(namespace)
         replaced: Flight | None = None
         with self._lock:
             if self._closed:
                 raise closed_error()
-            flight = None if alone else self._joinable(key)
+            flight = None if private else self._joinable(key)
             leads = flight is None
             if flight is None:
-                flight = self._new(key, loop, namespace, alone=alone)
-                seat.flight, seat.leads, seat.outer = flight, True, outer
+                flight = self._new(key, loop, namespace, private=private)
+                ticket.flight, ticket.leads, ticket.outer = flight, True, outer
                 if loop is None:
-                    # Before anybody can join: a signal handler of this thread is not to wait for its own thread.
+                    # Before any caller can join: a signal handler of this thread must not wait for its own thread.
                     LOADING.set(flight)
-                if for_nobody and not alone and not self._unattended.add(flight):
-                    raise WaitExpiredError(crowded=True)
-                if not alone:
+                if in_background and not private and not self._background.add(flight):
+                    raise WaitExpiredError(limit_reached=True)
+                if not private:
                     replaced = self._enter(flight)
             else:
                 check_cycle(flight, inner, blocks, self._blocked)
                 if loop is None and flight.served_by == threading.get_ident():
                     raise CacheDeadlockError(
-                        "a signal handler or a finalizer needs what its own thread is about to load for a batch"
+                        "a signal handler or a finalizer needs a key that its own thread is about to load for a batch"
                     )
-                seat.flight = flight
+                ticket.flight = flight
                 self.joined += 1
             if loop is not None or not leads:
-                flight.crew.add(seat.waiter)
+                flight.waiters.add(ticket.waiter)
             held = self._blocked.get(blocks, []) if blocks is not None else []
-            # No call from here on: what is registered, and that it is, is one step for Ctrl-C.
+            # No call from here on: registering and noting it in the ticket is one step for Ctrl-C.
             if inner is not None:
                 inner.needs = [*inner.needs, flight]
-                seat.inner = inner
+                ticket.inner = inner
             if blocks is not None:
                 self._blocked[blocks] = [*held, flight]
-                seat.blocks = blocks
+                ticket.blocks = blocks
         self._cancel_unwanted(replaced)
-        # A thread that leads has its loader to run; any other of ours that comes here only waits.
+        # A thread that leads runs its loader; any other loader thread that gets here only waits.
         job = None if leads and loop is None else JOB.get()
         if job is not None:
-            job.pause()
-            seat.job = job
+            job.yield_slot()
+            ticket.job = job
         return flight
 
     def _cancel_unwanted(self, flight: Flight | None) -> None:
-        """Cancel a flight that was replaced, unless somebody waits for it, who does without a time limit then."""
-        if flight is not None and not flight.crew and flight.task is not None and flight.loop is not None:
+        """Cancel a flight that was replaced, unless a caller waits for it; that caller waits without a time limit."""
+        if flight is not None and not flight.waiters and flight.task is not None and flight.loop is not None:
             cancel_task(flight.task, flight.loop)
 
-    def _leave(self, seat: Ticket) -> None:
-        """Take back what a caller has registered, as far as it got. Once done, doing it again changes nothing."""
-        flight = seat.flight
-        if seat.job is not None:
-            job, seat.job = seat.job, None
-            job.resume()
+    def _leave(self, ticket: Ticket) -> None:
+        """Unregister what a caller has registered so far. Idempotent."""
+        flight = ticket.flight
+        if ticket.job is not None:
+            job, ticket.job = ticket.job, None
+            job.take_slot()
         if flight is None:
             return
-        if seat.leads and flight.loop is None:
-            LOADING.set(seat.outer)
-        if seat.leads and (flight.loop is None or flight.task is None):
-            # Only after Ctrl-C in the wrong moment is this the first to tell those who wait.
+        if ticket.leads and flight.loop is None:
+            LOADING.set(ticket.outer)
+        if ticket.leads and (flight.loop is None or flight.task is None):
+            # Only after a badly timed Ctrl-C is this the first outcome for the waiting callers.
             self._settle(flight, Abandoned(KeyboardInterrupt()))
-        if flight.done and seat.inner is None and seat.blocks is None:
+        if flight.done and ticket.inner is None and ticket.blocks is None:
             return
         unwanted = False
         with self._lock:
-            if seat.inner is not None:
-                needs = _without(seat.inner.needs, flight)
-                seat.inner.needs, seat.inner = needs, None
-            if seat.blocks is not None:
-                self._unblock(seat, flight)
-            flight.crew.discard(seat.waiter)
-            if not flight.done and not flight.crew and flight.loop is not None and flight not in self._unattended:
-                # Out of the registry in the same step: who comes now starts anew instead of joining the cancelled.
+            if ticket.inner is not None:
+                needs = _without(ticket.inner.needs, flight)
+                ticket.inner.needs, ticket.inner = needs, None
+            if ticket.blocks is not None:
+                self._unblock(ticket, flight)
+            flight.waiters.discard(ticket.waiter)
+            if not flight.done and not flight.waiters and flight.loop is not None and flight not in self._background:
+                # Out of the registry in the same step: new callers start a load instead of joining the cancelled one.
                 self._forget(flight)
                 unwanted = flight.detached = True
         if unwanted and flight.task is not None and flight.loop is not None:
             cancel_task(flight.task, flight.loop)
 
-    def _unblock(self, seat: Ticket, flight: Flight) -> None:
-        loop = seat.blocks
+    def _unblock(self, ticket: Ticket, flight: Flight) -> None:
+        loop = ticket.blocks
         assert loop is not None
-        held = _without(self._blocked.get(loop, []), flight)  # not there after a `reset` in between
-        self._blocked[loop], seat.blocks = held, None
+        held = _without(self._blocked.get(loop, []), flight)  # missing after a `reset` in between
+        self._blocked[loop], ticket.blocks = held, None
         if not held:
             del self._blocked[loop]
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Make an outcome known, once; the flight leaves the registry before anybody wakes.
+        """Deliver an outcome, once; the flight leaves the registry before any waiter wakes.
 
-        Interrupted (Ctrl-C), it is called again, and tells those who were not told yet.
+        After an interrupt (Ctrl-C) it is called again, and delivers to the waiters that have no outcome yet.
         """
         with self._lock:
-            if flight.done and not flight.crew:
+            if flight.done and not flight.waiters:
                 return
             flight.detached = flight.detached or isinstance(outcome, Abandoned)
-            self._unattended.discard(flight)
+            self._background.discard(flight)
             self._forget(flight)
             flight.done = True
-            crew = list(flight.crew)
-        wake(crew, outcome)
-        flight.crew = set()
-        # Contexts that outlive the load keep the flight, which is not to keep the arguments of the call.
+            waiters = list(flight.waiters)
+        wake(waiters, outcome)
+        flight.waiters = set()
+        # Contexts that outlive the load keep the flight, which must not keep the arguments of the call.
         flight.loader = None
 
     def _sweep(self, namespace: str) -> None:
         with self._lock:
-            lost = self._unattended.lost(namespace)
+            lost = self._background.lost(namespace)
         for flight in lost:
             self._dropped(flight)
 
     def _dropped(self, flight: Flight) -> bool:
-        """Abandon a flight whose loop does not run (any more), and return whether that is so."""
+        """Abandon a flight whose loop does not run (any more), and return whether it was abandoned."""
         if flight.loop is None or flight.loop.is_running():
             return False
         self._settle(flight, Abandoned(asyncio.CancelledError()))
@@ -201,7 +201,7 @@ def _ignore(_flight: Flight, _error: BaseException) -> None:
 
 
 def _without(flights: list[Flight], flight: Flight) -> list[Flight]:
-    """Return a list without one occurrence of a flight, if it has any."""
+    """Return a list without one occurrence of a flight."""
     rest = list(flights)
     with contextlib.suppress(ValueError):
         rest.remove(flight)
@@ -217,5 +217,5 @@ def cancel_task(task: "asyncio.Task[None]", loop: asyncio.AbstractEventLoop) -> 
 
 
 def closed_error() -> CacheClosedError:
-    """Return the error of a call after the end."""
+    """Return the error of a call after closing."""
     return CacheClosedError("this cache was closed; make a new manager")

@@ -21,18 +21,18 @@ _FIRST_IN_CLASS: Final = _FIRST | {"mcs", "mcls", "metacls"}
 
 
 class Call:
-    """A function's signature, and how its arguments are told apart.
+    """A function's signature, and how its arguments are distinguished.
 
-    :param function: what callers call.
+    :param function: the function that callers call.
     :param whole: look into partials and bound methods, so that what they fill in are arguments as any others.
-    :ivar function: what is called in the end.
+    :ivar function: the function called in the end.
     :ivar name: its module and qualified name; empty if it has none.
     :ivar owner: the module and qualified name of the class whose body defines it.
     :ivar in_class: whether what callers call is defined in a class body.
     :ivar instance: the name of the parameter that is the instance, or the class of a classmethod; None without one.
-    :ivar thing: what a method written in C is bound to; None without one.
+    :ivar thing: the object that a method written in C is bound to; None without one.
     :ivar guessed: whether a decorator between may fill some of the parameters, see `Seen`.
-    :ivar closure: what the function closes over; None if that is nothing.
+    :ivar closure: the variables that the function closes over; None without any.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class Call:
     def check_exclude(self, exclude: Iterable[str]) -> frozenset[str]:
         """Return the names to leave out: parameters, and variables that the function closes over.
 
-        :raises CacheTypeError: for what is no collection of names.
+        :raises CacheTypeError: if it is not a collection of names.
         :raises CacheArgumentError: for a name that is neither.
         """
         if isinstance(exclude, str):

@@ -1,4 +1,4 @@
-"""The key of a call: what `cached` stores a function's result under.
+"""The key of a call, under which `cached` stores a function's result.
 
 Without more said, it is the function's module and qualified name with the canonical text of its arguments, bound
 to the parameters and with defaults filled in. So ``f()``, ``f(5)`` and ``f(a=5)`` are one key where 5 is the
@@ -28,7 +28,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = ["CallKeyBuilder", "plain_strings"]
 
-_Fast: TypeAlias = Callable[[Args], Hashable]
+_MemoKey: TypeAlias = Callable[[Args], Hashable]
 
 # Types whose values are equal exactly if their canonical texts are, provided that the types are the same too.
 # Neither float (0.0 equals -0.0) nor Decimal (1.0 equals 1.00) nor datetime (one instant in two zones).
@@ -42,21 +42,23 @@ class CallKeyBuilder:
     :ivar module: the module's name.
     :ivar in_class: whether it is defined in a class body.
     :ivar by_name: whether the function's name is part of its keys.
-    :ivar fast: takes the positional arguments of a call without keyword arguments and returns something hashable
-        that is equal for two such calls only if their keys are; or None where that takes more than a glance.
-        A mapping from it to what was found before saves the work of `key`.
+    :ivar memo_key: takes the positional arguments of a call without keyword arguments and returns a hashable object.
+        It is equal for two such calls only if their keys are equal; None if that takes too long to find out. A mapping
+        from it to earlier results saves the work of `key`.
     """
 
-    __slots__ = ("_call", "_make", "_suffix", "by_name", "fast", "in_class", "module", "name")
+    __slots__ = ("_call", "_make", "_suffix", "by_name", "in_class", "memo_key", "module", "name")
 
-    fast: _Fast
+    memo_key: _MemoKey
 
-    def __init__(self, call: Call, make: Callable[[Args, Kwargs], KeyText], fast: _Fast, suffix: str = "") -> None:
+    def __init__(
+        self, call: Call, make: Callable[[Args, Kwargs], KeyText], memo_key: _MemoKey, suffix: str = ""
+    ) -> None:
         self._call = call
         self._make = make
         self._suffix = suffix
         self.by_name = False
-        self.fast = fast
+        self.memo_key = memo_key
         self.name = call.name
         self.module = module_name(call.owner[0])
         self.in_class = call.in_class
@@ -73,7 +75,7 @@ class CallKeyBuilder:
     ) -> "CallKeyBuilder":
         """Return the keys of a function's calls.
 
-        :param function: the function itself; of a classmethod or staticmethod, what is within.
+        :param function: the function itself; of a classmethod or staticmethod, the wrapped one.
         :param key_func: is called with the function's arguments and returns the key. Of a method, it gets `self`
             only if it has a parameter for it.
         :param key: a template of the key such as ``"{ticker}:{expiration}"``, see `Template`.
@@ -94,10 +96,10 @@ class CallKeyBuilder:
         if key is not None:
             template = _ByTemplate(call, key, excluded)
             unused = frozenset(call.parameters) - template.template.fields
-            fast = _never if template.template.attributes else _fast(call, unused, None)
-            return cls(call, template.key, fast, suffix)
+            memo_key = _never if template.template.attributes else _memo_key(call, unused, None)
+            return cls(call, template.key, memo_key, suffix)
         by_arguments = _ByArguments(call, excluded)
-        keys = cls(call, by_arguments.key, _told_apart(call, _fast(call, excluded, by_arguments.owner)), suffix)
+        keys = cls(call, by_arguments.key, _told_apart(call, _memo_key(call, excluded, by_arguments.owner)), suffix)
         keys.by_name = True
         return keys
 
@@ -125,7 +127,7 @@ class CallKeyBuilder:
         return list(self._call.parameters)
 
     @property
-    def first(self) -> tuple[int, str] | None:
+    def first_parameter(self) -> tuple[int, str] | None:
         """The place and name of the first positional parameter of callers beside the instance; None without one."""
         filled = self._call.filled
         count = len(filled.args)
@@ -142,9 +144,9 @@ class CallKeyBuilder:
         """
         return self._call.bind(args, kwargs)
 
-    def fast_call(self, args: Args, kwargs: Kwargs) -> Hashable:
-        """Do what `fast` does for a call with keyword arguments, in some more time."""
-        first = self.fast(args)
+    def memo_key_of_call(self, args: Args, kwargs: Kwargs) -> Hashable:
+        """Return the `memo_key` of a call with keyword arguments; takes a little longer."""
+        first = self.memo_key(args)
         if first is None:
             return None
         for value in kwargs.values():
@@ -159,7 +161,7 @@ class CallKeyBuilder:
     def memorable(self, key: KeyText) -> bool:
         """Return whether to remember a call by its arguments: not if they are so long that they would fill memory."""
         closure = self._call.closure
-        # What is not found under its name is told apart by more than `fast` tells.
+        # A function that is not importable by its name is identified by more than `memo_key` covers.
         bare = closure is None or not self.by_name or not closure.importable or not closure.text()
         return bare and len(key) <= LONGEST_TEXT and "~#" not in key
 
@@ -179,7 +181,7 @@ class _ByArguments:
         self._head = escape(call.name)
         instance = call.instance if call.instance not in excluded else None
         self.owner = None if instance is None else InstanceKey(call.name, call.owner, instance)
-        # What a method written in C is bound to.
+        # The object that a method written in C is bound to.
         self._bound = None if call.thing is None else InstanceKey(call.name, ("", ""), "function")
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
@@ -206,8 +208,8 @@ class _ByArguments:
         """Return the parts of a call whose arguments may fill other parameters than it seems.
 
         The decorator may hand in a session, so that the caller's first argument is not the session. What is given by
-        place is never taken for an excluded parameter, unless it cannot be part of a key at all, as a session cannot;
-        and what equals a default is told apart from what was left out.
+        place is never taken for an excluded parameter, unless it cannot be part of a key at all, as a session cannot.
+        An argument that equals a default is distinguished from one that was left out.
         """
         call = self._call
         if not call.fits(args, kwargs):
@@ -304,7 +306,7 @@ def _never(_: Args) -> None:
 
 
 def plain_strings(args: Args) -> Hashable:
-    """Do what `CallKeyBuilder.fast` does for a function of which every parameter counts."""
+    """Return a call's `memo_key` for a function with no ignored parameters."""
     for arg in args:
         if type(arg) is not str:
             break
@@ -321,8 +323,8 @@ def _of_types(args: Args) -> Hashable:
     return (args, types) if _EXACT.issuperset(types) else None
 
 
-def _fast(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
-    """Return the function for `CallKeyBuilder.fast`.
+def _memo_key(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _MemoKey:
+    """Return the function for `CallKeyBuilder.memo_key`.
 
     Two calls without keyword arguments fill the same parameters if they have the same number of arguments; so
     equal arguments are equal keys, whatever is dropped. What is dropped by its place is so in every call.
@@ -337,22 +339,22 @@ def _fast(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _F
     return _by_place(call, dropped, owner)
 
 
-def _told_apart(call: Call, fast: _Fast) -> _Fast:
-    """Return a function for `CallKeyBuilder.fast` that also tells what else is part of the keys than arguments."""
+def _told_apart(call: Call, memo_key: _MemoKey) -> _MemoKey:
+    """Return a function for `CallKeyBuilder.memo_key` that also covers parts of the keys other than arguments."""
     closure, thing = call.closure, call.thing
     if thing is not None:
         return _never
     if closure is None or closure.importable:
-        return fast
+        return memo_key
 
     def of_closure(args: Args) -> Hashable:
-        short = fast(args)
+        short = memo_key(args)
         return None if short is None else (closure.text(), short)
 
     return of_closure
 
 
-def _by_place(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
+def _by_place(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _MemoKey:
     if dropped and not call.guessed:
         return _fast_without(call, dropped, owner)
     if owner is None:
@@ -372,7 +374,7 @@ def _by_place(call: Call, dropped: Collection[str], owner: InstanceKey | None) -
     return of_method
 
 
-def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _Fast:
+def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _MemoKey:
     kept: list[int] = []
     rest: int | None = None
     for place, parameter in enumerate(call.parameters.values()):
@@ -390,7 +392,7 @@ def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | Non
         if only < count == most:
             kind = type(args[only])
             return (args[only], kind) if kind in _EXACT else None
-        # Too few or too many would drop what makes the call an error.
+        # Too few or too many would hide the error of the call.
         if count < least or (count > most and not open_ended):
             return None
         given = [args[place] for place in kept if place < count]

@@ -95,7 +95,7 @@ def escape(text: str, *, alone: bool = False) -> str:
 
 
 def _percent(match: re.Match[str]) -> str:
-    # A lone surrogate is no Unicode text, but it is a `str` all the same, and must not collide with another.
+    # A lone surrogate is not Unicode text, but a `str` may contain it, and it must not collide with another.
     return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass"))
 
 
@@ -133,7 +133,7 @@ def _found(module: str, qualname: str, thing: object) -> bool:
     return found is thing
 
 
-# -- encoders: each takes the value and the depth of what is in it ---------------------------------------------
+# -- encoders: each takes the value and the depth of its items ---------------------------------------------
 
 _Encoder = Callable[[Any, int], str]
 
@@ -194,7 +194,7 @@ def _type(value: type, _: int) -> str:
 def _function(value: Any, _: int) -> str:
     module, name = value.__module__, value.__qualname__
     if not isinstance(module, str) or not _found(module, name, value):
-        raise UnsupportedError(f"the function {name} cannot be told from others of that name")
+        raise UnsupportedError(f"the function {name} cannot be distinguished from others of that name")
     return f"~function:{escape(f'{module_name(module)}.{name}')}"
 
 
@@ -266,7 +266,7 @@ def _digest(content: Content, depth: int) -> str:
     digest = blake2b(digest_size=16)
     for part in content.parts:
         data = part.data if isinstance(part, Raw) else encode(part, depth).encode()
-        # Where each part ends, and whether it is text, belongs to what is told apart.
+        # Where each part ends, and whether it is text, is part of the identity.
         digest.update(b"%d %d;" % (isinstance(part, Raw), len(data)))
         digest.update(data)
     return digest.hexdigest()
@@ -330,7 +330,7 @@ def _encoder_for(value: object) -> _Encoder:
             return encoder
     if isinstance(value, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
         return _named_tuple
-    # A subclass that is no dataclass itself may keep what no field tells of.
+    # A subclass that is not a dataclass itself may hold state outside its fields.
     if "__dataclass_fields__" in vars(cls):
         return _dataclass
     models = sys.modules.get("pydantic.main")

@@ -1,4 +1,4 @@
-"""What tells functions of one name apart, as part of their keys: foremost, what a factory lets them close over.
+"""The part of keys that distinguishes functions of one name: mainly the variables they close over.
 
 Plain values that do not change (text, numbers, dates, tuples of them), enumeration members, frozen dataclasses and
 functions count as what they are, so that other processes find what was stored; a function that has taken over another's
@@ -58,7 +58,7 @@ _warned: Final[set[str]] = set()
 
 
 def closure_of(function: Any, name: str) -> "Closure | None":
-    """Return what tells a function from others of its name; None if its name tells all.
+    """Return the part that distinguishes a function from others of its name; None if the name is enough.
 
     :param name: the function's name, for messages.
     """
@@ -88,7 +88,7 @@ def _is_renamed(function: Any) -> bool:
 class Closure:
     """The variables that one function closes over.
 
-    :ivar names: what they are called.
+    :ivar names: their names.
     :ivar importable: whether the function may be found under its name, once its module is complete.
     """
 
@@ -104,7 +104,7 @@ class Closure:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the variables are called."""
+        """The names of the variables."""
         return frozenset(self._cells)
 
     def without(self, names: frozenset[str]) -> "Closure | None":
@@ -168,11 +168,11 @@ class Closure:
 
 
 class _Describing:
-    """One description of what a function closes over.
+    """One description of the variables that a function closes over.
 
     :ivar read: the variables that were read, those of local functions included, and their values.
     :ivar lasts: whether the text is the same as long as these are the very same objects.
-    :ivar opaque: the first variable that counts as itself alone, and what it is.
+    :ivar opaque: the first variable that counts by identity only, and its description.
     """
 
     def __init__(self, function: Any, name: str) -> None:
@@ -258,7 +258,7 @@ class _Describing:
         return f"~function:{text}({','.join(parts)})" if parts else f"~function:{text}"
 
     def _instance(self, value: Any) -> str:
-        """Return the text of what a method is bound to: as for `self`, one of these is as good as another."""
+        """Return the text of the object that a method is bound to; as for `self`, equal ones are interchangeable."""
         cls: type[Any] = type(value)
         if not callable(getattr(cls, "__cache_key__", None)) and constructed_without_arguments(cls):
             return f"~self:{class_name(cls)}"
@@ -296,7 +296,7 @@ class _Describing:
 
 
 def _inputs(function: FunctionType) -> dict[str, CellType | None]:
-    """Return the variables that a function closes over; None for those that it assigns itself, which are no input."""
+    """Return the variables that a function closes over; None for those that it assigns itself: they are not input."""
     own = _assigned(function.__code__)
     return {name: None if name in own else cell for name, cell in _cells(function).items()}
 
@@ -332,7 +332,7 @@ def _within(value: Any) -> Any:
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return what our own wrappers, and others that only add a cache, are around."""
+    """Return the function inside our own wrappers, and inside others that only add a cache."""
     for _ in range(_DEEPEST):
         if not hasattr(function, "cache_info") or not hasattr(function, "__wrapped__"):
             break
@@ -341,7 +341,7 @@ def _unwrapped(function: Any) -> Any:
 
 
 def _assigned(code: CodeType) -> frozenset[str]:
-    """Return which variables of an enclosing function a piece of code assigns to, what is nested in it included."""
+    """Return which variables of an enclosing function a piece of code assigns to, including its nested code."""
     free = frozenset(code.co_freevars)
     if not free:
         return free

@@ -1,4 +1,4 @@
-"""What a value that is no plain one counts for as a part of a key: how `foreign` tells `canonical`."""
+"""How values of other libraries describe themselves to `canonical` as parts of a key."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ LARGEST: Final = 4 * 2**20
 class UnsupportedError(Exception):
     """A value has no canonical text.
 
-    :ivar problem: what is wrong, without the value.
+    :ivar problem: the problem, without the value.
     """
 
     def __init__(self, problem: str) -> None:
@@ -68,7 +68,7 @@ def library_name(cls: type) -> str:
 def only(value: object, *names: str) -> str:
     """Return the name of a value's class.
 
-    :raises UnsupportedError: for another class than these, as a subclass may hold more than what is read of it.
+    :raises UnsupportedError: for any other class, because a subclass may hold more than is read here.
     """
     cls = type(value)
     name = library_name(cls)
@@ -78,7 +78,7 @@ def only(value: object, *names: str) -> str:
 
 
 class Room:
-    """What is left of the bound while one array or frame is read."""
+    """The rest of the bound while one array or frame is read."""
 
     __slots__ = ("_left",)
 

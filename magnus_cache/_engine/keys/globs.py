@@ -1,6 +1,6 @@
 """Globs: which values a clear covers, judged by the keys as their callers wrote them.
 
-A name in Redis holds a key's text, which escapes what cannot be seen, marks what is no plain string, and ends in a
+A name in Redis holds a key's text, which escapes invisible characters, marks other types than str, and ends in a
 digest where the key is long. None of that is for callers to know: a glob is matched with what they wrote.
 
 - A string is matched as it is: ``clear("users:hello w*")`` covers the key ``"hello world"``.
@@ -34,7 +34,7 @@ __all__ = [
 _SPECIAL: Final = re.compile(r"[*?\[\\]")
 _QUOTED: Final = re.compile(rb"([*?\[\]\\^\-])")
 _STAR: Final = ""
-"""In a list of tokens, what stands for any characters; the others are expressions for one character each."""
+"""The token for any number of characters; other tokens are expressions for one character each."""
 
 _PARTS_OF_A_NAME: Final = 3
 """Prefix, namespace, and the text of the key."""
@@ -51,7 +51,7 @@ _PARTS: Final = re.compile(r"~\(|~''|~[a-zA-Z0-9]+:|~|[(),=]|[^~(),=]+")
 
 
 class ClearScope(NamedTuple):
-    """What a clear covers, as full Redis names.
+    """The full Redis names that a clear covers.
 
     :ivar prefix: all names covered begin with this.
     :ivar pattern: the glob for SCAN MATCH. It may match more than is covered where `glob` is given.
@@ -73,7 +73,7 @@ class ClearScope(NamedTuple):
 class Glob:
     """Tells which full names some globs cover, any of them.
 
-    :param prefix: what a name has to begin with.
+    :param prefix: the required prefix of names.
     :param globs: globs of full names, with keys as their callers wrote them.
     """
 
@@ -91,7 +91,7 @@ class Glob:
         return hash((self._prefix, self._globs))
 
     def fullmatch(self, name: bytes) -> bytes | None:
-        """Return a full Redis name if it is covered, else None: what `re.Pattern.fullmatch` tells, for a clear."""
+        """Return a full Redis name if the clear covers it, else None, like `re.Pattern.fullmatch`."""
         if not name.startswith(self._prefix):
             return None
         shapes = self._shapes
@@ -116,7 +116,7 @@ class Glob:
 class _Shape(NamedTuple):
     """A glob, ready to be matched.
 
-    :ivar regex: matches, in full, what it covers.
+    :ivar regex: fully matches the names that it covers.
     :ivar head: an expression for each character before its first star.
     :ivar bounded: whether it has no star.
     """
@@ -135,7 +135,7 @@ class _Shape(NamedTuple):
     def may_match(self, beginning: str) -> bool:
         """Return whether it matches any longer text with this beginning.
 
-        From its first star on anything can follow: the star takes what is left of the beginning.
+        From its first star on anything can follow: the star takes the rest of the beginning.
         """
         if self.bounded and len(self.head) <= len(beginning):
             return False
@@ -148,7 +148,7 @@ class _Shape(NamedTuple):
 def spellings(text: bytes) -> Iterator[tuple[str, bool]]:
     """Yield what a key's text, the last part of its name, may be matched as, and whether that is all of it.
 
-    What is no text of ours, as of a name that somebody else has written, is read as well as can be.
+    Text of another origin, as in a name that another program has written, is read as far as possible.
     """
     if b"~" not in text:
         yield _unescaped(text), True
@@ -170,7 +170,7 @@ def spellings(text: bytes) -> Iterator[tuple[str, bool]]:
 
 
 def _typed(text: str, *, whole: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the spellings of what is no string: of a tuple as it is written, and with parentheses or colons only."""
+    """Yield the spellings of a part other than a string: of a tuple as written, and with parentheses or colons only."""
     spelled = _Spelled()
     parts = _PARTS.findall(text)
     kind = ""
@@ -268,7 +268,7 @@ def _raw(text: bytes) -> bytes:
 
 
 def _decoded(data: bytes, *, cut: bool = False) -> str:
-    """Return the text of some bytes, also of lone surrogates and of what is no text.
+    """Return the text of some bytes, also of lone surrogates and of invalid text.
 
     :param cut: whether they may end within a character, which is left out then.
     """
@@ -313,9 +313,9 @@ def key_pattern(prefix: bytes, literal: str) -> bytes:
     """Return a glob for SCAN MATCH that matches all names of a namespace whose keys are spelled with a beginning.
 
     A glob has no way to say "one of these texts", so it is about the first byte alone: that of the text as it is, that
-    of its escape, or the mark of what is no string.
+    of its escape, or the mark of a part that is not a string.
 
-    :param prefix: what the names of the namespace begin with.
+    :param prefix: the prefix of the namespace's names.
     """
     if not literal:
         return prefix_pattern(prefix)
@@ -361,7 +361,7 @@ def _regex(tokens: list[str]) -> re.Pattern[str]:
 
 
 def _class(glob: str, place: int) -> tuple[str, int]:
-    """Translate what follows ``[`` up to its ``]``, or to the end of the glob, as Redis has it."""
+    """Translate the text after ``[`` up to its ``]``, or to the end of the glob, as Redis does."""
     negated = glob[place : place + 1] == "^"
     place += negated
     members: list[str] = []

@@ -1,6 +1,6 @@
 """Tokens: a name for an object that has none, unique to it among all processes of a fleet.
 
-An `id()` is handed out again as soon as its object is gone, so a key made from one serves the data of the dead to
+An `id()` is reused as soon as its object is deleted, so a key made from one serves the data of the old object to
 the living. A token is never handed out twice: it is a random part of the process with a count.
 """
 
@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 class IdentityMap(Generic[V]):
-    """Values for objects by identity, gone with the object; the objects need neither hash nor equality."""
+    """Values for objects by identity, removed with the object; the objects need neither hash nor equality."""
 
     __slots__ = ("_items",)
 
@@ -36,7 +36,7 @@ class IdentityMap(Generic[V]):
         """
         place, items = id(thing), self._items
         # No lock in the callback: the collector may run it in the midst of anything. The identity cannot be
-        # in use by another object yet, as the callback runs before the memory is let go.
+        # in use by another object yet, because the callback runs before the memory is freed.
         items[place] = weakref.ref(thing, lambda _: items.pop(place, None)), value
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What `self` counts for in the key of a cached method: the data of one instance is not another's.
+"""`self` as part of the key of a cached method, so that instances do not share data.
 
 An instance counts as
 
@@ -31,12 +31,12 @@ _Rule = Callable[[Any], str]
 
 
 class InstanceKey:
-    """Says what the first argument of one method counts for.
+    """Turns the first argument of one method into a part of the key.
 
     :param function: the method's name, for messages.
     :param owner: the module and qualified name of the class whose body defines the method. An instance of just
         that class need not name it again: the function's name does.
-    :param argument: what the method calls its first argument.
+    :param argument: the method's name for its first argument.
     """
 
     __slots__ = ("_argument", "_function", "_of_classes", "_owner", "_rules")
@@ -52,7 +52,7 @@ class InstanceKey:
         """Return the text that stands for an instance, or for the class in a classmethod; empty for nothing.
 
         :raises CacheTypeError: if its ``__cache_key__`` returns what cannot be part of a key, or if it has none
-            and cannot be told from another instance.
+            and cannot be distinguished from another instance.
         """
         # A class as the first argument is a classmethod's, and each class is a case of its own.
         cls = instance if isinstance(instance, type) else type(instance)
@@ -121,7 +121,7 @@ class InstanceKey:
             return f"~self:{class_name(cls)}({token})"
         raise CacheTypeError(
             self._argument,
-            f"{self._function} cannot be cached: instances of {cls.__qualname__} cannot be told apart, as they have "
+            f"{self._function} cannot be cached: instances of {cls.__qualname__} are not distinguishable, as they have "
             "neither an identity that lasts (their class has __slots__ without '__weakref__') nor fields that can all "
             f"be part of a key; define __cache_key__() on {cls.__qualname__}, returning what its data depend on",
         )
@@ -162,7 +162,7 @@ def is_value_class(cls: Any) -> bool:
     """Return whether its instances do not change and are equal by their fields, so that equal ones are the same."""
     if issubclass(cls, tuple):
         return isinstance(getattr(cls, "_fields", None), tuple)
-    # Of this very class: a subclass that is no dataclass itself may keep what no field tells of.
+    # Of exactly this class: a subclass that is not a dataclass itself may hold state outside its fields.
     dataclass = vars(cls).get("__dataclass_params__")
     if dataclass is not None:
         return bool(dataclass.frozen and dataclass.eq)
@@ -181,7 +181,7 @@ def content(instance: Any) -> str:
     """
     cls = type(instance)
     if "__dataclass_params__" in vars(cls):
-        # What does not count when instances are compared does not make two of them.
+        # Fields that are not compared do not distinguish instances.
         every = not is_value_class(cls)
         fields = (field for field in dataclasses.fields(cls) if every or field.compare)
         text = ",".join(f"{escape(field.name)}={encode(getattr(instance, field.name))}" for field in fields)
@@ -199,7 +199,7 @@ def _type_texts(args: tuple[Any, ...]) -> str:
 def _type_text(annotation: Any) -> str:
     """Return the text of what can stand between the brackets of a generic class.
 
-    :raises UnsupportedError: for what has no name that other processes know, such as a type variable.
+    :raises UnsupportedError: for types without a name that other processes know, such as a type variable.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:

@@ -1,4 +1,4 @@
-"""Keys by a function of the arguments: what `key_func` is called with, and what it may return."""
+"""Keys by a function of the arguments: how `key_func` is called, and its valid results."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class _Plan(NamedTuple):
 
 
 _AS_GIVEN: Final = _Plan(0, -1, (), {}, {})
-"""Compared by identity: which arguments there are is the caller's affair, and so is what is wrong with them."""
+"""Compared by identity: the caller is responsible for the arguments, and for problems with them."""
 
 
 class KeyFunction:
@@ -43,8 +43,8 @@ class KeyFunction:
     function's; else as the caller gave them.
 
     :param call: the function whose results are kept.
-    :param key_func: what was given for it.
-    :raises CacheTypeError: for what is no plain function.
+    :param key_func: the given function.
+    :raises CacheTypeError: if it is not a plain function.
     """
 
     __slots__ = ("_call", "_drop", "_key_func", "_leading", "_names", "_plans", "_rest", "_whole")
@@ -66,7 +66,7 @@ class KeyFunction:
         """Return the key of a call.
 
         :raises TypeError: the one that calling the function with these arguments raises.
-        :raises CacheTypeError: if `key_func` returns what cannot be a key.
+        :raises CacheTypeError: if the result of `key_func` cannot be a key.
         """
         if not kwargs and len(args) in self._whole:
             result = self._key_func(*args)

@@ -1,4 +1,4 @@
-"""Where a function without a name of its own stands: what tells one lambda from another."""
+"""The position in the source of a function without a name, which distinguishes lambdas."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ __all__ = ["code_digest", "place_of"]
 
 
 def place_of(function: Callable[..., Any]) -> str:
-    """Return what tells one lambda of a module from another; functions are told apart by their names.
+    """Return a text that distinguishes the lambdas of a module; other functions differ by their names.
 
     In a file that is its line and column. Cells of a notebook, and what is typed or built at run time, all begin with
     line 1: there its source's name and its code tell.
@@ -30,12 +30,12 @@ def place_of(function: Callable[..., Any]) -> str:
 
 
 def code_digest(code: CodeType) -> str:
-    """Return a digest of what a piece of code does, the same in every process of one version of Python."""
+    """Return a digest of a piece of code, the same in every process of one version of Python."""
     return blake2b(_code(code).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _code(code: CodeType) -> str:
-    """Return what a piece of code does, as text that is the same in every process of one version of Python."""
+    """Return a text of a piece of code, the same in every process of one version of Python."""
     constants = [_code(part) if isinstance(part, CodeType) else _constant(part) for part in code.co_consts]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_kwonlyargcount, code.co_flags)
     return f"{code.co_code.hex()} {names} {constants}"

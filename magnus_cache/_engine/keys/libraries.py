@@ -1,4 +1,4 @@
-"""What values of other libraries, and of some modules of Python's own, count for as parts of a key.
+"""Values of other libraries, and of some modules of Python's own, as parts of a key.
 
 None of these libraries is imported here: a value is known by the names of its class's bases.
 
@@ -39,7 +39,7 @@ __all__ = ["describe", "has_content", "is_described"]
 
 
 def describe(value: object) -> Described | None:
-    """Return what a value counts for, or None if it is of no kind that is known here.
+    """Return a value's description for a key, or None for an unknown kind.
 
     :raises UnsupportedError: for one that is known and cannot be part of a key. The parts of content raise it, too.
     """
@@ -58,7 +58,7 @@ def has_content(value: object) -> bool:
 
 
 _known: Final[IdentityMap[list[Describe]]] = IdentityMap()
-"""What was found for a class: one function or none."""
+"""The result of a search for a class: a function or None."""
 
 
 def _found(cls: type) -> Describe | None:
@@ -134,7 +134,9 @@ def _fraction(value: Any) -> Described:
 def _zone(value: Any) -> Described:
     only(value, "zoneinfo.ZoneInfo")
     if value.key is None:
-        raise UnsupportedError("a time zone that was read from a file without a name cannot be told from others")
+        raise UnsupportedError(
+            "a time zone that was read from a file without a name cannot be distinguished from others"
+        )
     return Text("zone", value.key)
 
 

@@ -1,4 +1,4 @@
-"""Names in Redis: the text of a key, the names built from it, and what a clear covers.
+"""Names in Redis: the text of a key, the names built from it, and the names that a clear covers.
 
 - a value is at ``magnus:<namespace>:<text>``, its lease at ``{magnus:<namespace>:<text>}:lease``, in the same slot
   of a cluster;
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
-"""What can be a key; also what counts by its fields or content, see `key_text`."""
+"""The types of keys; also those that count by their fields or content, see `key_text`."""
 
 LONGEST_TEXT: Final = 200
 """Bytes of UTF-8 up to which a key's text is kept; longer ones are hashed."""
@@ -61,7 +61,7 @@ _PLAIN: Final = re.compile(r"[!-$&-z|]{1,200}").fullmatch
 _MOST_HEADS: Final = 1024
 
 DEFAULT_PREFIX: Final = "magnus"
-"""What every name in Redis begins with, unless the settings say otherwise."""
+"""The default prefix of every name in Redis."""
 
 _PARTS_OF_A_NAME: Final = 3
 """Prefix, namespace and text of a value's name."""
@@ -130,7 +130,7 @@ def shorten(text: str) -> str:
     data = text.encode()
     if len(data) <= LONGEST_TEXT:
         return text
-    # Not in the midst of an escape; what is shown is for people only, as the digest is of all of it.
+    # Not in the middle of an escape; the shown part is for people only, because the digest covers all of it.
     shown = re.sub(r"%.?$", "", text[:_SHOWN])
     return f"{shown}~#{blake2b(data, digest_size=16).hexdigest()}"
 
@@ -152,7 +152,7 @@ def _at(database: int) -> str:
 class Keyspace:
     """All Redis names of one deployment.
 
-    :param prefix: what every name begins with; no ``:``, ``!``, braces, white space or glob characters.
+    :param prefix: the prefix of every name; no ``:``, ``!``, braces, white space or glob characters.
     :param database: the number of the Redis database.
     :param namespaces: the registered namespaces; a glob may begin with the default prefix if that is one of them.
     :raises CacheArgumentError: for a prefix that cannot be one.
@@ -164,7 +164,7 @@ class Keyspace:
         self.prefix: Final = check_name(prefix, "prefix", also="!")
         self._at = _at(database)
         self._namespaces = namespaces
-        # Checked namespaces and what their names begin with: one look-up for each call.
+        # Checked namespaces with the prefix of their names: one look-up for each call.
         self._heads: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -187,7 +187,7 @@ class Keyspace:
         return f"{self._head(namespace)}{key_text(key)}".encode()
 
     def namespace_prefix(self, namespace: str) -> bytes:
-        """Return what the names of all values of a namespace, and of no other, begin with."""
+        """Return the prefix of the names of all values of a namespace, and of no other."""
         return self._head(namespace).encode()
 
     def control_name(self, kind: str, text: str = "") -> bytes:
@@ -251,7 +251,7 @@ class Keyspace:
     def _head(self, namespace: str) -> str:
         try:
             head = self._heads.get(namespace)
-        except TypeError:  # not hashable, so no name: told below
+        except TypeError:  # not hashable, so not a name: reported below
             head = None
         if head is None:
             head = f"{self.prefix}:{check_name(namespace)}:"

@@ -11,18 +11,18 @@ from magnus_cache.errors import CacheTypeError
 __all__ = ["Prefilled", "bound_to", "method_of", "prefilled"]
 
 _PLACEHOLDER: Final[object] = getattr(functools, "Placeholder", object())
-"""What Python 3.14 lets stand in a partial for an argument of the caller's."""
+"""Python 3.14's placeholder in a partial for an argument of the caller."""
 
 _FILLED: Final = "_magnus_cache_filled"
 
 
 class Prefilled(NamedTuple):
-    """What is called in the end, and what it gets beside the caller's arguments.
+    """The function called in the end, and the arguments it gets beside the caller's.
 
     :ivar function: the function within.
     :ivar args: the positional arguments that it is given.
     :ivar kwargs: the keyword arguments that it is given, unless the caller gives them.
-    :ivar bound: whether the first of `args` is what a method is bound to.
+    :ivar bound: whether the first of `args` is the object that a method is bound to.
     :ivar after: how many of the caller's arguments come before `args`.
     """
 
@@ -55,7 +55,7 @@ def _same(value: object) -> object:
 
 
 def prefilled(function: Any) -> Prefilled:
-    """Return what is within partials and bound methods."""
+    """Return the function within partials and bound methods."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     bound = False
@@ -74,7 +74,7 @@ def prefilled(function: Any) -> Prefilled:
 
 
 def bound_to(function: object) -> object | None:
-    """Return the object whose method a function is that was not written in Python; None if there is none."""
+    """Return the object that a method which was not written in Python is bound to; None for other functions."""
     thing: object = None if isinstance(function, FunctionType) else getattr(function, "__self__", None)
     # Of a function, C has its module here.
     return None if isinstance(thing, ModuleType) else thing

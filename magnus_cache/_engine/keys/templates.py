@@ -19,10 +19,10 @@ class Template:
     ``"{a}:{b}"`` has one text for ``("x:y", "z")`` and ``("x", "y:z")``, and ``"{a}"`` one for ``1`` and ``"1"``.
 
     :param text: the format string.
-    :param parameters: the names there are.
+    :param parameters: the function's parameters.
     :param argument: the argument's name for error messages.
     :raises CacheTypeError: if it is not a str.
-    :raises CacheArgumentError: for an unknown field, or for what is no format string.
+    :raises CacheArgumentError: for an unknown field, or an invalid format string.
     """
 
     __slots__ = ("_argument", "_formatter", "_text", "attributes", "fields")
@@ -31,7 +31,7 @@ class Template:
     """The parameters that it names."""
 
     attributes: bool
-    """Whether it looks into any of them."""
+    """Whether it reads attributes or items of an argument."""
 
     def __init__(self, text: str, parameters: Collection[str], argument: str = "key") -> None:
         if not isinstance(text, str):
@@ -98,7 +98,7 @@ def _textual(value: Any, argument: str) -> Any:
     if isinstance(value, _CONTAINERS) or has_content(value):
         remedy = "name one of its items or attributes, or give a function"
         raise CacheTypeError(argument, f"a field of the template is a {cls.__qualname__}; {remedy}")
-    # What `object` says is the address in memory, which the next object may have.
+    # The text of `object` contains the address in memory, which another object may get.
     if cls.__str__ is object.__str__ and cls.__repr__ is object.__repr__ and cls.__format__ is object.__format__:
         remedy = "name one of its attributes, as in {user.id}"
         raise CacheTypeError(argument, f"a field of the template is a {cls.__qualname__}, which has no text; {remedy}")

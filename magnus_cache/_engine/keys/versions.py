@@ -1,4 +1,4 @@
-"""Versions of code: a part of each key, so that code which changed does not read what its older self stored."""
+"""Versions of code, as a part of each key, so that changed code does not read values of its older version."""
 
 from typing import Final, TypeAlias
 
@@ -29,7 +29,7 @@ def checked_version(version: object) -> Version | None:
 
 
 def version_suffix(version: object, mark: str = "v") -> str:
-    """Return what a version adds to the text of a key; empty for no version.
+    """Return the suffix of a version in the text of a key; empty without a version.
 
     :param mark: tells a function's version from a namespace's.
     :raises CacheTypeError: as `checked_version` does.

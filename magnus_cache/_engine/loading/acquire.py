@@ -100,7 +100,7 @@ class LeaseAcquirer:
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
-        if flight.alone:
+        if flight.private:
             return self.unclaimed(flight, fresh=request.fresh)
         if wire is None:
             return await self._acquire_here(request, flight, partial(self._state.memory.hit, ref.name))
@@ -136,7 +136,7 @@ class LeaseAcquirer:
 
     def fence(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
         """Return the claim of a load that begins now, with a lease or without one."""
-        epochs, mark = self._state.epochs, self._state.outbox.mark
+        epochs, mark = self._state.epochs, self._state.outbox.position
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self._state.generations.offline
         unheard = lease is None and self._state.reachable
@@ -150,14 +150,14 @@ class LeaseAcquirer:
         before there is one.
         """
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        known = epochs.floor(wire.known, ref.epoch_names, tags) is not None
-        if not known and epochs.last_floor(ref.epoch_names, tags) is not None:
+        known = epochs.minimum(wire.known, ref.epoch_names, tags) is not None
+        if not known and epochs.last_minimum(ref.epoch_names, tags) is not None:
             await self._reads.epochs.settled(wire, ref.epoch_names, tags)
 
     async def informed(self, wire: "Connection", request: LoadRequest[Any], fence: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        if epochs.floor(wire.known, ref.epoch_names, tags) is None:
+        if epochs.minimum(wire.known, ref.epoch_names, tags) is None:
             try:
                 await self._reads.epochs.settled(wire, ref.epoch_names, tags)
             except BaseException:
@@ -207,7 +207,7 @@ class LeaseAcquirer:
             await self._reads.epochs.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.last_floor(ref.epoch_names)
+        floor = epochs.last_minimum(ref.epoch_names)
         if floor is None or fence.epoch < floor:
             return True
         risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]

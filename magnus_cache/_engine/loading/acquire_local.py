@@ -53,7 +53,7 @@ class LocalAcquirer:
         offline = state.generations.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
         watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
-        known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.mark, state.clock())
+        known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.position, state.clock())
         fence = Fence(flight, watch, known, fresh=request.fresh, offline=offline)
         flight.look.known = wire.known
         if entry is not None and not entry.negative:

@@ -50,9 +50,9 @@ class LoadFailures:
     def _tell(self, flight: Flight | None, key: bytes, namespace: str, error: BaseException, then: str) -> None:
         function = ""
         if flight is not None:
-            if flight.told:
+            if flight.failure_logged:
                 return
-            flight.told = True
+            flight.failure_logged = True
             function = "" if flight.loader is None else function_name(flight.loader)
         kind, by = type(error).__name__, f", function {function}" if function else ""
         self._notices.warn(

@@ -76,7 +76,7 @@ class JoinRules:
         if fresh:
             self.flights.detach(ref.name)
             return
-        hung = self.flights.overdue(ref.name, state.settings.wait_timeout)
+        hung = self.flights.detach_hung(ref.name, state.settings.wait_timeout)
         if hung is not None:
             state.leases.let_go(hung)
             state.notices.warn(

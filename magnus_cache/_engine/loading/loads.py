@@ -58,7 +58,7 @@ class Loads:
         self.clock = reads.state.clock
         self.throttle = RetryThrottle(reads.state.clock)
         self._failures = LoadFailures(reads.state.notices)
-        self.flights.unheard = self._failures.tell
+        self.flights.on_unheard_error = self._failures.tell
         self.unstorable = Unstorable(reads.state.flights, writes)
 
     @property
@@ -147,7 +147,7 @@ class Loads:
         """Begin to load a key for nobody, and return whether that was done."""
         self.joining.detach_unjoinable(request.ref, fresh=False)
         lead = partial(self._lead, self._completed(request))
-        return self.flights.launch(request.ref.name, lead, str(request.ref.namespace))
+        return self.flights.start_background(request.ref.name, lead, str(request.ref.namespace))
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
         """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
@@ -265,7 +265,7 @@ class Loads:
         """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
         ref, freshness = request.ref, request.ref.freshness
         ref.counters.load_errors += 1
-        if freshness is NO_POLICY or fence.flight.adrift:
+        if freshness is NO_POLICY or fence.flight.loop_stopped:
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
@@ -330,7 +330,7 @@ class Loads:
             await self._writes.fill(ref, held, payload, judged.ttl, fence)
         if (refusal := judged.refusal) is not None:
             refusal = await self.unstorable.refused(request, value, refusal, fence)
-        if refusal is None or fence.flight.waiters or fence.flight.loop is None:
+        if refusal is None or fence.flight.waiter_count or fence.flight.loop is None:
             self.throttle.succeeded(ref.name)
         else:
             # It was for nobody but the cache, as every attempt would be.

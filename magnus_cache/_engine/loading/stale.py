@@ -45,7 +45,7 @@ class StalePolicy:
         :raises Exception: whatever the loader raises, now or, if it is remembered, before.
         """
         began, ref = monotonic(), request.ref
-        entry, near = self._state.memory.past(ref.name, trusted=True), True
+        entry, near = self._state.memory.get_stale(ref.name, trusted=True), True
         if entry is None:
             entry, near = await self._read(ref, request.tags), False
         state = self._freshness_of(ref, entry)
@@ -87,7 +87,7 @@ class StalePolicy:
         except WaitExpiredError as error:
             self._count_timeout(ref, error)
             if stale is MISS:
-                raise CacheTimeoutError(ref.namespace, allowed or 0.0, goes_on=not error.crowded) from None
+                raise CacheTimeoutError(ref.namespace, allowed or 0.0, goes_on=not error.limit_reached) from None
         except CacheDeadlockError:
             # Who would not have waited anyway holds nobody up.
             if soft is None:
@@ -115,7 +115,7 @@ class StalePolicy:
             return await self._loads.load(request._replace(max_wait=allowed))
         except WaitExpiredError as error:
             self._count_timeout(request.ref, error)
-            raise CacheTimeoutError(request.ref.namespace, allowed, goes_on=not error.crowded) from None
+            raise CacheTimeoutError(request.ref.namespace, allowed, goes_on=not error.limit_reached) from None
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
         """Do what `load` does, for a thread.
@@ -150,7 +150,7 @@ class StalePolicy:
             with contextlib.suppress(NoThreadError):
                 value: T = self._state.portal.call(there)
                 return value
-        entry, near = self._state.memory.past(ref.name, trusted=True), True
+        entry, near = self._state.memory.get_stale(ref.name, trusted=True), True
         if entry is None:
             entry, near = self._reads.read_blocking(ref), False
             entry = self._reads.last(ref) if entry is None else entry
@@ -183,7 +183,7 @@ class StalePolicy:
     def _past(self, ref: KeyRef, entry: Entry | None) -> Any:
         if not ref.freshness.grace:
             return MISS
-        entry = entry or self._state.memory.past(ref.name, trusted=True) or self._reads.last(ref)
+        entry = entry or self._state.memory.get_stale(ref.name, trusted=True) or self._reads.last(ref)
         if entry is None or self._freshness_of(ref, entry) is FreshnessState.GONE:
             return MISS
         value = self._reads.opened_anyway(ref, entry)
@@ -194,7 +194,7 @@ class StalePolicy:
     def _count_timeout(self, ref: KeyRef, error: WaitExpiredError) -> None:
         """Count a caller that does not wait any longer; let the next ones not begin what has to be given up again."""
         ref.counters.timeouts += 1
-        ref.counters.overloads += error.crowded
+        ref.counters.overloads += error.limit_reached
         if error.given_up:
             self._loads.throttle.failed(ref.name, ref.freshness.retry)
 

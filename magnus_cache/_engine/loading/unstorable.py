@@ -102,7 +102,7 @@ class Unstorable:
         """
         self._flights.detach_flight(flight)
         # A thread that leads its own load is not among those who wait.
-        count = flight.waiters - (flight.loop is not None)
+        count = flight.waiter_count - (flight.loop is not None)
         if count <= 0:
             return []
         copier = Copier(value)

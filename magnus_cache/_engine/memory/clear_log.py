@@ -1,7 +1,7 @@
-"""What a clear leaves behind: floors under the generation of an entry, so that clearing a million entries is O(1).
+"""The log of clears, which makes clearing a million entries O(1).
 
-Every clear opens a new generation. An entry carries the generation in which it was last known to be good; whoever
-meets an older one asks the floors once whether a clear since then covered its name.
+Every clear opens a new generation. An entry carries the generation in which it was last known to be good. A read that
+finds an entry of an older generation asks the log once whether a clear since then covered the entry's name.
 """
 
 import re
@@ -12,25 +12,25 @@ __all__ = ["Clear", "ClearLog", "NamePattern", "Scope", "covers"]
 
 
 class NamePattern(Protocol):
-    """Tells which names a clear covers; a `re.Pattern` of bytes does. Two that are equal cover the same names."""
+    """Matches the names that a clear covers, as a `re.Pattern` of bytes does. Equal patterns cover the same names."""
 
     def fullmatch(self, name: bytes, /) -> object | None:
-        """Return anything for a name that is covered, and None for another."""
+        """Return any object for a covered name, and None for any other."""
 
 
 Scope = bytes | NamePattern
 """What a clear covers: the names with a prefix, or those that a pattern matches in full."""
 
 _MOST: Final = 64
-"""ClearLog kept of other scopes than namespaces; past this, one under everything replaces them all: too many misses,
-never a stale value."""
+"""Clears kept of other scopes than namespaces. Past this limit, one clear of everything replaces them all: that causes
+too many misses, and never a stale value."""
 
 _MOST_NAMESPACES: Final = 1_024
-"""ClearLog kept of namespaces; past this, likewise."""
+"""Clears kept of whole namespaces; past this limit, the same happens."""
 
 
 _READING: Final = 8
-"""Comparisons that a pattern counts for which reads the key out of each name: some microseconds."""
+"""Comparisons that a pattern counts for if it extracts the key from each name, which takes some microseconds."""
 
 
 def covers(scope: Scope, name: bytes) -> bool:
@@ -39,9 +39,9 @@ def covers(scope: Scope, name: bytes) -> bool:
 
 
 class Clear(NamedTuple):
-    """One clear. Entries within its scope and of an older generation are gone.
+    """One clear. Entries within its scope and of an older generation are invalid.
 
-    :ivar done: the collector's step count at which it has met every entry that was there at the time.
+    :ivar done: the step count at which the collector has visited every entry that existed at the time of the clear.
     """
 
     scope: Scope
@@ -50,105 +50,105 @@ class Clear(NamedTuple):
 
 
 class ClearLog:
-    """The clears whose entries may still be in memory: those of namespaces by name, others oldest first.
+    """The clears whose entries may still be in memory: clears of namespaces by name, others oldest first.
 
-    Asking costs one look-up for all clears of namespaces together, and one comparison for each other clear.
-    `cleared` needs no lock, as what it looks at is replaced and never changed; the caller serializes the rest.
+    `cleared` costs one look-up for all clears of namespaces together, and one comparison for each other clear. It
+    needs no lock, because the containers it reads are replaced and never changed. The caller serializes the rest.
     """
 
-    __slots__ = ("_floors", "_namespaces", "_next_done")
+    __slots__ = ("_clears", "_namespaces", "_next_done")
 
     def __init__(self) -> None:
-        self._floors: tuple[Clear, ...] = ()
+        self._clears: tuple[Clear, ...] = ()
         self._namespaces: dict[bytes, Clear] = {}
         self._next_done = sys.maxsize
 
     def __len__(self) -> int:
-        return len(self._floors) + len(self._namespaces)
+        return len(self._clears) + len(self._namespaces)
 
     @property
     def comparisons(self) -> int:
-        """How many comparisons `cleared` may take, beyond its one look-up, each counted by what it takes."""
-        return sum(_cost(floor.scope) for floor in self._floors)
+        """How many comparisons `cleared` may take beyond its one look-up, weighted by their cost."""
+        return sum(_cost(clear.scope) for clear in self._clears)
 
     def bounded(self, steps: int) -> int:
-        """Return how many steps the collector may go: fewer than given, where each takes many comparisons."""
+        """Return how many steps the collector may take: fewer than `steps` if each takes many comparisons."""
         return max(1, steps * 4 // (4 + self.comparisons))
 
-    def add(self, floor: Clear) -> Clear:
-        """Lay a floor, and return it as it lies; older ones within its scope are no longer needed."""
-        scope = floor.scope
-        # Else a signal handler has laid one meanwhile, each time. No call between the look and the store.
+    def add(self, clear: Clear) -> Clear:
+        """Add a clear and return it as it was stored; this drops older clears within its scope."""
+        scope = clear.scope
+        # Repeats if a signal handler has added a clear in between. No call stands between the check and the store.
         while isinstance(scope, bytes) and _namespace_of(scope) == scope:
             before_it = self._namespaces
-            after_it: dict[bytes, Clear] = {**before_it, scope: floor}
+            after_it: dict[bytes, Clear] = {**before_it, scope: clear}
             if len(after_it) > _MOST_NAMESPACES:
-                floor = floor._replace(scope=b"")
+                clear = clear._replace(scope=b"")
                 break
             if self._namespaces is before_it:
                 self._namespaces = after_it
-                return floor
+                return clear
         while True:
-            before, new = self._floors, floor
-            kept = tuple(old for old in before if not _within(old.scope, floor.scope))
+            before, new = self._clears, clear
+            kept = tuple(old for old in before if not _within(old.scope, clear.scope))
             if len(kept) >= _MOST:
-                kept, new = (), floor._replace(scope=b"")
+                kept, new = (), clear._replace(scope=b"")
             after = (*kept, new)
-            if self._floors is before:
-                self._floors = after
+            if self._clears is before:
+                self._clears = after
                 return new
 
-    def end(self, floor: Clear, done: int) -> None:
-        """Note at which step count the collector is done with a floor that was laid."""
+    def end(self, clear: Clear, done: int) -> None:
+        """Note the step count at which the collector is done with a clear."""
         while True:
             spaces = self._namespaces
-            ended = {scope: old._replace(done=done) if old is floor else old for scope, old in spaces.items()}
+            ended = {scope: old._replace(done=done) if old is clear else old for scope, old in spaces.items()}
             if self._namespaces is spaces:
                 self._namespaces = ended
                 self._next_done = 0
                 break
         while True:
-            before = self._floors
-            after = tuple(old._replace(done=done) if old is floor else old for old in before)
-            if self._floors is before:
-                self._floors = after
+            before = self._clears
+            after = tuple(old._replace(done=done) if old is clear else old for old in before)
+            if self._clears is before:
+                self._clears = after
                 return
 
     def cleared(self, name: bytes, generation: int) -> bool:
-        """Return whether a clear later than a generation covered a name."""
+        """Return whether a clear after this generation covered a name."""
         if self._namespaces:
             whole = self._namespaces.get(_namespace_of(name))
             if whole is not None and whole.generation > generation:
                 return True
-        for floor in reversed(self._floors):
-            if floor.generation <= generation:
+        for clear in reversed(self._clears):
+            if clear.generation <= generation:
                 return False
-            if covers(floor.scope, name):
+            if covers(clear.scope, name):
                 return True
         return False
 
     def prune(self, steps: int) -> None:
-        """Remove the floors that the collector is done with, given its step count."""
-        floors = self._floors
+        """Remove the clears that the collector is done with, given its step count."""
+        floors = self._clears
         if floors and floors[0].done <= steps:
-            left = tuple(floor for floor in floors if floor.done > steps)
-            if self._floors is floors:
-                self._floors = left
+            left = tuple(clear for clear in floors if clear.done > steps)
+            if self._clears is floors:
+                self._clears = left
         if self._next_done <= steps:
             spaces = self._namespaces
-            under = {scope: floor for scope, floor in spaces.items() if floor.done > steps}
-            first = min((floor.done for floor in under.values()), default=sys.maxsize)
+            under = {scope: clear for scope, clear in spaces.items() if clear.done > steps}
+            first = min((clear.done for clear in under.values()), default=sys.maxsize)
             if self._namespaces is spaces:
                 self._namespaces = under
                 self._next_done = first
 
     def reset(self) -> None:
         """Forget all clears."""
-        self._floors, self._namespaces, self._next_done = (), {}, sys.maxsize
+        self._clears, self._namespaces, self._next_done = (), {}, sys.maxsize
 
 
 def _namespace_of(name: bytes) -> bytes:
-    """Return what the names of a namespace begin with, up to the second colon, given one of them or this itself."""
+    """Return the prefix of a namespace's names, up to the second colon, given one of the names or the prefix itself."""
     return name[: name.find(b":", name.find(b":") + 1) + 1]
 
 

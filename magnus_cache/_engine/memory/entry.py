@@ -1,4 +1,4 @@
-"""What the near cache holds: entries, what they stand on, and the placeholders that keep a place for them."""
+"""The entries of the local cache, with and without tags."""
 
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
@@ -17,7 +17,7 @@ _VERSION_BITS: Final = 64
 _VERSION_MASK: Final = (1 << _VERSION_BITS) - 1
 
 MOST_BYTES: Final = _SIZE_MASK // 2
-"""The largest size that an entry can note for its value, with room for its tags."""
+"""The largest size of a value that an entry can store, which leaves room for its tags."""
 
 _SPAN_BITS: Final = 42
 _SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
@@ -28,17 +28,17 @@ _MORE_BITS: Final = _BORN_AT + _BORN_BITS
 _MORE_AT: Final = _MORE_BITS - _SIZE_BITS
 _FACTS_MASK: Final = (1 << _MORE_AT) - 1
 _BEFORE: Final = 1 << (_BORN_BITS - 1)
-"""Milliseconds that a value may be older than the monotonic clock, which begins with the machine: two centuries."""
+"""Milliseconds that a value may be older than the monotonic clock, which starts at boot: two centuries."""
 
 
 def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:
-    """Return what an entry notes of the time after its deadline, for its `more`: 0 for an entry that just ends.
+    """Return an entry's windows after its deadline as one number, for its `more`; 0 for an entry that just ends.
 
     :param fresh: seconds that the value is fresh after the deadline.
     :param stale: seconds that it may be served, stale, after that.
-    :param negative: whether it stands for an error.
+    :param negative: whether the entry represents an error.
     """
-    # Rounded down: never later than was meant.
+    # Rounded down, so that no window is longer than requested.
     return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
 
 
@@ -47,33 +47,33 @@ def pack_facts(version: int, more: int = 0, born: float | None = None) -> int:
 
     :param version: the unique version in its envelope, 64 bits.
     :param more: what `pack_windows` returns.
-    :param born: monotonic seconds at which the value was stored, if that is known.
+    :param born: monotonic seconds at which the value was stored, if known.
     """
     facts = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
     return facts | more << _MORE_AT if more else facts
 
 
 class Entry(float):
-    """A value kept near.
+    """A value in the local cache.
 
-    As a number it *is* its deadline in monotonic seconds, which saves 24 bytes an entry and a look-up on each hit;
-    so tell entries apart by identity, not equality. Belongs to one name only.
+    As a number it *is* its deadline in monotonic seconds, which saves 24 bytes an entry and a look-up on each hit.
+    So compare entries by identity, not by equality. An entry belongs to one name only.
 
-    :ivar value: what callers share, if `payload` is None.
-    :ivar payload: the encoded value, to be decoded afresh for each caller; or None.
-    :ivar trust: what it stands on.
-    :ivar stamp: the generation in which it was known not to be cleared. The memory's business.
-    :ivar lap: the collector's last lap that met it. The memory's business.
+    :ivar value: the value that callers share, if `payload` is None.
+    :ivar payload: the encoded value, which is decoded again for each caller; or None.
+    :ivar trust: the trust of the connection that the entry depends on.
+    :ivar generation: the generation in which it was last known not to be cleared. Only the local cache uses this.
+    :ivar round: the last round in which the collector visited it. Only the local cache uses this.
     """
 
-    __slots__ = ("_packed", "lap", "payload", "stamp", "trust", "value")
+    __slots__ = ("_packed", "generation", "payload", "round", "trust", "value")
 
     value: Any
     payload: bytes | None
     trust: Trust
     _packed: int
-    stamp: int
-    lap: int
+    generation: int
+    round: int
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
@@ -81,31 +81,31 @@ class Entry(float):
         """Make an entry.
 
         :param deadline: monotonic seconds.
-        :param size: bytes of the value as it is kept, encoded or decoded; below 2**40.
+        :param size: bytes of the value in its stored form, encoded or decoded; below 2**40.
         :param facts: what `pack_facts` returns; a version alone is one.
         """
         self = float.__new__(cls, deadline)
         self.value = value
         self.payload = payload
         self.trust = trust
-        # One int of 44 bytes instead of three of 96 together, and 56 where there is more.
+        # One int of 44 bytes instead of three that take 96 together; 56 bytes with windows after the deadline.
         self._packed = facts << _SIZE_BITS | size
-        self.stamp = self.lap = 0
+        self.generation = self.round = 0
         return self
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
         """Return the same value with another deadline, in monotonic seconds, and another trust.
 
-        :param more: what is to come after the deadline, see `pack_windows`; None for the same as now.
+        :param more: the windows after the deadline, see `pack_windows`; None keeps the present ones.
         """
-        # In this order: a caller that opens the entry this very moment sets the value before it drops the payload.
+        # Payload first: a caller that decodes the entry at this moment sets the value before it drops the payload.
         payload = self.payload
         return Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
 
     def decoded(self, value: Any, size: int) -> "Entry":
         """Return the same value decoded.
 
-        :param size: bytes that it takes so.
+        :param size: bytes of the decoded value.
         """
         return Entry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
 
@@ -121,17 +121,17 @@ class Entry(float):
 
     @property
     def deadline(self) -> float:
-        """Monotonic seconds until which the value may be served without a second thought."""
+        """Monotonic seconds until which the value may be served without a refresh."""
         return self.real
 
     @property
     def size(self) -> int:
-        """Bytes of the value as it is kept, and what its tags are counted for."""
+        """Bytes of the value in its stored form, plus those that its tags count for."""
         return self._packed & _SIZE_MASK
 
     @property
     def length(self) -> int:
-        """Bytes of the value as it is kept, without what its tags are counted for."""
+        """Bytes of the value in its stored form, without those that its tags count for."""
         return self.size
 
     @property
@@ -141,61 +141,61 @@ class Entry(float):
 
     @property
     def born(self) -> float | None:
-        """Monotonic seconds at which the value was stored, by whichever process, to a millisecond; None if unknown."""
+        """Monotonic seconds at which any process stored the value, to a millisecond; None if unknown."""
         since = self._packed >> _BORN_AT & _BORN_MASK
         return (since - _BEFORE) / 1000 if since else None
 
     @property
     def negative(self) -> bool:
-        """Whether it stands for an error that loading raised."""
+        """Whether it represents an error that a load raised."""
         return bool(self._packed >> _MORE_BITS & 1)
 
     @property
     def fresh_until(self) -> float:
-        """Monotonic seconds until which the value is fresh: later than the deadline if it is due to be refreshed."""
+        """Monotonic seconds until which the value is fresh: after the deadline for a value that is refreshed early."""
         return self.real + (self._packed >> (_MORE_BITS + 1) & _SPAN_MASK) / 1000
 
     @property
     def end(self) -> float:
-        """Monotonic seconds until which the value may be of any use."""
+        """Monotonic seconds until which the value may be served at all, stale included."""
         more = self._packed >> (_MORE_BITS + 1)
         return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
 
 
 class TaggedEntry(Entry):
-    """An entry that also goes when one of its tags is invalidated.
+    """An entry that is also removed when one of its tags is invalidated.
 
-    Its maker counts the `room` of its marks, and sets these, the epoch and the stamp: the memory's generation from
-    before it was known that none of the tags is invalid.
+    Its creator counts the `room` of its stamps, and sets the stamps, the epoch and the generation. The generation is
+    the memory's from before the creator checked that none of the tags is invalid.
 
-    :ivar epoch: the highest epoch that its maker had seen before it was loaded.
+    :ivar epoch: the highest epoch that its creator had seen before the load.
     """
 
-    __slots__ = ("epoch", "marks")
+    __slots__ = ("epoch", "stamps")
 
-    marks: Sequence[TagStamp]
+    stamps: Sequence[TagStamp]
     epoch: int
 
     @property
     def length(self) -> int:
-        """Bytes of the value as it is kept, without what its tags are counted for."""
-        return self.size - room(self.marks)
+        """Bytes of the value in its stored form, without those that its tags count for."""
+        return self.size - room(self.stamps)
 
     def decoded(self, value: Any, size: int) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""
         again = TaggedEntry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
-        again.marks = self.marks
+        again.stamps = self.stamps
         again.epoch = self.epoch
-        again.stamp = self.stamp
+        again.generation = self.generation
         return again
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         payload = self.payload  # first, as in `Entry`
         again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
-        again.marks = self.marks
+        again.stamps = self.stamps
         again.epoch = self.epoch
-        again.stamp = self.stamp
+        again.generation = self.generation
         return again
 
 

@@ -1,6 +1,6 @@
-"""How much memory values take that are kept decoded: estimated, from a sample of their parts.
+"""Estimates how much memory decoded values take, from a sample of their parts.
 
-Encoded values take their bytes. Decoded ones take several times as many: a tuple of tuples of `Decimal` eight times.
+An encoded value takes its bytes. A decoded one takes several times as many: a tuple of tuples of `Decimal` eight times.
 """
 
 import sys
@@ -16,30 +16,30 @@ from magnus_cache._engine.memory.store import LocalCache
 __all__ = ["footprint", "has_room", "keep_decoded"]
 
 _NODES: Final = 256
-"""Parts looked at. What is kept is estimated once, at its first hit or when it is written."""
+"""Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
 
 _SAMPLES: Final = 16
-"""Parts looked at of one container."""
+"""Parts sampled of one container."""
 
 _ALIGNMENT: Final = 16
 _OBJECT: Final = 64
 _HEAD: Final = sys.getsizeof("")
 _PLAIN: Final = frozenset({str, bytes, int, float, complex, range})
 _SMALL_INTS: Final = range(-5, 257)
-"""Integers that exist once."""
+"""Integers that CPython shares."""
 
 _SLACK: Final = 64
-"""Bytes more than were counted that are not worth a new entry."""
+"""Bytes of growth below which no new entry is made."""
 
 
 def footprint(value: Any, encoded: int) -> int:
     """Return about how many bytes a value takes, to within a factor of two for built-in types.
 
-    :param encoded: bytes that it takes encoded; other types count as at least that.
+    :param encoded: bytes of the encoded value; values of other types count as at least that.
     """
     kind = type(value)
     if kind in _PLAIN:
-        # What a single object takes beside its content is counted with the entry.
+        # The overhead of a single object is counted with the entry.
         return max(encoded, sys.getsizeof(value) - _HEAD)
     return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
 
@@ -50,13 +50,13 @@ def has_room(memory: LocalCache, size: int) -> bool:
 
 
 def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> None:
-    """Have an entry keep its value decoded, if there is room for that; count what it takes then."""
+    """Replace an entry's encoded value by the decoded one if there is room, and count its new size."""
     payload = entry.payload
     if payload is None:
         return
     size = entry.size - len(payload) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
-        # In this order: whoever sees no payload must see the value.
+        # Value first: a reader that sees no payload must see the value.
         entry.value = value
         entry.payload = None
     elif has_room(memory, size):
@@ -69,7 +69,7 @@ def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
     kind = type(value)
     if (kind is int and value in _SMALL_INTS) or (kind in (str, bytes) and len(value) < 2):
         return 0
-    # Keys of rows are the same objects in all of them.
+    # All rows share the objects of their keys.
     seen.add(id(value))
     if isinstance(value, dict):
         pairs = list(islice(value.items(), _SAMPLES // 2))
@@ -104,7 +104,7 @@ def _own(value: Any) -> int:
 
 
 def _spread(value: Sequence[Any]) -> list[Any]:
-    """Return some items, from everywhere, and not at equal distances: columns repeat after as many."""
+    """Return a sample of items at unequal distances, because columns repeat at equal ones."""
     count = len(value)
     if count <= _SAMPLES:
         return list(value)
@@ -113,7 +113,7 @@ def _spread(value: Sequence[Any]) -> list[Any]:
 
 
 def _parts(sample: list[Any], count: int, nodes: int, seen: set[int]) -> int:
-    """Estimate all parts of a container from some."""
+    """Estimate all parts of a container from a sample."""
     if not sample:
         return 0
     if nodes <= 1:

@@ -1,30 +1,30 @@
-"""Locks by key: one compound step at a time on what this process holds of a key without Redis.
+"""Locks by key: one compound step at a time on the local value of a key while Redis is away.
 
-What the locks protect: a step on the fallback that looks, awaits and stores. A write whose connection was lost has
-already removed the old value from memory, and asks Redis once more before it keeps the new one here. A touch, or a
-load about to call its loader, that looks in between would find nothing although there is a value before and after. It
-waits for the write instead.
+The locks protect a step on the fallback that looks, awaits and stores. A write whose connection was lost has already
+removed the old value from memory, and asks Redis once more before it keeps the new one here. A touch, or a load that
+is about to call its loader, would find nothing in between, although a value exists before and after. It waits for the
+write instead.
 
-What they do not protect: tasks of other loops and threads. Between those, `Memory` decides: a placeholder, or a
-compare-and-replace, stores only if nothing else has changed the name since. So no lock is needed for a value to be
-valid; it spares a caller a wrong "not there", and a load in vain. Hits take no lock.
+The locks do not protect against tasks of other loops or threads. Between those, `LocalCache` decides: a placeholder,
+or a compare-and-replace, stores only if nothing else has changed the name since. So values are valid without any lock.
+The lock saves a caller a wrong "not there", and a needless load. Hits take no lock.
 
-Two rules keep them free of deadlocks. A task holds one at a time. None is held across a call into user code: a loader
-may ask for any key, also for its own. A task that waits for a lock for too long goes ahead without it.
+Two rules prevent deadlocks. A task holds one lock at a time. No lock is held across a call into user code, because a
+loader may ask for any key, including its own. A task that waits too long for a lock continues without it.
 """
 
 import asyncio
 from types import TracebackType
 from typing import Final
 
-from magnus_cache._engine.runtime.forks import watch
+from magnus_cache._engine.runtime.forks import on_fork_child
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.waiters import running_loop
 
 __all__ = ["MOST_KEYS", "KeyLocks"]
 
 MOST_KEYS: Final = 10_000
-"""Keys of one loop that have a lock of their own at a time; further ones share locks."""
+"""Keys of one loop that have their own lock at a time; further keys share locks."""
 
 _STRIPES: Final = 64
 """Locks that further keys share."""
@@ -33,18 +33,18 @@ _STRIPES: Final = 64
 class KeyLocks:
     """Asyncio locks by key and event loop. Each exists only while a task holds it or waits for it.
 
-    :param patience: seconds that a task waits for a lock; then it goes ahead without.
-    :param most: keys of one loop that have a lock of their own at a time.
+    :param max_wait: seconds that a task waits for a lock; then it continues without it.
+    :param most: keys of one loop that have their own lock at a time.
     """
 
-    def __init__(self, patience: float, most: int = MOST_KEYS) -> None:
-        self.patience = patience
+    def __init__(self, max_wait: float, most: int = MOST_KEYS) -> None:
+        self.max_wait = max_wait
         self._most = most
         self._loops: dict[asyncio.AbstractEventLoop, _LoopLocks] = {}
-        watch(self)
+        on_fork_child(self)
 
     def __len__(self) -> int:
-        """Return how many locks there are, on all loops."""
+        """Return the number of locks on all loops."""
         return sum(len(locks) for locks in list(self._loops.values()))
 
     def hold(self, name: bytes) -> "_Hold":
@@ -55,17 +55,17 @@ class KeyLocks:
         return _Hold(self, name)
 
     def enter(self, loop: asyncio.AbstractEventLoop, name: bytes) -> "_Place":
-        """Return the lock that stands for a name on a loop, with its count of users raised. For `_Hold`."""
+        """Return the lock of a name on a loop, with its count of users raised. For `_Hold`."""
         locks = self._loops.get(loop)
         if locks is None:
-            # A loop that was closed while its tasks held locks never gives them back.
+            # A loop that was closed while its tasks held locks never releases them.
             for closed in [other for other in list(self._loops) if other.is_closed()]:
                 self._loops.pop(closed, None)
             locks = self._loops[loop] = _LoopLocks()
         place = locks.get(name)
         if place is None:
             stripe = hash(name) % _STRIPES
-            # A stripe in use may stand for this very name: also below the limit, it is used until it is free.
+            # A shared lock in use may be this very name's: even below the limit, it is used until it is free.
             place = locks.get(stripe)
             if place is None:
                 key = name if len(locks) < self._most else stripe
@@ -74,7 +74,7 @@ class KeyLocks:
         return place
 
     def leave(self, loop: asyncio.AbstractEventLoop, place: "_Place") -> None:
-        """Lower a lock's count of users; with the last one it is gone. For `_Hold`."""
+        """Lower a lock's count of users, and remove the lock after the last one. For `_Hold`."""
         place.users -= 1
         if not place.users:
             locks = place.locks
@@ -83,7 +83,7 @@ class KeyLocks:
                 del self._loops[loop]
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: those who hold the parent's locks do not run here."""
+        """Start empty in a forked child: the tasks that hold the parent's locks do not run here."""
         self._loops = {}
 
 
@@ -100,7 +100,7 @@ class _Place:
 
 
 class _LoopLocks(dict[bytes | int, _Place]):
-    """The locks of one loop: by name, and, past the limit, by the number of a stripe."""
+    """The locks of one loop: by name, and past the limit by the number of a shared lock."""
 
     __slots__ = ()
 
@@ -123,7 +123,7 @@ class _Hold:
                 await place.lock.acquire()
                 return
             try:
-                async with asyncio.timeout(self._locks.patience):
+                async with asyncio.timeout(self._locks.max_wait):
                     await place.lock.acquire()
             except TimeoutError:
                 self._leave()
@@ -137,8 +137,8 @@ class _Hold:
         if running_loop() is self._loop:
             self._release()
         else:
-            # The task was abandoned, and the collector ends its coroutine in some thread. If the loop is closed, the
-            # lock ends with it.
+            # The task was abandoned, and the garbage collector closes its coroutine in some thread. If the loop is
+            # closed, the lock ends with it.
             call_on_loop(self._loop, self._release)
 
     def _release(self) -> None:

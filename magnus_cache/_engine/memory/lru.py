@@ -1,6 +1,6 @@
 """An LRU table for so many entries that one `OrderedDict` would stall its caller.
 
-CPython rebuilds a hash table as a whole, when it grows and every so often when entries come and go. Measured for an
+CPython rebuilds a whole hash table when it grows, and now and then as entries are added and removed. Measured for an
 `OrderedDict`: 1 ms with 16 thousand entries, 8 ms with 100 thousand, 300 ms with a million.
 """
 
@@ -12,24 +12,25 @@ __all__ = ["One", "ShardedLRU", "Table", "make_lru"]
 V = TypeVar("V")
 
 _ONE: Final = 16_384
-"""Entries for which one `OrderedDict` does."""
+"""Entries up to which one `OrderedDict` is enough."""
 
 _STRIPE: Final = 8_192
-"""Entries in each of many at most, give or take the unevenness of hashing; less, as the processor's caches miss."""
+"""Most entries in each of many shards, give or take the unevenness of hashing; smaller, because of the misses of
+the processor's caches."""
 
 
 class One(OrderedDict[bytes, V]):
-    """One `OrderedDict`, with what `Memory` asks of a table.
+    """One `OrderedDict`, with the methods that `LocalCache` needs of a table.
 
-    What is looked at and acted upon stands next to each other, without a call in between: a signal handler, which may
-    remove things, runs where something is called.
+    Each check is followed by its action without a call in between: a signal handler, which may remove entries, runs
+    only where something is called.
     """
 
     count = 0
-    """For `ShardedLRU` only; kept by the caller, who stores without a call."""
+    """For `ShardedLRU` only; the caller maintains it, because it stores without a call."""
 
     def part(self, name: bytes) -> "One[V]":
-        """Return the dictionary that a name is to be stored in, there and then."""
+        """Return the dictionary to store a name in, immediately."""
         return self
 
     def take(self, name: bytes, value: V) -> bool:
@@ -40,7 +41,7 @@ class One(OrderedDict[bytes, V]):
         return False
 
     def oldest(self) -> tuple[bytes, V] | None:
-        """Return the least recently used item, or None if there is none."""
+        """Return the least recently used item, or None if the table is empty."""
         for name in self:
             return name, self[name]
         return None
@@ -49,15 +50,15 @@ class One(OrderedDict[bytes, V]):
 class ShardedLRU(Generic[V]):
     """Many small `OrderedDict`s with the interface of `One`.
 
-    A name's hash chooses its stripe. Recency is exact within a stripe, and eviction goes round the stripes; with
-    thousands of entries in each, what goes is within a few percent of what one long list would give up.
+    A name's hash selects its shard. Recency is exact within a shard, and eviction visits the shards in turn. With
+    thousands of entries in each, it evicts within a few percent what one long list would evict.
     `get` and `move_to_end` need no lock, as with `OrderedDict`; the caller serializes the rest.
     """
 
     __slots__ = ("_mask", "_newest", "_next", "_stripes", "count")
 
     def __init__(self, count: int) -> None:
-        """Make `count` stripes, a power of two."""
+        """Make `count` shards, a power of two."""
         self._stripes = tuple(One[V]() for _ in range(count))
         self._mask = count - 1
         self._newest = self._stripes[0]
@@ -67,7 +68,7 @@ class ShardedLRU(Generic[V]):
         return self.count
 
     def part(self, name: bytes) -> One[V]:
-        """Return the dictionary that a name is to be stored in, there and then; `count` is the caller's to keep."""
+        """Return the dictionary to store a name in, immediately; the caller maintains `count`."""
         self._newest = stripe = self._stripes[hash(name) & self._mask]
         return stripe
 
@@ -85,19 +86,19 @@ class ShardedLRU(Generic[V]):
         return self._stripes[hash(name) & self._mask].get(name)
 
     def move_to_end(self, name: bytes) -> None:
-        """Make a name the most recently used one of its stripe.
+        """Make a name the most recently used one of its shard.
 
-        :raises KeyError: if it is not there.
+        :raises KeyError: if the name is missing.
         """
         self._stripes[hash(name) & self._mask].move_to_end(name)
 
     def oldest(self) -> tuple[bytes, V] | None:
-        """Return the least recently used item of the next stripe, or None if there is none."""
+        """Return the least recently used item of the next shard, or None if the table is empty."""
         for least in (2, 1):
             for _ in self._stripes:
                 self._next = self._next + 1 & self._mask
                 stripe = self._stripes[self._next]
-                # The only item of the newest one's stripe is the very item that room is made for.
+                # The only item of the newest name's shard is the item that needs the room.
                 if len(stripe) >= least and (least > 1 or stripe is not self._newest):
                     return stripe.oldest()
         return self._newest.oldest()
@@ -113,7 +114,7 @@ Table = One[V] | ShardedLRU[V]
 
 
 def make_lru(entries: int) -> Table[V]:
-    """Return the table for a number of entries: with exact recency up to 16 thousand, in stripes above."""
+    """Return the table for a number of entries: with exact recency up to 16 thousand, in shards above."""
     if entries <= _ONE:
         return One()
     count = 1

@@ -1,8 +1,8 @@
-"""The near cache of a program whose classes are reloaded.
+"""The local cache of a program that reloads classes.
 
-Members of an Enum are compared by identity, and so are classes. When a class is registered in place of an older one of
-the same name, as after `importlib.reload` or when a notebook's cell is run again, what was decoded before is of the old
-class. It is made anew when it is asked for next, not during the reload: there may be a million entries.
+Python compares members of an Enum by identity, and classes too. A class may replace an older one of the same name, as
+after `importlib.reload` or when a notebook runs a cell again. Values that were decoded before are then of the old
+class. Each is rebuilt at its next read and not during the reload, because there may be a million entries.
 
 The objects of local namespaces stay as they are: they are kept by reference, and a copy would be another object.
 """
@@ -20,9 +20,9 @@ __all__ = ["ReloadingCache"]
 
 
 class ReloadingCache(LocalCache):
-    """A `LocalCache` that makes decoded values anew after `types_replaced`.
+    """A `LocalCache` that rebuilds decoded values after `types_replaced`.
 
-    :param renew: returns a value, or an equal one of the classes as they are now.
+    :param renew: returns the value itself, or an equal one of the current classes.
     """
 
     __slots__ = ("_renew", "_replaced")
@@ -35,25 +35,25 @@ class ReloadingCache(LocalCache):
         super().__init__(max_entries, max_bytes, clock)
 
     def types_replaced(self) -> None:
-        """Have all values that are kept decoded looked at before they are served again, in constant time."""
+        """Make each decoded value be checked before it is served again; takes constant time."""
         with self._lock:
-            # In this order: whoever sees the new generation must see that it brought new classes.
+            # In this order: a reader that sees the new generation must see that classes were replaced.
             self._replaced = self._generation + 1
             self._generation += 1
 
-    def _stands(self, name: bytes, entry: Entry) -> bool:
-        since = entry.stamp
-        if not super()._stands(name, entry):
+    def _is_current(self, name: bytes, entry: Entry) -> bool:
+        since = entry.generation
+        if not super()._is_current(name, entry):
             return False
         if since < self._replaced and entry.payload is None and _renewable(entry):
             if engaged():
-                # Nothing of the program's own runs under the lock; the next caller who asks for the value renews it.
-                entry.stamp = since
+                # No user code runs under the lock; the next caller of the value rebuilds it.
+                entry.generation = since
                 return True
             try:
                 entry.value = self._renew(entry.value)
             except CacheDecodeError:
-                entry.stamp = since
+                entry.generation = since
                 return False
         return True
 

@@ -1,9 +1,9 @@
-"""When to try Redis again: the decisions of a circuit breaker, without any I/O.
+"""The circuit breaker, which decides when to try Redis again, without any I/O.
 
-One breaker stands for one Redis and is shared by every connection of the process to it, so that what one of
-them learned the hard way costs the others nothing::
+All connections of the process to one Redis share one breaker, so that a failure of one of them spares the others a
+timeout::
 
-    unknown -> closed -> open -> half-open -> closed      it is back: who waits is told at once
+    unknown -> closed -> open -> half-open -> closed      it is back: waiting callers continue at once
                                      `-----> open         the pause grows
 """
 
@@ -20,11 +20,11 @@ __all__ = ["Breaker", "Outage", "Transition"]
 _FIRST: Final = 0.2
 _LONGEST: Final = 3.0
 _EVENTS: Final = 32
-"""Changes of state that are remembered: of the last minute or so of an outage, at the longest pause."""
+"""State changes remembered: about the last minute of an outage, at the longest pause."""
 
 
 class Transition(NamedTuple):
-    """The breaker became something.
+    """A change of the breaker's state.
 
     :ivar at: monotonic seconds.
     :ivar state: ``"closed"``, ``"open"`` or ``"half-open"``.
@@ -37,7 +37,7 @@ class Transition(NamedTuple):
 
 
 class Outage(NamedTuple):
-    """The present outage, or the last one.
+    """The current outage, or the last one.
 
     :ivar reason: one word, as in `CacheUnavailableError`.
     :ivar began: monotonic seconds.
@@ -52,18 +52,18 @@ class Outage(NamedTuple):
 class Breaker:
     """Closed while Redis answers; open from a failure until the next success. Thread-safe.
 
-    While it is open, one connection attempt is due at `retry_at`, and only one is admitted at a time; each failed one
-    doubles the pause (0.2 s to 3 s), shortened at random by up to a half so that a fleet does not come back in step.
+    While it is open, one connection attempt is due at `retry_at`, and only one is allowed at a time. Each failed one
+    doubles the pause (0.2 s to 3 s), shortened at random by up to a half so that a fleet does not return in step.
 
-    :param trial: seconds after which a trial of which nothing was heard is taken for lost, as its event loop may be.
-    :ivar outages: how many there were.
-    :ivar outage: the present or last one, or None.
+    :param trial: seconds after which a trial without an outcome counts as lost, because its event loop may be.
+    :ivar outages: how many outages there were.
+    :ivar outage: the current or last one, or None.
     :ivar succeeded_at: monotonic seconds of the last success.
     :ivar changes: the latest changes of state, the last one at the end; at most 32.
     """
 
     __slots__ = (
-        "_bells", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial", "_trial_until", "changes",
+        "_callbacks", "_failures", "_known", "_lock", "_random", "_retry_at", "_trial", "_trial_until", "changes",
         "outage", "outages", "succeeded_at",
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ class Breaker:
     def reset(self) -> None:
         """Forget everything, as in a forked child."""
         self._lock = section()
-        self._bells: set[Callable[[], object]] = set()
+        self._callbacks: set[Callable[[], object]] = set()
         self._failures = self.outages = 0
         self._known = False
         self.succeeded_at = -math.inf
@@ -91,7 +91,7 @@ class Breaker:
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing was asked yet, or nothing has come of it."""
+        """Whether no exchange with Redis has had an outcome yet."""
         return not self._known and not self._failures
 
     @property
@@ -104,10 +104,10 @@ class Breaker:
         """Monotonic seconds of the next attempt; in the past when one is due."""
         return self._retry_at
 
-    def admit(self, now: float) -> float:
-        """Return 0 if an attempt may be made now, which is the caller's then; else the seconds until one may be.
+    def try_acquire(self, now: float) -> float:
+        """Return 0 if the caller may make an attempt now, else the seconds until an attempt may be made.
 
-        It ends by `failed` or `succeeded`.
+        The caller ends its attempt by `failed`, `succeeded` or `withdrawn`.
         """
         with self._lock:
             if not self._failures:
@@ -119,26 +119,26 @@ class Breaker:
             self.changes.append(Transition(now, "half-open"))
             return 0.0
 
-    def hurry(self) -> None:
+    def retry_now(self) -> None:
         """Make the next attempt due now."""
         with self._lock:
             self._retry_at = 0.0
-        self._ring()
+        self._notify()
 
     def withdrawn(self, now: float) -> None:
-        """Note that an attempt was given up without an outcome: another may be made."""
+        """Note that an attempt was abandoned without an outcome: another may be made."""
         with self._lock:
             if self._trial_until > now:
                 self.changes.append(Transition(now, "open", "withdrawn"))
             self._trial_until = -math.inf
-        self._ring()
+        self._notify()
 
     def failed(self, now: float, reason: str = "") -> float:
         """Note a failure and return the pause until the next attempt, in seconds."""
         try:
             return self._failed(now, reason)
         finally:
-            self._ring()
+            self._notify()
 
     def _failed(self, now: float, reason: str) -> float:
         with self._lock:
@@ -163,29 +163,29 @@ class Breaker:
             if self._failures or not self._known:
                 self.changes.append(Transition(now, "closed"))
             self._known, self._failures, self._retry_at, self._trial_until = True, 0, 0.0, -math.inf
-        self._ring()
+        self._notify()
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
-            bells, self._bells = self._bells, set()
-        for bell in bells:
-            bell()
+            callbacks, self._callbacks = self._callbacks, set()
+        for callback in callbacks:
+            callback()
 
-    def listen(self, bell: Callable[[], object]) -> None:
-        """Have something called, in whatever thread, when an attempt has ended: once, at once if Redis answers."""
+    def subscribe(self, callback: Callable[[], object]) -> None:
+        """Call this once, in any thread, when an attempt has ended; immediately if Redis answers."""
         with self._lock:
             if self._failures:
-                self._bells.add(bell)
+                self._callbacks.add(callback)
                 return
-        bell()
+        callback()
 
-    def unlisten(self, bell: Callable[[], object]) -> None:
-        """Not have it called any more."""
+    def unsubscribe(self, callback: Callable[[], object]) -> None:
+        """Remove a callback."""
         with self._lock:
-            self._bells.discard(bell)
+            self._callbacks.discard(callback)
 
-    def figures(self, now: float) -> dict[str, Any]:
-        """Return its state, how many outages there were, when and why the last one, and the latest changes."""
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """Return the state, the number of outages, when and why the last one began, and the latest changes."""
         with self._lock:
             outage, failing, changes = self.outage, self._failures > 0, list(self.changes)
         state = "unknown" if not self._known and not failing else "closed"

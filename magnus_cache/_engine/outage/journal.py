@@ -1,11 +1,11 @@
-"""The journal of one cache: what its `Outbox` holds, kept on disk by a thread of its own.
+"""The journal of one cache: a copy of its `Outbox` on disk, written by its own thread.
 
-Every change of the record is queued under the record's lock and written in that order. Callers wait, for a bounded
-time, until what they have invalidated is in the file; event loops never touch the disk. If the disk fails, the record
-in memory is all there is, as without a journal; once the disk works again, it is written anew.
+Every change of the outbox is queued under the outbox's lock and written in that order. Callers wait, for a bounded
+time, until their invalidations are in the file; event loops never touch the disk. If the disk fails, only the outbox in
+memory remains, as without a journal; once the disk works again, the outbox is written again as a whole.
 
-What is in the file is read back whenever a connection to Redis is made. From the moment that one is lost until that is
-done, and Redis has been told, nothing that Redis says is believed (`Outbox.begin_doubt`).
+The file is read back whenever a connection to Redis is made. After a connection is lost, no value from Redis is trusted
+until the file was read and its invalidations were replayed (`Outbox.mark_unread`).
 """
 
 import asyncio
@@ -30,19 +30,19 @@ __all__ = ["THREAD_NAME", "Journal"]
 THREAD_NAME: Final = "magnus-cache-journal"
 
 _STEP: Final = 1_000
-"""Names that are recorded at a time: the record's lock is wanted by event loops too."""
+"""Names that are recorded at a time, because event loops need the outbox's lock too."""
 
 _MOVES: Final = 5
-"""How often a file may be replaced by others while something is written to it."""
+"""How often other processes may replace the file during one write."""
 
 _RETRY: Final = 1.0
-"""Seconds until what could not be written is tried again, if nothing else is asked for meanwhile."""
+"""Seconds until a failed write is retried, if there is no other request meanwhile."""
 
 _BUSY: Final = 2.0
-"""Seconds that a file may be locked by others until that counts as a failure."""
+"""Seconds for which other processes may lock the file before that counts as a failure."""
 
 _LAST: Final = 0.5
-"""Seconds that remain for that once the journal is being closed."""
+"""The same, once the journal is being closed."""
 
 _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the end of a transaction."""
@@ -51,25 +51,25 @@ _KINDS: Final[Mapping[str, Kind]] = {kind: kind for kind in get_args(Kind)}
 
 
 class Journal:
-    """Keeps a record on disk, and reads back what other lives and processes have left there. Thread-safe.
+    """Keeps an outbox on disk, and reads back what earlier runs and other processes have left there. Thread-safe.
 
-    Its thread is started by the first thing there is to write or to read, and ended by `close`.
+    The first write or read starts its thread, and `close` ends it.
 
-    :param file: where to.
-    :param warn: takes a topic, a message and perhaps what caused it, once in a while.
+    :param file: the file to write to.
+    :param warn: logs a warning: takes a topic, a message and optionally its cause.
     :param timeout: seconds that a caller waits for the disk.
     """
 
     def __init__(self, file: JournalFile, outbox: Outbox, warn: Warn, timeout: float) -> None:
         self._file = file
-        self._recovery = outbox
+        self._outbox = outbox
         self._warn = warn
         self._timeout = timeout
-        # Held while the file is in use; whoever forks waits for it.
+        # Held while the file is in use; a fork waits for it.
         self._busy = threading.Lock()
         self._damaged: tuple[int, int] | None = None
         self._begin()
-        outbox.keeper = self
+        outbox.store = self
 
     def _begin(self) -> None:
         self._lock = section()
@@ -77,8 +77,8 @@ class Journal:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._until = math.inf
-        self._behind = False
-        self._late = False
+        self._dirty = False
+        self._stalled = False
         self._forking = False
         self._kept = 0
         self._written = 0
@@ -90,22 +90,22 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file."""
         return self._file.path
 
-    def figures(self) -> dict[str, int]:
-        """Return how many rows stand for this record, how many were read back, and how often the disk failed."""
+    def as_dict(self) -> dict[str, int]:
+        """Return how many rows this outbox has in the file, how many were read back, and how often the disk failed."""
         return {"rows": len(self._rows), "restored": self._restored, "failures": self._failures}
 
-    # -- what the record tells us -----------------------------------------------------------------------------
+    # -- changes of the outbox -----------------------------------------------------------------------------
 
-    def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        """Write what was recorded."""
+    def keep(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        """Write new records."""
         self._kept += 1
-        self._queue.change(Change(self._kept, True, kind, marks))
+        self._queue.change(Change(self._kept, True, kind, positions))
 
     def begin(self) -> None:
-        """Start the thread, unless it was."""
+        """Start the thread, unless it was started."""
         if self._thread is not None:
             return
         thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
@@ -117,55 +117,55 @@ class Journal:
             # Without the lock, which it may need.
             thread.start()
         except BaseException as error:
-            # Interrupted, or there can be no thread: the next one tries again.
+            # Interrupted, or no thread can be started: the next call tries again.
             if self._thread is thread:
                 self._thread = None
             if not isinstance(error, RuntimeError) or isinstance(error, RecursionError):
                 raise
             self._warn("journal", f"the recovery journal is not written, as its thread cannot be started ({error})")
 
-    def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        """Delete what need not be told any more."""
+    def drop(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        """Delete records that need no replay any more."""
         if self._thread is not None:
-            self._queue.change(Change(self._kept, False, kind, marks))
+            self._queue.change(Change(self._kept, False, kind, positions))
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
-    def begin_doubt(self) -> None:
-        """Distrust Redis until what is in the file has been read, if there is one."""
+    def mark_unread(self) -> None:
+        """Trust no value from Redis until the file has been read, if it exists."""
         if self._file.exists:
-            self._recovery.begin_doubt()
+            self._outbox.mark_unread()
 
     async def written(self) -> None:
-        """Return once all that was recorded so far is in the file; or when the disk takes too long, having said so."""
-        if self._kept != self._written and not self._late and not self._closed:
+        """Return when everything recorded so far is in the file, or with a warning when the disk takes too long."""
+        if self._kept != self._written and not self._stalled and not self._closed:
             await self._answered(self._ask(Flush(pending())))
 
     async def read(self) -> bool:
-        """Return whether the record holds all that is in the file; if not in time, nothing is to be believed yet.
+        """Return whether the outbox holds everything in the file. If False, no value from Redis may be trusted yet.
 
-        Nothing is told to others for that: what nobody here can read now may be read later, or hold nothing at all.
+        Other processes are not affected: an unreadable file may become readable later, or may be empty.
         """
-        doubt = self._recovery.doubt
-        if not doubt:
+        unread = self._outbox.unread
+        if not unread:
             return True
         reading = self._reading
-        if reading is None or reading.done.done() or not (self._late or reading.doubt == doubt):
-            # While the disk hangs, one waits for it at a time.
-            reading = self._reading = self._ask(Flush(pending(), doubt))
-        if not self._late:
+        if reading is None or reading.done.done() or not (self._stalled or reading.unread == unread):
+            # While the disk hangs, only one read waits for it at a time.
+            reading = self._reading = self._ask(Flush(pending(), unread))
+        if not self._stalled:
             await self._answered(reading)
-        if self._recovery.doubt != doubt:
+        if self._outbox.unread != unread:
             return True
         self._warn(
             "journal:unread",
-            f"the recovery journal {self.path} cannot be read now; until it can, nothing that Redis has is believed by "
-            "this process, whose loads go on. Look for who keeps it locked, and let this user read it",
+            f"the recovery journal {self.path} cannot be read now; until it can, this process trusts no value in Redis "
+            "and loads instead. Look for the process that keeps it locked, and let this user read it",
         )
         return False
 
     def wait(self, timeout: float) -> bool:
-        """Block until all that was recorded so far is in the file; return whether that was in time.
+        """Block until everything recorded so far is in the file; return whether that was in time.
 
         :param timeout: seconds.
         """
@@ -178,8 +178,8 @@ class Journal:
     async def _answered(self, sync: Flush) -> None:
         done, _ = await asyncio.wait([asyncio.wrap_future(sync.done)], timeout=self._timeout)
         if not done:
-            # Nobody else waits for a disk that hangs, until it has moved on.
-            self._late = True
+            # No other caller waits for a disk that hangs, until it responds again.
+            self._stalled = True
             self._warn(
                 "journal",
                 f"the recovery journal {self.path} takes longer than {self._timeout:g} s; invalidations of an outage "
@@ -189,7 +189,7 @@ class Journal:
     # -- the end ----------------------------------------------------------------------------------------------
 
     def end(self) -> "Future[None] | None":
-        """Begin to end: what is queued is still written. Returns what tells the end, if there is one to wait for."""
+        """Start closing: queued changes are still written. Return a future of the end, or None without a thread."""
         with self._lock:
             if not self._closed:
                 self._until = time.monotonic() + _LAST
@@ -202,7 +202,7 @@ class Journal:
             return sync.done
 
     async def aclose(self, timeout: float) -> None:
-        """Write what is queued, and end the thread.
+        """Write queued changes, and end the thread.
 
         :param timeout: seconds to wait for the disk.
         """
@@ -211,7 +211,7 @@ class Journal:
             self._thread.join(timeout)
 
     def close(self, timeout: float) -> None:
-        """Do what `aclose` does, for a thread.
+        """Write queued changes and end the thread, for a blocking caller.
 
         :param timeout: seconds to wait for the disk.
         """
@@ -221,20 +221,20 @@ class Journal:
     # -- forks ------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Close the file: SQLite's idea of what is locked must not be copied into another process."""
+        """Close the file: SQLite's state of its locks must not be copied into another process."""
         if self._busy.acquire(timeout=_FORK_WAIT):
             self._forking = True
             self._file.close()
 
     def after_fork_in_parent(self) -> None:
-        """Go on; the file is opened again when it is needed."""
+        """Continue; the file is opened again when it is needed."""
         if self._forking:
             self._forking = False
             self._busy.release()
 
     def reset(self) -> None:
-        """Begin anew in a forked child: the rows are its parent's."""
-        self._file.abandon()
+        """Start empty in a forked child: the rows belong to its parent."""
+        self._file.leak_to_parent()
         self._busy = threading.Lock()
         self._begin()
 
@@ -248,7 +248,7 @@ class Journal:
     def _serve(self) -> None:
         last = False
         while not last:
-            batch = self._queue.batch(_RETRY if self._behind else None, whole=self._closed)
+            batch = self._queue.batch(_RETRY if self._dirty else None, whole=self._closed)
             last = batch.last
             with self._busy:
                 self._handle(batch)
@@ -257,122 +257,122 @@ class Journal:
 
     def _handle(self, batch: Batch) -> None:
         changes, waiting = batch.changes, batch.waiting
-        doubts = [sync.doubt for sync in waiting if sync.doubt]
-        self._behind = self._behind or batch.whole
-        # Before the record is looked at: what is kept has been recorded.
-        written = self._kept if self._behind else max((change.number for change in changes), default=self._written)
+        unread = [sync.unread for sync in waiting if sync.unread]
+        self._dirty = self._dirty or batch.whole
+        # Before the outbox is read: everything counted here has been recorded.
+        written = self._kept if self._dirty else max((change.number for change in changes), default=self._written)
         try:
             try:
-                self._do_patiently(changes, doubts)
+                self._do_patiently(changes, unread)
             except Exception as error:
                 if not self._file.unusable(error):
                     raise
-                self._replace(error, doubts)
-                if not doubts:
-                    self._recovery.begin_doubt()
-                self._do_patiently(changes, doubts)
-        # An invalidation that cannot be written must not fail for its caller: it stands in memory.
+                self._replace(error, unread)
+                if not unread:
+                    self._outbox.mark_unread()
+                self._do_patiently(changes, unread)
+        # An invalidation that cannot be written must not fail for its caller: it is in memory.
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
         else:
-            self._late = False
+            self._stalled = False
         finally:
             self._written = max(written, self._written)
             self._queue.done(changes)
             for sync in waiting:
                 sync.done.set_result(None)
 
-    def _do_patiently(self, changes: list[Change], doubts: list[int]) -> None:
-        """Try again while others have the file locked, in steps: the end must not wait for them."""
+    def _do_patiently(self, changes: list[Change], unread: list[int]) -> None:
+        """Retry while other processes lock the file, in short steps, so that closing does not wait for them."""
         until = time.monotonic() + _BUSY
         while True:
             try:
-                return self._do(changes, doubts)
+                return self._do(changes, unread)
             except sqlite3.Error as error:
                 if not self._file.busy(error) or time.monotonic() > min(until, self._until):
                     raise
-                # What was begun is done as a whole.
-                self._behind = True
+                # The retry writes the whole outbox.
+                self._dirty = True
                 time.sleep(0.01)
 
-    def _do(self, changes: list[Change], doubts: list[int]) -> None:
+    def _do(self, changes: list[Change], unread: list[int]) -> None:
         for _ in range(_MOVES):
             if self._file.moved:
-                # Moved aside, or removed: what is written there is where nobody looks for it.
-                self._file.forsake()
+                # Moved aside, or removed: no process reads what would be written there.
+                self._file.detach()
             self._file.open()
             if self._file.generation != self._rows_of:
-                self._rows, self._rows_of, self._behind = {}, self._file.generation, True
-            if self._behind:
+                self._rows, self._rows_of, self._dirty = {}, self._file.generation, True
+            if self._dirty:
                 self._write_all()
             else:
                 self._write(changes)
-            if doubts:
+            if unread:
                 self._restore(self._file.rows())
                 if others := self._file.others():
                     self._warn("journal:others", others)
             if not self._file.moved:
                 break
-        for doubt in doubts:
-            self._recovery.believe(doubt)
+        for number in unread:
+            self._outbox.mark_read(number)
 
     def _write(self, changes: list[Change]) -> None:
         keep: dict[tuple[Kind, bytes], int] = {}
         drop: set[tuple[Kind, bytes]] = set()
         for change in changes:
-            for name, mark in change.marks.items():
+            for name, position in change.positions.items():
                 place = (change.kind, name)
                 if change.kept:
-                    keep[place] = mark
+                    keep[place] = position
                     continue
-                if keep.get(place, mark + 1) <= mark:
+                if keep.get(place, position + 1) <= position:
                     del keep[place]
                 known = self._rows.get(place)
-                if known is not None and known.mark <= mark:
+                if known is not None and known.position <= position:
                     drop.add(place)
         self._change(keep, drop)
 
     def _write_all(self) -> None:
-        """Bring the file up to the record, after it was another one, or could not be written."""
-        missed = self._recovery.take()
-        # Also what there is a row of: if that is another process's, it goes when that one has told Redis of its own.
-        keep = {(kind, name): mark for kind in get_args(Kind) for name, mark in getattr(missed, kind).items()}
-        self._behind = False
+        """Write the whole outbox, after the file was replaced or could not be written."""
+        missed = self._outbox.take()
+        # Also records that have a row already: another process deletes its own row after its own replay.
+        keep = {(kind, name): position for kind in get_args(Kind) for name, position in getattr(missed, kind).items()}
+        self._dirty = False
         self._change(keep, self._rows.keys() - keep.keys())
 
     def _change(self, keep: Mapping[tuple[Kind, bytes], int], drop: Iterable[tuple[Kind, bytes]]) -> None:
         gone = list(drop)
         if not keep and not gone:
             return
-        self._behind = True
+        self._dirty = True
         ids = self._file.change(keep, [self._rows[place].id for place in gone])
-        self._behind = False
+        self._dirty = False
         for place in gone:
             del self._rows[place]
         for place, number in ids.items():
             self._rows[place] = Known(keep[place], number)
         if keep and self._file.bound():
-            # Namespaces stand for what was written by name, maybe by others: they are to be told too.
-            self._recovery.begin_doubt()
+            # Namespaces replace names, maybe those of other processes: they need a replay too.
+            self._outbox.mark_unread()
 
     def _restore(self, rows: list[Row]) -> None:
-        """Record what others have left, and what this process recorded in another life."""
+        """Record what other processes, or earlier runs of this one, have left."""
         news: dict[Kind, list[Row]] = {kind: [] for kind in get_args(Kind)}
         damaged: list[Row] = []
         for row in rows:
             kind = _KINDS.get(row.kind)
-            if kind is None or not self._recovery.fits(kind, row.name):
+            if kind is None or not self._outbox.fits(kind, row.name):
                 damaged.append(row)
                 continue
             known = self._rows.get((kind, row.name))
             if known is None or known.id != row.id:
                 news[kind].append(row)
         if damaged:
-            # Somebody has edited the file, or the disk is bad: whatever was meant, everything covers it.
-            mark = self._recovery.record_prefix(b"")
+            # The file was edited, or the disk is bad: everything is invalidated, which covers any meaning.
+            position = self._outbox.record_prefix(b"")
             ids = self._file.change([("prefixes", self._file.root)], [row.id for row in damaged])
             for place, number in ids.items():
-                self._rows[place] = Known(mark, number)
+                self._rows[place] = Known(position, number)
             self._warn(
                 "journal:rows",
                 f"{len(damaged)} rows of the recovery journal {self.path} cannot be read; they may be about any "
@@ -383,22 +383,22 @@ class Journal:
                 self._restore_some(kind, found[start : start + _STEP])
 
     def _restore_some(self, kind: Kind, found: list[Row]) -> None:
-        mark = self._recovery.restore(kind, [row.name for row in found])
+        position = self._outbox.restore(kind, [row.name for row in found])
         for row in found:
-            self._rows[kind, row.name] = Known(mark, row.id)
+            self._rows[kind, row.name] = Known(position, row.id)
         self._restored += len(found)
 
-    def _replace(self, error: Exception, doubts: list[int]) -> None:
-        """Have a new file instead of a damaged one; where that is not allowed, everything is distrusted, once."""
+    def _replace(self, error: Exception, unread: list[int]) -> None:
+        """Replace a damaged file by a new one; where that is not allowed, invalidate everything, once."""
         damaged = self._file.identity
         try:
             self._file.replace()
         except OSError:
             if damaged is None or damaged != self._damaged:
-                self._recovery.record_prefix(b"")
+                self._outbox.record_prefix(b"")
             self._damaged = damaged
-            for doubt in doubts:
-                self._recovery.believe(doubt)
+            for number in unread:
+                self._outbox.mark_read(number)
             raise
         self._say_moved(error)
 
@@ -410,8 +410,8 @@ class Journal:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        # Also where not even opening it was possible: what was asked for is in the record alone.
-        self._behind = True
+        # Also if even opening failed: the requested changes are only in memory.
+        self._dirty = True
         self._warn(
             "journal",
             f"the recovery journal {self.path} cannot be used ({error}); invalidations of an outage are kept in memory "

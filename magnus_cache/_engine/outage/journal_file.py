@@ -1,11 +1,11 @@
-"""The journal on disk: what one cache's Redis could not be told, in a SQLite file that many processes may share.
+"""The journal on disk: a cache's unconfirmed invalidations, in a SQLite file that many processes may share.
 
-One row for each key, namespace or tag, of the cache (an address and a prefix) that it is about; never a value, never
-a secret. A row that is recorded again gets a new id, and rows are deleted by their ids alone: whoever has told Redis
-of a row cannot delete what was recorded after he read it.
+It has one row for each key, namespace or tag of a cache (an address and a prefix), and never a value or a secret. A row
+that is recorded again gets a new id, and rows are deleted only by their ids. So a process that has replayed a row
+cannot delete what was recorded after its read.
 
-A commit is in the operating system's hands when it returns (WAL, without fsync): it survives the end of the process,
-however sudden, but not a power failure, after which the processes that it was about are gone with their memory too.
+When a commit returns, the operating system has the data (WAL, without fsync). It survives any end of the process, but
+not a power failure, which also ends the processes whose memory the rows concern.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from magnus_cache._engine.runtime.forks import ForkLock
 
 __all__ = ["JournalFile", "Known", "Row"]
 
-_MINE: Final = 0x4D61676E
-"""The application id in the file's header, ``Magn``: a file that has another one is not a journal."""
+_APPLICATION_ID: Final = 0x4D61676E
+"""The application id in the file's header, ``Magn``: a file with another id is not a journal."""
 
 _FORMAT: Final = 1
 
@@ -34,9 +34,9 @@ _UNUSABLE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sql
 _SCHEMA: Final = (
     "CREATE TABLE missed (id INTEGER PRIMARY KEY AUTOINCREMENT, cache TEXT NOT NULL, kind TEXT NOT NULL,"
     " name BLOB NOT NULL, UNIQUE (cache, kind, name))",
-    # Follows a file that could not be read: each cache that has not been told yet distrusts everything, once.
+    # Follows an unreadable file: each cache that is not listed here yet invalidates everything, once.
     "CREATE TABLE loss (told TEXT PRIMARY KEY)",
-    f"PRAGMA application_id = {_MINE}",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_FORMAT}",
 )
 
@@ -44,11 +44,11 @@ _CACHES: Final = "SELECT DISTINCT CAST(cache AS BLOB) FROM missed"
 
 _MAKING: Final = ForkLock()
 
-_ABANDONED: Final[list[sqlite3.Connection]] = []
+_LEAKED: Final[list[sqlite3.Connection]] = []
 
 
 class Row(NamedTuple):
-    """One thing that Redis could not be told; if the file was tampered with, of a kind that there is not."""
+    """One unconfirmed invalidation; if the file was tampered with, its kind may be unknown."""
 
     id: int
     kind: str
@@ -56,23 +56,23 @@ class Row(NamedTuple):
 
 
 class _ForeignError(SQLiteError):
-    """The file is no journal, or one of a later version."""
+    """The file is not a journal, or one of a later version."""
 
 
 class Known(NamedTuple):
-    """A row that stands for something in the record."""
+    """A row of something in the outbox, with its position there."""
 
-    mark: int
+    position: int
     id: int
 
 
 class JournalFile:
-    """The rows of one cache in a file; for one thread at a time. The file is opened when it is first needed.
+    """The rows of one cache in a file; for one thread at a time. The first use opens the file.
 
-    :param cache: what tells this cache's rows from those of others in the same file.
-    :param root: what all values' names begin with; also an attribute.
-    :ivar generation: a new one for each new file: ids are those of one file.
-    :ivar aside: where a file was moved to that could not be used.
+    :param cache: identifies this cache's rows among those of others in the same file.
+    :param root: the prefix of all values' names; also an attribute.
+    :ivar generation: rises with each new file, because ids belong to one file.
+    :ivar aside: where an unusable file was moved to.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class JournalFile:
 
     @property
     def exists(self) -> bool:
-        """Whether there may be something to read: also where this user is not allowed to look."""
+        """Whether the file may exist: also True if this user has no access."""
         try:
             self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -102,11 +102,11 @@ class JournalFile:
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """What tells the file that the path leads to from another, if there is one."""
+        """Identifies the file at the path; None without one."""
         return _identity(self.path)
 
     def open(self) -> sqlite3.Connection:
-        """Open the file, or make it, unless that is done.
+        """Return the connection to the file, which is opened or created if needed.
 
         :raises SQLiteError: when that is impossible; see `unusable`.
         :raises OSError: likewise.
@@ -117,14 +117,14 @@ class JournalFile:
 
     @property
     def moved(self) -> bool:
-        """Whether the path leads to another file by now than the one that is open: what was written is lost to others.
+        """Whether the path leads to another file than the open one, so that other processes do not see what is written.
 
-        Somebody has removed it, or moved it aside as damaged.
+        The file was removed, or moved aside as damaged.
         """
         return self._connection is not None and self._identity != _identity(self.path)
 
     def change(self, keep: Iterable[tuple[Kind, bytes]], drop: Iterable[int]) -> dict[tuple[Kind, bytes], int]:
-        """Add some rows and delete others, and return the ids of those added; all of it or nothing.
+        """Add some rows and delete others, in one transaction, and return the ids of the added rows.
 
         :raises SQLiteError: when the disk is full, read-only or broken.
         :raises OSError: likewise.
@@ -137,9 +137,9 @@ class JournalFile:
         return ids
 
     def bound(self) -> bool:
-        """Let namespaces stand for too many names, and everything for too many of those; return whether that was so.
+        """Replace too many names by their namespaces, and too many of these by everything; return whether it did.
 
-        Each process's record is bounded, and so is what they leave behind together.
+        Each process's outbox is bounded, and this bounds what all of them leave in the file.
 
         :raises SQLiteError: when the disk is full, read-only or broken.
         :raises OSError: likewise.
@@ -162,7 +162,7 @@ class JournalFile:
         return bool(over)
 
     def rows(self) -> list[Row]:
-        """Return all rows of this cache, whoever has written them.
+        """Return all rows of this cache, of any process.
 
         :raises SQLiteError: when the file cannot be read.
         :raises OSError: likewise.
@@ -175,9 +175,9 @@ class JournalFile:
         return [Row(number, kind.decode(errors="replace"), name) for number, kind, name in found]
 
     def others(self) -> str:
-        """Return what to say, once for each file, of rows of this prefix that wait for another address; or nothing.
+        """Return a warning, once for each file, about rows of this prefix for other addresses; or an empty text.
 
-        They are not replayed: nobody knows whether that is this server, and if not, its rows must stay.
+        Such rows are not replayed: the address may be another server, and then its rows must stay.
 
         :raises SQLiteError: when the file cannot be read.
         :raises OSError: likewise.
@@ -193,7 +193,7 @@ class JournalFile:
             return ""
         return (
             f"in the recovery journal {self.path} invalidations wait for {', '.join(refs)}; this process uses "
-            f"{here.removesuffix(end)} and does not tell them. If that is the same server, name it as before"
+            f"{here.removesuffix(end)} and does not replay them. If that is the same server, use the former address"
         )
 
     def close(self) -> None:
@@ -202,37 +202,37 @@ class JournalFile:
         if connection is not None:
             connection.close()
 
-    def forsake(self) -> None:
-        """Close a file that the path does not lead to any more; the next one is another, even if it looks the same."""
+    def detach(self) -> None:
+        """Close a file that was moved away; the next file counts as new, even with the same identity."""
         self.close()
-        # File systems give the number of a removed file to the next.
+        # File systems reuse the number of a removed file.
         self._identity = None
 
-    def abandon(self) -> None:
-        """Forget the file without a word to SQLite, in a child that was forked while it was open."""
+    def leak_to_parent(self) -> None:
+        """Forget the connection without closing it, in a child that was forked while the file was open."""
         if self._connection is not None:
-            # Never collected: SQLite's end of it would undo what the parent relies on.
-            _ABANDONED.append(self._connection)
+            # Kept forever: closing it would release locks that the parent relies on.
+            _LEAKED.append(self._connection)
         self._connection = None
 
     def unusable(self, error: Exception) -> bool:
-        """Whether an error means that the file is damaged, and not the disk full or the file locked."""
+        """Return whether an error means that the file is damaged, not that the disk is full or the file locked."""
         code = getattr(error, "sqlite_errorcode", 0)
         return isinstance(error, _ForeignError) or (code & 0xFF) in _UNUSABLE
 
     def busy(self, error: Exception) -> bool:
-        """Whether an error means that another process has the file locked: soon it may have let go."""
+        """Return whether an error means that another process locks the file, perhaps for a short time."""
         return (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_BUSY
 
     def replace(self) -> None:
-        """Move a file aside that cannot be used, and begin a new one that says so to each cache; nothing is deleted.
+        """Move an unusable file aside, and create one that reports the loss to each cache; nothing is deleted.
 
         :raises OSError: if that is not allowed.
         """
         before = self._identity
-        self.forsake()
+        self.detach()
         if before is None or before == _identity(self.path):
-            # Not if another process has just done so: then the path leads to a good one.
+            # Not if another process has just done so: then the path leads to a good file.
             self.aside = self._put_aside()
         self._connection = self._connected(lossy=True)
 
@@ -253,7 +253,7 @@ class JournalFile:
         identity = _identity(self.path)
         self.generation += identity != self._identity
         self._identity = identity
-        # Its own thread uses it, and whoever forks closes it.
+        # The journal's thread uses it, and a thread that forks closes it.
         connection = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection, lossy=lossy)
@@ -263,12 +263,12 @@ class JournalFile:
         return connection
 
     def _make(self) -> None:
-        """Make the file, unless it is there: here and not by SQLite, for its mode, which the files beside it get too.
+        """Create the file if it is missing. SQLite does not, so that the mode, also of its side files, is set here.
 
-        One that is there must not be opened except by SQLite. With the end of any descriptor of a file, a process lets
-        go of all its locks on it, also of another connection's: the next to end then removes what is still in use.
+        An existing file must only be opened by SQLite. When a process closes any descriptor of a file, it releases all
+        its locks on the file, even another connection's: the next connection to close then removes files in use.
         """
-        # Nobody of this process has it open yet, and all who are about to come this way.
+        # No connection of this process has it open yet, and all of them pass here first.
         with _MAKING(), contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
@@ -280,7 +280,8 @@ class JournalFile:
                 if self._is_new(connection):
                     for statement in _SCHEMA:
                         connection.execute(statement)
-        # Refused while another process is about to open it: then this is a slower way to the same end, until next time.
+        # Refused while another process is about to open it: then commits are slower, with the same result, until the
+        # file is opened again.
         with contextlib.suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = WAL")
         if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
@@ -289,7 +290,7 @@ class JournalFile:
             connection.execute("INSERT OR IGNORE INTO loss VALUES ('')")
 
     def _admit_loss(self, connection: sqlite3.Connection) -> None:
-        """Distrust everything, once, if what was known of it was lost with another file."""
+        """Invalidate everything, once, if this cache's rows were lost with an earlier file."""
         told = {name for (name,) in connection.execute("SELECT told FROM loss WHERE told IN ('', ?)", (self._cache,))}
         if told == {""}:
             with _Transaction(connection):
@@ -298,18 +299,19 @@ class JournalFile:
 
     @staticmethod
     def _is_new(connection: sqlite3.Connection) -> bool:
-        """Whether it holds nothing at all yet.
+        """Return whether the file is still empty.
 
-        :raises _ForeignError: if what it holds is no journal, or one of a later version.
+        :raises _ForeignError: if it is not a journal, or one of a later version.
         """
         (mine,), (version,), (tables,) = (
             connection.execute(question).fetchone()
             for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
         )
-        if mine == _MINE and version == _FORMAT:
+        if mine == _APPLICATION_ID and version == _FORMAT:
             return False
         if mine or version or tables:
-            raise _ForeignError("it is of a later version" if mine == _MINE else "it is not a journal of this cache")
+            ours = mine == _APPLICATION_ID
+            raise _ForeignError("it is of a later version" if ours else "it is not a journal of this cache")
         return True
 
     # -- rows -----------------------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ class JournalFile:
 
 
 class _Transaction:
-    """All of it or nothing, with the right to write taken at once: two readers that both want to write would clash."""
+    """A transaction that takes the write lock at once, because two readers that both start to write would conflict."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What waits for a journal's thread: bounded, as the record is that all of it can be written from."""
+"""The bounded queue of a journal's thread. What does not fit is written from the outbox as a whole."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -13,26 +13,26 @@ _AT_ONCE: Final = 1_000
 """Requests that are written in one transaction at most."""
 
 _MOST: Final = 2 * MOST_NAMES
-"""Names that wait to be written at most; beyond, the record is written as a whole, which is bounded itself."""
+"""Names in the queue at most; past this limit the whole outbox is written, which is bounded itself."""
 
 
 class Change(NamedTuple):
-    """Something that was recorded, or need not be told any more.
+    """Records that were added, or that need no replay any more.
 
-    :ivar number: how much had been recorded by then.
+    :ivar number: how many additions there had been by then.
     """
 
     number: int
     kept: bool
     kind: Kind
-    marks: Mapping[bytes, int]
+    positions: Mapping[bytes, int]
 
 
 class Flush(NamedTuple):
-    """Somebody who waits until all before it is written; and, if he asks for it, until all there is has been read."""
+    """A request to report when everything before it is written, and, with `unread`, when the whole file was read."""
 
     done: "Future[None]"
-    doubt: int = 0
+    unread: int = 0
 
 
 _Request: TypeAlias = Change | Flush | None
@@ -40,10 +40,10 @@ _Request: TypeAlias = Change | Flush | None
 
 
 class Batch(NamedTuple):
-    """What is to be done next.
+    """The next requests for the thread.
 
-    :ivar whole: whether changes are missing, so that the record is to be written as a whole.
-    :ivar last: whether the thread is to end then.
+    :ivar whole: whether changes are missing, so that the whole outbox has to be written.
+    :ivar last: whether the thread has to end afterwards.
     """
 
     changes: list[Change]
@@ -53,40 +53,40 @@ class Batch(NamedTuple):
 
 
 class JournalQueue:
-    """What any thread asks one thread to do, in its order. Changes are added under the record's lock."""
+    """Requests of any thread to the journal's thread, in order. Changes are added under the outbox's lock."""
 
     def __init__(self) -> None:
         self._requests: SimpleQueue[_Request] = SimpleQueue()
         self._skipped = False
-        # Each is counted by one thread at a time: names that went in, and those that are dealt with.
+        # Each is counted by one thread at a time: names added, and names processed.
         self._added = 0
         self._done = 0
 
     def change(self, change: Change) -> None:
-        """Add a change, unless there are too many: then it is found in the record."""
+        """Add a change, unless the queue is full: then the change is found in the outbox."""
         if self._added - self._done < _MOST:
-            self._added += len(change.marks)
+            self._added += len(change.positions)
             self._requests.put(change)
         elif not self._skipped:
             self._skipped = True
-            # The thread must hear of it, even if it has emptied the queue just now.
+            # The thread must wake for it, even if it has just emptied the queue.
             self._requests.put(Flush(pending()))
 
     def ask(self, request: Flush | None) -> None:
-        """Add somebody who waits, or the end."""
+        """Add a flush, or with None the end."""
         self._requests.put(request)
 
     def batch(self, timeout: float | None, *, whole: bool) -> Batch:
-        """Wait for something to do; after `timeout` seconds, that is nothing.
+        """Return the next requests; after `timeout` seconds without any, an empty batch.
 
-        :param whole: asks for all there is at once.
+        :param whole: take all requests at once.
         """
         try:
             requests = [self._requests.get(timeout=timeout)]
         except Empty:
             return Batch([], [], whole=False, last=False)
-        # In this order, and then all there is: what is skipped from here on makes the record be written once more, and
-        # no row is written later whose end is missing.
+        # In this order, and then the whole queue: a change skipped from here on causes another write of the whole
+        # outbox, and no row is written later whose deletion was skipped.
         whole, self._skipped = whole or self._skipped, False
         while requests[-1] is not None and (whole or len(requests) < _AT_ONCE):
             try:
@@ -98,12 +98,12 @@ class JournalQueue:
         return Batch(changes, waiting, whole, last=requests[-1] is None)
 
     def done(self, changes: list[Change]) -> None:
-        """Make room, as these are dealt with."""
-        self._done += sum(len(change.marks) for change in changes)
+        """Make room for more, because these changes were processed."""
+        self._done += sum(len(change.positions) for change in changes)
 
 
 def pending() -> "Future[None]":
-    """Return a future that nobody who waits for it can cancel."""
+    """Return a future that waiting callers cannot cancel."""
     done: Future[None] = Future()
     done.set_running_or_notify_cancel()
     return done

@@ -3,18 +3,18 @@
 The idea
 --------
 A delete, a clear, an invalidated tag or an overwrite may meet a Redis that is away, or a connection that breaks before
-the answer. Then nobody knows whether it happened. It is recorded here, and counts as an invalidation for every read of
-this process until Redis has been told.
+the answer. Then it is unknown whether it happened. It is recorded here, and counts as an invalidation for every read of
+this process until Redis has confirmed it.
 
 What a replay does
 ------------------
-When Redis is back, the record is replayed before any value that it covers is believed (see `coordination/replay`). A
+When Redis is back, the outbox is replayed before any value that it covers is trusted (see `coordination/replay`). A
 replay only removes and issues epochs. It never writes a value: a peer that could reach Redis may have stored a newer
 one, and to write the old one over it would turn an outage into a wrong answer.
 
 Why nothing is forgotten
 ------------------------
-The record is bounded. When it overflows, single names become "the whole namespace", and namespaces "everything". That
+The outbox is bounded. When it overflows, single names become "the whole namespace", and namespaces "everything". That
 invalidates too much, and never too little. With `journal` set, a copy on disk outlives the process (see
 `outage/journal`).
 
@@ -36,23 +36,23 @@ from magnus_cache._engine.runtime.critical import section
 __all__ = ["MOST_NAMES", "MOST_SCOPES", "Kind", "Outbox", "OutboxStore", "Pending", "namespace_prefix"]
 
 MOST_NAMES: Final = 10_000
-"""Single keys remembered at most; one more, and their whole namespaces are cleared instead: never forgotten."""
+"""Single keys remembered at most; past this limit their whole namespaces are cleared, and no key is forgotten."""
 
 MOST_SCOPES: Final = 1_000
-"""Namespaces, and tags, remembered at most; one more, and everything is cleared instead."""
+"""Namespaces, and tags, remembered at most; past this limit everything is cleared instead."""
 
 
 Kind: TypeAlias = Literal["names", "prefixes", "tags"]
-"""The parts of a record, as the fields of `Pending`."""
+"""The kinds of records, as the fields of `Pending`."""
 
 
 class Pending(NamedTuple):
-    """What Redis is to be told, each with the mark that `Outbox.settle` wants back."""
+    """The invalidations to replay, each with the position that `Outbox.acknowledge` takes back."""
 
     names: dict[bytes, int]
     """Values by name."""
     prefixes: dict[bytes, int]
-    """Whole namespaces, or everything, by what the values' names begin with."""
+    """Whole namespaces, or everything, by the prefix of the values' names."""
     tags: dict[bytes, int]
     """Tags by the names of their epochs."""
 
@@ -61,29 +61,30 @@ _KINDS: Final[tuple[Kind, ...]] = ("names", "prefixes", "tags")
 
 
 class OutboxStore(Protocol):
-    """Who keeps a copy of a record where it outlives the process.
+    """A store that keeps a copy of an outbox which outlives the process.
 
-    `keep` and `drop` are called under the record's lock, and must not block; `begin` is called after `keep`, without.
+    `keep` and `drop` are called under the outbox's lock, and must not block. `begin` is called after `keep`, without
+    the lock.
     """
 
     def begin(self) -> None:
-        """Begin to write, if that needs a beginning."""
+        """Start writing, if the store has to be started."""
 
-    def keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        """Note what was recorded, with its marks."""
+    def keep(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        """Add records with their positions."""
 
-    def drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        """Note what need not be told any more; what has a higher mark by now still has to be."""
+    def drop(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        """Remove records that need no replay any more, except those that have a higher position by now."""
 
 
 class Outbox:
-    """The record of invalidations that Redis has not confirmed. Thread-safe, bounded, in memory.
+    """The invalidations that Redis has not confirmed. Thread-safe, bounded, in memory.
 
-    :param root: what all values' names begin with.
-    :param tags: what the names of all tags' epochs begin with.
-    :param clock: the one that requests to Redis are timed by.
-    :ivar keeper: is told of every change, in their order.
-    :ivar told_at: monotonic second at which Redis was last known to have been told of a single key.
+    :param root: the prefix of all values' names.
+    :param tags: the prefix of the names of all tags' epochs.
+    :param clock: the clock that times requests to Redis.
+    :ivar store: receives every change, in order.
+    :ivar told_at: monotonic second of the last known confirmation of a single key.
     """
 
     def __init__(
@@ -97,80 +98,80 @@ class Outbox:
         self._clock = clock
         self._lock = section()
         self._missed = Pending({}, {}, {})
-        self._marks = 0
-        self._doubt = 0
+        self._position = 0
+        self._unread = 0
         self._forget_told()
-        self.keeper: OutboxStore | None = None
+        self.store: OutboxStore | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether anything waits to be told, or may; costs no lock."""
-        return self._doubt > 0 or any(self._missed)
+        """Whether anything waits to be replayed, or may; takes no lock."""
+        return self._unread > 0 or any(self._missed)
 
     @property
-    def doubt(self) -> int:
-        """What `believe` wants back: not 0 while there may be more to tell than is recorded here."""
-        return self._doubt
+    def unread(self) -> int:
+        """The argument for `mark_read`: not 0 while the store may hold invalidations that are not recorded here."""
+        return self._unread
 
-    def begin_doubt(self) -> None:
-        """Let everything count as invalidated until it is known what else there is to tell."""
+    def mark_unread(self) -> None:
+        """Let everything count as invalidated until the store was read."""
         with self._lock:
-            self._marks += 1
-            self._doubt = self._marks
+            self._position += 1
+            self._unread = self._position
 
-    def believe(self, doubt: int) -> None:
-        """Let the record count as complete again, unless another doubt has begun since."""
+    def mark_read(self, unread: int) -> None:
+        """Let the outbox count as complete again, unless `mark_unread` was called since."""
         with self._lock:
-            if self._doubt == doubt:
-                self._doubt = 0
+            if self._unread == unread:
+                self._unread = 0
 
     def record(self, names: Iterable[bytes]) -> int:
-        """Remember that these values must not be believed when Redis is back; return the record's mark."""
+        """Record that these values are invalid when Redis is back; return the record's position."""
         with self._lock:
-            self._marks += 1
+            self._position += 1
             self._add_names(names, kept=False)
-            mark = self._marks
-        return self._begun(mark)
+            position = self._position
+        return self._begun(position)
 
     def record_prefix(self, prefix: bytes) -> int:
-        """Remember that no value may be believed whose name begins like a namespace's, or with the root.
+        """Record that the values with a prefix are invalid, a namespace's or the root; return the record's position.
 
-        One that goes on within a namespace counts as that namespace; one that ends before, as everything.
+        A longer prefix counts as its namespace, and one that is shorter than a namespace's as everything.
         """
         with self._lock:
-            self._marks += 1
+            self._position += 1
             self._add_prefixes({self._whole(prefix)}, kept=False)
-            mark = self._marks
-        return self._begun(mark)
+            position = self._position
+        return self._begun(position)
 
     def record_tags(self, names: Iterable[bytes]) -> int:
-        """Remember that no value with one of these tags may be believed when Redis is back."""
+        """Record that values with one of these tags are invalid when Redis is back; return the record's position."""
         with self._lock:
-            self._marks += 1
+            self._position += 1
             self._add_tags(names, kept=False)
-            mark = self._marks
-        return self._begun(mark)
+            position = self._position
+        return self._begun(position)
 
     def restore(self, kind: Kind, names: Iterable[bytes]) -> int:
-        """Remember what the keeper has kept of another life or process; return the record's mark."""
+        """Record what the store holds of an earlier run or another process; return the record's position."""
         with self._lock:
-            self._marks += 1
+            self._position += 1
             if kind == "names":
                 self._add_names(names, kept=True)
             elif kind == "tags":
                 self._add_tags(names, kept=True)
             else:
                 self._add_prefixes(set(names), kept=True)
-            return self._marks
+            return self._position
 
-    def _begun(self, mark: int) -> int:
-        # Without the lock, which a thread that is being started may need.
-        if self.keeper is not None:
-            self.keeper.begin()
-        return mark
+    def _begun(self, position: int) -> int:
+        # Without the lock, which a starting thread may need.
+        if self.store is not None:
+            self.store.begin()
+        return position
 
     def fits(self, kind: Kind, name: bytes) -> bool:
-        """Whether something could have been recorded here; what somebody has edited, or a bad disk, need not."""
+        """Return whether this could have been recorded here; an edited file, or a bad disk, may hold other things."""
         try:
             name.decode()
         except UnicodeDecodeError:
@@ -186,7 +187,7 @@ class Outbox:
         return namespace_prefix(prefix) if self._is_whole(prefix) else self._root
 
     def _add_names(self, names: Iterable[bytes], *, kept: bool) -> None:
-        record, added = self._missed.names, dict.fromkeys(names, self._marks)
+        record, added = self._missed.names, dict.fromkeys(names, self._position)
         record.update(added)
         if len(record) > self._most_names:
             # In this order, as `covers` takes no lock.
@@ -198,19 +199,19 @@ class Outbox:
 
     def _add_prefixes(self, prefixes: set[bytes], *, kept: bool) -> None:
         record = self._missed.prefixes
-        record.update(dict.fromkeys(prefixes, self._marks))
+        record.update(dict.fromkeys(prefixes, self._position))
         if len(record) > self._most_scopes:
-            record[self._root] = self._marks
-            self._keep("prefixes", {self._root: self._marks})
-            others = {prefix: mark for prefix, mark in record.items() if prefix != self._root}
+            record[self._root] = self._position
+            self._keep("prefixes", {self._root: self._position})
+            others = {prefix: position for prefix, position in record.items() if prefix != self._root}
             self._drop("prefixes", others)
             for prefix in others:
                 del record[prefix]
         elif not kept:
-            self._keep("prefixes", dict.fromkeys(prefixes, self._marks))
+            self._keep("prefixes", dict.fromkeys(prefixes, self._position))
 
     def _add_tags(self, names: Iterable[bytes], *, kept: bool) -> None:
-        record, added = self._missed.tags, dict.fromkeys(names, self._marks)
+        record, added = self._missed.tags, dict.fromkeys(names, self._position)
         record.update(added)
         if len(record) > self._most_scopes:
             self._add_prefixes({self._root}, kept=False)
@@ -219,27 +220,27 @@ class Outbox:
         elif not kept:
             self._keep("tags", added)
 
-    def _keep(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        if self.keeper is not None and marks:
-            self.keeper.keep(kind, marks)
+    def _keep(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        if self.store is not None and positions:
+            self.store.keep(kind, positions)
 
-    def _drop(self, kind: Kind, marks: Mapping[bytes, int]) -> None:
-        if self.keeper is not None and marks:
-            self.keeper.drop(kind, marks)
+    def _drop(self, kind: Kind, positions: Mapping[bytes, int]) -> None:
+        if self.store is not None and positions:
+            self.store.drop(kind, positions)
 
-    def covers(self, name: bytes, tags: Iterable[bytes] = (), mark: int = -1) -> bool:
-        """Whether a value of that name and with these tags, read from Redis now, may be one that was invalidated.
+    def covers(self, name: bytes, tags: Iterable[bytes] = (), position: int = -1) -> bool:
+        """Return whether a value with this name and these tags, read from Redis now, may have been invalidated.
 
-        :param mark: asks for what was recorded since then alone.
+        :param position: consider only what was recorded after this position.
         """
-        if self._doubt and mark < 0:
+        if self._unread and position < 0:
             return True
-        names, prefixes, told = self._missed
-        if names.get(name, -1) > mark:
+        names, prefixes, tagged = self._missed
+        if names.get(name, -1) > position:
             return True
-        if prefixes and max(prefixes.get(self._root, -1), prefixes.get(namespace_prefix(name), -1)) > mark:
+        if prefixes and max(prefixes.get(self._root, -1), prefixes.get(namespace_prefix(name), -1)) > position:
             return True
-        return bool(told) and any(told.get(tag, -1) > mark for tag in tags)
+        return bool(tagged) and any(tagged.get(tag, -1) > position for tag in tags)
 
     def was_covered(self, name: bytes, asked: float) -> bool:
         """Whether Redis may not have known yet that a value is gone, or replaced, when it was asked for it.
@@ -266,32 +267,32 @@ class Outbox:
         self._told_before = self.told_at = -math.inf
 
     @property
-    def mark(self) -> int:
-        """Where the record stands: what is recorded from now on has a higher mark."""
-        return self._marks
+    def position(self) -> int:
+        """The last position: later records have higher ones."""
+        return self._position
 
-    def overwritten(self, name: bytes, mark: int) -> None:
-        """Forget a single key that Redis has confirmed a newer value of; not what was recorded after `mark`."""
+    def overwritten(self, name: bytes, position: int) -> None:
+        """Forget a single key for which Redis has confirmed a newer value, unless it was recorded after `position`."""
         names = self._missed.names
         if names:
             with self._lock:
-                if names.get(name, mark + 1) <= mark:
+                if names.get(name, position + 1) <= position:
                     self._note_told((name,))
                     self._drop("names", {name: names.pop(name)})
 
     def take(self) -> Pending:
-        """Return what is to be told."""
+        """Return a copy of the invalidations to replay."""
         with self._lock:
             names, prefixes, tags = self._missed
             return Pending(dict(names), dict(prefixes), dict(tags))
 
-    def settle(self, told: Pending) -> None:
-        """Forget what has been told, except what was recorded again since it was taken."""
+    def acknowledge(self, replayed: Pending) -> None:
+        """Forget replayed invalidations, except those recorded again since `take`."""
         with self._lock:
             for kind in _KINDS:
                 record: dict[bytes, int] = getattr(self._missed, kind)
-                done: dict[bytes, int] = getattr(told, kind)
-                over = {name: mark for name, mark in done.items() if record.get(name) == mark}
+                done: dict[bytes, int] = getattr(replayed, kind)
+                over = {name: position for name, position in done.items() if record.get(name) == position}
                 if kind == "names" and over:
                     self._note_told(over)
                 for name in over:
@@ -299,14 +300,14 @@ class Outbox:
                 self._drop(kind, over)
 
     def reset(self) -> None:
-        """Forget everything, as in a forked child, whose parent keeps the duty."""
+        """Forget everything, as in a forked child: the parent replays its invalidations."""
         self._lock = section()
         self._missed = Pending({}, {}, {})
-        self._doubt = 0
+        self._unread = 0
         self._forget_told()
 
 
 def namespace_prefix(name: bytes) -> bytes:
-    """Return what the names of all values begin with that are in the same namespace as this one."""
+    """Return the prefix of the names of all values in the same namespace as this one."""
     prefix, namespace, _ = name.split(b":", 2)
     return b"%b:%b:" % (prefix, namespace)

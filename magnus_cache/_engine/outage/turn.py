@@ -1,4 +1,4 @@
-"""Whose turn it is to try Redis again: one connection's at a time, of whatever event loop."""
+"""Connection attempts in turn: one at a time, on any event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,20 +11,21 @@ __all__ = ["wait_turn"]
 
 
 async def wait_turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
-    """Return when one may connect: at once, or when a trial is due and nobody else's, or when another's succeeded.
+    """Return when the caller may connect: at once, or when its attempt is due, or when another's has succeeded.
 
-    :param resting: called before each wait, which may take seconds, while Redis is away: nobody is to wait along.
+    :param resting: called before each wait, which may take seconds, while Redis is away: no other caller must wait
+        for this one.
     """
     loop = asyncio.get_running_loop()
-    while (wait := breaker.admit(clock())) > 0:
+    while (wait := breaker.try_acquire(clock())) > 0:
         back = asyncio.Event()
 
-        def bell(back: asyncio.Event = back) -> None:
-            # That loop may have ended.
+        def callback(back: asyncio.Event = back) -> None:
+            # The loop may have ended.
             call_on_loop(loop, back.set)
 
-        breaker.listen(bell)
-        # Another thread's attempt may have succeeded since: then the bell has rung, and callers are served at once.
+        breaker.subscribe(callback)
+        # Another thread's attempt may have succeeded since: then the callback was called, and callers continue at once.
         if breaker.open:
             resting()
         try:
@@ -33,4 +34,4 @@ async def wait_turn(breaker: Breaker, clock: Clock, resting: Callable[[], object
         except TimeoutError:
             pass
         finally:
-            breaker.unlisten(bell)
+            breaker.unsubscribe(callback)

@@ -1,1 +1,1 @@
-"""What callers decide: namespaces, load options and tags."""
+"""The callers' choices: namespaces, load options and tags."""

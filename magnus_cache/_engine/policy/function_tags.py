@@ -14,7 +14,7 @@ from magnus_cache.errors import CacheArgumentError
 __all__ = ["function_tag", "visible_tags", "with_function_tag"]
 
 _START: Final = "~function:"
-"""What these tags begin with, as what is not the caller's own begins with ``~`` in keys."""
+"""The prefix of these tags; as in keys, ``~`` marks what the cache itself adds."""
 
 
 def function_tag(namespace: str, name: str) -> str:
@@ -37,5 +37,5 @@ def with_function_tag(tags: tuple[str, ...], function: tuple[str, ...]) -> tuple
 
 
 def visible_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the tags that callers gave."""
+    """Return the tags that the caller gave."""
     return tuple(tag for tag in tags if not tag.startswith(_START))

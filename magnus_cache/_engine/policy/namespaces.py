@@ -218,7 +218,7 @@ def _flag(value: object, argument: str) -> bool:
 
 
 def _check_local(namespace: Namespace) -> None:
-    """:raises CacheArgumentError: for what contradicts `local`, which keeps objects in memory as they are."""
+    """:raises CacheArgumentError: for settings that contradict `local`, which keeps objects in memory as they are."""
     if not namespace.l1:
         raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
     if namespace.compress:
@@ -300,7 +300,7 @@ class NamespaceRegistry:
                 )
             self._registered[name] = namespace
             self._plain.pop(name, None)
-            # In this order: what is remembered from here on is seen to be older, or is of the new policy.
+            # In this order: an error remembered from here on either counts as older, or has the new policy.
             self.generation += 1
             watchers = list(self._watchers)
         for watcher in watchers:

@@ -1,4 +1,4 @@
-"""What callers say about a load: how its value is got, and how it is kept."""
+"""The options of a load: how its value is loaded, and how it is stored."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ AnyTtl = Duration | Callable[[Any], Duration | None] | None
 
 
 def check_callable(function: object, argument: str) -> None:
-    """:raises CacheTypeError: naming the argument, for what cannot be called or would give a generator."""
+    """:raises CacheTypeError: naming the argument, if it is not callable or would give a generator."""
     if isinstance(function, property | functools.cached_property):
         kind = "property" if isinstance(function, property) else "cached_property"
         problem = f"a {kind} is read, not called; write @{kind} above the decorator: it then reads the cached function"
@@ -39,13 +39,13 @@ def check_callable(function: object, argument: str) -> None:
 
 
 def check_mapping(mapping: object) -> None:
-    """:raises CacheTypeError: for what is no mapping of keys to values."""
+    """:raises CacheTypeError: if it is not a mapping of keys to values."""
     if not isinstance(mapping, Mapping):
         raise CacheTypeError("mapping", f"a mapping of keys to values is needed, not {type(mapping).__name__}")
 
 
 def validate_ttl(ttl: AnyTtl) -> Any:
-    """Return what a caller gave as `ttl` for a `LoadOptions`: a duration in seconds.
+    """Return a caller's `ttl` for a `LoadOptions`: a duration in seconds.
 
     :raises CacheArgumentError: naming `ttl`, if it is not a duration.
     """
@@ -53,14 +53,14 @@ def validate_ttl(ttl: AnyTtl) -> Any:
 
 
 class LoadOptions:
-    """How a load's value is kept: for how long, under which tags, and which values are not.
+    """How a load's value is stored: for how long, under which tags, and which values are not stored.
 
-    :ivar ttl: seconds, or a function of the value that tells the duration; None for the namespace's.
-    :ivar skip_if: says of a value that it is not to be kept.
-    :ivar tags: the tags it gets.
-    :ivar freshness: in what it departs from its namespace's policy of freshness.
-    :ivar strict: whether a value that cannot be stored is an error to the caller; None for what the namespace says.
-    :ivar function: what is called for a value, to be named where one cannot be stored.
+    :ivar ttl: seconds, or a function of the value that returns the duration; None for the namespace's.
+    :ivar skip_if: returns whether not to store a value.
+    :ivar tags: the tags of the value.
+    :ivar freshness: overrides of the namespace's policy of freshness.
+    :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
+    :ivar function: the function that loads values, named in messages about values that cannot be stored.
     """
 
     __slots__ = ("freshness", "function", "skip_if", "strict", "tags", "ttl")
@@ -104,8 +104,8 @@ class LoadOptions:
     def tags_of(self, value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
         """Return the value's tags.
 
-        :param known: those that were known before the load.
-        :raises CacheArgumentError: naming `tags`, if their function returns what are no tags.
+        :param known: the tags that were known before the load.
+        :raises CacheArgumentError: naming `tags`, if their function returns something other than tags.
         """
         if self.tags is None or self.tags.of_value is None:
             return known

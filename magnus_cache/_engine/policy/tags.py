@@ -21,7 +21,7 @@ _BRACES: Final = re.compile(r"[{}]")
 def check_tags(tags: object) -> tuple[str, ...]:
     """Return tags as plain text, each once. A single text is one tag.
 
-    :raises CacheTypeError: for what is no text, or no collection of it.
+    :raises CacheTypeError: for anything but text or a collection of texts.
     :raises CacheArgumentError: for an empty or over-long tag, one that begins with NUL, and for more than 255.
     """
     if isinstance(tags, str):
@@ -48,10 +48,10 @@ def check_tags(tags: object) -> tuple[str, ...]:
 
 
 class TagRule:
-    """The tags that a cached function's values get: fixed ones, some from the arguments, or some from the value.
+    """The tags of a cached function's values: fixed ones, some from the arguments, or some from the value.
 
     :param tags: see `AnyTags`; of texts, those with braces are templates over the function's parameters.
-    :param parameters: the parameters there are.
+    :param parameters: the function's parameters.
     :raises CacheTypeError: for tags of any other type.
     :raises CacheArgumentError: for a template that names no parameter.
     """
@@ -80,7 +80,7 @@ class TagRule:
         return not self._templates
 
     def of_call(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the tags that are known before the load.
+        """Return the tags known before the load.
 
         :raises CacheArgumentError: for a template that cannot be filled.
         """

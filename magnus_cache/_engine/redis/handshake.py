@@ -117,7 +117,7 @@ def history_check(known: KnownEpochs, history: bytes) -> Callback:
     A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
     stands. Until the answer, nothing read through it can be judged.
     """
-    known.sealed = True
+    known.suspended = True
 
     def told(reply: Any) -> None:
         """:raises RedisConnectionError: if its history is another one, or has no source any more."""
@@ -125,11 +125,11 @@ def history_check(known: KnownEpochs, history: bytes) -> Callback:
             raise RedisConnectionError("the server is a replica that has lost its primary")
         if server_identity(None, reply) != history:
             raise RedisConnectionError("the server has taken over another one's data")
-        known.sealed = False
+        known.suspended = False
 
     def failed(error: BaseException) -> None:
         # It may not be asked, as others may not either; unless this is the end of the connection.
         if isinstance(error, CacheUnavailableError) and error.refused:
-            known.sealed = False
+            known.suspended = False
 
     return Callback(told, failed)

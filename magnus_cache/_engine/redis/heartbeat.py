@@ -22,7 +22,7 @@ from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.connection import is_orphan
 from magnus_cache._engine.redis.pipeline import Call
 from magnus_cache._engine.redis.server_time import server_time
-from magnus_cache._engine.runtime.clock import MICROSECONDS, ahead
+from magnus_cache._engine.runtime.clock import MICROSECONDS, offset_of
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Heartbeat:
 
     def _marked(self, reply: Any, connection: "Connection", sent: float) -> None:
         known, epoch = connection.known, epoch_of(reply[0])
-        if connection.tracking and self._name in known.current and epoch != known.mark:
+        if connection.tracking and self._name in known.current and epoch != known.marker_epoch:
             self._exchanged()
             self._fail("the database is another one, as after SWAPDB")
         known.confirmed = sent
@@ -125,7 +125,7 @@ def take_time(reply: Any, connection: "Connection", sent: float, clock: "Clock")
     server = server_time(reply)
     if server is None:
         raise RedisConnectionError("Protocol error: what came is no answer to TIME")
-    connection.time.sample(sent, clock(), server + int(ahead(clock) * MICROSECONDS))
+    connection.time.sample(sent, clock(), server + int(offset_of(clock) * MICROSECONDS))
 
 
 def _looked_at(waiter: asyncio.Future[None]) -> None:

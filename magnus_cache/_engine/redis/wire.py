@@ -367,9 +367,9 @@ class Wire:
             return
         if frame[1] is None:
             # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
-            deadline, era = self.trust.deadline, self.trust.era
+            deadline, generation = self.trust.deadline, self.trust.generation
             self.trust.retire()
-            self.trust = Trust(deadline, era)
+            self.trust = Trust(deadline, generation)
             self.known = KnownEpochs(self._limits.controls.root, self.known.confirmed)
             if self.server.history:
                 recognition = history_check(self.known, self.server.history)

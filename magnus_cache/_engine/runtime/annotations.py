@@ -1,4 +1,4 @@
-"""Annotations as they are written: so `help()` shows ``ttl: AnyTtl = None`` and not all that this stands for."""
+"""Annotations as they are written, so that `help()` shows ``ttl: AnyTtl = None`` and not its expansion."""
 
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ class _Text(str):
 
 
 def readable(cls: C) -> C:
-    """Return the class, the annotations of whose methods are shown as they are written.
+    """Return the class, with the annotations of its methods shown as they are written.
 
     For classes of modules with ``from __future__ import annotations``; `typing.get_type_hints` works as ever.
     """

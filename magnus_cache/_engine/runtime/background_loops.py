@@ -1,7 +1,7 @@
 """Two background loops for blocking callers: one for the connection, one for their coroutine functions.
 
-A loader is somebody else's code, and may hold up its loop for seconds. On the loop of the connection, it would hold up
-every thread's read with it.
+A loader is user code, and may block its loop for seconds. On the loop of the connection, it would block the reads of
+all threads.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class BackgroundLoops(Portal):
-    """The loop of the connection, as a `Portal`, and the one of the loaders; each is started by its first call.
+    """The loop of the connection, as a `Portal`, and the loop of the loaders; the first call of each starts it.
 
-    Nothing that runs on either may block on the first.
+    Code on either loop must not block on the connection's loop.
 
     :ivar loaders: the loop of the loaders.
     """
@@ -59,23 +59,23 @@ class BackgroundLoops(Portal):
 
     @property
     def started(self) -> bool:
-        """Whether there was ever one of the two threads, in this process."""
+        """Whether one of the two threads was ever started, in this process."""
         return super().started or self.loaders.started
 
     @property
     def inside(self) -> bool:
-        """Whether this is one of the two loops' own thread."""
+        """Whether this thread runs one of the two loops."""
         return super().inside or self.loaders.inside
 
     @property
     def engaged(self) -> bool:
-        """Whether this thread must not wait, as it has interrupted a step of the cache that others wait for."""
+        """Whether this thread must not wait, because it has interrupted a step of the cache that others wait for."""
         return super().engaged or self.loaders.engaged
 
     async def run(self, loader: Callable[[], Awaitable[T]]) -> T:
-        """Await a coroutine function of a caller's: on the loaders' loop, if this is the connection's.
+        """Return the result of a caller's coroutine function: run on the loaders' loop if this is the connection's.
 
-        :raises Exception: whatever it raises.
+        :raises Exception: whatever the function raises.
         """
         if asyncio.get_running_loop() is not self.loop:
             return await loader()
@@ -96,7 +96,7 @@ class BackgroundLoops(Portal):
             del error
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Do what `Portal.close` does, for both loops.
+        """Close both loops; see `Portal.close`.
 
         :raises TimeoutError: as there.
         :raises CacheDeadlockError: on either loop's own thread.
@@ -108,7 +108,7 @@ class BackgroundLoops(Portal):
             super().close(timeout)
 
     async def aclose(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Do what `Portal.aclose` does, for both loops.
+        """Close both loops without blocking the running one; see `Portal.aclose`.
 
         :raises TimeoutError: as there.
         :raises CacheDeadlockError: on either loop's own thread.
@@ -120,7 +120,7 @@ class BackgroundLoops(Portal):
             await super().aclose(timeout)
 
     def end(self) -> None:
-        """Begin to do what `close` does, without waiting. Idempotent."""
+        """Start closing both loops, without waiting. Idempotent."""
         self.loaders.end()
         super().end()
 
@@ -133,7 +133,7 @@ class BackgroundLoops(Portal):
 class _Away:
     """A coroutine function that runs on another loop than the one that waits for it.
 
-    :ivar answer: its error, if it raised one, and its value.
+    :ivar answer: a future of its error, or None, and its value.
     """
 
     def __init__(self, loader: Callable[[], Awaitable[Any]]) -> None:
@@ -160,7 +160,7 @@ class _Away:
             value = await self._loader()
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # the caller's: a SystemExit is not meant for this loop
+        except BaseException as error:  # noqa: BLE001  # for the caller: a SystemExit must not end this loop
             self._tell((error, None))
         else:
             self._tell((None, value))
@@ -170,7 +170,7 @@ class _Away:
             self._tell((asyncio.CancelledError(), None))
 
     def _tell(self, outcome: tuple[BaseException | None, Any]) -> None:
-        # On a closed loop nobody waits.
+        # No task waits on a closed loop.
         call_on_loop(self._loop, self._answer, outcome)
 
     # -- on the loop that waits -------------------------------------------------------------------------------

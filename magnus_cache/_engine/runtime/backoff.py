@@ -1,4 +1,4 @@
-"""How soon to ask again what was asked a moment ago: at once at first, then after growing pauses."""
+"""Pauses between repeated requests: none at first, then growing ones."""
 
 import math
 from random import random
@@ -15,26 +15,26 @@ _SHORTEST: Final = 0.01
 _DOUBLINGS: Final = 5
 
 _AT_ONCE: Final = 3
-"""Times that one may ask without any pause."""
+"""Requests without any pause."""
 
 _CALM: Final = 1.0
-"""Seconds without a question after which the next ones need no pause again."""
+"""Seconds without a request after which the next ones need no pause again."""
 
 
 def pause(count: int) -> float:
-    """Return the seconds until the next question, after `count` in vain: 10 ms, doubled up to 250 ms, less a part.
+    """Return the seconds until the next request, after `count` in vain: 10 ms, doubled up to 250 ms, less a part.
 
-    The part is a random one, below a half: those who began to wait together do not ask together.
+    The part is random, below a half, so that processes which began to wait together do not send together.
     """
     longest = min(LONGEST_PAUSE, _SHORTEST * 2.0 ** min(count, _DOUBLINGS))
     return longest * (1 - random() / 2)
 
 
 class Pace:
-    """Keeps questions from following each other without end, where each answer causes the next question.
+    """Slows down a loop of requests in which each answer causes the next request.
 
-    A server whose tracking table is too small does that: it ceases to track a name, and says so, because it was asked
-    for another one.
+    A server whose tracking table is too small causes this: it evicts a name from the table, and announces it, because
+    of a request for another name.
 
     :param longest: seconds of the longest pause.
     """
@@ -47,7 +47,7 @@ class Pace:
         self._count = 0
 
     def delay(self, now: float) -> float:
-        """Return the seconds to wait before the next question, which counts as asked then.
+        """Return the seconds to wait before the next request, which counts as sent then.
 
         :param now: seconds of a clock that only grows, the same for all calls.
         """
@@ -59,5 +59,5 @@ class Pace:
         return self._asked - now
 
     def reset(self) -> None:
-        """Let the next questions follow at once: the last answer was worth it."""
+        """Let the next requests follow at once, because the last answer made progress."""
         self._count = 0

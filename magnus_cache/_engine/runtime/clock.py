@@ -1,4 +1,4 @@
-"""The clock of this process: monotonic, counting the time that the machine sleeps, and exchangeable in tests."""
+"""The clock of this process: monotonic, including the time that the machine sleeps, and replaceable in tests."""
 
 import contextlib
 import sys
@@ -11,16 +11,16 @@ from typing import Final
 __all__ = [
     "MICROSECONDS",
     "Clock",
-    "ahead",
     "current_clock",
     "monotonic",
+    "offset_of",
     "process_clock",
     "switch_process_clock",
     "using_clock",
 ]
 
 Clock = Callable[[], float]
-"""Seconds on a clock that never goes back, and runs on while the machine sleeps; `monotonic` by default."""
+"""Seconds on a clock that never goes back, and advances while the machine sleeps; `monotonic` by default."""
 
 MICROSECONDS: Final = 1_000_000
 
@@ -28,8 +28,8 @@ MICROSECONDS: Final = 1_000_000
 def _system_clock() -> Clock:
     """Return a clock that never goes back and counts the time for which the machine sleeps.
 
-    `time.monotonic` does not count it on Linux and macOS: right after waking up, what was near would be trusted for the
-    rest of the staleness bound, hours after it was last confirmed. This one costs 20 ns more, about 1 % of a `get`.
+    `time.monotonic` does not count it on Linux and macOS: after waking up, values in memory would be trusted for the
+    rest of the staleness bound, hours after their last confirmation. This one costs 20 ns more, about 1 % of a `get`.
     """
     name = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
     number = getattr(time, name, None)
@@ -42,26 +42,26 @@ def _system_clock() -> Clock:
 
 
 monotonic: Final[Clock] = _system_clock()
-"""What caches go by. Timers of event loops need not count sleep: they come later than meant, never too early."""
+"""The clock of caches. Timers of event loops need not count sleep: they fire late, and never too early."""
 
 process_clock: Final = partial(monotonic)
-"""What all caches of this process go by: `monotonic`, or what a test has switched it to.
+"""The clock of all caches of this process: `monotonic`, or the clock that a test has switched to.
 
-A partial, because it runs at C speed and what it calls can be exchanged: caches that exist already follow at once, and
-a hit in memory pays nothing for it.
+A partial, because it runs at C speed and its function can be replaced: existing caches follow at once, and a hit in
+memory costs no more.
 """
 
 _CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=process_clock)
 
 _switched_to: Final[list[Clock]] = []
-"""Keeps these clocks alive: another thread may be in the midst of a call of one, and a partial holds no reference."""
+"""Keeps these clocks alive: another thread may be calling one, and a running partial holds no reference."""
 _before_new: Final[list[Callable[[], object]]] = []
 
 
 def switch_process_clock(clock: Clock, before_new: Callable[[], object] | None = None) -> None:
-    """Let all caches of this process go by another clock, those that exist already too. It must not be behind.
+    """Make all caches of this process use another clock, existing ones too. It must not be behind the present one.
 
-    :param before_new: called before a cache is made, as long as this clock counts.
+    :param before_new: called before each new cache, as long as this clock is in use.
     """
     _switched_to.append(clock)
     _before_new[:] = [before_new] if before_new is not None else []
@@ -72,7 +72,7 @@ def switch_process_clock(clock: Clock, before_new: Callable[[], object] | None =
 
 
 def current_clock() -> Clock:
-    """Return the clock of a cache that is made in this context: `process_clock`, or what `using_clock` says."""
+    """Return the clock for a new cache in this context: `process_clock`, or the clock of `using_clock`."""
     for call in _before_new:
         call()
     return _CLOCK.get()
@@ -80,7 +80,7 @@ def current_clock() -> Clock:
 
 @contextlib.contextmanager
 def using_clock(clock: Clock) -> Generator[None]:
-    """Within it, let caches that are made go by another clock. For tests; see `testing.VirtualClock`."""
+    """Make new caches within the ``with`` block use another clock. For tests; see `testing.VirtualClock`."""
     token = _CLOCK.set(clock)
     try:
         yield
@@ -88,7 +88,7 @@ def using_clock(clock: Clock) -> Generator[None]:
         _CLOCK.reset(token)
 
 
-def ahead(clock: Clock) -> float:
-    """Return the seconds that a clock is ahead of `monotonic`; a server's clock is seen as being so, too."""
+def offset_of(clock: Clock) -> float:
+    """Return the seconds that a clock is ahead of `monotonic`; a server's clock is shifted by as much."""
     seconds: float = getattr(process_clock.func if clock is process_clock else clock, "ahead", 0.0)
     return seconds

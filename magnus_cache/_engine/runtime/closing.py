@@ -1,4 +1,4 @@
-"""What closing a cache returns in blocking code: something that may be awaited, and need not be."""
+"""The optional awaitable that closing a cache returns in blocking code."""
 
 import asyncio
 from collections.abc import Generator, Sequence
@@ -14,10 +14,10 @@ __all__ = ["Ending"]
 class Ending:
     """A cache that was closed from blocking code.
 
-    A connection of an event loop that runs in this very thread ends when that loop turns next; awaiting this waits for
-    it. So ``await cache.close()`` is right with either manager.
+    A connection of an event loop that runs in this thread ends at that loop's next turn; awaiting this waits for it.
+    So ``await cache.close()`` is correct with either manager.
 
-    :param connections: the event loop of each connection, and what is done when it has ended.
+    :param connections: the event loop of each connection, and a future that is done when the connection has ended.
     """
 
     __slots__ = ("_connections",)

@@ -1,11 +1,11 @@
-"""Critical sections: the short steps that one thread of the process makes at a time.
+"""Critical sections: short steps that one thread of the process makes at a time.
 
-A signal handler or a finalizer runs in the midst of whatever its thread is doing, and may call the cache there. So
-all sections of the process share one lock, which is reentrant and knows its owner:
+A signal handler or a finalizer interrupts its thread at any point, and may call the cache there. So all sections of
+the process share one lock, which is reentrant and knows its owner:
 
 - The same thread can enter a section that it has interrupted. Such a call only removes (an entry, a placeholder, a
-  load from the registry); every section is written so that a removal between any two of its calls does no harm.
-- `engaged` tells whether the calling thread is within a section. Such a call must not wait for another thread, which
+  load from the registry). Every section tolerates a removal between any two of its calls.
+- `engaged` returns whether the calling thread is within a section. Such a call must not wait for another thread, which
   may need the section: the operations of `sync` defer or refuse their work then.
 
 A section calls no user code and waits for nothing. It is entered by a ``with`` statement on the lock itself: CPython
@@ -23,21 +23,21 @@ from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 __all__ = ["check_waiting", "engaged", "section"]
 
 _locks: Final[dict[int, Any]] = {}
-"""By process: the thread that would have to release the parent's lock does not exist in a forked child."""
+"""By process: a forked child does not have the thread that would release the parent's lock."""
 
 
 def section() -> AbstractContextManager[object]:
     """Return the lock of all critical sections of this process; another one in a forked child."""
     process = os.getpid()
     lock = _locks.get(process)
-    # `setdefault` is one step: of two threads that come first, both get the same lock.
+    # `setdefault` is atomic: two first threads get the same lock.
     return _locks.setdefault(process, threading.RLock()) if lock is None else lock  # type: ignore[no-any-return]
 
 
 def engaged() -> bool:
     """Return whether the calling thread is within a critical section: it runs a signal handler or a finalizer."""
     lock = _locks.get(os.getpid())
-    # What `threading.Condition` asks a reentrant lock.
+    # `threading.Condition` uses the same method.
     return lock is not None and lock._is_owned()
 
 
@@ -45,7 +45,7 @@ def check_waiting() -> None:
     """Check that the calling thread may wait for another one.
 
     :raises CacheDeadlockError: within a critical section: the other thread may need it.
-    :raises CacheClosedError: while the interpreter ends: the other threads do not run any more.
+    :raises CacheClosedError: while the interpreter shuts down: the other threads do not run any more.
     """
     if sys.is_finalizing():
         raise CacheClosedError(
@@ -54,5 +54,5 @@ def check_waiting() -> None:
     if engaged():
         raise CacheDeadlockError(
             "a signal handler or a finalizer has interrupted the cache in this thread, and cannot wait for it; "
-            "have the handler set a flag, and call the cache where the flag is looked at"
+            "have the handler set a flag, and call the cache where the flag is checked"
         )

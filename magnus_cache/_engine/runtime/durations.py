@@ -1,4 +1,4 @@
-"""Durations as callers write them."""
+"""Durations in seconds from the forms that callers use."""
 
 import math
 import re
@@ -13,7 +13,7 @@ __all__ = ["LONGEST", "Duration", "seconds"]
 Duration = float | int | timedelta | str
 """A time to live: seconds, a `timedelta`, or text such as ``"90s"``, ``"5m"``, ``"1h30m"``.
 
-Any other number will do as well, such as NumPy's or a `Decimal`; type checkers are told of the everyday kinds.
+Any other number works as well, such as NumPy's or a `Decimal`; the annotation lists the everyday kinds.
 """
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -23,7 +23,7 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _TEXT: Final = re.compile(rf"(?:{_PART.pattern})+")
 
 LONGEST: Final = 100 * 365 * 86400.0
-"""Seconds in a century. Beyond, Redis' millisecond arithmetic and ours stop being worth testing, and what claims to be
+"""Seconds in a century. Longer durations are not worth testing with Redis' millisecond arithmetic and ours, and a time
 so far ahead is nonsense."""
 
 

@@ -1,4 +1,4 @@
-"""Forks: locks that a child can use, and what it has to begin anew."""
+"""Forks: locks that a child can use, and callbacks around a fork."""
 
 import os
 import threading
@@ -7,31 +7,31 @@ from typing import Final, Protocol
 
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["ForkAware", "ForkLock", "ForkQuiesced", "part", "watch", "watched"]
+__all__ = ["ForkAware", "ForkLock", "ForkQuiesced", "around_fork", "fork_aware", "on_fork_child"]
 
 
 class ForkAware(Protocol):
-    """What does not survive a fork unchanged."""
+    """An object that has to be reset in a forked child."""
 
     def after_fork(self) -> None:
-        """Begin anew in the child."""
+        """Reset the object in the child."""
 
 
 class ForkQuiesced(Protocol):
-    """What must not be in use at the moment of a fork."""
+    """An object that must not be in use during a fork."""
 
     def before_fork(self) -> None:
-        """Get ready, in the thread that forks."""
+        """Stop using the resource, in the thread that forks."""
 
     def after_fork_in_parent(self) -> None:
-        """Go on in the parent."""
+        """Continue in the parent."""
 
 
 class ForkLock:
-    """A lock for steps that may take long, such as those on a disk, and that a forked child finds free.
+    """A lock for steps that may take long, such as those on a disk; a forked child finds it free.
 
-    One lock for each process: the thread that would have to let go of the parent's does not exist in the child.
-    What it guards must be in order at every step, as the child may see it half-way.
+    Each process has its own lock: the child does not have the thread that would release the parent's. The guarded
+    state must be consistent at every step, because the child may see it half-way.
     """
 
     __slots__ = ("_locks",)
@@ -41,53 +41,53 @@ class ForkLock:
 
     def __call__(self) -> threading.Lock:
         """Return the lock of this process, for a ``with`` statement: an `__enter__` of Python could be interrupted."""
-        # `setdefault` is one step: of two threads that come first, both get the same lock.
+        # `setdefault` is atomic: two first threads get the same lock.
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
-_WATCHED: Final[weakref.WeakSet[ForkAware]] = weakref.WeakSet()
-_PARTED: Final[weakref.WeakSet[ForkQuiesced]] = weakref.WeakSet()
-_watching = False
+_FORK_AWARE: Final[weakref.WeakSet[ForkAware]] = weakref.WeakSet()
+_QUIESCED: Final[weakref.WeakSet[ForkQuiesced]] = weakref.WeakSet()
+_registered = False
 
 
-def watch(thing: ForkAware) -> None:
-    """Have `after_fork` called in every child that this process forks, as long as the thing lives."""
+def on_fork_child(thing: ForkAware) -> None:
+    """Call the object's `after_fork` in every child that this process forks, as long as the object lives."""
     with section():
-        _WATCHED.add(thing)
+        _FORK_AWARE.add(thing)
         _register()
 
 
-def watched() -> list[ForkAware]:
-    """Return the things that `watch` was told of and that live."""
+def fork_aware() -> list[ForkAware]:
+    """Return the living objects that `on_fork_child` has registered."""
     with section():
-        return list(_WATCHED)
+        return list(_FORK_AWARE)
 
 
-def part(thing: ForkQuiesced) -> None:
-    """Have a thing told before and after every fork of this process, as long as it lives."""
+def around_fork(thing: ForkQuiesced) -> None:
+    """Call the object's methods before and after every fork of this process, as long as the object lives."""
     with section():
-        _PARTED.add(thing)
+        _QUIESCED.add(thing)
         _register()
 
 
 def _register() -> None:
-    global _watching
+    global _registered
     # Registered with the first one, not at import: importing this package has no side effect.
-    if not _watching and hasattr(os, "register_at_fork"):
+    if not _registered and hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
-        _watching = True
+        _registered = True
 
 
 def _before() -> None:
-    for thing in list(_PARTED):
+    for thing in list(_QUIESCED):
         thing.before_fork()
 
 
 def _in_parent() -> None:
-    for thing in list(_PARTED):
+    for thing in list(_QUIESCED):
         thing.after_fork_in_parent()
 
 
 def _in_child() -> None:
-    for thing in list(_WATCHED):
+    for thing in list(_FORK_AWARE):
         thing.after_fork()

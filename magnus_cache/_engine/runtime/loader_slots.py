@@ -1,8 +1,8 @@
-"""How many blocking loaders run at a time: of one namespace on one event loop, and of all together.
+"""Slots that limit how many blocking loaders run: of one namespace on one event loop, and of all together.
 
-A namespace may take another thread while it has fewer than are left for all: the rule by which switches share their
-memory among ports ("dynamic thresholds", Choudhury and Hahne). One source that hangs gets its full number of threads.
-The more of them hang, the fewer each gets, and there is always one left for a source that works.
+A namespace may take another slot while it has fewer than are left for all. Network switches share their memory among
+ports by this rule ("dynamic thresholds", Choudhury and Hahne). One hanging source gets its full number of threads. The
+more sources hang, the fewer threads each gets, and one is always left for a working source.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ from typing import Final
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 
-__all__ = ["MOST", "MOST_OF_ALL", "Lane", "LoaderPlaces"]
+__all__ = ["MOST", "MOST_OF_ALL", "Lane", "LoaderSlots"]
 
 MOST: Final = 40
-"""Threads for one namespace on one event loop; as many as anyio and others have in all."""
+"""Threads for one namespace on one event loop; anyio and others have as many in total."""
 
 MOST_OF_ALL: Final = 256
 """Threads of one cache, whatever the number of its namespaces and event loops."""
 
 
 class _Waiter:
-    """A loader in the queue for a place."""
+    """A loader in the queue for a slot."""
 
     __slots__ = ("future", "granted", "loop")
 
@@ -34,7 +34,7 @@ class _Waiter:
         self.granted = False
 
     def grant(self) -> bool:
-        """Tell that there is a place; return False if that cannot be heard any more. From any thread."""
+        """Grant a slot; return False if the loader's loop is closed. From any thread."""
         self.granted = True
         return call_on_loop(self.loop, self._grant)
 
@@ -46,8 +46,8 @@ class _Waiter:
 class Lane:
     """The loaders of one namespace on one event loop.
 
-    :ivar running: how many have a place.
-    :ivar waiting: those in the queue.
+    :ivar running: how many have a slot.
+    :ivar waiting: the queue.
     """
 
     __slots__ = ("namespace", "running", "waiting")
@@ -58,11 +58,11 @@ class Lane:
         self.waiting: deque[_Waiter] = deque()
 
 
-class LoaderPlaces:
-    """The places of one cache. All but `acquire` can be called from any thread.
+class LoaderSlots:
+    """The slots of one cache. All methods but `acquire` can be called from any thread.
 
-    :param most: places of one namespace on one event loop.
-    :param most_of_all: places of all namespaces on all event loops.
+    :param most: slots of one namespace on one event loop.
+    :param most_of_all: slots of all namespaces on all event loops.
     :ivar running: how many are taken.
     """
 
@@ -72,17 +72,17 @@ class LoaderPlaces:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as in a forked child, which has none of the threads."""
+        """Start empty, as in a forked child, which has none of the threads."""
         self.running = 0
         self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Lane]] = weakref.WeakKeyDictionary()
         self._queue: deque[Lane] = deque()
 
     def lane(self, loop: asyncio.AbstractEventLoop, namespace: str) -> Lane | None:
-        """Return the loaders of a namespace on a loop; None if there are none."""
+        """Return the loaders of a namespace on a loop; None without any."""
         return self._lanes.get(loop, {}).get(namespace)
 
     async def acquire(self, namespace: str) -> None:
-        """Wait for a place on the running loop, to be given back through `give`."""
+        """Wait for a slot on the running loop, to be given back through `release`."""
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop)
         with section():
@@ -98,15 +98,15 @@ class LoaderPlaces:
         except BaseException:
             with section():
                 if waiter.granted:
-                    # It came in the moment in which nobody waited any more.
-                    self.give(loop, namespace)
+                    # It was granted just when the wait ended.
+                    self.release(loop, namespace)
                 else:
                     lane.waiting.remove(waiter)
                     self._forget(loop, lane)
             raise
 
-    def give(self, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
-        """Give a place to another loader."""
+    def release(self, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
+        """Release a slot for another loader."""
         with section():
             lane = self.lane(loop, namespace)
             if lane is not None and lane.running:
@@ -115,8 +115,8 @@ class LoaderPlaces:
                 self._forget(loop, lane)
                 self._hand_out()
 
-    def retake(self, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
-        """Take a place that was given away, at once: for a moment there may be more loaders than places."""
+    def acquire_now(self, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
+        """Take a released slot back at once: for a moment there may be more loaders than slots."""
         with section():
             self._take(self._lane(loop, namespace))
 
@@ -133,7 +133,7 @@ class LoaderPlaces:
         return lane.running < min(self._most, self._most_of_all - self.running)
 
     def _hand_out(self) -> None:
-        """Go once round the lanes: what has become free is one place, so no lane gets more than one."""
+        """Visit each lane once: one slot has become free, so no lane gets more than one."""
         for _ in range(len(self._queue)):
             lane = self._queue.popleft()
             while lane.waiting and self._has_room(lane):
@@ -144,7 +144,7 @@ class LoaderPlaces:
                 self._queue.append(lane)
 
     def _forget(self, loop: asyncio.AbstractEventLoop, lane: Lane) -> None:
-        """Let go of a lane that is empty: namespaces come and go."""
+        """Remove an empty lane, because the number of namespaces is not bounded."""
         if not lane.running and not lane.waiting:
             lanes = self._lanes.get(loop, {})
             if lanes.get(lane.namespace) is lane:

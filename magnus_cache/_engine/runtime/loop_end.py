@@ -2,10 +2,10 @@
 
 `asyncio.run` cancels all tasks before it closes its loop. A loop that is closed by hand (``new_event_loop``,
 ``run_until_complete``, ``close``), as older code and task queues do it, leaves its tasks pending. asyncio reports each
-of them when it is collected ("Task was destroyed but it is pending!"), and the collector ends their coroutines at any
-time, in any thread. So the cache ends its own tasks in the moment in which their loop is closed.
+of them when it is collected ("Task was destroyed but it is pending!"), and the collector closes their coroutines at any
+time, in any thread. So the cache ends its own tasks when their loop is closed.
 
-A loop tells nobody that it closes, but it drops its timers then: a timer that is never due learns of it.
+A loop has no callback for closing, but it drops its timers then. The finalizer of a timer that is never due detects it.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ _NEVER: Final = 1e9
 
 
 def call_on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
-    """Have a callback called on a loop, from any thread; return False if the loop is closed.
+    """Schedule a callback on a loop, from any thread; return False if the loop is closed.
 
-    :raises RuntimeError: for anything else that goes wrong, such as a `RecursionError` of a caller deep in its stack.
+    :raises RuntimeError: for any other failure, such as a `RecursionError` of a caller deep in its stack.
     """
     try:
         loop.call_soon_threadsafe(callback, *args)
@@ -55,7 +55,7 @@ def cancel(*futures: "asyncio.Future[Any]") -> None:
 
 
 class _LoopEnd:
-    """The timer of one loop, which alone refers to it: when the loop drops its timers, this is finalized."""
+    """The timer of one loop, which holds the only reference: when the loop drops its timers, this is finalized."""
 
     __slots__ = ("__weakref__", "_kept", "_process", "connections", "tasks")
 
@@ -66,24 +66,25 @@ class _LoopEnd:
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def __call__(self) -> None:
-        """Wait on, on a loop whose clock jumps to the next timer."""
+        """Schedule the timer again, on a loop whose clock jumps to the next timer."""
         asyncio.get_running_loop().call_later(_NEVER, self, context=Context())
 
     def __del__(self) -> None:
         self.end()
 
     def end(self) -> None:
-        """End the tasks, unless the loop runs, as of a test that cancels all timers; or is that of a parent process."""
+        """End the tasks, unless the loop still runs (a test may cancel all timers) or belongs to a parent process."""
         if self._process == os.getpid():
-            # Connections first: what the other tasks would send is recorded then, to be sent through another one.
+            # Connections first: then the other tasks record what they would send, for another connection.
             for task in self._all():
                 _end(task)
 
     def keep(self) -> None:
-        """Keep the tasks of a loop that runs while the interpreter ends, in a thread that stops where it is.
+        """Keep the tasks of a loop that runs while the interpreter shuts down, in a thread that stops where it is.
 
-        That thread never lets go of its loop, and so of this timer. All else that refers to the tasks may go, and the
-        collector would end them when hardly anything works any more; each would complain of its open connection.
+        That thread never releases its loop, and so this timer. All other references to the tasks may disappear. Then
+        the collector would end the tasks when hardly anything works any more, and each would report its open
+        connection.
         """
         self._kept = [task for task in self._all() if task.get_loop().is_running()]
 
@@ -99,9 +100,9 @@ def _end(task: "asyncio.Task[Any]") -> None:
     if task.done() or loop.is_running():
         return
     if not loop.is_closed():
-        # It could run once more, and wake a task whose coroutine has ended.
+        # It could run again, and wake a task whose coroutine has ended.
         task.add_done_callback(_looked_at)
-    # A loader of the caller's may await in its `finally`, or fail there. The collector would report it.
+    # A user's loader may await in its `finally`, or fail there. The collector would report it.
     with contextlib.suppress(Exception):
         task.get_coro().close()
 
@@ -127,11 +128,11 @@ def loop_task(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
 def connection_task(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], name: str, ended: Callable[[], object] = int
 ) -> "asyncio.Task[T]":
-    """Start a task that holds a connection, which ends with its loop, before the tasks that use it do.
+    """Start a task that holds a connection. It ends with its loop, before the tasks that use it.
 
     :param ended: called when the task is done, also if that was before its first step.
     """
-    # In a context of its own: a connection outlives the call that happened to start it, and the load it was made in.
+    # In its own context: a connection outlives the call and the load that happened to start it.
     context = Context()
     task = loop.create_task(coroutine, name=name, context=context)
     task.add_done_callback(lambda _: ended(), context=context)
@@ -140,13 +141,13 @@ def connection_task(
 
 
 def end_with_loop(task: "asyncio.Task[Any]", *, connection: bool = False) -> None:
-    """Have a task's coroutine closed, without a word, if its loop is closed before the task is done.
+    """Close a task's coroutine silently if its loop is closed before the task is done.
 
-    Also at the end of the program, if the loop does not run then. To be called on the loop.
+    Also at the end of the program, if the loop does not run then. Call this on the loop.
 
     :param connection: whether it holds a connection that other tasks use.
     """
-    # asyncio's own way to say that nobody need be told; without it, the message is all that is lost.
+    # asyncio's own switch against the message about pending tasks; without it, only the message is different.
     with contextlib.suppress(AttributeError):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     end = _end_of(task.get_loop())
@@ -159,7 +160,7 @@ def _end_of(loop: asyncio.AbstractEventLoop) -> _LoopEnd:
     end = known() if known is not None else None
     if end is None:
         end = _LoopEnd()
-        # A context of its own: the timer outlives the call that happened to start it.
+        # Its own context: the timer outlives the call that happened to start it.
         loop.call_later(_NEVER, end, context=Context())
         with section():
             _ends[loop] = weakref.ref(end)

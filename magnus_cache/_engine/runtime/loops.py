@@ -1,4 +1,4 @@
-"""The event loop that a call runs on: asyncio's, or an error that says at once what to do instead."""
+"""Checks that a call runs on an asyncio event loop; otherwise an error names the alternative."""
 
 import sys
 
@@ -12,7 +12,7 @@ def async_library() -> str | None:
     """Return the async library whose event loop this thread is running, such as ``"asyncio"`` or ``"trio"``, if any."""
     if running_loop() is not None:
         return "asyncio"
-    # Every other library imports it before its loop runs, to say that it does.
+    # Every other library imports it before its loop runs, to announce itself.
     sniffio = sys.modules.get("sniffio")
     if sniffio is None:
         return None

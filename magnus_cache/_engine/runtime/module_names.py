@@ -13,9 +13,9 @@ _MAIN: Final = frozenset({"__main__", "__mp_main__"})
 def module_name(module: str | None) -> str:
     """Return a module's name as other processes know it.
 
-    The main module is known by the name that ``python -m`` was given, or else by its file, as another process may
-    import it. A spawned process has it as ``__mp_main__``; that is the same module. What has no file, as a notebook, is
-    ``__main__``.
+    The main module's name is the one that ``python -m`` was given, or else its file's, because another process may
+    import it. A spawned process calls it ``__mp_main__``; that is the same module. A main module without a file, as in
+    a notebook, is ``__main__``.
     """
     if module not in _MAIN:
         return module or ""
@@ -28,7 +28,7 @@ def module_name(module: str | None) -> str:
     if not isinstance(path, str):
         return "__main__"
     folder, _, file = path.replace("\\", "/").rpartition("/")
-    # A folder or an archive that Python runs has this file in it, and is what the program is known by.
+    # A folder or an archive that Python runs contains this file, and gives the program its name.
     return file_stem(folder) if file == "__main__.py" and folder else file_stem(file)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as callers have them: plain ones, and those of NumPy and others that say that they are one."""
+"""Plain numbers from those that callers use, such as NumPy's."""
 
 import operator
 from decimal import Decimal
@@ -22,7 +22,7 @@ def number(value: object) -> int | float | None:
     found = whole(value)
     if found is not None or isinstance(value, bool):
         return found
-    # A duration of NumPy's says that it is a number, and not of what.
+    # A NumPy duration is registered as a number, but its unit is unknown here.
     if isinstance(value, Real | Decimal) and getattr(getattr(value, "dtype", None), "kind", "") != "m":
         return float(value)
     return None

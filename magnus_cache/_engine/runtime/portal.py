@@ -1,12 +1,13 @@
 """The background event loop for blocking callers: one thread, and an inbox that wakes it once for many calls.
 
-A caller leaves its request in a deque and wakes the loop only if nobody else's wake is still on its way; the loop
-then serves all that has come. The caller sleeps on a bare lock, which costs less than a `concurrent.futures.Future`.
+A caller puts its request into a deque, and wakes the loop only if no other caller's wake is still on its way. The loop
+then serves all requests in the deque. The caller sleeps on a bare lock, which costs less than a
+`concurrent.futures.Future`.
 
-The thread is this module's own. `anyio.from_thread.start_blocking_portal` would suit otherwise, but a script that
-ends without closing it hangs: its context manager, collected by the dying interpreter, calls into a thread that is
-already frozen. A daemon thread with an `asyncio.Runner` needs nothing at exit, so what the program registered with
-`atexit` can use the cache to the last.
+The thread is this module's own. `anyio.from_thread.start_blocking_portal` would suit otherwise, but a script that ends
+without closing it hangs: when the interpreter shuts down and collects its context manager, that calls into a thread
+that is already frozen. A daemon thread with an `asyncio.Runner` needs nothing at exit, so `atexit` handlers of the
+program can still use the cache.
 """
 
 import asyncio
@@ -37,11 +38,11 @@ __all__ = ["CLOSE_TIMEOUT", "THREAD_NAME", "NoThreadError", "Portal", "Waiter"]
 T = TypeVar("T")
 
 CLOSE_TIMEOUT: Final = 5.0
-"""Seconds that closing waits for tasks which take their time to end."""
+"""Seconds that closing waits for tasks that end slowly."""
 
 
 class Portal:
-    """The way of blocking callers to an event loop; one a cache, started by the first call, for any thread.
+    """A background event loop for blocking callers of any thread; one per cache, started by the first call.
 
     Without `close` the thread ends with the process.
     """
@@ -53,23 +54,23 @@ class Portal:
         self._starting: PortalThread | None = None
         self._replaced: list[PortalThread] = []
         self._relics: list[PortalThread] = []
-        # What was left for the loop when nothing could be started.
+        # Calls deferred at a moment when no loop could be started.
         self._early: deque[Request] = deque()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop, or None while there is no thread."""
+        """The loop, or None before the thread runs."""
         return self._session.loop if self._session is not None else None
 
     @property
     def running(self) -> bool:
-        """Whether calls are being served by a thread."""
+        """Whether a thread serves calls."""
         session = self._session
         return session is not None and session.loop is not None and not session.over
 
     @property
     def started(self) -> bool:
-        """Whether there was ever a thread, in this process."""
+        """Whether a thread was ever started, in this process."""
         return self._session is not None
 
     def call(self, fn: Callable[..., Awaitable[T]], *args: Any, timeout: float | None = None) -> T:
@@ -85,33 +86,33 @@ class Portal:
         """
         session = self._open()
         waiter: Waiter[T] = Waiter()
-        return session.exchange(waiter, session.begin, (waiter, fn, args, copy_context()), timeout)
+        return session.call(waiter, session.start_task, (waiter, fn, args, copy_context()), timeout)
 
     def request(self, start: Callable[[Waiter[T]], object], timeout: float | None = None) -> T:
-        """Run ``start(waiter)`` on the loop and return what the waiter is told there, then or later.
+        """Run ``start(waiter)`` on the loop and return the result that the waiter gets there, then or later.
 
-        There is no coroutine and no task: the cheapest way to the loop and back. `start` must not block, runs in a
-        context of the loop's own, and may raise. Whoever answers late, after a timeout, is ignored.
+        This uses no coroutine and no task: the cheapest way to the loop and back. `start` must not block, runs in the
+        loop's own context, and may raise. A late answer, after a timeout, is ignored.
 
-        :param timeout: seconds; None relies on the waiter being told.
-        :raises TimeoutError: if the waiter was told nothing within `timeout`.
+        :param timeout: seconds; None relies on an answer.
+        :raises TimeoutError: if the waiter got no answer within `timeout`.
         :raises CacheDeadlockError: on the loop's own thread.
         :raises CacheClosedError: after `close`, and if `close` comes before the answer.
         :raises NoThreadError: if there is no loop, and none can be started.
         """
         session = self._open()
         waiter: Waiter[T] = Waiter()
-        return session.exchange(waiter, session.ask, (waiter, start), timeout)
+        return session.call(waiter, session.start_request, (waiter, start), timeout)
 
     @property
     def inside(self) -> bool:
-        """Whether this is the loop's own thread, be it that the loop is only about to run."""
+        """Whether this thread runs the loop, or is about to run it."""
         me = threading.get_ident()
         return any(session is not None and session.thread.ident == me for session in (self._session, self._starting))
 
     @property
     def engaged(self) -> bool:
-        """Whether this thread must not wait, as it has interrupted a step of the cache that others wait for."""
+        """Whether this thread must not wait, because it has interrupted a step of the cache that others wait for."""
         starting = self._starting
         return engaged() or (starting is not None and starting.starter == threading.get_ident())
 
@@ -127,9 +128,9 @@ class Portal:
         check_waiting()
 
     def defer(self, fn: Callable[..., object], *args: Any) -> None:
-        """Have ``fn(*args)`` called on the loop, without waiting for anything, not even for a thread to start.
+        """Call ``fn(*args)`` on the loop, without waiting for anything, not even for a thread to start.
 
-        If there is no loop yet, this is the first thing that it does. For signal handlers and finalizers.
+        If the loop does not run yet, it makes this call first. For signal handlers and finalizers.
 
         :raises CacheClosedError: after `close`.
         """
@@ -137,7 +138,7 @@ class Portal:
             raise closed_error()
         self._early.append((fn, args))
         session, here = self._session, running_loop()
-        # In this order: a loop that is about to run has either seen the request, or is seen here.
+        # In this order: a loop that is about to run either sees the request, or is seen here.
         if session is not None and not session.over:
             session.post(session.serve_early, ())
         elif here is not None:
@@ -148,7 +149,7 @@ class Portal:
             self._open()
 
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
-        """Have ``fn(*args)`` called on the loop soon, from any thread; what it raises goes to the loop's handler.
+        """Call ``fn(*args)`` on the loop soon, from any thread; its exceptions go to the loop's handler.
 
         :raises CacheClosedError: after `close`.
         :raises NoThreadError: if there is no loop, and none can be started.
@@ -156,9 +157,9 @@ class Portal:
         self._open().post(fn, args)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Cancel what runs, close the loop and end the thread. Blocked callers get `CacheClosedError`. Idempotent.
+        """Cancel all calls, close the loop and end the thread. Blocked callers get `CacheClosedError`. Idempotent.
 
-        :param timeout: seconds to wait for tasks that take their time to end.
+        :param timeout: seconds to wait for tasks that end slowly.
         :raises TimeoutError: if the thread still runs then.
         :raises CacheDeadlockError: on the loop's own thread.
         """
@@ -172,9 +173,9 @@ class Portal:
                 raise TimeoutError(f"the cache's background loop still runs {timeout:g} seconds after close")
 
     async def aclose(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Do what `close` does without blocking the running loop.
+        """Close the loop and its thread without blocking the running loop; see `close`.
 
-        :param timeout: seconds to wait for tasks that take their time to end.
+        :param timeout: seconds to wait for tasks that end slowly.
         :raises TimeoutError: if the thread still runs then.
         :raises CacheDeadlockError: on the loop's own thread.
         """
@@ -186,12 +187,12 @@ class Portal:
                     session.thread.join()  # it has nothing left to do
 
     def end(self) -> None:
-        """Begin to do what `close` does, without waiting; also on the loop's own thread. Idempotent."""
+        """Start closing, without waiting; also on the loop's own thread. Idempotent."""
         for session in self._last():
             session.end()
 
     def reset(self) -> None:
-        """Forget the thread, in a forked child, where it does not exist; the next call starts another."""
+        """Forget the thread, which does not exist in a forked child; the next call starts another."""
         if self._session is not None:
             # Never collected: closing the loop here would take the parent's sockets out of the epoll set they share.
             self._relics.append(self._session)
@@ -212,7 +213,7 @@ class Portal:
                         raise closed_error()
                     session, starting = self._session, self._starting
                     if session is not None and not session.over:
-                        # Another thread has started it since; a second one would have connections of its own.
+                        # Another thread has started it since; a second one would open its own connections.
                         return session
                     if starting is None or starting.over:
                         # From here on, a signal handler of this thread finds that it must not wait for it.
@@ -220,7 +221,7 @@ class Portal:
                 if starting is ours:
                     return self._start(ours)
             except BaseException as error:
-                # Interrupted (Ctrl-C) before the start itself: nobody is to wait for it.
+                # Interrupted (Ctrl-C) before the start itself: no thread must wait for it.
                 if self._starting is ours:
                     ours.give_up(error)
                     self._starting = None
@@ -240,7 +241,7 @@ class Portal:
             with self._lock:
                 if self._closed:
                     raise closed_error()
-                # One that ended unasked (a SystemExit in somebody's task) is replaced.
+                # A session that ended by itself (a SystemExit in a task) is replaced.
                 if self._session is not None:
                     self._replaced = [*(old for old in self._replaced if old.thread.is_alive()), self._session]
                 self._session = ours
@@ -250,13 +251,13 @@ class Portal:
             raise
         finally:
             self._starting = None
-        # Left by a signal handler between the loop's first step and here.
+        # Deferred by a signal handler between the loop's first step and here.
         if self._early:
             ours.post(ours.serve_early, ())
         return ours
 
     def _end(self) -> list[PortalThread]:
-        """Ask all there is to end, and return it."""
+        """Ask all sessions to end, and return them."""
         check_waiting()
         sessions = self._last()
         if threading.get_ident() in {session.thread.ident for session in sessions if session.thread.is_alive()}:
@@ -268,7 +269,7 @@ class Portal:
         return sessions
 
     def _last(self) -> list[PortalThread]:
-        """Start no more sessions, and return those there are."""
+        """Start no more sessions, and return the existing ones."""
         with self._lock:
             self._closed = True
             last = [session for session in (self._session, self._starting) if session is not None]

@@ -1,7 +1,7 @@
-"""One life of the background event loop: its thread, its inbox that wakes it once for many calls, and who waits.
+"""One run of the background event loop: its thread, its inbox that wakes it once for many calls, and its waiters.
 
-A caller leaves its request in a deque and wakes the loop unless the wake of another thread is still on its way; the
-loop then serves all that has come.
+A caller puts its request into a deque and wakes the loop, unless another thread's wake is still on its way. The loop
+then serves all requests in the deque.
 """
 
 import asyncio
@@ -32,34 +32,34 @@ Request: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 _IMPORTED: Final = concurrent.futures.thread
-"""While the program ends it cannot be imported for the first time, as redis-py does."""
+"""Imported early: redis-py imports it late, and a first import fails while the program ends."""
 
 _FILES: Final = 8
 """Files that an event loop opens, and a few to work with."""
 
 
 class NoThreadError(CacheUnavailableError, RuntimeError):
-    """There is no background loop, and none can be started; callers get the fallback, as when Redis is away.
+    """The background loop cannot be started; callers get the fallback, as when Redis is away.
 
-    A `RuntimeError` like the one that Python raises for it.
+    A `RuntimeError`, like the one that Python raises.
     """
 
 
 class PortalThread:
-    """One life of the loop: its thread, its inbox, and who waits for it.
+    """One run of the loop: its thread, its inbox, and its waiters.
 
-    :param early: what is to be called first of all.
+    :param early: the calls to make first.
     """
 
     def __init__(self, early: deque[Request]) -> None:
         self._early = early
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
-        # Whoever waits for the end in `aclose` may be cancelled, the end itself may not.
+        # A caller that waits in `aclose` may be cancelled; the end itself may not.
         self.ended.set_running_or_notify_cancel()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.over = False
-        # A context of its own: what the loop starts for everybody must not run as part of the caller who came first.
+        # Its own context: what the loop starts for all callers must not run in the context of the first one.
         self._context = Context()
         self.thread = threading.Thread(
             target=partial(self._context.copy().run, self._serve), name=THREAD_NAME, daemon=True
@@ -75,7 +75,7 @@ class PortalThread:
     def start(self) -> None:
         """Start the thread and return when its loop runs.
 
-        :raises CacheClosedError: if it was to end meanwhile.
+        :raises CacheClosedError: if `end` was called meanwhile.
         :raises NoThreadError: if the system, or the end of the interpreter, allows no more threads or open files.
         """
         try:
@@ -84,14 +84,14 @@ class PortalThread:
             self.thread.start()
             self.ready.result()
         except BaseException as error:
-            # An interrupted start leaves no thread behind, nor anybody who waits for it.
+            # An interrupted start leaves neither a thread nor a waiting caller behind.
             self.give_up(error)
             if not isinstance(error, RuntimeError | OSError) or isinstance(error, RecursionError | CacheError):
                 raise
             raise NoThreadError("no_thread", f"the cache's background thread cannot be started ({error})") from error
 
     def give_up(self, error: BaseException) -> None:
-        """End before or while it starts, and tell those who wait for that."""
+        """End before or during the start, and raise the error in the callers that wait for it."""
         self.end()
         self._ready(error)
 
@@ -103,17 +103,17 @@ class PortalThread:
                 self.ready.set_exception(error)
 
     def end(self) -> None:
-        """Refuse what comes from now on, and ask the loop to end; its thread follows."""
+        """Refuse new requests, and ask the loop to end; its thread follows."""
         self.over = True
         if self.loop is not None and self._stop is not None:
             call_on_loop(self.loop, _finish, self._stop)
 
     # -- in the callers' threads ------------------------------------------------------------------------------
 
-    def exchange(
+    def call(
         self, waiter: Waiter[T], callback: Callable[..., object], args: tuple[Any, ...], timeout: float | None
     ) -> T:
-        """Run a callback on the loop and wait for what the waiter is told."""
+        """Run a callback on the loop, and return the answer that the waiter gets."""
         if threading.get_ident() == self.thread.ident:
             raise deadlock_error()
         check_waiting()
@@ -122,7 +122,7 @@ class PortalThread:
             self.post(callback, args)
             return waiter.wait(timeout)
         except BaseException:
-            # Too late, or interrupted (Ctrl-C): nobody wants the answer any more.
+            # Too late, or interrupted (Ctrl-C): the answer is not needed any more.
             if waiter.give_up():
                 with contextlib.suppress(CacheClosedError):
                     self.post(self._cancel, (waiter,))
@@ -131,33 +131,33 @@ class PortalThread:
             self._waiting.discard(waiter)
 
     def post(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        """Leave a callback in the inbox; wake the loop unless a wake is on its way.
+        """Put a callback into the inbox; wake the loop unless a wake is on its way.
 
         :raises CacheClosedError: if the loop is ending; the callback may or may not run.
         """
         self._inbox.append((callback, args))
-        # After the append and after the caller joined `_waiting`: whoever passes here before the end began is seen by
-        # `_reject_waiting`, whoever comes later sees the flag.
+        # After the append and after the caller joined `_waiting`: `_reject_waiting` sees callers that pass here before
+        # the end began, and later callers see the flag.
         if self.over or self.loop is None:
             raise closed_error()
         me, wake = threading.get_ident(), self._wake
-        # One that this thread has not sent yet does not count: a signal handler, or a finalizer, has come in between.
+        # A wake that this thread has not sent yet does not count: this is a signal handler or a finalizer in between.
         if wake is None or me in wake:
             try:
                 self._wake = wake = [me]
                 self.loop.call_soon_threadsafe(self._drain, context=self._context)
                 wake.clear()
             except BaseException as error:
-                # Interrupted in between (Ctrl-C), the wake may be lost: the next caller has to make its own.
+                # Interrupted in between (Ctrl-C), the wake may be lost: the next caller has to send its own.
                 self._wake = None
-                # Not every RuntimeError says so: one is the RecursionError of a caller deep in its stack.
+                # Not every RuntimeError means that: one is the RecursionError of a caller deep in its stack.
                 if isinstance(error, RuntimeError) and self.loop.is_closed():
                     raise closed_error() from error
                 raise
 
     # -- on the loop ------------------------------------------------------------------------------------------
 
-    def begin(
+    def start_task(
         self, waiter: Waiter[T], fn: Callable[..., Awaitable[T]], args: tuple[Any, ...], context: Context
     ) -> None:
         """Start a caller's coroutine function as a task in its caller's context."""
@@ -170,14 +170,14 @@ class PortalThread:
         if not task.done():  # an eager task may have ended at once
             self._tasks[waiter] = task
 
-    def ask(self, waiter: Waiter[T], start: Callable[[Waiter[T]], object]) -> None:
+    def start_request(self, waiter: Waiter[T], start: Callable[[Waiter[T]], object]) -> None:
         """Start a caller's request."""
         try:
             if self.over:
                 raise closed_error()
             if not waiter.done():
                 start(waiter)
-        except BaseException as error:  # noqa: BLE001  # the caller's, in the caller's thread
+        except BaseException as error:  # noqa: BLE001  # raised in the caller's thread
             waiter.set_exception(error)
 
     async def _run(self, waiter: Waiter[T], fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
@@ -186,7 +186,7 @@ class PortalThread:
         except asyncio.CancelledError as error:
             waiter.set_exception(closed_error() if self.over else error)
         except BaseException as error:  # noqa: BLE001  # the caller's, in the caller's thread
-            # Also SystemExit: it is meant for the thread that called, not for the loop that everybody shares.
+            # Also SystemExit: it is for the calling thread, not for the loop that all callers share.
             waiter.set_exception(error)
         finally:
             self._tasks.pop(waiter, None)
@@ -199,7 +199,7 @@ class PortalThread:
             task.add_done_callback(lambda _: self._tasks.pop(waiter, None))
 
     def _drain(self) -> None:
-        # In this order: what arrives after the flag is down brings a wake of its own.
+        # In this order: a request that arrives after the reset sends its own wake.
         self._wake = None
         for _ in range(len(self._inbox)):
             self._serve_one(*self._inbox.popleft())
@@ -207,7 +207,7 @@ class PortalThread:
     def _serve_one(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:
             callback(*args)
-        except Exception as error:  # noqa: BLE001  # one callback's failure is not the others'
+        except Exception as error:  # noqa: BLE001  # a failed callback must not affect others
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a callback on the cache's background loop failed", "exception": error}
             )
@@ -217,7 +217,7 @@ class PortalThread:
     def _serve(self) -> None:
         try:
             check_files()
-            # Leaving the runner cancels what is left, waits for it and closes the loop.
+            # Leaving the runner cancels the remaining tasks, waits for them and closes the loop.
             with asyncio.Runner() as runner:
                 try:
                     runner.run(self._main())
@@ -229,7 +229,7 @@ class PortalThread:
             elif isinstance(error, Exception):
                 raise
         finally:
-            self.over = True  # also if there never was a loop
+            self.over = True  # also if the loop never ran
             self._reject_waiting()
             self.ended.set_result(None)
 
@@ -238,12 +238,12 @@ class PortalThread:
         self._stop = self.loop.create_future()
         self.serve_early()
         self._ready(None)
-        # Asked for after the loop is known: whoever ends this sees the one or is seen here.
+        # Read after the loop is set: a caller of `end` either sees the loop or is seen here.
         if not self.over:
             await self._stop
 
     def serve_early(self) -> None:
-        """Call what could not be asked for when there was no loop."""
+        """Make the calls that were deferred before the loop ran."""
         while self._early:
             self._serve_one(*self._early.popleft())
 
@@ -254,7 +254,7 @@ class PortalThread:
 
 
 def check_files() -> None:
-    """Check that a loop can open its files: asyncio reports one that failed half-way when it is collected.
+    """Check that a loop can open its files: asyncio reports a half-opened loop when it is collected.
 
     :raises OSError: if it cannot.
     """
@@ -273,7 +273,7 @@ def deadlock_error() -> CacheDeadlockError:
 
 
 def closed_error() -> CacheClosedError:
-    """Return the error of a call after the end."""
+    """Return the error of a call after closing."""
     return CacheClosedError("this cache was closed; make a new manager")
 
 

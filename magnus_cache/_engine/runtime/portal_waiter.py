@@ -1,4 +1,4 @@
-"""Where a thread waits that has asked the background loop for something."""
+"""The waiter of a thread that has sent a request to the background loop."""
 
 import threading
 from typing import Any, Generic, TypeVar
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Waiter(Generic[T]):
-    """Where a blocked thread waits for what the loop will say: the part of `asyncio.Future` that an answer needs.
+    """Blocks a thread until the loop answers: the part of `asyncio.Future` that an answer needs.
 
-    `set_result` and `set_exception` are called on the loop only. The first one counts; once the thread has given up,
-    none does.
+    `set_result` and `set_exception` are called on the loop only. The first answer counts; after the thread has given
+    up, none does.
     """
 
     __slots__ = ("_done", "_error", "_lock", "_result")
@@ -25,7 +25,7 @@ class Waiter(Generic[T]):
         self._result: Any = None
 
     def done(self) -> bool:
-        """Return whether an answer would come too late: there is one, or the thread waits no more."""
+        """Return whether an answer would come too late: after another one, or after the thread stopped waiting."""
         return self._done
 
     def set_result(self, result: T, /) -> None:
@@ -43,14 +43,14 @@ class Waiter(Generic[T]):
             self._lock.release()
 
     def give_up(self) -> bool:
-        """Ignore all answers from now on, and return whether there was none yet."""
+        """Ignore all answers from now on, and return whether no answer had come yet."""
         pending, self._done = not self._done, True
         return pending
 
     def wait(self, timeout: float | None = None) -> T:
-        """Block until there is an answer, and return or raise it; for one thread, once.
+        """Block until the answer, and return or raise it; for one thread, once.
 
-        :param timeout: seconds; None waits as long as it takes.
+        :param timeout: seconds; None waits without a limit.
         :raises TimeoutError: if there was no answer in time.
         """
         seconds = -1.0 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)

@@ -10,24 +10,24 @@ from typing import Any, Final
 __all__ = ["CacheStats", "Counters", "Histogram", "Stats"]
 
 _NAMESPACES: Final = 1_000
-_BRANCHES: Final = 10_000
+_CHILDREN: Final = 10_000
 _OTHER: Final = "(other)"
 
 
 class CacheStats(dict[str, Any]):
     """The statistics of `get_stats`, as a mapping.
 
-    Always there: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
+    Always present: ``redis_available`` (bool), ``hit_rate_percent`` (0 to 100), ``total_requests``, ``hit_count``,
     ``miss_count``, ``unstorable`` (results that were returned but could not be stored), ``in_memory_keys``,
     ``in_memory_bytes``, ``evictions``, ``expirations``,
-    ``fenced_fills`` (values that were overtaken while they were read or loaded, and not kept),
+    ``fenced_fills`` (values that were overtaken while they were read or loaded, and so not stored),
     ``flights``, ``flights_joined``, ``unattended`` (background loads without a waiting caller),
-    ``unreplayed`` (whether there are invalidations that Redis does not know of yet),
+    ``unreplayed`` (whether invalidations wait that Redis has not confirmed),
     ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
     `Counters`) and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
     ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
-    With a `recovery_path`: ``journal`` (``rows`` that Redis does not know of yet, ``restored`` ones, ``failures`` of
+    With a `recovery_path`: ``journal`` (``rows`` that Redis has not confirmed, ``restored`` ones, ``failures`` of
     the disk). Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
     ``"1.2M"``). While it does not answer, looking them up gives ``"N/A"``.
     """
@@ -51,15 +51,15 @@ class Counters:
     errors: int
     """Exchanges with Redis that failed."""
     l1_hits: int
-    """Values that were in memory."""
+    """Values found in memory."""
     l2_hits: int
-    """Values that were in Redis."""
+    """Values found in Redis."""
     load_errors: int
     """Loads that raised."""
     loads: int
     """Loads that returned."""
     misses: int
-    """In the figures: ``miss_count``."""
+    """In the statistics: ``miss_count``."""
     negative_hits: int
     """Errors that were raised again from memory or Redis."""
     overloads: int
@@ -81,12 +81,12 @@ class Counters:
         self.reset()
 
     def reset(self) -> None:
-        """Count from zero; in place, as many hold on to it."""
+        """Count from zero; in place, because many keep a reference."""
         for name in self.__slots__:
             setattr(self, name, 0)
 
     def count(self, *, hit: bool, near: bool) -> None:
-        """Count the outcome of one look."""
+        """Count the outcome of one look-up."""
         if not hit:
             self.misses += 1
         elif near:
@@ -95,18 +95,18 @@ class Counters:
             self.l2_hits += 1
 
     def count_many(self, looks: int, hits: int, near_hits: int) -> None:
-        """Count the outcome of some looks at once, so many of them hits, and so many of these near."""
+        """Count the outcome of many look-ups: how many were hits, and how many of these in memory."""
         self.misses += looks - hits
         self.l1_hits += near_hits
         self.l2_hits += hits - near_hits
 
     def add(self, other: "Counters") -> None:
-        """Add another's counts to these."""
+        """Add other counts to these."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def figures(self) -> dict[str, float]:
-        """Return the counts, with the sums that people ask for."""
+    def as_dict(self) -> dict[str, float]:
+        """Return the counts, with their usual sums."""
         hits = self.l1_hits + self.l2_hits
         return {
             "hit_count": hits,
@@ -129,13 +129,13 @@ class Histogram:
         self._buckets = [0] * (40 * self._PER_OCTAVE)
 
     def add(self, duration: float, times: int = 1) -> None:
-        """Count a duration, in seconds, that so many took."""
+        """Count a duration, in seconds, `times` times."""
         octaves = math.log2(max(duration, self._FINEST) / self._FINEST)
         self._buckets[min(int(octaves * self._PER_OCTAVE), len(self._buckets) - 1)] += times
         self.count += times
 
     def percentile(self, share: float) -> float:
-        """Return the duration in seconds that `share` (0 to 1) of all stayed within; 0 when there are none."""
+        """Return the duration in seconds that `share` (0 to 1) of all did not exceed; 0 without any."""
         left = share * self.count
         for index, count in enumerate(self._buckets):
             left -= count
@@ -143,23 +143,23 @@ class Histogram:
                 return self._FINEST * math.exp2((index + 1) / self._PER_OCTAVE)
         return 0.0
 
-    def figures(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         """Return the count and the percentiles, in milliseconds."""
         shares = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
         return {"count": self.count, **{name: round(self.percentile(at) * 1000, 4) for name, at in shares.items()}}
 
 
 class Stats:
-    """The figures of one cache, shared by its blocking and its async face."""
+    """The statistics of one cache, shared by its blocking and its async manager."""
 
     def __init__(self) -> None:
         self._namespaces: dict[str, Counters] = {}
-        self._branches: list[tuple[str, Counters]] = []
+        self._children: list[tuple[str, Counters]] = []
         self.reset()
 
     def reset(self) -> None:
         """Count from zero, as in a forked child."""
-        for counters in (*self._namespaces.values(), *(counters for _, counters in self._branches)):
+        for counters in (*self._namespaces.values(), *(counters for _, counters in self._children)):
             counters.reset()
         self.errors: dict[str, int] = {}
         self.fenced_loads = 0
@@ -174,17 +174,17 @@ class Stats:
             counters = self._namespaces.setdefault(name, Counters())
         return counters
 
-    def branch(self, namespace: str) -> Counters:
-        """Return counters of somebody's own, which count for the namespace too; past ten thousand, shared ones."""
-        if len(self._branches) >= _BRANCHES:
+    def child(self, namespace: str) -> Counters:
+        """Return separate counters that also count for the namespace; past ten thousand, the namespace's own."""
+        if len(self._children) >= _CHILDREN:
             return self.of(namespace)
         counters = Counters()
-        self._branches.append((str(namespace), counters))
+        self._children.append((str(namespace), counters))
         return counters
 
     def _by_namespace(self) -> dict[str, Counters]:
         sums: dict[str, Counters] = {}
-        for name, counters in (*list(self._namespaces.items()), *list(self._branches)):
+        for name, counters in (*list(self._namespaces.items()), *list(self._children)):
             sums.setdefault(name, Counters()).add(counters)
         return sums
 
@@ -192,8 +192,8 @@ class Stats:
         """Count a failure by its one-word reason."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
-    def figures(self) -> CacheStats:
-        """Return what is known without asking Redis or the memory."""
+    def as_dict(self) -> CacheStats:
+        """Return the statistics that need neither Redis nor the memory."""
         namespaces, total = self._by_namespace(), Counters()
         for counters in namespaces.values():
             total.add(counters)
@@ -204,8 +204,8 @@ class Stats:
             hit_count=l1 + l2,
             miss_count=misses,
             unstorable=total.unstorable,
-            levels={"l1": {"count": l1}, "l2": self.l2_latency.figures(), "load": self.load_latency.figures()},
-            namespaces={name: counters.figures() for name, counters in namespaces.items()},
+            levels={"l1": {"count": l1}, "l2": self.l2_latency.as_dict(), "load": self.load_latency.as_dict()},
+            namespaces={name: counters.as_dict() for name, counters in namespaces.items()},
             errors=dict(self.errors),
         )
 

@@ -1,4 +1,4 @@
-"""What holds for the time of a ``with`` block, and which an interrupt does not leave behind."""
+"""Settings for the time of a ``with`` block, which an interrupt does not leave behind."""
 
 from contextvars import ContextVar
 from types import TracebackType
@@ -12,10 +12,10 @@ T = TypeVar("T")
 class Switch(Generic[T]):
     """Gives a context variable, which has a default, another value within one ``with`` block.
 
-    Not a generator: Ctrl-C between its `yield` and the block would leave the value behind. What remains is an
-    interrupt before the first step of `__exit__`, which is out of reach of whatever is written in Python.
+    Not a generator: Ctrl-C between its `yield` and the block would leave the value behind. Only an interrupt before
+    the first step of `__exit__` remains, which no Python code can prevent.
 
-    :param active: has this switch as a member for the time of the block.
+    :param active: a set that contains this switch for the time of the block.
     """
 
     __slots__ = ("_active", "_before", "_value", "_variable")
@@ -52,7 +52,7 @@ class Switch(Generic[T]):
 
 
 class Presence:
-    """A member of some sets for the time of one ``with`` block: what it stands for holds in every thread and task."""
+    """A member of some sets for the time of one ``with`` block, which every thread and task can see."""
 
     __slots__ = ("_sets",)
 

@@ -1,7 +1,7 @@
-"""Turns of an event loop: what takes long is done in steps, and everybody else on the loop has a turn in between.
+"""Turns of an event loop: long work is done in steps, and other tasks on the loop run in between.
 
-A worker thread would not do better: the codec holds the GIL while it works, so a loop would wait for a thread as it
-waits for us, and for the interpreter's switch interval (5 ms) on top of that. Steps on the loop itself are shorter.
+A worker thread would not be better: the codec holds the GIL while it works, so a loop would wait for the thread as
+long, and for the interpreter's switch interval (5 ms) on top of that. Steps on the loop itself are shorter.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ PIECE: Final = 256
 """Items of a long list that are handled in one step."""
 
 _EACH: Final = 512
-"""Bytes that a value counts for beyond its own: what is done for each."""
+"""Bytes that each value counts for beyond its own, for the fixed work."""
 
 _PATIENCE: Final = 8
-"""Turns that a step waits for others of ours at most, so that none waits without end."""
+"""Turns that a step waits for other steps at most, so that none waits without end."""
 
 
 class _Turn(threading.local):
-    """The present turn of the loop that runs in this thread.
+    """The current turn of the loop that runs in this thread.
 
-    :ivar loop: whose it is, from our first step in it to its end; else None.
+    :ivar loop: the loop, from our first step in the turn to its end; else None.
     :ivar until: monotonic seconds at which our share of it is used up.
     """
 
@@ -46,7 +46,7 @@ class _Turn(threading.local):
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.until = monotonic() + SHARE
-        # What is due next runs before all that is still to come, so this ends our share with the turn.
+        # Callbacks run in order, so this ends our share at the end of the turn.
         loop.call_soon(self.end)
 
     def end(self) -> None:
@@ -57,9 +57,9 @@ _turn: Final = _Turn()
 
 
 async def turn() -> None:
-    """Return when there is time for another step: at once, or after others have had their turn.
+    """Return when there is time for another step: at once, or after other tasks have run.
 
-    All steps of ours on one loop share the time, however many calls they belong to.
+    All our steps on one loop share the time, however many calls they belong to.
 
     :raises CacheLoopError: if no event loop of asyncio runs here.
     """
@@ -75,9 +75,9 @@ async def turn() -> None:
 
 
 async def in_turns(steps: Generator[None, None, T]) -> T:
-    """Return what a generator of steps comes to, with a turn between two steps.
+    """Return the result of a generator of steps, with a turn between two steps.
 
-    Before the first there is none: most values take one step, and where thousands of tasks have one each, the turns
+    No turn precedes the first step: most values take one step, and if thousands of tasks have one step each, the turns
     would cost more than the steps.
     """
     while True:
@@ -98,9 +98,9 @@ async def pieces(items: list[T]) -> AsyncGenerator[list[T]]:
 
 
 def at_once(steps: Generator[None, None, T]) -> T:
-    """Return what a generator of steps comes to, for a thread, which offers others the GIL now and then.
+    """Return the result of a generator of steps, in a thread, which releases the GIL now and then.
 
-    Left to the interpreter's switch interval, the thread of an event loop was seen to wait for all steps together.
+    With the interpreter's switch interval alone, an event loop's thread was seen to wait for all steps together.
     """
     until = monotonic() + SHARE
     while True:
@@ -115,7 +115,7 @@ def at_once(steps: Generator[None, None, T]) -> T:
 
 
 class Step:
-    """Counts the bytes that a call has handled, to tell when a step of it is done."""
+    """Counts the bytes that a call has handled, to detect the end of a step."""
 
     __slots__ = ("_left",)
 
@@ -123,7 +123,7 @@ class Step:
         self._left = STEP_BYTES
 
     def done(self, size: int = 0) -> bool:
-        """Return whether a value of so many bytes was the last of a step; `turn` is due then."""
+        """Return whether a value of this size was the last of a step; then `turn` is due."""
         self._left -= size + _EACH
         if self._left > 0:
             return False

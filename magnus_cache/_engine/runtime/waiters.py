@@ -1,7 +1,7 @@
-"""How a flight tells those who wait: the outcomes of a load, and waiters that are tasks of any loop or threads.
+"""The outcomes of a load, and the waiters that get them: tasks of any loop, or threads.
 
-An outcome is handed to the waiters and not kept by the flight: the traceback of an error refers to the frames that
-know the flight, and the two would keep each other alive.
+A flight passes its outcome to the waiters and does not keep it: the traceback of an error refers to frames that refer
+to the flight, and the two would keep each other alive.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ __all__ = [
 
 
 class Outcome(Protocol):
-    """What became of a load."""
+    """The outcome of a load."""
 
     def unwrap(self) -> Any:
         """Return the value or raise the error."""
 
 
 class Loaded(NamedTuple):
-    """There is a value."""
+    """The load returned a value."""
 
     value: Any
 
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """There is an error, the same object for everybody."""
+    """The load raised an error, the same object for all callers."""
 
     error: BaseException
     traceback: TracebackType | None
@@ -52,14 +52,14 @@ class Failed(NamedTuple):
     def unwrap(self) -> NoReturn:
         """Raise the error."""
         try:
-            # Its own traceback again for each caller: without that, it would grow with every one.
+            # The original traceback for each caller; otherwise it would grow with every caller.
             raise self.error.with_traceback(self.traceback)
         finally:
             del self
 
 
 class Abandoned(NamedTuple):
-    """There is no outcome: whoever waits tries anew; the cause is the leader's alone."""
+    """The load has no outcome: waiting callers try again; only the leader gets the cause."""
 
     cause: BaseException
 
@@ -80,7 +80,7 @@ class Expired:
 
 
 class LoopWaiter:
-    """A task that waits; told on its own loop only."""
+    """A waiting task; `tell` is called on its own loop only."""
 
     __slots__ = ("_future", "loop")
 
@@ -125,7 +125,7 @@ class ThreadWaiter:
     def wait(self, timeout: float) -> Outcome:
         """Return the outcome; `Expired` after `timeout` seconds."""
         self._lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
-        # Emptied, as an error's traceback leads back to here.
+        # Cleared, because an error's traceback refers back to here.
         outcome, self._outcome = self._outcome, Expired()
         return outcome
 
@@ -133,10 +133,10 @@ class ThreadWaiter:
 Waiter = LoopWaiter | ThreadWaiter
 
 
-def wake(crew: Iterable[Waiter], outcome: Outcome) -> None:
-    """Tell all waiters from any thread, with one wake for each loop."""
+def wake(waiters: Iterable[Waiter], outcome: Outcome) -> None:
+    """Give all waiters the outcome, from any thread, with one wake for each loop."""
     tasks: dict[asyncio.AbstractEventLoop, list[LoopWaiter]] = {}
-    for waiter in crew:
+    for waiter in waiters:
         if isinstance(waiter, ThreadWaiter):
             waiter.tell(outcome)
         else:
@@ -146,7 +146,7 @@ def wake(crew: Iterable[Waiter], outcome: Outcome) -> None:
         if loop is here:
             _tell(waiters, outcome)
         else:
-            # On a closed loop nobody is left to be told.
+            # No task waits on a closed loop.
             call_on_loop(loop, _tell, waiters, outcome)
 
 
@@ -156,7 +156,7 @@ def _tell(waiters: list[LoopWaiter], outcome: Outcome) -> None:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that this very thread is running, if any."""
+    """Return the event loop that runs in this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -1,9 +1,9 @@
 """Threads for loaders that block.
 
-anyio has the threads; the limit is our own, as it has to hold where anyio's does not. A thread counts until its loader
-has returned, also when nobody waits for it any more: it cannot be stopped, and uncounted ones would add up without end.
-It does not count while its loader waits for another load of the cache: forty loaders that need forty others would wait
-for ever for their own places. `loader_places` tells how many may run.
+anyio provides the threads. The limit is our own, because it has to hold where anyio's does not. A thread counts until
+its loader has returned, even if no caller waits for it any more: a thread cannot be stopped, and uncounted ones would
+accumulate. It does not count while its loader waits for another load of the cache: otherwise forty loaders that need
+forty others would wait forever for their own slots. See `loader_slots` for the limits.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 
-from magnus_cache._engine.runtime.loader_slots import MOST, MOST_OF_ALL, LoaderPlaces
+from magnus_cache._engine.runtime.loader_slots import MOST, MOST_OF_ALL, LoaderSlots
 
 __all__ = ["JOB", "Job", "LoaderThreads", "is_async"]
 
@@ -26,16 +26,16 @@ T = TypeVar("T")
 class Job:
     """A loader in a thread."""
 
-    __slots__ = ("_left", "_loop", "_namespace", "_places")
+    __slots__ = ("_left", "_loop", "_namespace", "_slots")
 
-    def __init__(self, places: LoaderPlaces, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
-        self._places = places
+    def __init__(self, slots: LoaderSlots, loop: asyncio.AbstractEventLoop, namespace: str) -> None:
+        self._slots = slots
         self._loop = loop
         self._namespace = namespace
         self._left = [None]
 
     def begin(self) -> bool:
-        """Return whether this is the first call. Its thread makes one, and so does a caller that gives up before."""
+        """Return whether this is the first call: the thread calls it, and so does a caller that gives up earlier."""
         try:
             self._left.pop()
         except IndexError:
@@ -44,20 +44,20 @@ class Job:
 
     @property
     def begun(self) -> bool:
-        """Whether there was a first call."""
+        """Whether `begin` was called."""
         return not self._left
 
     def end(self) -> None:
-        """Give its place to another; from any thread."""
-        self._places.give(self._loop, self._namespace)
+        """Release the slot; from any thread."""
+        self._slots.release(self._loop, self._namespace)
 
-    def pause(self) -> None:
-        """Let another loader run while this one waits; from any thread."""
-        self._places.give(self._loop, self._namespace)
+    def yield_slot(self) -> None:
+        """Release the slot while this loader waits; from any thread."""
+        self._slots.release(self._loop, self._namespace)
 
-    def resume(self) -> None:
-        """Count again, at once: for a moment there may be more threads than places. From any thread."""
-        self._places.retake(self._loop, self._namespace)
+    def take_slot(self) -> None:
+        """Take the slot back at once: for a moment there may be more threads than slots. From any thread."""
+        self._slots.acquire_now(self._loop, self._namespace)
 
 
 JOB: Final[ContextVar[Job | None]] = ContextVar("magnus_cache_job", default=None)
@@ -65,9 +65,9 @@ JOB: Final[ContextVar[Job | None]] = ContextVar("magnus_cache_job", default=None
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine: for functions, partials, and objects with an async `__call__`."""
+    """Return whether calling this gives a coroutine: for functions, partials, and objects with async `__call__`."""
     while isinstance(function, partial):
-        # `inspect` sees through those of functions alone, not of objects with an async `__call__`.
+        # `inspect` unwraps partials of functions only, not of objects with an async `__call__`.
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # asked of its type, not whether it is callable
 
@@ -77,7 +77,7 @@ class LoaderThreads:
 
     :param most: how many of one namespace run at a time, for each event loop.
     :param most_of_all: how many run at a time.
-    :param run: awaits a coroutine function of a caller's, wherever it is to run; None for the running loop.
+    :param run: awaits a caller's coroutine function on the loop that should run it; None for the running loop.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class LoaderThreads:
         run: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]] | None = None,
     ) -> None:  # fmt: skip
         self._run = run or _here
-        self.places = LoaderPlaces(most, most_of_all)
+        self.slots = LoaderSlots(most, most_of_all)
 
     def reset(self) -> None:
-        """Begin anew, as in a forked child."""
-        self.places.reset()
+        """Start empty, as in a forked child."""
+        self.slots.reset()
 
     async def call(self, loader: Callable[[], T] | Callable[[], Awaitable[T]], namespace: str) -> T:
-        """Await a coroutine function; run any other in a thread, so that it holds up nobody else.
+        """Return the result of a loader: awaited if it is a coroutine function, else run in a thread.
 
         :raises Exception: whatever the loader raises.
         """
@@ -100,17 +100,17 @@ class LoaderThreads:
             return cast("T", await self._run(cast("Callable[[], Awaitable[T]]", loader)))
         outer = JOB.get()
         if outer is not None:
-            outer.pause()
+            outer.yield_slot()
         try:
             value: Any = await self._in_thread(loader, namespace)
         finally:
             if outer is not None:
-                outer.resume()
+                outer.take_slot()
         # A lambda around a coroutine function does not look like one until it is called.
         return cast("T", await self._run(lambda: value) if inspect.isawaitable(value) else value)
 
     async def _in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
-        job = Job(self.places, asyncio.get_running_loop(), namespace)
+        job = Job(self.slots, asyncio.get_running_loop(), namespace)
 
         def work() -> Any:
             if not job.begin():
@@ -121,19 +121,19 @@ class LoaderThreads:
             finally:
                 job.end()
 
-        await self.places.acquire(namespace)
+        await self.slots.acquire(namespace)
         try:
-            # Those that anyio lets have a thread have a place of ours.
+            # Our own slots are the limit.
             unlimited = CapacityLimiter(math.inf)
             return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=unlimited)
         except RuntimeError:
             if job.begun:
                 raise
-            # No thread can be started: at a limit of the system, or as the interpreter ends. The loop has to wait then.
+            # No thread can be started, at a system limit or as the interpreter ends. Then the loop has to wait.
             return copy_context().run(work)
         except BaseException:
             if job.begin():
-                # Cancelled before its thread took it up, which will find that it need not.
+                # Cancelled before its thread started the loader; the thread will skip it.
                 job.end()
             raise
 

@@ -314,7 +314,7 @@ def _check_file(name: str, path: str) -> None:
         with open(path, "rb"):
             return
     except OSError as error:
-        problem = "there is no such file" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+        problem = "the file does not exist" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
     raise ValueError(f"{name}: {path}: {problem}")
 
 

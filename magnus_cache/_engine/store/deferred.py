@@ -54,7 +54,7 @@ class Deferred:
 
     def remove(self, refs: Sequence[KeyRef]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""
-        held = sum(self._state.memory.peek(ref.name) is not None for ref in refs)
+        held = sum(self._state.memory.get_untrusted(ref.name) is not None for ref in refs)
         self._forget(refs)
         names = ", ".join(map(_shown, refs[:_SHOWN])) + (", ..." if len(refs) > _SHOWN else "")
         self._later(f"delete {names}", partial(self._writes.remove, refs))
@@ -97,7 +97,7 @@ class Deferred:
 
     def record(self, refs: Sequence[KeyRef], error: NoThreadError) -> int:
         """Forget values, and have Redis told by the next connection; return how many this process had."""
-        held = sum(self._state.memory.peek(ref.name) is not None for ref in refs)
+        held = sum(self._state.memory.get_untrusted(ref.name) is not None for ref in refs)
         self._missed(error, lambda outbox: outbox.record([ref.name for ref in refs]))
         self._forget(refs)
         return held

@@ -17,7 +17,7 @@ class Explanation:
     :ivar age: seconds since it was stored, or None if not known.
     :ivar left: remaining TTL in seconds, or None.
     :ivar epoch: the highest epoch that the process had seen before it loaded the value, or None.
-    :ivar floor: the epoch below which such a value is invalid, or None.
+    :ivar minimum: the epoch below which such a value is invalid, or None.
     :ivar tags: its tags.
     :ivar cost: seconds that its load took, or None.
     :ivar size: bytes of the encoded value, or None.

@@ -87,7 +87,7 @@ class Lifetimes:
 
     def _here(self, ref: KeyRef, wire: "Connection | None") -> Entry | None:
         """Return the fresh value that this process holds, where Redis is away or none is configured."""
-        entry = self._memory.peek(ref.name) if wire is None else self._reads.fallback(ref)
+        entry = self._memory.get_untrusted(ref.name) if wire is None else self._reads.fallback(ref)
         # A remembered error is no value, as `get` and Redis have it.
         return None if entry is None or entry.negative else entry
 
@@ -103,7 +103,7 @@ class Lifetimes:
             # First of all: if Redis comes back from here on, this is the trust that its coming kills.
             offline = self._state.generations.bounded(self._state.generations.offline, ref.namespace)
             local = ref.namespace.local
-            entry = self._memory.peek(ref.name) if local else self._here(ref, wire)
+            entry = self._memory.get_untrusted(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:
                 return False
             trust = entry.trust if local else offline

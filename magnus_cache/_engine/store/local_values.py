@@ -114,7 +114,7 @@ class LocalValues:
             # Reserved first: what is stored meanwhile voids the place, and is not dropped.
             fill = self._memory.reserve(ref.name)
             try:
-                entry = self._memory.past(ref.name, trusted=False)
+                entry = self._memory.get_stale(ref.name, trusted=False)
                 if entry is None:
                     return None
                 sent = self._state.clock()
@@ -157,7 +157,7 @@ class LocalValues:
         :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.
         """
         state = self._state
-        if state.epochs.floor(wire.known, ref.epoch_names, tags) is None:
+        if state.epochs.minimum(wire.known, ref.epoch_names, tags) is None:
             return None
         if wire.tracking:
             return wire.trust

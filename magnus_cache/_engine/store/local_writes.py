@@ -84,9 +84,9 @@ class LocalWrites:
             self._reads.failed(ref, error)
             return error
         # In this order: what is invalidated from here on finds the entry, or its place void.
-        known = TagState(state.memory.generation, state.epochs.marks(held.tags))
+        known = TagState(state.memory.generation, state.epochs.stamps(held.tags))
         kept = False
-        minimum = state.epochs.last_floor(ref.epoch_names, held.tags)
+        minimum = state.epochs.last_minimum(ref.epoch_names, held.tags)
         # What waits to be told was made before the load, or has voided its place or invalidated one of its tags.
         judged = judge(held, ttl, ref.freshness, minimum, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(held.tags, fence.since):
@@ -115,7 +115,7 @@ class LocalWrites:
     async def _remove(self, refs: Sequence[KeyRef]) -> int:
         state = self._state
         names = [ref.name for ref in refs]
-        held = sum(state.memory.peek(name) is not None for name in set(names))
+        held = sum(state.memory.get_untrusted(name) is not None for name in set(names))
         state.touch(names)
         if state.client.connection(names[0]) is None:
             return held

@@ -98,7 +98,7 @@ class Reads(Coding):
         """
         wire = self._connection(ref.name)
         if wire is None:
-            return self._memory.peek(ref.name)
+            return self._memory.get_untrusted(ref.name)
         if ref.namespace.local:
             try:
                 return await self.local.read(wire, ref)
@@ -150,7 +150,7 @@ class Reads(Coding):
 
     def held(self, ref: KeyRef) -> Entry | None:
         """Return what is here, trusted or not, and may be near."""
-        return self._memory.peek(ref.name) if ref.namespace.l1 else None
+        return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
 
     def request(
         self, wire: "Connection", ref: KeyRef, held: Entry | None
@@ -184,8 +184,8 @@ class Reads(Coding):
         state.check_open()
         portal.check_thread()
         if state.endpoint is None:
-            return self._memory.peek(ref.name)
-        if (local := ref.namespace.local) and self._memory.past(ref.name, trusted=False) is None:
+            return self._memory.get_untrusted(ref.name)
+        if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
         tags: tuple[str, ...] = ()
         again = False
@@ -233,7 +233,7 @@ class Reads(Coding):
 
     def fallback(self, ref: KeyRef) -> Entry | None:
         """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._still_served(ref, self._memory.peek(ref.name))
+        return None if self.state.reachable else self._still_served(ref, self._memory.get_untrusted(ref.name))
 
     def last(self, ref: KeyRef) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
@@ -242,7 +242,7 @@ class Reads(Coding):
         """
         if self.state.reachable:
             return None
-        return self._still_served(ref, self._memory.past(ref.name, trusted=False))
+        return self._still_served(ref, self._memory.get_stale(ref.name, trusted=False))
 
     def _still_served(self, ref: KeyRef, entry: Entry | None) -> Entry | None:
         return entry if entry is not None and self.offline_verdict(ref, entry).serves else None
@@ -255,7 +255,7 @@ class Reads(Coding):
         allowed = math.inf if offline is None else generations.ends(entry.trust, offline) - now
         return judge_offline(
             entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.era == generations.now, allowed=allowed,
+            heard=entry.trust.generation == generations.now, allowed=allowed,
         )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
@@ -325,7 +325,7 @@ class Reads(Coding):
         source, sent, generation = answer
         (fresh_until, life), now = times, self._clock()
         deadline = source.time.end(fresh_until, life, now)
-        marks = self.state.epochs.marks(held.tags, ref.epoch_names) if held.tags else ()
+        stamps = self.state.epochs.stamps(held.tags, ref.epoch_names) if held.tags else ()
         judged = verdict(self.state, ref, held, deadline - now, source, sent)
         if not judged.serves:
             if judged is _UNKNOWN:
@@ -335,7 +335,7 @@ class Reads(Coding):
                 self._memory.drop(fill)
             return None
         born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
-        entry = self.entry(ref, held, trust, Lifespan(deadline, sent, born), TagState(generation, marks))
+        entry = self.entry(ref, held, trust, Lifespan(deadline, sent, born), TagState(generation, stamps))
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -347,7 +347,7 @@ class Reads(Coding):
 
     def _is_replaced(self, fill: Placeholder, held: Record) -> bool:
         """Return whether what is here is not what Redis has, which is of no use to this caller."""
-        near = self._memory.past(fill.name, trusted=False)
+        near = self._memory.get_stale(fill.name, trusted=False)
         return near is not None and near.version != held.version
 
     def trust(self, source: "Connection", sent: float) -> Trust:
@@ -358,12 +358,12 @@ class Reads(Coding):
 
     def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""
-        return TagState(self._memory.generation, self.state.epochs.marks(tags, ref.epoch_names))
+        return TagState(self._memory.generation, self.state.epochs.stamps(tags, ref.epoch_names))
 
     def entry(self, ref: KeyRef, held: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
         """Make an entry, with the state of its tags from before its value was judged."""
         deadline, since, born = span
-        generation, marks = known
+        generation, stamps = known
         freshness, more = ref.freshness, 0
         if freshness is not NO_POLICY:
             # Not earlier than now, however eager.
@@ -376,10 +376,10 @@ class Reads(Coding):
         facts = pack_facts(held.version, more, born)
         if not held.tags:
             return Entry(held.value, held.payload, deadline, trust, held.size, facts)
-        size = held.size + room(marks)
+        size = held.size + room(stamps)
         kind = ReferenceEntry if ref.namespace.local else TaggedEntry
         entry = kind(held.value, held.payload, deadline, trust, size, facts)
-        entry.marks, entry.epoch, entry.stamp = marks, held.epoch, generation
+        entry.stamps, entry.epoch, entry.generation = stamps, held.epoch, generation
         return entry
 
     def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:

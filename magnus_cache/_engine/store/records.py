@@ -70,7 +70,7 @@ class TagState(NamedTuple):
 
     generation: int
     """The memory's, see `LocalCache.generation`."""
-    marks: Sequence[TagStamp] = ()
+    stamps: Sequence[TagStamp] = ()
     """The stamps of the tags."""
 
 

@@ -29,7 +29,7 @@ def comparable(near: Entry, wire: "Connection") -> bool:
 
 def tags_of(near: Entry) -> tuple[str, ...]:
     """Return the tags of what is here."""
-    return tuple(mark.tag for mark in near.marks) if isinstance(near, TaggedEntry) else ()
+    return tuple(stamp.tag for stamp in near.stamps) if isinstance(near, TaggedEntry) else ()
 
 
 def head_size(tags: Sequence[str]) -> int:

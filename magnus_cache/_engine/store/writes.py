@@ -94,7 +94,7 @@ class Writes:
         """
         since, tags = self.state.epochs.moment(), tagged(ref, tags)
         # An invalidation that is recorded from here on came after this write, and stays.
-        mark = self.state.outbox.mark
+        mark = self.state.outbox.position
         self._memory.invalidate(ref.name)
         wire = self.state.client.connection(ref.name)
         holding = self.holding(ref, value, payload, tags)
@@ -265,7 +265,7 @@ class Writes:
         known, kept = self.reads.tag_state(ref, held.tags), False
         # By Redis' time as it is known by now.
         deadline = source.time.end(*times, sent)
-        minimum = self.state.epochs.floor(source.known, ref.epoch_names, held.tags)
+        minimum = self.state.epochs.minimum(source.known, ref.epoch_names, held.tags)
         # What waits to be told is older than this value, or has voided its placeholder.
         judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
         if stored and fill is not None and judged.serves:
@@ -394,7 +394,7 @@ class Writes:
         return removed
 
     async def _remove(self, names: Sequence[bytes]) -> int:
-        held = sum(self._memory.peek(name) is not None for name in set(names))
+        held = sum(self._memory.get_untrusted(name) is not None for name in set(names))
         self.state.touch(names)
         wire = self.state.client.connection(names[0])
         if wire is None:
