@@ -297,7 +297,7 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "names of epochs": len(epochs._realms),
         "prefixes of epochs": len(epochs._prefixes),
         "epochs": len(epochs._latest),
-        "counters": len(state.stats._branches),
+        "counters": len(state.stats._children),
         "connections": len(state.topology._wires),
         "replays": len(state.replayer._tasks),
         "loops with key locks": len(state.key_locks._loops),

@@ -130,7 +130,7 @@ class KnownEpochs:
     :ivar deadline: monotonic seconds until which these epochs are valid, if the server announces nothing.
     :ivar suspended: whether no value may be judged by them, because they may belong to another server history.
     :ivar refusal: why Redis last refused to return an epoch, or to issue a new one.
-    :ivar stamp_of: the epoch of the marker, which tells one database from another.
+    :ivar marker_epoch: the epoch of the marker, which distinguishes databases.
     :ivar since: monotonic seconds; answers to earlier requests are ignored.
     """
 
