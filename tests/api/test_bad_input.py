@@ -69,7 +69,7 @@ def test_a_key_of_another_type(cache: CacheManager, key: Any) -> None:
     [0, -1, 0.0, float("nan"), float("inf"), True, False, "", "soon", "-5s", "5 apples", timedelta(0), [], 10**30],
 )
 def test_a_time_to_live_that_cannot_be_meant(cache: CacheManager, ttl: Any) -> None:
-    """PITFALLS 14: `expire=0` does not mean for ever."""
+    """`expire=0` does not mean for ever."""
     for call in (
         lambda: cache.set("t", "k", 1, ttl=ttl),
         lambda: cache.touch("t", "k", ttl),

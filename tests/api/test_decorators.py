@@ -79,7 +79,7 @@ async def test_both_managers_decorate_both_kinds(cache: CacheManager) -> None:
 
 
 def test_types_of_arguments_are_told_apart_on_a_hit_too(memory: CacheManager) -> None:
-    """PITFALLS 10: 1, True, 1.0 and "1" hash alike or look alike; the memo of plain arguments must not mix them."""
+    """1, True, 1.0 and "1" hash alike or look alike; the memo of plain arguments must not mix them."""
 
     @memory.cached("t")
     def kind(value: object) -> str:
@@ -127,7 +127,7 @@ def test_cache_key_reads_what_the_function_stored(cache: CacheManager) -> None:
 
 
 def test_arguments_may_be_left_out_of_the_key(memory: CacheManager) -> None:
-    """PITFALLS 29: a database session does not end up in a key."""
+    """A database session does not end up in a key."""
     calls: list[object] = []
 
     @memory.cached("t", exclude=("db", "session"))
@@ -188,7 +188,7 @@ def test_methods_of_interchangeable_instances_share(memory: CacheManager) -> Non
 
 
 def test_instances_never_get_each_others_values(memory: CacheManager, caplog: pytest.LogCaptureFixture) -> None:
-    """PITFALLS 11, invariant 8: not even when an instance takes over the address of a dead one."""
+    """Invariant 8: not even when an instance takes over the address of a dead one."""
 
     class Account:
         def __init__(self, name: str) -> None:
@@ -226,7 +226,6 @@ def test_instances_may_say_what_they_are(memory: CacheManager) -> None:
 
 
 def test_same_named_methods_of_two_classes_are_apart(memory: CacheManager) -> None:
-    """PITFALLS 12."""
 
     class One(Client):
         @memory.cached("t")
@@ -302,7 +301,7 @@ async def test_async_methods(memory: CacheManager) -> None:
 
 
 def test_fifty_threads_load_once(cache: CacheManager) -> None:
-    """Invariant 3 within a process, PITFALLS 8 and 29."""
+    """Invariant 3 within a process."""
     calls: list[int] = []
     gate = threading.Barrier(50)
 
@@ -329,7 +328,7 @@ def test_fifty_threads_load_once(cache: CacheManager) -> None:
 
 @pytest.mark.anyio
 async def test_a_delete_during_a_load_wins(cache: CacheManager) -> None:
-    """PITFALLS 2, invariant 2 within a process: a load overtaken by a delete is not stored, here or in Redis."""
+    """Invariant 2 within a process: a load overtaken by a delete is not stored, here or in Redis."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     @cache.cached("t", key="k")

@@ -23,7 +23,7 @@ from tests.support.wait import wait_until_async
 
 
 def test_asyncio_run_again_and_again(url: str) -> None:
-    """PITFALLS 18: a loop that has ended takes nothing with it."""
+    """A loop that has ended takes nothing with it."""
     cache = AsyncCacheManager(redis_url=url)
 
     async def use(number: int) -> Any:
@@ -36,7 +36,7 @@ def test_asyncio_run_again_and_again(url: str) -> None:
 
 
 def test_several_loops_in_threads_at_once(url: str) -> None:
-    """PITFALLS 18: threads with loops of their own."""
+    """Threads with loops of their own."""
     cache = AsyncCacheManager(redis_url=url)
     found: list[Any] = []
 
@@ -100,7 +100,6 @@ def test_a_blocking_call_on_the_background_loop_raises(url: str) -> None:
 
 
 def test_loading_a_key_that_needs_itself_raises(url: str) -> None:
-    """PITFALLS 23."""
     with CacheManager(redis_url=url) as cache:
 
         @cache.cached("t")
@@ -113,7 +112,7 @@ def test_loading_a_key_that_needs_itself_raises(url: str) -> None:
 
 @pytest.mark.anyio
 async def test_a_cancelled_caller_takes_nobody_along(url: str) -> None:
-    """Invariant 4, PITFALLS 1."""
+    """Invariant 4."""
     async with AsyncCacheManager(redis_url=url) as cache:
         begun, go_on = asyncio.Event(), asyncio.Event()
         loads: list[int] = []

@@ -210,14 +210,14 @@ def test_a_plain_list_is_never_taken_for_a_marked_one(items: list[Any], kind: st
 
 
 def test_none_is_a_value() -> None:
-    """PITFALLS 9: `None` is cached like anything else."""
+    """`None` is cached like anything else."""
     assert decode(encode(None)) is None
     assert encode(None) != b""
 
 
 @pytest.mark.parametrize("value", [-1, -(2**63), -(2**70), 0, "", b"", (), [], {}, set(), frozenset(), bytearray()])
 def test_negative_numbers_and_empty_values_come_back(value: Any) -> None:
-    """PITFALLS 14: negative ints and empty values are neither misses nor errors."""
+    """Negative ints and empty values are neither misses nor errors."""
     assert same(decode(encode(value)), value)
     assert encode(value)
 

@@ -25,7 +25,7 @@ LATER = 2**52
 
 
 async def test_a_peers_write_reaches_the_near_cache(url: str) -> None:
-    """Invariant 1, PITFALLS 4 and 30: invalidations arrive, and pushes are not dropped by the client."""
+    """Invariant 1: invalidations arrive, and pushes are not dropped by the client."""
     async with fleet(url) as (one, two):
         await one.set("t", "k", "old")
         assert await two.get("t", "k") == "old"
@@ -67,7 +67,7 @@ async def test_a_delete_of_a_peer_is_heard(url: str, raw: redis.Redis) -> None:
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
 async def test_a_flush_voids_everything(url: str, raw: redis.Redis, command: str) -> None:
-    """PITFALLS 21, invariant 5: the null push kills the trust."""
+    """Invariant 5: the null push kills the trust."""
     # Such a long bound that no trust lapses by itself.
     async with fleet(url, count=1, max_staleness=60) as (one,):
         await one.set_many("t", {f"k{n}": n for n in range(20)})
@@ -81,7 +81,7 @@ async def test_a_flush_voids_everything(url: str, raw: redis.Redis, command: str
 
 
 async def test_a_reply_overtaken_by_a_push_is_not_kept(url: str) -> None:
-    """PITFALLS 3, invariant 1: 2,000 reads race with a peer's writes; afterwards the near cache equals Redis."""
+    """Invariant 1: 2,000 reads race with a peer's writes; afterwards the near cache equals Redis."""
     async with fleet(url) as (reader, writer):
         keys = [f"k{n}" for n in range(40)]
         await writer.set_many("t", dict.fromkeys(keys, 0))
@@ -243,7 +243,7 @@ async def test_values_are_listed_apart_from_control_keys(url: str, raw: redis.Re
 
 
 async def test_a_thousand_concurrent_callers_share_one_connection(url: str, raw: redis.Redis) -> None:
-    """PITFALLS 28: no pool to run dry; everything of a loop goes through one connection, in batches."""
+    """No pool to run dry; everything of a loop goes through one connection, in batches."""
     async with fleet(url, count=1) as (one,):
         far = Namespace("far", ttl=60, l1=False)
         await one.set_many(far, {f"k{n}": n for n in range(1_000)})

@@ -62,7 +62,7 @@ async def test_cleared_values_are_invisible_before_they_are_gone(url: str, raw: 
             await one.set_many("t", {f"k{n}": n for n in range(600)})
             await two.get_many("t", [f"k{n}" for n in range(600)])
             scans = raw.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"]
-            # PITFALLS 15: it ends, and does not try over and over.
+            # It ends, and does not try over and over.
             assert await one.clear("t") == 0
             assert raw.info("commandstats")["cmdstat_scan"]["calls"] - scans <= 2
             await told(two)
@@ -134,7 +134,7 @@ async def test_redis_behind_our_own_knowledge_is_corrected(url: str, raw: redis.
 
 
 async def test_epochs_only_grow_whatever_the_servers_clock_does(url: str, raw: redis.Redis) -> None:
-    """PITFALLS 26: a hybrid clock, past whatever was issued and whatever the caller knows."""
+    """A hybrid clock, past whatever was issued and whatever the caller knows."""
     async with fleet(url, 1) as (one,):
         await one.set("t", "k", 1)
         wire = one._engine.state.topology.connection(b"")
@@ -231,7 +231,7 @@ async def test_a_tag_invalidates_across_namespaces_and_processes(url: str) -> No
 
 
 async def test_long_lived_values_do_not_escape_their_tag(url: str) -> None:
-    """PITFALLS 16: a tag has no members and no end of its own."""
+    """A tag has no members and no end of its own."""
     async with fleet(url) as (one, two):
         await one.set("t", "long", 1, ttl="1d", tags="x")
         await one.set("t", "short", 2, ttl=0.05, tags="x")
@@ -253,7 +253,7 @@ async def test_a_reader_that_never_met_a_tag_learns_of_it(url: str) -> None:
 
 @pytest.mark.parametrize("tags", ["x", ("x", "y"), lambda value: [f"value:{value}", "x"]])
 async def test_a_load_that_a_tag_invalidation_overtakes_serves_no_later_caller(url: str, tags: Any) -> None:
-    """PITFALLS 25: also where the tags are only known when the load is done."""
+    """Also where the tags are only known when the load is done."""
     slow = Slow()
     async with fleet(url, 3) as (one, two, three):
         call = asyncio.create_task(one.get_or_set("t", "k", slow, tags=tags))

@@ -25,7 +25,7 @@ LEASE = lease_name(NAME)
 
 
 async def test_invariant_3_one_load_for_the_fleet(url: str) -> None:
-    """PITFALLS 8: five managers, twenty callers each, on one cold key: one load, and everybody has its value."""
+    """Five managers, twenty callers each, on one cold key: one load, and everybody has its value."""
     slow = Slow()
     async with fleet(url, 5) as managers:
         calls = [asyncio.create_task(manager.get_or_set("t", "k", slow)) for manager in managers for _ in range(20)]
@@ -52,7 +52,7 @@ async def test_the_lease_is_the_one_of_the_design(url: str, raw: redis.Redis) ->
 
 
 async def test_a_waiter_is_woken_by_the_value_and_does_not_poll(url: str, raw: redis.Redis) -> None:
-    """PITFALLS 7: while a load goes on, those who wait for it send nothing."""
+    """While a load goes on, those who wait for it send nothing."""
     slow = Slow()
     async with fleet(url, 2, lease=30.0, max_staleness=30.0) as (one, two):
         await asyncio.gather(one.get("t", "x"), two.get("t", "x"))
@@ -75,7 +75,7 @@ async def test_a_waiter_is_woken_by_the_value_and_does_not_poll(url: str, raw: r
 async def test_invariant_2_a_load_that_is_overtaken_is_stored_nowhere(
     url: str, raw: redis.Redis, how: str, who: str
 ) -> None:
-    """PITFALLS 2 and 25, invariants 1 and 2: who was waiting gets the load's value, who comes later does not."""
+    """Invariants 1 and 2: who was waiting gets the load's value, who comes later does not."""
     slow = Slow()
     async with fleet(url, 3) as (one, two, three):
         await asyncio.gather(*(manager.get("t", "k") for manager in (one, two, three)))
@@ -167,7 +167,7 @@ async def test_a_lease_is_renewed_for_as_long_as_the_load_takes(url: str, raw: r
 
 
 async def test_a_failed_load_hands_over_at_once(url: str, raw: redis.Redis) -> None:
-    """PITFALLS 8: N waiters get one exception of one call, and other processes need not wait for the lease's end."""
+    """N waiters get one exception of one call, and other processes need not wait for the lease's end."""
     calls = 0
 
     async def fails() -> None:
@@ -349,7 +349,7 @@ async def test_a_busy_holder_keeps_its_trust_alive(url: str) -> None:
 
 
 def test_a_token_is_never_used_twice() -> None:
-    """PITFALLS 24: unique to each acquisition, not to a client or thread."""
+    """Unique to each acquisition, not to a client or thread."""
     tokens = {new_token() for _ in range(10_000)}
     assert len(tokens) == 10_000
 

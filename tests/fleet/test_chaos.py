@@ -42,7 +42,7 @@ def _quiet() -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", FAULTS)
 def test_callers_notice_nothing(name: str) -> None:
-    """Invariants 1, 5, 7, 10 and 11 at once; PITFALLS 5 and 6."""
+    """Invariants 1, 5, 7, 10 and 11 at once."""
     row = strike(name, seconds=0.7, callers=30, quiet=0.3)
     assert row.errors == 0, row.error_kinds
     assert row.stale == 0, row.examples

@@ -122,7 +122,7 @@ def everywhere(workers: list[Worker], url: str, key: str) -> list[Any]:
 def test_a_fleet_loads_a_cold_key_once_and_nobody_polls(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis
 ) -> None:
-    """Invariant 3, PITFALLS 7 and 8: 800 callers in 8 processes, one load; who waits is woken, and costs nothing."""
+    """Invariant 3: 800 callers in 8 processes, one load; who waits is woken, and costs nothing."""
     fleet = hire(8, url)
     # Three processes of tasks, three of threads, two of both.
     crowds = [(100, 0)] * 3 + [(0, 100)] * 3 + [(50, 50)] * 2
@@ -196,7 +196,7 @@ def test_a_namespace_that_redis_does_not_know_is_no_exception(
 def test_a_holder_that_is_killed_costs_one_more_load(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis
 ) -> None:
-    """Invariant 3, PITFALLS 7: while the holder lives its lease is renewed; when it dies, one other takes over."""
+    """Invariant 3: while the holder lives its lease is renewed; when it dies, one other takes over."""
     lease, margin = 1.0, 3.0
     fleet = hire(4, url, lease=lease)
     expected = missed(fleet) + 160
@@ -273,7 +273,7 @@ def test_the_checker_of_histories_knows_a_stale_read() -> None:
 def test_no_read_is_older_than_the_bound(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis, proxy: Proxy
 ) -> None:
-    """Invariants 1 and 5, PITFALLS 3: replies and pushes are late, some by more than the bound; no read is.
+    """Invariants 1 and 5: replies and pushes are late, some by more than the bound; no read is.
 
     Nor are those of the writer itself, whose two faces write and read through connections of their own. Afterwards
     the near caches equal Redis.
@@ -315,7 +315,7 @@ def test_no_read_is_older_than_the_bound(
 
 
 def test_a_clear_reaches_the_fleet(hire: Callable[..., list[Worker]], url: str, raw: redis.Redis) -> None:
-    """Invariants 1, 2 and 8, PITFALLS 25: past the bound nobody sees what was cleared, nor what was loaded meanwhile.
+    """Invariants 1, 2 and 8: past the bound nobody sees what was cleared, nor what was loaded meanwhile.
 
     Readers have it in their near cache; a third process is just loading.
     """
@@ -361,7 +361,7 @@ def test_a_clear_reaches_the_fleet(hire: Callable[..., list[Worker]], url: str, 
 def test_a_load_overtaken_by_a_peers_delete_is_for_earlier_callers_only(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis
 ) -> None:
-    """Invariants 1 and 2, PITFALLS 2: it is not joined by who comes later, and never stored."""
+    """Invariants 1 and 2: it is not joined by who comes later, and never stored."""
     bound = 0.5
     fleet = hire(2, url, max_staleness=bound)
     deleter, loader = fleet
@@ -387,7 +387,7 @@ def test_a_load_overtaken_by_a_peers_delete_is_for_earlier_callers_only(
 def test_a_load_overtaken_by_a_peers_delete_is_not_stored(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis
 ) -> None:
-    """Invariant 2, PITFALLS 2 and 24: neither where nobody came after it, nor over the deleter's own new load."""
+    """Invariant 2: neither where nobody came after it, nor over the deleter's own new load."""
     fleet = hire(2, url)
     deleter, loader = fleet
 
@@ -409,7 +409,7 @@ def test_a_load_overtaken_by_a_peers_delete_is_not_stored(
 def test_a_load_that_has_not_heard_of_the_delete_is_not_stored(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis, proxy: Proxy
 ) -> None:
-    """Invariant 2, PITFALLS 24: the announcement is late, so that the value is sent; Redis knows the lease is void.
+    """Invariant 2: the announcement is late, so that the value is sent; Redis knows the lease is void.
 
     The second time, somebody else holds a lease of the same key by then.
     """

@@ -113,7 +113,7 @@ def returns(value: Any) -> Callable[[Flight], Awaitable[Any]]:
 
 @pytest.mark.anyio
 async def test_concurrent_tasks_share_one_load(flights: Flights) -> None:
-    """PITFALLS 29: of 20 concurrent requests, one computes."""
+    """Of 20 concurrent requests, one computes."""
     loader = Loader(value=object())
     tasks = [asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG)) for _ in range(20)]
     await until_async(lambda: flights.joined == 19 and loader.begun.is_set())
@@ -125,7 +125,7 @@ async def test_concurrent_tasks_share_one_load(flights: Flights) -> None:
 
 
 def test_concurrent_threads_share_one_load(flights: Flights) -> None:
-    """PITFALLS 29, for blocking callers."""
+    """For blocking callers."""
     loader = Loader()
     results = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(20)]
     wait_until(lambda: flights.joined == 19, LONG)
@@ -291,7 +291,7 @@ async def test_the_load_runs_in_a_copy_of_the_first_callers_context(flights: Fli
 @pytest.mark.anyio
 @pytest.mark.parametrize("victim", [0, 1], ids=["first caller", "joined"])
 async def test_cancelling_one_caller_leaves_the_others_alone(flights: Flights, victim: int) -> None:
-    """PITFALLS 1: survivors get the value of the one load."""
+    """Survivors get the value of the one load."""
     loader = Loader()
     tasks = [asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG)) for _ in range(3)]
     await until_async(lambda: flights.joined == 2 and loader.begun.is_set())
@@ -305,7 +305,7 @@ async def test_cancelling_one_caller_leaves_the_others_alone(flights: Flights, v
 
 @pytest.mark.anyio
 async def test_a_callers_timeout_leaves_the_others_alone(flights: Flights) -> None:
-    """PITFALLS 1: neither does a `wait_for` that gives up."""
+    """Neither does a `wait_for` that gives up."""
     loader = Loader()
     first = asyncio.create_task(asyncio.wait_for(flights.run(KEY, loader.load, wait_timeout=LONG), 0.01))
     second = asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG))
@@ -386,7 +386,7 @@ async def test_a_load_cancelled_before_its_first_step_hangs_nobody(flights: Flig
 
 @pytest.mark.anyio
 async def test_a_failing_leader_is_one_call_and_one_exception(flights: Flights) -> None:
-    """PITFALLS 8 and 22: N waiters, one exception, one call, nobody hangs."""
+    """N waiters, one exception, one call, nobody hangs."""
     loader = Loader(error=LookupError("no such user"))
     tasks = [asyncio.create_task(flights.run(KEY, loader.load, wait_timeout=LONG)) for _ in range(50)]
     threads = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(5)]
@@ -399,7 +399,7 @@ async def test_a_failing_leader_is_one_call_and_one_exception(flights: Flights) 
 
 
 def test_a_failing_thread_is_one_call_and_one_exception(flights: Flights) -> None:
-    """PITFALLS 8 and 22, led by a blocking caller."""
+    """Led by a blocking caller."""
     loader = Loader(error=LookupError("no such user"))
     threads = [in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG)) for _ in range(10)]
     wait_until(lambda: flights.joined == 9, LONG)
@@ -458,7 +458,7 @@ async def test_a_shared_exception_neither_grows_nor_stays_alive(flights: Flights
 
 
 def test_a_leader_whose_loop_shuts_down_hands_over(flights: Flights) -> None:
-    """PITFALLS 27: of those who wait elsewhere, one loads and the others join it."""
+    """Of those who wait elsewhere, one loads and the others join it."""
     lost, next_one = Loader(), Loader("taken over")
     leaving = threading.Event()
 
@@ -487,7 +487,7 @@ def test_a_leader_whose_loop_shuts_down_hands_over(flights: Flights) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
 def test_an_interrupted_thread_hands_over(flights: Flights, kind: type[BaseException]) -> None:
-    """PITFALLS 27 and 22: Ctrl-C in the leading thread is the leader's alone."""
+    """Ctrl-C in the leading thread is the leader's alone."""
     lost, next_one = Loader(error=kind()), Loader("taken over")
     leader = in_thread(lambda: flights.run_blocking(KEY, lost.block, wait_timeout=LONG))
     assert lost.begun.wait(LONG)
@@ -506,7 +506,7 @@ def test_an_interrupted_thread_hands_over(flights: Flights, kind: type[BaseExcep
 
 @pytest.mark.anyio
 async def test_a_load_that_cancels_itself_hands_over(flights: Flights) -> None:
-    """PITFALLS 27: the leader sees what its load raised, as without a cache; the next caller loads."""
+    """The leader sees what its load raised, as without a cache; the next caller loads."""
     lost, next_one = Loader(error=asyncio.CancelledError()), Loader("taken over")
     leader = asyncio.create_task(flights.run(KEY, lost.load, wait_timeout=LONG))
     await until_async(lost.begun.is_set)
@@ -521,7 +521,7 @@ async def test_a_load_that_cancels_itself_hands_over(flights: Flights) -> None:
 
 
 def test_a_system_exit_in_a_load_hands_over(flights: Flights, caplog: pytest.LogCaptureFixture) -> None:
-    """PITFALLS 27: a loop torn down by SystemExit takes its own callers along only."""
+    """A loop torn down by SystemExit takes its own callers along only."""
     lost = Loader(error=SystemExit(3))
     leader = in_thread(lambda: asyncio.run(flights.run(KEY, lost.load, wait_timeout=LONG)))
     assert lost.begun.wait(LONG)
@@ -709,7 +709,7 @@ async def test_later_callers_never_join_a_detached_load(flights: Flights, detach
 @pytest.mark.anyio
 @pytest.mark.parametrize("end", ["fails", "returns", "cancelled"])
 async def test_an_old_flight_does_not_remove_its_successor(flights: Flights, end: str) -> None:
-    """PITFALLS 20: identity is checked, not the key."""
+    """Identity is checked, not the key."""
     old, new = Loader(error=LookupError() if end == "fails" else None), Loader("new")
     first = asyncio.create_task(flights.run(KEY, old.load, wait_timeout=LONG))
     await until_async(old.begun.is_set)
@@ -774,7 +774,7 @@ async def test_a_load_of_ones_own_is_cancelled_with_its_caller(flights: Flights)
 @pytest.mark.anyio
 @pytest.mark.parametrize("way", ["await", "task", "to_thread", "other key"])
 async def test_a_load_that_needs_its_own_key_raises(flights: Flights, way: str) -> None:
-    """PITFALLS 23: a clear error, not a deadlock."""
+    """A clear error, not a deadlock."""
 
     async def again() -> Any:
         return await flights.run(KEY, returns(1), wait_timeout=LONG)
@@ -793,7 +793,7 @@ async def test_a_load_that_needs_its_own_key_raises(flights: Flights, way: str) 
 
 
 def test_a_blocking_load_that_needs_its_own_key_raises(flights: Flights) -> None:
-    """PITFALLS 23, for blocking callers; also after the key was deleted in between."""
+    """For blocking callers; also after the key was deleted in between."""
 
     def load(_: Flight) -> Any:
         flights.detach(KEY)
@@ -806,7 +806,7 @@ def test_a_blocking_load_that_needs_its_own_key_raises(flights: Flights) -> None
 
 @pytest.mark.parametrize("kinds", ["task task", "thread thread", "task thread", "thread task", "one loop"])
 def test_two_loads_that_need_each_other_raise(flights: Flights, kinds: str) -> None:
-    """PITFALLS 23: no standstill in a circle of loads, of whatever kind they are."""
+    """No standstill in a circle of loads, of whatever kind they are."""
     both = threading.Barrier(2)
     errors: list[CacheRecursionError] = []
 
@@ -1024,7 +1024,7 @@ def in_child(check: Callable[[], str]) -> str:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12
 def test_a_fork_during_a_load_does_not_lock_up_the_child(flights: Flights) -> None:
-    """PITFALLS 12: the child starts without loads, and with a lock that nobody holds."""
+    """The child starts without loads, and with a lock that nobody holds."""
     loader = Loader()
     leader = in_thread(lambda: flights.run_blocking(KEY, loader.block, wait_timeout=LONG))
     assert loader.begun.wait(LONG)
@@ -1042,7 +1042,7 @@ def test_a_fork_during_a_load_does_not_lock_up_the_child(flights: Flights) -> No
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12
 def test_a_load_that_forks_ends_in_both_processes(flights: Flights) -> None:
-    """PITFALLS 12: the child's copy of the load wakes nobody of the parent's."""
+    """The child's copy of the load wakes nobody of the parent's."""
 
     def load(_: Flight) -> str:
         def check() -> str:

@@ -54,7 +54,7 @@ ARGUMENT = st.sampled_from(
 @settings(max_examples=500)
 @given(*[st.tuples(st.lists(ARGUMENT, max_size=3), st.dictionaries(st.sampled_from("bxy"), ARGUMENT, max_size=2))] * 2)
 def test_call_keys_are_injective(one: Any, other: Any) -> None:
-    """Pitfall 10 of PITFALLS: calls share a key exactly if they fill the parameters alike, types included."""
+    """Calls share a key exactly if they fill the parameters alike, types included."""
 
     def model(call: tuple[list[Any], dict[str, Any]]) -> Any:
         args, kwargs = call
@@ -71,7 +71,7 @@ def test_call_keys_are_injective(one: Any, other: Any) -> None:
 
 
 def test_f_and_f_none_do_not_share() -> None:
-    """Pitfall 10 of PITFALLS: `f()` and `f(None)` differ where the default is something else."""
+    """`f()` and `f(None)` differ where the default is something else."""
     assert text(KEYS) != text(KEYS, None)
 
 
@@ -86,7 +86,7 @@ class Right:
 
 
 def test_methods_of_one_name_and_keyword_arguments_and_spaces() -> None:
-    """Pitfall 12 of PITFALLS: same-named methods of two classes, keyword arguments, and text with spaces."""
+    """Same-named methods of two classes, keyword arguments, and text with spaces."""
     left, right = CallKeyBuilder.of(Left.get), CallKeyBuilder.of(Right.get)
     assert text(left, Left(), 1) != text(right, Right(), 1)
     assert text(left, Left(), x=1) == text(left, Left(), 1)
@@ -117,7 +117,7 @@ class Odd(Account):
 
 
 def test_an_instance_is_never_taken_for_another() -> None:
-    """Pitfall 11 of PITFALLS: a new instance at the address of an old one does not get its key."""
+    """A new instance at the address of an old one does not get its key."""
     keys = CallKeyBuilder.of(Account.total)
     texts = set()
     for number in range(200):
@@ -243,7 +243,7 @@ class Session:
 
 
 def test_parameters_can_be_left_out() -> None:
-    """Pitfall 29 of PITFALLS: a dependency such as a session does not end up in the key."""
+    """A dependency such as a session does not end up in the key."""
     keys = CallKeyBuilder.of(query, exclude=("db",))
     one = text(keys, Session(), "AAPL")
     assert one == text(keys, Session(), "AAPL", 5) == text(keys, ticker="AAPL", db=None)

@@ -219,7 +219,6 @@ def test_threads_share_the_loads_of_their_batches(url: str) -> None:
 
 
 def test_a_loader_that_needs_its_own_keys_is_an_error_and_not_a_standstill(url: str) -> None:
-    """PITFALLS 23."""
     with CacheManager(redis_url=url) as cache:
 
         def load(keys: list[str]) -> dict[str, Any]:

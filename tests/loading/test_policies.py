@@ -68,7 +68,7 @@ class Caller:
             return await self.manager.get_or_set(namespace, "k", loader, ttl, **options)
         return await asyncio.to_thread(self.manager.sync.get_or_set, namespace, "k", loader, ttl, **options)
 
-    def as_dict(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         figures: dict[str, Any] = self.manager._engine.state.stats.as_dict()["namespaces"]["t"]
         return figures
 
@@ -128,7 +128,7 @@ async def test_a_stale_value_is_served_when_its_source_fails(
         source.error = None
         clock.advance(6)
         assert await cache.get_or_set(namespace, source) == [4]
-        assert cache.figures()["stale_hits"] == 3
+        assert cache.counted()["stale_hits"] == 3
 
 
 async def test_past_its_grace_a_value_is_gone(caller: Opened, clock: VirtualClock) -> None:
@@ -337,7 +337,7 @@ async def test_a_hard_timeout_ends_the_waiting_and_not_the_load(caller: Opened) 
         await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
         assert await cache.get_or_set(namespace, slow) == 1
         assert slow.calls == 1
-        assert cache.figures()["timeouts"] == 1
+        assert cache.counted()["timeouts"] == 1
 
 
 async def test_a_loader_that_blocks_has_timeouts_too(caller: Opened, clock: VirtualClock) -> None:
@@ -429,7 +429,7 @@ async def test_close_ends_what_goes_on_unattended(url: str, way: str, loader: st
 async def test_a_delete_overtakes_what_goes_on_unattended(
     caller: Opened, clock: VirtualClock, raw: redis.Redis
 ) -> None:
-    """Invariant 2, and PITFALLS 25: a removal is not lost while a load runs in the background."""
+    """Invariant 2: a removal is not lost while a load runs in the background."""
     slow, namespace = Slow(), Namespace("t", grace=60, soft_timeout=0)
     async with caller() as cache:
         slow.finish()
@@ -483,8 +483,8 @@ async def test_a_value_is_refreshed_before_its_end(caller: Opened, clock: Virtua
         clock.advance(4.5)
         assert await cache.get_or_set(namespace, slow, 5) == 1
         await wait_until_async(lambda: calls == 2 and not cache.manager._engine.state.flights.background)
-        assert cache.figures()["early_refreshes"] == 1
-        assert cache.figures()["miss_count"] == 1
+        assert cache.counted()["early_refreshes"] == 1
+        assert cache.counted()["miss_count"] == 1
         assert await cache.manager.get(namespace, "k") == 2
 
 
@@ -589,7 +589,7 @@ async def test_an_error_that_is_an_answer_is_remembered(
             if forget:
                 await cache.forget()
         assert source.calls == 1
-        assert cache.figures()["negative_hits"] == 2
+        assert cache.counted()["negative_hits"] == 2
         assert await cache.manager.get(namespace, "k", "default") == "default"
         assert await cache.manager.get("t", "k", "default") == "default"
         assert not await cache.manager.contains("t", "k")
@@ -649,7 +649,7 @@ async def test_an_answer_that_is_an_error_beats_a_stale_value(caller: Opened, cl
 
 
 async def test_all_who_wait_get_the_remembered_error(caller: Opened) -> None:
-    """PITFALLS 8: one failing call for all, and none for those who come after."""
+    """One failing call for all, and none for those who come after."""
     source, namespace = Source(NotFoundError("XYZ")), Namespace("t", negative={LookupError: 30})
     async with caller() as cache:
         got = await asyncio.gather(*(cache.get_or_set(namespace, source) for _ in range(20)), return_exceptions=True)
@@ -1057,7 +1057,7 @@ async def test_a_load_that_fails_after_its_caller_has_gone_is_told(
             await cache.get_or_set("t", load, hard_timeout=0.3)
         gate.set()
         await wait_until_async(lambda: not cache.manager._engine.state.flights.background)
-        assert cache.figures()["load_errors"] == 1
+        assert cache.counted()["load_errors"] == 1
     assert "loading a value for namespace 't' failed (SourceError)" in caplog.text
     assert "secret" not in caplog.text
 

@@ -120,7 +120,7 @@ def test_placeholders_are_shared_and_given_back() -> None:
 
 
 def test_expiry_of_a_large_store_is_done_in_small_steps() -> None:
-    """PITFALLS 17, invariant 10: work per call is bounded, however much has expired at once."""
+    """Invariant 10: work per call is bounded, however much has expired at once."""
     clock = Clock()
     store = memory(entries=200_000, clock=clock)
     for number in range(100_000):
@@ -142,7 +142,7 @@ def test_expiry_of_a_large_store_is_done_in_small_steps() -> None:
 
 
 def test_deadlines_are_data_and_never_remove_a_newer_entry() -> None:
-    """PITFALLS 19 and 20: no timer fires late, and what is left of an old entry does not touch its successor."""
+    """No timer fires late, and what is left of an old entry does not touch its successor."""
     clock = Clock()
     store = memory(entries=200, clock=clock)
     for round_ in range(50):

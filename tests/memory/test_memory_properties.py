@@ -139,7 +139,7 @@ def test_the_first_of_two_holders_fills() -> None:
 
 
 def test_a_placeholder_that_was_given_up_stays_so() -> None:
-    """PITFALLS 20: an old request neither stores nor voids what a newer one has reserved."""
+    """An old request neither stores nor voids what a newer one has reserved."""
     store = LocalCache(10, 10**6, Clock())
     old = store.reserve(b"a")
     store.release(old)
@@ -186,7 +186,7 @@ def test_a_clear_of_a_small_store_frees_it_at_once(scope: bytes | re.Pattern[byt
 
 
 def test_a_million_entries_are_cleared_in_bounded_steps() -> None:
-    """PITFALLS 17, invariant 10: one call looks at a fixed number of entries, and none of the others is served."""
+    """Invariant 10: one call looks at a fixed number of entries, and none of the others is served."""
     count = 1_000_000
     store = LocalCache(count, 10**10, Clock())
     kept = [b"m:%d" % number for number in range(100)]
@@ -289,7 +289,7 @@ def test_an_entry_that_survived_a_clear_is_checked_once() -> None:
 
 
 def test_what_nobody_asks_for_is_collected_by_the_writes_that_follow() -> None:
-    """PITFALLS 19: no timer, no loop; an expired entry does not wait for its name to be asked for."""
+    """No timer, no loop; an expired entry does not wait for its name to be asked for."""
     clock = Clock()
     store = LocalCache(100_000, 10**9, clock)
     for number in range(10_000):
@@ -326,7 +326,7 @@ def test_the_queue_of_names_stays_in_proportion(name: str) -> None:
 
 
 def test_a_record_of_an_old_entry_does_not_touch_the_newer_one() -> None:
-    """PITFALLS 20: one name twice in the queue, the first record from an entry that would be dead by now."""
+    """One name twice in the queue, the first record from an entry that would be dead by now."""
     clock = Clock()
     store = LocalCache(10, 10**6, clock)
     put(store, b"k", entry("old", deadline=clock.now + 1))
@@ -341,7 +341,7 @@ def test_a_record_of_an_old_entry_does_not_touch_the_newer_one() -> None:
 
 
 def test_a_reader_that_is_late_does_not_remove_the_newer_entry() -> None:
-    """PITFALLS 20: the entry it found is dead, but by now another thread has stored a new one."""
+    """The entry it found is dead, but by now another thread has stored a new one."""
     newer = entry("new")
 
     def clock() -> float:
@@ -405,7 +405,7 @@ def test_a_finalizer_may_empty_the_store() -> None:
 
 
 def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
-    """PITFALLS 12: in a forked child the lock's holder does not exist. What was bound before works on."""
+    """In a forked child the lock's holder does not exist. What was bound before works on."""
     store = LocalCache(10, 10**6, Clock())
     hit = store.hit
     put(store, b"a", entry())

@@ -207,7 +207,7 @@ def test_a_conflict_with_a_peers_newer_write_ends_in_an_invalidation(server: Any
 
 
 def test_a_silent_redis_costs_one_timeout_for_all(server: Any, proxy: Any) -> None:
-    """PITFALLS 6: 100 callers into a black hole; together they wait about one `op_timeout`, then fail fast."""
+    """100 callers into a black hole; together they wait about one `op_timeout`, then fail fast."""
     with CacheManager(redis_url=proxy.url, op_timeout=0.4) as cache:
         cache.set("t", "k", "value")
         proxy.black_hole()

@@ -559,7 +559,7 @@ def test_a_thread_that_cannot_start_is_tried_again(portal: Portal, monkeypatch: 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12
 def test_a_forked_child_starts_a_thread_of_its_own(portal: Portal) -> None:
-    """PITFALLS 12: also when the fork comes while other threads' calls are under way."""
+    """Also when the fork comes while other threads' calls are under way."""
     hanging = Hanging()
 
     def call() -> None:

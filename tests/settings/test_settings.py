@@ -382,7 +382,7 @@ def test_the_files_of_tls_are_looked_at_when_settings_are_made(tmp_path: Path) -
         ):
             with pytest.raises(CacheSettingsError, match=rf"redis_ssl_ca_certs \(REDIS_SSL_CA_CERTS\).*{problem}"):
                 CacheSettings(**keywords)  # type: ignore[arg-type]
-    with pytest.raises(CacheSettingsError, match=r"redis_ssl_certfile.*no such file"):
+    with pytest.raises(CacheSettingsError, match=r"redis_ssl_certfile.*the file does not exist"):
         CacheSettings(redis_ssl=True, redis_ssl_certfile="/missing.pem", redis_ssl_keyfile="/missing.key")
     CacheSettings(redis_ssl_ca_certs="/missing.pem")  # without TLS, nothing reads it
 

@@ -71,7 +71,7 @@ def test_a_miss_is_the_default(store: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, False, 0, "", b"", [], {}, ()])
 def test_an_empty_value_is_a_value(store: Any, value: Any) -> None:
-    """PITFALLS 9 and 14: None and empty values are cached like any other."""
+    """None and empty values are cached like any other."""
     marker = object()
     store.set("t", "k", value)
     found = store.get("t", "k", marker)
@@ -88,7 +88,7 @@ def test_keys_of_every_kind(store: Any, key: Any) -> None:
 
 
 def test_keys_that_look_alike_are_apart(store: Any) -> None:
-    """PITFALLS 10: 1, "1" and their kin never share a key."""
+    """1, "1" and their kin never share a key."""
     keys = [1, "1", b"1", (1,), ("1",), "a:b", ("a", "b"), "True"]
     for number, key in enumerate(keys):
         store.set("t", key, number)
