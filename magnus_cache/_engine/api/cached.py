@@ -137,7 +137,7 @@ class _ProcessWide:
 
 
 Rebind = Callable[["FunctionCache", Callable[..., Any]], None]
-"""Has a wrapper look into the memory of another cache, and call something else for all but a hit there."""
+"""Makes a wrapper look into another cache's memory, and call another function for everything but a hit."""
 
 
 class FunctionCache:
@@ -321,13 +321,8 @@ class FunctionCache:
         def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
             nonlocal state, reads, hit, counters, slow, memo
             engine = other.engine
-            state, reads, hit, counters, slow = (
-                engine.state,
-                engine.reads,
-                engine.state.memory.hit,
-                other.counters,
-                then,
-            )
+            state, reads, hit = engine.state, engine.reads, engine.state.memory.hit
+            counters, slow = other.counters, then
             # Last: a call that has it has all the others.
             memo = other.memo
 
@@ -390,13 +385,8 @@ class FunctionCache:
         def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
             nonlocal state, reads, hit, counters, slow, memo
             engine = other.engine
-            state, reads, hit, counters, slow = (
-                engine.state,
-                engine.reads,
-                engine.state.memory.hit,
-                other.counters,
-                then,
-            )
+            state, reads, hit = engine.state, engine.reads, engine.state.memory.hit
+            counters, slow = other.counters, then
             # Last: a call that has it has all the others.
             memo = other.memo
 

@@ -270,7 +270,7 @@ def _checked(answers: Any) -> Mapping[Any, Any]:
 
 
 def _mistake(value: Any) -> Exception | None:
-    """Return the error that a key has for its value, or that it is to have such a value."""
+    """Return the error that the loader gave as a key's value, or the error for a value that is not allowed."""
     if is_unmodified(value):
         return not_modified_error()
     return value if isinstance(value, Exception) else None

@@ -1,8 +1,8 @@
 """Any supported value as msgpack bytes, and back.
 
-Encoding runs in the C packer with exact types; what it does not know becomes a marked list (see `marks`). Decoding
+Encoding runs in the C packer with exact types; what it does not know becomes a marked list (see `markers`). Decoding
 runs in the C unpacker; nothing but `CacheDecodeError` comes out of it, no code but that of registered types runs, and
-memory and time stay in proportion to the payload (see `budget` and `floods`).
+memory and time stay in proportion to the payload (see `budget` and `hash_collisions`).
 """
 
 from collections.abc import Callable, Generator

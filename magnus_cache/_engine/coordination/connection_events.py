@@ -65,7 +65,7 @@ class ConnectionEvents:
         self._parts.failover.forget()
 
     def cut(self, connection: Connection) -> None:
-        """Take for changed what was announced and not followed up on a lost connection; wake who waits for more."""
+        """Treat announcements that were not followed up before the connection was lost as changes; wake the waiters."""
         self._parts.generations.cut(connection)
         self._parts.announcements.cut(connection)
         if self._parts.journal is not None:

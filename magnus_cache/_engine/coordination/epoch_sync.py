@@ -37,7 +37,7 @@ class UnsettledError(CacheUnavailableError):
 
 
 _Ended = asyncio.Future[BaseException | None]
-"""Done when a read of an epoch has ended, and its issue where there was none: with the error, if that is how."""
+"""Done when reading an epoch, or issuing a missing one, has ended; its result is the error, or None."""
 
 
 def _end(known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException | None) -> None:
@@ -190,7 +190,7 @@ class EpochSync:
                 return  # It counts as risen.
 
     def cut(self, connection: "Connection") -> None:
-        """Take for risen what was announced on a connection that was lost before it could be read again."""
+        """Treat epochs as risen that were announced on a lost connection and not read again."""
         doubts, connection.known.doubts = connection.known.doubts, {}
         for name in doubts:
             self._outdated(name)

@@ -1,8 +1,8 @@
 """OutageGenerations: the times between two outages of Redis, and which values may be fallen back on in the next one.
 
-In an outage, a value that was good when it began is better than none. But one that a connection before the last had
-brought may have been invalidated since, unheard: if nobody asked for it in between, nobody was told. It is suspect
-while Redis can be asked, and nothing at all when it cannot.
+In an outage, a value that was good when it began is better than none. But a value that an earlier connection brought
+may have been invalidated since without notice: if nothing asked for it in between, no announcement came. While Redis
+can be asked, such a value must be confirmed; while it cannot, it is not served.
 
 Others may go on to change values in a Redis that only this process cannot reach. A namespace's `offline` bounds for how
 long memory serves regardless. That is counted from the moment from which the trust in a value was last counted: what

@@ -166,7 +166,7 @@ class Lease:
         self._asking = False
 
     def _not_told(self, _error: BaseException) -> None:
-        """Let it be asked again, and nobody join the load any more."""
+        """Allow the question to be repeated, and let no caller join the load."""
         self._asking = False
         self._owner.uncertain(self)
 

@@ -113,7 +113,7 @@ class LifeCycle(Forgetting):
     def farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
 
-        :param but: a loop that does not, as this call holds it up.
+        :param but: a loop to skip, because this call blocks it.
         """
         if not self.outbox.pending:
             return None

@@ -71,7 +71,7 @@ class Replayer:
         self._replay_at, self._tasks = 0.0, {}
 
     async def done(self, connection: "Connection") -> None:
-        """Return once Redis has been told what it missed; or has just refused to hear it; or takes its time.
+        """Return when Redis has been told what it missed, has just refused, or takes too long.
 
         In the latter cases the record stays, and stands in the way of whatever value it covers.
 

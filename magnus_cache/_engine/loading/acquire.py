@@ -170,7 +170,7 @@ class LeaseAcquirer:
         return fence
 
     async def granted(self, name: bytes, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
-        """Return what was answered; see to it that a lease is given back that is granted when nobody waits any more."""
+        """Return the answer. If the caller is gone when a lease is granted, give the lease back."""
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -184,7 +184,7 @@ class LeaseAcquirer:
             raise
 
     async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
-        """Have tags that a load has made known to Redis as older than the load, where that is so."""
+        """Register the tags that a load has produced, with the load's epoch if no invalidation came since."""
         if fence.lease is not None and not fence.lease.void:
             try:
                 await self._reads.epochs.adopt(fence.lease.connection, tags, fence.epoch)
@@ -192,7 +192,7 @@ class LeaseAcquirer:
                 self._state.stats.failed(error.reason)
 
     async def overtaken(self, ref: KeyRef, tags: tuple[str, ...], known: tuple[str, ...], fence: Fence) -> bool:
-        """Whether Redis tells that a value was invalidated since its load was claimed, and nobody knows when.
+        """Whether Redis reports an invalidation since the load began whose time is not known.
 
         What was announced at its time does not count: that is told apart by `Epochs.overtaken`.
 

@@ -40,7 +40,7 @@ class LoadFailures:
         self._tell(flight, flight.key, flight.namespace, error, "")
 
     def tell_of(self, key: bytes, namespace: str, error: BaseException, then: str) -> None:
-        """Log that the load failed which the running code is part of.
+        """Log that the current load failed.
 
         :param then: what follows from it, as a further clause.
         """

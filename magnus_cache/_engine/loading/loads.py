@@ -139,7 +139,7 @@ class Loads:
         look.since, look.found = got.since, False
         # Should the load fail, nothing tells which tags its value would have had.
         look.tags = request.tags if rule is None or rule.of_value is None else None
-        # What was waited for a lease does not count.
+        # The time spent waiting for the lease does not count.
         flight.began = self.clock()
         return got
 
@@ -227,7 +227,7 @@ class Loads:
         return loaded
 
     async def open(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
-        """Return the value of an entry that was got instead of a claim; else MISS."""
+        """Return the value of an entry that was found instead of a right to load; else MISS."""
         return await self._reads.open(ref, got) if self._is_found(got, flight) else MISS
 
     def _opened(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:

@@ -23,7 +23,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     """One value that is to be loaded.
 
     :ivar ref: where it lives.
-    :ivar loader: what is called for it. For a key of a batch, what its batch loader is told apart from others by.
+    :ivar loader: what is called for it; for a key of a batch, the identity of the batch loader.
     :ivar options: how its value is kept.
     :ivar tags: those of its tags that are known before the load.
     :ivar fresh: whether to take no value that is already there, and to join no load that began before.
@@ -69,7 +69,7 @@ Locate = Callable[[Any], BatchItem]
 
 
 class BatchRequest(NamedTuple):
-    """Many values, those of which that are missing are to be loaded in one call.
+    """Many values; those that are missing are loaded in one call.
 
     :ivar keys: what is asked for.
     :ivar locate: tells where the value of a key lives.

@@ -76,7 +76,7 @@ class Judging:
     def _payload(
         self, ref: KeyRef, value: Any, *, skipped: bool
     ) -> Generator[None, None, tuple[bytes | None, CacheEncodeError | None]]:
-        """Return the bytes by which the value is stored, or handed to each of those who wait for it; and why it cannot.
+        """Return the payload, for the store or for the waiting callers, and why the value cannot be stored, if so.
 
         A value that is too large has these bytes as well.
         """

@@ -1,7 +1,7 @@
 """Values under a policy of freshness: what is served, what is loaded for it, and who waits for that.
 
-This is where calls go in whose namespace, or who themselves, ask for more than a time to live, once the near cache had
-nothing that could be served without a second thought.
+A call comes here if its namespace, or the call itself, has a freshness policy, and memory had no value that could be
+served at once. Calls without a policy come here for their load only.
 """
 
 import asyncio

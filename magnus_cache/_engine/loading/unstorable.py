@@ -96,9 +96,9 @@ class Unstorable:
         return error
 
     async def copies(self, value: Any, options: LoadOptions, flight: Flight) -> list[Any]:
-        """Return a copy for each caller but one who waits for a load whose value cannot be stored.
+        """Return copies for all waiting callers but one; an empty list if they must share the value.
 
-        None if they have to share it. Nobody joins the load from here on: for later callers there would be no copy.
+        Nobody joins the load from here on: for later callers there would be no copy.
         """
         self._flights.detach_flight(flight)
         # A thread that leads its own load is not among those who wait.

@@ -4,8 +4,9 @@ The idea
 --------
 To read a value from Redis and keep it takes two steps with time between them. Each request first reserves a
 placeholder for the name in memory. Everything that invalidates the name removes the placeholder: an announcement, a
-delete or a write of this process, through whatever connection, a clear, an invalidated tag. A value is kept only if the
-placeholder it was requested under is still the name's current one, by identity. Requests for one name share it.
+delete or a write of this process, through whatever connection, a clear. (An invalidated tag works by the generation
+that a reader notes before it judges, see `coherence/tag_stamps`.) A value is kept only if the placeholder it was
+requested under is still the name's current one, by identity. Requests for one name share it.
 
 The races that this excludes
 ----------------------------
@@ -15,8 +16,8 @@ The races that this excludes
   memory, so the announcement removes the placeholder there.
 - A value is read, deleted here, and stored again by a load that began later. The load reserved a placeholder of its
   own, so the old reply does not match it.
-- A value was just written here, while an older one is still being read. The write reserves again, which voids the
-  placeholder of the read.
+- A value was just written here, while an older one is still being read. The write invalidates the name first, which
+  voids the placeholder of the read.
 
 A time stamp would not work: two clocks, or one clock that is read twice, cannot distinguish "before" from "at the same
 moment".

@@ -15,7 +15,7 @@ one, and to write the old one over it would turn an outage into a wrong answer.
 Why nothing is forgotten
 ------------------------
 The outbox is bounded. When it overflows, single names become "the whole namespace", and namespaces "everything". That
-invalidates too much, and never too little. With `journal` set, a copy on disk outlives the process (see
+invalidates too much, and never too little. With `recovery_path` set, a copy on disk outlives the process (see
 `outage/journal`).
 
 The races that this excludes

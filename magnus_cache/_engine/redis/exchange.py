@@ -1,6 +1,6 @@
 """One exchange with Redis as its callers see it: the connection that carries it, and where its answer goes.
 
-Apart from the pipeline, which makes exchanges of bytes: that imports redis-py, and this is for modules that must not.
+Separate from the pipeline, which imports redis-py: modules that must not import it use this.
 """
 
 import asyncio

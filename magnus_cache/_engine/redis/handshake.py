@@ -112,7 +112,7 @@ async def arrive(connection: AbstractConnection, controls: ControlNames, identit
 
 
 def history_check(known: KnownEpochs, history: bytes) -> Callback:
-    """Return where the answer goes whether a server that has dropped its data still has the history that was met.
+    """Return the callback for the check that a server which dropped its data still has the history that was met.
 
     A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
     stands. Until the answer, nothing read through it can be judged.

@@ -77,7 +77,7 @@ class Heartbeat:
         return None if self._pulse is None or self._pulse.done() else self._pulse
 
     def is_due(self, now: float) -> bool:
-        """Whether what is sent now had better be preceded by it."""
+        """Whether a heartbeat should be sent before the next request."""
         return now - self._asked >= self._every and self.pulse is None
 
     def ask(self, now: float) -> "tuple[asyncio.Future[None], list[Call]]":

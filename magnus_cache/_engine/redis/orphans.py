@@ -63,7 +63,7 @@ class OrphanedConnections:
         return [(commands.kill(client), self._ended(client)) for client in due]
 
     def _ended(self, client: int) -> Callback:
-        """Return where it goes whether the server has ended a connection, or has none of that number any more."""
+        """Return the callback for the reply to CLIENT KILL: the connection was ended, or the server has none such."""
 
         def failed(error: BaseException) -> None:
             # If it will not, it need not be told again; else another connection is to tell it.

@@ -6,7 +6,7 @@ the process share one lock, which is reentrant and knows its owner:
 - The same thread can enter a section that it has interrupted. Such a call only removes (an entry, a placeholder, a
   load from the registry). Every section tolerates a removal between any two of its calls.
 - `engaged` returns whether the calling thread is within a section. Such a call must not wait for another thread, which
-  may need the section: the operations of `sync` defer or refuse their work then.
+  may need the section: the operations of `api/blocking` defer or refuse their work then.
 
 A section calls no user code and waits for nothing. It is entered by a ``with`` statement on the lock itself: CPython
 runs no signal handler between taking a lock of C and the body, but may run one in an `__enter__` of Python.

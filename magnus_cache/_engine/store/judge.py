@@ -1,9 +1,9 @@
 """The judge: whether a stored value may be served, and if not, why.
 
-`judge` decides and does nothing else: no I/O, no clock, no state. All paths ask it: single reads and batches, the
-comparison after a reconnection, lease acquisition, writes that keep their value in memory, objects of local
-namespaces, `ttl` and `touch`. `explain` prints its verdict, so people read the true reason. `verdict` and
-`settled_verdict` collect what it decides by.
+`judge` decides and does nothing else: no I/O, no clock, no state. All paths from Redis ask it: single reads and
+batches, the comparison after a reconnection, lease acquisition, writes that keep their value in memory, objects of
+local namespaces, `ttl` and `touch`. `explain` prints its verdict for what Redis has, so people read the true reason.
+`verdict` and `settled_verdict` collect what it decides by.
 
 What a value in Redis is judged by
 ----------------------------------
@@ -70,14 +70,14 @@ class Verdict(Enum):
 
     FRESH = ("valid", True, False)
     STALE = ("past its end, and may be served stale", True, False)
-    PENDING = ("invalidated by this process while Redis was away, which is not told yet", False, True)
+    PENDING = ("invalidated by this process while Redis was away; Redis has not been told yet", False, True)
     UNWANTED = ("an error that loading raised, which this policy does not remember", False, False)
     EXPIRED = ("past its end", False, False)
     UNKNOWN = ("not judged: the epochs that it depends on are not known", False, False)
     OUTDATED = ("invalidated: its namespace or one of its tags was cleared after it was loaded", False, True)
     IMPOSSIBLE = ("counts as invalidated: its epoch is further ahead than any epoch can be", False, True)
     UNCONFIRMED = (
-        "it is there for other connections of this process, and has to confirm the value first", False, False,
+        "Redis is reachable through another connection of this process and must confirm the value first", False, False,
     )  # fmt: skip
     CUT_OFF = ("contact was lost longer ago than its namespace allows", False, False)
     UNHEARD = ("it may have been changed unheard since Redis last confirmed it", False, False)

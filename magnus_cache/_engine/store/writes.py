@@ -302,7 +302,7 @@ class Writes:
     def _distrust(self, names: Sequence[bytes]) -> int:
         """Believe nothing that Redis says about these values until it has been told that they are gone.
 
-        Returns the mark of the record. Loads go on: this is also for one that Redis did not take the value of.
+        Returns the mark of the record. Loads continue: this is also used for a load whose value Redis did not take.
 
         In this order: a read that did not see the record finds its placeholder void.
         """
