@@ -86,10 +86,10 @@ def without_telling_a_journal_that_is_locked_from_a_damaged_one() -> None:
     original = journal.Journal.read
 
     async def read(self: Any) -> bool:
-        doubt = self._recovery.unread
+        doubt = self._outbox.unread
         if not await original(self):
-            self._recovery.record_prefix(b"")
-            self._recovery.mark_read(doubt)
+            self._outbox.record_prefix(b"")
+            self._outbox.mark_read(doubt)
         return True
 
     put(journal.Journal, "read", read)

@@ -38,7 +38,7 @@ class Announcements:
         self._memory = held.memory
         self._leases = held.leases
         self._flights = held.flights
-        self._arrivals = failover
+        self._failover = failover
         self._epochs = epochs
 
     def changed(self, names: list[bytes], connection: "Connection") -> None:
@@ -68,4 +68,4 @@ class Announcements:
         self._leases.ring_all()
 
     def _vouch(self, connection: "Connection") -> None:
-        connection.questions.put(self._server, partial(self._arrivals.vouch, connection))
+        connection.questions.put(self._server, partial(self._failover.vouch, connection))

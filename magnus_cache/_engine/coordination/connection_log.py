@@ -29,7 +29,7 @@ class ConnectionLog:
         self._where = f"Redis at {endpoint.display}" if endpoint else ""
         self._notices = notices
         self._breaker = breaker
-        self._recovery = outbox
+        self._outbox = outbox
         self._clock = clock
         self._max_staleness = max_staleness
         self._connected = False
@@ -46,7 +46,7 @@ class ConnectionLog:
         if self._notices.resolved("redis"):
             outage = self._breaker.outage
             away = f" after {self._clock() - outage.began:.1f} s" if outage else ""
-            missed = "; it is told what was invalidated meanwhile" if self._recovery.pending else ""
+            missed = "; it is told what was invalidated meanwhile" if self._outbox.pending else ""
             # As loud as the line that it was away: else a log at that level shows an outage without an end.
             say(f"{self._where} is back{away}{missed}")
         elif not self._connected:
@@ -55,7 +55,7 @@ class ConnectionLog:
 
     def closed(self) -> None:
         """Say so if what was invalidated is not told to Redis any more: others may read the old values there."""
-        if self._connected and self._recovery.pending:
+        if self._connected and self._outbox.pending:
             self._notices.warn(
                 "closed",
                 f"the cache was closed before {self._where} could be told what this process invalidated while it was "

@@ -31,7 +31,7 @@ class FailoverGuard:
     ) -> None:
         self._epochs = epochs
         self._client = client
-        self._recovery = outbox
+        self._outbox = outbox
         self._values = values
         self._outdated = outdated
         self._met: bytes | None = None
@@ -53,7 +53,7 @@ class FailoverGuard:
                 # Nobody here knows of anything that it could have lost.
                 return
             # It cannot be told (a replica, an ACL, nonsense): until it is, nothing that it has is believed.
-            self._recovery.record_prefix(self._values)
+            self._outbox.record_prefix(self._values)
             self._outdated(self._epochs.root)
         else:
             if epoch:

@@ -57,7 +57,7 @@ class Replayer:
         journal: "Journal | None" = None,
     ) -> None:  # fmt: skip
         self._owner = owner
-        self._recovery = outbox
+        self._outbox = outbox
         self._epochs = epochs
         self._notices = notices
         self._timeout = timeout
@@ -145,13 +145,13 @@ class Replayer:
             error,
         )
         # Everything stands for what could not be told, which is not tried again.
-        untold = self._recovery.take()
-        self._recovery.record_prefix(b"")
-        self._recovery.acknowledge(untold)
+        untold = self._outbox.take()
+        self._outbox.record_prefix(b"")
+        self._outbox.acknowledge(untold)
         self._owner.outdated(self._epochs.root)
 
     async def _replay(self, connection: "Connection") -> None:
-        while self._recovery.pending:
+        while self._outbox.pending:
             # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
             if not connection.up:
                 await connection.renew()
@@ -159,7 +159,7 @@ class Replayer:
             if unread:
                 # No reader waits for that: until it is read, what Redis has is not believed.
                 self._replay_at = monotonic() + _PAUSE + self._timeout
-            missed = self._recovery.take()
+            missed = self._outbox.take()
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:
                 # Epochs first: they may cover a million values, and take one exchange.
@@ -173,7 +173,7 @@ class Replayer:
                 self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
                 await asyncio.sleep(_PAUSE)
             else:
-                self._recovery.acknowledge(missed)
+                self._outbox.acknowledge(missed)
                 if unread:
                     await asyncio.sleep(_PAUSE)
                 else:

@@ -162,7 +162,7 @@ class Lifetimes:
         return True
 
     def _replaced(self, name: bytes, replaced: bool, _source: "Connection", _sent: float) -> bool:
-        """Drop the entry in memory: Redis has another end for the value now, or another value. Runs inside the reader."""
+        """Drop the entry in memory: Redis has another end for it now, or another value. Runs inside the reader."""
         self._memory.invalidate(name)
         return replaced
 
