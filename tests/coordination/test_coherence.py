@@ -15,7 +15,7 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache.testing import virtual_clock
 from tests.support.clock_error import CLOCK_ERROR
 from tests.support.fleet_of_managers import fleet, near
-from tests.support.inside import beats, pipeline_of, wire_of
+from tests.support.inside import is_idle, pipeline_of, wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -158,7 +158,7 @@ async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: 
         assert hits
         # Nobody asks any more: one last beat at most, then silence and a lapsed trust.
         wire = wire_of(state)
-        await wait_until_async(lambda: not beats(wire))
+        await wait_until_async(lambda: is_idle(wire))
         idle = times()
         await wait_until_async(lambda: not near(one, "t", "k"))
         assert times() <= idle + 1

@@ -18,7 +18,7 @@ from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
-from tests.support.inside import all_sent, remember_at_most
+from tests.support.inside import all_sent, pipeline_of, remember_at_most, wire_of
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 
@@ -385,8 +385,10 @@ async def test_a_cancelled_invalidation_is_not_forgotten(server: Any, proxy: Any
             "clear": lambda: cache.clear("t"),
             "set": lambda: cache.set("t", "k", "new"),
         }[what]
+        pipeline = pipeline_of(wire_of(cache))
+        before = pipeline.pending
         task = asyncio.create_task(call())
-        await wait_until_async(lambda: all_sent(cache))
+        await wait_until_async(lambda: pipeline.pending > before and all_sent(cache))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         proxy.resume()

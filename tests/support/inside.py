@@ -76,6 +76,17 @@ def all_sent(cache: "Cache | State") -> bool:
     return bool(pipeline.owed) and not pipeline.queue
 
 
+def reads_sent(cache: "Cache | State") -> int:
+    """Return how many values were asked for on the running loop and not answered yet."""
+    return sum(len(sent.asked) for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
+
+
+def is_idle(wire: "Wire") -> bool:
+    """Whether a connection neither asks anything nor is about to."""
+    pipeline = pipeline_of(wire)
+    return not (beats(wire) or pipeline.queue or pipeline.owed)
+
+
 def intake_of(wire: "Wire") -> "Intake":
     """Return what takes in the bytes of a connection."""
     return wire._intake
