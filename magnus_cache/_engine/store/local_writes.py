@@ -12,7 +12,7 @@ from magnus_cache._engine.redis.retries import twice
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ class LocalWrites:
             self._reads.failed(ref, error)
             return error
         # In this order: what is invalidated from here on finds the entry, or its place void.
-        known = TagState(state.memory.generation, state.epochs.stamps(held.tags))
+        known = state.memory.generation, state.epochs.stamps(held.tags)
         kept = False
         minimum = state.epochs.last_minimum(ref.epoch_names, held.tags)
         # What waits to be told was made before the load, or has voided its place or invalidated one of its tags.
         judged = judge(held, ttl, ref.freshness, minimum, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(held.tags, fence.since):
             trust = self._trust(wire, ref, held.tags, now)
-            entry = self._reads.entry(ref, held, trust, Lifespan(now + ttl, now), known)
+            entry = self._reads.entry(ref, held, trust, (now + ttl, now, None), known)
             kept = state.memory.fill(watch.fill, entry)
         watch.close(filled=True)
         ref.counters.stores += kept

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
@@ -41,11 +41,9 @@ __all__ = ["Reads"]
 _UNKNOWN: Final = Verdict.UNKNOWN
 
 
-class _Answer(NamedTuple):
-    source: "Connection"
-    sent: float
-    generation: int
-    """The memory's, from before the answer was looked at."""
+_Answer: TypeAlias = "tuple[Connection, float, int]"
+"""Where an answer came from, the monotonic second when its request left, and the memory's generation from before the
+answer was looked at."""
 
 
 class Reads(Coding):
@@ -295,7 +293,7 @@ class Reads(Coding):
             self._gone(fill)
             return None
         held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
-        return self._judged(ref, fill, held, (fresh_until, life), _Answer(source, sent, generation))
+        return self._judged(ref, fill, held, (fresh_until, life), (source, sent, generation))
 
     def compared(
         self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: "Comparison", source: "Connection", sent: float
@@ -313,7 +311,7 @@ class Reads(Coding):
             return None
         if held is None:
             return self.received(ref, fill, raw, source, sent)
-        return self._judged(ref, fill, held, (fresh_until, life), _Answer(source, sent, generation))
+        return self._judged(ref, fill, held, (fresh_until, life), (source, sent, generation))
 
     def _judged(
         self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float], answer: "_Answer"
@@ -335,7 +333,7 @@ class Reads(Coding):
                 self._memory.drop(fill)
             return None
         born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
-        entry = self.entry(ref, held, trust, Lifespan(deadline, sent, born), TagState(generation, stamps))
+        entry = self.entry(ref, held, trust, (deadline, sent, born), (generation, stamps))
         if fill is not None:
             self._memory.fill(fill, entry)
         return entry
@@ -358,7 +356,7 @@ class Reads(Coding):
 
     def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""
-        return TagState(self._memory.generation, self.state.epochs.stamps(tags, ref.epoch_names))
+        return self._memory.generation, self.state.epochs.stamps(tags, ref.epoch_names)
 
     def entry(self, ref: KeyRef, held: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
         """Make an entry, with the state of its tags from before its value was judged."""

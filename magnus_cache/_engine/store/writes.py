@@ -31,7 +31,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.reads_many import MANY
-from magnus_cache._engine.store.records import KeyRef, Lifespan, Record
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
@@ -270,7 +270,7 @@ class Writes:
         judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
         if stored and fill is not None and judged.serves:
             trust = self.reads.trust(source, sent)
-            entry = self.reads.entry(ref, held, trust, Lifespan(deadline, sent, sent), known)
+            entry = self.reads.entry(ref, held, trust, (deadline, sent, sent), known)
             kept = self._memory.fill(fill, entry)
         if stored and not kept:
             # Another loop's read may have brought the old value since this was sent.
@@ -330,7 +330,7 @@ class Writes:
             trust = trust or self.state.local_trust(ref.namespace)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(ref, held, trust, Lifespan(now + ttl, now, now), known)
+            entry = self.reads.entry(ref, held, trust, (now + ttl, now, now), known)
             kept = self._memory.fill(fill, entry)
         finally:
             self._memory.release(fill)
