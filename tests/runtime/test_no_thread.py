@@ -13,6 +13,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
+from magnus_cache._engine.loading.own_loop import wait_for
+from magnus_cache._engine.runtime.portal import NoThreadError, Portal
 from magnus_cache.embedded import EmbeddedServer
 from tests.support import leaks
 from tests.support.inside import loads_by_key
@@ -287,6 +289,38 @@ def test_a_coroutine_function_needs_a_loop(url: str) -> None:
             asyncio.run(within_one())
         with no_files(), pytest.raises(CacheUnavailableError, match="background thread cannot be started"):
             cache.get_or_set("t", "k", load)
+
+
+def test_a_coroutine_function_on_a_loop_of_its_own_leaves_the_threads_loop_in_place() -> None:
+    async def load() -> int:
+        return 1
+
+    mine = asyncio.new_event_loop()
+    asyncio.set_event_loop(mine)
+    try:
+        with no_threads():
+            assert wait_for(Portal(), load) == 1
+        assert asyncio.get_event_loop_policy().get_event_loop() is mine
+    finally:
+        asyncio.set_event_loop(None)
+        mine.close()
+
+
+def test_a_coroutine_function_that_fails_for_want_of_a_thread_is_called_once() -> None:
+    """The error comes from a blocking call within it, of another cache."""
+    calls: list[int] = []
+
+    async def load() -> None:
+        calls.append(1)
+        raise NoThreadError("no_thread", "of another cache")
+
+    portal = Portal()
+    try:
+        with pytest.raises(NoThreadError, match="of another cache"):
+            wait_for(portal, load)
+    finally:
+        portal.close()
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("first", ["before", "at exit"])

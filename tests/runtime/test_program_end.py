@@ -608,6 +608,28 @@ def test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly(
     cache.sync.close()
 
 
+def test_a_connection_on_a_loop_closed_by_hand_ends_for_all_who_wait(
+    private_server: EmbeddedServer, by_hand: asyncio.AbstractEventLoop
+) -> None:
+    """Also for a call that waits for an epoch, which cannot be woken any more: what comes after it is done as well."""
+    cache = magnus_cache.AsyncCacheManager(redis_url=private_server.url, op_timeout=60)
+    tasks: list[Any] = []
+    by_hand.run_until_complete(cache.set("t", "other", 1))
+    private_server.pause()
+    (wire,) = wires_of(cache)
+    pipeline = pipeline_of(wire)
+    by_hand.run_until_complete(
+        left_alone(lambda: cache.set("unknown", "k", 1), lambda: pipeline.oldest is not None, tasks)
+    )
+    by_hand.close()
+    assert wire.ended.done()
+    assert pipeline.pending == 0
+    tasks.clear()
+    gc.collect()
+    private_server.resume()
+    cache.sync.close()
+
+
 def test_writes_of_one_call_that_take_long_on_a_loop_closed_by_hand_end_quietly(
     by_hand: asyncio.AbstractEventLoop, unraisable: list[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

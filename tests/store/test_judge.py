@@ -354,6 +354,29 @@ def _after(tell: Callable[[], None], original: Callable[..., Any]) -> Callable[.
     return answered
 
 
+def test_an_overflow_of_told_names_in_the_midst_of_a_look_hides_none() -> None:
+    """Another thread drops the names between the two things that a look compares."""
+    now = 10.0
+    outbox, name = Outbox(b"magnus:", most_names=2, clock=lambda: now), b"magnus:t:key"
+
+    def tell(*names: bytes) -> None:
+        for told in names:
+            outbox.record([told])
+            outbox.acknowledge(outbox.take())
+
+    class Overflowing(dict[bytes, float]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            outbox._told = dict(self)
+            tell(b"magnus:t:1", b"magnus:t:2", b"magnus:t:3", b"magnus:t:4")
+            return outbox._told.get(key, default)
+
+    tell(name)
+    now = 11.0
+    outbox._told = Overflowing(outbox._told)
+    assert outbox.was_covered(name, 9.0)
+    assert outbox.was_covered(name, 9.0)
+
+
 def test_names_that_redis_was_told_of_are_bounded() -> None:
     now = 0.0
     outbox = Outbox(b"magnus:", most_names=3, clock=lambda: now)

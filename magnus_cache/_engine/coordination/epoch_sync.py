@@ -45,7 +45,12 @@ def _end(known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException | 
     if known.asked.get(name) is ended:
         del known.asked[name]
     if not ended.done():
-        ended.set_result(error)
+        try:
+            ended.set_result(error)
+        except RuntimeError:
+            # Its loop was closed by hand: the result is there, and nobody is left to be woken.
+            if not ended.get_loop().is_closed():
+                raise
 
 
 class EpochSync:

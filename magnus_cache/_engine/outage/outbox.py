@@ -250,7 +250,8 @@ class Outbox:
 
         :param asked: the monotonic second when the request left.
         """
-        return asked < self._told_before or asked < self._told.get(name, -math.inf)
+        # In this order: on overflow another thread sets `_told_before` first and drops the names then.
+        return asked < self._told.get(name, -math.inf) or asked < self._told_before
 
     def _note_told(self, names: Iterable[bytes]) -> None:
         # Before the names leave the record: `covers` and `was_covered` take no lock, and are asked in this order.

@@ -72,13 +72,9 @@ class Wire:
     """
 
     def __init__(
-        self,
-        endpoint: "Endpoint",
-        limits: WireLimits,
-        breaker: Breaker,
-        observer: WireListener,
+        self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener,
         clock: Clock = monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.max_staleness = limits.max_staleness
@@ -229,9 +225,11 @@ class Wire:
             return
         self.over = True
         self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
-        self._lost(self._error)
-        self._pipeline.fail_queued(self._error)
-        self.ended.set_result(None)
+        try:
+            self._lost(self._error)
+        finally:
+            self.ended.set_result(None)
+            self._pipeline.fail_queued(self._error)
 
     async def _connection(self) -> CacheUnavailableError:
         """Hold one connection for as long as it lasts, and return why it ended."""
@@ -307,8 +305,10 @@ class Wire:
             # First: once its callers know, whatever they do instead is to come after all that they did here.
             self._observer.abandoned.leave(self.server.run, self.server.client)
         self.server = UNKNOWN_SERVER
-        self._pipeline.fail_sent(error)
-        self._observer.cut(self)
+        try:
+            self._pipeline.fail_sent(error)
+        finally:
+            self._observer.cut(self)
 
     # -- writing --------------------------------------------------------------------------------------------
 
