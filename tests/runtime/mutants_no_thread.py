@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from magnus_cache._engine.loading import loads, uncached
+from magnus_cache._engine.loading import loads, own_loop, uncached
 from magnus_cache._engine.runtime import workers
 from magnus_cache._engine.store import deferred
-from tests.support.guards import guard, nothing, put
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/runtime/test_no_thread.py"
 
@@ -28,3 +28,13 @@ def without_copies_for_those_who_wait_without_a_loop() -> None:
 @guard(f"{HERE}::test_functions_under_an_async_manager_are_called_on_its_loop")
 def without_calling_a_loader_where_there_is_no_thread() -> None:
     put(workers.Job, "begun", True)
+
+
+@guard(f"{HERE}::test_a_coroutine_function_on_a_loop_of_its_own_leaves_the_threads_loop_in_place")
+def without_leaving_the_loop_of_a_thread_in_place() -> None:
+    rewrite(own_loop._run_here, "asyncio.Runner(loop_factory=asyncio.new_event_loop)", "asyncio.Runner()")
+
+
+@guard(f"{HERE}::test_a_coroutine_function_that_fails_for_want_of_a_thread_is_called_once")
+def without_a_look_whether_a_coroutine_function_was_called() -> None:
+    rewrite(own_loop.wait_for, "if begun:", "if False:")

@@ -162,3 +162,12 @@ def without_letting_go_of_what_a_useless_value_replaced() -> None:
 @guard(f"{HERE}::test_a_stale_value_stays_for_callers_with_more_grace")
 def without_keeping_what_others_may_have() -> None:
     put(reads.Reads, "_is_replaced", lambda *_: True)
+
+
+@guard(f"{HERE}::test_an_overflow_of_told_names_in_the_midst_of_a_look_hides_none")
+def without_a_look_at_told_names_before_their_bound() -> None:
+    rewrite(
+        outbox.Outbox.was_covered,
+        "asked < self._told.get(name, -math.inf) or asked < self._told_before",
+        "asked < self._told_before or asked < self._told.get(name, -math.inf)",
+    )
