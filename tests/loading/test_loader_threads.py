@@ -393,7 +393,8 @@ async def test_a_source_that_is_only_slow_is_given_twice_the_time_with_each_atte
                 with pytest.raises(CacheTimeoutError):
                     await manager.get_or_set("t", "k", slow, hard_timeout=0.03)
 
-            for seconds, attempts in ((0, 1), (61, 2), (61, 2), (60, 3), (200, 3)):  # of 240, with room for a busy machine
+            # The third has 240 s; some of them are left for a busy machine.
+            for seconds, attempts in ((0, 1), (61, 2), (61, 2), (60, 3), (200, 3)):
                 clock.advance(seconds)
                 while len(gates) < attempts:  # a busy machine spends a caller's whole timeout on the way to the loader
                     await ask()
