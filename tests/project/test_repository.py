@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rooms import arrows, floors
 from magnus_cache import errors
 from tests.support.house_rules import deep_looks, own_sleeps
 from tests.support.programs import output_of
@@ -38,6 +39,8 @@ TOP_LEVEL = {
     "CHANGELOG.md", "LICENSE", "README.md", "benchmarks", "magnus_cache", "noxfile.py", "pyproject.toml", "tests",
 }  # fmt: skip
 MOST_LINES = 430
+MOST_FLOORS = 14
+MOST_ARROWS = 110
 MOST_PARAMETERS = 6
 MANY_PARAMETERS = {
     # What callers write as keywords, each documented at its place: a record would only hide them.
@@ -236,6 +239,18 @@ def test_importing_the_package_brings_nothing_heavy_and_starts_nothing() -> None
 
 
 # -- rules of the code ------------------------------------------------------------------------------------------
+
+
+def test_the_house_stays_small() -> None:
+    """Rooms may not import each other in a circle; and a newcomer has to find the way from the top to the bottom."""
+    found = arrows()
+    assert floors(found) <= MOST_FLOORS
+    assert sum(map(len, found.values())) <= MOST_ARROWS
+
+
+def test_a_circle_of_rooms_is_found() -> None:
+    with pytest.raises(ValueError, match="b > c > b"):
+        floors({"a": {"b"}, "b": {"c"}, "c": {"b"}})
 
 
 def test_a_module_is_one_concept() -> None:

@@ -1,0 +1,136 @@
+"""How the package is divided: ``python -m benchmarks.rooms``.
+
+A room is a folder of the engine, or a module or package at the top. Arrows are imports between rooms, deferred and
+type-only ones included; floors are the longest chain of arrows. The second part counts, for one call of each kind, how
+often the package calls from one room or module into another.
+"""
+
+import ast
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import magnus_cache
+from magnus_cache import AsyncCacheManager
+from magnus_cache.embedded import EmbeddedServer
+
+__all__ = ["arrows", "floors"]
+
+PACKAGE: Final = Path(magnus_cache.__file__).parent
+_ENGINE: Final = "_engine"
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    named = [part for part in parts if part != "__init__"]
+    if not named:
+        return "__init__"
+    return named[1] if named[0] == _ENGINE and len(named) > 1 else named[0]
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return the rooms that each room imports from."""
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
+    known = {tuple(part for part in module if part != "__init__") for module in modules}
+    found: dict[str, set[str]] = {_room(module): set() for module in modules}
+    for module, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            targets: list[str] = []
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                targets = [f"{node.module}.{alias.name}" for alias in node.names]
+            for target in targets:
+                bits = tuple(target.split("."))
+                if bits[0] != PACKAGE.name:
+                    continue
+                bits = bits[1:]
+                while bits and bits not in known:
+                    bits = bits[:-1]
+                found[_room(module)].add(_room(bits))
+    return {room: others - {room} for room, others in found.items()}
+
+
+def floors(found: dict[str, set[str]]) -> int:
+    """Return the length of the longest chain of imports.
+
+    :raises ValueError: if rooms import each other in a circle.
+    """
+    depth: dict[str, int] = {}
+
+    def of(room: str, above: tuple[str, ...]) -> int:
+        if room in above:
+            raise ValueError(" > ".join((*above, room)))
+        if room not in depth:
+            depth[room] = 1 + max((of(other, (*above, room)) for other in found[room]), default=0)
+        return depth[room]
+
+    return max(of(room, ()) for room in found)
+
+
+class _Calls:
+    """Counts the calls within the package between modules, on this thread."""
+
+    def __init__(self) -> None:
+        self.pairs: Counter[tuple[str, str]] = Counter()
+
+    def profile(self, frame: FrameType, event: str, _: Any) -> None:
+        if event != "call" or (callee := self._module(frame)) is None:
+            return
+        caller = frame.f_back
+        while caller is not None and self._module(caller) is None:
+            caller = caller.f_back
+        if caller is not None and (module := self._module(caller)) is not None and module != callee:
+            self.pairs[module, callee] += 1
+
+    @staticmethod
+    def _module(frame: FrameType) -> str | None:
+        path = Path(frame.f_code.co_filename)
+        return str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else None
+
+    async def of(self, call: Awaitable[Any]) -> str:
+        sys.setprofile(self.profile)
+        try:
+            await call
+        finally:
+            sys.setprofile(None)
+        between = sum(
+            count
+            for (caller, callee), count in self.pairs.items()
+            if _room(Path(caller).with_suffix("").parts) != _room(Path(callee).with_suffix("").parts)
+        )
+        return f"{between} calls between rooms, {self.pairs.total()} between modules"
+
+
+async def _calls() -> None:
+    with EmbeddedServer() as server:
+        async with AsyncCacheManager(redis_url=server.url, prefix="rooms") as cache:
+
+            @cache.cached("t")
+            async def load(key: str) -> dict[str, str]:
+                return {"key": key}
+
+            for number in range(50):
+                await load(str(number))
+            for name, call in {
+                "a miss": load("new"),
+                "a hit": load("new"),
+                "a get of nothing": cache.get("t", "nothing"),
+                "a set": cache.set("t", "k", 1),
+                "a delete": cache.delete("t", "k"),
+            }.items():
+                print(f"{name}: {await _Calls().of(call)}")
+
+
+def main() -> None:
+    found = arrows()
+    count = sum(map(len, found.values()))
+    print(f"{len(found)} rooms, {floors(found)} floors, {count} arrows")
+    asyncio.run(_calls())
+
+
+if __name__ == "__main__":
+    main()
