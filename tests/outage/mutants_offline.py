@@ -71,6 +71,6 @@ def without_a_bound_on_joining_loads_while_cut_off() -> None:
     put(state.State, "cut_off", lambda *_: False)
 
 
-@guard(f"{HERE}::test_later_callers_do_not_join_a_load_of_a_local_object_while_cut_off")
+@guard(f"{HERE}::test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it")
 def without_a_bound_on_joining_loads_of_local_objects_while_cut_off() -> None:
     put(local_lease.LocalWatch, "joinable_until", lease.Lease.joinable_until)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 
 BOUNDED = Namespace("bounded", ttl="1h", offline=30)
 NEVER = Namespace("never", ttl="1h", offline=0)
+LOCAL_NEVER = Namespace("local-never", local=True, ttl="1h", offline=0)
 HOUR = 3600.0
 
 
@@ -337,24 +338,27 @@ async def test_an_early_refresh_serves_nothing_past_it(proxy: Proxy) -> None:
 # -- one load ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("namespace", [NEVER, LOCAL_NEVER])
 @pytest.mark.parametrize("begun", ["before", "meanwhile"])
-async def test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it(proxy: Proxy, begun: str) -> None:
+async def test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it(
+    proxy: Proxy, begun: str, namespace: Namespace
+) -> None:
     """What was read from the source too long ago may have been changed since, and nobody would say so."""
     async with connected(proxy) as (cache, clock):
         slow = Gated()
         if begun == "meanwhile":
             await cut_off(cache, proxy)
-        first = [asyncio.create_task(cache.get_or_set(NEVER, "k", slow)) for _ in range(5)]
+        first = [asyncio.create_task(cache.get_or_set(namespace, "k", slow)) for _ in range(5)]
         await wait_until_async(lambda: slow.calls == 1 and cache._state.flights.joined == 4)
         if begun == "before":
             await cut_off(cache, proxy)
         clock.advance(cache._state.settings.max_staleness + 1)
-        later = asyncio.create_task(cache.get_or_set(NEVER, "k", slow))
+        later = asyncio.create_task(cache.get_or_set(namespace, "k", slow))
         await wait_until_async(lambda: slow.calls == 2)
         slow.open.set()
         assert await asyncio.gather(*first) == [1] * 5
         assert await later == 2
-        assert await cache.get_or_set(NEVER, "k", slow) == 3
+        assert await cache.get_or_set(namespace, "k", slow) == 3
 
 
 async def test_within_it_callers_join_a_load_however_long_it_takes(proxy: Proxy) -> None:
@@ -478,7 +482,6 @@ async def test_what_was_read_after_a_flush_is_suspect_once_its_connection_was_re
 # -- objects by reference ---------------------------------------------------------------------------------------
 
 LOCAL = Namespace("local-bounded", local=True, ttl="1h", offline=30)
-LOCAL_NEVER = Namespace("local-never", local=True, ttl="1h", offline=0)
 
 
 @every_way
@@ -519,26 +522,6 @@ async def test_no_stale_local_object_is_served_past_it(proxy: Proxy) -> None:
         clock.advance(20)
         with pytest.raises(OSError, match="the source is down"):
             await cache.get_or_set(namespace, "k", failing)
-
-
-@pytest.mark.parametrize("begun", ["before", "meanwhile"])
-async def test_later_callers_do_not_join_a_load_of_a_local_object_while_cut_off(proxy: Proxy, begun: str) -> None:
-    """No epoch tells them what other processes invalidated since it read its source."""
-    async with connected(proxy) as (cache, clock):
-        slow = Gated()
-        if begun == "meanwhile":
-            await cut_off(cache, proxy)
-        first = [asyncio.create_task(cache.get_or_set(LOCAL_NEVER, "k", slow)) for _ in range(5)]
-        await wait_until_async(lambda: slow.calls == 1 and cache._state.flights.joined == 4)
-        if begun == "before":
-            await cut_off(cache, proxy)
-        clock.advance(cache._state.settings.max_staleness + 1)
-        later = asyncio.create_task(cache.get_or_set(LOCAL_NEVER, "k", slow))
-        await wait_until_async(lambda: slow.calls == 2)
-        slow.open.set()
-        assert await asyncio.gather(*first) == [1] * 5
-        assert await later == 2
-        assert await cache.get_or_set(LOCAL_NEVER, "k", slow) == 3
 
 
 async def test_callers_join_a_load_of_a_local_object_that_began_before_within_it(proxy: Proxy) -> None:

@@ -114,8 +114,6 @@ class CallKeyBuilder:
         key = self._make(args, kwargs)
         return KeyText(key + self._suffix) if self._suffix else key
 
-    text = key
-
     @property
     def name_and_version(self) -> str:
         """The name and version of the function, as they are in its keys."""

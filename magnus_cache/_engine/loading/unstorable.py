@@ -14,6 +14,7 @@ from magnus_cache._engine.codec.refusals import explained
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.registry import FlightRegistry
+from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.policy.options import LoadOptions
@@ -21,7 +22,7 @@ from magnus_cache._engine.runtime.log import say
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
-__all__ = ["Unstorable", "loader_name"]
+__all__ = ["Unstorable"]
 
 _MOST_REPORTED: Final = 1_000
 """Functions and types that are remembered as reported; past that, more are only counted."""
@@ -33,16 +34,8 @@ _SEARCHED_HERE: Final = 65_536
 """Bytes of a value that may be searched on the event loop for the part that is to blame."""
 
 
-def loader_name(function: object) -> str:
-    """Return the name of the function that a load calls, as ``module.qualname``."""
-    while isinstance(function, partial):
-        function = function.func
-    name = getattr(function, "__qualname__", None) or kind_of(function).__qualname__
-    return f"{getattr(function, '__module__', None) or kind_of(function).__module__}.{name}"
-
-
 def _named(options: LoadOptions) -> str:
-    return "a loader" if options.function is None else loader_name(options.function)
+    return "a loader" if options.function is None else function_name(options.function)
 
 
 def _size(value: Any) -> int:

@@ -19,7 +19,7 @@ from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
-from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.scripts import Claim
 from magnus_cache._engine.redis.topology import Topology
@@ -132,7 +132,7 @@ class Client:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = scripts.replace(key, header, raw, milliseconds)
-        return await self._wire(key).execute(command, partial(_done, receive or _as_it_is))
+        return await self._wire(key).execute(command, partial(_done, receive or as_it_is))
 
     def compare(self, key: bytes, version: int, size: int, receive: Receive[Comparison], waiter: Waiter) -> None:
         """Ask for a value by who has one version of it.
@@ -222,7 +222,7 @@ class Client:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         command = scripts.release(key, token, database=self._database, unstorable=unstorable)
-        self._wire(key).call(command, _as_it_is, Callback(on_result, on_error))
+        self._wire(key).call(command, as_it_is, Callback(on_result, on_error))
 
     def holder(self, key: bytes, receive: Receive[bytes | None], waiter: Waiter) -> None:
         """Ask whose the lease of a value is: for its token, or None.
@@ -276,7 +276,7 @@ class Client:
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        self._wire(control).call(scripts.prolong(control), _as_it_is, IGNORED)
+        self._wire(control).call(scripts.prolong(control), as_it_is, IGNORED)
 
     def vouch(self, control: bytes, identity: bytes) -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
@@ -286,7 +286,7 @@ class Client:
         :param control: the control key for it.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        self._wire(control).call(commands.restore(control, identity), _as_it_is, IGNORED)
+        self._wire(control).call(commands.restore(control, identity), as_it_is, IGNORED)
 
     # -- the servers ------------------------------------------------------------------------------------------
 
@@ -340,10 +340,6 @@ class Client:
 
 
 # -- what answers may be; all run inside the reader ---------------------------------------------------------------
-
-
-def _as_it_is(reply: Any, _connection: Connection, _sent: float) -> Any:
-    return reply
 
 
 def _done(receive: Receive[bool], reply: Any, connection: Connection, sent: float) -> Any:

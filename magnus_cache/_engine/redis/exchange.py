@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.server_time import RedisTime
     from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["IGNORED", "Callback", "Connection", "Receive", "Waiter"]
+__all__ = ["IGNORED", "Callback", "Connection", "Receive", "Waiter", "as_it_is"]
 
 R = TypeVar("R")
 
@@ -86,6 +86,11 @@ Receive = Callable[[R, Connection, float], Any]
 
 It runs before any later push or reply is looked at; `sent` is the monotonic second when the request left.
 """
+
+
+def as_it_is(reply: Any, _connection: Connection, _sent: float) -> Any:
+    """Return a reply as it came; a `Receive`."""
+    return reply
 
 
 class Callback:

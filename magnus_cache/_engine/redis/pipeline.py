@@ -19,7 +19,7 @@ from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
-__all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read", "as_it_is"]
+__all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read"]
 
 _BATCH_KEYS: Final = 256
 """Reads in one MGET. Measured: past 512 keys throughput falls, as a reply is parsed before anybody is served."""
@@ -41,11 +41,6 @@ _VALUE_TYPES: Final = {bytes, type(None)}
 
 Measure = Callable[[float, int], None]
 """Told of each answered batch of reads: ``measure(sent, count)``, with the monotonic second when it left."""
-
-
-def as_it_is(reply: Any, _connection: Connection, _sent: float) -> Any:
-    """Return a reply as it came; a `Receive`."""
-    return reply
 
 
 class Read:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def twice(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask Redis again once if the connection was cut: a peer that hung up is often back at once.
+    """Return what Redis answers, asked a second time if the connection was cut.
 
     :raises CacheUnavailableError: when that fails as well.
     """

@@ -31,11 +31,11 @@ from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.connection import Push, opened
 from magnus_cache._engine.redis.diagnosis import explain, unable
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Receive, Waiter
+from magnus_cache._engine.redis.exchange import Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
-from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read, as_it_is
+from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.watchdog import PATIENCE, Watchdog
 from magnus_cache._engine.runtime.clock import Clock, monotonic

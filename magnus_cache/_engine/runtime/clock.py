@@ -3,8 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -16,7 +15,6 @@ __all__ = [
     "offset_of",
     "process_clock",
     "switch_process_clock",
-    "using_clock",
 ]
 
 Clock = Callable[[], float]
@@ -51,8 +49,6 @@ A partial, because it runs at C speed and its function can be replaced: existing
 memory costs no more.
 """
 
-_CLOCK: Final[ContextVar[Clock]] = ContextVar("magnus_cache_clock", default=process_clock)
-
 _switched_to: Final[list[Clock]] = []
 """Keeps these clocks alive: another thread may be calling one, and a running partial holds no reference."""
 _before_new: Final[list[Callable[[], object]]] = []
@@ -72,20 +68,10 @@ def switch_process_clock(clock: Clock, before_new: Callable[[], object] | None =
 
 
 def current_clock() -> Clock:
-    """Return the clock for a new cache in this context: `process_clock`, or the clock of `using_clock`."""
+    """Return the clock for a new cache, after the calls that `switch_process_clock` was given for this moment."""
     for call in _before_new:
         call()
-    return _CLOCK.get()
-
-
-@contextlib.contextmanager
-def using_clock(clock: Clock) -> Generator[None]:
-    """Make new caches within the ``with`` block use another clock. For tests; see `testing.VirtualClock`."""
-    token = _CLOCK.set(clock)
-    try:
-        yield
-    finally:
-        _CLOCK.reset(token)
+    return process_clock
 
 
 def offset_of(clock: Clock) -> float:

@@ -54,7 +54,7 @@ async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) 
         names.add(some, step)
         hits = near_hits = 0
         for key, ref, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
-            payload = entry.payload if entry is not None else None
+            size = weight(entry)
             value = reads.opened_here(ref, entry)
             if value is LARGE:
                 value = await reads.open(ref, entry)
@@ -62,7 +62,7 @@ async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) 
                 found[key] = value
                 hits += 1
                 near_hits += near
-            if portion.done(len(payload) if payload is not None else 0):
+            if portion.done(size):
                 await turn()
         step[0].counters.count_many(len(some), hits, near_hits)
     return found
