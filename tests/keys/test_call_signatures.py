@@ -123,7 +123,7 @@ def test_a_method_behind_such_a_decorator(memory: CacheManager) -> None:
 def test_the_signature_of_the_decorator_counts_where_it_has_one() -> None:
     keys = CallKeyBuilder.of(named_session(user))
     assert keys.parameters == ["user_id", "page"]
-    assert keys.text((), {}) == keys.text((0,), {}) == keys.text((), {"page": 1})
+    assert keys.key((), {}) == keys.key((0,), {}) == keys.key((), {"page": 1})
 
     declared = with_session(user)
     declared.__signature__ = inspect.Signature([inspect.Parameter("number", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
@@ -168,25 +168,25 @@ def quote(db: object, ticker: str, depth: int = 5) -> tuple[str, int]:
 def test_a_decorator_that_hands_all_on_changes_no_key() -> None:
     plain, keys = CallKeyBuilder.of(quote), CallKeyBuilder.of(handed_on(quote))
     for args, kwargs in [(("d", "A"), {}), (("d",), {"ticker": "A"}), ((), {"db": "d", "ticker": "A", "depth": 5})]:
-        assert keys.text(args, kwargs).endswith(plain.text(args, kwargs).partition("quote")[2][2:])
+        assert keys.key(args, kwargs).endswith(plain.key(args, kwargs).partition("quote")[2][2:])
 
 
 def test_leaving_out_works_behind_it(memory: CacheManager) -> None:
     cached = memory.cached("t", exclude=("db",))(handed_on(quote))
     assert cached(object(), "A") == cached(object(), ticker="A") == cached(db="other", ticker="A") == ("A", 5)
     assert cached.cache_info().loads == 1
-    assert CallKeyBuilder.of(handed_on(quote), key="{ticker}").text((object(), "A"), {}) == "A"
-    assert CallKeyBuilder.of(handed_on(quote), key_func=lambda db, ticker: ticker).text((None, "A"), {}) == "A"
+    assert CallKeyBuilder.of(handed_on(quote), key="{ticker}").key((object(), "A"), {}) == "A"
+    assert CallKeyBuilder.of(handed_on(quote), key_func=lambda db, ticker: ticker).key((None, "A"), {}) == "A"
 
 
 def test_lru_cache_is_seen_through(memory: CacheManager) -> None:
     keys = CallKeyBuilder.of(functools.lru_cache(quote), exclude=("db",))
-    assert keys.text(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).text(("e", "A", 5), {})
+    assert keys.key(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).key(("e", "A", 5), {})
 
 
 def test_so_is_a_function_that_is_cached_already(memory: CacheManager) -> None:
     keys = CallKeyBuilder.of(memory.cached("t")(quote), exclude=("db",))
-    assert keys.text(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).text(("e", "A", 5), {})
+    assert keys.key(("d", "A"), {}) == CallKeyBuilder.of(quote, exclude=("db",)).key(("e", "A", 5), {})
 
 
 # -- called or awaited ---------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def query(db: Any, ticker: str, depth: int = 5) -> None:
 
 
 def text(keys: CallKeyBuilder, *args: Any, **kwargs: Any) -> str:
-    return keys.text(args, kwargs)
+    return keys.key(args, kwargs)
 
 
 KEYS = CallKeyBuilder.of(plain)
@@ -292,7 +292,7 @@ def test_wrong_arguments_raise_as_the_function_does(args: Any, kwargs: Any, opti
     with pytest.raises(TypeError) as own:
         price(*args, **kwargs)
     with pytest.raises(TypeError) as ours:
-        CallKeyBuilder.of(price, **options).text(args, kwargs)
+        CallKeyBuilder.of(price, **options).key(args, kwargs)
     assert str(ours.value) == str(own.value)
 
 
@@ -416,7 +416,7 @@ class Desk:
 def test_key_func_gets_self_only_if_it_has_room(
     function: Callable[..., Any], key_func: Callable[..., Any], args: tuple[Any, ...], expected: str
 ) -> None:
-    assert CallKeyBuilder.of(function, key_func=key_func).text((Desk("d"), *args), {}) == expected
+    assert CallKeyBuilder.of(function, key_func=key_func).key((Desk("d"), *args), {}) == expected
 
 
 async def coroutine_key(ticker: str) -> str:

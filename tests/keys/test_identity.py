@@ -29,7 +29,7 @@ def _warn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text(function: Any, *args: Any, **kwargs: Any) -> str:
-    return CallKeyBuilder.of(function).text(args, kwargs)
+    return CallKeyBuilder.of(function).key(args, kwargs)
 
 
 def add(a: int, b: int = 2) -> int:
@@ -145,9 +145,9 @@ def test_what_a_partial_fills_in_can_be_left_out() -> None:
     with pytest.raises(CacheTypeError, match=r'^a: .*exclude=\("a",\)'):
         text(functools.partial(add, session), 5)  # type: ignore[arg-type]
     keys = CallKeyBuilder.of(functools.partial(add, session), exclude=("a",))  # type: ignore[arg-type]
-    assert keys.text((5,), {}).endswith("add~(b=~5)")
-    assert CallKeyBuilder.of(functools.partial(add, 1), key="{a}:{b}").text((5,), {}) == "1:5"
-    assert CallKeyBuilder.of(functools.partial(add, 1), key_func=lambda b: b).text((5,), {}) == "~5"
+    assert keys.key((5,), {}).endswith("add~(b=~5)")
+    assert CallKeyBuilder.of(functools.partial(add, 1), key="{a}:{b}").key((5,), {}) == "1:5"
+    assert CallKeyBuilder.of(functools.partial(add, 1), key_func=lambda b: b).key((5,), {}) == "~5"
 
 
 def total_of(items: list[int]) -> int:
@@ -243,7 +243,7 @@ def reader_for(tenant: Any) -> Callable[[str], str]:
 def test_what_a_function_closes_over_is_part_of_its_keys(
     memory: CacheManager, caplog: pytest.LogCaptureFixture, one: Any, other: Any
 ) -> None:
-    keys = [CallKeyBuilder.of(reader_for(value)).text(("d",), {}) for value in (one, one, other)]
+    keys = [CallKeyBuilder.of(reader_for(value)).key(("d",), {}) for value in (one, one, other)]
     assert keys[0] == keys[1] != keys[2]
     cached = [memory.cached("t")(reader_for(value)) for value in (one, other, one)]
     for _ in range(2):
@@ -279,7 +279,7 @@ def test_closing_over_the_same_object_is_the_same() -> None:
 
 
 def test_a_closed_over_variable_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    keys = [CallKeyBuilder.of(reader_for(value), exclude=("tenant",)).text(("d",), {}) for value in ("a", ["b"])]
+    keys = [CallKeyBuilder.of(reader_for(value), exclude=("tenant",)).key(("d",), {}) for value in ("a", ["b"])]
     assert keys[0] == keys[1]
     assert not caplog.records
     with pytest.raises(CacheArgumentError, match=r"^exclude: 'tennant' .*doc, tenant"):
@@ -419,9 +419,9 @@ def test_a_variable_that_is_not_assigned_yet(memory: CacheManager) -> None:
             return later if x else first(x)
 
         keys = CallKeyBuilder.of(read)
-        before = keys.text((0,), {})
+        before = keys.key((0,), {})
         later = 5
-        assert keys.text((0,), {}) != before
+        assert keys.key((0,), {}) != before
         return read
 
     factory()
