@@ -60,7 +60,7 @@ def without_a_pause_after_a_refresh_that_could_not_be_stored() -> None:
 
 @guard(f"{HERE}::test_each_function_and_each_type_is_reported")
 def without_telling_functions_apart_in_reports() -> None:
-    put(unstorable, "loader_name", lambda _: "a function")
+    put(unstorable, "function_name", lambda _: "a function")
 
 
 @guard(f"{HERE}::test_no_value_is_in_a_message")
