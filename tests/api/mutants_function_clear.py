@@ -111,7 +111,7 @@ def without_leaving_a_clear_of_a_function_for_later() -> None:
 
         def clear() -> None:
             engine = place.engine
-            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
 
         return clear, *operations[1:]
 

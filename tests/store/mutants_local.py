@@ -67,7 +67,7 @@ def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
 
 @guard(f"{HERE}::test_a_glob_clears_whole_local_namespaces_elsewhere")
 def without_globs_that_reach_local_values_elsewhere() -> None:
-    put(clears.Invalidator, "_local_controls", lambda *_: [])
+    put(clears.Clears, "_local_controls", lambda *_: [])
 
 
 @guard(f"{HERE}::test_a_generator_is_not_kept")

@@ -25,7 +25,7 @@ def without_voiding_after_the_record() -> None:
 
 @guard(HERE)
 def without_voiding_reads_when_a_clear_is_answered() -> None:
-    put(clears.Invalidator, "_forget", nothing)
+    put(clears.Clears, "_forget", nothing)
     put(state.State, "outdated", nothing)
 
 

@@ -58,7 +58,7 @@ class AsyncCache(AsyncLife):
         self._engine = engine
         self._state = engine.state
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
-        self._clears = engine.invalidator
+        self._clears = engine.clears
 
     # -- single values --------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
 from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.settings.keywords import SettingsOptions
-from magnus_cache._engine.store.clears import Invalidator
+from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.deferred import Deferred
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
@@ -26,7 +26,7 @@ class Engine:
         whose functions stay with it.
     """
 
-    __slots__ = ("deferred", "follow", "invalidator", "lifetimes", "loads", "reads", "stale", "state", "writes")
+    __slots__ = ("clears", "deferred", "follow", "lifetimes", "loads", "reads", "stale", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -34,8 +34,8 @@ class Engine:
         self.reads = Reads(state)
         self.writes = Writes(self.reads)
         self.lifetimes = Lifetimes(self.writes)
-        self.invalidator = Invalidator(state)
-        self.deferred = Deferred(state, self.writes, self.invalidator)
+        self.clears = Clears(state)
+        self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.stale = StalePolicy(self.reads, self.loads)
 

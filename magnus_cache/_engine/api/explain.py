@@ -132,11 +132,11 @@ async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | Non
         envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
-    floor = await reads.epochs.settled(wire, ref.epoch_names, tags)
+    lowest_valid = await reads.epochs.settled(wire, ref.epoch_names, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {
-        "level": None, "left": left, "epoch": header.epoch, "floor": floor,
+        "level": None, "left": left, "epoch": header.epoch, "lowest_valid_epoch": lowest_valid,
         "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
         "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
     }  # fmt: skip

@@ -55,7 +55,7 @@ async def _contains(engine: Engine, ref: KeyRef) -> bool:
 def _awaited(place: Place) -> tuple[Any, Any, Any]:
     async def clear() -> None:
         """Drop all values of this function, everywhere; see `Cached.clear`."""
-        await place.engine.invalidator.invalidate((place.tag,))
+        await place.engine.clears.invalidate((place.tag,))
 
     async def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
@@ -76,7 +76,7 @@ def _blocking(place: Place) -> tuple[Any, Any, Any]:
         if engine.deferred.invalidations:
             engine.deferred.invalidate((place.tag,))
         else:
-            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
 
     def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows of the value for these arguments; see `Cached.explain`."""

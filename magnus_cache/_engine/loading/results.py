@@ -70,7 +70,7 @@ class Judging:
             value = yield from _as_read(value, payload)
         if payload is None or ttl is None:
             return JudgedValue(value, payload, tags, all_tags, refusal=refusal)
-        held = yield from self._writes.holding(ref, value, payload, all_tags)
+        held = yield from self._writes.record_steps(ref, value, payload, all_tags)
         return JudgedValue(value, payload, tags, all_tags, ttl, held)
 
     def _payload(

@@ -1,4 +1,4 @@
-"""Keys of one call that a mapping of results would take for one another."""
+"""A check that the keys of one call stay distinct in the mapping of results."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,30 +10,30 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 __all__ = ["KeyNames", "equal_keys", "unhashable_key"]
 
 _EXACT: Final = frozenset({str, int, bytes, UUID})
-"""Types of keys of which two that are equal are one key here as well."""
+"""Key types whose equal values have the same name in Redis."""
 
 
 def equal_keys(key: object) -> CacheArgumentError:
-    """Return the error for a key that is equal to another of the same call, and is stored elsewhere.
+    """Return the error for a key that equals another key of the same call but has another name in Redis.
 
-    ``1``, ``True`` and ``1.0`` are equal in Python and are different keys here: in the result, one would have the
-    value of another.
+    ``1``, ``True`` and ``1.0`` are equal in Python and different keys here. In the result, one key would get the value
+    of another.
     """
     return CacheArgumentError(
         "keys",
-        f"{key!r} ({type(key).__name__}) is equal to another key of another type, so that no mapping can tell them "
-        "apart; ask for them in separate calls",
+        f"{key!r} ({type(key).__name__}) is equal to a key of another type, and a mapping cannot tell them apart; "
+        "ask for them in separate calls",
     )
 
 
 def unhashable_key() -> CacheTypeError:
-    """Return the error for a key that cannot be one of a mapping, such as an array."""
-    problem = "a key of many has to be hashable, as the values are returned by key; ask for it alone"
+    """Return the error for a key that a mapping cannot have, such as an array."""
+    problem = "each of many keys must be hashable, because the values are returned by key; ask for this key alone"
     return CacheTypeError("keys", problem)
 
 
 class KeyNames:
-    """The keys of one call and where their values live: refuses what no mapping can tell apart."""
+    """The keys of one call with the names of their values; refuses keys that a mapping cannot tell apart."""
 
     __slots__ = ("_before", "_known", "_type")
 
@@ -43,13 +43,13 @@ class KeyNames:
         self._known: dict[Any, KeyRef] = {}
 
     def add(self, keys: Sequence[Any], refs: Sequence[KeyRef]) -> None:
-        """Add some keys.
+        """Add keys and the references of their values.
 
-        :raises CacheTypeError: for a key that cannot be one of a mapping.
-        :raises CacheArgumentError: for a key that is equal to another, and whose value has another name.
+        :raises CacheTypeError: for a key that is not hashable.
+        :raises CacheArgumentError: for a key that equals another key but has another name.
         """
         self._before.append((keys, refs))
-        # Nearly all calls have keys of one such type: this is all that it costs them.
+        # The fast path: nearly all calls have keys of one exact type.
         types = set(map(type, keys))
         if len(types) == 1 and not self._known:
             (only,) = types

@@ -1,4 +1,4 @@
-"""Reads of many values at once: what is near at once, the others in one or a few exchanges with Redis."""
+"""Reads of many values: from memory at once, and the others in one or a few exchanges with Redis."""
 
 import asyncio
 import contextlib
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["MANY", "addressed", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "weight"]
 
 MANY: Final = 500
-"""Values asked for, or written, at a time by one call."""
+"""Values that one call requests or writes at a time."""
 
 _STEP: Final = 64
-"""Keys handled in one step, where nothing but their number counts: some hundred microseconds."""
+"""Keys handled in one step of the event loop, whatever their values: some hundred microseconds."""
 
 _Look = tuple[Entry | None, bool]
-"""An entry, if there is one, and whether it was near."""
+"""An entry or None, and whether it was in memory."""
 
 
 async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[KeyRef]:
-    """Return where the values of many keys live.
+    """Return the references of many keys.
 
     :raises CacheArgumentError: for a namespace or key that cannot be used.
     """
@@ -43,9 +43,9 @@ async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[K
 
 
 async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
-    """Return the values that there are, by key.
+    """Return the stored values by key.
 
-    :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
+    :raises CacheArgumentError: for keys that are equal in Python but stored separately.
     """
     found: dict[Any, Any] = {}
     names, portion = KeyNames(), Step()
@@ -69,7 +69,9 @@ async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) 
 
 
 def found_many_blocking(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
-    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
+    """Return the stored values by key, as `found_many`, in a blocked thread.
+
+    The thread decodes the values itself, so that the loop stays free for all threads.
 
     :raises CacheArgumentError: as `found_many` does.
     """
@@ -90,13 +92,13 @@ def found_many_blocking(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef
 
 
 def weight(entry: Entry | None) -> int:
-    """Return the bytes that opening an entry takes to decode."""
+    """Return the bytes to decode when an entry is opened."""
     payload = entry.payload if entry is not None else None
     return len(payload) if payload is not None else 0
 
 
 async def look_many(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
-    """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
+    """Return the entries of many values, each with whether it was in memory; Redis gets one request for the others."""
     found, missing = _near(reads, refs)
     for start in range(0, len(missing), MANY):
         await turn()
@@ -106,7 +108,7 @@ async def look_many(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
 
 
 def look_many_blocking(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
-    """Do what `look_many` does, for a thread."""
+    """Return the entries of many values, as `look_many`, in a blocked thread."""
     found, missing = _near(reads, refs)
     for start in range(0, len(missing), MANY):
         step = missing[start : start + MANY]
@@ -120,7 +122,7 @@ def look_many_blocking(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
 
 
 def _near(reads: Reads, refs: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
-    """Return what is near, and the places of those that are not."""
+    """Return the entries in memory, and the indexes of the values that are not in memory."""
     hit = reads.state.memory.hit
     found: list[_Look] = [(hit(ref.name), True) for ref in refs]
     return found, [index for index, (entry, _) in enumerate(found) if entry is None]
@@ -132,12 +134,12 @@ def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | N
 
 
 async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
-    """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
+    """Return the entries of values that are not in memory, as `Reads.read`; together they are one or a few MGETs."""
     if refs[0].namespace.local:
         return [await reads.read(ref) for ref in refs]
     wire = reads.state.client.connection(refs[0].name)
     if wire is None or not wire.up:
-        # The first one sees to it that the wire is up, if it can be.
+        # The first read brings the wire up, if that is possible.
         first, rest = await reads.read(refs[0]), refs[1:]
         if wire is None or not wire.up:
             return [first, *[await reads.read(ref) for ref in rest]]
@@ -168,27 +170,27 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
 async def _ask_many(
     reads: Reads, wire: "Connection", refs: Sequence[KeyRef], tags: Iterable[str], *, again: bool
 ) -> list[Entry | Exception | None]:
-    """Ask for some values, and for the epochs of tags that they turned out to have.
+    """Request values, together with the epochs of tags that an earlier answer showed.
 
-    :param again: whether they have come once before their epochs were known; see `EpochSync.prepare`.
+    :param again: whether the values came once before their epochs were known; see `EpochSync.prepare`.
     """
     waiters: list[asyncio.Future[Entry | None]] = []
     refused: list[Exception] = []
-    with contextlib.ExitStack() as fills:
+    with contextlib.ExitStack() as placeholders:
         try:
             try:
                 reads.epochs.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
                 for count, ref in enumerate(refs, 1):
-                    waiter, fill = reads.request(wire, ref, None if again else reads.held(ref))
+                    waiter, placeholder = reads.request(wire, ref, None if again else reads.held(ref))
                     waiters.append(waiter)
-                    fills.callback(reads.settle, fill)
+                    placeholders.callback(reads.settle, placeholder)
                     if count % _STEP == 0:
                         await turn()
             except CacheUnavailableError as error:
                 refused = [error] * (len(refs) - len(waiters))
             answers = await asyncio.gather(*waiters, return_exceptions=True)
         finally:
-            # Cancelled half-way, nobody is left to look at the rest.
+            # After a cancellation, no one reads the other answers.
             for waiter in waiters:
                 waiter.cancel()
     return [*(_no_cancellation(answer) for answer in answers), *refused]
