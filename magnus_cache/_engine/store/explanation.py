@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "duration_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,15 @@ class Explanation:
         lines = [f"{self.name}: {self.verdict}"]
         details: list[str] = []
         if self.age is not None:
-            details.append(f"stored {_duration(self.age)} ago")
+            details.append(f"stored {duration_text(self.age)} ago")
         if self.left is not None:
             details.append(
-                f"expires in {_duration(self.left)}" if self.left > 0 else f"expired {_duration(-self.left)} ago"
+                f"expires in {duration_text(self.left)}"
+                if self.left > 0
+                else f"expired {duration_text(-self.left)} ago"
             )
         if self.cost:
-            details.append(f"loaded in {_duration(self.cost)}")
+            details.append(f"loaded in {duration_text(self.cost)}")
         if self.size is not None:
             details.append(f"size {_size(self.size)}")
         if self.tags:
@@ -60,7 +62,7 @@ class Explanation:
             lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.lowest_valid_epoch} on")
         if self.lease_holder is not None:
             lines.append(
-                f"  being loaded by {self.lease_holder}; its lease ends in {_duration(self.lease_left or 0.0)}"
+                f"  being loaded by {self.lease_holder}; its lease ends in {duration_text(self.lease_left or 0.0)}"
             )
         return "\n".join(lines)
 
@@ -68,7 +70,7 @@ class Explanation:
 _SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration for people, with its two largest units: ``2 d 3 h``, ``1 min 5 s``, ``2.5 s``, ``350 ms``."""
     if seconds < 0.9995:
         return f"{round(seconds * 1000, 1):g} ms"
