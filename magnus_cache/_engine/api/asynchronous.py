@@ -108,7 +108,7 @@ class AsyncCache(AsyncLife):
         life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
-            # Not stored, but what was there is not the value any more either.
+            # The value is not stored, but the old one is outdated.
             await self._writes.remove((ref,))
             return False
         return await self._writes.overwrite(ref, value, payload, life, names)
@@ -296,7 +296,7 @@ class AsyncCache(AsyncLife):
     # -- the rest -------------------------------------------------------------------------------------------
 
     async def explain(self, namespace: str, key: Any) -> Explanation:
-        """Return, for people, what is known about a key: where its value is, how old, why a miss, and who loads it.
+        """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
@@ -308,7 +308,7 @@ class AsyncCache(AsyncLife):
         if state.client.connection(state.epochs.root) is not None:
             try:
                 total = await state.client.size()
-                # Ours that are no values; leases come and go.
+                # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
                 total -= await state.client.count(state.epochs.known_names())
                 memory = await state.client.memory_used()
             except CacheUnavailableError as error:

@@ -72,7 +72,7 @@ class BlockingCache(BlockingLife):
         self, operation: Callable[..., Any], *args: Any, otherwise: Any = None,
         record: Callable[[NoThreadError], Any] | None = None,
     ) -> Any:  # fmt: skip
-        """Return what an operation returns; without a background loop, what `record` returns, or `otherwise`."""
+        """Return the result of an operation; without a background loop, the result of `record`, or `otherwise`."""
         try:
             return self._call(operation, *args)
         except NoThreadError as error:
@@ -219,8 +219,7 @@ class BlockingCache(BlockingLife):
     ) -> bool:
         """Do what `AsyncCache.set_many` does, in blocking code.
 
-        If a signal handler has interrupted the cache, the values
-        are stored soon after, and the result is False.
+        If a signal handler has interrupted the cache, the values are stored soon after, and the result is False.
         """
         return set_many_blocking(self._engine, namespace, mapping, ttl, tags)
 
@@ -239,8 +238,7 @@ class BlockingCache(BlockingLife):
     def clear(self, namespace_or_pattern: str) -> int:
         """Do what `AsyncCache.clear` does, in blocking code.
 
-        If a signal
-        handler or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
+        If a signal handler or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
         """
         if self._deferred.invalidations:
             self._deferred.clear(namespace_or_pattern)

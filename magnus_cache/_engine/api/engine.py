@@ -1,4 +1,4 @@
-"""What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
+"""The parts of one cache that both managers use: its state, reads, writes, clears and loads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +20,10 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One cache, without a face.
+    """One cache, without a manager.
 
-    :ivar follow: makes a function that goes to whatever cache is in use, given what makes it for one; None for a cache
-        whose functions stay with it.
+    :ivar follow: makes a function that always uses the process-wide cache, from a factory of the function for one
+        engine; None for a cache whose functions stay with it.
     """
 
     __slots__ = ("clears", "deferred", "follow", "lifetimes", "loads", "reads", "stale", "state", "writes")
@@ -40,18 +40,18 @@ class Engine:
         self.stale = StalePolicy(self.reads, self.loads)
 
     def __del__(self) -> None:
-        # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.
+        # Managers and decorated functions keep the engine alive. Background tasks refer to the state alone.
         drop(self.state)
 
     @classmethod
     def from_settings(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
-        """Return a new one; settings come from the environment where neither argument gives them.
+        """Return a new engine; settings that neither argument names come from the environment.
 
-        :raises CacheTypeError: for settings that are none.
+        :raises CacheTypeError: if `settings` is not a `CacheSettings`.
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
-        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so
-        # that neither is imported by the first call, on somebody's event loop.
+        # Not at the top: pydantic-settings and redis-py take longer to import than all the rest of this package. And
+        # not later: the first call may run on an event loop, which an import would stall.
         from magnus_cache._engine.settings.settings import CacheSettings
 
         import_driver()

@@ -1,7 +1,7 @@
-"""A warning where a function is defined again with other code, under the same key.
+"""A warning if a function is defined again with other code but the same keys.
 
-In a notebook, a page that is run again, or a module that is reloaded, the new function would silently get what the old
-one stored.
+This happens in a notebook, on a page that runs again, and in a module that is reloaded. The new function would silently
+return what the old one stored.
 """
 
 import inspect
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["warn_of_other_code"]
 
 _MOST: Final = 10_000
-"""Functions of one cache that are remembered; past that, remembering starts over."""
+"""Functions that are remembered for one cache. At this number, all are forgotten."""
 
 _known: "weakref.WeakKeyDictionary[State, dict[tuple[str, str], object]]" = weakref.WeakKeyDictionary()
 
@@ -35,7 +35,7 @@ def warn_of_other_code(state: "State", namespace: str, name: str, function: Call
     if len(functions) >= _MOST:
         functions.clear()
     place, content = (str(namespace), name), _content(code)
-    # Taken out first: of several threads, one finds the old code.
+    # `pop` first: if several threads define the function, only one finds the old code and warns.
     before = functions.pop(place, None)
     functions[place] = content
     if before is not None and before != content:
@@ -46,7 +46,7 @@ def warn_of_other_code(state: "State", namespace: str, name: str, function: Call
 
 
 def _content(code: CodeType) -> object:
-    """Return what a function does, wherever it stands: not its lines, and not those of functions within it."""
+    """Return the parts of a code object that decide what it does, without its lines and those of nested functions."""
     constants = tuple(
         _content(value) if isinstance(value, CodeType) else (type(value), repr(value)) for value in code.co_consts
     )

@@ -1,4 +1,4 @@
-"""Writes of many values at once: all of them are checked and encoded before the first is stored."""
+"""`set_many`: all values are checked and encoded before the first one is stored."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -22,9 +22,9 @@ _Item: TypeAlias = tuple[KeyRef, Any, bytes, float, tuple[str, ...]]
 async def set_many(
     engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
 ) -> bool:
-    """Store many values; return whether all of them are stored, each as by `set`.
+    """Store many values, each as `set` does; return whether all of them are stored.
 
-    :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used; nothing has been stored then.
+    :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used; then nothing is stored.
     :raises CacheEncodeError: likewise, for a value of a type that cannot be stored.
     :raises CacheValueTooLargeError: likewise, for more bytes than the namespace allows.
     """
@@ -37,7 +37,7 @@ async def set_many(
         if portion.done(len(payload)):
             await turn()
     if engine.state.mode is Mode.DISABLED:
-        # Not stored, but what was there is not the value any more either.
+        # Nothing is stored, but the old values are outdated.
         await engine.writes.remove([item[0] for item in items])
         return False
     return await engine.writes.write_many(items)
@@ -46,7 +46,9 @@ async def set_many(
 def set_many_blocking(
     engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
 ) -> bool:
-    """Do what `set_many` does, for a thread; where nothing can be waited for, it is done soon, and this returns False.
+    """Store many values, as `set_many`, in a blocked thread.
+
+    A thread that must not wait stores them soon after, and gets False.
 
     :raises CacheArgumentError: as `set_many` does.
     :raises CacheEncodeError: as `set_many` does.
