@@ -92,14 +92,14 @@ def without_an_end_of_life_in_an_outage() -> None:
 def without_looking_at_the_outbox_before_the_epochs() -> None:
     pending = """pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
     pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))"""
-    minimum = "minimum = epochs.minimum(source.known, ref.epoch_names, record.tags)"
+    minimum = "minimum = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)"
     rewrite(judge.verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
 
 
 @guard(REPLAY, OBJECT)
 def without_looking_at_the_outbox_before_epochs_that_were_waited_for() -> None:
     pending = "pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)"
-    minimum = "minimum = state.epochs.last_minimum(ref.epoch_names, record.tags)"
+    minimum = "minimum = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)"
     rewrite(judge.settled_verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
 
 

@@ -41,7 +41,7 @@ def without_judging_a_local_load_when_it_ends() -> None:
 @guard(f"{HERE}::test_a_load_that_this_process_overtakes_is_not_kept_and_not_joined")
 def without_the_place_of_a_local_object() -> None:
     async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> bool:
-        fence.lease.fill, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
+        fence.lease.placeholder, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
         fence.since = self._state.epochs.moment()
         return await _original_fill(self, ref, held._replace(epoch=_FAR_AHEAD), ttl, fence)
 

@@ -273,7 +273,7 @@ def replay_within(state: State, monkeypatch: pytest.MonkeyPatch, look: str) -> l
     return ended
 
 
-@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
+@pytest.mark.parametrize("look", ["lowest_valid", "lowest_valid_seen"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_replay_that_ends_while_a_value_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, way: str, look: str
@@ -290,7 +290,7 @@ async def test_a_replay_that_ends_while_a_value_is_judged(
         assert await WAYS[way](cache) is None
 
 
-@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
+@pytest.mark.parametrize("look", ["lowest_valid", "lowest_valid_seen"])
 async def test_a_replay_that_ends_while_an_object_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, look: str
 ) -> None:

@@ -132,7 +132,7 @@ async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | Non
         envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
         return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
-    floor = await reads.epochs.settled(wire, ref.epoch_names, tags)
+    floor = await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     facts: dict[str, Any] = {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -230,8 +230,8 @@ class EpochSync:
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
             known = connection.known
-            if (floor := epochs.minimum(known, epoch_names, tags)) is not None:
-                return floor
+            if (lowest_valid := epochs.lowest_valid(known, epoch_names, tags)) is not None:
+                return lowest_valid
             known.ready.discard(epoch_names.ready)
             known.refusal = None
             self.prepare(connection, epoch_names, tags)
@@ -243,9 +243,9 @@ class EpochSync:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
                 if not errors and not known.suspended and connection.known is known:
-                    latest = epochs.last_minimum(epoch_names, tags)
-                    if latest is not None:
-                        return latest
+                    lowest_valid = epochs.lowest_valid_seen(epoch_names, tags)
+                    if lowest_valid is not None:
+                        return lowest_valid
             if known.suspended or not asked:
                 await connection.renew()
         if connection.known.refusal is not None:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.policy.namespaces import Namespace
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MOST_BOUNDS: Final = 256
 """Different bounds that are told apart in one outage; values with others are not kept."""
 
 
-class OfflineTrust(LocalTrust):
+class OfflineTrust(UnsharedTrust):
     """What values stand on that are stored while Redis is away; worthless once it is back."""
 
     __slots__ = ("_bounded",)

@@ -1,18 +1,18 @@
-"""Forgetting: what this process holds of values that were invalidated, and what is being loaded of them."""
+"""Invalidation: what this process holds of values that were invalidated, and what is being loaded of them."""
 
 from collections.abc import Callable, Iterable
 
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
 from magnus_cache._engine.memory.store import LocalCache
 
-__all__ = ["Forgetting"]
+__all__ = ["Invalidation"]
 
 
-class Forgetting:
+class Invalidation:
     """The near cache, the loads, the leases and the epochs of one cache, as far as an invalidation touches them."""
 
     memory: LocalCache
@@ -62,7 +62,7 @@ class Forgetting:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
         for name in names:
             entry = self.memory.get_stale(name, trusted=False)
-            if entry is not None and isinstance(entry.trust, LocalTrust):
+            if entry is not None and isinstance(entry.trust, UnsharedTrust):
                 self.memory.void(name)
             else:
                 self.memory.invalidate(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.generations import OutageGenerations
-from magnus_cache._engine.coordination.invalidation import Forgetting
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LifeCycle"]
 
 
-class LifeCycle(Forgetting):
+class LifeCycle(Invalidation):
     """The part of a `State` that ends it.
 
     :ivar closed: whether it was closed.

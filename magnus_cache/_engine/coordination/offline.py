@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.policy.namespaces import Namespace
@@ -59,5 +59,5 @@ class CutOff:
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self.generations.offline
         if self.reachable:
-            return LocalTrust(self.clock() + self.settings.max_staleness, self.generations.now)
+            return UnsharedTrust(self.clock() + self.settings.max_staleness, self.generations.now)
         return self.generations.bounded(offline, namespace)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_events import ConnectionEvents
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
@@ -89,9 +89,9 @@ class State(LifeCycle, CutOff):
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
-        self.epoch_reads = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
+        self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_reads)
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
         self.journal = self._new_journal()
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
         on_fork_child(self)

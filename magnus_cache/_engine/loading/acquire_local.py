@@ -44,7 +44,7 @@ class LocalAcquirer:
         await self._reads.caught_up(wire, ref)
         # Asked even if all is known: from here on the connection is kept talking.
         await wire.renew()
-        await self._reads.epochs.settled(wire, ref.epoch_names, request.tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, request.tags)
         flight.look.since = state.epochs.moment()
         entry = None if request.fresh else await self._local.read(wire, ref)
         if entry is not None and entry.version != request.unwanted and self._is_good(ref, entry):

@@ -20,7 +20,7 @@ class JoinRules:
 
     def __init__(self, reads: Reads) -> None:
         self._state = reads.state
-        self._epochs = reads.epochs
+        self._epochs = reads.epoch_sync
         self.flights = reads.state.flights
 
     def caller(self, request: LoadRequest[Any], source: object = None) -> JoiningCaller:

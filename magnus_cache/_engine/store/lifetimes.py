@@ -117,7 +117,7 @@ class Lifetimes:
     async def _stored(self, wire: "Connection", ref: KeyRef) -> _Stored | None:
         """Return a stored value that is alive and can be read; None if there is none."""
         await self._reads.caught_up(wire, ref)
-        await self._reads.epochs.settled(wire, ref.epoch_names)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names)
         asked = self._clock()
         raw = await self._state.client.get(ref.name)
         if raw is None:
@@ -127,7 +127,7 @@ class Lifetimes:
         except CacheDecodeError as error:
             self._reads.unreadable(ref, error)
             return None
-        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         now, negative = self._clock(), bool(header.flags & envelope.NEGATIVE)
         held = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
         left = wire.time.end(header.fresh_until, header.life, now) - now

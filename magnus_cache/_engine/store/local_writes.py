@@ -57,7 +57,7 @@ class LocalWrites:
         try:
             await wire.renew()
             sent = state.clock()
-            await self._reads.epochs.settled(wire, ref.epoch_names, held.tags)
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, held.tags)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
         else:
@@ -79,20 +79,20 @@ class LocalWrites:
             if not wire.up or wire.trust.deadline <= now:
                 # Any answer brings what was announced before.
                 await wire.renew()
-            await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, held.tags))
+            await twice(lambda: self._reads.epoch_sync.settled(wire, ref.epoch_names, held.tags))
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             return error
         # In this order: what is invalidated from here on finds the entry, or its place void.
         known = state.memory.generation, state.epochs.stamps(held.tags)
         kept = False
-        minimum = state.epochs.last_minimum(ref.epoch_names, held.tags)
+        minimum = state.epochs.lowest_valid_seen(ref.epoch_names, held.tags)
         # What waits to be told was made before the load, or has voided its place or invalidated one of its tags.
         judged = judge(held, ttl, ref.freshness, minimum, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(held.tags, fence.since):
             trust = self._trust(wire, ref, held.tags, now)
             entry = self._reads.entry(ref, held, trust, (now + ttl, now, None), known)
-            kept = state.memory.fill(watch.fill, entry)
+            kept = state.memory.fill(watch.placeholder, entry)
         watch.close(filled=True)
         ref.counters.stores += kept
         state.stats.fenced_loads += not kept

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.store.records import Record
 
@@ -24,7 +24,7 @@ _WORTH: Final = 1_024
 
 def comparable(near: Entry, wire: "Connection") -> bool:
     """Whether what is here is worth being compared: large, and known to Redis, but not on this connection yet."""
-    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, LocalTrust)
+    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, UnsharedTrust)
 
 
 def tags_of(near: Entry) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room
@@ -114,7 +114,7 @@ class Writes:
 
         async def attempt() -> None:
             nonlocal held
-            await self.reads.epochs.settled(wire, ref.epoch_names, tags)
+            await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             held = held._replace(epoch=self.state.epochs.highest)
             await self._send(wire, ref, held, payload, ttl, partial(self.state.client.store, ref.name))
 
@@ -164,7 +164,7 @@ class Writes:
                 return outcome
             return await self._keep_loaded(ref, held, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epochs.prepare(lease.connection, ref.epoch_names, tags)
+            self.reads.epoch_sync.prepare(lease.connection, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
             stored = await twice(lambda: self._send(lease.connection, ref, held, payload, ttl, send))
         except CacheUnavailableError as error:
@@ -181,9 +181,9 @@ class Writes:
                 self._distrust((ref.name,))
             raise
         lease.close(filled=True)
-        self.state.leases.ring(ref.name)
+        self.state.leases.notify(ref.name)
         if stored:
-            self.state.outbox.overwritten(ref.name, fence.mark)
+            self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
         else:
             self.state.stats.fenced_loads += 1
@@ -265,7 +265,7 @@ class Writes:
         known, kept = self.reads.tag_state(ref, held.tags), False
         # By Redis' time as it is known by now.
         deadline = source.time.end(*times, sent)
-        minimum = self.state.epochs.minimum(source.known, ref.epoch_names, held.tags)
+        minimum = self.state.epochs.lowest_valid(source.known, ref.epoch_names, held.tags)
         # What waits to be told is older than this value, or has voided its placeholder.
         judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
         if stored and fill is not None and judged.serves:
@@ -350,7 +350,7 @@ class Writes:
             trust: Trust = self.state.generations.bounded(offline, ref.namespace)
         elif refusal is not None:
             self._stays_here(ref, refusal)
-            trust = LocalTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
+            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
         else:
             return False
         # After what another task has in hand: it may overtake this load.
