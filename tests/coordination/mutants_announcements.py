@@ -92,7 +92,7 @@ def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
 
 @guard(f"{HERE}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
 def without_assuming_the_worst_of_an_epoch_that_cannot_be_read() -> None:
-    put(epoch_sync.EpochSync, "_unread", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
+    put(epoch_sync.EpochSync, "_unanswered", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
 
 
 @guard(f"{HERE}::test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again")

@@ -32,12 +32,12 @@ def without_epochs() -> None:
 
 @guard(HERE)
 def without_issuing_a_missing_epoch() -> None:
-    def told(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
+    def received(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
         self._epochs.seen(asking.name, epochs.epoch_of(raw))
         source.known.current.add(asking.name)
         return True
 
-    put(epoch_sync.EpochSync, "_told", told)
+    put(epoch_sync.EpochSync, "_received", received)
 
 
 @guard(HERE)

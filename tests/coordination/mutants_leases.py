@@ -35,11 +35,11 @@ def without_the_lease_in_a_write() -> None:
 
 @guard(HERE)
 def without_detach_on_delete() -> None:
-    def touch(self: Any, names: Any) -> None:
+    def forget_names(self: Any, names: Any) -> None:
         for name in names:
             self.memory.invalidate(name)
 
-    put(state.State, "touch", touch)
+    put(state.State, "forget_names", forget_names)
 
 
 @guard(HERE, "tests/coordination/test_epochs.py")

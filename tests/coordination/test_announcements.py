@@ -67,7 +67,7 @@ def refuse_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise CacheUnavailableError("overloaded", "too much at once")
 
-    monkeypatch.setattr(Lease, "look", refused)
+    monkeypatch.setattr(Lease, "verify", refused)
 
 
 # -- leases -------------------------------------------------------------------------------------------------------

@@ -110,13 +110,13 @@ def without_noting_an_invalidation_when_it_is_done() -> None:
 
 @guard(f"{HERE}::test_a_load_that_begins_within_an_invalidation_serves_no_later_calls[delete]")
 def without_putting_loads_aside_after_a_delete() -> None:
-    def touch(self: Any, names: Any) -> None:
+    def forget_names(self: Any, names: Any) -> None:
         for name in names:
             self.flights.detach(name)
-            self.leases.touched(name)
+            self.leases.invalidated(name)
             self.memory.invalidate(name)
 
-    put(invalidation.Invalidation, "touch", touch)
+    put(invalidation.Invalidation, "forget_names", forget_names)
 
 
 @guard(
@@ -126,7 +126,7 @@ def without_putting_loads_aside_after_a_delete() -> None:
 def without_putting_loads_aside_after_a_clear() -> None:
     def forget(self: Any, scope: Any, covered: Any) -> None:
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
 
     put(invalidation.Invalidation, "_forget", forget)

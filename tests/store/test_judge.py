@@ -366,13 +366,13 @@ def test_an_overflow_of_told_names_in_the_midst_of_a_look_hides_none() -> None:
 
     class Overflowing(dict[bytes, float]):
         def get(self, key: bytes, default: Any = None) -> Any:
-            outbox._told = dict(self)
+            outbox._confirmed = dict(self)
             tell(b"magnus:t:1", b"magnus:t:2", b"magnus:t:3", b"magnus:t:4")
-            return outbox._told.get(key, default)
+            return outbox._confirmed.get(key, default)
 
     tell(name)
     now = 11.0
-    outbox._told = Overflowing(outbox._told)
+    outbox._confirmed = Overflowing(outbox._confirmed)
     assert outbox.was_covered(name, 9.0)
     assert outbox.was_covered(name, 9.0)
 
@@ -384,7 +384,7 @@ def test_names_that_redis_was_told_of_are_bounded() -> None:
         now += 1.0
         outbox.record([b"magnus:t:%d" % number])
         outbox.acknowledge(outbox.take())
-        assert len(outbox._told) <= 3
+        assert len(outbox._confirmed) <= 3
         assert all(outbox.was_covered(b"magnus:t:%d" % told, told + 0.5) for told in range(number + 1))
         assert not outbox.was_covered(b"magnus:t:%d" % number, now)
     outbox.reset()

@@ -65,7 +65,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     elif entry.negative:
         level, verdict = None, Verdict.UNWANTED.words
     if namespace.offline is not None and state.endpoint is not None:
-        left = state.generations.ends(entry.trust, namespace.offline) - now
+        left = state.generations.served_until(entry.trust, namespace.offline) - now
         why += f", and memory may serve it for {_duration(left)} more"
     return _explanation(ref, entry, level, f"{verdict}; {why}", now)
 
@@ -80,7 +80,7 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     judged, offline = reads.offline_verdict(ref, entry), namespace.offline
     problem = judged.words
     if judged is Verdict.CUT_OFF and offline is not None:
-        lost = _duration(now - state.generations.ends(entry.trust, offline) + offline)
+        lost = _duration(now - state.generations.served_until(entry.trust, offline) + offline)
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 

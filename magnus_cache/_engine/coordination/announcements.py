@@ -50,7 +50,7 @@ class Announcements:
             elif name.startswith(b"{"):
                 self._leases.announced(value_name(name), connection)
             elif name == self._server:
-                self._vouch(connection)
+                self._restore_identity(connection)
             else:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
 
@@ -60,12 +60,12 @@ class Announcements:
         Of values, nothing is left that was read through the connection.
         """
         self._leases.flushed(connection)
-        self._vouch(connection)
+        self._restore_identity(connection)
 
     def cut(self, connection: "Connection") -> None:
         """Take what was not answered on a lost connection for changed, and wake those who wait for an announcement."""
         self._epochs.cut(connection)
         self._leases.notify_all()
 
-    def _vouch(self, connection: "Connection") -> None:
-        connection.questions.put(self._server, partial(self._failover.vouch, connection))
+    def _restore_identity(self, connection: "Connection") -> None:
+        connection.questions.put(self._server, partial(self._failover.restore_identity, connection))

@@ -100,19 +100,19 @@ class EpochSync:
         """:raises CacheUnavailableError: when Redis is known to be away."""
         known, ended = connection.known, connection.loop.create_future()
         known.asked[name] = ended
-        waiter = Callback(partial(self._read, known, name, ended), partial(self._unread, known, name, ended))
+        waiter = Callback(partial(self._answered, known, name, ended), partial(self._unanswered, known, name, ended))
         try:
-            connection.read(name, partial(self._told, name, waiter), waiter)
+            connection.read(name, partial(self._received, name, waiter), waiter)
         except CacheUnavailableError as error:
             waiter.set_exception(error)
             raise
 
-    def _read(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
+    def _answered(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
         """Let an epoch be asked for again when it is needed, unless it is being issued now."""
         if settled:
             _end(known, name, ended, None)
 
-    def _unread(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
+    def _unanswered(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
         """Let an epoch be asked for again when it is needed; one that was announced counts as risen."""
         if isinstance(error, CacheUnavailableError) and error.refused:
             known.refusal = error
@@ -132,7 +132,7 @@ class EpochSync:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
+    def _received(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
 
         Returns whether it is known now.

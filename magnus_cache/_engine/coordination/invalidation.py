@@ -45,20 +45,20 @@ class Invalidation:
         # The loads first: one that ends between the two steps is to find itself overtaken, or its place void. And last:
         # one that began in between may have found here what is gone now.
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
 
-    def touch(self, names: Iterable[bytes]) -> None:
+    def forget_names(self, names: Iterable[bytes]) -> None:
         """Forget what this process knows of some values, and let no load that began before have a say about them."""
         for name in names:
             self.flights.detach(name)
-            self.leases.touched(name)
+            self.leases.invalidated(name)
             self.memory.invalidate(name)
             # Again, as in `_forget`.
             self.flights.detach(name)
 
-    def removed(self, names: Iterable[bytes]) -> None:
+    def forget_read(self, names: Iterable[bytes]) -> None:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
         for name in names:
             entry = self.memory.get_stale(name, trusted=False)

@@ -185,13 +185,13 @@ class Leases:
         with self._lock:
             self._held[lease.name] = lease
 
-    def unwanted(self, name: bytes, token: bytes) -> None:
+    def abandoned(self, name: bytes, token: bytes) -> None:
         """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
         with self._lock:
             if len(self._unreleased) < _MOST_UNRELEASED:
                 self._unreleased[token] = (name, math.inf)
 
-    def told(self, token: bytes) -> None:
+    def answered(self, token: bytes) -> None:
         """Note that Redis has said whether it grants a lease."""
         if self._unreleased:
             self._unreleased.pop(token, None)
@@ -246,7 +246,7 @@ class Leases:
             self._detach(lease.flight)
         lease.close()
 
-    def let_go(self, flight: Flight) -> None:
+    def release_hung(self, flight: Flight) -> None:
         """Give back the lease of a load that seems to hang."""
         lease = self._held.get(flight.key)
         if lease is not None and lease.flight is flight:
@@ -271,17 +271,17 @@ class Leases:
         if lease.flight is not None and not lease.ended:
             self._detach(lease.flight)
 
-    def touched(self, name: bytes) -> None:
+    def invalidated(self, name: bytes) -> None:
         """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
         lease = self._held.get(name)
         if lease is not None:
             self.voided(lease)
         self.notify(name)
 
-    def touched_matching(self, predicate: Callable[[bytes], object]) -> None:
-        """Do what `touched` does for every name that satisfies a quick predicate."""
+    def invalidated_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Do what `invalidated` does for every name that satisfies a quick predicate."""
         for name in [name for name in list(self._held) if predicate(name)]:
-            self.touched(name)
+            self.invalidated(name)
 
     def flushed(self, connection: "Connection") -> None:
         """Note that leases at a server may be gone: those of the database that was emptied."""

@@ -60,7 +60,7 @@ class LifeCycle(Invalidation):
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
-            if (last := self.farewell()) is not None:
+            if (last := self.final_replay()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
@@ -95,7 +95,7 @@ class LifeCycle(Invalidation):
                 if self.portal.running:
                     # Loads on it end with it anyway; this also tells those who wait on other loops.
                     self.portal.call(self.flights.aclose)
-            if (last := self.farewell(but=running_loop())) is not None:
+            if (last := self.final_replay(but=running_loop())) is not None:
                 # Its loop may end meanwhile, and take it along: what it came to is not asked.
                 wait([last], CLOSE_TIMEOUT)
             self.replayer.stop()
@@ -110,7 +110,7 @@ class LifeCycle(Invalidation):
             self.end()
         return Ending(ending)
 
-    def farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+    def final_replay(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
 
         :param but: a loop to skip, because this call blocks it.
@@ -120,7 +120,7 @@ class LifeCycle(Invalidation):
         for connection in self.topology.running():
             if connection.loop is but:
                 continue
-            words = self.replayer.farewell(connection, self.breaker)
+            words = self.replayer.final_replay(connection, self.breaker)
             try:
                 return asyncio.run_coroutine_threadsafe(words, connection.loop)
             except RuntimeError:

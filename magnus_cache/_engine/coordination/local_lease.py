@@ -11,10 +11,10 @@ from magnus_cache._engine.memory.store import LocalCache
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["LocalWatch"]
+__all__ = ["LocalLease"]
 
 
-class LocalWatch(Lease):
+class LocalLease(Lease):
     """Stands for the lease of a load that has none at Redis: it ends, and is voided, as a lease is.
 
     :ivar placeholder: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.

@@ -175,12 +175,12 @@ class LeaseAcquirer:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._state.leases.unwanted(name, token)
+                self._state.leases.abandoned(name, token)
             _give_back(waiter)
             raise
         except CacheUnavailableError as error:
             if not error.refused:
-                self._state.leases.unwanted(name, token)
+                self._state.leases.abandoned(name, token)
             raise
 
     async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
@@ -336,7 +336,7 @@ class _Acquisition:
     ) -> _Answer:
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
-        leases.told(self._token)
+        leases.answered(self._token)
         if reply.value is not None:
             return self._on_value(fill, reply.value, source, sent)
         if reply.unstorable:

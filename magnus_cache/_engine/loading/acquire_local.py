@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine.coordination.leases import Fence, Snapshot
-from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.request import LoadRequest
@@ -52,7 +52,7 @@ class LocalAcquirer:
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = state.generations.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
-        watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
+        watch = LocalLease(state.leases, wire, ref.name, flight, state.memory)
         known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.position, state.clock())
         fence = Fence(flight, watch, known, fresh=request.fresh, offline=offline)
         flight.look.known = wire.known

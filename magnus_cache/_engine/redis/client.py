@@ -280,7 +280,7 @@ class Client:
         """
         self._wire(control).call(scripts.prolong(control), as_it_is, IGNORED)
 
-    def vouch(self, control: bytes, identity: bytes) -> None:
+    def restore_identity(self, control: bytes, identity: bytes) -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
 
         The server announces its next removal.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.redis.bulk import Reclaimed
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Invalidator"]
@@ -36,19 +36,19 @@ class Invalidator:
         try:
             if not _whole(scope):
                 # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
-                await twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                await ask_twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await twice(lambda: self.state.replayer.bump((control,)))
+            epoch = await ask_twice(lambda: self.state.replayer.bump((control,)))
             if not epoch:
                 # There was no room for an epoch that would tell the old values from later ones.
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise
         except CacheUnavailableError as error:
             self._unsure(scope)
-            await self.state.recorded()
+            await self.state.journal_written()
             self._failed(error)
             if error.reason == "protocol":
                 self.state.notices.warn(
@@ -98,15 +98,15 @@ class Invalidator:
         if state.client.connection(state.epochs.root) is None or not names:
             return
         try:
-            await twice(lambda: state.replayer.bump(names))
+            await ask_twice(lambda: state.replayer.bump(names))
         except asyncio.CancelledError:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
-            await state.recorded()
+            await state.journal_written()
             self._failed(error)
 
     def _outdate(self, names: Sequence[bytes]) -> None:
@@ -122,7 +122,7 @@ class Invalidator:
 
     def _unsure(self, scope: ClearScope) -> None:
         # In this order: a read that did not see the record finds its placeholder void.
-        self.state.missed(lambda outbox: outbox.record_prefix(scope.prefix))
+        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:

@@ -160,7 +160,7 @@ def verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "C
     # In this order, see the module.
     outbox, epochs = state.outbox, state.epochs
     pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
-    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))
+    pending = pending or (asked < outbox.confirmed_at and outbox.was_covered(ref.name, asked))
     minimum = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)
 

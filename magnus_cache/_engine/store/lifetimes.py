@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry, pack_windows
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -55,7 +55,7 @@ class Lifetimes:
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await twice(lambda: self._stored(wire, ref))
+                stored = await ask_twice(lambda: self._stored(wire, ref))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
             else:
@@ -76,7 +76,7 @@ class Lifetimes:
             return entry is not None and self._prolong_here(ref, ttl, wire)
         if wire is not None:
             try:
-                return await twice(lambda: self._replace(wire, ref, ttl))
+                return await ask_twice(lambda: self._replace(wire, ref, ttl))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
         # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
@@ -101,7 +101,7 @@ class Lifetimes:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # First of all: if Redis comes back from here on, this is the trust that its coming kills.
-            offline = self._state.generations.bounded(self._state.generations.offline, ref.namespace)
+            offline = self._state.generations.trust_for(self._state.generations.offline, ref.namespace)
             local = ref.namespace.local
             entry = self._memory.get_untrusted(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.coordination.local_lease import LocalWatch
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.coordination.local_lease import LocalLease
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
@@ -73,13 +73,13 @@ class LocalWrites:
         :param held: with the epoch that was known before the load.
         """
         watch, state = fence.lease, self._state
-        assert isinstance(watch, LocalWatch)
+        assert isinstance(watch, LocalLease)
         wire, now = watch.connection, state.clock()
         try:
             if not wire.up or wire.trust.deadline <= now:
                 # Any answer brings what was announced before.
                 await wire.renew()
-            await twice(lambda: self._reads.epoch_sync.settled(wire, ref.epoch_names, held.tags))
+            await ask_twice(lambda: self._reads.epoch_sync.settled(wire, ref.epoch_names, held.tags))
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             return error
@@ -100,7 +100,7 @@ class LocalWrites:
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
-        suspect = Trust(float("-inf"), self._state.generations.now)
+        suspect = Trust(float("-inf"), self._state.generations.current)
         return self._reads.local.trust(wire, ref, tags, sent) or suspect
 
     async def remove(self, refs: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
@@ -116,12 +116,12 @@ class LocalWrites:
         state = self._state
         names = [ref.name for ref in refs]
         held = sum(state.memory.get_untrusted(name) is not None for name in set(names))
-        state.touch(names)
+        state.forget_names(names)
         if state.client.connection(names[0]) is None:
             return held
         controls = list({state.epochs.tag_name(tag): None for each in refs for tag in tagged(each, ())})
         try:
-            await twice(lambda: state.replayer.bump(controls))
+            await ask_twice(lambda: state.replayer.bump(controls))
         except asyncio.CancelledError:
             self._unsure(controls)
             raise
@@ -130,11 +130,11 @@ class LocalWrites:
             self._unsure(controls)
             if state.reachable:
                 state.notices.warn(f"refused:{error.reason}", f"{error}; other processes still use the value")
-            await state.recorded()
+            await state.journal_written()
         return held
 
     def _unsure(self, controls: Sequence[bytes]) -> None:
         # In this order, as for every invalidation that Redis may not have: see `Invalidator`.
-        self._state.missed(lambda outbox: outbox.record_tags(controls))
+        self._state.record_missed(lambda outbox: outbox.record_tags(controls))
         for name in controls:
             self._state.outdated(name)

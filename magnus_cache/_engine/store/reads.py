@@ -250,10 +250,10 @@ class Reads(Coding):
         generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
         # Whoever brought it near may have asked for another grace than this caller.
         grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
-        allowed = math.inf if offline is None else generations.ends(entry.trust, offline) - now
+        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline) - now
         return judge_offline(
             entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.generation == generations.now, allowed=allowed,
+            heard=entry.trust.generation == generations.current, allowed=allowed,
         )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
@@ -352,7 +352,7 @@ class Reads(Coding):
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if source.tracking:
             return source.trust
-        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.current)
 
     def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""

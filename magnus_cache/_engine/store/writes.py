@@ -22,7 +22,7 @@ from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
@@ -84,7 +84,7 @@ class Writes:
 
         On a loop, not in a blocked thread: that may have interrupted a loop of its own, whose wire holds the lease.
         """
-        self.state.touch((ref.name,))
+        self.state.forget_names((ref.name,))
         return await self.write(ref, value, payload, ttl, tags)
 
     async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
@@ -133,7 +133,7 @@ class Writes:
             self.unsure((ref.name,))
             raise
         if error is not None:
-            await self.state.recorded()
+            await self.state.journal_written()
             return kept
         self.state.outbox.overwritten(ref.name, mark)
         # Through another connection, a load may have found the old value before this one replaced it.
@@ -166,7 +166,7 @@ class Writes:
         try:
             self.reads.epoch_sync.prepare(lease.connection, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await twice(lambda: self._send(lease.connection, ref, held, payload, ttl, send))
+            stored = await ask_twice(lambda: self._send(lease.connection, ref, held, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -174,7 +174,7 @@ class Writes:
                 self._distrust((ref.name,))
             lease.close()
             kept = await self._keep_loaded(ref, held, ttl, overtaken, fence, error if error.refused else None)
-            await self.state.recorded()
+            await self.state.journal_written()
             return kept
         except asyncio.CancelledError:
             if fence.fresh:
@@ -296,7 +296,7 @@ class Writes:
         be kept here, after what this call came to.
         """
         mark = self._distrust(names)
-        self.state.touch(names)
+        self.state.forget_names(names)
         return mark
 
     def _distrust(self, names: Sequence[bytes]) -> int:
@@ -306,7 +306,7 @@ class Writes:
 
         In this order: a read that did not see the record finds its placeholder void.
         """
-        mark = self.state.missed(lambda outbox: outbox.record(names))
+        mark = self.state.record_missed(lambda outbox: outbox.record(names))
         for name in names:
             self._memory.invalidate(name)
         return mark
@@ -347,10 +347,10 @@ class Writes:
         """
         offline = self.state.generations.offline
         if fence.offline is offline and not self.state.reachable:
-            trust: Trust = self.state.generations.bounded(offline, ref.namespace)
+            trust: Trust = self.state.generations.trust_for(offline, ref.namespace)
         elif refusal is not None:
             self._stays_here(ref, refusal)
-            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
+            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.current)
         else:
             return False
         # After what another task has in hand: it may overtake this load.
@@ -368,7 +368,7 @@ class Writes:
             portion = Step()
             try:
                 for item in items[start : start + MANY]:
-                    self.state.touch((item[0].name,))
+                    self.state.forget_names((item[0].name,))
                     writes.append(loop_task(self.write(*item)))
                     # Some hundred bytes of a payload are packed in the time that one is decoded in.
                     if portion.done(len(item[2]) >> 4):
@@ -395,12 +395,12 @@ class Writes:
 
     async def _remove(self, names: Sequence[bytes]) -> int:
         held = sum(self._memory.get_untrusted(name) is not None for name in set(names))
-        self.state.touch(names)
+        self.state.forget_names(names)
         wire = self.state.client.connection(names[0])
         if wire is None:
             return held
         try:
-            return await twice(lambda: self.state.client.remove(names, self.state.touch))
+            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
         except asyncio.CancelledError:
             self.unsure(names)
             raise
@@ -409,12 +409,12 @@ class Writes:
             self.unsure(names)
             if self.state.reachable:
                 self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
-            await self.state.recorded()
+            await self.state.journal_written()
             return held
 
 
 async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
-    """Ask Redis once more if its connection was cut, see `twice`; return why it could not be asked, or None."""
+    """Ask Redis once more if its connection was cut, see `ask_twice`; return why it could not be asked, or None."""
     if error.reason != "lost":
         return error
     try:
