@@ -50,7 +50,7 @@ def without_asking_after_a_flush() -> None:
     def flushed(self: Any, wire: Any) -> None:
         for held in list(self._held.values()):
             self.voided(held)
-        self.ring_all()
+        self.notify_all()
 
     put(leases.Leases, "flushed", flushed)
 
@@ -92,7 +92,7 @@ def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
 
 @guard(f"{HERE}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
 def without_assuming_the_worst_of_an_epoch_that_cannot_be_read() -> None:
-    put(epoch_sync.EpochSync, "_unread", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
+    put(epoch_sync.EpochSync, "_unanswered", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
 
 
 @guard(f"{HERE}::test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again")
@@ -102,7 +102,7 @@ def without_waiting_for_an_announced_epoch_before_joining() -> None:
 
 @guard(f"{HERE}::test_settled_takes_an_answer_that_an_announcement_has_followed")
 def without_counting_answers_that_an_announcement_has_followed() -> None:
-    put(epochs.Epochs, "last_minimum", nothing)
+    put(epochs.Epochs, "lowest_valid_seen", nothing)
 
 
 @guard(f"{HERE}::test_every_operation_works_where_nothing_can_be_tracked")

@@ -238,19 +238,19 @@ def test_nobody_vouches_for_what_could_not_be_settled(epoch: int) -> None:
     class Stub:
         identity = b"run:one"
 
-        def vouch(self, *call: Any) -> None:
+        def restore_identity(self, *call: Any) -> None:
             calls.append(call)
 
     keyspace, stub = Keyspace("magnus"), cast("Any", Stub())
     failover = FailoverGuard(Epochs(keyspace), stub, Outbox(b"magnus:"), b"magnus:", lambda _: None)
     failover.arrived(b"run:zero", Arrival(True, 0))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     failover.arrived(b"run:one", Arrival(False, 0))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     assert not calls
     assert failover.knows(b"run:one") is None
     failover.arrived(b"run:one", Arrival(True, epoch))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     assert len(calls) == 1
 
 

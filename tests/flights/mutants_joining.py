@@ -105,18 +105,18 @@ def without_noting_an_invalidation_when_it_is_done() -> None:
         if (mark := self.epochs.stamp_of(name)) is not None:
             self.memory.invalidate_tag(mark)
 
-    put(invalidation.Forgetting, "outdated", outdated)
+    put(invalidation.Invalidation, "outdated", outdated)
 
 
 @guard(f"{HERE}::test_a_load_that_begins_within_an_invalidation_serves_no_later_calls[delete]")
 def without_putting_loads_aside_after_a_delete() -> None:
-    def touch(self: Any, names: Any) -> None:
+    def forget_names(self: Any, names: Any) -> None:
         for name in names:
             self.flights.detach(name)
-            self.leases.touched(name)
+            self.leases.invalidated(name)
             self.memory.invalidate(name)
 
-    put(invalidation.Forgetting, "touch", touch)
+    put(invalidation.Invalidation, "forget_names", forget_names)
 
 
 @guard(
@@ -126,10 +126,10 @@ def without_putting_loads_aside_after_a_delete() -> None:
 def without_putting_loads_aside_after_a_clear() -> None:
     def forget(self: Any, scope: Any, covered: Any) -> None:
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
 
-    put(invalidation.Forgetting, "_forget", forget)
+    put(invalidation.Invalidation, "_forget", forget)
 
 
 @guard(f"{HERE}::test_a_load_that_found_what_a_write_replaces_serves_no_later_calls")

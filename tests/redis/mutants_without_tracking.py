@@ -16,7 +16,7 @@ def without_the_end_of_epochs_in_trust() -> None:
     def trust(self: reads.Reads, source: Any, sent: float) -> Any:
         if source.tracking:
             return source.trust
-        return Trust(sent + self.state.settings.max_staleness, self.state.generations.now)
+        return Trust(sent + self.state.settings.max_staleness, self.state.generations.current)
 
     put(reads.Reads, "trust", trust)
 

@@ -69,7 +69,7 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
     with virtual_clock() as clock:
         async with fleet(limited, 1, max_staleness=BOUND) as (reader,):
             await reader.set("t", "k", 1)
-            epochs, wire = reader._engine.reads.epochs, reader._engine.state.topology.connection(b"")
+            epochs, wire = reader._engine.reads.epoch_sync, reader._engine.state.topology.connection(b"")
             assert wire is not None
             epoch_names = reader._engine.state.epochs.epoch_names("t")
             asked = clock()

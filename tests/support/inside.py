@@ -169,7 +169,7 @@ def renew_now(lease: "Lease") -> None:
 
 def waits_for_a_lease(cache: "Cache | State") -> bool:
     """Whether some load of this process waits for the lease of another's."""
-    return bool(state_of(cache).leases._bells)
+    return bool(state_of(cache).leases._waiters)
 
 
 # -- epochs -----------------------------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ def forget_epochs(cache: "Cache | State") -> None:
 
 def ask_for_epoch(wire: "Wire", cache: "Cache | State", name: bytes) -> None:
     """Queue the read of an epoch, whatever is known of it."""
-    state_of(cache).epoch_reads._ask(wire, name)
+    state_of(cache).epoch_sync._ask(wire, name)
 
 
 def on_epoch_learned(cache: "Cache | State", then: "Callable[[bytes], object]") -> None:
     """Call a function with each epoch's name right after the answer that has it was taken in."""
-    reads = state_of(cache).epoch_reads
+    reads = state_of(cache).epoch_sync
     learned = reads._learned
 
     def told(name: bytes, *args: Any) -> None:
@@ -305,7 +305,7 @@ def remembered(cache: "Cache") -> dict[str, int]:
     epochs, flights = state.epochs, state.flights
     return {
         "heads of keys": len(state.keyspace._heads),
-        "names of epochs": len(epochs._realms),
+        "names of epochs": len(epochs._epoch_names),
         "prefixes of epochs": len(epochs._prefixes),
         "epochs": len(epochs._latest),
         "counters": len(state.stats._children),

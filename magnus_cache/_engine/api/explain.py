@@ -66,7 +66,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     elif entry.negative:
         level, verdict = None, Verdict.UNWANTED.words
     if namespace.offline is not None and state.endpoint is not None:
-        left = state.generations.ends(entry.trust, namespace.offline) - now
+        left = state.generations.served_until(entry.trust, namespace.offline) - now
         why += f", and memory may serve it for {duration_text(left)} more"
     return _explanation(ref, entry, level, f"{verdict}; {why}", now)
 
@@ -81,7 +81,7 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     judged, offline = reads.offline_verdict(ref, entry), namespace.offline
     problem = judged.words
     if judged is Verdict.CUT_OFF and offline is not None:
-        lost = duration_text(now - state.generations.ends(entry.trust, offline) + offline)
+        lost = duration_text(now - state.generations.served_until(entry.trust, offline) + offline)
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
@@ -138,7 +138,7 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
         envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
         return replace(unknown, verdict=f"unreadable: {error}", size=len(raw))
-    lowest_valid = await reads.epochs.settled(wire, ref.epoch_names, tags)
+    lowest_valid = await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
     negative = bool(header.flags & envelope.NEGATIVE)

@@ -32,7 +32,7 @@ The races that this excludes
 
 from typing import Final
 
-__all__ = ["LocalTrust", "Trust"]
+__all__ = ["Trust", "UnsharedTrust"]
 
 _RETIRED: Final = -1
 
@@ -74,7 +74,7 @@ class Trust:
         self.generation = _RETIRED
 
 
-class LocalTrust(Trust):
+class UnsharedTrust(Trust):
     """The trust of values that only this process has, because Redis could not store them."""
 
     __slots__ = ()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
-from magnus_cache._engine.coordination.invalidation import Forgetting
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.keys.names import value_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Announcements:
     :param held: what this process holds of them.
     """
 
-    def __init__(self, values: bytes, held: Forgetting, failover: FailoverGuard, epochs: EpochSync) -> None:
+    def __init__(self, values: bytes, held: Invalidation, failover: FailoverGuard, epochs: EpochSync) -> None:
         self._values = values
         self._server = held.epochs.names.server
         self._memory = held.memory
@@ -46,11 +46,11 @@ class Announcements:
         for name in names:
             if name.startswith(self._values):
                 self._memory.invalidate(name)
-                self._leases.ring(name)
+                self._leases.notify(name)
             elif name.startswith(b"{"):
                 self._leases.announced(value_name(name), connection)
             elif name == self._server:
-                self._vouch(connection)
+                self._restore_identity(connection)
             else:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
 
@@ -60,12 +60,12 @@ class Announcements:
         Of values, nothing is left that was read through the connection.
         """
         self._leases.flushed(connection)
-        self._vouch(connection)
+        self._restore_identity(connection)
 
     def cut(self, connection: "Connection") -> None:
         """Take what was not answered on a lost connection for changed, and wake those who wait for an announcement."""
         self._epochs.cut(connection)
-        self._leases.ring_all()
+        self._leases.notify_all()
 
-    def _vouch(self, connection: "Connection") -> None:
-        connection.questions.put(self._server, partial(self._failover.vouch, connection))
+    def _restore_identity(self, connection: "Connection") -> None:
+        connection.questions.put(self._server, partial(self._failover.restore_identity, connection))

@@ -90,10 +90,10 @@ class ConnectionEvents:
 
     def connected(self, connection: Connection) -> None:
         """Distrust what was written meanwhile, and tell Redis what it missed."""
-        others = [other for other in self._parts.topology.standing() if other is not connection]
+        others = [other for other in self._parts.topology.established() if other is not connection]
         self._parts.generations.connected(connection, first=not others)
         self._parts.leases.release_lost(connection)
-        self._parts.failover.vouch(connection)
+        self._parts.failover.restore_identity(connection)
         self._parts.log.connected(connection)
         if self._parts.journal is not None:
             # Again: the file may have been made by another process since the last connection was lost.

@@ -18,7 +18,7 @@ def drop(state: State) -> None:
     used, what = state.used, f"a cache manager ({state.describe()})"
     state.closed = True
     state.flights.end()
-    last = state.farewell()
+    last = state.final_replay()
     if last is None:
         state.end()
     else:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -100,19 +100,19 @@ class EpochSync:
         """:raises CacheUnavailableError: when Redis is known to be away."""
         known, ended = connection.known, connection.loop.create_future()
         known.asked[name] = ended
-        waiter = Callback(partial(self._read, known, name, ended), partial(self._unread, known, name, ended))
+        waiter = Callback(partial(self._answered, known, name, ended), partial(self._unanswered, known, name, ended))
         try:
-            connection.read(name, partial(self._told, name, waiter), waiter)
+            connection.read(name, partial(self._received, name, waiter), waiter)
         except CacheUnavailableError as error:
             waiter.set_exception(error)
             raise
 
-    def _read(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
+    def _answered(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
         """Let an epoch be asked for again when it is needed, unless it is being issued now."""
         if settled:
             _end(known, name, ended, None)
 
-    def _unread(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
+    def _unanswered(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
         """Let an epoch be asked for again when it is needed; one that was announced counts as risen."""
         if isinstance(error, CacheUnavailableError) and error.refused:
             known.refusal = error
@@ -132,7 +132,7 @@ class EpochSync:
             known.since = now
             known.deadline = now + self._max_staleness
 
-    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
+    def _received(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
         """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
 
         Returns whether it is known now.
@@ -230,8 +230,8 @@ class EpochSync:
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
             known = connection.known
-            if (floor := epochs.minimum(known, epoch_names, tags)) is not None:
-                return floor
+            if (lowest_valid := epochs.lowest_valid(known, epoch_names, tags)) is not None:
+                return lowest_valid
             known.ready.discard(epoch_names.ready)
             known.refusal = None
             self.prepare(connection, epoch_names, tags)
@@ -243,9 +243,9 @@ class EpochSync:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
                 if not errors and not known.suspended and connection.known is known:
-                    latest = epochs.last_minimum(epoch_names, tags)
-                    if latest is not None:
-                        return latest
+                    lowest_valid = epochs.lowest_valid_seen(epoch_names, tags)
+                    if lowest_valid is not None:
+                        return lowest_valid
             if known.suspended or not asked:
                 await connection.renew()
         if connection.known.refusal is not None:

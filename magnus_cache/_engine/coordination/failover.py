@@ -48,7 +48,7 @@ class FailoverGuard:
     def arrived(self, identity: bytes, arrival: "Arrival") -> None:
         """Forget all that was known before a server that may have gone back in time."""
         epoch = arrival.epoch
-        if not arrival.told:
+        if not arrival.answered:
             if self._met is None:
                 # Nobody here knows of anything that it could have lost.
                 return
@@ -62,7 +62,7 @@ class FailoverGuard:
             self._settled = identity
         self._met = identity
 
-    def vouch(self, connection: "Connection") -> None:
+    def restore_identity(self, connection: "Connection") -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
 
         Else the next process to arrive would take it for a server that has gone back in time, and invalidate
@@ -72,7 +72,7 @@ class FailoverGuard:
         if not identity or identity != self._settled:
             return
         try:
-            self._client.vouch(self._epochs.names.server, identity)
+            self._client.restore_identity(self._epochs.names.server, identity)
         except CacheError:
             # It says so again when it is connected again.
             return

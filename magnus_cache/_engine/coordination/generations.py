@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.policy.namespaces import Namespace
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MOST_BOUNDS: Final = 256
 """Different bounds that are told apart in one outage; values with others are not kept."""
 
 
-class OfflineTrust(LocalTrust):
+class OfflineTrust(UnsharedTrust):
     """What values stand on that are stored while Redis is away; worthless once it is back."""
 
     __slots__ = ("_bounded",)
@@ -58,17 +58,17 @@ class OutageGenerations:
 
     :param max_staleness: seconds that a trust lasts after it was confirmed.
     :param contact: returns the monotonic second of the last contact with Redis.
-    :ivar now: how many outages have ended; what stands on a trust of another era is no fallback.
+    :ivar current: how many outages have ended; what stands on a trust of another era is no fallback.
     :ivar offline: what entries written while Redis is away stand on; worthless once it is back.
     """
 
-    __slots__ = ("_contact", "_lapsed", "_max_staleness", "_trusts", "now", "offline")
+    __slots__ = ("_contact", "_lapsed", "_max_staleness", "_trusts", "current", "offline")
 
     def __init__(self, max_staleness: float, contact: Callable[[], float]) -> None:
         self._max_staleness = max_staleness
         self._contact = contact
         self._lapsed = -math.inf
-        self.now = 0
+        self.current = 0
         self.offline = OfflineTrust(math.inf)
         self._trusts: weakref.WeakKeyDictionary[Connection, Trust] = weakref.WeakKeyDictionary()
 
@@ -80,10 +80,10 @@ class OutageGenerations:
         before, self._trusts[connection] = self._trusts.get(connection), connection.trust
         if before is not None and before is not connection.trust:
             before.retire()
-        self.now += first
-        connection.trust.generation = self.now
+        self.current += first
+        connection.trust.generation = self.current
         self.offline.kill()
-        self.offline = OfflineTrust(math.inf, self.now)
+        self.offline = OfflineTrust(math.inf, self.current)
 
     def flushed(self, connection: "Connection") -> None:
         """Note that a connection which stands has another trust."""
@@ -104,14 +104,14 @@ class OutageGenerations:
 
     # -- what memory may serve while Redis is away -----------------------------------------------------------
 
-    def bounded(self, offline: OfflineTrust, namespace: Namespace) -> OfflineTrust:
+    def trust_for(self, offline: OfflineTrust, namespace: Namespace) -> OfflineTrust:
         """Return what a namespace's values stand on that are stored while Redis is away.
 
         :param offline: what all of them stand on, from before it was known that Redis is away.
         """
         return offline if namespace.offline is None else offline.until(self._contact() + namespace.offline)
 
-    def ends(self, trust: Trust, offline: float) -> float:
+    def served_until(self, trust: Trust, offline: float) -> float:
         """Return the monotonic second until which a value may be served in an outage.
 
         :param offline: for how many seconds after the loss of contact.
@@ -123,5 +123,5 @@ class OutageGenerations:
     def reset(self) -> None:
         """Begin anew, in a forked child."""
         self._lapsed = -math.inf
-        self.offline = OfflineTrust(math.inf, self.now)
+        self.offline = OfflineTrust(math.inf, self.current)
         self._trusts = weakref.WeakKeyDictionary()

@@ -1,18 +1,18 @@
-"""Forgetting: what this process holds of values that were invalidated, and what is being loaded of them."""
+"""Invalidation: what this process holds of values that were invalidated, and what is being loaded of them."""
 
 from collections.abc import Callable, Iterable
 
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
 from magnus_cache._engine.memory.store import LocalCache
 
-__all__ = ["Forgetting"]
+__all__ = ["Invalidation"]
 
 
-class Forgetting:
+class Invalidation:
     """The near cache, the loads, the leases and the epochs of one cache, as far as an invalidation touches them."""
 
     memory: LocalCache
@@ -45,24 +45,24 @@ class Forgetting:
         # The loads first: one that ends between the two steps is to find itself overtaken, or its place void. And last:
         # one that began in between may have found here what is gone now.
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
 
-    def touch(self, names: Iterable[bytes]) -> None:
+    def forget_names(self, names: Iterable[bytes]) -> None:
         """Forget what this process knows of some values, and let no load that began before have a say about them."""
         for name in names:
             self.flights.detach(name)
-            self.leases.touched(name)
+            self.leases.invalidated(name)
             self.memory.invalidate(name)
             # Again, as in `_forget`.
             self.flights.detach(name)
 
-    def removed(self, names: Iterable[bytes]) -> None:
+    def forget_read(self, names: Iterable[bytes]) -> None:
         """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
         for name in names:
             entry = self.memory.get_stale(name, trusted=False)
-            if entry is not None and isinstance(entry.trust, LocalTrust):
+            if entry is not None and isinstance(entry.trust, UnsharedTrust):
                 self.memory.void(name)
             else:
                 self.memory.invalidate(name)

@@ -116,9 +116,9 @@ class Lease:
             # Deleted, overwritten or taken over, whatever became of the announcement.
             self._owner.voided(self)
         else:
-            self._stands(connection)
+            self._confirm(connection)
 
-    def _stands(self, connection: "Connection") -> None:
+    def _confirm(self, connection: "Connection") -> None:
         # An answer that comes after an announcement was given after what that is about.
         self.doubted = False
         if connection.tracking:
@@ -131,14 +131,14 @@ class Lease:
         """
         return self.trust.deadline
 
-    def look(self, waiter: "Waiter") -> None:
+    def verify(self, waiter: "Waiter") -> None:
         """Ask Redis, on any loop, whether it is still ours; `waiter` is told when that is known.
 
         :raises CacheUnavailableError: when Redis is known to be away.
         """
-        self._owner.client.holder(self.name, self._looked, waiter)
+        self._owner.client.holder(self.name, self._verified, waiter)
 
-    def _looked(self, token: bytes | None, connection: "Connection", _sent: float) -> None:
+    def _verified(self, token: bytes | None, connection: "Connection", _sent: float) -> None:
         if self.ended:
             return
         if token != self.token:
@@ -146,7 +146,7 @@ class Lease:
             self._owner.voided(self)
         elif connection is self.connection:
             # Another connection's answer says nothing about what this one has announced since.
-            self._stands(connection)
+            self._confirm(connection)
 
     def doubt(self) -> None:
         """Note that it was announced, and ask soon whether it stands; on its connection's loop."""
@@ -158,14 +158,14 @@ class Lease:
             return
         self._asking = True
         try:
-            self.look(Callback(self._told, self._not_told))
+            self.verify(Callback(self._answered, self._unanswered))
         except CacheError as error:
-            self._not_told(error)
+            self._unanswered(error)
 
-    def _told(self, _result: object) -> None:
+    def _answered(self, _result: object) -> None:
         self._asking = False
 
-    def _not_told(self, _error: BaseException) -> None:
+    def _unanswered(self, _error: BaseException) -> None:
         """Allow the question to be repeated, and let no caller join the load."""
         self._asking = False
         self._owner.uncertain(self)

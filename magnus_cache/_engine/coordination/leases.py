@@ -37,8 +37,8 @@ import itertools
 import math
 import os
 import socket
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
@@ -63,8 +63,8 @@ _Detach = Callable[[Flight], object]
 """Told of a load under way that was overtaken: nobody may join it any more."""
 
 
-class _Bell(Protocol):
-    def __call__(self) -> object: ...
+_Waiter = tuple[asyncio.AbstractEventLoop, Callable[[], object]]
+"""A loop, and what is called there to wake a load that waits."""
 
 
 def new_token() -> bytes:
@@ -87,13 +87,13 @@ class Snapshot(NamedTuple):
 
     :ivar epoch: the highest epoch that it had seen.
     :ivar since: the moment, see `Epochs.moment`.
-    :ivar mark: where its record of untold invalidations stood.
+    :ivar outbox_position: where its record of untold invalidations stood.
     :ivar at: monotonic seconds.
     """
 
     epoch: int
     since: int
-    mark: int
+    outbox_position: int
     at: float
 
 
@@ -103,7 +103,7 @@ class Fence:
     :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
     :ivar epoch: the highest epoch that this process had seen.
     :ivar since: the moment when it was made, see `Epochs.moment`.
-    :ivar mark: where its record of untold invalidations stood.
+    :ivar outbox_position: where its record of untold invalidations stood.
     :ivar fresh: whether it is to replace a value that may be there.
     :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if
         Redis was there and gave no lease: then others may overtake the load unheard.
@@ -112,14 +112,25 @@ class Fence:
     :ivar previous: the value that the load is to replace, if it is known.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refusal", "since")
+    __slots__ = (
+        "at",
+        "epoch",
+        "flight",
+        "fresh",
+        "lease",
+        "offline",
+        "outbox_position",
+        "previous",
+        "refusal",
+        "since",
+    )
 
     def __init__(
         self, flight: Flight, lease: Lease | None, known: Snapshot, *, fresh: bool, offline: Trust | None
     ) -> None:
         self.flight = flight
         self.lease = lease
-        self.epoch, self.since, self.mark, self.at = known
+        self.epoch, self.since, self.outbox_position, self.at = known
         self.fresh = fresh
         self.offline = offline
         self.refusal: CacheUnavailableError | None = None
@@ -152,7 +163,7 @@ class Leases:
         """Forget everything, as in a forked child."""
         self._lock = section()
         self._held: dict[bytes, Lease] = {}
-        self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
+        self._waiters: dict[bytes, dict[int, _Waiter]] = {}
         self._numbers = itertools.count()
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
 
@@ -174,13 +185,13 @@ class Leases:
         with self._lock:
             self._held[lease.name] = lease
 
-    def unwanted(self, name: bytes, token: bytes) -> None:
+    def abandoned(self, name: bytes, token: bytes) -> None:
         """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
         with self._lock:
             if len(self._unreleased) < _MOST_UNRELEASED:
                 self._unreleased[token] = (name, math.inf)
 
-    def told(self, token: bytes) -> None:
+    def answered(self, token: bytes) -> None:
         """Note that Redis has said whether it grants a lease."""
         if self._unreleased:
             self._unreleased.pop(token, None)
@@ -208,7 +219,7 @@ class Leases:
 
         def released(_result: object) -> None:
             # Redis does not announce our own doings to us.
-            self.ring(name)
+            self.notify(name)
 
         if running_loop() is not connection.loop:
             # It was closed with the load.
@@ -235,7 +246,7 @@ class Leases:
             self._detach(lease.flight)
         lease.close()
 
-    def let_go(self, flight: Flight) -> None:
+    def release_hung(self, flight: Flight) -> None:
         """Give back the lease of a load that seems to hang."""
         lease = self._held.get(flight.key)
         if lease is not None and lease.flight is flight:
@@ -248,7 +259,7 @@ class Leases:
         # Through another connection it may be about a lease that went before.
         if lease is not None and lease.connection is connection:
             lease.doubt()
-        self.ring(name)
+        self.notify(name)
 
     def doubted(self, name: bytes) -> Lease | None:
         """Return a value's lease if it was announced, and its holder waits to be told whether it stands."""
@@ -260,23 +271,23 @@ class Leases:
         if lease.flight is not None and not lease.ended:
             self._detach(lease.flight)
 
-    def touched(self, name: bytes) -> None:
+    def invalidated(self, name: bytes) -> None:
         """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
         lease = self._held.get(name)
         if lease is not None:
             self.voided(lease)
-        self.ring(name)
+        self.notify(name)
 
-    def touched_matching(self, predicate: Callable[[bytes], object]) -> None:
-        """Do what `touched` does for every name that satisfies a quick predicate."""
+    def invalidated_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Do what `invalidated` does for every name that satisfies a quick predicate."""
         for name in [name for name in list(self._held) if predicate(name)]:
-            self.touched(name)
+            self.invalidated(name)
 
     def flushed(self, connection: "Connection") -> None:
         """Note that leases at a server may be gone: those of the database that was emptied."""
         for lease in [lease for lease in list(self._held.values()) if lease.connection is connection]:
             lease.doubt()
-        self.ring_all()
+        self.notify_all()
 
     def check(self, name: bytes, now: float, *, cut_off: bool = False) -> None:
         """Let nobody join a load whose lease could have been voided unheard.
@@ -295,31 +306,31 @@ class Leases:
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
             number = next(self._numbers)
-            self._bells.setdefault(name, {})[number] = (loop, event.set)
+            self._waiters.setdefault(name, {})[number] = (loop, event.set)
         try:
             yield event
         finally:
             with self._lock:
-                bells = self._bells.get(name, {})
-                bells.pop(number, None)
-                if not bells:
-                    self._bells.pop(name, None)
+                waiters = self._waiters.get(name, {})
+                waiters.pop(number, None)
+                if not waiters:
+                    self._waiters.pop(name, None)
 
-    def ring(self, name: bytes) -> None:
+    def notify(self, name: bytes) -> None:
         """Wake whoever waits for a change of a value."""
-        if name in self._bells:
+        if name in self._waiters:
             with self._lock:
-                bells = list(self._bells.get(name, {}).values())
-            _ring(bells)
+                waiters = list(self._waiters.get(name, {}).values())
+            _wake(waiters)
 
-    def ring_all(self) -> None:
+    def notify_all(self) -> None:
         """Wake everybody: a connection was lost, and with it the announcements."""
         with self._lock:
-            bells = [bell for group in self._bells.values() for bell in group.values()]
-        _ring(bells)
+            waiters = [waiter for group in self._waiters.values() for waiter in group.values()]
+        _wake(waiters)
 
 
-def _ring(bells: list[tuple[asyncio.AbstractEventLoop, _Bell]]) -> None:
-    for loop, bell in bells:
-        # On a closed loop nobody is left to be woken.
-        call_on_loop(loop, bell)
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    for loop, wake in waiters:
+        # On a closed loop there is no waiter left.
+        call_on_loop(loop, wake)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.generations import OutageGenerations
-from magnus_cache._engine.coordination.invalidation import Forgetting
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LifeCycle"]
 
 
-class LifeCycle(Forgetting):
+class LifeCycle(Invalidation):
     """The part of a `State` that ends it.
 
     :ivar closed: whether it was closed.
@@ -60,7 +60,7 @@ class LifeCycle(Forgetting):
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
-            if (last := self.farewell()) is not None:
+            if (last := self.final_replay()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
@@ -95,7 +95,7 @@ class LifeCycle(Forgetting):
                 if self.portal.running:
                     # Loads on it end with it anyway; this also tells those who wait on other loops.
                     self.portal.call(self.flights.aclose)
-            if (last := self.farewell(but=running_loop())) is not None:
+            if (last := self.final_replay(but=running_loop())) is not None:
                 # Its loop may end meanwhile, and take it along: what it came to is not asked.
                 wait([last], CLOSE_TIMEOUT)
             self.replayer.stop()
@@ -110,7 +110,7 @@ class LifeCycle(Forgetting):
             self.end()
         return Ending(ending)
 
-    def farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+    def final_replay(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
         """Begin to tell Redis what it was not told yet, on a loop that runs.
 
         :param but: a loop to skip, because this call blocks it.
@@ -120,7 +120,7 @@ class LifeCycle(Forgetting):
         for connection in self.topology.running():
             if connection.loop is but:
                 continue
-            words = self.replayer.farewell(connection, self.breaker)
+            words = self.replayer.final_replay(connection, self.breaker)
             try:
                 return asyncio.run_coroutine_threadsafe(words, connection.loop)
             except RuntimeError:

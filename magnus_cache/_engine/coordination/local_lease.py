@@ -11,16 +11,16 @@ from magnus_cache._engine.memory.store import LocalCache
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["LocalWatch"]
+__all__ = ["LocalLease"]
 
 
-class LocalWatch(Lease):
+class LocalLease(Lease):
     """Stands for the lease of a load that has none at Redis: it ends, and is voided, as a lease is.
 
-    :ivar fill: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.
+    :ivar placeholder: the place of the object in memory; void as soon as its key is deleted, overwritten or cleared.
     """
 
-    __slots__ = ("_confirmed_until", "_memory", "fill")
+    __slots__ = ("_confirmed_until", "_memory", "placeholder")
 
     def __init__(self, owner: Owner, connection: "Connection", name: bytes, flight: Flight, memory: LocalCache) -> None:
         self.connection, self.name, self.flight = connection, name, flight
@@ -34,7 +34,7 @@ class LocalWatch(Lease):
         self._left, self._timer = 0, None
         self._memory = memory
         # Of several loads of one key, the one that began last has a say.
-        self.fill = memory.reserve(name, anew=True)
+        self.placeholder = memory.reserve(name, anew=True)
 
     def joinable_until(self, *, cut_off: bool) -> float:
         """Return the monotonic second until which callers may join the load; see `Lease.joinable_until`."""
@@ -49,4 +49,4 @@ class LocalWatch(Lease):
         if not self.ended:
             self.ended = True
             self._owner.ended(self)
-            self._memory.release(self.fill)
+            self._memory.release(self.placeholder)

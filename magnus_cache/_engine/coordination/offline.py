@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.policy.namespaces import Namespace
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.settings.settings import CacheSettings
 
-__all__ = ["CutOff"]
+__all__ = ["OfflineBounds"]
 
 
-class CutOff:
+class OfflineBounds:
     """The part of a `State` that knows when it last had contact with Redis."""
 
     settings: "CacheSettings"
@@ -59,5 +59,5 @@ class CutOff:
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = self.generations.offline
         if self.reachable:
-            return LocalTrust(self.clock() + self.settings.max_staleness, self.generations.now)
-        return self.generations.bounded(offline, namespace)
+            return UnsharedTrust(self.clock() + self.settings.max_staleness, self.generations.current)
+        return self.generations.trust_for(offline, namespace)

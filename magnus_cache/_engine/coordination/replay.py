@@ -39,7 +39,7 @@ class ReplayTarget(Protocol):
 
     client: "Client"
 
-    def removed(self, names: Iterable[bytes]) -> None:
+    def forget_read(self, names: Iterable[bytes]) -> None:
         """Forget what was read of some values that are gone from Redis."""
 
     def outdated(self, name: bytes) -> None:
@@ -84,7 +84,7 @@ class Replayer:
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), CacheUnavailableError):
             raise error
 
-    async def farewell(self, connection: "Connection", breaker: Breaker) -> None:
+    async def final_replay(self, connection: "Connection", breaker: Breaker) -> None:
         """Tell Redis what it missed while there is somebody left to tell it: one attempt, in the time of one call.
 
         On the connection's loop.
@@ -164,7 +164,7 @@ class Replayer:
             try:
                 # Epochs first: they may cover a million values, and take one exchange.
                 await self.bump(controls)
-                await self._owner.client.remove(missed.names, self._owner.removed)
+                await self._owner.client.remove(missed.names, self._owner.forget_read)
             except CacheUnavailableError as error:
                 if not connection.up:
                     raise

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_events import ConnectionEvents
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
@@ -22,7 +22,7 @@ from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
-from magnus_cache._engine.coordination.offline import CutOff
+from magnus_cache._engine.coordination.offline import OfflineBounds
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["State"]
 
 
-class State(LifeCycle, CutOff):
+class State(LifeCycle, OfflineBounds):
     """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
@@ -89,9 +89,9 @@ class State(LifeCycle, CutOff):
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
-        self.epoch_reads = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
+        self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_reads)
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
         self.journal = self._new_journal()
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
         on_fork_child(self)
@@ -161,14 +161,14 @@ class State(LifeCycle, CutOff):
         where = self.endpoint.display if self.endpoint else "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
-    def missed(self, record: Callable[[Outbox], int]) -> int:
+    def record_missed(self, record: Callable[[Outbox], int]) -> int:
         """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
         mark = record(self.outbox)
-        for connection in self.topology.standing()[:1]:
+        for connection in self.topology.established()[:1]:
             call_on_loop(connection.loop, self.replayer.begin, connection)
         return mark
 
-    async def recorded(self) -> None:
+    async def journal_written(self) -> None:
         """Return once what was recorded would survive this process, as far as there is a journal and its disk works."""
         if self.journal is not None:
             await self.journal.written()

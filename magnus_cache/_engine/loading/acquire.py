@@ -101,7 +101,7 @@ class LeaseAcquirer:
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
         if flight.private:
-            return self.unclaimed(flight, fresh=request.fresh)
+            return self.without_lease(flight, fresh=request.fresh)
         if wire is None:
             return await self._acquire_here(request, flight, partial(self._state.memory.hit, ref.name))
         try:
@@ -126,9 +126,9 @@ class LeaseAcquirer:
             entry = None if request.fresh else held()
             if entry is not None and entry.version != request.unwanted:
                 return entry
-            return self.unclaimed(flight, fresh=request.fresh)
+            return self.without_lease(flight, fresh=request.fresh)
 
-    def unclaimed(self, flight: Flight, *, fresh: bool) -> Fence:
+    def without_lease(self, flight: Flight, *, fresh: bool) -> Fence:
         """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
         fence = self.fence(None, flight, fresh=fresh)
         flight.joinable_until = fence.at + self._state.settings.max_staleness
@@ -150,16 +150,16 @@ class LeaseAcquirer:
         before there is one.
         """
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        known = epochs.minimum(wire.known, ref.epoch_names, tags) is not None
-        if not known and epochs.last_minimum(ref.epoch_names, tags) is not None:
-            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        known = epochs.lowest_valid(wire.known, ref.epoch_names, tags) is not None
+        if not known and epochs.lowest_valid_seen(ref.epoch_names, tags) is not None:
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
 
     async def informed(self, wire: "Connection", request: LoadRequest[Any], fence: Fence) -> Fence:
         """Return a claim that knows the epochs its value will be judged by; most often it does already."""
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        if epochs.minimum(wire.known, ref.epoch_names, tags) is None:
+        if epochs.lowest_valid(wire.known, ref.epoch_names, tags) is None:
             try:
-                await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+                await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             except BaseException:
                 fence.close()
                 raise
@@ -175,19 +175,19 @@ class LeaseAcquirer:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._state.leases.unwanted(name, token)
+                self._state.leases.abandoned(name, token)
             _give_back(waiter)
             raise
         except CacheUnavailableError as error:
             if not error.refused:
-                self._state.leases.unwanted(name, token)
+                self._state.leases.abandoned(name, token)
             raise
 
     async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
         """Register the tags that a load has produced, with the load's epoch if no invalidation came since."""
         if fence.lease is not None and not fence.lease.void:
             try:
-                await self._reads.epochs.adopt(fence.lease.connection, tags, fence.epoch)
+                await self._reads.epoch_sync.adopt(fence.lease.connection, tags, fence.epoch)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
@@ -204,10 +204,10 @@ class LeaseAcquirer:
         epochs, wire = self._state.epochs, fence.lease.connection
         announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
         try:
-            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.last_minimum(ref.epoch_names)
+        floor = epochs.lowest_valid_seen(ref.epoch_names)
         if floor is None or fence.epoch < floor:
             return True
         risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]
@@ -256,13 +256,13 @@ class _Acquisition:
                 self._reject = answer
                 self._rejected += 1
                 if self._rejected > _REJECTIONS:
-                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+                    return self._acquirer.without_lease(flight, fresh=request.fresh)
             elif isinstance(answer, _Waiting):
                 if request.on_wait is not None:
                     request.on_wait()
                 left = deadline - monotonic()
                 if left <= 0:
-                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+                    return self._acquirer.without_lease(flight, fresh=request.fresh)
                 await wait.wait(changed, min(left, answer.seconds), left)
                 self._waited = True
                 if not wire.up:
@@ -303,7 +303,7 @@ class _Acquisition:
         wire, request, ref, token = self._wire, self._request, self._request.ref, self._token
         header = b"" if self._reject is None else self._reject.raw[:HEADER_BYTES]
         life = round(self._state.settings.lease * 1000)
-        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags)
+        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags)
         fill = self._reads.expect(ref)
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         question = LeaseRequest(header, token, life, force=request.fresh, waited=self._waited)
@@ -317,7 +317,7 @@ class _Acquisition:
     async def _look(self) -> "Entry | _Rejected | _Unopened | None":
         """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
         wire, ref = self._wire, self._request.ref
-        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags, again=True)
+        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags, again=True)
         fill = self._reads.expect(ref)
         waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:
@@ -336,11 +336,11 @@ class _Acquisition:
     ) -> _Answer:
         """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
         leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
-        leases.told(self._token)
+        leases.answered(self._token)
         if reply.value is not None:
             return self._on_value(fill, reply.value, source, sent)
         if reply.unstorable:
-            return self._acquirer.unclaimed(flight, fresh=fresh)
+            return self._acquirer.without_lease(flight, fresh=fresh)
         if not reply.granted:
             return _Waiting(reply.wait)
         lease = leases.hold(self._wire, self._request.ref.name, self._token, self._state.settings.lease, flight)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine.coordination.leases import Fence, Snapshot
-from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.request import LoadRequest
@@ -44,7 +44,7 @@ class LocalAcquirer:
         await self._reads.caught_up(wire, ref)
         # Asked even if all is known: from here on the connection is kept talking.
         await wire.renew()
-        await self._reads.epochs.settled(wire, ref.epoch_names, request.tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, request.tags)
         flight.look.since = state.epochs.moment()
         entry = None if request.fresh else await self._local.read(wire, ref)
         if entry is not None and entry.version != request.unwanted and self._is_good(ref, entry):
@@ -52,7 +52,7 @@ class LocalAcquirer:
         # In this order: if Redis comes back in between, this is the trust that its coming has killed.
         offline = state.generations.offline
         # Nothing is waited for from here on: whoever gets the claim ends it.
-        watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
+        watch = LocalLease(state.leases, wire, ref.name, flight, state.memory)
         known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.position, state.clock())
         fence = Fence(flight, watch, known, fresh=request.fresh, offline=offline)
         flight.look.known = wire.known

@@ -20,7 +20,7 @@ class JoinRules:
 
     def __init__(self, reads: Reads) -> None:
         self._state = reads.state
-        self._epochs = reads.epochs
+        self._epochs = reads.epoch_sync
         self.flights = reads.state.flights
 
     def caller(self, request: LoadRequest[Any], source: object = None) -> JoiningCaller:
@@ -61,7 +61,7 @@ class JoinRules:
                     await self._epochs.settled(wire, ref.epoch_names)
                 if lease is not None:
                     waiter: asyncio.Future[None] = wire.loop.create_future()
-                    lease.look(waiter)
+                    lease.verify(waiter)
                     await waiter
         except (TimeoutError, CacheUnavailableError):
             self.flights.detach(ref.name)
@@ -78,7 +78,7 @@ class JoinRules:
             return
         hung = self.flights.detach_hung(ref.name, state.settings.wait_timeout)
         if hung is not None:
-            state.leases.let_go(hung)
+            state.leases.release_hung(hung)
             state.notices.warn(
                 f"hung:{ref.namespace}",
                 f"loading a value for namespace {str(ref.namespace)!r} has taken {state.clock() - hung.began:.0f} "

@@ -134,7 +134,7 @@ class Loads:
             found = self._from_entry(request.ref, got, opened)
             if found is not None:
                 return found
-            got = self.acquirer.unclaimed(flight, fresh=request.fresh)
+            got = self.acquirer.without_lease(flight, fresh=request.fresh)
         look, rule = flight.look, request.options.tags
         look.since, look.found = got.since, False
         # Should the load fail, nothing tells which tags its value would have had.

@@ -28,7 +28,7 @@ def uncached(
     """
     state = acquirer._state
     state.without_loop(error)
-    fence = acquirer.unclaimed(flight, fresh=False)
+    fence = acquirer.without_lease(flight, fresh=False)
     look = flight.look
     look.since, look.found, look.tags = fence.since, False, None
     flight.began = state.clock()

@@ -21,7 +21,7 @@ from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
-from magnus_cache._engine.redis.scripts import Claim
+from magnus_cache._engine.redis.scripts import LeaseAttempt
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
@@ -190,9 +190,11 @@ class Client:
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        claim = Claim.FORCED if request.force else Claim.WAITED if request.waited else Claim.FIRST
+        attempt = (
+            LeaseAttempt.FORCED if request.force else LeaseAttempt.WAITED if request.waited else LeaseAttempt.FIRST
+        )
         command = scripts.acquire(
-            key, request.reject, request.token, request.milliseconds, database=self._database, claim=claim
+            key, request.reject, request.token, request.milliseconds, database=self._database, attempt=attempt
         )
         self._wire(key).call(command, partial(_leased, receive), waiter)
 
@@ -278,7 +280,7 @@ class Client:
         """
         self._wire(control).call(scripts.prolong(control), as_it_is, IGNORED)
 
-    def vouch(self, control: bytes, identity: bytes) -> None:
+    def restore_identity(self, control: bytes, identity: bytes) -> None:
         """Leave the identity of a server's history there again, should it have been evicted or removed.
 
         The server announces its next removal.

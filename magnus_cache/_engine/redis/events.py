@@ -14,7 +14,7 @@ __all__ = ["Arrival", "WireLimits", "WireListener"]
 class Arrival(NamedTuple):
     """What a server says to a process that has not met it before."""
 
-    told: bool
+    answered: bool
     """Whether it could tell: an ACL may forbid it, and a replica cannot."""
     epoch: int
     """The epoch by which everything has become invalid; 0 for none."""

@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["ATTEMPTS", "twice"]
+__all__ = ["ATTEMPTS", "ask_twice"]
 
 ATTEMPTS: Final = 2
 """A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
@@ -13,7 +13,7 @@ ATTEMPTS: Final = 2
 T = TypeVar("T")
 
 
-async def twice(ask: Callable[[], Awaitable[T]]) -> T:
+async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:
     """Return what Redis answers, asked a second time if the connection was cut.
 
     :raises CacheUnavailableError: when that fails as well.

@@ -22,7 +22,7 @@ __all__ = [
     "LEASED",
     "PASSED",
     "UNSTORABLE",
-    "Claim",
+    "LeaseAttempt",
     "Script",
     "acquire",
     "adopt",
@@ -300,7 +300,7 @@ return {{0, redis.call('GET', KEYS[1])}}
 )
 
 
-class Claim(Enum):
+class LeaseAttempt(Enum):
     """What a caller that asks for a lease may take: the fourth and fifth argument of ACQ."""
 
     FIRST = (b"", b"")
@@ -312,17 +312,23 @@ class Claim(Enum):
 
 
 def acquire(
-    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, database: int = 0, claim: Claim = Claim.FIRST
+    name: bytes,
+    reject: bytes,
+    token: bytes,
+    milliseconds: int,
+    *,
+    database: int = 0,
+    attempt: LeaseAttempt = LeaseAttempt.FIRST,
 ) -> Command:
     """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
 
     For a caller that has waited for the lease it may be `UNSTORABLE`.
 
     :param reject: the header of the value that was judged unusable; empty if there was none.
-    :param claim: what the caller may take.
+    :param attempt: what the caller may take.
     """
     keys = (name, lease_name(name, database))
-    return _ACQUIRE.command(keys, reject, token, milliseconds, *claim.value)
+    return _ACQUIRE.command(keys, reject, token, milliseconds, *attempt.value)
 
 
 def compare(name: bytes, version: int, size: int) -> Command:

@@ -121,7 +121,7 @@ class Topology:
         """Return those of all loops."""
         return list(self._wires.values())
 
-    def standing(self) -> "list[Wire]":
+    def established(self) -> "list[Wire]":
         """Return those that are connected, and whose loops would notice if they were not."""
         return list(filter(_lives, self.connections()))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.redis.bulk import Reclaimed
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Clears"]
@@ -37,19 +37,19 @@ class Clears:
         try:
             if not _whole(scope):
                 # Redis has no keys of local namespaces to match, so the other processes clear them as a whole.
-                await twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                await ask_twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await twice(lambda: self.state.replayer.bump((control,)))
+            epoch = await ask_twice(lambda: self.state.replayer.bump((control,)))
             if not epoch:
                 # Redis had no room for the new epoch, so the values are removed one by one.
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise
         except CacheUnavailableError as error:
             self._unsure(scope)
-            await self.state.recorded()
+            await self.state.journal_written()
             self._failed(error)
             if error.reason == "protocol":
                 self.state.notices.warn("clear", f"{error}; every value that the glob may match is treated as invalid")
@@ -97,15 +97,15 @@ class Clears:
         if state.client.connection(state.epochs.root) is None or not names:
             return
         try:
-            await twice(lambda: state.replayer.bump(names))
+            await ask_twice(lambda: state.replayer.bump(names))
         except asyncio.CancelledError:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
-            await state.recorded()
+            await state.journal_written()
             self._failed(error)
 
     def _outdate(self, names: Sequence[bytes]) -> None:
@@ -121,7 +121,7 @@ class Clears:
 
     def _unsure(self, scope: ClearScope) -> None:
         # The record first: a read that missed the record finds its placeholder void.
-        self.state.missed(lambda outbox: outbox.record_prefix(scope.prefix))
+        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:

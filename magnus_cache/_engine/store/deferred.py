@@ -131,7 +131,7 @@ class Deferred:
         # Call this before the values are forgotten: a read that missed the record finds its placeholder void.
         self._state.without_loop(error)
         if self._state.endpoint is not None:
-            self._state.missed(record)
+            self._state.record_missed(record)
 
     def _forget(self, refs: Sequence[KeyRef]) -> None:
         for ref in refs:

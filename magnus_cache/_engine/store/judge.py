@@ -160,8 +160,8 @@ def verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "C
     # In this order, see the module.
     outbox, epochs = state.outbox, state.epochs
     pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
-    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))
-    minimum = epochs.minimum(source.known, ref.epoch_names, record.tags)
+    pending = pending or (asked < outbox.confirmed_at and outbox.was_covered(ref.name, asked))
+    minimum = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)
 
 
@@ -176,5 +176,5 @@ def settled_verdict(
     :param asked: the monotonic second when Redis was asked for the value, or later.
     """
     pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)
-    minimum = state.epochs.last_minimum(ref.epoch_names, record.tags)
+    minimum = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry, pack_windows
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -55,7 +55,7 @@ class Lifetimes:
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await twice(lambda: self._stored(wire, ref))
+                stored = await ask_twice(lambda: self._stored(wire, ref))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
             else:
@@ -76,7 +76,7 @@ class Lifetimes:
             return entry is not None and self._prolong_here(ref, ttl, wire)
         if wire is not None:
             try:
-                return await twice(lambda: self._replace(wire, ref, ttl))
+                return await ask_twice(lambda: self._replace(wire, ref, ttl))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
         # Another task may be keeping a value here that Redis refused. Its lock is free once the value is here.
@@ -102,7 +102,7 @@ class Lifetimes:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # Taken first: if Redis comes back from here on, this trust ends.
-            offline = self._state.generations.bounded(self._state.generations.offline, ref.namespace)
+            offline = self._state.generations.trust_for(self._state.generations.offline, ref.namespace)
             local = ref.namespace.local
             entry = self._memory.get_untrusted(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:
@@ -118,7 +118,7 @@ class Lifetimes:
     async def _stored(self, wire: "Connection", ref: KeyRef) -> _Stored | None:
         """Return a value in Redis that `get` would serve; None if there is none."""
         await self._reads.caught_up(wire, ref)
-        await self._reads.epochs.settled(wire, ref.epoch_names)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names)
         asked = self._clock()
         raw = await self._state.client.get(ref.name)
         if raw is None:
@@ -128,7 +128,7 @@ class Lifetimes:
         except CacheDecodeError as error:
             self._reads.unreadable(ref, error)
             return None
-        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         now, negative = self._clock(), bool(header.flags & envelope.NEGATIVE)
         record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
         left = wire.time.end(header.fresh_until, header.life, now) - now

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.memory.store import LocalCache
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
@@ -58,7 +58,7 @@ class LocalWrites:
         try:
             await wire.renew()
             sent = state.clock()
-            await self._reads.epochs.settled(wire, ref.epoch_names, record.tags)
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
         else:
@@ -74,26 +74,26 @@ class LocalWrites:
         :param record: with the highest epoch that was known before the load.
         """
         watch, state = fence.lease, self._state
-        assert isinstance(watch, LocalWatch)
+        assert isinstance(watch, LocalLease)
         wire, now = watch.connection, state.clock()
         try:
             if not wire.up or wire.trust.deadline <= now:
                 # The answer comes after all earlier announcements.
                 await wire.renew()
-            await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, record.tags))
+            await ask_twice(lambda: self._reads.epoch_sync.settled(wire, ref.epoch_names, record.tags))
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             return error
         # Read before the verdict: a later invalidation finds an entry older than itself, or voids the placeholder.
         known = state.memory.generation, state.epochs.stamps(record.tags)
         kept = False
-        lowest_valid = state.epochs.last_minimum(ref.epoch_names, record.tags)
+        lowest_valid = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)
         # What waits in the outbox is older than the load, has voided the placeholder, or has invalidated a tag.
         judged = judge(record, ttl, ref.freshness, lowest_valid, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(record.tags, fence.since):
             trust = self._trust(wire, ref, record.tags, now)
             entry = self._reads.entry(ref, record, trust, (now + ttl, now, None), known)
-            kept = state.memory.fill(watch.fill, entry)
+            kept = state.memory.fill(watch.placeholder, entry)
         watch.close(filled=True)
         ref.counters.stores += kept
         state.stats.fenced_loads += not kept
@@ -101,7 +101,7 @@ class LocalWrites:
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return the trust of an object: one that has ended if its epochs are in doubt, so the next read judges it."""
-        suspect = Trust(float("-inf"), self._state.generations.now)
+        suspect = Trust(float("-inf"), self._state.generations.current)
         return self._reads.local.trust(wire, ref, tags, sent) or suspect
 
     async def remove(self, refs: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
@@ -117,12 +117,12 @@ class LocalWrites:
         state = self._state
         names = [ref.name for ref in refs]
         here = count_here(state.memory, names)
-        state.touch(names)
+        state.forget_names(names)
         if state.client.connection(names[0]) is None:
             return here
         controls = list({state.epochs.tag_name(tag): None for each in refs for tag in tagged(each, ())})
         try:
-            await twice(lambda: state.replayer.bump(controls))
+            await ask_twice(lambda: state.replayer.bump(controls))
         except asyncio.CancelledError:
             self._unsure(controls)
             raise
@@ -131,12 +131,12 @@ class LocalWrites:
             self._unsure(controls)
             if state.reachable:
                 state.notices.warn(f"refused:{error.reason}", f"{error}; other processes still use the value")
-            await state.recorded()
+            await state.journal_written()
         return here
 
     def _unsure(self, controls: Sequence[bytes]) -> None:
         # The record first, as for every invalidation that Redis may not have: see `Clears`.
-        self._state.missed(lambda outbox: outbox.record_tags(controls))
+        self._state.record_missed(lambda outbox: outbox.record_tags(controls))
         for name in controls:
             self._state.outdated(name)
 

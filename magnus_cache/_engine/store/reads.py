@@ -53,7 +53,7 @@ class Reads(Coding):
         super().__init__(state)
         self._memory = state.memory
         self._compares = True
-        self.epochs = state.epoch_reads
+        self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
 
     def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
@@ -79,7 +79,7 @@ class Reads(Coding):
         name = state.keyspace.value_name(namespace, key)
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
-        epoch_names = state.epochs.function_realm(namespace, tag) if tag else state.epochs.epoch_names(namespace)
+        epoch_names = state.epochs.function_epoch_names(namespace, tag) if tag else state.epochs.epoch_names(namespace)
         return KeyRef(namespace, name, counters, epoch_names, freshness)
 
     def ttl(self, ref: KeyRef) -> float:
@@ -114,7 +114,7 @@ class Reads(Coding):
                     await wire.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                self.epochs.prepare(wire, ref.epoch_names, tags, again=again)
+                self.epoch_sync.prepare(wire, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
                 waiter, fill = self.request(wire, ref, None if again else held)
                 try:
@@ -165,7 +165,7 @@ class Reads(Coding):
                 wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
             else:
                 tags = tags_of(held)
-                self.epochs.prepare(wire, ref.epoch_names, tags)
+                self.epoch_sync.prepare(wire, ref.epoch_names, tags)
                 receive = partial(self.compared, ref, fill, held)
                 self.state.client.compare(ref.name, held.version, head_size(tags), receive, waiter)
         except BaseException:
@@ -224,7 +224,7 @@ class Reads(Coding):
         try:
             wire = self._connection(ref.name)
             assert wire is not None
-            self.epochs.prepare(wire, ref.epoch_names)
+            self.epoch_sync.prepare(wire, ref.epoch_names)
             wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
@@ -250,10 +250,10 @@ class Reads(Coding):
         generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
         # Whoever brought it near may have asked for another grace than this caller.
         grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
-        allowed = math.inf if offline is None else generations.ends(entry.trust, offline) - now
+        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline) - now
         return judge_offline(
             entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.generation == generations.now, allowed=allowed,
+            heard=entry.trust.generation == generations.current, allowed=allowed,
         )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
@@ -352,7 +352,7 @@ class Reads(Coding):
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if source.tracking:
             return source.trust
-        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
+        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.current)
 
     def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""

@@ -179,7 +179,7 @@ async def _ask_many(
     with contextlib.ExitStack() as placeholders:
         try:
             try:
-                reads.epochs.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
+                reads.epoch_sync.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
                 for count, ref in enumerate(refs, 1):
                     waiter, placeholder = reads.request(wire, ref, None if again else reads.held(ref))
                     waiters.append(waiter)

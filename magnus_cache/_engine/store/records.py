@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from magnus_cache._engine.coherence.realms import EpochNames
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters

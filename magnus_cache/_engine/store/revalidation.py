@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.store.records import Record
 
@@ -25,7 +25,7 @@ _WORTH: Final = 1_024
 
 def comparable(near: Entry, wire: "Connection") -> bool:
     """Whether to compare an entry: it is large, and comes from Redis through another connection than this one."""
-    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, LocalTrust)
+    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, UnsharedTrust)
 
 
 def tags_of(near: Entry) -> tuple[str, ...]:

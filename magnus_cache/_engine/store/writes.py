@@ -17,12 +17,12 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
@@ -84,7 +84,7 @@ class Writes:
 
         Call it on a loop, not in a blocked thread, which may have interrupted a loop of its own that holds the lease.
         """
-        self.state.touch((ref.name,))
+        self.state.forget_names((ref.name,))
         return await self.write(ref, value, payload, ttl, tags)
 
     async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
@@ -114,7 +114,7 @@ class Writes:
 
         async def attempt() -> None:
             nonlocal record
-            await self.reads.epochs.settled(wire, ref.epoch_names, tags)
+            await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             record = record._replace(epoch=self.state.epochs.highest)
             await self._send(wire, ref, record, payload, ttl, partial(self.state.client.store, ref.name))
 
@@ -133,7 +133,7 @@ class Writes:
             self.unsure((ref.name,))
             raise
         if error is not None:
-            await self.state.recorded()
+            await self.state.journal_written()
             return kept
         self.state.outbox.overwritten(ref.name, position)
         # A load through another connection may have read the old value before this write replaced it.
@@ -164,9 +164,9 @@ class Writes:
                 return outcome
             return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epochs.prepare(lease.connection, ref.epoch_names, tags)
+            self.reads.epoch_sync.prepare(lease.connection, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await twice(lambda: self._send(lease.connection, ref, record, payload, ttl, send))
+            stored = await ask_twice(lambda: self._send(lease.connection, ref, record, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -174,16 +174,16 @@ class Writes:
                 self._distrust((ref.name,))
             lease.close()
             kept = await self._keep_loaded(ref, record, ttl, overtaken, fence, error if error.refused else None)
-            await self.state.recorded()
+            await self.state.journal_written()
             return kept
         except asyncio.CancelledError:
             if fence.fresh:
                 self._distrust((ref.name,))
             raise
         lease.close(filled=True)
-        self.state.leases.ring(ref.name)
+        self.state.leases.notify(ref.name)
         if stored:
-            self.state.outbox.overwritten(ref.name, fence.mark)
+            self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
         else:
             self.state.stats.fenced_loads += 1
@@ -267,7 +267,7 @@ class Writes:
         known, kept = self.reads.tag_state(ref, record.tags), False
         # By the newest estimate of Redis' clock.
         deadline = source.time.end(*times, sent)
-        lowest_valid = self.state.epochs.minimum(source.known, ref.epoch_names, record.tags)
+        lowest_valid = self.state.epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
         # What waits in the outbox is older than this value, or has voided the placeholder.
         judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending=False)
         if stored and placeholder is not None and judged.serves:
@@ -298,7 +298,7 @@ class Writes:
         process would keep their old values after this call.
         """
         position = self._distrust(names)
-        self.state.touch(names)
+        self.state.forget_names(names)
         return position
 
     def _distrust(self, names: Sequence[bytes]) -> int:
@@ -307,7 +307,7 @@ class Writes:
         Loads continue, because a load whose value Redis refused calls this as well.
         The record comes first, then the invalidation: a read that missed the record finds its placeholder void.
         """
-        position = self.state.missed(lambda outbox: outbox.record(names))
+        position = self.state.record_missed(lambda outbox: outbox.record(names))
         for name in names:
             self._memory.invalidate(name)
         return position
@@ -348,10 +348,10 @@ class Writes:
         """
         offline = self.state.generations.offline
         if fence.offline is offline and not self.state.reachable:
-            trust: Trust = self.state.generations.bounded(offline, ref.namespace)
+            trust: Trust = self.state.generations.trust_for(offline, ref.namespace)
         elif refusal is not None:
             self._stays_here(ref, refusal)
-            trust = LocalTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
+            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.current)
         else:
             return False
         # After a write of the key that another task has begun: it may overtake this load.
@@ -369,7 +369,7 @@ class Writes:
             portion = Step()
             try:
                 for item in items[start : start + MANY]:
-                    self.state.touch((item[0].name,))
+                    self.state.forget_names((item[0].name,))
                     writes.append(loop_task(self.write(*item)))
                     # `Step` counts bytes to decode. Packing takes a small part of that time.
                     if portion.done(len(item[2]) >> 4):
@@ -396,12 +396,12 @@ class Writes:
 
     async def _remove(self, names: Sequence[bytes]) -> int:
         here = count_here(self._memory, names)
-        self.state.touch(names)
+        self.state.forget_names(names)
         wire = self.state.client.connection(names[0])
         if wire is None:
             return here
         try:
-            return await twice(lambda: self.state.client.remove(names, self.state.touch))
+            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
         except asyncio.CancelledError:
             self.unsure(names)
             raise
@@ -410,12 +410,12 @@ class Writes:
             self.unsure(names)
             if self.state.reachable:
                 self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
-            await self.state.recorded()
+            await self.state.journal_written()
             return here
 
 
 async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
-    """Repeat an attempt whose connection was cut, as `twice` does; return the error that remains, or None."""
+    """Repeat an attempt whose connection was cut, as `ask_twice`; return the error that remains, or None."""
     if error.reason != "lost":
         return error
     try:
