@@ -139,9 +139,9 @@ class Replayer:
             error,
         )
         # One invalidation of everything replaces the records that failed, which are not retried.
-        untold = self._outbox.take()
+        failed = self._outbox.take()
         self._outbox.record_prefix(b"")
-        self._outbox.acknowledge(untold)
+        self._outbox.acknowledge(failed)
         self._owner.outdated(self._epochs.root)
 
     async def _replay(self, connection: "Connection") -> None:

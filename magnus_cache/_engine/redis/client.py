@@ -333,9 +333,9 @@ class Client:
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        told = [commands.info(await wire.execute(commands.INFO_MEMORY), b"used_memory_human")
+        used = [commands.info(await wire.execute(commands.INFO_MEMORY), b"used_memory_human")
                 for wire in self._topology.servers()]  # fmt: skip
-        return " + ".join(filter(None, told)) or None
+        return " + ".join(filter(None, used)) or None
 
 
 # -- checks of the answers; all run inside the reader ---------------------------------------------------------------

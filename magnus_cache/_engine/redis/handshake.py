@@ -119,7 +119,7 @@ def history_check(known: KnownEpochs, history: bytes) -> Callback:
     """
     known.suspended = True
 
-    def told(reply: Any) -> None:
+    def received(reply: Any) -> None:
         """:raises RedisConnectionError: if the history is another one, or the server has lost its primary."""
         if is_orphan(reply):
             raise RedisConnectionError("the server is a replica that has lost its primary")
@@ -132,4 +132,4 @@ def history_check(known: KnownEpochs, history: bytes) -> Callback:
         if isinstance(error, CacheUnavailableError) and error.refused:
             known.suspended = False
 
-    return Callback(told, failed)
+    return Callback(received, failed)

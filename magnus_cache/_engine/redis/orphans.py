@@ -51,13 +51,13 @@ class OrphanedConnections:
                 waiting.pop(next((known for known, other in waiting.items() if other != run), next(iter(waiting))))
             self.waiting = waiting
 
-    def ends(self, run: bytes, told: set[int]) -> list[tuple[Command, Callback]]:
+    def ends(self, run: bytes, sent: set[int]) -> list[tuple[Command, Callback]]:
         """Return the commands that a connection must send first, except those that it has sent already.
 
-        :param told: the client ids that it has sent; extended.
+        :param sent: the client ids that it has sent; extended.
         """
-        due = [client for client, other in self.waiting.items() if other == run and client not in told]
-        told.update(due)
+        due = [client for client, other in self.waiting.items() if other == run and client not in sent]
+        sent.update(due)
         return [(commands.kill(client), self._ended(client)) for client in due]
 
     def _ended(self, client: int) -> Callback:
