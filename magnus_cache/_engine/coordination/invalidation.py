@@ -1,4 +1,4 @@
-"""Invalidation: what this process holds of values that were invalidated, and what is being loaded of them."""
+"""Local invalidation: drops invalidated values from memory, and keeps callers from joining overtaken loads."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,7 +13,7 @@ __all__ = ["Invalidation"]
 
 
 class Invalidation:
-    """The near cache, the loads, the leases and the epochs of one cache, as far as an invalidation touches them."""
+    """The part of a `State` that invalidates: memory, running loads, leases and epochs."""
 
     memory: LocalCache
     flights: Flights
@@ -21,36 +21,36 @@ class Invalidation:
     epochs: Epochs
 
     def outdated(self, name: bytes) -> None:
-        """Drop all that an epoch is about, in constant time; and let nobody join what is being loaded of it."""
+        """Drop all values that an epoch covers, in constant time, and detach their running loads."""
         prefix = self.epochs.prefix_of(name)
         if prefix is not None:
             self.forget_prefix(prefix)
             return
-        # Noted before, for a load that is about to keep its value here; and after, as one that looks here in between
-        # may still find what is gone then.
+        # Noted twice. Before: a load that is about to store its value here finds itself overtaken. After: a load that
+        # began in between may have read an entry that is gone now.
         self.epochs.invalidated((name,))
         if (stamp := self.epochs.stamp_of(name)) is not None:
             self.memory.invalidate_tag(stamp)
         self.epochs.invalidated((name,))
 
     def forget_prefix(self, prefix: bytes) -> None:
-        """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
+        """Drop all values whose names have this prefix, and detach their running loads."""
         self._forget(prefix, lambda name: name.startswith(prefix))
 
     def forget_matching(self, pattern: NamePattern) -> None:
-        """Do what `forget_prefix` does for the names that a pattern matches in full."""
+        """Drop all values whose full names match a pattern, and detach their running loads."""
         self._forget(pattern, lambda name: pattern.fullmatch(name) is not None)
 
     def _forget(self, scope: Scope, covered: Callable[[bytes], bool]) -> None:
-        # The loads first: one that ends between the two steps is to find itself overtaken, or its place void. And last:
-        # one that began in between may have found here what is gone now.
+        # Loads first: one that ends between the two steps finds itself overtaken, or its placeholder void. And loads
+        # last: one that began in between may have read an entry that is gone now.
         self.flights.detach_matching(covered)
         self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
 
     def forget_names(self, names: Iterable[bytes]) -> None:
-        """Forget what this process knows of some values, and let no load that began before have a say about them."""
+        """Drop some values, and void the loads of them that began before."""
         for name in names:
             self.flights.detach(name)
             self.leases.invalidated(name)
@@ -59,7 +59,7 @@ class Invalidation:
             self.flights.detach(name)
 
     def forget_read(self, names: Iterable[bytes]) -> None:
-        """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
+        """Drop what was read from Redis of some values; keep those that only this process has."""
         for name in names:
             entry = self.memory.get_stale(name, trusted=False)
             if entry is not None and isinstance(entry.trust, UnsharedTrust):

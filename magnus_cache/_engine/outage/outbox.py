@@ -243,12 +243,12 @@ class Outbox:
         return bool(tagged) and any(tagged.get(tag, -1) > position for tag in tags)
 
     def was_covered(self, name: bytes, asked: float) -> bool:
-        """Whether Redis may not have known yet that a value is gone, or replaced, when it was asked for it.
+        """Whether a value was invalidated at Redis only after it was requested there.
 
-        Such an answer may be on its way through one connection while another one tells Redis. Of namespaces and tags,
-        their epochs tell the same.
+        Such an answer may arrive on one connection while another one replays the invalidation. For namespaces and tags,
+        their epochs show the same.
 
-        :param asked: the monotonic second when the request left.
+        :param asked: the monotonic second at which the request was sent.
         """
         # In this order: on overflow another thread sets `_confirmed_before` first and drops the names then.
         return asked < self._confirmed.get(name, -math.inf) or asked < self._confirmed_before
