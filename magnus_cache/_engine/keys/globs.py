@@ -23,7 +23,6 @@ from magnus_cache._engine.keys.canonical import escape
 __all__ = [
     "ClearScope",
     "Glob",
-    "glob_regex",
     "is_pattern",
     "key_pattern",
     "literal_head",
@@ -295,15 +294,6 @@ def literal_head(glob: str) -> str:
     return glob if special is None else glob[: special.start()]
 
 
-def glob_regex(glob: str) -> re.Pattern[str]:
-    """Return the expression that matches in full what a glob matches in Redis, character for byte, oddities included.
-
-    After the first star, each stretch between stars is matched where it first fits, for good: giving it up again could
-    not help, and would take exponential time.
-    """
-    return _regex(_tokens(glob))
-
-
 def prefix_pattern(prefix: bytes) -> bytes:
     """Return the glob for SCAN MATCH that matches the names that begin with these bytes."""
     return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
@@ -347,6 +337,11 @@ def _tokens(glob: str) -> list[str]:
 
 
 def _regex(tokens: list[str]) -> re.Pattern[str]:
+    """Return the expression that fully matches what a glob matches in Redis, one character for one byte there.
+
+    After the first star, each stretch between stars is matched at its first match only (an atomic group). Trying later
+    matches could not help, and would take exponential time.
+    """
     stretches: list[str] = [""]
     for token in tokens:
         if token == _STAR:
