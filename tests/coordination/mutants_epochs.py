@@ -105,7 +105,7 @@ def without_a_bound_on_remembered_epochs() -> None:
 
 @guard(HERE)
 def without_the_epoch_that_came_with_the_lease() -> None:
-    original = acquire.LeaseAcquirer.informed
+    original = acquire.LeaseAcquirer.with_epochs
 
     async def informed(self: Any, wire_: Any, request: Any, fence: Any) -> Any:
         names, tags = request.ref.epoch_names, request.tags
@@ -114,4 +114,4 @@ def without_the_epoch_that_came_with_the_lease() -> None:
         fence.epoch = epoch if known else fence.epoch
         return fence
 
-    put(acquire.LeaseAcquirer, "informed", informed)
+    put(acquire.LeaseAcquirer, "with_epochs", informed)

@@ -95,7 +95,7 @@ def without_a_heartbeat_while_loading() -> None:
 
 @guard(HERE)
 def without_giving_back_what_was_granted_to_the_cancelled() -> None:
-    put(acquire, "_give_back", nothing)
+    put(acquire, "_release", nothing)
     original = acquire._Acquisition._on_reply
 
     def on_reply(self: Any, fill: Any, _: Any, *args: Any) -> Any:
@@ -163,4 +163,4 @@ def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return
 
-    put(acquire.LeaseAcquirer, "current", at_once)
+    put(acquire.LeaseAcquirer, "refresh_epochs", at_once)

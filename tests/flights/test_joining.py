@@ -56,7 +56,7 @@ class Held:
     def __init__(self, manager: AsyncCacheManager | CacheManager, *, answer: bool = False) -> None:
         self.there = threading.Event()
         self.go = threading.Event()
-        acquirer, name = manager._engine.loads.acquirer, "granted" if answer else "acquire"
+        acquirer, name = manager._engine.loads.acquirer, "await_answer" if answer else "acquire"
         original = getattr(acquirer, name)
 
         async def held(*args: Any, **more: Any) -> Any:

@@ -164,16 +164,16 @@ def without_coding_many_in_the_callers_thread() -> None:
 
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")
-def without_judging_batches_in_the_callers_thread() -> None:
-    put(many._BlockingBatch, "_judged", lambda _self, _keys, answers: answers)
+def without_preparing_batches_in_the_callers_thread() -> None:
+    put(many._BlockingBatch, "_prepared", lambda _self, _keys, answers: answers)
 
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")
 def without_encoding_loads_in_the_callers_thread() -> None:
     original = loads.Loads.stored
 
-    async def stored(self: Any, request: Any, judged: Any, *rest: Any) -> Any:
-        again = turns.at_once(self.judging.steps(request._replace(tags=judged.tags), judged.value))
+    async def stored(self: Any, request: Any, prepared: Any, *rest: Any) -> Any:
+        again = turns.at_once(self.preparer.steps(request._replace(tags=prepared.tags), prepared.value))
         return await original(self, request, again, *rest)
 
     put(loads.Loads, "stored", stored)

@@ -11,7 +11,7 @@ HERE: Final = "tests/outage/test_breaker.py"
 
 @guard(HERE)
 def without_one_trial_at_a_time() -> None:
-    put(breaker.Breaker, "try_acquire", lambda self, now: max(0.0, self.retry_at - now) if self.open else 0.0)
+    put(breaker.Breaker, "try_acquire", lambda self, now: max(0.0, self._retry_at - now) if self.open else 0.0)
 
 
 @guard(HERE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
+    import re
     from collections.abc import Callable, Collection, Mapping, Sized
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.loading.loads import Loads
     from magnus_cache._engine.memory.lru import ShardedLRU
     from magnus_cache._engine.memory.store import LocalCache
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.frame_limits import Intake
     from magnus_cache._engine.redis.pipeline import Pipeline
@@ -232,6 +234,11 @@ def disk_is_idle(journal: "Journal") -> bool:
     return journal._queue._added == journal._queue._done
 
 
+def retry_at(breaker: "Breaker") -> float:
+    """Return when the next attempt to reach Redis is due, in monotonic seconds."""
+    return breaker._retry_at
+
+
 # -- background loops -------------------------------------------------------------------------------------------
 
 
@@ -292,6 +299,21 @@ def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connect
     from magnus_cache._engine.store.writes import _Sent
 
     return cache._writes._stored(_Sent(*written), stored, connection, sent)
+
+
+def forget_log_lines() -> None:
+    """Allow everything to be logged again, as in a new process."""
+    from magnus_cache._engine.runtime import log
+
+    log._said.clear()
+    log._places.clear()
+
+
+def glob_regex(glob: str) -> "re.Pattern[str]":
+    """Return the expression that fully matches what a glob matches in Redis, one character for one byte there."""
+    from magnus_cache._engine.keys import globs
+
+    return globs._regex(globs._tokens(glob))
 
 
 def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:

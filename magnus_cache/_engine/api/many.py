@@ -13,7 +13,7 @@ from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, i
 from magnus_cache._engine.flights.flight import SERVING, Flight
 from magnus_cache._engine.loading.batch import Batch, CallLoader
 from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
-from magnus_cache._engine.loading.results import JudgedValue
+from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
@@ -374,17 +374,17 @@ class _BlockingBatch:
             # A batch loader replaces no single value, so its `current_load()` is empty, also within the load of a key.
             with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()):
                 result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
-            result = self._judged(keys, result)
+            result = self._prepared(keys, result)
         except Exception as error:  # noqa: BLE001  # the error is the outcome
             self._tell(loop, answer, (error, None))
         else:
             self._tell(loop, answer, (None, result))
 
-    def _judged(self, keys: Sequence[Any], answers: Any) -> Any:
-        """Return the answers judged and encoded. This thread does it, so that the loop stays free for all threads."""
+    def _prepared(self, keys: Sequence[Any], answers: Any) -> Any:
+        """Return the answers checked and encoded. This thread does it, so that the loop stays free for all threads."""
         if not isinstance(answers, Mapping):
             return answers
-        judged: dict[Any, Any] = {}
+        prepared: dict[Any, Any] = {}
         for key in keys:
             try:
                 answer = answers.get(key, MISS)
@@ -395,11 +395,11 @@ class _BlockingBatch:
             if not isinstance(answer, Exception):
                 item = self._wanted[key]
                 try:
-                    answer = at_once(self._engine.loads.judging.steps(self._request.of_key(item), answer))
+                    answer = at_once(self._engine.loads.preparer.steps(self._request.of_key(item), answer))
                 except Exception as error:  # noqa: BLE001  # the load of the key raises it
-                    answer = JudgedValue(answer, error=error)
-            judged[key] = answer
-        return judged
+                    answer = PreparedValue(answer, error=error)
+            prepared[key] = answer
+        return prepared
 
     def _tell(
         self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], what: tuple[Exception | None, Any]
