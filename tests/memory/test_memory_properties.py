@@ -446,7 +446,7 @@ def test_a_hit_survives_an_eviction_in_between() -> None:
     store = LocalCache(10, 10**6, clock)
     for read in (store.hit, store.get_untrusted):
         store._table[b"a"] = made = entry("v")
-        made.generation = store._generation
+        made.generation = store.generation
         assert read(b"a") is made
         assert len(store) == 0
 

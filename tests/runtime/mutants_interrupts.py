@@ -156,9 +156,9 @@ def without_a_look_at_the_floors_in_the_step_that_lays_one() -> None:
 def without_counting_a_floors_steps_from_when_it_is_there() -> None:
     def clear_matching(self: Any, scope: Any) -> None:
         with self._lock:
-            generation = self._generation + 1
+            generation = self.generation + 1
             self._clears.add(clear_log.Clear(scope, generation, self.steps + len(self._queue)))
-            self._generation = generation
+            self.generation = generation
             self._void(scope)
             self._advance(store._CLEAR_STEPS)
 

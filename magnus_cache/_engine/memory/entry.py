@@ -6,7 +6,10 @@ from typing import Any, Final, Literal, Self
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["MOST_BYTES", "OVERHEAD", "Entry", "ReferenceEntry", "TaggedEntry", "pack_facts", "pack_windows"]
+__all__ = ["DEAD", "MOST_BYTES", "OVERHEAD", "Entry", "ReferenceEntry", "TaggedEntry", "pack_facts", "pack_windows"]
+
+DEAD: Final = Trust(float("-inf"), -1)
+"""The trust of entries that have left the local cache: they are never served again, and no fallback in an outage."""
 
 OVERHEAD: Final = 250
 """Bytes that an entry takes beyond its name and value; counted against the limit."""
@@ -61,12 +64,13 @@ class Entry(float):
 
     :ivar value: the value that callers share, if `payload` is None.
     :ivar payload: the encoded value, which is decoded again for each caller; or None.
-    :ivar trust: the trust of the connection that the entry depends on.
+    :ivar trust: the trust of the connection that the entry depends on; `DEAD` once the entry has left the cache.
     :ivar generation: the generation in which it was last known not to be cleared. Only the local cache uses this.
     :ivar round: the last round in which the collector visited it. Only the local cache uses this.
+    :ivar seen: whether it was served since the local cache last looked for an entry to evict; each hit sets it.
     """
 
-    __slots__ = ("_packed", "generation", "payload", "round", "trust", "value")
+    __slots__ = ("_packed", "generation", "payload", "round", "seen", "trust", "value")
 
     value: Any
     payload: bytes | None
@@ -74,6 +78,7 @@ class Entry(float):
     _packed: int
     generation: int
     round: int
+    seen: bool
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
@@ -91,6 +96,7 @@ class Entry(float):
         # One int of 44 bytes instead of three that take 96 together; 56 bytes with windows after the deadline.
         self._packed = facts << _SIZE_BITS | size
         self.generation = self.round = 0
+        self.seen = False
         return self
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":

@@ -40,6 +40,10 @@ class One(OrderedDict[bytes, V]):
             return True
         return False
 
+    def all(self) -> list[V]:
+        """Return all values."""
+        return list(self.values())
+
     def oldest(self) -> tuple[bytes, V] | None:
         """Return the least recently used item, or None if the table is empty."""
         for name in self:
@@ -102,6 +106,10 @@ class ShardedLRU(Generic[V]):
                 if len(stripe) >= least and (least > 1 or stripe is not self._newest):
                     return stripe.oldest()
         return self._newest.oldest()
+
+    def all(self) -> list[V]:
+        """Return all values."""
+        return [value for stripe in self._stripes for value in stripe.all()]
 
     def clear(self) -> None:
         """Remove everything."""

@@ -28,18 +28,24 @@ class ReloadingCache(LocalCache):
     __slots__ = ("_renew", "_replaced")
 
     def __init__(
-        self, max_entries: int, max_bytes: int, clock: Clock = monotonic, *, renew: Callable[[Any], Any]
+        self,
+        max_entries: int,
+        max_bytes: int,
+        clock: Clock = monotonic,
+        *,
+        renew: Callable[[Any], Any],
+        exact: bool = False,
     ) -> None:
         self._renew = renew
         self._replaced = -1
-        super().__init__(max_entries, max_bytes, clock)
+        super().__init__(max_entries, max_bytes, clock, exact=exact)
 
     def types_replaced(self) -> None:
         """Make each decoded value be checked before it is served again; takes constant time."""
         with self._lock:
             # In this order: a reader that sees the new generation must see that classes were replaced.
-            self._replaced = self._generation + 1
-            self._generation += 1
+            self._replaced = self.generation + 1
+            self.generation += 1
 
     def _is_current(self, name: bytes, entry: Entry) -> bool:
         since = entry.generation

@@ -7,8 +7,17 @@ expiry cycle does with its keys: a few steps for each write, more where many ent
 removed otherwise leave the queue at their turn. An entry that may be served stale after its deadline is kept until its
 end, but is no longer a hit.
 
-A hit takes no lock: it is a few C calls, each atomic under the GIL, and an entry that another thread evicts in
-between is served one last time. Everything that changes the table takes the lock for a bounded time. The lock is
+A hit takes no lock and moves nothing: it is a few C calls, each atomic under the GIL, and marks the entry as seen. An
+entry that is to be evicted and was seen gets a second chance, as in CLOCK.
+
+An entry that leaves the table is dead for everyone who still holds it: every removal and every replacement first sets
+its trust to `DEAD`. So code that has got an entry from `hit` may keep it and serve it again without a look-up, as
+decorated functions do. In this order: read the value and the payload; check that ``now < entry``, that
+``entry.generation is memory.generation`` and that ``now < entry.trust.deadline``; set ``entry.seen``. If one of the
+checks fails, or where `marked` is False, ask `hit`. Only what `hit` returned may be kept so: an entry whose fill was
+refused was never in the table, so no removal reaches it.
+
+Everything that changes the table takes the lock for a bounded time. The lock is
 reentrant, because a value's finalizer or a signal handler may call the cache in the thread that holds it, but only to
 remove entries (see `runtime/critical`). So each check is followed by its action without a call in between, and each
 change of the table is counted once, by the code that made it.
@@ -19,10 +28,11 @@ from collections.abc import Callable
 from typing import Final
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
-from magnus_cache._engine.memory.clear_log import Clear, ClearLog, Scope, covers
-from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.clear_log import Clear, ClearLog, Scope
+from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
 from magnus_cache._engine.memory.lru import Table, make_lru
 from magnus_cache._engine.memory.placeholder import Placeholder
+from magnus_cache._engine.memory.reservations import Reservations
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
@@ -46,15 +56,19 @@ _CLEAR_STEPS: Final = 2048
 _EVICTIONS: Final = 4096
 """Evictions at most for one write. They free at least a megabyte; later writes free the rest."""
 
-_RESERVED: Final = 1024  # placeholders that a clear tells apart by name; if there are more, it voids all of them
+_CHANCES: Final = 1024
+"""Second chances at most for one eviction; where all entries are in use, one of them goes."""
 
 
-class LocalCache:
+class LocalCache(Reservations):
     """A thread-safe LRU store of entries by name, which is the value's full name in Redis.
 
     `len` and `bytes` include dead entries that have not been collected yet.
 
     :ivar hit: ``hit(name)`` returns the entry of a name if it may be served, else None; takes no lock.
+    :ivar generation: how many clears and tag invalidations there were; it only grows. An entry that carries this very
+        object was checked since the last one.
+    :ivar marked: whether ``entry.seen = True`` is all that a hit has to note; False for an exact LRU.
     :ivar bytes: sizes of all entries with their names and `OVERHEAD`; never more than `max_bytes`.
     :ivar evictions: entries removed to make room.
     :ivar expirations: entries removed after their deadline.
@@ -63,25 +77,33 @@ class LocalCache:
     """
 
     __slots__ = (
-        "__weakref__", "_clears", "_clock", "_generation", "_left", "_lock", "_owed", "_pending", "_queue", "_round",
-        "_table", "bytes", "evictions", "expirations", "fenced", "hit", "max_bytes", "max_entries", "steps",
+        "__weakref__", "_clears", "_clock", "_left", "_owed", "_queue", "_round", "_table", "bytes", "evictions",
+        "expirations", "fenced", "generation", "hit", "marked", "max_bytes", "max_entries", "steps",
     )  # fmt: skip
 
-    def __init__(self, max_entries: int, max_bytes: int, clock: Clock = monotonic) -> None:
+    def __init__(self, max_entries: int, max_bytes: int, clock: Clock = monotonic, *, exact: bool = False) -> None:
+        """Make an empty cache.
+
+        :param exact: evict exactly the least recently used entry, which makes hits slower.
+        """
         self.max_entries, self.max_bytes = max_entries, max_bytes
+        self.marked = not exact
         self._clock = clock
         self._table: Table[Entry] = make_lru(max_entries)
         self._clears = ClearLog()
         self._queue: deque[_Name] = deque()
-        self._generation = self._round = 0
+        self.generation = self._round = 0
         self.hit: Final = self._make_hit()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, in place and without waiting for the lock, which may be held forever in a forked child."""
         self._lock = section()
+        self.generation += 1
+        for entry in self._table.all():
+            entry.trust = DEAD
         self._table.clear()
-        self._pending: dict[_Name, Placeholder] = {}
+        self._pending = {}
         self._queue.clear()
         self._clears.reset()
         self._left = self._owed = 0
@@ -90,21 +112,11 @@ class LocalCache:
     def __len__(self) -> int:
         return len(self._table)
 
-    @property
-    def generation(self) -> int:
-        """How many clears and tag invalidations there were; it only grows."""
-        return self._generation
-
-    @property
-    def pending(self) -> int:
-        """How many names are reserved."""
-        return len(self._pending)
-
     # -- read -----------------------------------------------------------------------------------------------
 
     def _make_hit(self) -> Callable[[_Name], Entry | None]:
-        # A closure: a method would spend 40 ns of 150 on looking up these three through `self`.
-        get, move_to_end, clock = self._table.get, self._table.move_to_end, self._clock
+        # A closure: a method would spend 40 ns of 150 on looking up these through `self`.
+        get, touch, clock, marked = self._table.get, self._touch, self._clock, self.marked
 
         def hit(name: _Name) -> Entry | None:
             entry = get(name)
@@ -112,14 +124,18 @@ class LocalCache:
                 return None
             now = clock()
             trust = entry.trust
-            if now < entry and (entry.generation is self._generation or self._is_current(name, entry)):
+            if now < entry and (entry.generation is self.generation or self._is_current(name, entry)):
                 if now < trust.deadline:
                     trust.used = True
-                    try:
-                        move_to_end(name)
-                    except KeyError:
-                        pass  # Evicted at this moment. Not `suppress`, which would cost as much as all the rest.
+                    entry.seen = True
+                    if not marked:
+                        touch(name)
                     return entry
+                if trust is DEAD:
+                    # Replaced or removed at this moment, by another thread: its successor may be there.
+                    with self._lock:
+                        successor = get(name)
+                    return hit(name) if successor is not None and successor is not entry else None
             else:
                 self._drop_dead(name, entry, now)
             return None
@@ -135,10 +151,9 @@ class LocalCache:
         if not (now < entry.fresh_until and self._is_current(name, entry)):
             self._drop_dead(name, entry, now)
             return None
-        try:
-            self._table.move_to_end(name)
-        except KeyError:
-            pass
+        entry.seen = True
+        if not self.marked:
+            self._touch(name)
         return entry
 
     def get_stale(self, name: _Name, *, trusted: bool) -> Entry | None:
@@ -158,7 +173,7 @@ class LocalCache:
     def _is_current(self, name: _Name, entry: Entry) -> bool:
         """Return whether no clear and no tag invalidation covers an entry; asks the log once for each generation."""
         # In this order: a clear adds itself to the log first and opens its generation then.
-        generation = self._generation
+        generation = self.generation
         if entry.generation is generation:
             return True
         if self._clears.cleared(name, entry.generation):
@@ -177,30 +192,6 @@ class LocalCache:
                 self.expirations += now >= entry
 
     # -- fill -----------------------------------------------------------------------------------------------
-
-    def reserve(self, name: _Name, *, anew: bool = False) -> Placeholder:
-        """Return the placeholder of a name, to be reserved before its value is requested; requests may share one.
-
-        Each call needs one call of `release`, also after `fill`.
-
-        :param anew: void the current placeholder, for a value that supersedes those being requested.
-        """
-        ours: Placeholder | None = None
-        try:
-            with self._lock:
-                pending, new = self._pending, Placeholder(name)
-                placeholder = pending[name] if name in pending else None  # noqa: SIM401  # no call
-                if placeholder is None or anew:
-                    pending[name] = placeholder = ours = new
-                else:
-                    placeholder.holders += 1
-                    ours = placeholder
-                return placeholder
-        except BaseException:
-            # Interrupted (Ctrl-C) in between: the caller did not get the placeholder.
-            if ours is not None:
-                self.release(ours)
-            raise
 
     def fill(self, placeholder: Placeholder, entry: Entry) -> bool:
         """Store an entry if nothing changed its name since it was reserved; return whether it is stored.
@@ -224,14 +215,6 @@ class LocalCache:
             ):
                 self._remove(placeholder.name, entry)
 
-    def release(self, placeholder: Placeholder) -> None:
-        """Release a placeholder, and remove it with its last holder. Does nothing if the placeholder is void."""
-        with self._lock:
-            name, pending = placeholder.name, self._pending
-            placeholder.holders -= 1
-            if placeholder.holders <= 0 and name in pending and pending[name] is placeholder:
-                del pending[name]
-
     # -- write ----------------------------------------------------------------------------------------------
 
     def replace(self, name: _Name, old: Entry, entry: Entry) -> bool:
@@ -240,13 +223,8 @@ class LocalCache:
         A placeholder of the name stays, because its value will be newer.
         """
         with self._lock:
-            generation = self._generation
+            generation = self.generation
             return self._is_current(name, old) and self._store(name, entry, instead=(old, generation))
-
-    def void(self, name: _Name) -> None:
-        """Void a name's placeholder and keep its entry."""
-        with self._lock:
-            self._pending.pop(name, None)
 
     def invalidate(self, name: _Name) -> None:
         """Remove a name's entry and void its placeholder."""
@@ -264,11 +242,11 @@ class LocalCache:
         """Remove all names with a prefix, or all that a pattern fully matches, as `clear` does."""
         with self._lock:
             while True:
-                generation = self._generation + 1
+                generation = self.generation + 1
                 clear = self._clears.add(Clear(scope, generation))
                 # Otherwise a signal handler has opened a generation meanwhile, and an entry may carry it.
-                if self._generation == generation - 1:
-                    self._generation = generation
+                if self.generation == generation - 1:
+                    self.generation = generation
                     break
             # Only now that the clear is in the log: steps that a signal handler caused in between do not count.
             self._clears.end(clear, self.steps + len(self._queue))
@@ -279,8 +257,8 @@ class LocalCache:
         """Remove all entries that have a tag, in constant time."""
         with self._lock:
             # In this order: a reader that sees the new generation must see the stamp.
-            stamp.generation = self._generation + 1
-            self._generation += 1
+            stamp.generation = self.generation + 1
+            self.generation += 1
 
     def sweep(self, limit: int = 1000) -> int:
         """Remove dead entries among some names, and return how many were removed. For callers with time to spare."""
@@ -315,12 +293,12 @@ class LocalCache:
         size = entry.size + len(name) + OVERHEAD
         fits = size <= self.max_bytes and self.max_entries > 0
         if not isinstance(entry, TaggedEntry):
-            entry.generation = self._generation
+            entry.generation = self.generation
         old, table, pending = self._table.get(name), self._table.part(name), self._pending
         # No call from here to the end of this step: a signal handler that removes the name runs either before, and
         # voids the placeholder, or after, and finds the new entry.
         if instead is not None and (
-            name not in table or table[name] is not instead[0] or self._generation != instead[1]
+            name not in table or table[name] is not instead[0] or self.generation != instead[1]
         ):
             return False
         if placeholder is not None:
@@ -330,6 +308,8 @@ class LocalCache:
             placeholder.filled = True
         if fits:
             old = table[name] if name in table else None  # noqa: SIM401  # no call
+            if old is not None and old is not entry:
+                old.trust = DEAD
             # In place, so that the table keeps the same name object that is in the queue.
             table[name] = entry
             self._table.count += old is None
@@ -362,27 +342,36 @@ class LocalCache:
     def _evict(self, name: _Name, entry: Entry) -> None:
         """Make room for a new entry within a bounded number of evictions; failing that, remove the new entry."""
         for _ in range(_EVICTIONS):
-            oldest = self._table.oldest()
-            if oldest is not None and self._remove(*oldest):
+            victim = self._victim(entry)
+            if victim is not None and self._remove(*victim):
                 self.evictions += 1
             if not self._over():
                 return
         self._remove(name, entry)
 
+    def _victim(self, new: Entry) -> tuple[_Name, Entry] | None:
+        """Return what is to be evicted next: the first entry in turn that no hit has marked since its last turn.
+
+        :param new: the entry that needs the room.
+        """
+        oldest = self._table.oldest()
+        for _ in range(_CHANCES if self.marked else 0):
+            if oldest is None or not (oldest[1].seen or oldest[1] is new):
+                break
+            oldest[1].seen = False
+            self._touch(oldest[0])
+            oldest = self._table.oldest()
+        return oldest
+
     def _remove(self, name: _Name, entry: Entry) -> bool:
         """Remove an entry if it is its name's current one; return whether it was."""
         size = entry.size + len(name) + OVERHEAD
+        # First of all, for those who hold it and ask no table.
+        entry.trust = DEAD
         if not self._table.take(name, entry):
             return False
         self.bytes -= size
         return True
-
-    def _void(self, scope: Scope) -> None:
-        if len(self._pending) > _RESERVED:
-            self._pending = {}
-        for name in list(self._pending):
-            if covers(scope, name):
-                self._pending.pop(name, None)
 
     def _collect(self) -> None:
         """Let the collector take the steps due for a write, and more where many entries are dead."""
