@@ -147,8 +147,44 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "magnus_cache", "demo", *session.posargs)
 
 
+FREE_THREADED = ("3.14t", "3.13t")
+
+
+def install_peers(session: nox.Session, python: str = "python") -> None:
+    """Install what the benchmarks compare with, as far as it installs here: they say what is missing."""
+    peers = nox.project.dependency_groups(PROJECT, "bench")
+    for some in (peers, *([peer] for peer in peers)):
+        try:
+            session.run(python, "-m", "pip", "install", "--quiet", *some, external=python != "python")
+        except nox.command.CommandFailed:
+            session.warn(f"cannot be installed: {', '.join(some)}")
+        else:
+            if some is peers:
+                return
+
+
+def free_threaded(session: nox.Session) -> list[str]:
+    """Return the benchmarks' options for the free-threaded Pythons that are there, in environments of their own."""
+    options = []
+    for version in FREE_THREADED:
+        if (found := shutil.which(f"python{version}")) is None:
+            continue
+        place = Path(session.create_tmp()).resolve() / version
+        python = str(place / "bin" / "python")
+        session.run(found, "-m", "venv", str(place), external=True)
+        try:
+            session.run(python, "-m", "pip", "install", "--quiet", "-e", ".[embedded]", external=True)
+        except nox.command.CommandFailed:
+            session.warn(f"python{version} is left out: the project cannot be installed there")
+            continue
+        install_peers(session, python)
+        options += ["--python", f"{version}={python}"]
+    return options
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the other caches, all in one run; the report goes to .reports/."""
-    install(session, "bench")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Measure against the other caches, all in one run; tables, JSON and pictures go to .reports/."""
+    session.install("-e", ".[embedded]")
+    install_peers(session)
+    session.run("python", "-m", "benchmarks", *free_threaded(session), *session.posargs)
