@@ -2,15 +2,23 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
 from benchmarks.plan import SMALL_DICT, Plan, checked, settle
 from benchmarks.tables import Table
-from benchmarks.thread_peers import L1_ON, THREAD_KEYS, BlockingGet, decorated, getters
+from benchmarks.thread_peers import (
+    L1_ON,
+    THREAD_KEYS,
+    BlockingGet,
+    decorated,
+    dogpile_region,
+    getters,
+    redis_py,
+)
 
-__all__ = ["blocking_redis_hits", "decorated_redis_hits"]
+__all__ = ["blocking_redis_hits", "decorated_redis_hits", "dogpile_region", "rate", "redis_py"]
 
 _THREADS: Final = (1, 16, 64)
 _NOTE: Final = f"'{L1_ON}': with a near cache that has room for a few of the keys, so that it has none of those read."
@@ -41,18 +49,18 @@ def _measure(plan: Plan, table: Table, contenders: Mapping[str, BlockingGet]) ->
         counts = {name: _calibrated(get, threads, plan.turn) for name, get in contenders.items()}
         settle()
         for name in plan.turns(contenders, f"{threads} threads"):
-            table.add(str(threads), name, _rate(contenders[name], threads, counts[name]) / 1000)
+            table.add(str(threads), name, rate(contenders[name], threads, counts[name], THREAD_KEYS) / 1000)
 
 
 def _calibrated(get: BlockingGet, threads: int, turn: float) -> int:
     """Return how many gets of each thread fill a turn. The first look only opens connections."""
     each = 2
     for share in (0.0, 0.25, 1.0):
-        each = max(2, round(_rate(get, threads, each) * turn * share / threads))
+        each = max(2, round(rate(get, threads, each, THREAD_KEYS) * turn * share / threads))
     return each
 
 
-def _rate(get: BlockingGet, threads: int, each: int) -> float:
+def rate(get: BlockingGet, threads: int, each: int, keys: Sequence[str]) -> float:
     """Return gets a second while `threads` threads make `each` of them, one after the other.
 
     :raises BaseException: what the first failing thread raised.
@@ -61,11 +69,11 @@ def _rate(get: BlockingGet, threads: int, each: int) -> float:
 
     def reads(number: int) -> None:
         # Far from each other: no thread reads what another has just read.
-        first = number * len(THREAD_KEYS) // threads
+        first = number * len(keys) // threads
         start.wait()
         try:
             for turn in range(each):
-                get(THREAD_KEYS[(first + turn) % len(THREAD_KEYS)])
+                get(keys[(first + turn) % len(keys)])
         except BaseException as error:
             errors.append(error)
         ends.append(time.perf_counter())

@@ -45,6 +45,17 @@ def durations(**samples: list[float]) -> Table:
     return table
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with as little to do as there can be, in a process of its own.
+
+    Some peers keep threads and sockets for as long as their process lives.
+    """
+    command = [sys.executable, "-m", "benchmarks", *TINY, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 class TestRotations:
     def test_each_has_one_turn_a_round(self) -> None:
         turns = list(rotations(["a", "b", "c"], 4))
@@ -407,10 +418,10 @@ class TestElsewhere:
     def test_it_measures_benchmarks_that_exist(self) -> None:
         assert set(COMPARED) <= {suite.name for suite in SUITES}
 
+    @pytest.mark.timeout(320)
     def test_another_interpreter_measures_with_the_same_plan_on_the_same_server(self, tmp_path: Path) -> None:
         path = tmp_path / "bench.json"
-        label = f"again={sys.executable}"
-        assert main([*TINY, "--only", "l1-sync", "--no-plots", "--json", str(path), "--python", label]) == 0
+        run("--only", "l1-sync", "--no-plots", "--json", str(path), "--python", f"again={sys.executable}")
         columns = json.loads(path.read_text())["tables"]["l1-sync"]["columns"]
         assert len(columns["str"][OURS]["rounds"]) == len(columns["str, again"][OURS]["rounds"]) == 1
 
@@ -425,10 +436,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
     path = tmp_path / "reports" / "bench.json"
     page = tmp_path / "benchmarks.md"
     page.write_text(f"{BEGIN}\n{END}\n")
-    # In a process of its own: some peers keep threads and sockets for as long as their process lives.
-    command = [sys.executable, "-m", "benchmarks", *TINY, "--json", str(path), "--document", str(page)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run("--json", str(path), "--document", str(page))
     report = json.loads(path.read_text())
     assert list(report["tables"]) == [name for suite in SUITES for name in (suite.name, *suite.others)]
     for name, table in report["tables"].items():
