@@ -15,6 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.redis.elements import Elements
+from magnus_cache._engine.redis.incoming import Incoming
 from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Intake"]
@@ -27,10 +28,6 @@ _TIMES: Final = 8
 """Times a value's bytes that one reply may have. A value that is merely too large has to be read to be replaced."""
 
 
-def _always() -> bool:
-    return True
-
-
 class Intake:
     """Watches over what comes in through a connection.
 
@@ -39,6 +36,7 @@ class Intake:
     :param value_bytes: returns how many bytes one of them may have.
     :ivar refusal: why the present connection, or the last one, was ended; None if it was not.
     :ivar heard: seconds of the clock when something last came, be it a part of an answer.
+    :ivar incoming: hands over what comes as it comes; None where it cannot be, so that it has to be read.
     """
 
     def __init__(self, patience: float, clock: Clock, owed: Callable[[], int], value_bytes: Callable[[], int]) -> None:
@@ -48,18 +46,15 @@ class Intake:
         self._value_bytes = value_bytes
         self._reader: Any = None
         self._elements = Elements()
-        self._buffered: Callable[[], bool] = _always
+        self.incoming: Incoming | None = None
         self._size = 0
         self._begun = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self.refusal: RedisConnectionError | None = None
         self.heard = -math.inf
 
-    def attach(self, connection: AbstractConnection, buffered: Callable[[], bool] | None = None) -> None:
-        """Watch a connection, from its first byte on.
-
-        :param buffered: returns whether there are bytes that the parser was not fed, or has not turned into replies.
-        """
+    def attach(self, connection: AbstractConnection, incoming: Incoming | None = None) -> None:
+        """Watch a connection, from its first byte on."""
         # redis-py has no public name for it. Without it, whole answers are heard, and nothing is counted.
         reader = getattr(connection, "_reader", None)
         self.detach()
@@ -67,7 +62,7 @@ class Intake:
         if reader is None:
             return
         self._reader = reader
-        feed, self._elements, self._buffered = reader.feed_data, Elements(), buffered or _always
+        feed, self._elements, self.incoming = reader.feed_data, Elements(), incoming
         too_many = self._elements.too_many
 
         def fed(data: Any) -> None:
@@ -75,7 +70,7 @@ class Intake:
                 return
             if too_many(data):
                 self._refuse("a frame has too many elements")
-            else:
+            elif incoming is None or not incoming.take(data):
                 feed(data)
 
         reader.feed_data = fed
@@ -89,15 +84,18 @@ class Intake:
             # Or the two would keep each other alive.
             del self._reader.feed_data
             self._reader = None
+            if self.incoming is not None:
+                self.incoming.detach()
         # Nor is what was read of a frame to stay.
-        self._elements, self._buffered = Elements(), _always
+        self._elements, self.incoming = Elements(), None
         self.completed()
 
     def completed(self) -> None:
         """Note that a frame has ended. What has come of the next one counts with its next bytes."""
         self._size = 0
         self._begun = math.inf
-        if not self._buffered():
+        incoming = self.incoming
+        if incoming is not None and not incoming.is_buffered:
             self._elements.restart()
 
     def _took(self, size: int) -> bool:

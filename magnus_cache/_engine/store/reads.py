@@ -25,6 +25,7 @@ from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
+from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
@@ -55,6 +56,7 @@ class Reads(Coding):
         self._compares = True
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
+        self._batches = ValueBatches(state, self)
 
     def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
@@ -146,6 +148,31 @@ class Reads(Coding):
 
     # -- asking ---------------------------------------------------------------------------------------------
 
+    def ask(self, ref: KeyRef) -> "asyncio.Future[bytes | Entry | None] | None":
+        """Queue the read of a value that is never in memory, if nothing has to be seen to first; None if something has.
+
+        The answer is a payload where that is all there is to the value. To an error there, `read_again` is the answer.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        connection = self._connection(ref.name)
+        if connection is None or not connection.up:
+            return None
+        known = connection.known
+        # Only what is announced is known for as long as the connection stands.
+        if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
+            return None
+        waiter: asyncio.Future[bytes | Entry | None] = connection.loop.create_future()
+        connection.read_value(self._batches, ref, PAYLOAD, waiter)
+        return waiter
+
+    async def read_again(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
+        """Return the entry of a value that `ask` has failed to bring: from Redis, or in an outage from here."""
+        if isinstance(error, UnsettledError):
+            return await self.read(ref, error.tags, again=True)
+        self.failed(ref, error)
+        return await self.read(ref) if error.reason == "lost" else self.fallback(ref)
+
     def held(self, ref: KeyRef) -> Entry | None:
         """Return what is here, trusted or not, and may be near."""
         return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
@@ -162,7 +189,9 @@ class Reads(Coding):
         try:
             fill = self.expect(ref)
             if held is None or not self._compares or not comparable(held, wire):
-                wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
+                wire.read_value(self._batches, ref, fill, waiter)
+                # From here on the placeholder is released with the answer, whoever waits for that.
+                fill = None
             else:
                 tags = tags_of(held)
                 self.epoch_sync.prepare(wire, ref.epoch_names, tags)

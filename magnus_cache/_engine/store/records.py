@@ -7,7 +7,7 @@ from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
-from magnus_cache.freshness import Freshness
+from magnus_cache.freshness import NO_POLICY, Freshness
 
 __all__ = ["LARGE", "MISS", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState"]
 
@@ -40,9 +40,10 @@ class KeyRef:
     """Where a value lives: its namespace's policy and epoch, its name in Redis, and the counters it counts in.
 
     :ivar freshness: the namespace's policy of freshness, or the call's own.
+    :ivar is_far: whether nothing of it is ever in memory and there is no policy, so that its payload is all of it.
     """
 
-    __slots__ = ("counters", "epoch_names", "freshness", "name", "namespace")
+    __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace")
 
     def __init__(
         self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness
@@ -52,6 +53,7 @@ class KeyRef:
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
+        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local
 
 
 # Plain tuples, as each read makes one of both: a named tuple takes ten times as long to make.

@@ -86,6 +86,14 @@ class Coding:
             keep_decoded(self.state.memory, ref.name, entry, value)
         return value
 
+    def decoded(self, ref: KeyRef, payload: bytes) -> Any:
+        """Return the value that a payload stands for, of a value that is in no memory; MISS for an unreadable one."""
+        try:
+            return codec.decode(payload, self.limit(ref))
+        except CacheDecodeError as error:
+            self.unreadable(ref, error)
+            return MISS
+
     def error(self, ref: KeyRef, entry: Entry) -> Exception | None:
         """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
         if not entry.negative or entry.payload is None:
