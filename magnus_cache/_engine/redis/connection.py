@@ -69,7 +69,8 @@ class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias
     def on_connect(self, connection: AbstractConnection) -> None:
         # Before redis-py's own part of the handshake.
         super().on_connect(connection)
-        stream, parser = getattr(connection, "_reader", None), getattr(self, "_reader", None)
+        stream: Any = getattr(connection, "_reader", None)
+        parser: Any = getattr(self, "_reader", None)
         # asyncio has no public name for the buffer, and redis-py relies on it as well.
         known = hasattr(stream, "_buffer") and hasattr(parser, "has_data")
         self._intake.attach(connection, Incoming(stream, parser, self._intake.completed) if known else None)

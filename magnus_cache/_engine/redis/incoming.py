@@ -95,7 +95,8 @@ class Incoming:
         :raises Exception: what `handle` raises.
         """
         self._handle = handle
-        self._served = served = asyncio.get_running_loop().create_future()
+        served: asyncio.Future[Rest] = asyncio.get_running_loop().create_future()
+        self._served = served
         try:
             return await served
         finally:
@@ -140,8 +141,8 @@ class Incoming:
     def _fail(self, error: BaseException) -> None:
         self._handle = None
         if self._served is not None and not self._served.done():
-            problem = error if isinstance(error, Exception) else RedisConnectionError("interrupted while handling a reply")
-            self._served.set_exception(problem)
+            is_fault = isinstance(error, Exception)
+            self._served.set_exception(error if is_fault else RedisConnectionError("a reply was handled in part"))
 
 
 async def read(

@@ -326,8 +326,7 @@ class Pipeline:
             if isinstance(part, Read):
                 self._settle(part, values[0], some.connection, some.sent)
             else:
-                part.receiver.received(part, reads, values, some.connection, some.sent)
-                self.pending -= reads.stop - reads.start
+                self._receive(part, reads, values, some)
             # Not before: if it is interrupted, all that it was about learn that they get no answer.
             some.served = reads.stop
             if reads.stop == len(values):
@@ -339,6 +338,16 @@ class Pipeline:
         self.unfinished = None
         self._measure(some.sent, some.count)
         self._sized(self._value_bytes + (some.size / some.count + 1 - self._value_bytes) / 8)
+
+    def _receive(self, batch: ReadBatch, part: slice, values: list[bytes | None], some: _HandOut) -> None:
+        try:
+            batch.receiver.received(batch, part, values, some.connection, some.sent)
+        # As in `_settle`: a fault in the handling of these must not take the connection from all the others.
+        except Exception:  # noqa: BLE001  # it is told to whom it concerns
+            error = CacheUnavailableError("protocol", "Redis gave an answer to MGET that makes no sense")
+            self._fail_batch(batch, part, error)
+        else:
+            self.pending -= part.stop - part.start
 
     def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
         self.pending -= 1

@@ -2,7 +2,7 @@
 
 All that callers queue in one turn of the loop leaves as one piece, at the end of that turn. Two cases do not wait for
 it. A caller that seems to be alone is served at once: its request would gain nothing from the wait. And once a batch
-has `_EARLY` reads while the server has nothing to do, they are sent, so that the server works while we queue the rest.
+has `EARLY` reads while the server has nothing to do, they are sent, so that the server works while we queue the rest.
 
 Most pieces are written right there, in the callback or by the caller that queued them: no task has to be woken. What
 the socket does not take at once is left to the task `run`, which waits until it does.
@@ -18,9 +18,9 @@ from redis.asyncio.connection import AbstractConnection
 
 from magnus_cache._engine.redis.pipeline import Pipeline
 
-__all__ = ["Sender"]
+__all__ = ["EARLY", "Sender"]
 
-_EARLY: Final = 32
+EARLY: Final = 32
 """Reads in a batch that are sent at once if the server is idle: below, a reply costs more than the wait saves."""
 
 
@@ -28,10 +28,12 @@ class Sender:
     """Sends what is queued in a pipeline. Everything is called on the connection's loop.
 
     :param pack: takes what is to be sent from the pipeline and returns its bytes.
+    :ivar is_scheduled: whether what is queued will be sent at the end of this turn of the loop.
     """
 
-    __slots__ = ("_bell", "_context", "_is_alone", "_is_scheduled", "_is_waiting", "_loop", "_pack", "_pipeline",
-                 "_writer")  # fmt: skip
+    __slots__ = (
+        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_writer", "is_scheduled",
+    )  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, pipeline: Pipeline, pack: Callable[[], list[bytes | memoryview]]
@@ -44,7 +46,7 @@ class Sender:
         self._writer: asyncio.StreamWriter | None = None
         self._bell: asyncio.Future[None] | None = None
         self._is_alone = True
-        self._is_scheduled = False
+        self.is_scheduled = False
         self._is_waiting = False
 
     def attach(self, writer: asyncio.StreamWriter | None) -> None:
@@ -59,23 +61,20 @@ class Sender:
 
     def kick(self) -> None:
         """See to it that what is queued is sent."""
-        if self._is_scheduled:
+        if self.is_scheduled:
             return
         if self._is_alone and not self._pipeline.owed:
             self._context.run(self._send)
         else:
-            self._is_scheduled = True
+            self.is_scheduled = True
             self._loop.call_soon(self._turn_ended, context=self._context)
 
-    def grown(self, count: int) -> None:
-        """Do what `kick` does, as a read was added to a batch, which has so many now."""
-        if count == _EARLY and not self._pipeline.owed:
-            self._context.run(self._send)
-        elif not self._is_scheduled:
-            self.kick()
+    def send_now(self) -> None:
+        """Send what is queued, without waiting for what may follow."""
+        self._context.run(self._send)
 
     def _turn_ended(self) -> None:
-        self._is_scheduled = False
+        self.is_scheduled = False
         self._send()
 
     def _send(self) -> None:

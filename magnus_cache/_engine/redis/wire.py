@@ -38,7 +38,7 @@ from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.incoming import Rest, read
 from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read
-from magnus_cache._engine.redis.sender import Sender
+from magnus_cache._engine.redis.sender import EARLY, Sender
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.watchdog import PATIENCE, Watchdog
 from magnus_cache._engine.runtime.clock import Clock, monotonic
@@ -139,7 +139,12 @@ class Wire:
         waiters = batch.waiters
         waiters.append(waiter)
         pipeline.pending += 1
-        self._sender.grown(len(waiters))
+        sender = self._sender
+        if not sender.is_scheduled:
+            sender.kick()
+        elif len(waiters) == EARLY and not pipeline.owed:
+            # The server works on these while the others are queued.
+            sender.send_now()
 
     def call(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.

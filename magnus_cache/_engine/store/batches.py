@@ -35,7 +35,7 @@ from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.coherence.realms import EpochNames
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
     from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 
 __all__ = ["PAYLOAD", "ValueBatches"]
@@ -77,7 +77,7 @@ class ValueBatches:
     ) -> None:
         """Judge a part of a batch, and settle its waiters. Runs inside the reader."""
         outbox, time = self._state.outbox, connection.time
-        doubtful = outbox.pending or sent < outbox.told_at
+        doubtful = outbox.pending or sent < outbox.confirmed_at
         past, horizon = time.past(self._clock()), time.horizon
         epoch_names: EpochNames | None = None
         namespace: Any = None
@@ -111,7 +111,7 @@ class ValueBatches:
             self._settle(ref, place, waiter, raw, connection, sent, doubtful=doubtful)
 
     def _bounds(self, ref: KeyRef, connection: "Connection", *, doubtful: bool) -> tuple[int, int, int]:
-        """Return the lowest epochs of a valid value without tags, and of one with the tag of its function; and its size.
+        """Return the lowest epoch of a valid value, that of one with its function's tag, and the most bytes of a value.
 
         An epoch that none reaches stands for one that is not known here, so that the readable way looks at it.
         """
@@ -119,8 +119,8 @@ class ValueBatches:
         if doubtful or not 0 < names.value_bytes <= SMALL_BYTES:
             return _NEVER, _NEVER, largest
         epochs, known = self._state.epochs, connection.known
-        minimum = epochs.minimum(known, names)
-        tagged = epochs.minimum(known, names, names.tags) if names.tags else None
+        minimum = epochs.lowest_valid(known, names)
+        tagged = epochs.lowest_valid(known, names, names.tags) if names.tags else None
         return _NEVER if minimum is None else minimum, _NEVER if tagged is None else tagged, largest
 
     def _settle(

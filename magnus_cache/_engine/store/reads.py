@@ -28,6 +28,7 @@ from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
+from magnus_cache._engine.store.ref_memo import RefMemo
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
@@ -57,6 +58,7 @@ class Reads(Coding):
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
         self._batches = ValueBatches(state, self)
+        self._refs = RefMemo(state.namespaces, self._make_ref)
 
     def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
@@ -64,6 +66,9 @@ class Reads(Coding):
         :param options: what a single call says about freshness.
         :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
         """
+        return self._make_ref(namespace, key, options) if options else self._refs.ref(namespace, key)
+
+    def _make_ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         state = self.state
         policy = state.namespaces.resolve(namespace)
         return self.address_of(policy, key, state.stats.of(policy), options)
@@ -162,7 +167,8 @@ class Reads(Coding):
         # Only what is announced is known for as long as the connection stands.
         if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
             return None
-        waiter: asyncio.Future[bytes | Entry | None] = connection.loop.create_future()
+        # Not by the loop's own method, which does the same and costs a call more.
+        waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
         connection.read_value(self._batches, ref, PAYLOAD, waiter)
         return waiter
 

@@ -87,9 +87,9 @@ class Coding:
         return value
 
     def decoded(self, ref: KeyRef, payload: bytes) -> Any:
-        """Return the value that a payload stands for, of a value that is in no memory; MISS for an unreadable one."""
+        """Return what a small payload stands for, of a value that is in no memory; MISS for an unreadable one."""
         try:
-            return codec.decode(payload, self.limit(ref))
+            return codec.decode(payload)
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             return MISS
