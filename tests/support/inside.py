@@ -80,7 +80,7 @@ def all_sent(cache: "Cache | State") -> bool:
 
 def reads_sent(cache: "Cache | State") -> int:
     """Return how many values were asked for on the running loop and not answered yet."""
-    return sum(len(sent.asked) for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
+    return sum(sent.count for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
 
 
 def is_idle(wire: "Wire") -> bool:
@@ -116,7 +116,11 @@ def error_of(wire: "Wire") -> "CacheUnavailableError | None":
 
 async def push(wire: "Wire", frame: list[Any]) -> None:
     """Have a connection take in a push, as from the server."""
-    await wire._pushed(frame)
+    from magnus_cache._engine.redis.connection import Push
+
+    rest = wire._handle(Push(frame))
+    if rest is not None:
+        await rest()
 
 
 # -- loads ------------------------------------------------------------------------------------------------------

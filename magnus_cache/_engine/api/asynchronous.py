@@ -73,15 +73,31 @@ class AsyncCache(AsyncLife):
         state = self._state
         if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry = state.memory.hit(ref.name)
-        if entry is not None:
-            value = self._reads.opened_here(ref, entry)
-            if value is LARGE:
-                value = await self._reads.open_anyway(ref, entry)
-            if value is not MISS:
-                ref.counters.l1_hits += 1
+        entry: Any = None
+        if ref.is_far:
+            # In one coroutine down to the wait for the answer, and without an entry where none is needed.
+            try:
+                waiter = self._reads.ask(ref)
+                entry = await (self._reads.read(ref) if waiter is None else waiter)
+            except CacheUnavailableError as error:
+                entry = await self._reads.read_again(ref, error)
+            if type(entry) is bytes:
+                value = self._reads.decoded(ref, entry)
+                if value is MISS:
+                    ref.counters.misses += 1
+                    return default
+                ref.counters.l2_hits += 1
                 return value
-        entry = await self._reads.read(ref)
+        else:
+            entry = state.memory.hit(ref.name)
+            if entry is not None:
+                value = self._reads.opened_here(ref, entry)
+                if value is LARGE:
+                    value = await self._reads.open_anyway(ref, entry)
+                if value is not MISS:
+                    ref.counters.l1_hits += 1
+                    return value
+            entry = await self._reads.read(ref)
         value = self._reads.opened_here(ref, entry)
         if value is LARGE:
             value = await self._reads.open(ref, entry)

@@ -248,7 +248,7 @@ class Epochs:
         # Announcements about the namespace find its prefix.
         self.epoch_names(namespace)
         epoch_names = EpochNames(self._keyspace, namespace)
-        epoch_names.tags, epoch_names.names = (tag,), (name,)
+        epoch_names.tags, epoch_names.names, epoch_names.ready = (tag,), (name,), name
         with self._lock:
             # One stamp for all its values, so it counts for none of them; or the stamp that other values have already.
             epoch_names.stamps = (self._stamps.setdefault(name, TagStamp(tag, room=0)),)

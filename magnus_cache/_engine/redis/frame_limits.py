@@ -14,6 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.redis.elements import Elements
+from magnus_cache._engine.redis.incoming import Incoming
 from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Intake"]
@@ -26,10 +27,6 @@ _TIMES: Final = 8
 """A reply may have this many times the bytes of a value: a value that is too large must be read to be replaced."""
 
 
-def _always() -> bool:
-    return True
-
-
 class Intake:
     """Enforces the limits on the input of a connection.
 
@@ -38,6 +35,7 @@ class Intake:
     :param value_bytes: returns how many bytes one of them may have.
     :ivar refusal: why the input of this connection, or of the last one, was refused; None if it was not.
     :ivar heard: monotonic second of the last input, even of a part of an answer.
+    :ivar incoming: hands over replies as they arrive; None if the connection cannot, so that it has to be read.
     """
 
     def __init__(self, patience: float, clock: Clock, owed: Callable[[], int], value_bytes: Callable[[], int]) -> None:
@@ -47,18 +45,15 @@ class Intake:
         self._value_bytes = value_bytes
         self._reader: Any = None
         self._elements = Elements()
-        self._buffered: Callable[[], bool] = _always
+        self.incoming: Incoming | None = None
         self._size = 0
         self._begun = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self.refusal: RedisConnectionError | None = None
         self.heard = -math.inf
 
-    def attach(self, connection: AbstractConnection, buffered: Callable[[], bool] | None = None) -> None:
-        """Watch a connection from its first byte on.
-
-        :param buffered: returns whether there is input that was not parsed to replies yet.
-        """
+    def attach(self, connection: AbstractConnection, incoming: Incoming | None = None) -> None:
+        """Watch a connection from its first byte on."""
         # redis-py has no public name for it. Without it, only whole answers count as input, and no limit applies.
         reader = getattr(connection, "_reader", None)
         self.detach()
@@ -66,7 +61,7 @@ class Intake:
         if reader is None:
             return
         self._reader = reader
-        feed, self._elements, self._buffered = reader.feed_data, Elements(), buffered or _always
+        feed, self._elements, self.incoming = reader.feed_data, Elements(), incoming
         too_many = self._elements.too_many
 
         def fed(data: Any) -> None:
@@ -74,7 +69,7 @@ class Intake:
                 return
             if too_many(data):
                 self._refuse("a frame has too many elements")
-            else:
+            elif incoming is None or not incoming.take(data):
                 feed(data)
 
         reader.feed_data = fed
@@ -88,15 +83,18 @@ class Intake:
             # Breaks a reference cycle.
             del self._reader.feed_data
             self._reader = None
+            if self.incoming is not None:
+                self.incoming.detach()
         # Frees the part of a frame that was read.
-        self._elements, self._buffered = Elements(), _always
+        self._elements, self.incoming = Elements(), None
         self.completed()
 
     def completed(self) -> None:
         """Note that a frame has ended. Bytes of the next frame that are here already count when more arrive."""
         self._size = 0
         self._begun = math.inf
-        if not self._buffered():
+        incoming = self.incoming
+        if incoming is not None and not incoming.is_buffered:
             self._elements.restart()
 
     def _took(self, size: int) -> bool:

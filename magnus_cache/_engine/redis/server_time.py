@@ -31,6 +31,10 @@ def server_time(reply: object) -> int | None:
     return int(number) * MICROSECONDS + int(part)
 
 
+_ROUNDING: Final = 4.0
+"""Microseconds: more than sums of such numbers lose as floats."""
+
+
 class RedisTime:
     """An estimate of one Redis server's clock, in microseconds of its epoch, with a bound on its error.
 
@@ -92,6 +96,13 @@ class RedisTime:
         :param now: a monotonic time when the value existed, or was not stored yet.
         """
         return min(self.local(server), now + (life if 0 < life < LONGEST else LONGEST))
+
+    def past(self, now: float) -> float:
+        """Return a reading of the server's clock up to which `local` is past at a monotonic time.
+
+        Later by some microseconds than need be, so that no rounding takes what is past for what is to come.
+        """
+        return (now + self._error) * MICROSECONDS + self._offset + _ROUNDING
 
     def local(self, server: int) -> float:
         """Return a monotonic time at or before the moment when the server's clock reads `server`."""

@@ -181,7 +181,7 @@ async def _ask_many(
             try:
                 reads.epoch_sync.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
                 for count, ref in enumerate(refs, 1):
-                    waiter, placeholder = reads.request(wire, ref, None if again else reads.held(ref))
+                    waiter, placeholder = reads.request(wire, ref, None if again else reads.entry_here(ref))
                     waiters.append(waiter)
                     placeholders.callback(reads.settle, placeholder)
                     if count % _STEP == 0:

@@ -7,7 +7,7 @@ from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
-from magnus_cache.freshness import Freshness
+from magnus_cache.freshness import NO_POLICY, Freshness
 
 __all__ = ["LARGE", "MISS", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState"]
 
@@ -40,9 +40,10 @@ class KeyRef:
     """The reference of a value: its name in Redis, its namespace, and the epochs and counters of the namespace.
 
     :ivar freshness: the freshness policy of the namespace, or of the call.
+    :ivar is_far: whether the value is never kept in memory and has no freshness policy: a read needs its payload only.
     """
 
-    __slots__ = ("counters", "epoch_names", "freshness", "name", "namespace")
+    __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace")
 
     def __init__(
         self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness
@@ -52,6 +53,7 @@ class KeyRef:
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
+        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local
 
 
 # Plain tuples: each read makes one of both, and a named tuple takes ten times as long to make.

@@ -86,6 +86,14 @@ class Coding:
             keep_decoded(self.state.memory, ref.name, entry, value)
         return value
 
+    def decoded(self, ref: KeyRef, payload: bytes) -> Any:
+        """Return what a small payload stands for, of a value that is in no memory; MISS for an unreadable one."""
+        try:
+            return codec.decode(payload)
+        except CacheDecodeError as error:
+            self.unreadable(ref, error)
+            return MISS
+
     def error(self, ref: KeyRef, entry: Entry) -> Exception | None:
         """Return the remembered error of an entry, a new one for each caller; None if the policy does not name it."""
         if not entry.negative or entry.payload is None:
