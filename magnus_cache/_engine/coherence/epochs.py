@@ -195,6 +195,15 @@ class KnownEpochs:
             self.current.clear()
         self.current.discard(name)
 
+    def removed(self, names: Iterable[bytes], now: float) -> None:
+        """Make epochs be requested again that were removed through another connection; from any thread.
+
+        :param now: the current monotonic second. A request that was sent before may be answered with a removed epoch.
+        """
+        self.since = now
+        for name in names:
+            self.discard(name)
+
 
 class Epochs:
     """The epochs that this process has seen, through any connection. Thread-safe.

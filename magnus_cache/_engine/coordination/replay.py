@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.topology import Topology
 
 __all__ = ["ReplayTarget", "Replayer"]
 
@@ -35,6 +36,7 @@ class ReplayTarget(Protocol):
     """The owner of a `Replayer`, which drops locally what a replay invalidates at Redis."""
 
     client: "Client"
+    topology: "Topology"
 
     def forget_read(self, names: Iterable[bytes]) -> None:
         """Drop what was read from Redis of some values."""
@@ -197,6 +199,11 @@ class Replayer:
 
     def _gone(self, names: Sequence[bytes], _removed: object, connection: "Connection", _sent: float) -> None:
         """Forget removed epochs, and drop all values that they cover. Runs inside the reader."""
+        # On all connections: without CLIENT TRACKING, the others hear of the removal only when their epochs lapse. A
+        # new epoch needs no such step, as the process knows it whichever connection has brought it.
+        for other in self._owner.topology.connections():
+            if other is not connection:
+                other.known.removed(names, other.clock())
         for name in names:
             connection.known.discard(name)
             self._owner.outdated(name)

@@ -199,7 +199,9 @@ class LeaseAcquirer:
         """Register the tags of a loaded value, with the load's epoch if they were not invalidated since."""
         if fence.lease is not None and not fence.lease.void:
             try:
-                await self._reads.epoch_sync.adopt(fence.lease.connection, tags, fence.epoch)
+                # Not the lease's connection: a blocking load may end on another loop than it began on.
+                connection = self._state.client.current_connection(fence.lease.name)
+                await self._reads.epoch_sync.adopt(connection, tags, fence.epoch)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
@@ -213,9 +215,10 @@ class LeaseAcquirer:
         """
         if fence.lease is None:
             return False
-        epochs, wire = self._state.epochs, fence.lease.connection
-        announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
+        epochs, announced = self._state.epochs, tuple[str, ...]()
         try:
+            wire = self._state.client.current_connection(ref.name)
+            announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
             await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)

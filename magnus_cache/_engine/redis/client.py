@@ -101,6 +101,13 @@ class Client:
         # An attribute, not a method: each read from Redis begins with this call.
         self.connection: Callable[[bytes], Connection | None] = topology.connection
 
+    def current_connection(self, key: bytes) -> Connection:
+        """Return the running loop's connection to the server of a key, which must be configured.
+
+        :raises CacheUnavailableError: after the end of the cache.
+        """
+        return self._topology.wire(key)
+
     def _wire(self, key: bytes) -> "Wire":
         """:raises CacheUnavailableError: after the end of the cache."""
         return self._topology.wire(key)

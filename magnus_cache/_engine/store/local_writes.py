@@ -75,8 +75,9 @@ class LocalWrites:
         """
         watch, state = fence.lease, self._state
         assert isinstance(watch, LocalLease)
-        wire, now = watch.connection, state.clock()
         try:
+            # Not the lease's connection: a blocking load may end on another loop than it began on.
+            wire, now = state.client.current_connection(ref.name), state.clock()
             if not wire.up or wire.trust.deadline <= now:
                 # The answer comes after all earlier announcements.
                 await wire.renew()

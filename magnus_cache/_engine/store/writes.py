@@ -149,7 +149,7 @@ class Writes:
         """
         record, tags = record._replace(epoch=fence.epoch), record.tags
         ttl = lifetime(ttl, ref.freshness.jitter, random)
-        lease, wire = fence.lease, self.state.client.connection(ref.name)
+        lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
             return fence.overtaken or self.state.epochs.overtaken(tags, fence.since)
@@ -164,9 +164,9 @@ class Writes:
                 return outcome
             return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epoch_sync.prepare(lease.connection, ref.epoch_names, tags)
+            self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await ask_twice(lambda: self._send(lease.connection, ref, record, payload, ttl, send))
+            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:

@@ -1,0 +1,73 @@
+"""Leases whose connection is replaced while the load runs: the load ends through the connection that replaced it."""
+
+import asyncio
+
+import pytest
+import redis
+
+from magnus_cache import CacheManager, Namespace
+from tests.support.wait import wait_until
+
+
+def end_background_loop(cache: CacheManager) -> None:
+    """End the background loop by a task that raises SystemExit; return when the loop is closed."""
+    loop = cache._state.portal.loop
+    assert loop is not None
+
+    async def leave() -> None:
+        raise SystemExit
+
+    tasks: list[asyncio.Task[None]] = []
+    loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(leave())))
+    wait_until(loop.is_closed)
+    assert isinstance(tasks[0].exception(), SystemExit)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("tags", ["computed", "given"])
+def test_a_load_is_stored_although_the_loop_of_its_lease_has_ended(url: str, raw: redis.Redis, tags: str) -> None:
+    """The value goes to Redis through the loop that replaced it, with its tags, and is valid there."""
+    with CacheManager(redis_url=url) as cache:
+
+        def load() -> str:
+            end_background_loop(cache)
+            return "loaded"
+
+        assert cache.get_or_set("t", "k", load, tags="x" if tags == "given" else lambda value: "x") == "loaded"
+        assert raw.exists("magnus:t:k")
+        assert not raw.exists("{magnus:t:k}:lease")
+        assert cache.get("t", "k") == "loaded"
+        cache.invalidate_tags("x")
+        assert cache.get("t", "k") is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_invariant_2_a_load_is_overtaken_although_the_loop_of_its_lease_has_ended(url: str) -> None:
+    """A peer's write in between is announced to nobody, and still wins: in Redis and here."""
+    with CacheManager(redis_url=url) as cache, CacheManager(redis_url=url) as peer:
+
+        def load() -> str:
+            end_background_loop(cache)
+            peer.set("t", "k", "newer")
+            return "old"
+
+        assert cache.get_or_set("t", "k", load) == "old"
+        assert cache.get("t", "k") == "newer"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("cleared", [False, True])
+def test_invariant_2_an_object_is_judged_although_the_loop_of_its_lease_has_ended(url: str, cleared: bool) -> None:
+    """An object that stays in this process is judged by the epochs of the connection that replaced the lost one."""
+    local = Namespace("local", ttl=60, local=True)
+    with CacheManager(redis_url=url) as cache, CacheManager(redis_url=url) as peer:
+
+        def load() -> list[str]:
+            end_background_loop(cache)
+            if cleared:
+                peer.clear(local)
+            return ["loaded"]
+
+        assert cache.get_or_set(local, "k", load) == ["loaded"]
+        assert cache._state.stats.errors == {}, "Redis was there, and is asked through the loop that runs"
+        assert cache.get(local, "k") == (None if cleared else ["loaded"])
