@@ -11,6 +11,7 @@ from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/flights/test_joining.py"
+_ONE_END: Final = f"{HERE}::test_a_call_has_one_end_of_patience_however_often_it_is_turned_away"
 
 
 @guard(
@@ -180,3 +181,9 @@ def without_telling_decorated_functions_apart() -> None:
 @guard(f"{HERE}::test_a_call_has_one_deadline_however_often_it_is_turned_away")
 def without_a_deadline_for_who_is_turned_away() -> None:
     put(flights, "monotonic", lambda: 0.0)
+
+
+@guard(_ONE_END)
+def without_an_end_for_calls_that_are_turned_away() -> None:
+    original = flights.Flights._is_final
+    put(flights.Flights, "_is_final", lambda self, *args: original(self, *args[:4]))

@@ -142,7 +142,7 @@ async def test_a_cancelled_batch_gives_its_leases_back(url: str, raw: Any) -> No
         await asyncio.Event().wait()
         return {}
 
-    async with fleet(url, 1) as (one,):
+    async with fleet(url, 1, wait_timeout=1.0) as (one,):
         call = asyncio.create_task(one.get_or_set_many("t", ["a", "b"], never))
         await began.wait()
         single = asyncio.create_task(one.get_or_set("t", "a", lambda: "single"))

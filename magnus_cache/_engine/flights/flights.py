@@ -94,7 +94,7 @@ class Flights(Joins):
                     # Interrupted (Ctrl-C): this does the rest.
                     self._leave(ticket)
                     raise
-            final, private = self._is_final(outcome, ticket, caller, deadline)
+            final, private = self._is_final(outcome, ticket, caller, deadline, end)
             if final:
                 try:
                     return cast("T", outcome.unwrap())
@@ -143,11 +143,13 @@ class Flights(Joins):
                     del outcome
 
     def _is_final(
-        self, outcome: Outcome | Expired, ticket: Ticket, caller: Caller, deadline: float
+        self, outcome: Outcome | Expired, ticket: Ticket, caller: Caller, deadline: float, end: float = math.inf
     ) -> tuple[bool, bool]:
         """Return whether a caller takes an outcome; if not, whether its next attempt has a private flight.
 
         :param deadline: when the caller stops waiting for other callers' loads, in monotonic seconds.
+        :param end: when the caller stops waiting for any load, in monotonic seconds.
+        :raises WaitExpiredError: after `end`, if the caller rejects the outcome.
         """
         flight = ticket.flight
         assert flight is not None
@@ -157,9 +159,13 @@ class Flights(Joins):
             return True, False
         if isinstance(outcome, Abandoned):
             return False, False
-        if not caller.accepts(flight.look):
-            return False, monotonic() >= deadline
-        return True, False
+        if caller.accepts(flight.look):
+            return True, False
+        now = monotonic()
+        if now >= end:
+            # Short loads, one after the other, may have left this caller no moment at which its wait could expire.
+            raise WaitExpiredError
+        return False, now >= deadline
 
     def start_background(self, key: bytes, load: Callable[[Flight], Awaitable[object]], namespace: str = "") -> bool:
         """Start a background load of a key on the running loop; return whether it was started.
