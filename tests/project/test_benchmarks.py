@@ -23,6 +23,8 @@ from benchmarks.progress import Progress
 from benchmarks.report import budget_text, figures, grid, table_text
 from benchmarks.suites import SUITES, Suite, tables_of
 from benchmarks.tables import OURS, Table, quartiles, rotations
+from benchmarks.thread_hits import ThreadReader
+from benchmarks.thread_peers import THREAD_KEYS
 from magnus_cache.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -483,3 +485,11 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["--only", "nonsense"])
     assert "l2-async" in capsys.readouterr().err
+
+
+def test_threads_read_all_keys_in_turn_so_that_a_small_near_cache_has_none() -> None:
+    read: list[str] = []
+    reader = ThreadReader(read.append)
+    for each in (100, 3, 500, 2 * len(THREAD_KEYS)):
+        reader.rate(1, each)
+    assert read == [THREAD_KEYS[number % len(THREAD_KEYS)] for number in range(len(read))]
