@@ -313,6 +313,12 @@ class TestReport:
         assert text.splitlines()[3].split() == ["some", "day", "not", "measured", "yet"]
         assert text.splitlines()[-1] == "0 of 1 measured budgets are met."
 
+    def test_a_budget_that_this_run_did_not_measure_is_only_counted(self) -> None:
+        other = Budget("other", "another table", "10", ("them",), at_least=2.0)
+        text = budget_text([judge({"speed": rates(ours=[4.0], them=[2.0])}, (TestBudgets.FASTER, other))])
+        assert "other " not in text.splitlines()[2]
+        assert text.splitlines()[-1].endswith("This run did not measure 2 others.")
+
     def test_of_several_runs_all_must_meet_a_budget(self) -> None:
         faster = Budget("faster", "speed", "10", ("them",), at_least=2.0)
         runs = [judge({"speed": rates(ours=[ours], them=[2.0])}, (faster,)) for ours in (3.0, 5.0, 6.0)]
