@@ -120,8 +120,12 @@ def budget_text(runs: Sequence[Sequence[Verdict]]) -> str:
     """
     several = len(runs) > 1
     rows = [["Budget", "demanded", "measured", "", *(["runs"] if several else []), "against"]]
+    missing = 0
     for number, (met, of) in enumerate(runs_met(runs)):
         verdict = runs[-1][number]
+        if verdict.outcome == "not measured" and not of:
+            missing += 1
+            continue
         budget = verdict.budget
         found = [run[number].measured for run in runs]
         measured = [figure for figure in found if figure is not None]
@@ -134,7 +138,9 @@ def budget_text(runs: Sequence[Sequence[Verdict]]) -> str:
              verdict.against or ""]
         )  # fmt: skip
     kept = sum(met == of for met, of in runs_met(runs) if of)
-    return f"{grid(rows)}\n\n{kept} of {sum(bool(of) for _, of in runs_met(runs))} measured budgets are met."
+    measured_ones = sum(bool(of) for _, of in runs_met(runs))
+    left_out = f" This run did not measure {missing} others." if missing else ""
+    return f"{grid(rows)}\n\n{kept} of {measured_ones} measured budgets are met.{left_out}"
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:

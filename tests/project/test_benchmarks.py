@@ -23,6 +23,8 @@ from benchmarks.progress import Progress
 from benchmarks.report import budget_text, figures, grid, table_text
 from benchmarks.suites import SUITES, Suite, tables_of
 from benchmarks.tables import OURS, Table, quartiles, rotations
+from benchmarks.thread_hits import ThreadReader
+from benchmarks.thread_peers import THREAD_KEYS
 from magnus_cache.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -311,6 +313,12 @@ class TestReport:
         assert text.splitlines()[3].split() == ["some", "day", "not", "measured", "yet"]
         assert text.splitlines()[-1] == "0 of 1 measured budgets are met."
 
+    def test_a_budget_that_this_run_did_not_measure_is_only_counted(self) -> None:
+        other = Budget("other", "another table", "10", ("them",), at_least=2.0)
+        text = budget_text([judge({"speed": rates(ours=[4.0], them=[2.0])}, (TestBudgets.FASTER, other))])
+        assert "other " not in text.splitlines()[2]
+        assert text.splitlines()[-1].endswith("This run did not measure 2 others.")
+
     def test_of_several_runs_all_must_meet_a_budget(self) -> None:
         faster = Budget("faster", "speed", "10", ("them",), at_least=2.0)
         runs = [judge({"speed": rates(ours=[ours], them=[2.0])}, (faster,)) for ours in (3.0, 5.0, 6.0)]
@@ -483,3 +491,11 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["--only", "nonsense"])
     assert "l2-async" in capsys.readouterr().err
+
+
+def test_threads_read_all_keys_in_turn_so_that_a_small_near_cache_has_none() -> None:
+    read: list[str] = []
+    reader = ThreadReader(read.append)
+    for each in (100, 3, 500, 2 * len(THREAD_KEYS)):
+        reader.rate(1, each)
+    assert read == [THREAD_KEYS[number % len(THREAD_KEYS)] for number in range(len(read))]
