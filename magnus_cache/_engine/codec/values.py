@@ -218,6 +218,12 @@ def decode(payload: bytes | memoryview, limit: int | None = None) -> Any:
         this process lacks) or ``"malformed"``.
     """
     size = len(payload)
+    if size < _CHECKED_BYTES and _MARKER not in payload:
+        # Small and plain, as most values are: written out, because each call costs a tenth of the whole.
+        try:
+            return _unpackb(payload, strict_map_key=False)
+        except Exception:  # noqa: BLE001  # whatever it is, the path below meets it again and names it
+            pass
     if size >= LARGE:
         # For the sake of other threads, which get the GIL in between. Anything smaller is within its budget of memory.
         return at_once(decode_steps(payload, limit))
@@ -273,9 +279,6 @@ def _unpack(payload: bytes | memoryview) -> Any:
     if len(payload) >= FLOODING_BYTES:
         return at_once(_unpacking(payload))
     try:
-        if _MARKER not in payload:
-            # Plain data: the hooks would be called for each list, and find nothing.
-            return _unpackb(payload, strict_map_key=False)
         return _unpackb(payload, list_hook=_list_hook, ext_hook=_ext_hook, strict_map_key=False)
     except UnicodeDecodeError:
         return _unpackb(
