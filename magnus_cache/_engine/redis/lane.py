@@ -79,8 +79,7 @@ _ORDERLY: Final = (7, 2)
 _DIGITS: Final = 9
 """Digits that no version has."""
 
-_MOST_EPOCHS: Final = 1_024
-"""Epochs that are remembered as they are stored."""
+_VALUE_TYPES: Final = {bytes, type(None)}
 
 _DEAD: Final = -math.inf
 
@@ -146,7 +145,6 @@ class Lane:
         self._session, self._opening = None, None
         self._wanted = 0
         self._retry_at, self._pause = _DEAD, _PAUSE
-        self._parsed: dict[bytes, int] = {}
 
     @property
     def connected(self) -> bool:
@@ -179,27 +177,33 @@ class Lane:
 
         :param wire: the connection of the background loop.
         """
-        lock, batch = self._lock, self._open
-        session = self._session
+        session, batch = self._session, self._open
         if not self._worth() if session is None else ticket.near and session.announces is False:
             return LONG_WAY
+        if self._taken or batch.tickets:
+            return self._ask_together(ticket, batch, wire)
+        # Before the lock: a signal handler or finalizer that comes in between finds it, and looks whose the lock is.
+        self._taken = True
+        with self._lock:
+            self._taken = True
+            self._exchange((ticket,), wire)
+            self._taken = False
+        return ticket.answer or LONG_WAY
+
+    def _ask_together(self, ticket: Ticket, batch: _Batch, wire: "Wire") -> _Answer:
+        """Do what `ask` does while others do it, or were interrupted there."""
+        lock = self._lock
         if lock._is_owned() or batch.gate._is_owned():
+            # It is this very thread that was interrupted.
             return LONG_WAY
-        if not self._taken and not batch.tickets:
-            with lock:
-                self._taken = True
-                self._exchange((ticket,), wire)
-                self._taken = False
-        else:
-            batch.tickets.append(ticket)
-            with batch.gate:
-                while ticket.answer is None:
-                    with lock:
-                        self._taken = True
-                        self._lead(batch, wire)
-                        self._taken = False
-        answer = ticket.answer
-        return LONG_WAY if answer is None else answer
+        batch.tickets.append(ticket)
+        with batch.gate:
+            while ticket.answer is None:
+                with lock:
+                    self._taken = True
+                    self._lead(batch, wire)
+                    self._taken = False
+        return ticket.answer
 
     def _worth(self) -> bool:
         self._wanted += 1
@@ -220,73 +224,68 @@ class Lane:
     # -- the exchange, with the lock held -----------------------------------------------------------------------
 
     def _exchange(self, tickets: "tuple[Ticket, ...] | list[Ticket]", wire: "Wire") -> None:
-        """Answer some tickets."""
-        asked = self._clock()
+        """Answer some tickets: each of them, if only that the long way is to be gone."""
+        now = self._clock()
         try:
             session = self._session
-            if session is None or session.wire is not wire or not session.stands(asked) or self._closed:
+            if session is None or not session.stands(wire, now):
                 self._drop()
-                session = self._connected(wire, asked)
-            if session is not None:
-                asked = self._clock()
-                self._answer(session, tickets, asked)
+                session = self._connected(wire, now)
+                now = self._clock()
+            # Else the wire has to hear from the server first.
+            if session is not None and now < session.wire_trust.deadline and not session.wire_known.suspended:
+                if len(tickets) == 1:
+                    self._answer_one(session, tickets[0], now)
+                else:
+                    self._answer_all(session, tickets, now)
         # Whatever it is, the long way meets it as well and says what it means.
         except (OSError, ValueError) as error:
-            self._failed(error, wire, asked)
+            self._failed(error, wire, now)
         if self._closed:
             self._drop()
         for ticket in tickets:
             if ticket.answer is None:
                 ticket.answer = LONG_WAY
 
-    def _answer(self, session: Session, tickets: "tuple[Ticket, ...] | list[Ticket]", now: float) -> None:
-        """Ask for some values with their epochs, and leave the answers on the tickets."""
-        known = session.wire_known
-        if known.suspended or now >= session.wire_trust.deadline:
-            # The wire has to hear from the server first.
+    def _answer_one(self, session: Session, ticket: Ticket, now: float) -> None:
+        """Do what `_answer_all` does, for one ticket: most exchanges, as most threads read alone."""
+        plan = self._plan(session, ticket)
+        if plan is None:
             return
-        if len(tickets) == 1:
-            ticket = tickets[0]
-            plan = self._plan(session, ticket)
-            if plan is None:
-                return
-            count, plans, wanted = 1, {ticket.epoch_names: plan}, [(ticket, plan)]
-            packed = b"*%d\r\n$4\r\nMGET\r\n$%d\r\n%b\r\n%b%b" % (
-                4 + len(plan.names), len(ticket.name), ticket.name, self._head, plan.packed
-            )  # fmt: skip
-        else:
-            found = [(ticket, self._plan(session, ticket)) for ticket in tickets]
-            wanted = [(ticket, plan) for ticket, plan in found if plan is not None]
-            if not wanted:
-                return
-            count, plans = len(wanted), {ticket.epoch_names: plan for ticket, plan in wanted}
-            names = [ticket.name for ticket, _ in wanted]
-            parts = [bulk(name) for name in names]
-            size = 3 + count + sum(len(plan.names) for plan in plans.values())
-            packed = b"".join((
-                b"*%d\r\n$4\r\nMGET\r\n" % size, *parts, self._head, *[plan.packed for plan in plans.values()]
-            ))  # fmt: skip
-        values = session.connection.ask(packed)
-        answered = self._clock()
-        if type(values) is not list or len(values) < count + 2 or not _are_values(values):
+        name = ticket.name
+        values = session.connection.ask(b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end))
+        if type(values) is not list or len(values) != plan.size:
             raise ValueError("what came is no answer to MGET")
-        if session.connection.broken:
-            self._drop()
+        value = values[0]
+        if value is not None and type(value) is not bytes:
+            raise ValueError("what came is no value")
+        session.prove(now, self._clock())
+        self._measured(now, 1)
+        if values[1:] == plan.agreed or self._agree(session, plan, values[1:]):
+            ticket.answer = (value, plan.source, now)
+
+    def _answer_all(self, session: Session, tickets: "tuple[Ticket, ...] | list[Ticket]", now: float) -> None:
+        """Ask for some values with their epochs, and leave the answers on the tickets."""
+        found = [(ticket, self._plan(session, ticket)) for ticket in tickets]
+        wanted = [(ticket, plan) for ticket, plan in found if plan is not None]
+        if not wanted:
             return
+        count, plans = len(wanted), dict.fromkeys(plan for _, plan in wanted)
+        size = 2 + count + sum(len(plan.names) for plan in plans)
+        parts = [b"*%d\r\n$4\r\nMGET\r\n" % (1 + size)]
+        parts += [bulk(ticket.name) for ticket, _ in wanted]
+        parts.append(self._head)
+        parts += [plan.packed for plan in plans]
+        values = session.connection.ask(b"".join(parts))
+        if type(values) is not list or len(values) != size or not set(map(type, values[:count])) <= _VALUE_TYPES:
+            raise ValueError("what came is no answer to MGET")
+        session.prove(now, self._clock())
         self._measured(now, count)
-        if values[count] != session.server.identity:
-            # It may be another one's data by now, or nobody may say whose it is.
-            self._wait(answered)
-            return
-        self._pause = _PAUSE
-        session.prove(now, answered)
-        root = values[count + 1]
-        if not self._agrees(self._epochs.root, root) or self._parsed[root] != known.marker_epoch:
-            return
-        place, right = count + 2, set[Plan]()
-        for plan in plans.values():
+        head, place, right = values[count : count + 2], count + 2, set[Plan]()
+        for plan in plans:
             end = place + len(plan.names)
-            if all(map(self._agrees, plan.names, values[place:end])):
+            raws = head + values[place:end]
+            if raws == plan.agreed or self._agree(session, plan, raws):
                 right.add(plan)
             place = end
         for (ticket, plan), value in zip(wanted, values, strict=False):
@@ -313,16 +312,23 @@ class Lane:
                 session.announces = not isinstance(reply, Exception)
         return session.announces
 
-    def _agrees(self, name: bytes, raw: bytes | None) -> bool:
-        """Return whether an epoch that came is the one that the process knows."""
-        if raw is None:
+    def _agree(self, session: Session, plan: Plan, raws: list[Any]) -> bool:
+        """Return whether the epochs that came with a value are those that process and wire know, and note that.
+
+        Later ones that are the same need no second look: what the process knows only grows, and the judge goes by that.
+        """
+        identity, root, *_ = raws
+        if identity != session.server.identity:
+            # It may be another one's data by now, or nobody may say whose it is.
+            self._wait(self._clock())
             return False
-        epoch = self._parsed.get(raw)
-        if epoch is None:
-            if len(self._parsed) >= _MOST_EPOCHS:
-                self._parsed.clear()
-            epoch = self._parsed[raw] = epoch_of(raw)
-        return epoch != 0 and epoch == self._epochs.latest(name)
+        latest, names = self._epochs.latest, (self._epochs.root, *plan.names)
+        epochs = list(map(epoch_of, raws[1:]))
+        if not all(epochs) or epochs != list(map(latest, names)) or epochs[0] != session.wire_known.marker_epoch:
+            # Somebody has just cleared something, or an epoch was lost.
+            return False
+        plan.agreed = raws
+        return True
 
     # -- the connection, with the lock held ---------------------------------------------------------------------
 
@@ -350,8 +356,9 @@ class Lane:
             self._wait(now)
             return None
         session.orderly = _orderly(about)
+        self._pause = _PAUSE
         session.trust.follow(session.wire_trust)
-        if not session.stands(now):
+        if not (wire.up and session.stands(wire, now)):
             self._wait(now)
             return None
         self._session, self._opening = session, None
@@ -391,10 +398,6 @@ def _orderly(server: Any) -> bool:
     if not (major.isdecimal() and minor.isdecimal() and len(major) + len(minor) < _DIGITS):
         return False
     return (int(major), int(minor)) >= _ORDERLY
-
-
-def _are_values(values: list[Any]) -> bool:
-    return all(value is None or type(value) is bytes for value in values)
 
 
 _lanes: Final[weakref.WeakSet[Lane]] = weakref.WeakSet()

@@ -81,13 +81,12 @@ class LaneConnection:
             sock.do_handshake()
         self._recv = sock.recv
         self._limit(sock)
-        login, *answers = self.ask(b"".join((self._hello(), *more)), 1 + bool(endpoint.db) + len(more))
-        if endpoint.db:
-            chosen, *answers = answers
-            login = chosen if isinstance(chosen, Exception) else login
-        if type(login) is hiredis.ReplyError:
-            raise ConnectionError("Redis refuses the login") from login
-        return list(answers)
+        login = self._login()
+        answers = self.ask_all(*login, *more)
+        for answer in answers[: len(login)]:
+            if type(answer) is hiredis.ReplyError:
+                raise ConnectionError("Redis refuses the login") from answer
+        return answers[len(login) :]
 
     def _connect_by_name(self, deadline: float) -> None:
         endpoint, failure = self._endpoint, OSError("the name has no address")
@@ -127,12 +126,12 @@ class LaneConnection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
         sock.settimeout(None)
 
-    def _hello(self) -> bytes:
-        endpoint, login = self._endpoint, list[bytes | str]()
+    def _login(self) -> list[bytes]:
+        endpoint, user = self._endpoint, list[bytes | str]()
         if endpoint.password is not None:
-            login = [b"AUTH", endpoint.username or "default", endpoint.password.get_secret_value()]
-        chosen = pack(b"SELECT", endpoint.db) if endpoint.db else b""
-        return pack(b"HELLO", b"3", *login) + chosen
+            user = [b"AUTH", endpoint.username or "default", endpoint.password.get_secret_value()]
+        hello = pack(b"HELLO", b"3", *user)
+        return [hello, pack(b"SELECT", endpoint.db)] if endpoint.db else [hello]
 
     def cut(self) -> None:
         """End it from any thread, without waiting: who waits for an answer learns that there will be none."""
@@ -159,52 +158,70 @@ class LaneConnection:
 
     # -- exchanges ------------------------------------------------------------------------------------------
 
-    def ask(self, packed: bytes, replies: int = 0) -> Any:
-        """Send commands and return the reply, or a list of replies where a number is given; errors are among them.
+    def ask(self, packed: bytes) -> Any:
+        """Send a command and return the reply, which may be an error.
 
         :raises OSError: if the connection ends, or no answer comes in time.
         :raises ValueError: for what is no answer, and for one that is too large.
         """
-        sock, recv, gets, feed, too_many = (
-            self._sock, self._recv, self._reader.gets, self._reader.feed, self._elements.too_many
-        )  # fmt: skip
+        sock = self._sock
         if sock is None:
             _closed(0)
         self.busy = True
-        began = self._clock()
         try:
             sock.sendall(packed)  # type: ignore[union-attr]  # it is there, as was just looked at
-            answers: list[Any] = []
-            size = 0
-            while True:
-                data = recv(_READ_BYTES)
-                size += len(data)
-                if not data:
-                    raise ConnectionError("Redis has closed the connection")
-                if too_many(data) or size > _MOST_BYTES:
-                    raise ValueError("a reply is too large")
-                feed(data)
-                while (reply := gets()) is not _MORE:
-                    if type(reply) is hiredis.PushNotification:
-                        self.broken = True
-                    elif not replies:
-                        # Nothing may follow that was not asked for, but a push.
-                        self._elements.restart()
-                        self.busy = False
-                        return reply
-                    else:
-                        answers.append(reply)
-                if replies and len(answers) >= replies:
+            data = self._recv(_READ_BYTES)
+            # Most replies come as one piece, and are taken apart by one call.
+            if data and not self._elements.too_many(data):
+                self._reader.feed(data)
+                reply = self._reader.gets()
+                if reply is not _MORE and type(reply) is not hiredis.PushNotification:
                     self._elements.restart()
                     self.busy = False
-                    return answers
-                # In parts: each comes in time, and so must all of them.
-                if self._clock() - began > self._timeout:
-                    raise TimeoutError("Redis does not answer in time")
+                    return reply
+                reply = self._rest(reply, len(data))
+            else:
+                raise ConnectionError("Redis has closed the connection, or a reply is too large")
         except BlockingIOError as error:
             raise TimeoutError("Redis does not answer in time") from error
-        except (hiredis.ProtocolError, hiredis.HiredisError) as error:
+        except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
+        self.busy = False
+        return reply
+
+    def ask_all(self, *packed: bytes) -> list[Any]:
+        """Send some commands and return the replies, errors among them.
+
+        :raises OSError: as `ask` does.
+        :raises ValueError: as `ask` does.
+        """
+        first = self.ask(b"".join(packed))
+        try:
+            return [first, *[self._rest(self._reader.gets(), 0) for _ in packed[1:]]]
+        except BlockingIOError as error:
+            raise TimeoutError("Redis does not answer in time") from error
+        except hiredis.HiredisError as error:
+            raise ValueError("what came is no answer") from error
+
+    def _rest(self, reply: Any, size: int) -> Any:
+        """Return the reply whose first bytes were not all, or the one that follows an announcement."""
+        # In parts: each comes in time, and so must all of them.
+        deadline = self._clock() + self._timeout
+        while reply is _MORE or type(reply) is hiredis.PushNotification:
+            if reply is not _MORE:
+                # The only one that comes here: where announcements go is gone.
+                self.broken = True
+                reply = self._reader.gets()
+                continue
+            data = self._recv(_READ_BYTES)
+            size += len(data)
+            if not data or self._elements.too_many(data) or size > _MOST_BYTES:
+                raise ConnectionError("Redis has closed the connection, or a reply is too large")
+            self._reader.feed(data)
+            reply = self._reader.gets()
+            self._left(deadline)
+        self._elements.restart()
+        return reply
 
 
 def _closed(_: int) -> bytes:

@@ -43,13 +43,25 @@ class _Source:
 
 
 class Plan:
-    """The names of the epochs of a namespace or function as they are asked for, and what is known when they match."""
+    """How a value of a namespace or function is asked for with its epochs, and what it is judged by if they agree.
 
-    __slots__ = ("names", "packed", "source")
+    :ivar names: of the epochs that are its own: all but the root's.
+    :ivar packed: these names as they stand in a command.
+    :ivar begin: the command for one value, up to its name.
+    :ivar end: what follows that.
+    :ivar size: how many values it brings.
+    :ivar agreed: the server's identity and the epochs that were last found to be those that are known.
+    """
+
+    __slots__ = ("agreed", "begin", "end", "names", "packed", "size", "source")
 
     def __init__(self, epochs: Epochs, epoch_names: EpochNames, session: "Session") -> None:
         self.names = (epoch_names.control, *epoch_names.names)
         self.packed = b"".join(map(bulk, self.names))
+        self.size = 3 + len(self.names)
+        self.begin = b"*%d\r\n$4\r\nMGET\r\n" % (1 + self.size)
+        self.end = bulk(epochs.names.server) + bulk(epochs.root) + self.packed
+        self.agreed: list[bytes] = []
         known = KnownEpochs()
         # Just these: a value with any other tag cannot be judged by them, and the judge will say so.
         known.current.update((epochs.root, *self.names))
@@ -67,7 +79,7 @@ class Session:
     def __init__(self, connection: "LaneConnection", wire: "Wire", began: float) -> None:
         self.connection = connection
         self.wire = wire
-        # In this order, and looked at again by `stands`: trust and epochs are new with each connection of the wire.
+        # The trust first: `stands` looks at it again, and it is new with each connection of the wire, as the others are.
         self.wire_trust, self.wire_known = wire.trust, wire.known
         self.server = wire.server
         # All that it will read is as of now at least.
@@ -79,12 +91,12 @@ class Session:
         # An exchange: when it was sent, and when it was answered.
         self._sent = self._answered = began
 
-    def stands(self, now: float) -> bool:
-        """Whether the connection may be used: it is in step, and the wire is connected as it was."""
-        wire, connection = self.wire, self.connection
+    def stands(self, wire: "Wire", now: float) -> bool:
+        """Whether the connection may be used: it is in step, and this wire is connected as it was."""
+        connection = self.connection
         return (
-            wire.up and wire.trust is self.wire_trust and wire.known is self.wire_known
-            and not connection.busy and not connection.broken and now - self.used < _IDLE
+            wire.trust is self.wire_trust and not connection.busy and not connection.broken
+            and now - self.used < _IDLE and self.wire_trust.deadline != _DEAD
         )  # fmt: skip
 
     def plan(self, epochs: Epochs, epoch_names: EpochNames) -> Plan:
