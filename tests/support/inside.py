@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.frame_limits import Intake
+    from magnus_cache._engine.redis.lane_connection import LaneConnection
+    from magnus_cache._engine.redis.lane_session import Session
     from magnus_cache._engine.redis.pipeline import Pipeline
     from magnus_cache._engine.redis.watchdog import Watchdog
     from magnus_cache._engine.redis.wire import Wire
@@ -344,3 +346,31 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "loops with loader slots": len(state.workers.slots._lanes),
         "loops that compress": len(cache._writes._limiters),
     }
+
+
+# -- the lane of blocking callers -------------------------------------------------------------------------------
+
+
+def lane_session(cache: "Cache | State") -> "Session":
+    """Return the connection through which blocking callers read by themselves."""
+    session = state_of(cache).lane._session
+    assert session is not None, "the lane has no connection"
+    return session
+
+
+def lane_connection(cache: "Cache | State") -> "LaneConnection":
+    """Return its socket."""
+    return lane_session(cache).connection
+
+
+def retry_lane_now(cache: "Cache | State") -> None:
+    """Let the next read make a connection, also if an attempt has just failed."""
+    _put(state_of(cache).lane, "_retry_at", -1e9)
+
+
+def background_wire(cache: "Cache | State") -> "Wire":
+    """Return the connection of the background loop."""
+    state = state_of(cache)
+    wire = state.topology.connection_on(state.portal.loop)
+    assert wire is not None, "nothing was asked through the background loop"
+    return wire

@@ -317,8 +317,7 @@ class Lane:
 
         Later ones that are the same need no second look: what the process knows only grows, and the judge goes by that.
         """
-        identity, root, *_ = raws
-        if identity != session.server.identity:
+        if raws[0] != session.server.identity:
             # It may be another one's data by now, or nobody may say whose it is.
             self._wait(self._clock())
             return False

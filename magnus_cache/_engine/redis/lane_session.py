@@ -79,7 +79,7 @@ class Session:
     def __init__(self, connection: "LaneConnection", wire: "Wire", began: float) -> None:
         self.connection = connection
         self.wire = wire
-        # The trust first: `stands` looks at it again, and it is new with each connection of the wire, as the others are.
+        # The trust first: `stands` looks at it again, and each connection of the wire has a new one.
         self.wire_trust, self.wire_known = wire.trust, wire.known
         self.server = wire.server
         # All that it will read is as of now at least.

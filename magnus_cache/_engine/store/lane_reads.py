@@ -50,5 +50,17 @@ class LaneReads:
         if isinstance(answer, LongWay):
             return answer
         raw, source, sent = answer
-        # What the wire does not hear of any more is served, as it came with its epochs, but not kept.
-        return self._judge(ref, fill if source.trust.deadline != _DEAD else None, raw, source, sent)
+        if fill is None or source.trust.deadline == _DEAD:
+            # What the wire does not hear of any more is served, as it came with its epochs, but not kept.
+            return self._judge(ref, None, raw, source, sent)
+        entry = self._judge(ref, fill, raw, source, sent)
+        # Another thread was answered before or after this one, and what it has kept, or is about to, may be older than
+        # what is returned here: its announcement may still be on the way to the wire. Nobody is to go back in time.
+        memory = state.memory
+        if raw is None:
+            memory.invalidate(ref.name)
+        elif entry is not None:
+            kept = memory.get_stale(ref.name, trusted=False)
+            if kept is not entry and (kept is None or kept.version != entry.version):
+                memory.invalidate(ref.name)
+        return entry
