@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.portal import Portal
     from magnus_cache._engine.runtime.portal_thread import PortalThread
     from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache._engine.store.lane_reads import LaneReads
     from magnus_cache.errors import CacheUnavailableError
 
     Cache: TypeAlias = AsyncOperations | BlockingOperations
@@ -374,3 +375,8 @@ def background_wire(cache: "Cache | State") -> "Wire":
     wire = state.topology.connection_on(state.portal.loop)
     assert wire is not None, "nothing was asked through the background loop"
     return wire
+
+
+def lane_reads(cache: "BlockingOperations") -> "LaneReads":
+    """Return the part that judges and keeps what came through it."""
+    return cache._reads._lane

@@ -1,7 +1,8 @@
 """Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
 
-Coroutines read on their own loop's wire; a blocking caller's read is queued on the background loop's, without a
-task of its own. Either way a reply is judged, and kept if it may be, inside the wire's reader.
+Coroutines read on their own loop's wire; a blocking caller reads through the lane in its own thread, or else is queued
+on the background loop's wire, without a task of its own. Either way a reply is judged, and kept if it may be, by
+`Reads.received`: on a wire inside its reader.
 """
 
 import asyncio
