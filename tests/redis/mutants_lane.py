@@ -25,10 +25,9 @@ def without_a_look_whose_data_the_lane_reads() -> None:
 @guard(f"{HERE}::test_ctrl_c_at_any_place_leaves_the_others_served")
 def without_a_new_leader_where_one_was_interrupted() -> None:
     rewrite(Lane._ask_together, "while ticket.answer is None:", "if ticket is batch.tickets[0]:")
-    rewrite(Lane._ask_together, "return ticket.answer", "return ticket.answer or LONG_WAY")
 
 
-@guard(f"{HERE}::test_ctrl_c_at_any_place_leaves_the_others_served")
+@guard(f"{HERE}::test_an_interrupted_exchange_is_not_taken_for_the_next")
 def without_a_look_whether_the_lane_is_in_step() -> None:
     rewrite(Session.stands, "not connection.busy and ", "")
 

@@ -15,7 +15,7 @@ from magnus_cache._engine.redis import lane as lane_module
 from magnus_cache._engine.redis.lane import LONG_WAY, Ticket
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
-from tests.support.inside import background_wire, lane_connection, lane_session, retry_lane_now
+from tests.support.inside import background_wire, interrupt_after_sending, lane_connection, lane_session, retry_lane_now
 from tests.support.interrupts import interrupted
 from tests.support.lanes import FAR, NEAR, forget, lane_answers, served_by_lane, through_the_lane
 from tests.support.leaks import sockets
@@ -264,6 +264,16 @@ def test_ctrl_c_at_any_place_leaves_the_others_served(cache: CacheManager) -> No
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_an_interrupted_exchange_is_not_taken_for_the_next(cache: CacheManager) -> None:
+    cache.set(FAR, "one", 1)
+    cache.set(FAR, "two", 2)
+    interrupt_after_sending(cache)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get(FAR, "one")
+    assert cache.get(FAR, "two") == 2
+    assert cache.get(FAR, "one") == 1
 
 
 def test_a_handler_that_reads_at_any_place_is_answered(cache: CacheManager) -> None:

@@ -380,3 +380,12 @@ def background_wire(cache: "Cache | State") -> "Wire":
 def lane_reads(cache: "BlockingOperations") -> "LaneReads":
     """Return the part that judges and keeps what came through it."""
     return cache._reads._lane
+
+
+def interrupt_after_sending(cache: "Cache | State") -> None:
+    """Interrupt the thread that reads through the lane next, between its request and the answer."""
+
+    def interrupt(_: int) -> bytes:
+        raise KeyboardInterrupt
+
+    _put(lane_connection(cache), "_recv", interrupt)

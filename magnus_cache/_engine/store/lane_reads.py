@@ -17,7 +17,7 @@ __all__ = ["LaneReads"]
 
 _DEAD: Final = float("-inf")
 
-Judge: TypeAlias = "Callable[[KeyRef, Placeholder | None, bytes | None, Connection, float], Entry | None]"
+_Judge: TypeAlias = "Callable[[KeyRef, Placeholder | None, bytes | None, Connection, float], Entry | None]"
 """What judges an answer and keeps it, on whatever way it came; see `Reads.received`."""
 
 
@@ -29,7 +29,7 @@ class LaneReads:
 
     __slots__ = ("_judge", "_state")
 
-    def __init__(self, state: State, judge: Judge) -> None:
+    def __init__(self, state: State, judge: _Judge) -> None:
         self._state = state
         self._judge = judge
 
@@ -37,7 +37,7 @@ class LaneReads:
         """Return the entry of a value in Redis, or None for none; `LONG_WAY` if the background loop has to be asked.
 
         :param fill: its place in memory, reserved before; None for a value that is not kept.
-        :raises UnsettledError: for a value whose epochs are not known.
+        :raises CacheUnavailableError: an `UnsettledError` for a value whose epochs are not known.
         """
         state, epoch_names = self._state, ref.epoch_names
         wire = state.topology.connection_on(state.portal.loop)
