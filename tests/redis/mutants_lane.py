@@ -1,6 +1,7 @@
 """The guards that `test_lane` sees missing."""
 
-import threading
+import socket
+import struct
 from typing import Any, Final
 
 from magnus_cache._engine.redis import lane
@@ -33,9 +34,9 @@ def without_a_look_whether_the_lane_is_in_step() -> None:
 
 
 @guard(f"{HERE}::test_a_handler_that_reads_at_any_place_is_answered")
-def without_a_look_whose_the_lane_is() -> None:
+def without_a_lane_that_its_own_thread_can_enter_again() -> None:
     rewrite(Lane._ask_together, "if lock._is_owned() or batch.gate._is_owned():", "if False:")
-    put(threading, "RLock", threading.Lock)
+    rewrite(Lane.reset, "self._lock: Any = threading.RLock()", "self._lock: Any = threading.Lock()")
 
 
 @guard(f"{HERE}::test_silence_costs_one_timeout")
@@ -93,6 +94,16 @@ def without_a_thought_what_a_connection_is_worth() -> None:
     rewrite(Lane._worth, "self._wanted > _WORTH and ", "")
 
 
-@guard(f"{HERE}::test_silence_over_tls_costs_one_timeout")
-def without_a_timeout_over_tls() -> None:
-    rewrite(LaneConnection._limit, "sock.settimeout(self._timeout)", "sock.settimeout(None)")
+@guard(f"{HERE}::test_silence_costs_one_timeout_whatever_signals_come")
+def without_a_timeout_that_outlasts_signals() -> None:
+    """One of the kernel's."""
+
+    def open_(self: Any, *more: bytes) -> Any:
+        answers = opened(self, *more)
+        sock = self._sock
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 500_000))
+        return answers
+
+    opened = LaneConnection.open
+    put(LaneConnection, "open", open_)

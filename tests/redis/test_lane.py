@@ -1,6 +1,7 @@
 """The lane: threads that read from Redis by themselves, alone and together, and when it must not be used."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,6 +337,20 @@ def test_silence_costs_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:
     started = time.monotonic()
     assert far_off.get(FAR, "k", "none") == "none"
     assert time.monotonic() - started < 0.4, "it is known by now"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers that send signals on this system")
+def test_silence_costs_one_timeout_whatever_signals_come(far_off: CacheManager, proxy: Proxy) -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    proxy.black_hole()
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        started = time.monotonic()
+        assert far_off.get(FAR, "k", "none") == "none"
+        assert time.monotonic() - started < 0.95
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_silence_costs_all_threads_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:

@@ -1,13 +1,10 @@
 """The connection of the lane: a blocking socket that speaks RESP3, for one exchange at a time.
 
-redis-py makes and takes apart each command and reply in Python, and polls before each read. This one sends what is
-packed already, and leaves the timeout to the kernel: an exchange is two system calls and one parser call.
+redis-py makes and takes apart each command and reply in Python. This one sends what is packed already: an exchange is
+one write, one read and one call of the parser.
 """
 
 import socket
-import ssl
-import struct
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -80,7 +77,8 @@ class LaneConnection:
             sock.settimeout(self._left(deadline))
             sock.do_handshake()
         self._recv = sock.recv
-        self._limit(sock)
+        # Python's own, which polls before each call: the kernel's would begin anew with each signal that comes.
+        sock.settimeout(self._timeout)
         login = self._login()
         answers = self.ask_all(*login, *more)
         for answer in answers[: len(login)]:
@@ -115,16 +113,6 @@ class LaneConnection:
         if left <= 0:
             raise TimeoutError("Redis does not answer in time")
         return left
-
-    def _limit(self, sock: socket.socket) -> None:
-        """Bound each wait: by the kernel, as a timeout of Python's polls before each call; TLS needs Python's."""
-        if isinstance(sock, ssl.SSLSocket) or sys.platform == "win32":
-            sock.settimeout(self._timeout)
-            return
-        span = struct.pack("ll", int(self._timeout), int(self._timeout % 1 * 1_000_000) or 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
-        sock.settimeout(None)
 
     def _login(self) -> list[bytes]:
         endpoint, user = self._endpoint, list[bytes | str]()
@@ -182,8 +170,6 @@ class LaneConnection:
                 reply = self._rest(reply, len(data))
             else:
                 raise ConnectionError("Redis has closed the connection, or a reply is too large")
-        except BlockingIOError as error:
-            raise TimeoutError("Redis does not answer in time") from error
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
         self.busy = False
@@ -198,8 +184,6 @@ class LaneConnection:
         first = self.ask(b"".join(packed))
         try:
             return [first, *[self._rest(self._reader.gets(), 0) for _ in packed[1:]]]
-        except BlockingIOError as error:
-            raise TimeoutError("Redis does not answer in time") from error
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
 
