@@ -102,7 +102,8 @@ class RedisTime:
 
         Later by some microseconds than need be, so that no rounding takes what is past for what is to come.
         """
-        return (now + self._error) * MICROSECONDS + self._offset + _ROUNDING
+        offset, error, _ = self._estimate
+        return (now + error) * MICROSECONDS + offset + _ROUNDING
 
     def local(self, server: int) -> float:
         """Return a monotonic time at or before the moment when the server's clock reads `server`."""
