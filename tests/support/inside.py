@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.frame_limits import Intake
+    from magnus_cache._engine.redis.lane_connection import LaneConnection
+    from magnus_cache._engine.redis.lane_session import Session
     from magnus_cache._engine.redis.pipeline import Pipeline
     from magnus_cache._engine.redis.watchdog import Watchdog
     from magnus_cache._engine.redis.wire import Wire
     from magnus_cache._engine.runtime.portal import Portal
     from magnus_cache._engine.runtime.portal_thread import PortalThread
     from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache._engine.store.lane_reads import LaneReads
     from magnus_cache.errors import CacheUnavailableError
 
     Cache: TypeAlias = AsyncOperations | BlockingOperations
@@ -344,3 +347,45 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "loops with loader slots": len(state.workers.slots._lanes),
         "loops that compress": len(cache._writes._limiters),
     }
+
+
+# -- the lane of blocking callers -------------------------------------------------------------------------------
+
+
+def lane_session(cache: "Cache | State") -> "Session":
+    """Return the connection through which blocking callers read by themselves."""
+    session = state_of(cache).lane._session
+    assert session is not None, "the lane has no connection"
+    return session
+
+
+def lane_connection(cache: "Cache | State") -> "LaneConnection":
+    """Return its socket."""
+    return lane_session(cache).connection
+
+
+def retry_lane_now(cache: "Cache | State") -> None:
+    """Let the next read make a connection, also if an attempt has just failed."""
+    _put(state_of(cache).lane, "_retry_at", -1e9)
+
+
+def background_wire(cache: "Cache | State") -> "Wire":
+    """Return the connection of the background loop."""
+    state = state_of(cache)
+    wire = state.topology.connection_on(state.portal.loop)
+    assert wire is not None, "nothing was asked through the background loop"
+    return wire
+
+
+def lane_reads(cache: "BlockingOperations") -> "LaneReads":
+    """Return the part that judges and keeps what came through it."""
+    return cache._reads._lane
+
+
+def interrupt_after_sending(cache: "Cache | State") -> None:
+    """Interrupt the thread that reads through the lane next, between its request and the answer."""
+
+    def interrupt(_: int) -> bytes:
+        raise KeyboardInterrupt
+
+    _put(lane_connection(cache), "_recv", interrupt)

@@ -1,7 +1,8 @@
 """The operations of `CacheManager`: the cache for blocking code.
 
-A hit in memory is served in the calling thread. Everything else runs on the background loop, on the same paths as for
-coroutines, and over one connection for all threads; the caller waits for it.
+A hit in memory is served in the calling thread, and so are most reads through Redis (see `redis/lane`). Everything else
+runs on the background loop, on the same paths as for coroutines, and over one connection for all threads; the caller
+waits for it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Connection
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
@@ -33,6 +34,7 @@ class Parts(Protocol):
     failover: FailoverGuard
     generations: OutageGenerations
     journal: "Journal | None"
+    lane: Lane
     leases: Leases
     log: ConnectionLog
     outbox: Outbox
@@ -66,6 +68,7 @@ class ConnectionEvents:
 
     def cut(self, connection: Connection) -> None:
         """React to a lost connection: unanswered announcements count as changes, and waiting loads wake."""
+        self._parts.lane.cut(connection)
         self._parts.generations.cut(connection)
         self._parts.announcements.cut(connection)
         if self._parts.journal is not None:

@@ -12,6 +12,7 @@ from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.closing import Ending
@@ -39,6 +40,7 @@ class LifeCycle(Invalidation):
     breaker: Breaker
     generations: OutageGenerations
     journal: "Journal | None"
+    lane: Lane
     log: ConnectionLog
     outbox: Outbox
     portal: BackgroundLoops
@@ -57,6 +59,7 @@ class LifeCycle(Invalidation):
             self.close()
             return
         self.closed = True
+        self.lane.end()
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
@@ -90,6 +93,7 @@ class LifeCycle(Invalidation):
             return Ending()
         check_waiting()
         self.closed = True
+        self.lane.end()
         try:
             with contextlib.suppress(CacheClosedError):
                 if self.portal.running:
@@ -131,6 +135,7 @@ class LifeCycle(Invalidation):
     def end(self) -> None:
         """End everything that this cache started, even after an interrupted close."""
         self.replayer.stop()
+        self.lane.end()
         self.topology.stop()
         self.portal.end()
         if self.journal is not None:

@@ -33,6 +33,7 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
@@ -76,7 +77,9 @@ class State(LifeCycle, OfflineBounds):
         self.epochs = Epochs(self.keyspace)
         self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
         self.events = ConnectionEvents(self, self.abandoned)
-        self.topology = self._new_topology()
+        limits = self._limits()
+        self.topology = Topology(self.endpoint, limits, self.breaker, self.events, self.clock, self.check_open)
+        self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
         self.generations = OutageGenerations(settings.max_staleness, self.contact)
@@ -95,12 +98,11 @@ class State(LifeCycle, OfflineBounds):
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
         on_fork_child(self)
 
-    def _new_topology(self) -> Topology:
+    def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
-        limits = WireLimits(
+        return WireLimits(
             settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
         )
-        return Topology(self.endpoint, limits, self.breaker, self.events, self.clock, self.check_open)
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
@@ -189,7 +191,7 @@ class State(LifeCycle, OfflineBounds):
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.replayer,
+            self.lane, self.replayer,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -20,6 +20,7 @@ __all__ = [
     "TRACKING",
     "TRACKING_ALL",
     "Command",
+    "announce_to",
     "count",
     "get_many",
     "info",
@@ -116,6 +117,11 @@ def info(reply: Any, field: bytes) -> str | None:
         if name == field:
             return value.decode("utf-8", "replace")
     return None
+
+
+def announce_to(client: int) -> Command:
+    """Pack the request to announce what this connection reads to another one, by its number at the server."""
+    return Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", client))
 
 
 def kill(client: int) -> Command:

@@ -46,20 +46,19 @@ class RedisTime:
     :ivar horizon: a century after the last answer, in microseconds; later times are nonsense.
     """
 
-    __slots__ = ("_at", "_error", "_offset", "horizon", "sampled", "steps")
+    __slots__ = ("_estimate", "horizon", "sampled", "steps")
 
     def __init__(self) -> None:
         self.horizon = 0
         self.sampled = -math.inf
         self.steps = 0
-        self._offset = 0.0
-        self._error = math.inf
-        self._at = 0.0
+        # Offset, error and when that was the error; in one, as blocking callers read it in their own threads.
+        self._estimate = 0.0, math.inf, 0.0
 
     @property
     def known(self) -> bool:
         """Whether any answer has been seen."""
-        return self._error < math.inf
+        return self._estimate[1] < math.inf
 
     def sample(self, sent: float, received: float, server: int) -> None:
         """Update the estimate by one answer.
@@ -73,20 +72,21 @@ class RedisTime:
         offset = server - (sent + received) / 2 * MICROSECONDS
         error = (received - sent) / 2
         aged = self.error(received)
-        stepped = abs(offset - self._offset) > (error + aged) * MICROSECONDS
+        stepped = abs(offset - self._estimate[0]) > (error + aged) * MICROSECONDS
         self.steps += stepped and self.known
         # If the samples differ by more than both errors, the server's clock was set, and only the newer sample is
         # right.
         if error <= aged or stepped:
-            self._offset, self._error, self._at = offset, error, received
+            self._estimate = offset, error, received
 
     def error(self, now: float) -> float:
         """Return the bound on the estimate's error in seconds at a monotonic time."""
-        return self._error + max(0.0, now - self._at) * _DRIFT
+        _, error, at = self._estimate
+        return error + max(0.0, now - at) * _DRIFT
 
     def at(self, now: float) -> int:
         """Return the estimate of the server's clock in microseconds at a monotonic time."""
-        return int(self._offset + now * MICROSECONDS)
+        return int(self._estimate[0] + now * MICROSECONDS)
 
     def end(self, server: int, life: float, now: float) -> float:
         """Return the monotonic time until which a value is fresh, even if the server's clock was set meanwhile.
@@ -102,8 +102,10 @@ class RedisTime:
 
         Later by some microseconds than need be, so that no rounding takes what is past for what is to come.
         """
-        return (now + self._error) * MICROSECONDS + self._offset + _ROUNDING
+        offset, error, _ = self._estimate
+        return (now + error) * MICROSECONDS + offset + _ROUNDING
 
     def local(self, server: int) -> float:
         """Return a monotonic time at or before the moment when the server's clock reads `server`."""
-        return (server - self._offset) / MICROSECONDS - self._error
+        offset, error, _ = self._estimate
+        return (server - offset) / MICROSECONDS - error

@@ -38,6 +38,7 @@ class Group(NamedTuple):
 def import_driver() -> None:
     """Import redis-py now, because that is slow, and not in the first call on an event loop."""
     import_module("magnus_cache._engine.redis.wire")
+    import_module("magnus_cache._engine.redis.lane_connection")
 
 
 class Topology:
@@ -87,6 +88,10 @@ class Topology:
             return wire
         self._check_open()
         return None if self._endpoint is None else self._new(self._endpoint, loop)
+
+    def connection_on(self, loop: "asyncio.AbstractEventLoop | None") -> "Wire | None":
+        """Return the connection of another loop, if it has one, for a thread that is about to ask its server itself."""
+        return None if loop is None else self._wires.get(loop)
 
     def wire(self, key: bytes) -> "Wire":
         """Return the running loop's connection to the server of a key, which must be configured.

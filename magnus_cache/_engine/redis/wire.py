@@ -82,8 +82,7 @@ class Wire:
         self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
         self.questions = Questions(self.loop, lambda: self.known.pace)
-        self.leases_held = 0
-        self.time, self.tracking = RedisTime(), False
+        self.leases_held, self.time, self.tracking = 0, RedisTime(), False
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
@@ -92,7 +91,7 @@ class Wire:
         self.over, self.ended = False, Future[None]()
         self.up, self.server = False, UNKNOWN_SERVER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
-        self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
+        self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
         self._moved = -math.inf
         self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
@@ -345,7 +344,8 @@ class Wire:
         self._schedule_beat()
         return chunks
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """End the connection, as the server is silent."""
         if self._patience is not None:
             self._patience.reschedule(self.loop.time())
 

@@ -1,7 +1,8 @@
 """Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
 
-Coroutines read on their own loop's wire; a blocking caller's read is queued on the background loop's, without a
-task of its own. Either way a reply is judged, and kept if it may be, inside the wire's reader.
+Coroutines read on their own loop's wire; a blocking caller reads through the lane in its own thread, or else is queued
+on the background loop's wire, without a task of its own. Either way a reply is judged, and kept if it may be, by
+`Reads.received`: on a wire inside its reader.
 """
 
 import asyncio
@@ -21,12 +22,14 @@ from magnus_cache._engine.keys.versions import version_suffix
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.redis.lane import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
+from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.ref_memo import RefMemo
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
@@ -59,6 +62,7 @@ class Reads(Coding):
         self._connection = state.client.connection
         self._batches = ValueBatches(state, self)
         self._refs = RefMemo(state.namespaces, self._make_ref)
+        self._lane = LaneReads(state, self.received)
 
     def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
         """Return where a value lives.
@@ -226,7 +230,10 @@ class Reads(Coding):
             placeholder: Placeholder | None = None
             try:
                 placeholder = self.expect(ref)
-                entry: Entry | None = portal.request(partial(self._ask_for, ref, placeholder))
+                answer = self._lane.read(ref, placeholder)
+                entry: Entry | None = (
+                    portal.request(partial(self._ask_for, ref, placeholder)) if isinstance(answer, LongWay) else answer
+                )
             except UnsettledError as error:
                 tags, again = error.tags, True
             except NoThreadError as error:
