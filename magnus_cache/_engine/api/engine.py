@@ -13,7 +13,7 @@ from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.deferred import Deferred
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheTypeError
 
 __all__ = ["Engine"]
@@ -32,7 +32,7 @@ class Engine:
         self.state = state
         self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
         self.reads = Reads(state)
-        self.writes = Writes(self.reads)
+        self.writes = ManyWrites(self.reads)
         self.lifetimes = Lifetimes(self.writes)
         self.clears = Clears(state)
         self.deferred = Deferred(state, self.writes, self.clears)

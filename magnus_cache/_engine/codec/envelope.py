@@ -13,7 +13,7 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
@@ -39,6 +39,7 @@ __all__ = [
     "new_version",
     "open_payload",
     "pack",
+    "pack_many",
     "peek_header",
     "read_header",
     "read_tags",
@@ -167,6 +168,30 @@ def pack(
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
+
+
+def pack_many(
+    payloads: Iterable[bytes], versions: Iterable[int], ends: Iterable[int], lives: Iterable[float], *, epoch: int,
+    tags: tuple[str, ...] = (),
+) -> list[bytes]:  # fmt: skip
+    """Return the stored values of many payloads, each as `pack` returns it.
+
+    :param ends: for each value, its end in microseconds of Redis' clock.
+    :param lives: for each value, the seconds that it is to live.
+    :param epoch: the highest epoch that the process had seen.
+    :param tags: the tags of each value.
+    :raises CacheArgumentError: if a number does not fit its field, or a payload is 4 GiB or more.
+    """
+    flags, head = (TAGGED, _tag_block(tags)) if tags else (0, b"")
+    fields, start, crc, extra = _FIELDS.pack, _SUM.pack, zlib.crc32, len(head)
+    stored: list[bytes] = []
+    try:
+        for payload, version, end, life in zip(payloads, versions, ends, lives, strict=True):
+            rest = fields(flags, version, end, epoch, 0.0, life, extra + len(payload)) + head + payload
+            stored.append(start(_PREFIX, crc(rest)) + rest)
+    except (struct.error, OverflowError) as error:
+        raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
+    return stored
 
 
 def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes:

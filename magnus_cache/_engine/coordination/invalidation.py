@@ -1,21 +1,25 @@
 """Local invalidation: drops invalidated values from memory, and keeps callers from joining overtaken loads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.flights.flights import Flights
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
-from magnus_cache._engine.memory.store import LocalCache
 
 __all__ = ["Invalidation"]
+
+_NAMES: Final = 256
+"""Names for which a lock is taken once."""
 
 
 class Invalidation:
     """The part of a `State` that invalidates: memory, running loads, leases and epochs."""
 
-    memory: LocalCache
+    memory: BatchCache
     flights: Flights
     leases: Leases
     epochs: Epochs
@@ -49,14 +53,15 @@ class Invalidation:
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
 
-    def forget_names(self, names: Iterable[bytes]) -> None:
+    def forget_names(self, names: Sequence[bytes]) -> None:
         """Drop some values, and void the loads of them that began before."""
-        for name in names:
-            self.flights.detach(name)
-            self.leases.invalidated(name)
-            self.memory.invalidate(name)
+        for start in range(0, len(names), _NAMES):
+            some = names[start : start + _NAMES]
+            self.flights.detach_many(some)
+            self.leases.invalidated_many(some)
+            self.memory.invalidate_many(some)
             # Again, as in `_forget`.
-            self.flights.detach(name)
+            self.flights.detach_many(some)
 
     def forget_read(self, names: Iterable[bytes]) -> None:
         """Drop what was read from Redis of some values; keep those that only this process has."""

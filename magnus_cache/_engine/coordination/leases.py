@@ -277,6 +277,13 @@ class Leases:
             self.voided(lease)
         self.notify(name)
 
+    def invalidated_many(self, names: Iterable[bytes]) -> None:
+        """Note the same of some values as `invalidated` does of one."""
+        # A lease that is taken, or a load that begins to wait, after this look comes after the invalidation.
+        if self._held or self._waiters:
+            for name in names:
+                self.invalidated(name)
+
     def invalidated_matching(self, predicate: Callable[[bytes], object]) -> None:
         """Void the running loads of all values whose names satisfy a fast predicate."""
         for name in [name for name in list(self._held) if predicate(name)]:

@@ -35,7 +35,7 @@ from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 class Loads:
     """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
 
-    def __init__(self, reads: Reads, writes: Writes) -> None:
+    def __init__(self, reads: Reads, writes: ManyWrites) -> None:
         self._reads = reads
         self._writes = writes
         self._state = reads.state

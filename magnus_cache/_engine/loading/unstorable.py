@@ -19,7 +19,7 @@ from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import say
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
 __all__ = ["Unstorable"]
@@ -51,7 +51,7 @@ class Unstorable:
     :param flights: the loads under way.
     """
 
-    def __init__(self, flights: FlightRegistry, writes: Writes) -> None:
+    def __init__(self, flights: FlightRegistry, writes: ManyWrites) -> None:
         self._flights = flights
         self._writes = writes
         self._off_loop = writes.off_loop

@@ -10,8 +10,8 @@ The objects of local namespaces stay as they are: they are kept by reference, an
 from collections.abc import Callable
 from typing import Any
 
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
-from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
 from magnus_cache.errors import CacheDecodeError
@@ -19,7 +19,7 @@ from magnus_cache.errors import CacheDecodeError
 __all__ = ["ReloadingCache"]
 
 
-class ReloadingCache(LocalCache):
+class ReloadingCache(BatchCache):
     """A `LocalCache` that rebuilds decoded values after `types_replaced`.
 
     :param renew: returns the value itself, or an equal one of the current classes.

@@ -28,7 +28,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping"]
+__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping", "Stored"]
 
 
 class LeaseRequest(NamedTuple):
@@ -66,6 +66,15 @@ class Comparison(NamedTuple):
     """Whether it is that version."""
     raw: bytes | None
     """Its first bytes if it is that version, else the whole value; None without a value."""
+
+
+class Stored(NamedTuple):
+    """What became of the values of one transaction."""
+
+    refused: Sequence[int]
+    """The places of those that are not stored."""
+    present: bool
+    """Whether all are there, right after they were stored, and the server announces their next changes."""
 
 
 class Inspection(NamedTuple):
@@ -129,6 +138,19 @@ class Client:
         """
         command = commands.store(key, raw, milliseconds, database=self._database)
         return await self._wire(key).execute(command, partial(_done, receive))
+
+    def store_many(
+        self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
+        waiter: Waiter,
+    ) -> None:  # fmt: skip
+        """Store some values, and void their leases; the keys are of one server, or of one slot of a cluster.
+
+        They are stored one after the other without other commands in between. One that is refused stops no other one.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = commands.store_many(keys, raws, milliseconds, database=self._database)
+        self._wire(keys[0]).call(command, partial(_stored, len(keys), receive), waiter)
 
     async def replace(
         self, key: bytes, header: bytes, raw: bytes, milliseconds: int, receive: Receive[bool] | None = None
@@ -355,6 +377,19 @@ def _done(receive: Receive[bool], reply: Any, connection: Connection, sent: floa
         if isinstance(part, Exception):
             raise part
     return receive(replies.yes(parts[-1]), connection, sent)
+
+
+def _stored(count: int, receive: Receive[Stored], reply: Any, connection: Connection, sent: float) -> Any:
+    """Take the answer to a transaction that stores some values; each of its commands may have failed for itself."""
+    if type(reply) is not list or len(reply) != count + 2:
+        raise CacheUnavailableError("protocol", "Redis gave an invalid answer to a transaction")
+    leases, *done, found = reply
+    if isinstance(leases, Exception):
+        # Then loads that began before may store over all of the values.
+        raise leases
+    refused = [place for place, outcome in enumerate(done) if outcome != b"OK"]
+    present = not isinstance(found, Exception) and replies.number(found, count) == count
+    return receive(Stored(refused, present), connection, sent)
 
 
 def _leased(receive: Receive[LeaseReply], reply: Any, connection: Connection, sent: float) -> Any:

@@ -34,6 +34,7 @@ __all__ = [
     "restore",
     "scan",
     "store",
+    "store_many",
 ]
 
 
@@ -157,6 +158,23 @@ def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> C
     lease = pack(b"DEL", lease_name(name, database))
     packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
     return Command("SET", packed, replies=5, writes=3)
+
+
+def store_many(
+    names: Sequence[bytes], values: Iterable[bytes], milliseconds: Iterable[int], *, database: int = 0
+) -> Command:
+    """Pack the writes of some values, which void their leases, as one transaction.
+
+    The reply to EXEC is ``[number of leases, OK for each value, number of values]``. The last one, of EXISTS, makes the
+    server track the keys for us; see `store`.
+    """
+    leases = [lease_name(name, database) for name in names]
+    sets = [
+        pack_command((b"SET", name, value, b"PX", life))  # type: ignore[arg-type]  # as in `pack`
+        for name, value, life in zip(names, values, milliseconds, strict=True)
+    ]
+    packed = b"".join((_MULTI, pack(b"DEL", *leases), *sets, pack(b"EXISTS", *names), _EXEC))
+    return Command("SET", packed, replies=len(sets) + 4, writes=len(sets) + 2)
 
 
 def restore(name: bytes, value: bytes) -> Command:

@@ -1,13 +1,15 @@
-"""A check that the keys of one call stay distinct in the mapping of results."""
+"""The keys of one call: their references, and a check that they stay distinct in the mapping of results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["KeyNames", "equal_keys", "unhashable_key"]
+__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "unhashable_key"]
 
 _EXACT: Final = frozenset({str, int, bytes, UUID})
 """Key types whose equal values have the same name in Redis."""
@@ -30,6 +32,44 @@ def unhashable_key() -> CacheTypeError:
     """Return the error for a key that a mapping cannot have, such as an array."""
     problem = "each of many keys must be hashable, because the values are returned by key; ask for this key alone"
     return CacheTypeError("keys", problem)
+
+
+def are_distinct(keys: Iterable[Any]) -> bool:
+    """Whether distinct keys have distinct names, judged by their types alone."""
+    return set(map(type, keys)) <= _EXACT
+
+
+class RefMaker:
+    """Makes the references of many values of one namespace: what they have in common is looked up once.
+
+    While a call has thousands of keys at hand, it keeps their names, which cost the collector nothing, and makes a
+    reference where one is needed. A test holds it to `Reads.ref`.
+
+    :param namespace: the caller's argument.
+    :raises CacheArgumentError: for a namespace that cannot be used.
+    """
+
+    __slots__ = ("_name", "_suffix", "counters", "epoch_names", "freshness", "namespace")
+
+    def __init__(self, reads: Reads, namespace: str) -> None:
+        state = reads.state
+        self.namespace = policy = state.namespaces.resolve(namespace)
+        self.counters = state.stats.of(policy)
+        self.epoch_names = state.epochs.epoch_names(policy)
+        self.freshness = policy.freshness
+        self._name = state.keyspace.value_name
+        self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
+
+    def name(self, key: Any) -> bytes:
+        """Return the name of a value in Redis.
+
+        :raises CacheArgumentError: for a key that cannot be used.
+        """
+        return self._name(self.namespace, key) + self._suffix
+
+    def ref(self, name: bytes) -> KeyRef:
+        """Return the reference of a value by its name."""
+        return KeyRef(self.namespace, name, self.counters, self.epoch_names, self.freshness)
 
 
 class KeyNames:

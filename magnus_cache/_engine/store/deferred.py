@@ -19,7 +19,7 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import KeyRef
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheError
 
 __all__ = ["Deferred"]
@@ -31,7 +31,7 @@ _SHOWN: Final = 3
 class Deferred:
     """The deferred work of one cache. All methods return at once, wherever they are called."""
 
-    def __init__(self, state: State, writes: Writes, clears: Clears) -> None:
+    def __init__(self, state: State, writes: ManyWrites, clears: Clears) -> None:
         self._state = state
         self._writes = writes
         self._clears = clears

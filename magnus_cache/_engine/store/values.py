@@ -1,7 +1,7 @@
 """Encoding and decoding of values, in the calling thread or in turns of an event loop."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
@@ -9,6 +9,7 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.footprint import keep_decoded
+from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
@@ -17,6 +18,8 @@ from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeErr
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["Coding"]
+
+_TEXTS: Final = (str, bytes, bytearray)
 
 
 class Coding:
@@ -119,6 +122,22 @@ class Coding:
             raise explained(value, error, "value") from error
         at_once(self.checking(ref, payload))
         return payload
+
+    def encoded_at_once(self, namespace: Namespace, value: Any) -> bytes | None:
+        """Return the payload of a value, as `encoded`; None for a value that may take several steps to encode or check.
+
+        :raises CacheEncodeError: as `encoded` does.
+        :raises CacheValueTooLargeError: as `encoded` does.
+        """
+        if namespace.local or codec.is_heavy(value) or (isinstance(value, _TEXTS) and len(value) >= codec.LARGE):
+            return None
+        try:
+            payload = _encoded(value)
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
+        limit = namespace.max_value_bytes or self._settings.max_value_bytes
+        # Larger ones are checked for what they take once decoded, and those beyond the limit are refused.
+        return payload if len(payload) <= min(limit, codec.LARGE) else None
 
     def encoding(self, value: Any) -> Generator[None, None, bytes]:
         """Return the payload of a value of any size, in steps.

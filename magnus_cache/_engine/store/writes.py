@@ -24,13 +24,11 @@ from magnus_cache._engine.memory.footprint import footprint, has_room
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.loop_end import cancel, loop_task
-from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
+from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
-from magnus_cache._engine.store.local_writes import LocalWrites, count_here
+from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.reads_many import MANY
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -38,7 +36,7 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Writes", "milliseconds"]
+__all__ = ["SAMPLED", "Writes", "milliseconds"]
 
 T = TypeVar("T")
 
@@ -50,11 +48,8 @@ _COMPRESS_HERE: Final = 32_768
 _COMPRESSING: Final = 2
 """Values of one loop that threads compress or decompress at a time."""
 
-_SAMPLED: Final = 3.0
+SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
-
-_REMOVED: Final = 200
-"""Values that one call removes at a time. One step of the event loop looks each name up several times."""
 
 
 class _Sent(NamedTuple):
@@ -65,7 +60,7 @@ class _Sent(NamedTuple):
 
 
 class Writes:
-    """The writes of one `State`: store and remove."""
+    """The writes of one `State`, value by value; `ManyWrites` has those of many values, and removes."""
 
     def __init__(self, reads: Reads) -> None:
         self.state = reads.state
@@ -215,7 +210,7 @@ class Writes:
         :param wire: the connection that carries the command.
         :param send: stores the value, given its bytes, their life in milliseconds, and the receiver of the answer.
         """
-        if not wire.up or self._clock() - wire.time.sampled > _SAMPLED:
+        if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
@@ -357,61 +352,6 @@ class Writes:
         # After a write of the key that another task has begun: it may overtake this load.
         async with self.state.key_locks.hold(ref.name):
             return self._keep(ref, record, ttl, overtaken, trust)
-
-    async def write_many(self, items: Sequence[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]) -> bool:
-        """Return whether all of many values are stored: in Redis or, while Redis is away, in this process.
-
-        :param items: for each value, its reference, the value, its payload, its TTL in seconds, and its tags.
-        """
-        stored = True
-        for start in range(0, len(items), MANY):
-            writes: list[asyncio.Task[bool]] = []
-            portion = Step()
-            try:
-                for item in items[start : start + MANY]:
-                    self.state.forget_names((item[0].name,))
-                    writes.append(loop_task(self.write(*item)))
-                    # `Step` counts bytes to decode. Packing takes a small part of that time.
-                    if portion.done(len(item[2]) >> 4):
-                        # In this turn, the writes that were begun reach the queue.
-                        await asyncio.sleep(0)
-                        await turn()
-                stored = all(await asyncio.gather(*writes)) and stored
-            except BaseException:
-                cancel(*writes)
-                raise
-        return stored
-
-    # -- remove ---------------------------------------------------------------------------------------------
-
-    async def remove(self, refs: Sequence[KeyRef]) -> int:
-        """Remove values everywhere; return how many there were, as far as this can be known."""
-        removed = 0
-        for start in range(0, len(refs), _REMOVED):
-            some = refs[start : start + _REMOVED]
-            count, names = await self.local.remove(some)
-            removed += count + (await self._remove(names) if names else 0)
-            await turn()
-        return removed
-
-    async def _remove(self, names: Sequence[bytes]) -> int:
-        here = count_here(self._memory, names)
-        self.state.forget_names(names)
-        wire = self.state.client.connection(names[0])
-        if wire is None:
-            return here
-        try:
-            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
-        except asyncio.CancelledError:
-            self.unsure(names)
-            raise
-        except CacheUnavailableError as error:
-            self.state.stats.failed(error.reason)
-            self.unsure(names)
-            if self.state.reachable:
-                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
-            await self.state.journal_written()
-            return here
 
 
 async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
