@@ -188,7 +188,7 @@ def pack_many(
     try:
         for payload, version, end, life in zip(payloads, versions, ends, lives, strict=True):
             rest = fields(flags, version, end, epoch, 0.0, life, extra + len(payload)) + head + payload
-            stored.append(start(_PREFIX, crc(rest)) + rest)
+            stored.append(start(PREFIX, crc(rest)) + rest)
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return stored
