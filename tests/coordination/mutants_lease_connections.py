@@ -10,9 +10,9 @@ HERE: Final = "tests/coordination/test_lease_connections.py"
 
 
 @guard(f"{HERE}::test_a_load_is_stored_although_the_loop_of_its_lease_has_ended")
-def without_adopting_tags_through_the_running_loop() -> None:
+def without_registering_tags_through_the_running_loop() -> None:
     rewrite(
-        acquire.LeaseAcquirer.adopt,
+        acquire.LeaseAcquirer.register_tags,
         "self._state.client.current_connection(fence.lease.name)",
         "fence.lease.connection",
     )

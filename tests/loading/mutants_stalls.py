@@ -13,7 +13,7 @@ from magnus_cache._engine.memory import clear_log, store
 from magnus_cache._engine.redis import pipeline
 from magnus_cache._engine.runtime import background_loops, turns
 from magnus_cache._engine.store import values as coding
-from magnus_cache._engine.store import writes
+from magnus_cache._engine.store import writes, writes_many
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/loading/test_stalls.py"
@@ -99,7 +99,7 @@ def without_counting_bytes() -> None:
 
 @guard(f"{HERE}::test_writes_of_one_call_begin_some_at_a_time")
 def without_a_bound_on_the_writes_begun_in_one_turn() -> None:
-    put(writes.Step, "done", lambda _self, _size=0: False)
+    put(writes_many.Step, "done", lambda _self, _size=0: False)
 
 
 @guard(f"{HERE}::test_a_reply_of_large_values_is_handed_out_in_steps")
