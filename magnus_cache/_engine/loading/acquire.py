@@ -222,8 +222,8 @@ class LeaseAcquirer:
             await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.lowest_valid_seen(ref.epoch_names)
-        if floor is None or fence.epoch < floor:
+        lowest_valid = epochs.lowest_valid_seen(ref.epoch_names)
+        if lowest_valid is None or fence.epoch < lowest_valid:
             return True
         risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]
         return not all(tag in announced and epochs.overtaken((tag,), fence.since) for tag in risen)
