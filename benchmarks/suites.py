@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.coherence import clears, invalidations
 from benchmarks.cold_key import cold_key
-from benchmarks.costs import entry_memory, first_get, import_time, misses
+from benchmarks.costs import entry_memory, first_get, import_time, misses, pauses
 from benchmarks.guide import guide
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
@@ -42,6 +42,7 @@ SUITES: Final = (
     Suite("import", import_time),
     Suite("first-get", first_get),
     Suite("l1-memory", entry_memory),
+    Suite("l1-pause", pauses),
     Suite("l1-async", async_hits),
     Suite("l1-sync", blocking_hits),
     Suite("near", near_hits),
