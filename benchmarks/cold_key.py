@@ -44,12 +44,18 @@ async def _measure(plan: Plan, table: Table) -> None:
                 table.note(f"{name} is not installed on this Python: left out.")
         # One takes a third of a second; more rounds than a few would show nothing new.
         for name in plan.turns(offered, "", min(plan.rounds, 5)):
-            table.add("loads", name, await _loads(client, processes, name))
+            loads, failed = await _loads(client, processes, name)
+            table.add("loads", name, loads)
+            if failed:
+                table.note(f"{name} raised an error of its own for some of the callers.")
 
 
-async def _loads(client: "redis.asyncio.Redis", processes: list[Peer], name: str) -> int:
+async def _loads(client: "redis.asyncio.Redis", processes: list[Peer], name: str) -> tuple[int, int]:
+    """Return how often the key was loaded, and how many callers got an error."""
     # A key that no other round has met.
     key = f"{PREFIX}:{time.time_ns()}"
     at = time.monotonic() + _AHEAD
-    await asyncio.gather(*(process.ask("storm", CONTENDERS.index(name), key, _TASKS, at) for process in processes))
-    return int(await client.get(f"{LOADS}:{key}") or 0)
+    answers = await asyncio.gather(
+        *(process.ask("storm", CONTENDERS.index(name), key, _TASKS, at) for process in processes)
+    )
+    return int(await client.get(f"{LOADS}:{key}") or 0), sum(map(int, answers))

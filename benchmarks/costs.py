@@ -1,4 +1,4 @@
-"""What the cache costs besides time on a hit: memory of an entry, the import, the first get, a miss, a set."""
+"""What the cache costs besides time on a hit: memory of an entry, pauses, the import, the first get, a miss, a set."""
 
 import asyncio
 import gc
@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from benchmarks.redis_peers import connected
 from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 
-__all__ = ["entry_memory", "first_get", "import_time", "misses"]
+__all__ = ["entry_memory", "first_get", "import_time", "misses", "pauses"]
 
 _IMPORTS: Final = {OURS: "magnus_cache", "redis.asyncio": "redis.asyncio"}
 _CONCURRENCY: Final = (1, 100)
@@ -97,6 +98,57 @@ def _allocated(fill: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
+
+
+# -- pauses ---------------------------------------------------------------------------------------------------
+
+_STEP: Final = 10_000
+
+
+def pauses(plan: Plan) -> Table:
+    """Return the milliseconds for which a full garbage collection stops everything, beside a cache full of entries."""
+    column = f"{plan.large:,} entries"
+    table = Table("l1-pause", "A full garbage collection while the L1 is full", "ms", less_is_better=True)
+    table.note("Only what the cache holds is walked: all else is frozen. Keys and values are distinct strings.")
+    with _full_manager(plan):
+        _time_collections(plan, table, column, OURS)
+    with if_installed(table, "cachetools"):
+        import cachetools
+
+        timed = cachetools.TTLCache[str, str](plan.large, _TTL)
+        _fill_mapping(plan, timed)
+        _time_collections(plan, table, column, "cachetools TTLCache")
+        del timed
+    plain: dict[str, str] = {}
+    _fill_mapping(plan, plain)
+    _time_collections(plan, table, column, "dict")
+    return table
+
+
+@contextmanager
+def _full_manager(plan: Plan) -> Iterator[None]:
+    namespace, room = Namespace("pauses", ttl=_TTL * 60), 2 * plan.large
+    with CacheManager(redis_enabled=False, prefix=PREFIX, l1_max_entries=room, l1_max_bytes=2_000 * room) as manager:
+        manager.set(namespace, "first", "starts all that starts once")
+        settle()
+        for start in range(0, plan.large, _STEP):
+            numbers = range(start, min(start + _STEP, plan.large))
+            plan.progress(f"filling {OURS}: {start:,} of {plan.large:,}")
+            manager.set_many(namespace, {_key(number): _value(number) for number in numbers})
+        yield
+
+
+def _fill_mapping(plan: Plan, mapping: MutableMapping[str, str]) -> None:
+    settle()
+    for number in range(plan.large):
+        mapping[_key(number)] = _value(number)
+
+
+def _time_collections(plan: Plan, table: Table, column: str, contender: str) -> None:
+    for _ in range(plan.rounds):
+        start = time.perf_counter_ns()
+        gc.collect()
+        table.add(column, contender, (time.perf_counter_ns() - start) / 1e6)
 
 
 # -- import ---------------------------------------------------------------------------------------------------

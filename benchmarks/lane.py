@@ -15,7 +15,7 @@ from benchmarks.thread_hits import blocking_redis_hits, decorated_redis_hits
 from benchmarks.thread_peers import THREAD_KEYS, BlockingGet, getters
 from magnus_cache.embedded import EmbeddedServer
 
-__all__ = ["main"]
+__all__ = ["costs", "main"]
 
 _PEER: Final = "dogpile.cache"
 _GETS: Final = 512

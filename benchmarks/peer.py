@@ -302,8 +302,7 @@ async def _serve_stampede(host: str, port: int) -> None:
                 case ["contenders"]:
                     _say(",".join(stampede.contenders))
                 case ["storm", number, key, tasks, at]:
-                    await stampede.storm(CONTENDERS[int(number)], key, int(tasks), float(at))
-                    _say("over")
+                    _say(await stampede.storm(CONTENDERS[int(number)], key, int(tasks), float(at)))
 
 
 def _main(role: str, host: str, port: str) -> None:

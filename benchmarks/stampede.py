@@ -57,12 +57,22 @@ class Stampede:
         except ImportError:
             return
 
-    async def storm(self, name: str, key: str, tasks: int, at: float) -> None:
-        """Ask from so many tasks, from a moment of `time.monotonic` on, and wait for all answers."""
+    async def storm(self, name: str, key: str, tasks: int, at: float) -> int:
+        """Ask from so many tasks, from a moment of `time.monotonic` on; return how many got an error instead.
+
+        :raises Exception: what ours raised: no caller of it may fail.
+        """
         get = self._gets[name]
         await asyncio.sleep(at - time.monotonic())
-        for value in await asyncio.gather(*(get(key) for _ in range(tasks))):
-            checked(value, SMALL_DICT, name)
+        failed = 0
+        for value in await asyncio.gather(*(get(key) for _ in range(tasks)), return_exceptions=True):
+            if not isinstance(value, BaseException):
+                checked(value, SMALL_DICT, name)
+            elif name == OURS:
+                raise value
+            else:
+                failed += 1
+        return failed
 
     async def _load(self, key: str) -> dict[str, object]:
         await self._client.incr(f"{LOADS}:{key}")

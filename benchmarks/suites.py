@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 
 from benchmarks.coherence import clears, invalidations
 from benchmarks.cold_key import cold_key
-from benchmarks.costs import entry_memory, first_get, import_time, misses
+from benchmarks.costs import entry_memory, first_get, import_time, misses, pauses
 from benchmarks.guide import guide
+from benchmarks.lane import costs
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
 from benchmarks.memory_hits import async_hits, blocking_hits, large_hits
@@ -42,6 +43,7 @@ SUITES: Final = (
     Suite("import", import_time),
     Suite("first-get", first_get),
     Suite("l1-memory", entry_memory),
+    Suite("l1-pause", pauses),
     Suite("l1-async", async_hits),
     Suite("l1-sync", blocking_hits),
     Suite("near", near_hits),
@@ -49,6 +51,7 @@ SUITES: Final = (
     Suite("latency", latencies),
     Suite("l2-threads", blocking_redis_hits),
     Suite("l2-threads-decorated", decorated_redis_hits),
+    Suite("l2-thread-cpu", costs),
     Suite("miss", misses),
     Suite("many", many_keys, ("many-stalls",)),
     Suite("stalls", stalls),
