@@ -99,11 +99,14 @@ class Reads(Coding):
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
-        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
+    async def read(
+        self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False, lost: int = 0
+    ) -> Entry | None:
+        """Return the entry of a value that memory could not serve: from Redis, or in an outage from memory.
 
-        :param tags: those that the value is known to have; their epochs are asked for with it.
-        :param again: whether it has come once before its epochs were known.
+        :param tags: those that the value is known to have; their epochs are requested with it.
+        :param again: whether it has arrived once before its epochs were known.
+        :param lost: how many requests for it were lost with their connection.
         """
         wire = self._connection(ref.name)
         if wire is None:
@@ -114,7 +117,7 @@ class Reads(Coding):
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
-        outbox, lost = self.state.outbox, 0
+        outbox = self.state.outbox
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
@@ -158,9 +161,10 @@ class Reads(Coding):
     # -- asking ---------------------------------------------------------------------------------------------
 
     def ask(self, ref: KeyRef) -> "asyncio.Future[bytes | Entry | None] | None":
-        """Queue the read of a value that is never in memory, if nothing has to be seen to first; None if something has.
+        """Queue the read of a value that memory never holds; return None if the connection or its epochs are not ready.
 
-        The answer is a payload where that is all there is to the value. To an error there, `read_again` is the answer.
+        The result is the payload of a plain valid value. All else gives what `read` gives, or an error; then call
+        `read_again`.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
@@ -168,20 +172,18 @@ class Reads(Coding):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        # Only what is announced is known for as long as the connection stands.
         if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
             return None
-        # Not by the loop's own method, which does the same and costs a call more.
         waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
         connection.read_value(self._batches, ref, PAYLOAD, waiter)
         return waiter
 
     async def read_again(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
-        """Return the entry of a value that `ask` has failed to bring: from Redis, or in an outage from here."""
+        """Return the entry of a value that `ask` could not read: from Redis, or in an outage from memory."""
         if isinstance(error, UnsettledError):
             return await self.read(ref, error.tags, again=True)
         self.failed(ref, error)
-        return await self.read(ref) if error.reason == "lost" else self.fallback(ref)
+        return await self.read(ref, lost=1) if error.reason == "lost" else self.fallback(ref)
 
     def entry_here(self, ref: KeyRef) -> Entry | None:
         """Return the entry in memory, trusted or not; None if there is none or the namespace keeps nothing there."""
@@ -200,8 +202,7 @@ class Reads(Coding):
             placeholder = self.expect(ref)
             if entry_here is None or not self._compares or not comparable(entry_here, wire):
                 wire.read_value(self._batches, ref, placeholder, waiter)
-                # From here on the placeholder is released with the answer, whoever waits for that.
-                placeholder = None
+                placeholder = None  # it is released with the answer, whether or not the caller still waits
             else:
                 tags = tags_of(entry_here)
                 self.epoch_sync.prepare(wire, ref.epoch_names, tags)
