@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.redis import pipeline
-from magnus_cache._engine.store import batches, ref_memo
+from magnus_cache._engine.store import batches, key_refs
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/store/test_batches.py"
@@ -125,9 +125,9 @@ def without_room_for_rounding() -> None:
 
 @guard(f"{HERE}::test_a_remembered_reference_has_the_policy_that_its_namespace_has_now")
 def without_a_look_whether_a_namespace_was_registered() -> None:
-    rewrite(ref_memo.RefMemo.ref, " and refs.generation == self._registry.generation", "")
+    rewrite(key_refs.KeyRefs.ref, " and refs.generation == self._registry.generation", "")
 
 
 @guard(f"{HERE}::test_a_remembered_reference_has_the_policy_that_its_namespace_has_now")
 def without_telling_namespaces_of_one_name_apart() -> None:
-    rewrite(ref_memo.RefMemo.ref, "refs.given is namespace", "True")
+    rewrite(key_refs.KeyRefs.ref, "refs.given is namespace", "True")

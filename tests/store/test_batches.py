@@ -421,12 +421,12 @@ async def test_a_remembered_reference_has_the_policy_that_its_namespace_has_now(
 
 
 async def test_remembered_references_are_bounded_and_of_exact_types(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from magnus_cache._engine.store import ref_memo
+    from magnus_cache._engine.store import key_refs
 
     class Text(str):
         __slots__ = ()
 
-    monkeypatch.setattr(ref_memo, "_MOST", 10)
+    monkeypatch.setattr(key_refs, "_MOST", 10)
     async with AsyncCacheManager(redis_url=url) as cache:
         reads = cache._engine.reads
         names = {reads.ref("t", f"k{number % 25}").name for number in range(100)}

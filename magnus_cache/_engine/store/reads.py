@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
@@ -18,24 +18,21 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.keys.versions import version_suffix
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.lane import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
+from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
-from magnus_cache._engine.store.ref_memo import RefMemo
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
-from magnus_cache.freshness import NO_POLICY, FreshnessOptions, early_by, merged
+from magnus_cache.freshness import NO_POLICY, early_by
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Comparison
@@ -52,7 +49,11 @@ answer was looked at."""
 
 
 class Reads(Coding):
-    """The reads of one `State`, and the making of entries."""
+    """The reads of one `State`, and the making of entries.
+
+    :ivar ref: returns where a value lives, see `KeyRefs.ref`.
+    :ivar address_of: returns the same, with counters and a tag of its own, see `KeyRefs.address_of`.
+    """
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -61,37 +62,9 @@ class Reads(Coding):
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
         self._batches = ValueBatches(state, self)
-        self._refs = RefMemo(state.namespaces, self._make_ref)
+        refs = KeyRefs(state)
+        self.ref, self.address_of = refs.ref, refs.address_of
         self._lane = LaneReads(state, self.received)
-
-    def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
-        """Return where a value lives.
-
-        :param options: what a single call says about freshness.
-        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
-        """
-        return self._make_ref(namespace, key, options) if options else self._refs.ref(namespace, key)
-
-    def _make_ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
-        state = self.state
-        policy = state.namespaces.resolve(namespace)
-        return self.address_of(policy, key, state.stats.of(policy), options)
-
-    def address_of(
-        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
-    ) -> KeyRef:
-        """Return where a value lives, to be counted in counters of its own.
-
-        :param tag: what all values of the cached function have that makes this one.
-        """
-        state, freshness = self.state, namespace.freshness
-        if options:
-            freshness = merged(freshness, options)
-        name = state.keyspace.value_name(namespace, key)
-        if namespace.version is not None:
-            name += version_suffix(namespace.version, "n").encode()
-        epoch_names = state.epochs.function_epoch_names(namespace, tag) if tag else state.epochs.epoch_names(namespace)
-        return KeyRef(namespace, name, counters, epoch_names, freshness)
 
     def ttl(self, ref: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
