@@ -10,7 +10,7 @@ from magnus_cache._engine.codec import steps, values
 from magnus_cache._engine.coordination import state
 from magnus_cache._engine.loading import loads
 from magnus_cache._engine.memory import clear_log, store
-from magnus_cache._engine.redis import pipeline
+from magnus_cache._engine.redis import pipeline, requests
 from magnus_cache._engine.runtime import background_loops, turns
 from magnus_cache._engine.store import values as coding
 from magnus_cache._engine.store import writes, writes_many
@@ -104,7 +104,8 @@ def without_a_bound_on_the_writes_begun_in_one_turn() -> None:
 
 @guard(f"{HERE}::test_a_reply_of_large_values_is_handed_out_in_steps")
 def without_handing_out_in_steps() -> None:
-    put(pipeline, "_STEP_BYTES", 1 << 60)
+    put(pipeline, "STEP_BYTES", 1 << 60)
+    put(requests, "STEP_BYTES", 1 << 60)
 
 
 @guard(f"{HERE}::test_a_connection_lost_between_two_steps_fails_the_rest")

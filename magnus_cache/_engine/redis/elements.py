@@ -34,8 +34,8 @@ _NUMBERS: Final = {b"%d" % number: number for number in range(1024)}
 _CLAIM: Final = rb"[*>~%|](\d{3,9})"
 _FIRST_CLAIM: Final = re.compile(_CLAIM).match
 _CLAIMS: Final = re.compile(rb"\n" + _CLAIM).findall
-"""These find the numbers in everything that may be a header of a hundred elements or more: a header begins the input
-or a line. Nine digits are enough. Smaller headers, nested, as many as fit into the searched bytes, claim ten million
+"""They find the numbers of all that may be headers of a hundred elements or more: a header begins the input, or
+a line. Nine digits are enough. Smaller headers, nested, as many as fit into the searched bytes, claim ten million
 elements together. The pattern begins with a plain byte, so the search runs at the speed of memory.
 """
 
@@ -130,7 +130,7 @@ class Elements:
 
 
 def _may_claim(data: bytes) -> bool:
-    """Return whether all that looks like headers could claim more than a frame may have, even if some are none."""
+    """Return whether all that looks like a header, even if it is not one, could claim more than a frame may have."""
     first = _FIRST_CLAIM(data)
     claimed = sum(map(int, _CLAIMS(data))) + (int(first[1]) if first is not None else 0)
     return _MOST_TIMES * claimed > _MOST

@@ -65,6 +65,19 @@ class ReadBatch:
     def __len__(self) -> int:
         return len(self.waiters)
 
+    def add(self, wanted: Any, place: Any, waiter: Waiter) -> None:
+        """Add a read."""
+        self.wanted.append(wanted)
+        self.places.append(place)
+        self.waiters.append(waiter)
+
+    def divided(self, first: Sequence[bool]) -> "tuple[ReadBatch, ReadBatch]":
+        """Return two batches: the reads for which `first` is true, and the others."""
+        batches = ReadBatch(self.receiver), ReadBatch(self.receiver)
+        for is_first, *read in zip(first, self.wanted, self.places, self.waiters, strict=True):
+            batches[0 if is_first else 1].add(*read)
+        return batches
+
     def split(self, count: int) -> "ReadBatch":
         """Keep the first `count` reads, and return the others."""
         rest = ReadBatch(self.receiver)

@@ -3,6 +3,11 @@
 Requests queue up; `Pipeline.compose` turns the queue into bytes, merging neighbouring reads into one MGET, and
 notes which answers they call for; `Pipeline.answered` hands a reply to those who asked for it.
 
+Large values do not hold up small ones. A connection sends replies in order, so a small value waits for all that was
+asked for before it. Large values are therefore requested one reply at a time, of two megabytes or one value: the others
+wait in `Pipeline.large`, and small reads overtake them. Reads may be reordered; a read never overtakes a write, and a
+value never overtakes the epochs that were requested for it.
+
 Reads of values come in batches (`ReadBatch`) from the moment they are queued: a batch is one object in the queue, one
 part of an MGET, and is judged in one go. All other reads, such as those of epochs, stand alone (`Read`), and go into
 the same MGET as their neighbours: a value and the epochs that it is judged by come in one reply.
@@ -10,16 +15,15 @@ the same MGET as their neighbours: a value and the epochs that it is judged by c
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.diagnosis import refused
-from magnus_cache._engine.redis.exchange import Connection, ReadBatch, Receive, ValueReceiver, Waiter
+from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver, Waiter
+from magnus_cache._engine.redis.requests import STEP_BYTES, Call, HandOut, InFlight, Measure, Read, ReadParts
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
@@ -34,112 +38,10 @@ _BATCH_BYTES: Final = 2_000_000
 _UNKNOWN_BYTES: Final = 32_768
 """Bytes that a value is taken to have where none of its namespace was seen yet."""
 
-_STEP_BYTES: Final = 524_288
-"""Bytes of a reply that are handed out in one step. Checking a megabyte takes a third of a millisecond."""
-
-_EACH: Final = 1_024
-"""Bytes that a value counts for beyond its own: what is done for each."""
+_LARGE_VALUE: Final = 65_536
+"""Bytes from which on a value is read after smaller ones, and with few others."""
 
 _VALUE_TYPES: Final = {bytes, type(None)}
-
-
-Measure = Callable[[float, int], None]
-"""Told of each answered batch of reads: ``measure(sent, count)``, with the monotonic second when it left."""
-
-
-class Read:
-    """One wanted value.
-
-    :ivar expected: how many bytes it may have; 0 if nothing is known of its like.
-    """
-
-    __slots__ = ("expected", "name", "receive", "waiter")
-
-    def __init__(self, name: bytes, receive: Receive[Any], waiter: Waiter, expected: float = 0) -> None:
-        self.name = name
-        self.receive = receive
-        self.waiter = waiter
-        self.expected = expected
-
-
-class Call:
-    """Any other command, sent as it is."""
-
-    __slots__ = ("command", "receive", "waiter")
-
-    def __init__(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
-        self.command = command
-        self.receive = receive
-        self.waiter = waiter
-
-    def said_again(self) -> "Call":
-        """Return the same request in the words for a server that does not know the script."""
-        again = self.command.again
-        assert again is not None
-        return Call(again(), self.receive, self.waiter)
-
-
-_Reads = list[Read | ReadBatch]
-"""The parts of one MGET, in the order of its keys."""
-
-
-class InFlight:
-    """What was sent and is owed an answer: the parts of an MGET, or a call with `replies` still to come.
-
-    :ivar count: how many values, or other answers, the next reply may carry.
-    :ivar quiet: the command that was sent within a transaction which keeps it from being announced; None for others.
-    """
-
-    __slots__ = ("asked", "count", "error", "quiet", "replies", "sent")
-
-    def __init__(
-        self, sent: float, replies: int, asked: _Reads | Call, count: int = 1, quiet: Command | None = None
-    ) -> None:
-        self.sent = sent
-        self.replies = replies
-        self.asked = asked
-        self.count = count
-        self.quiet = quiet
-        self.error: Exception | None = None
-
-
-class _HandOut:
-    """The values of one reply that are being handed out.
-
-    :ivar parts: what asked for them, from the part on that is being served.
-    :ivar served: how many reads of that part are served.
-    :ivar values: the values of the reply.
-    :ivar begin: where the values of that part begin.
-    :ivar size: bytes of all values.
-    """
-
-    __slots__ = ("begin", "connection", "count", "parts", "sent", "served", "size", "values")
-
-    def __init__(self, parts: _Reads, values: list[bytes | None], connection: Connection, sent: float) -> None:
-        self.parts = deque(parts)
-        self.served = 0
-        self.values = values
-        self.begin = 0
-        self.size = sum(map(len, filter(None, values)))
-        self.count = len(values)
-        self.connection = connection
-        self.sent = sent
-
-    def step(self, part: Read | ReadBatch, left: int) -> tuple[slice, list[bytes | None], int]:
-        """Return which further reads of a part one step may take, all its values, and what is left for the next part.
-
-        :param left: bytes of values that this step may still hand out.
-        """
-        reads = len(part) if isinstance(part, ReadBatch) else 1
-        values = self.values[self.begin : self.begin + reads]
-        if self.size + self.count * _EACH <= _STEP_BYTES:
-            return slice(0, reads), values, left
-        first = end = self.served
-        while end < reads and left > 0:
-            value = values[end]
-            left -= _EACH + (len(value) if value is not None else 0)
-            end += 1
-        return slice(first, end), values, left
 
 
 class Pipeline:
@@ -151,19 +53,24 @@ class Pipeline:
     :ivar queue: what waits to be sent.
     :ivar owed: what was sent and not yet answered, the oldest first.
     :ivar unfinished: the values of the last reply, while some of them are still to be handed out; else None.
+    :ivar large: reads of large values that wait for the reply of such a read.
     :ivar growing: the batch at the end of the queue, if further reads may join it; else None.
     :ivar most: how many reads one batch may have.
     """
 
-    __slots__ = ("_measure", "_value_bytes", "growing", "most", "owed", "pending", "queue", "unfinished")
+    __slots__ = (
+        "_large_owed", "_measure", "_value_bytes", "growing", "large", "most", "owed", "pending", "queue", "unfinished",
+    )  # fmt: skip
 
     def __init__(self, measure: Measure) -> None:
         self.pending = 0
         self._measure = measure
         self.queue: deque[Read | ReadBatch | Call] = deque()
         self.owed: deque[InFlight] = deque()
+        self.large: deque[ReadBatch] = deque()
+        self._large_owed = False
         self._sized(256.0)
-        self.unfinished: _HandOut | None = None
+        self.unfinished: HandOut | None = None
         self.growing: ReadBatch | None = None
 
     def _sized(self, value_bytes: float) -> None:
@@ -175,6 +82,11 @@ class Pipeline:
     def oldest(self) -> InFlight | None:
         """What has been owed an answer for longest."""
         return self.owed[0] if self.owed else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether anything is queued that may be sent now."""
+        return bool(self.queue or (self.large and not self._large_owed))
 
     @property
     def is_single(self) -> bool:
@@ -226,45 +138,84 @@ class Pipeline:
                 self.owed.append(InFlight(now, command.replies, asked))
             else:
                 parts, names = self._gather(asked)
+                if not parts:
+                    continue
                 packed = commands.get_many(names)
                 self.owed.append(InFlight(now, 1, parts, len(names)))
             chunks.append(packed)
             size += len(packed)
+        if self.large and not self._large_owed:
+            chunks.append(self._compose_large(now))
         return chunks
 
-    def _gather(self, first: Read | ReadBatch) -> tuple[_Reads, list[bytes]]:
-        """Take the reads that stand next to each other, as many as one reply should carry; with all their names."""
-        queue, parts, names = self.queue, _Reads(), list[bytes]()
+    def _compose_large(self, now: float) -> bytes:
+        """Pack the next read of large values."""
+        batch, names = self.large.popleft(), list[bytes]()
+        room = float(_BATCH_BYTES)
+        for wanted in batch.wanted:
+            room -= wanted.epoch_names.value_bytes
+            if names and room < 0:
+                self.large.appendleft(batch.split(len(names)))
+                break
+            names.append(wanted.name)
+        request = InFlight(now, 1, [batch], len(names))
+        request.is_large = self._large_owed = True
+        self.owed.append(request)
+        return commands.get_many(names)
+
+    def _gather(self, first: Read | ReadBatch) -> tuple[ReadParts, list[bytes]]:
+        """Take the reads that stand next to each other, as many as one reply should carry; with all their names.
+
+        There may be none left when those of large values are put off.
+        """
+        parts, names = ReadParts(), list[bytes]()
         room, asked = float(_BATCH_BYTES), first
         while True:
             if isinstance(asked, Read):
                 room -= asked.expected or _UNKNOWN_BYTES
-                fits = 1 if room >= 0 and len(names) < self.most else 0
-                more = [asked.name]
+                if parts and (room < 0 or len(names) >= self.most):
+                    self.queue.appendleft(asked)
+                    return parts, names
+                parts.append(asked)
+                names.append(asked.name)
             else:
-                fits = min(len(asked), self.most - len(names))
-                sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in asked.wanted[:fits]]
-                room -= sum(sizes)
-                while room < 0 and fits:
-                    fits -= 1
-                    room += sizes[fits]
-                if not parts:
-                    # However large: each reply carries one at least.
-                    fits = max(fits, 1)
-                if 0 < fits < len(asked):
-                    queue.appendleft(asked.split(fits))
-                    room = -1.0
-                more = [wanted.name for wanted in asked.wanted]
-            if parts and not fits:
-                queue.appendleft(asked)
-                return parts, names
-            parts.append(asked)
-            names += more
+                room = self._gather_batch(asked, parts, names, room)
+            following = self.queue[0] if self.queue else None
             # Order is kept across kinds: a read queued after a write must see it.
-            if room < 0 or not queue or isinstance(following := queue[0], Call):
+            if room < 0 or following is None or isinstance(following, Call):
                 return parts, names
             asked = following
-            queue.popleft()
+            self.queue.popleft()
+
+    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float) -> float:
+        """Take as much of a batch as one reply should carry, and leave the rest in the queue.
+
+        Returns the bytes that are left for further reads; less than 0 for none.
+        """
+        sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
+        # Not where epochs are requested along with it: a value may have to come in one reply with them.
+        if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):
+            batch, large = batch.divided([size <= _LARGE_VALUE for size in sizes])
+            self.large.append(large)
+            sizes = [size for size in sizes if size <= _LARGE_VALUE]
+            if not sizes:
+                return room
+        count = min(len(sizes), self.most - len(names))
+        left = room - sum(sizes[:count])
+        while left < 0 and count:
+            count -= 1
+            left += sizes[count]
+        if not parts:
+            # However large: each reply carries one at least.
+            count = max(count, 1)
+        if count < len(sizes):
+            rest = batch.split(count) if count else batch
+            self.queue.appendleft(rest)
+            left = -1.0
+        if count:
+            parts.append(batch)
+            names += [wanted.name for wanted in batch.wanted]
+        return left
 
     def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest request; there must be one. Return what it comes to: an error within, if any."""
@@ -283,6 +234,8 @@ class Pipeline:
             # While the request still counts as owed: if this ends the connection, its callers are told.
             _check_values(reply, request.count)
         self.owed.popleft()
+        if request.is_large:
+            self._large_owed = False
         if isinstance(asked, Call):
             if isinstance(reply, NoScriptError) and asked.command.again is not None:
                 self.growing = None
@@ -292,11 +245,11 @@ class Pipeline:
         elif isinstance(reply, Exception):
             self._refuse(asked, reply, connection, request.sent)
         else:
-            self.unfinished = _HandOut(asked, reply, connection, request.sent)
+            self.unfinished = HandOut(asked, reply, connection, request.sent)
             self.hand_out()
         return reply
 
-    def _refuse(self, parts: _Reads, reply: Exception, connection: Connection, sent: float) -> None:
+    def _refuse(self, parts: ReadParts, reply: Exception, connection: Connection, sent: float) -> None:
         """Tell those who asked for values that Redis has refused to give them."""
         refusal = refused(reply, "MGET")
         for part in parts:
@@ -319,7 +272,7 @@ class Pipeline:
         some = self.unfinished
         if some is None:
             return
-        left = _STEP_BYTES
+        left = STEP_BYTES
         while some.parts:
             part = some.parts[0]
             reads, values, left = some.step(part, left)
@@ -339,7 +292,7 @@ class Pipeline:
         self._measure(some.sent, some.count)
         self._sized(self._value_bytes + (some.size / some.count + 1 - self._value_bytes) / 8)
 
-    def _receive(self, batch: ReadBatch, part: slice, values: list[bytes | None], some: _HandOut) -> None:
+    def _receive(self, batch: ReadBatch, part: slice, values: list[bytes | None], some: HandOut) -> None:
         try:
             batch.receiver.received(batch, part, values, some.connection, some.sent)
         # As in `_settle`: a fault in the handling of these must not take the connection from all the others.
@@ -374,6 +327,7 @@ class Pipeline:
             for part in some.parts:
                 self._fail(part, error, some.served)
                 some.served = 0
+        self._large_owed = False
         while self.owed:
             request = self.owed.popleft()
             if isinstance(request.asked, list) and request.count > 1:
@@ -385,8 +339,8 @@ class Pipeline:
     def fail_queued(self, error: CacheUnavailableError) -> None:
         """Tell all whose request was not sent that it will not be."""
         self.growing = None
-        while self.queue:
-            self._fail(self.queue.popleft(), error)
+        while self.queue or self.large:
+            self._fail((self.queue or self.large).popleft(), error)
 
     def _fail(self, asked: Read | ReadBatch | Call, error: CacheUnavailableError, served: int = 0) -> None:
         if isinstance(asked, ReadBatch):

@@ -79,7 +79,7 @@ class Sender:
 
     def _send(self) -> None:
         pipeline, writer = self._pipeline, self._writer
-        if not pipeline.queue:
+        if not pipeline.is_ready:
             return
         if writer is None or self._is_waiting or writer.transport.get_write_buffer_size():
             self._ring()
@@ -91,7 +91,7 @@ class Sender:
         except Exception:  # noqa: BLE001  # uvloop refuses to write where asyncio does not; the reader sees the end
             with contextlib.suppress(RuntimeError):
                 writer.transport.abort()
-        if pipeline.queue:
+        if pipeline.is_ready:
             self._ring()
 
     def _ring(self) -> None:
@@ -103,14 +103,14 @@ class Sender:
         """Send what cannot be sent at once, waiting for the socket; never return."""
         pipeline = self._pipeline
         while True:
-            if not pipeline.queue:
+            if not pipeline.is_ready:
                 self._bell = self._loop.create_future()
                 try:
                     await self._bell
                 finally:
                     self._bell = None
             self._is_waiting = True
-            while pipeline.queue:
+            while pipeline.is_ready:
                 self._is_alone = pipeline.is_single
                 # A failure here closes the transport, which the reader sees and reports.
                 await connection.send_packed_command(self._pack(), check_health=False)  # type: ignore[arg-type]  # any buffers

@@ -121,12 +121,11 @@ class Wire:
         self._enqueue(Read(name, receive, waiter, expected))
 
     def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
-        """Queue the read of one value, to be judged together with its neighbours.
+        """Queue the read of one value, to be judged together with its neighbours; written out, as all reads come here.
 
         :param place: what the receiver has reserved for the value.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        # Written out, without a call for each step: this is the path of every read through Redis.
         pipeline = self._pipeline
         if not self.up or pipeline.pending >= self._most_pending:
             self._admit()
@@ -138,12 +137,10 @@ class Wire:
         waiters = batch.waiters
         waiters.append(waiter)
         pipeline.pending += 1
-        sender = self._sender
-        if not sender.is_scheduled:
-            sender.kick()
+        if not self._sender.is_scheduled:
+            self._sender.kick()
         elif len(waiters) == EARLY and not pipeline.owed:
-            # The server works on these while the others are queued.
-            sender.send_now()
+            self._sender.send_now()
 
     def call(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.
@@ -369,19 +366,19 @@ class Wire:
         return None
 
     async def _invalidated(self, names: list[bytes]) -> None:
-        # Between two steps it is as if the others had not come yet: no later answer renews trust before they have.
+        # Between two steps the others count as not arrived: no later answer renews trust before they are handled.
         async for some in pieces(names):
             self._observer.invalidated(some, self)
 
     def _flushed(self) -> None:
         """FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again."""
-        deadline, generation = self.trust.deadline, self.trust.generation
+        before = self.trust.deadline, self.trust.generation
         self.trust.retire()
-        self.trust = Trust(deadline, generation)
+        self.trust = Trust(*before)
         self.known = KnownEpochs(self._limits.controls.root, self.known.confirmed)
         if self.server.history:
-            recognition = history_check(self.known, self.server.history)
-            self._pipeline.add_first(Call(commands.recognize(self.probe), as_it_is, recognition))
+            check = history_check(self.known, self.server.history)
+            self._pipeline.add_first(Call(commands.recognize(self.probe), as_it_is, check))
             self._sender.kick()
         self._observer.flushed(self)
 
@@ -394,9 +391,8 @@ class Wire:
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
-        if self._pipeline.queue:
-            # A script that the server did not know is asked for anew.
-            self._sender.kick()
+        if self._pipeline.is_ready:
+            self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault
         if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
@@ -18,24 +18,21 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.keys.versions import version_suffix
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.lane import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
+from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
-from magnus_cache._engine.store.ref_memo import RefMemo
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
-from magnus_cache.freshness import NO_POLICY, FreshnessOptions, early_by, merged
+from magnus_cache.freshness import NO_POLICY, early_by
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Comparison
@@ -52,7 +49,11 @@ answer was looked at."""
 
 
 class Reads(Coding):
-    """The reads of one `State`, and the making of entries."""
+    """The reads of one `State`, and the making of entries.
+
+    :ivar ref: returns where a value lives, see `KeyRefs.ref`.
+    :ivar address_of: returns the same, with counters and a tag of its own, see `KeyRefs.address_of`.
+    """
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -61,37 +62,9 @@ class Reads(Coding):
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
         self._batches = ValueBatches(state, self)
-        self._refs = RefMemo(state.namespaces, self._make_ref)
+        refs = KeyRefs(state)
+        self.ref, self.address_of = refs.ref, refs.address_of
         self._lane = LaneReads(state, self.received)
-
-    def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
-        """Return where a value lives.
-
-        :param options: what a single call says about freshness.
-        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
-        """
-        return self._make_ref(namespace, key, options) if options else self._refs.ref(namespace, key)
-
-    def _make_ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
-        state = self.state
-        policy = state.namespaces.resolve(namespace)
-        return self.address_of(policy, key, state.stats.of(policy), options)
-
-    def address_of(
-        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
-    ) -> KeyRef:
-        """Return where a value lives, to be counted in counters of its own.
-
-        :param tag: what all values of the cached function have that makes this one.
-        """
-        state, freshness = self.state, namespace.freshness
-        if options:
-            freshness = merged(freshness, options)
-        name = state.keyspace.value_name(namespace, key)
-        if namespace.version is not None:
-            name += version_suffix(namespace.version, "n").encode()
-        epoch_names = state.epochs.function_epoch_names(namespace, tag) if tag else state.epochs.epoch_names(namespace)
-        return KeyRef(namespace, name, counters, epoch_names, freshness)
 
     def ttl(self, ref: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
@@ -99,11 +72,14 @@ class Reads(Coding):
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
-        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
+    async def read(
+        self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False, lost: int = 0
+    ) -> Entry | None:
+        """Return the entry of a value that memory could not serve: from Redis, or in an outage from memory.
 
-        :param tags: those that the value is known to have; their epochs are asked for with it.
-        :param again: whether it has come once before its epochs were known.
+        :param tags: those that the value is known to have; their epochs are requested with it.
+        :param again: whether it has arrived once before its epochs were known.
+        :param lost: how many requests for it were lost with their connection.
         """
         wire = self._connection(ref.name)
         if wire is None:
@@ -114,7 +90,7 @@ class Reads(Coding):
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
-        outbox, lost = self.state.outbox, 0
+        outbox = self.state.outbox
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
@@ -158,9 +134,10 @@ class Reads(Coding):
     # -- asking ---------------------------------------------------------------------------------------------
 
     def ask(self, ref: KeyRef) -> "asyncio.Future[bytes | Entry | None] | None":
-        """Queue the read of a value that is never in memory, if nothing has to be seen to first; None if something has.
+        """Queue the read of a value that memory never holds; return None if the connection or its epochs are not ready.
 
-        The answer is a payload where that is all there is to the value. To an error there, `read_again` is the answer.
+        The result is the payload of a plain valid value. All else gives what `read` gives, or an error; then call
+        `read_again`.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
@@ -168,20 +145,18 @@ class Reads(Coding):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        # Only what is announced is known for as long as the connection stands.
         if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
             return None
-        # Not by the loop's own method, which does the same and costs a call more.
         waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
         connection.read_value(self._batches, ref, PAYLOAD, waiter)
         return waiter
 
     async def read_again(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
-        """Return the entry of a value that `ask` has failed to bring: from Redis, or in an outage from here."""
+        """Return the entry of a value that `ask` could not read: from Redis, or in an outage from memory."""
         if isinstance(error, UnsettledError):
             return await self.read(ref, error.tags, again=True)
         self.failed(ref, error)
-        return await self.read(ref) if error.reason == "lost" else self.fallback(ref)
+        return await self.read(ref, lost=1) if error.reason == "lost" else self.fallback(ref)
 
     def entry_here(self, ref: KeyRef) -> Entry | None:
         """Return the entry in memory, trusted or not; None if there is none or the namespace keeps nothing there."""
@@ -200,8 +175,7 @@ class Reads(Coding):
             placeholder = self.expect(ref)
             if entry_here is None or not self._compares or not comparable(entry_here, wire):
                 wire.read_value(self._batches, ref, placeholder, waiter)
-                # From here on the placeholder is released with the answer, whoever waits for that.
-                placeholder = None
+                placeholder = None  # it is released with the answer, whether or not the caller still waits
             else:
                 tags = tags_of(entry_here)
                 self.epoch_sync.prepare(wire, ref.epoch_names, tags)
