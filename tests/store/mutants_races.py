@@ -74,6 +74,7 @@ def without_looking_at_cancelled_reads() -> None:
         return [await waiter for waiter in waiters]
 
     put(reads_many, "_read_many", read_many)
+    put(reads_many._Search, "begin", nothing)
 
 
 @guard(HERE)

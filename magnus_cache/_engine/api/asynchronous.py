@@ -26,8 +26,9 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
-from magnus_cache._engine.store.reads_many import addressed, found_many
+from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
@@ -225,8 +226,11 @@ class AsyncCache(AsyncLife):
         """
         check_loop()
         several = as_list(keys, "keys")
-        refs = await addressed(self._reads, namespace, several)
-        return await found_many(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
+        if not several:
+            return {}
+        refs = RefMaker(self._reads, namespace)
+        names = await names_of(refs, several)
+        return await found_many(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -272,7 +276,11 @@ class AsyncCache(AsyncLife):
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         check_loop()
-        return await self._writes.remove(await addressed(self._reads, namespace, as_list(keys, "keys")))
+        several = as_list(keys, "keys")
+        if not several:
+            return 0
+        refs = RefMaker(self._reads, namespace)
+        return await self._writes.remove_names(refs, await names_of(refs, several))
 
     async def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace or of the whole prefix (``"magnus:*"``), or those that match a glob.

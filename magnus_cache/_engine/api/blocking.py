@@ -30,6 +30,7 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many_blocking
 from magnus_cache._engine.store.records import MISS, KeyRef
@@ -192,8 +193,11 @@ class BlockingCache(BlockingLife):
         """Do what `AsyncCache.get_many` does, in blocking code."""
         self._state.check_open()
         several = as_list(keys, "keys")
-        refs = [self._reads.ref(namespace, key) for key in several]
-        return found_many_blocking(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
+        if not several:
+            return {}
+        refs = RefMaker(self._reads, namespace)
+        names = list(map(refs.name, several))
+        return found_many_blocking(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -230,7 +234,11 @@ class BlockingCache(BlockingLife):
         If a signal handler or finalizer has interrupted the cache, this process removes the values at once. Redis and
         the other processes follow soon after, and the number is that of this process.
         """
-        return self._remove([self._reads.ref(namespace, key) for key in as_list(keys, "keys")])
+        several = as_list(keys, "keys")
+        if not several:
+            return self._remove(())
+        refs = RefMaker(self._reads, namespace)
+        return self._remove([refs.ref(refs.name(key)) for key in several])
 
     def _remove(self, refs: Sequence[KeyRef]) -> int:
         self._state.check_open()

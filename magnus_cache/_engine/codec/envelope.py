@@ -22,6 +22,7 @@ __all__ = [
     "COMPRESSED",
     "EPOCH_AT",
     "HEADER_BYTES",
+    "HEADER_FIELDS",
     "JUDGED_FIELDS",
     "MOST_TAGS",
     "NEGATIVE",
@@ -56,9 +57,11 @@ _MAGIC_BYTES: Final = 2
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 _SUM: Final = struct.Struct(">3sI")
 _FIELDS: Final = struct.Struct(">BQqQffI")
-_HEADER: Final = struct.Struct(">3xIBQqQffI")
+HEADER_FIELDS: Final = struct.Struct(">3xIBQqQffI")
+"""All fields of a header: those of `JUDGED_FIELDS`, with the version after the flags and the cost after the epoch."""
+
 _LENGTH: Final = struct.Struct(">H")
-HEADER_BYTES: Final = _HEADER.size
+HEADER_BYTES: Final = HEADER_FIELDS.size
 SUMMED_FROM: Final = _SUM.size
 """Where that begins which the checksum is of."""
 
@@ -203,7 +206,7 @@ def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes
     :param life: seconds the value is to live.
     :raises CacheArgumentError: if a number does not fit its field.
     """
-    _, flags, _, _, epoch, cost, _, size = _HEADER.unpack_from(raw)
+    _, flags, _, _, epoch, cost, _, size = HEADER_FIELDS.unpack_from(raw)
     try:
         fields = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, size)
     except (struct.error, OverflowError) as error:
@@ -226,7 +229,7 @@ def read_header(raw: bytes) -> Header:
     size = len(raw) - HEADER_BYTES
     if raw[:3] != PREFIX or size < 0:
         raise _foreign(raw)
-    header: Header = _new(Header, _HEADER.unpack_from(raw))
+    header: Header = _new(Header, HEADER_FIELDS.unpack_from(raw))
     if header.size != size:
         raise CacheDecodeError("truncated" if size < header.size else "trailing", "the stored value has another length")
     rest = raw[SUMMED_FROM:] if size < _COPIED_BYTES else memoryview(raw)[SUMMED_FROM:]
@@ -244,7 +247,7 @@ def peek_header(head: bytes) -> tuple[Header, tuple[str, ...]]:
     """
     if len(head) < HEADER_BYTES:
         raise _malformed("header")
-    header: Header = _new(Header, _HEADER.unpack_from(head))
+    header: Header = _new(Header, HEADER_FIELDS.unpack_from(head))
     return header, read_tags(head, header)[0]
 
 
@@ -315,7 +318,7 @@ def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     size = len(raw) - HEADER_BYTES
     # The common case, small and plain, on the path of every read; unusual values are handled below.
     if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == PREFIX:
-        checksum, flags, version, fresh_until, epoch, cost, life, length = _HEADER.unpack_from(raw)
+        checksum, flags, version, fresh_until, epoch, cost, life, length = HEADER_FIELDS.unpack_from(raw)
         if length == size and zlib.crc32(raw[SUMMED_FROM:]) == checksum:
             if not flags:
                 return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life

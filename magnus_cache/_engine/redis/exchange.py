@@ -149,6 +149,12 @@ class Connection(Protocol):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
 
+    def read_batch(self, batch: ReadBatch) -> None:
+        """Queue the reads of some values of one call, to be judged together.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+
     async def renew(self) -> None:
         """Return after an answer has come that was asked for now: every push due before it has been handled.
 

@@ -118,6 +118,12 @@ class Pipeline:
         self.queue.append(batch)
         return batch
 
+    def add_batch(self, batch: ReadBatch) -> None:
+        """Queue reads that belong together behind the other requests."""
+        self.pending += len(batch)
+        self.growing = None
+        self.queue.append(batch)
+
     def compose(self, now: float, *, quiet: bool = False) -> list[bytes | memoryview]:
         """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it.
 

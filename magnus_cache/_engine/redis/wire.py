@@ -32,7 +32,7 @@ from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.connection import opened, push_of, writer_of
 from magnus_cache._engine.redis.diagnosis import explain, unable
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Receive, ValueReceiver, Waiter, Wanted, as_it_is
+from magnus_cache._engine.redis.exchange import ReadBatch, Receive, ValueReceiver, Waiter, Wanted, as_it_is
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
@@ -141,6 +141,15 @@ class Wire:
             self._sender.kick()
         elif len(waiters) == EARLY and not pipeline.owed:
             self._sender.send_now()
+
+    def read_batch(self, batch: ReadBatch) -> None:
+        """Queue the reads of some values of one call, to be judged together.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._admit()
+        self._pipeline.add_batch(batch)
+        self._sender.kick()
 
     def call(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.

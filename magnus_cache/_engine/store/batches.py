@@ -38,17 +38,33 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epoch_names import EpochNames
     from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 
-__all__ = ["PAYLOAD", "ValueBatches"]
+__all__ = ["LEAST_LIFE", "NEVER", "PAYLOAD", "ValueBatches", "bounds"]
 
 PAYLOAD: Final = object()
 """In place of a placeholder: nothing is kept of the value, and the caller takes its payload where that is all there is
 to it. It gets an entry, or None, in all other cases."""
 
-_NEVER: Final = 1 << 64
+NEVER: Final = 1 << 64
 """A minimum that no epoch reaches."""
 
-_LEAST_LIFE: Final = 0.001
+LEAST_LIFE: Final = 0.001
 """Seconds. A shorter life could be lost in rounding when it is added to the clock."""
+
+
+def bounds(
+    state: State, ref: KeyRef, largest: int, connection: "Connection", *, doubtful: bool
+) -> tuple[int, int, int]:
+    """Return the lowest epoch of a valid value, that of one with its function's tag, and the most bytes of a value.
+
+    An epoch that none reaches stands for one that is not known here, so that the readable way looks at it.
+    """
+    names = ref.epoch_names
+    if doubtful or not 0 < names.value_bytes <= SMALL_BYTES:
+        return NEVER, NEVER, largest
+    epochs, known = state.epochs, connection.known
+    minimum = epochs.lowest_valid(known, names)
+    tagged = epochs.lowest_valid(known, names, names.tags) if names.tags else None
+    return NEVER if minimum is None else minimum, NEVER if tagged is None else tagged, largest
 
 
 class _Judge(Protocol):
@@ -81,7 +97,7 @@ class ValueBatches:
         past, horizon = time.past(self._clock()), time.horizon
         epoch_names: EpochNames | None = None
         namespace: Any = None
-        minimum = minimum_tagged = largest = _NEVER
+        minimum = minimum_tagged = largest = NEVER
         head = b""
         # Looked up once: the loop is the cost of a read through Redis.
         small, prefix, fields, crc = SMALL_VALUE, PREFIX, JUDGED_FIELDS.unpack_from, zlib.crc32
@@ -91,11 +107,13 @@ class ValueBatches:
             if place is PAYLOAD and raw is not None and HEADER_BYTES <= len(raw) < small and raw[:3] == prefix:
                 if ref.epoch_names is not epoch_names or ref.namespace is not namespace:
                     epoch_names, namespace = ref.epoch_names, ref.namespace
-                    minimum, minimum_tagged, largest = self._bounds(ref, connection, doubtful=doubtful)
+                    minimum, minimum_tagged, largest = bounds(
+                        self._state, ref, self._reads.limit(ref), connection, doubtful=doubtful
+                    )
                     head = head_of(ref.epoch_names.tags)
                 checksum, flags, fresh_until, epoch, life, size = fields(raw)
                 if (
-                    fresh_until > past and epoch <= horizon and life >= _LEAST_LIFE and size <= largest
+                    fresh_until > past and epoch <= horizon and life >= LEAST_LIFE and size <= largest
                     and size == len(raw) - HEADER_BYTES and crc(raw[SUMMED_FROM:]) == checksum
                 ):  # fmt: skip
                     payload = None
@@ -109,19 +127,6 @@ class ValueBatches:
                             waiter.set_result(payload)
                         continue
             self._settle(ref, place, waiter, raw, connection, sent, doubtful=doubtful)
-
-    def _bounds(self, ref: KeyRef, connection: "Connection", *, doubtful: bool) -> tuple[int, int, int]:
-        """Return the lowest epoch of a valid value, that of one with its function's tag, and the most bytes of a value.
-
-        An epoch that none reaches stands for one that is not known here, so that the readable way looks at it.
-        """
-        names, largest = ref.epoch_names, self._reads.limit(ref)
-        if doubtful or not 0 < names.value_bytes <= SMALL_BYTES:
-            return _NEVER, _NEVER, largest
-        epochs, known = self._state.epochs, connection.known
-        minimum = epochs.lowest_valid(known, names)
-        tagged = epochs.lowest_valid(known, names, names.tags) if names.tags else None
-        return _NEVER if minimum is None else minimum, _NEVER if tagged is None else tagged, largest
 
     def _settle(
         self, ref: KeyRef, place: Any, waiter: Any, raw: bytes | None, connection: "Connection", sent: float, *,

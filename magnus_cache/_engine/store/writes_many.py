@@ -319,6 +319,16 @@ class ManyWrites(Writes):
             await turn()
         return removed
 
+    async def remove_names(self, refs: RefMaker, names: Sequence[bytes]) -> int:
+        """Remove values of one namespace by their names, as `remove` does."""
+        if refs.namespace.local:
+            return await self.remove(list(map(refs.ref, names)))
+        removed = 0
+        for start in range(0, len(names), _REMOVED):
+            removed += await self._remove(names[start : start + _REMOVED])
+            await turn()
+        return removed
+
     async def _remove(self, names: Sequence[bytes]) -> int:
         here = count_here(self._memory, names)
         self.state.forget_names(names)
