@@ -95,12 +95,12 @@ class BlockingCache(BlockingLife):
         except (KeyError, TypeError):
             pass
         else:
-            # Before the checks: an entry that leaves the cache loses its trust first, and then its value.
+            # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
             payload, value = entry.payload, entry.value
             now, trust = state.clock(), entry.trust
             if (
                 now < entry and now < trust.deadline
-                and entry.generation is state.memory._generation
+                and entry.generation is state.memory.generation
                 and not state.special
                 and (place.given is namespace or type(place.given) is type(namespace) is str)
                 and place.generation == state.namespaces.generation

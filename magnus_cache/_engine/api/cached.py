@@ -12,14 +12,13 @@ from typing import Any, Final, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either, kind_of
 from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
-from magnus_cache._engine.api.call_memos import LONGEST_NAME, FunctionMemo
+from magnus_cache._engine.api.call_memos import FunctionMemo
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.general_wrappers import general, general_async
 from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind, compiled
 from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
-from magnus_cache._engine.codec import CopyPlan
 from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.keys.partials import method_of
@@ -276,10 +275,7 @@ class FunctionCache:
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
         """Remember the entry that was a hit, for the wrapper."""
         (ref, entry), hits = hit, self.hits
-        if hits is None or not (entry.payload is None or type(entry.value) is CopyPlan) or not self.keys.bare:
-            return
-        if len(ref.name) > LONGEST_NAME or b"~#" in ref.name:
-            # Its arguments are as long, and would fill memory.
+        if hits is None or not self.engine.memos.keeps(entry) or not self.keys.bare:
             return
         hits.keep(args, kwargs, made, entry)
         if self.engine.state.namespaces.resolve(self.namespace) is not ref.namespace:

@@ -4,8 +4,9 @@ A remembered entry proves nothing. It is served only if it may be by its own dea
 which its reader checks. An entry that leaves the local cache gets a dead trust first, so what is remembered of it is
 never served. So nothing has to be removed from here at the moment when a value is evicted, invalidated or replaced.
 
-What is remembered of dead entries is removed later: the memos of one cache share a limit of twice as many calls as the
-cache may have entries. Once they have more, each new one visits some that are there, in a cycle, and removes the dead.
+What is remembered of dead entries is removed soon after: each new call visits some that are there, in a cycle, and
+forgets the dead. So they keep at most about as many values alive as the cache itself. The memos of one cache share a
+limit of twice as many calls as it may have entries; beyond it, what is visited is forgotten in any case.
 A large memo is made of parts, because CPython rebuilds a whole dictionary when it grows: that takes 50 ms with 700
 thousand entries, and about a millisecond with twenty thousand.
 """
@@ -15,12 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from magnus_cache._engine.codec import CopyPlan
 from magnus_cache._engine.keys.call_shapes import CallShape, exact_types
 from magnus_cache._engine.keys.instances import InstanceKey, Lasting
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
 
-__all__ = ["LONGEST_NAME", "CallMemo", "CallMemos", "FunctionMemo"]
+__all__ = ["CallMemo", "CallMemos", "FunctionMemo"]
 
 _ONE: Final = 32_768
 """Entries of a cache up to which a memo is one dictionary for each combination of types."""
@@ -31,17 +33,14 @@ _PART: Final = 16_384
 _LEAST: Final = 1_024
 """Calls that may be remembered, however small the cache is."""
 
-_VISITED: Final = 64
-"""Calls that are visited for each new one while there are too many."""
+_VISITED: Final = 16
+"""Calls that are visited for each new one. With fewer, more values of dead entries would be kept alive."""
 
 _MOST_TYPES: Final = 64
 """Combinations of types in one memo, and classes and texts that a function has memos for."""
 
 _MOST_INSTANCES: Final = 4_096
 """Instances that one method remembers calls of."""
-
-LONGEST_NAME: Final = 512
-"""Bytes of a value's name beyond which a call is not worth remembering: its arguments are as long."""
 
 _DEAD: Final = float("-inf")
 
@@ -72,9 +71,10 @@ class CallMemos:
     :ivar size: how many calls they remember together.
     """
 
-    __slots__ = ("_at", "_known", "_limit", "_parts", "size")
+    __slots__ = ("_at", "_known", "_limit", "_memory", "_parts", "size")
 
     def __init__(self, memory: LocalCache) -> None:
+        self._memory = memory
         entries = memory.max_entries
         self._limit = max(_LEAST, 2 * entries)
         self._parts = 1
@@ -83,6 +83,13 @@ class CallMemos:
         self._known: deque[weakref.ref[CallMemo]] = deque()
         self._at: tuple[weakref.ref[CallMemo] | None, Any, int, list[Any]] = (None, None, 0, [])
         self.size = 0
+
+    def keeps(self, entry: Entry) -> bool:
+        """Return whether an entry that was a hit is worth remembering.
+
+        Not if a wrapper would have to decode it all the same, nor if a hit has more to note than wrappers do.
+        """
+        return (entry.payload is None or type(entry.value) is CopyPlan) and self._memory.marked
 
     def memo(self) -> "CallMemo":
         """Return a new memo. It counts as long as it lives."""
@@ -95,14 +102,12 @@ class CallMemos:
         return {} if self._parts == 1 else _Parts(self._parts)
 
     def tidy(self) -> None:
-        """Visit some calls if there are too many, and forget those whose entries are dead.
+        """Visit some calls, and forget those whose entries are dead.
 
         Without a lock: another thread, or a finalizer, may do the same, and takes other calls from the same list.
         """
-        if self.size <= self._limit:
-            return
-        # Far beyond the limit not even those of living entries stay: to forget one costs its next hit some time only.
-        every = self.size > self._limit + self._limit // 4
+        # To forget a living entry only costs its next hit some time.
+        every = self.size > self._limit
         for _ in range(_VISITED):
             where, types, number, keys = self._at
             memo = where() if where is not None else None

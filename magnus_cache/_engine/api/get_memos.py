@@ -7,9 +7,8 @@ or a plain name while nothing was registered since.
 
 from typing import Any, Final
 
-from magnus_cache._engine.api.call_memos import LONGEST_NAME, CallMemo, CallMemos
-from magnus_cache._engine.codec import CopyPlan
-from magnus_cache._engine.keys.call_shapes import EXACT
+from magnus_cache._engine.api.call_memos import CallMemo, CallMemos
+from magnus_cache._engine.keys.call_shapes import exact_types
 from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.namespaces import Namespace, NamespaceRegistry
@@ -21,7 +20,6 @@ __all__ = ["GetMemo", "Place"]
 _MOST_PLACES: Final = 256
 """Namespaces that are remembered; when there are more, remembering starts over."""
 
-_TYPES: Final = EXACT | {KeyText}
 _NAMES: Final = (str, Namespace)
 
 
@@ -62,9 +60,9 @@ class GetMemo:
 
     def keep(self, namespace: str, key: Any, ref: KeyRef, entry: Entry) -> None:
         """Remember the entry of a namespace and key that was a hit."""
-        if type(key) not in _TYPES or type(namespace) not in _NAMES or len(ref.name) > LONGEST_NAME:
+        if not self._memos.keeps(entry) or type(namespace) not in _NAMES:
             return
-        if not (entry.payload is None or type(entry.value) is CopyPlan):
+        if exact_types((key if type(key) is not KeyText else str(key),), enums=False) is None:
             return
         # In this order: what is registered from here on makes the place count as older.
         generation = self._namespaces.generation

@@ -54,13 +54,13 @@ def make(names, closure, key_func):
             # Not remembered, or arguments for which nothing is.
             pass
         else:
-            # Before the checks: an entry that leaves the cache loses its trust first, and then its value.
+            # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
             payload_, value_ = entry_.payload, entry_.value
             now_, trust_ = clock(), entry_.trust
             # As in `LocalCache.hit`: the deadline, the trust, and that nothing was cleared since the last look.
             if (
                 now_ < entry_ and now_ < trust_.deadline
-                and entry_.generation is memory._generation
+                and entry_.generation is memory.generation
                 and not state.special
             ):
                 if payload_ is None:

@@ -27,6 +27,9 @@ Neither float (0.0 equals -0.0) nor Decimal (1.0 equals 1.00) nor datetime (one 
 _MOST: Final = 20
 """Parameters of a plain function: a wrapper for more would be long, and such functions are slow anyway."""
 
+_LONGEST: Final = 512
+"""Bytes, or characters, of a single value that is worth remembering."""
+
 _VARIADIC: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
@@ -109,7 +112,7 @@ def exact_types(values: Iterable[Any], *, enums: bool) -> tuple[type, ...] | Non
     """Return the types of some values if, for values of these types, to be equal is to make equal keys; else None.
 
     A float that is not zero is such a value: 0.0 and -0.0 are equal and make two keys. As zeros are never remembered,
-    none of them is taken for the other.
+    none of them is taken for the other. Nor are values remembered that would fill memory.
 
     :param enums: whether members of an Enum count too.
     """
@@ -117,6 +120,10 @@ def exact_types(values: Iterable[Any], *, enums: bool) -> tuple[type, ...] | Non
     for value in values:
         kind: type = type(value)
         if kind not in EXACT and not (kind is float and value != 0.0) and not (enums and _is_member(value)):
+            return None
+        if kind in (str, bytes) and len(value) > _LONGEST:
+            return None
+        if kind is int and value.bit_length() > 8 * _LONGEST:
             return None
         types.append(kind)
     return tuple(types)
