@@ -395,3 +395,37 @@ def interrupt_after_sending(cache: "Cache | State") -> None:
         raise KeyboardInterrupt
 
     _put(lane_connection(cache), "_recv", interrupt)
+
+
+# -- remembered calls -------------------------------------------------------------------------------------------
+
+
+def remembered_calls(cache: "Cache") -> int:
+    """Return for how many calls of functions and of `get` a cache remembers the entry."""
+    return cache._engine.memos.size
+
+
+def texts_compiled() -> int:
+    """Return how many wrappers of different text were compiled."""
+    from magnus_cache._engine.api.hit_wrappers import _maker
+
+    return _maker.cache_info().misses
+
+
+def take_address(method: Any, one: object, other: object) -> None:
+    """Have what a cached method remembers for one instance be found at the address of another, as if it was freed."""
+    of = method._described.hits._of_class[type(one)]._of
+    of[id(other)] = of[id(one)]
+
+
+def without_remembered_gets(cache: "Cache") -> None:
+    """Have `get` look each key up by its name."""
+    _put(cache._engine.memos._memory, "marked", False)
+
+
+def plan_of(cache: "Cache", name: bytes) -> Any:
+    """Return the plan by which the value of a name is copied, or None."""
+    from magnus_cache._engine.codec import CopyPlan
+
+    entry = state_of(cache).memory.hit(name)
+    return entry.value if entry is not None and type(entry.value) is CopyPlan else None

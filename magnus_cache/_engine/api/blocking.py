@@ -63,6 +63,7 @@ class BlockingCache(BlockingLife):
         self._async = operations
         self._engine = engine = operations._engine
         self._state = engine.state
+        self._places = engine.gets.places
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
         self._deferred = engine.deferred
 
@@ -87,24 +88,45 @@ class BlockingCache(BlockingLife):
 
     def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """Do what `AsyncCache.get` does, in blocking code."""
+        state = self._state
+        # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
+        try:
+            place = self._places[namespace]
+            entry = place.by_types[type(key)][key]
+        except (KeyError, TypeError):
+            pass
+        else:
+            # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
+            payload, value = entry.payload, entry.value
+            now, trust = state.clock(), entry.trust
+            if (
+                now < entry and now < trust.deadline
+                and entry.generation is state.memory.generation
+                and not state.special
+                and (place.given is namespace or type(place.given) is type(namespace) is str)
+                and place.generation == state.namespaces.generation
+            ):  # fmt: skip
+                if payload is None:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value
+                if type(value) is codec.CopyPlan:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value.copy()
         ref = self._reads.ref(namespace, key)
-        if self._state.mode is not Mode.NORMAL:
+        if state.mode is not Mode.NORMAL:
             return default
-        value = self._looked_up(ref)
-        if value is MISS:
-            ref.counters.misses += 1
-            return default
-        return value
-
-    def _looked_up(self, ref: KeyRef) -> Any:
-        entry = self._state.memory.hit(ref.name)
+        entry = state.memory.hit(ref.name)
         if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
             ref.counters.l1_hits += 1
+            self._engine.gets.keep(namespace, key, ref, entry)
             return value
-        value = self._reads.opened(ref, self._reads.read_blocking(ref))
-        if value is not MISS:
+        if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
             ref.counters.l2_hits += 1
-        return value
+            return value
+        ref.counters.misses += 1
+        return default
 
     def set(
         self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
@@ -176,13 +198,14 @@ class BlockingCache(BlockingLife):
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
+            entry = self._state.memory.hit(ref.name)
+            if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
+                ref.counters.l1_hits += 1
+                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
-                entry = self._state.memory.hit(ref.name)
-                if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
-                    ref.counters.l1_hits += 1
-                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
-            if (value := self._looked_up(ref)) is not MISS:
+            if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
+                ref.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
         return self._engine.stale.load_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))

@@ -11,11 +11,10 @@ A `version` is part of the key in any case.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable
-from datetime import date
-from typing import Any, Final, TypeAlias
-from uuid import UUID
+from typing import Any, TypeAlias
 
 from magnus_cache._engine.keys.arguments import Args, Call, Kwargs
+from magnus_cache._engine.keys.call_shapes import EXACT, CallShape, shape_by_arguments, shape_of
 from magnus_cache._engine.keys.canonical import UnsupportedError, canonical, encode, escape
 from magnus_cache._engine.keys.instances import InstanceKey
 from magnus_cache._engine.keys.key_functions import KeyFunction
@@ -30,10 +29,6 @@ __all__ = ["CallKeyBuilder", "plain_strings"]
 
 _MemoKey: TypeAlias = Callable[[Args], Hashable]
 
-# Types whose values are equal exactly if their canonical texts are, provided that the types are the same too.
-# Neither float (0.0 equals -0.0) nor Decimal (1.0 equals 1.00) nor datetime (one instant in two zones).
-_EXACT: Final = frozenset({str, int, bool, bytes, type(None), date, UUID})
-
 
 class CallKeyBuilder:
     """The keys of one function's calls.
@@ -45,9 +40,21 @@ class CallKeyBuilder:
     :ivar memo_key: takes the positional arguments of a call without keyword arguments and returns a hashable object.
         It is equal for two such calls only if their keys are equal; None if that takes too long to find out. A mapping
         from it to earlier results saves the work of `key`.
+    :ivar shape: where a call has the arguments that its key is made of; None if only binding the call can tell.
     """
 
-    __slots__ = ("_call", "_make", "_suffix", "by_name", "in_class", "memo_key", "module", "name")
+    __slots__ = (
+        "_call",
+        "_key_function",
+        "_make",
+        "_suffix",
+        "by_name",
+        "in_class",
+        "memo_key",
+        "module",
+        "name",
+        "shape",
+    )
 
     memo_key: _MemoKey
 
@@ -57,8 +64,10 @@ class CallKeyBuilder:
         self._call = call
         self._make = make
         self._suffix = suffix
+        self._key_function: KeyFunction | None = None
         self.by_name = False
         self.memo_key = memo_key
+        self.shape: CallShape | None = None
         self.name = call.name
         self.module = module_name(call.owner[0])
         self.in_class = call.in_class
@@ -92,15 +101,21 @@ class CallKeyBuilder:
         call, suffix = Call(function, whole=key_func is None), version_suffix(version)
         excluded = call.check_exclude(exclude)
         if key_func is not None:
-            return cls(call, KeyFunction(call, key_func).key, _never, suffix)
+            made = KeyFunction(call, key_func)
+            keys = cls(call, made.key, _never, suffix)
+            keys._key_function, keys.shape = made, made.shape
+            return keys
         if key is not None:
             template = _ByTemplate(call, key, excluded)
             unused = frozenset(call.parameters) - template.template.fields
             memo_key = _never if template.template.attributes else _memo_key(call, unused, None)
-            return cls(call, template.key, memo_key, suffix)
+            keys = cls(call, template.key, memo_key, suffix)
+            keys.shape = None if template.template.attributes else shape_of(call, template.template.fields)
+            return keys
         by_arguments = _ByArguments(call, excluded)
         keys = cls(call, by_arguments.key, _told_apart(call, _memo_key(call, excluded, by_arguments.owner)), suffix)
         keys.by_name = True
+        keys.shape = shape_by_arguments(call, excluded, by_arguments.owner)
         return keys
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
@@ -112,6 +127,15 @@ class CallKeyBuilder:
         :raises CacheArgumentError: for an empty key, or a field of a template that is not there.
         """
         key = self._make(args, kwargs)
+        return KeyText(key + self._suffix) if self._suffix else key
+
+    def key_of(self, made: Any) -> KeyText:
+        """Return the key of a call for which the `key_func` of the shape has returned this.
+
+        :raises CacheTypeError: if it cannot be a key.
+        """
+        assert self._key_function is not None
+        key = self._key_function.text(made)
         return KeyText(key + self._suffix) if self._suffix else key
 
     @property
@@ -154,14 +178,20 @@ class CallKeyBuilder:
             return first, *kwargs.items()
         values = tuple(kwargs.values())
         types = tuple(map(type, values))
-        return (first, tuple(kwargs), values, types) if _EXACT.issuperset(types) else None
+        return (first, tuple(kwargs), values, types) if EXACT.issuperset(types) else None
 
     def memorable(self, key: KeyText) -> bool:
         """Return whether to remember a call by its arguments; very long ones would take too much memory."""
+        return self.bare and len(key) <= LONGEST_TEXT and "~#" not in key
+
+    @property
+    def bare(self) -> bool:
+        """Whether calls differ by nothing but what `memo_key` and `shape` cover.
+
+        A function that is not importable by its name may be identified by more.
+        """
         closure = self._call.closure
-        # A function that is not importable by its name is identified by more than `memo_key` covers.
-        bare = closure is None or not self.by_name or not closure.importable or not closure.text()
-        return bare and len(key) <= LONGEST_TEXT and "~#" not in key
+        return closure is None or not self.by_name or not closure.importable or not closure.text()
 
 
 # -- keys by arguments, and by template -------------------------------------------------------------------------
@@ -288,7 +318,7 @@ class _ByTemplate:
         given, unplaced = call.given(args, kwargs)
         placed = call.positional[: len(call.filled.full(args))]
         others = [given[name] for name in placed if name in given and name not in fields and name != call.instance]
-        if (left_out := fields - given.keys()) and (unplaced or any(type(value) in _EXACT for value in others)):
+        if (left_out := fields - given.keys()) and (unplaced or any(type(value) in EXACT for value in others)):
             raise CacheArgumentError(
                 "key",
                 f"a decorator of {call.name} may add arguments of its own, so it is unknown which of the caller's is "
@@ -316,9 +346,9 @@ def plain_strings(args: Args) -> Hashable:
 def _of_types(args: Args) -> Hashable:
     if len(args) == 1:
         kind = type(args[0])
-        return (args[0], kind) if kind in _EXACT else None
+        return (args[0], kind) if kind in EXACT else None
     types = tuple(map(type, args))
-    return (args, types) if _EXACT.issuperset(types) else None
+    return (args, types) if EXACT.issuperset(types) else None
 
 
 def _memo_key(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _MemoKey:
@@ -330,7 +360,7 @@ def _memo_key(call: Call, dropped: Collection[str], owner: InstanceKey | None) -
     filled = call.filled
     if filled.args or filled.kwargs:
         # Each call has the same filled-in arguments, but a mutable one may change between calls.
-        if not _EXACT.issuperset(map(type, filled.kwargs.values())):
+        if not EXACT.issuperset(map(type, filled.kwargs.values())):
             return _never
         full, within = filled.full, _by_place(call, dropped, owner)
         return lambda args: within(full(args))
@@ -389,7 +419,7 @@ def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | Non
         count = len(args)
         if only < count == most:
             kind = type(args[only])
-            return (args[only], kind) if kind in _EXACT else None
+            return (args[only], kind) if kind in EXACT else None
         # Too few or too many would hide the error of the call.
         if count < least or (count > most and not open_ended):
             return None

@@ -25,9 +25,17 @@ from magnus_cache._engine.keys.identity import IdentityMap, tokens
 from magnus_cache._engine.runtime.log import say_once
 from magnus_cache.errors import CacheTypeError
 
-__all__ = ["InstanceKey", "constructed_without_arguments", "content", "is_value_class"]
+__all__ = ["InstanceKey", "Lasting", "constructed_without_arguments", "content", "is_value_class"]
 
 _Rule = Callable[[Any], str]
+
+
+class Lasting(enum.Enum):
+    """For what the part of an instance is the same from now on."""
+
+    CLASS = "all instances of its class"
+    INSTANCE = "this very object"
+    CALL = "this call only: the next one has to ask again"
 
 
 class InstanceKey:
@@ -59,9 +67,20 @@ class InstanceKey:
         rules = self._of_classes if cls is instance else self._rules
         rule = rules.get(cls)
         if rule is None:
-            rule = _always(encode(cls)) if cls is instance else self._rule_for(cls)
+            rule = _Always(encode(cls)) if cls is instance else self._rule_for(cls)
             rules.put(cls, rule)
         return rule(instance)
+
+    def lasting(self, instance: object) -> Lasting:
+        """Return for what the part of an instance is the same from now on.
+
+        :raises CacheTypeError: as `part` does.
+        """
+        self.part(instance)
+        rule = None if isinstance(instance, type) else self._rules.get(type(instance))
+        if isinstance(rule, _Always):
+            return Lasting.CLASS
+        return Lasting.INSTANCE if rule is None or rule == self._by_identity else Lasting.CALL
 
     def _rule_for(self, cls: type) -> _Rule:
         name = class_name(cls)
@@ -80,7 +99,7 @@ class InstanceKey:
 
     def _generic(self, cls: type, text: str) -> _Rule:
         if typing.Generic not in cls.__mro__:
-            return _always(text)
+            return _Always(text)
 
         def rule(instance: Any) -> str:
             alias = getattr(instance, "__orig_class__", None)
@@ -127,8 +146,16 @@ class InstanceKey:
         )
 
 
-def _always(text: str) -> _Rule:
-    return lambda _: text
+class _Always:
+    """A rule that has one text for all."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __call__(self, _: object) -> str:
+        return self._text
 
 
 def _warn_once(cls: type, function: str, argument: str) -> None:

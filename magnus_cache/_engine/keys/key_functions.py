@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.arguments import Args, Call, Kwargs
+from magnus_cache._engine.keys.call_shapes import CallShape, shape_of
 from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache._engine.keys.signatures import POSITIONAL
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -74,6 +75,25 @@ class KeyFunction:
             result = self._with_keywords(args, kwargs)
         else:
             result = self._planned(args)
+        return self.text(result)
+
+    @property
+    def shape(self) -> CallShape | None:
+        """The shape of calls in which `key_func` gets all arguments as the function does; None if it gets others."""
+        shape = shape_of(self._call, self._call.parameters)
+        if shape is None:
+            return None
+        placed = shape.names[self._drop : shape.positional]
+        named = dict.fromkeys(shape.names[shape.positional :])
+        if not _binds(self._key_func, placed, named):
+            return None
+        return shape._replace(key_func=self._key_func, keyed=shape.keyed[self._drop :])
+
+    def text(self, result: Any) -> KeyText:
+        """Return the key that a result of `key_func` stands for.
+
+        :raises CacheTypeError: if it cannot be a key.
+        """
         try:
             return KeyText(key_text(result, "key_func"))
         except CacheArgumentError as error:

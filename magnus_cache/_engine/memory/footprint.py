@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.runtime.critical import section
 
 __all__ = ["footprint", "has_room", "keep_decoded"]
 
@@ -56,9 +57,10 @@ def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> N
         return
     size = entry.size - len(payload) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
-        # Value first: a reader that sees no payload must see the value.
-        entry.value = value
-        entry.payload = None
+        with section():
+            # Value first: a reader that sees no payload must see the value.
+            entry.value = value
+            entry.payload = None
     elif has_room(memory, size):
         memory.replace(name, entry, entry.decoded(value, size))
 

@@ -49,6 +49,11 @@ class ReloadingCache(BatchCache):
 
     def _is_current(self, name: bytes, entry: Entry) -> bool:
         since = entry.generation
+        if since < self._replaced and entry.payload is not None:
+            # A plan copies what was decoded before. It goes before the entry counts as current again.
+            with self._lock:
+                if entry.payload is not None:
+                    entry.value = None
         if not super()._is_current(name, entry):
             return False
         if since < self._replaced and entry.payload is None and _renewable(entry):

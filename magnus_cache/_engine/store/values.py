@@ -13,6 +13,7 @@ from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
+from magnus_cache._engine.store.planned import keep_planned
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
@@ -75,9 +76,11 @@ class Coding:
 
     def opened_anyway(self, ref: KeyRef, entry: Entry) -> Any:
         """Return the value of an entry, fresh or stale; MISS for one that is unreadable or a remembered error."""
-        payload = entry.payload
+        payload, known = entry.payload, entry.value
         if payload is None:
             return entry.value
+        if type(known) is codec.CopyPlan:
+            return known.copy()
         if entry.negative:
             return MISS
         try:
@@ -87,6 +90,8 @@ class Coding:
             return MISS
         if ref.namespace.share or codec.is_immutable(value):
             keep_decoded(self.state.memory, ref.name, entry, value)
+        elif len(payload) <= codec.MOST_PLANNED_BYTES:
+            return keep_planned(self.state.memory, ref.name, entry, value)
         return value
 
     def decoded(self, ref: KeyRef, payload: bytes) -> Any:
