@@ -231,6 +231,41 @@ def test_many_threads_share_exchanges(cache: CacheManager, raw: redis.Redis) -> 
     assert cache._state.lane.connected
 
 
+def test_threads_that_share_an_exchange_get_each_their_own(valkey: CacheManager) -> None:
+    """Values that are kept and those that are not, of namespaces and of functions, with tags and without, and none."""
+
+    @valkey.cached(FAR)
+    def far(number: int) -> list[int]:
+        return [number]
+
+    @valkey.cached(NEAR, tags="all")
+    def near(number: int) -> list[int]:
+        return [-number]
+
+    for number in range(8):
+        valkey.set(FAR, str(number), number)
+        valkey.set(FAR, f"tagged{number}", number, tags=("t",))
+        valkey.set(NEAR, str(number), -number)
+
+    def reads(thread: int) -> None:
+        for turn in range(40):
+            number = (thread + turn) % 8
+            assert far(number) == [number]
+            assert near(number) == [-number]
+            assert valkey.get(FAR, str(number)) == number
+            assert valkey.get(FAR, f"tagged{number}") == number
+            assert valkey.get(NEAR, str(number)) == -number
+            assert valkey.get(FAR, f"none{number}") is None
+            forget(valkey, NEAR, str((number + 1) % 8))
+
+    threads, errors = crew(THREADS, reads)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    valkey.invalidate_tags("t")
+    assert valkey.get(FAR, "tagged1") is None
+
+
 def test_ctrl_c_at_any_place_leaves_the_others_served(cache: CacheManager) -> None:
     cache.set_many(FAR, {str(key): key for key in range(20)})
     counts, over = [0] * 3, threading.Event()

@@ -222,8 +222,7 @@ class Reads(Coding):
             return self._memory.get_untrusted(ref.name)
         if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
-        tags: tuple[str, ...] = ()
-        again = False
+        tags, again = tuple[str, ...](), False
         if not local and not state.outbox.pending and self.entry_here(ref) is None:
             placeholder: Placeholder | None = None
             try:
