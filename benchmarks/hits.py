@@ -29,6 +29,7 @@ import cachetools
 
 from benchmarks.plan import SMALL_DICT
 from magnus_cache import CacheManager, Namespace
+from magnus_cache.protocols import Decorator
 
 __all__ = ["BUDGETS", "Row", "measure", "text"]
 
@@ -121,7 +122,7 @@ class _Ours:
     def __init__(self, manager: CacheManager, make: Callable[[str], Any], entries: int) -> None:
         # What these functions close over is left out, as a function of a module closes over nothing: the namespaces
         # tell them apart.
-        def named(kind: str, **options: Any) -> Any:
+        def named(kind: str, **options: Any) -> Decorator:
             return manager.cached(Namespace(f"{kind}-{entries}", ttl=_TTL), exclude=("make",), **options)
 
         @named("af")
@@ -161,9 +162,8 @@ class _Ours:
         self.s_template = manager.cached(Namespace(f"st-{entries}", ttl=_TTL), key="{key}")(self._plain(make))
 
         _Service.make = staticmethod(make)
-        service = _Service
 
-        class Service(service):
+        class Service(_Service):
             @manager.cached(Namespace(f"am-{entries}", ttl=_TTL))
             async def quote(self, key: str) -> Any:
                 return _Service.make(key)

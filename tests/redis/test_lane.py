@@ -13,7 +13,7 @@ import redis
 
 from magnus_cache import CacheClosedError, CacheManager
 from magnus_cache._engine.redis import lane as lane_module
-from magnus_cache._engine.redis.lane import LONG_WAY, Ticket
+from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Ticket
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.support.inside import background_wire, interrupt_after_sending, lane_connection, lane_session, retry_lane_now
@@ -177,7 +177,7 @@ def test_a_clear_by_another_is_seen_before_it_was_announced(cache: CacheManager,
 
     wire, state = background_wire(cache), cache._state
     ref = cache._reads.ref(FAR, "k")
-    ticket = Ticket(ref.name, ref.epoch_names, near=False)
+    ticket = Ticket(ref, near=False)
     assert state.lane.ask(ticket, wire) is not LONG_WAY
     with CacheManager(settings=state.settings) as other:
         state.portal.submit(block)
@@ -187,7 +187,7 @@ def test_a_clear_by_another_is_seen_before_it_was_announced(cache: CacheManager,
             name = state.epochs.root if what == "everything" else ref.epoch_names.control
             raised = other._state.portal.call(other._state.client.issue, (name,), 0, lambda epoch, *_: epoch)
             assert raised
-            assert state.lane.ask(Ticket(ref.name, ref.epoch_names, near=False), wire) is LONG_WAY
+            assert state.lane.ask(Ticket(ref, near=False), wire) is LONG_WAY
         finally:
             release.set()
         wait_until(lambda: cache.get(FAR, "k") is None)
@@ -196,7 +196,7 @@ def test_a_clear_by_another_is_seen_before_it_was_announced(cache: CacheManager,
 def test_data_of_another_history_is_not_believed(cache: CacheManager, raw: redis.Redis) -> None:
     raw.set(cache._state.epochs.names.server, b"another")
     ref = cache._reads.ref(FAR, "warm")
-    assert cache._state.lane.ask(Ticket(ref.name, ref.epoch_names, near=False), background_wire(cache)) is LONG_WAY
+    assert cache._state.lane.ask(Ticket(ref, near=False), background_wire(cache)) is LONG_WAY
     assert not cache._state.lane.connected
 
 
@@ -229,6 +229,41 @@ def test_many_threads_share_exchanges(cache: CacheManager, raw: redis.Redis) -> 
     asked = raw.info("commandstats")["cmdstat_mget"]["calls"]
     assert asked < THREADS * each, "some shared an exchange"
     assert cache._state.lane.connected
+
+
+def test_threads_that_share_an_exchange_get_each_their_own(valkey: CacheManager) -> None:
+    """Values that are kept and those that are not, of namespaces and of functions, with tags and without, and none."""
+
+    @valkey.cached(FAR)
+    def far(number: int) -> list[int]:
+        return [number]
+
+    @valkey.cached(NEAR, tags="all")
+    def near(number: int) -> list[int]:
+        return [-number]
+
+    for number in range(8):
+        valkey.set(FAR, str(number), number)
+        valkey.set(FAR, f"tagged{number}", number, tags=("t",))
+        valkey.set(NEAR, str(number), -number)
+
+    def reads(thread: int) -> None:
+        for turn in range(40):
+            number = (thread + turn) % 8
+            assert far(number) == [number]
+            assert near(number) == [-number]
+            assert valkey.get(FAR, str(number)) == number
+            assert valkey.get(FAR, f"tagged{number}") == number
+            assert valkey.get(NEAR, str(number)) == -number
+            assert valkey.get(FAR, f"none{number}") is None
+            forget(valkey, NEAR, str((number + 1) % 8))
+
+    threads, errors = crew(THREADS, reads)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    valkey.invalidate_tags("t")
+    assert valkey.get(FAR, "tagged1") is None
 
 
 def test_ctrl_c_at_any_place_leaves_the_others_served(cache: CacheManager) -> None:

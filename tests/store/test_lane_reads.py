@@ -13,7 +13,7 @@ import redis
 
 from magnus_cache import CacheManager
 from magnus_cache._engine.redis import lane as lane_module
-from magnus_cache._engine.redis.lane import LongWay
+from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.inside import background_wire, lane_connection, lane_reads, lane_session
 from tests.support.lanes import FAR, NEAR, forget, lane_answers, served_by_lane, through_the_lane

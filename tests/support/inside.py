@@ -390,11 +390,14 @@ def lane_reads(cache: "BlockingOperations") -> "LaneReads":
 
 def interrupt_after_sending(cache: "Cache | State") -> None:
     """Interrupt the thread that reads through the lane next, between its request and the answer."""
+    connection = lane_connection(cache)
+    recv = connection._recv
 
     def interrupt(_: int) -> bytes:
+        _put(connection, "_recv", recv)
         raise KeyboardInterrupt
 
-    _put(lane_connection(cache), "_recv", interrupt)
+    _put(connection, "_recv", interrupt)
 
 
 # -- remembered calls -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from magnus_cache import CacheManager, Namespace
-from magnus_cache._engine.redis.lane import LONG_WAY
+from magnus_cache._engine.redis.lane_tickets import LONG_WAY
 from tests.support.inside import retry_lane_now
 from tests.support.wait import wait_until
 

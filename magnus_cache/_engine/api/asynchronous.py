@@ -100,7 +100,7 @@ class AsyncCache(AsyncLife):
         ref = self._reads.ref(namespace, key)
         if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry: Any = None
+        entry = None
         if ref.is_far:
             # In one coroutine down to the wait for the answer, and without an entry where none is needed.
             try:

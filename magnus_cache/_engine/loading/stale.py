@@ -152,7 +152,9 @@ class StalePolicy:
                 return value
         entry, near = self._state.memory.get_stale(ref.name, trusted=True), True
         if entry is None:
-            entry, near = self._reads.read_blocking(ref), False
+            read, near = self._reads.read_blocking(ref), False
+            # A payload alone is for those without a policy.
+            entry = None if isinstance(read, bytes) else read
             entry = self._reads.last(ref) if entry is None else entry
         served, found = self._served(ref, entry, self._freshness_of(ref, entry), near=near)
         if served:

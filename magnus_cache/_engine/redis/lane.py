@@ -33,14 +33,14 @@ import math
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import info
-from magnus_cache._engine.redis.exchange import Connection
+from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 from magnus_cache._engine.redis.lane_session import Plan, Session, bulk
+from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Answer, Ticket
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -51,19 +51,8 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.lane_connection import LaneConnection
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["LONG_WAY", "Lane", "LongWay", "Ticket"]
+__all__ = ["Lane"]
 
-
-class LongWay:
-    """The type of `LONG_WAY`, which stands for "ask through the background loop"."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "LONG_WAY"
-
-
-LONG_WAY: Final = LongWay()
 
 _WORTH: Final = 8
 """Reads from which on a process gets a connection for them: a second one for a few reads would be a waste."""
@@ -82,25 +71,6 @@ _DIGITS: Final = 9
 _VALUE_TYPES: Final = {bytes, type(None)}
 
 _DEAD: Final = -math.inf
-
-_Answer: TypeAlias = "tuple[bytes | None, Connection, float] | LongWay"
-"""A value as it is stored, or None; what it is to be judged by; and the monotonic second when it was asked for."""
-
-
-class Ticket:
-    """The read of one value.
-
-    :param near: whether the value may be kept in memory.
-    :ivar answer: None while there is none.
-    """
-
-    __slots__ = ("answer", "epoch_names", "name", "near")
-
-    def __init__(self, name: bytes, epoch_names: EpochNames, *, near: bool) -> None:
-        self.name = name
-        self.epoch_names = epoch_names
-        self.near = near
-        self.answer: _Answer | None = None
 
 
 class _Batch:
@@ -172,7 +142,7 @@ class Lane:
 
     # -- tickets ----------------------------------------------------------------------------------------------
 
-    def ask(self, ticket: Ticket, wire: "Wire") -> _Answer:
+    def ask(self, ticket: Ticket, wire: "Wire") -> Answer:
         """Return the answer to a ticket, in `op_timeout` at most for each of two exchanges.
 
         :param wire: the connection of the background loop.
@@ -190,7 +160,7 @@ class Lane:
             self._taken = False
         return ticket.answer or LONG_WAY
 
-    def _ask_together(self, ticket: Ticket, batch: _Batch, wire: "Wire") -> _Answer:
+    def _ask_together(self, ticket: Ticket, batch: _Batch, wire: "Wire") -> Answer:
         """Do what `ask` does while others do it, or were interrupted there."""
         lock = self._lock
         if lock._is_owned() or batch.gate._is_owned():
@@ -252,7 +222,7 @@ class Lane:
         plan = self._plan(session, ticket)
         if plan is None:
             return
-        name = ticket.name
+        name = ticket.wanted.name
         values = session.connection.ask(b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end))
         if type(values) is not list or len(values) != plan.size:
             raise ValueError("what came is no answer to MGET")
@@ -273,7 +243,7 @@ class Lane:
         count, plans = len(wanted), dict.fromkeys(plan for _, plan in wanted)
         size = 2 + count + sum(len(plan.names) for plan in plans)
         parts = [b"*%d\r\n$4\r\nMGET\r\n" % (1 + size)]
-        parts += [bulk(ticket.name) for ticket, _ in wanted]
+        parts += [bulk(ticket.wanted.name) for ticket, _ in wanted]
         parts.append(self._head)
         parts += [plan.packed for plan in plans]
         values = session.connection.ask(b"".join(parts))
@@ -288,13 +258,26 @@ class Lane:
             if raws == plan.agreed or self._agree(session, plan, raws):
                 right.add(plan)
             place = end
+        together: dict[Plan, tuple[ReadBatch, list[bytes | None]]] = {}
         for (ticket, plan), value in zip(wanted, values, strict=False):
-            if plan in right:
+            if plan not in right:
+                continue
+            if ticket.receiver is None:
                 ticket.answer = (value, plan.source, now)
+                continue
+            if plan not in together:
+                together[plan] = ReadBatch(ticket.receiver), []
+            batch, brought = together[plan]
+            batch.wanted.append(ticket.wanted)
+            batch.places.append(ticket.place)
+            batch.waiters.append(ticket)
+            brought.append(value)
+        for plan, (batch, brought) in together.items():
+            batch.receiver.received(batch, slice(None), brought, plan.source, now)
 
     def _plan(self, session: Session, ticket: Ticket) -> Plan | None:
         """Return how to ask for the epochs of a ticket; None for a value that must not be read through the lane."""
-        epoch_names = ticket.epoch_names
+        epoch_names = ticket.wanted.epoch_names
         if epoch_names.ready not in session.wire_known.ready:
             # A clear that comes has to be heard by the wire, which hears of the epochs that it has read.
             return None

@@ -1,17 +1,19 @@
 """Reads of blocking callers through the lane: which may go that way, and what becomes of their answers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.lane import LONG_WAY, LongWay, Ticket
+from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Judged, LongWay, Ticket
+from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.records import KeyRef
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.exchange import Connection, Waiter
 
 __all__ = ["LaneReads"]
 
@@ -20,21 +22,41 @@ _DEAD: Final = float("-inf")
 _Judge: TypeAlias = "Callable[[KeyRef, Placeholder | None, bytes | None, Connection, float], Entry | None]"
 """What judges an answer and keeps it, on whatever way it came; see `Reads.received`."""
 
+_Ask: TypeAlias = "Callable[[KeyRef, Placeholder | None, Waiter], None]"
+"""Queues a read on the background loop; see `Portal.request`."""
+
 
 class LaneReads:
     """The reads of one `State` that threads make themselves.
 
     :param judge: judges what came.
+    :param batches: judges what came for several threads, where only payloads are wanted.
     """
 
-    __slots__ = ("_judge", "_state")
+    __slots__ = ("_batches", "_judge", "_state")
 
-    def __init__(self, state: State, judge: _Judge) -> None:
+    def __init__(self, state: State, judge: _Judge, batches: ValueBatches) -> None:
         self._state = state
         self._judge = judge
+        self._batches = batches
 
-    def read(self, ref: KeyRef, fill: Placeholder | None) -> Entry | LongWay | None:
+    def answer(self, ref: KeyRef, fill: Placeholder | None, ask: "_Ask") -> Entry | bytes | None:
+        """Return what `read` does, or what the background loop finds.
+
+        :param ask: queues the read there.
+        :raises CacheUnavailableError: when Redis does not answer, and as `read` does.
+        :raises CacheClosedError: if the cache is closed meanwhile.
+        """
+        answer = self.read(ref, fill)
+        if not isinstance(answer, LongWay):
+            return answer
+        entry: Entry | None = self._state.portal.request(partial(ask, ref, fill))
+        return entry
+
+    def read(self, ref: KeyRef, fill: Placeholder | None) -> Entry | bytes | LongWay | None:
         """Return the entry of a value in Redis, or None for none; `LONG_WAY` if the background loop has to be asked.
+
+        Of a value that is never kept it may be the payload alone.
 
         :param fill: its place in memory, reserved before; None for a value that is not kept.
         :raises CacheUnavailableError: an `UnsettledError` for a value whose epochs are not known.
@@ -46,9 +68,15 @@ class LaneReads:
         # Large ones would hold up all others; of the first one, nothing is known.
         if not 0 < epoch_names.value_bytes <= SMALL_BYTES:
             return LONG_WAY
-        answer = state.lane.ask(Ticket(ref.name, epoch_names, near=fill is not None), wire)
+        receiver = self._batches if ref.is_far else None
+        answer = state.lane.ask(Ticket(ref, near=fill is not None, receiver=receiver, place=PAYLOAD), wire)
         if isinstance(answer, LongWay):
             return answer
+        if isinstance(answer, Judged):
+            if answer.error is not None:
+                raise answer.error
+            judged: Entry | bytes | None = answer.result
+            return judged
         raw, source, sent = answer
         if fill is None or source.trust.deadline == _DEAD:
             # What the wire does not hear of any more is served, as it came with its epochs, but not kept.

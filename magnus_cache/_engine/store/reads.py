@@ -1,8 +1,7 @@
 """Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
 
-Coroutines read on their own loop's wire; a blocking caller reads through the lane in its own thread, or else is queued
-on the background loop's wire, without a task of its own. Either way a reply is judged, and kept if it may be, by
-`Reads.received`: on a wire inside its reader.
+Coroutines read on their own loop's wire; a blocking caller reads by itself, through the lane, or else is queued on the
+background loop's wire, without a task of its own. A wire's reply is judged, and kept if it may be, inside its reader.
 """
 
 import asyncio
@@ -20,7 +19,6 @@ from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledEr
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.lane import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -64,7 +62,7 @@ class Reads(Coding):
         self._batches = ValueBatches(state, self)
         refs = KeyRefs(state)
         self.ref, self.address_of = refs.ref, refs.address_of
-        self._lane = LaneReads(state, self.received)
+        self._lane = LaneReads(state, self.received, self._batches)
 
     def ttl(self, ref: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
@@ -186,8 +184,8 @@ class Reads(Coding):
             raise
         return waiter, placeholder
 
-    def read_blocking(self, ref: KeyRef) -> Entry | None:
-        """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
+    def read_blocking(self, ref: KeyRef) -> Entry | bytes | None:
+        """Return, for a thread, what `read` returns, or a payload alone where that is enough (`KeyRef.is_far`).
 
         :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
         """
@@ -198,16 +196,12 @@ class Reads(Coding):
             return self._memory.get_untrusted(ref.name)
         if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
-        tags: tuple[str, ...] = ()
-        again = False
+        tags, again = tuple[str, ...](), False
         if not local and not state.outbox.pending and self.entry_here(ref) is None:
             placeholder: Placeholder | None = None
             try:
                 placeholder = self.expect(ref)
-                answer = self._lane.read(ref, placeholder)
-                entry: Entry | None = (
-                    portal.request(partial(self._ask_for, ref, placeholder)) if isinstance(answer, LongWay) else answer
-                )
+                entry = self._lane.answer(ref, placeholder, self._ask_for)
             except UnsettledError as error:
                 tags, again = error.tags, True
             except NoThreadError as error:

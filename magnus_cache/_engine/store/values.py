@@ -32,11 +32,15 @@ class Coding:
         self._clock = state.clock
         self.local = LocalValues(state)
 
-    def opened(self, ref: KeyRef, entry: Entry | None) -> Any:
+    def opened(self, ref: KeyRef, entry: Entry | bytes | None) -> Any:
         """Return the fresh value of an entry, a new object for each caller unless the value is immutable or shared.
 
         Returns MISS for no entry, and for an entry that is stale, unreadable or a remembered error.
+
+        :param entry: or the payload alone, of a value that is in no memory.
         """
+        if isinstance(entry, bytes):
+            return self.decoded(ref, entry)
         if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         return self.opened_anyway(ref, entry)
