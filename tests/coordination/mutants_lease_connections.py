@@ -35,3 +35,8 @@ def without_storing_a_load_through_the_running_loop() -> None:
 @guard(f"{HERE}::test_invariant_2_an_object_is_judged_although_the_loop_of_its_lease_has_ended")
 def without_judging_an_object_through_the_running_loop() -> None:
     rewrite(local_writes.LocalWrites.fill, "state.client.current_connection(ref.name)", "watch.connection")
+
+
+@guard(f"{HERE}::test_a_lease_is_held_on_the_connection_that_granted_it")
+def without_holding_a_lease_on_the_connection_that_granted_it() -> None:
+    rewrite(acquire._Acquisition._on_reply, "leases.hold(source,", "leases.hold(self._wire,")

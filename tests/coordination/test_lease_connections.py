@@ -6,7 +6,14 @@ import pytest
 import redis
 
 from magnus_cache import CacheManager, Namespace
-from tests.support.wait import wait_until
+from magnus_cache._engine.loading.acquire import LeaseAcquirer
+from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.redis.exchange import Connection
+from magnus_cache._engine.redis.wire import Wire
+from tests.support.fleet_of_managers import fleet
+from tests.support.inside import held_leases
+from tests.support.loaders import Slow
+from tests.support.wait import wait_until, wait_until_async
 
 
 def end_background_loop(cache: CacheManager) -> None:
@@ -71,3 +78,31 @@ def test_invariant_2_an_object_is_judged_although_the_loop_of_its_lease_has_ende
         assert cache.get_or_set(local, "k", load) == ["loaded"]
         assert cache._state.stats.errors == {}, "Redis was there, and is asked through the loop that runs"
         assert cache.get(local, "k") == (None if cleared else ["loaded"])
+
+
+@pytest.mark.anyio
+async def test_a_lease_is_held_on_the_connection_that_granted_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wire that a load began with ends before it asks. The lease and its announcements belong to the new one."""
+    slow, refresh, ended = Slow(), LeaseAcquirer.refresh_epochs, list[Connection]()
+
+    async def end_first(self: LeaseAcquirer, wire: Connection, request: LoadRequest[int]) -> None:
+        await refresh(self, wire, request)
+        if not ended:
+            ended.append(wire)
+            assert isinstance(wire, Wire)
+            await wire.aclose()
+
+    async with fleet(url, 2) as (one, peer):
+        assert await one.get("t", "k") is None
+        monkeypatch.setattr(LeaseAcquirer, "refresh_epochs", end_first)
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        (lease,) = held_leases(one).values()
+        assert lease.connection is one._engine.state.topology.connection(b"")
+        assert lease.connection not in ended
+        assert lease.connection.leases_held == 1
+        await peer.delete("t", "k")
+        await wait_until_async(lambda: lease.void)
+        slow.finish()
+        assert await call == 1
+        assert await one.get("t", "k") is None

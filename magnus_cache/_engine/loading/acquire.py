@@ -353,7 +353,7 @@ class _Acquisition:
             return self._acquirer.without_lease(flight, fresh=fresh)
         if not reply.granted:
             return _Waiting(reply.wait)
-        lease = leases.hold(self._wire, self._request.ref.name, self._token, self._state.settings.lease, flight)
+        lease = leases.hold(source, self._request.ref.name, self._token, self._state.settings.lease, flight)
         fence = self._acquirer.fence(lease, flight, fresh=fresh)
         if waiter.done():
             # Cancelled meanwhile: no caller is left to release it.
