@@ -46,10 +46,10 @@ def without_a_place_for_the_tag_of_a_function() -> None:
 def without_serving_values_that_have_no_tag() -> None:
     original = epochs.Epochs.lowest_valid
 
-    def floor(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
+    def lowest_valid(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
         return original(self, known, epoch_names, tags or epoch_names.tags)
 
-    put(epochs.Epochs, "lowest_valid", floor)
+    put(epochs.Epochs, "lowest_valid", lowest_valid)
 
 
 @guard(f"{HERE}::test_the_epoch_of_a_function_comes_along_with_its_first_value")

@@ -375,8 +375,8 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
         on_epoch_learned(state, lambda name: state.events.invalidated([name], wire))
         state.events.invalidated([EPOCH], wire)
         epoch_names = state.epochs.epoch_names("t")
-        floor = await asyncio.wait_for(state.epoch_sync.settled(wire, epoch_names), 10)
-        assert floor == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))
+        lowest_valid = await asyncio.wait_for(state.epoch_sync.settled(wire, epoch_names), 10)
+        assert lowest_valid == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))
         assert state.epochs.lowest_valid(wire.known, epoch_names) is None
         assert await one.set("t", "k", 2)
 

@@ -231,7 +231,7 @@ async def test_a_server_whose_key_was_lost_with_its_latest_writes_is_not_believe
 
 
 @pytest.mark.parametrize("epoch", [0, 1795455194053949])
-def test_nobody_vouches_for_what_could_not_be_settled(epoch: int) -> None:
+def test_no_identity_is_restored_that_could_not_be_settled(epoch: int) -> None:
     """A server that could not be told to invalidate everything may have old values, whoever comes later."""
     calls: list[Any] = []
 

@@ -17,7 +17,7 @@ def without_one_trial_at_a_time() -> None:
 @guard(HERE)
 def without_telling_those_who_wait_for_redis() -> None:
     original = breaker.Breaker.subscribe
-    put(breaker.Breaker, "subscribe", lambda self, bell: original(self, nothing))
+    put(breaker.Breaker, "subscribe", lambda self, callback: original(self, nothing))
 
 
 @guard(HERE)

@@ -1,4 +1,4 @@
-"""The breaker: a state machine of Hypothesis under a clock of its own, and its bells."""
+"""The breaker: a state machine of Hypothesis under a clock of its own, and its callbacks."""
 
 import asyncio
 import itertools
@@ -87,10 +87,10 @@ class BreakerMachine(RuleBasedStateMachine):
     def listens(self) -> None:
         self.listening += 1
 
-        def bell() -> None:
+        def callback() -> None:
             self.rung += 1
 
-        self.breaker.subscribe(bell)
+        self.breaker.subscribe(callback)
         assert self.failing or self.rung == self.listening
 
     @invariant()
@@ -215,9 +215,9 @@ async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None
 class Recovering(Breaker):
     """Another thread's attempt succeeds in the moment before somebody listens for it."""
 
-    def subscribe(self, bell: Callable[[], object]) -> None:
+    def subscribe(self, callback: Callable[[], object]) -> None:
         self.succeeded(0.0)
-        super().subscribe(bell)
+        super().subscribe(callback)
 
 
 @pytest.mark.anyio

@@ -60,10 +60,10 @@ class Clears:
         """Return the epochs of the known local namespaces whose values the glob may match."""
         state = self.state
         names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
-        realms = [state.epochs.epoch_names(name) for name in sorted(names)]
+        local = [state.epochs.epoch_names(name) for name in sorted(names)]
         return [
             epoch_names.control
-            for epoch_names in realms
+            for epoch_names in local
             if epoch_names.prefix.startswith(scope.prefix) or scope.prefix.startswith(epoch_names.prefix)
         ]
 
