@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
+from magnus_cache._engine.flights import callers
 from magnus_cache._engine.loading import acquire, joining
 from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
@@ -31,13 +32,18 @@ def without_refusing_to_join_on_an_unanswered_question() -> None:
     original = joining.JoinRules.confirm
 
     async def confirm(self: Any, *args: Any) -> None:
-        detach, self.flights.detach = self.flights.detach, nothing
+        detach, self.flights.detach_flight = self.flights.detach_flight, nothing
         try:
             await original(self, *args)
         finally:
-            self.flights.detach = detach
+            self.flights.detach_flight = detach
 
     put(joining.JoinRules, "confirm", confirm)
+
+
+@guard(f"{HERE}::test_many_who_cannot_be_told_whether_a_lease_stands_share_one_load")
+def without_a_load_for_all_who_get_no_answer() -> None:
+    put(callers.JoiningCaller, "began_before", lambda *_: False)
 
 
 @guard(f"{HERE}::test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease")

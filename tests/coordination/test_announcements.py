@@ -153,6 +153,21 @@ async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str,
         assert (await call, await late, slow.calls) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("unasked")
+async def test_many_who_cannot_be_told_whether_a_lease_stands_share_one_load(url: str, monkeypatch: Any) -> None:
+    """None joins the load from before, and none puts aside the load that another of them has begun."""
+    slow = Slow()
+    async with fleet(url, 1, lease=60) as (one,):
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        refuse_questions(monkeypatch)
+        announce(one, LEASE)
+        late = [asyncio.create_task(one.get_or_set("t", "k", slow)) for _ in range(20)]
+        await wait_until_async(lambda: one._engine.state.flights.joined == 19)
+        slow.finish()
+        assert (await call, await asyncio.gather(*late), slow.calls) == (1, [1] * 20, 1)
+
+
 async def test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease(url: str, monkeypatch: Any) -> None:
     slow = Slow()
     async with fleet(url, 1, lease=60) as (one,):

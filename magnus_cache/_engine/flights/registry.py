@@ -33,6 +33,10 @@ class FlightRegistry:
         """How many background loads are under way: those that continue without a waiting caller."""
         return len(self._background)
 
+    def current(self, key: bytes) -> Flight | None:
+        """Return the load of a key that a new caller could join, or None."""
+        return self._joinable(key)
+
     # -- detaching ----------------------------------------------------------------------------
 
     def detach_hung(self, key: bytes, wait_timeout: float) -> Flight | None:

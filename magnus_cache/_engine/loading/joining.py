@@ -42,7 +42,8 @@ class JoinRules:
         """Return once it is known whether announcements so far affect the load under way.
 
         Await it before joining. It takes at most the caller's `max_wait`, and reduces that by the time it took. Redis
-        answers after this call began, so later announcements do not matter. Without an answer the load is detached.
+        answers after this call began, so later announcements do not matter. Without an answer the load is detached,
+        unless it looked after this call began: of many calls that get no answer, the first starts a load for all.
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         if self._is_first(ref) and wire is not None:
@@ -63,7 +64,9 @@ class JoinRules:
                     lease.verify(waiter)
                     await waiter
         except (TimeoutError, CacheUnavailableError):
-            self.flights.detach(ref.name)
+            flight = self.flights.current(ref.name)
+            if flight is not None and not caller.began_before(flight.look):
+                self.flights.detach_flight(flight)
         caller.waited_since(began)
 
     def detach_unjoinable(self, ref: KeyRef, fresh: bool) -> None:
