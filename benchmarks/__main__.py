@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _draw(tables, options.json.with_suffix(""))
     if options.document is not None:
         command = shlex.join(["nox", "-s", "bench", "--", *_shown(arguments)])
-        document(options.document, {"Budgets": budgets, **_titled(tables)}, machine, command)
-        _draw(tables, options.document.parent / "pictures")
+        pictures = _draw(tables, options.document.parent / "pictures")
+        document(options.document, {"Budgets": budgets, **_titled(tables)}, machine, command, pictures)
     if then is None:
         return 0
     changes = compare(tables, then["tables"])
@@ -185,14 +185,15 @@ def _write(path: Path, report: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _draw(tables: Mapping[str, Table], directory: Path) -> None:
+def _draw(tables: Mapping[str, Table], directory: Path) -> list[Path]:
     try:
         drawn = plots(tables, directory)
     except ImportError:
         print("no pictures: matplotlib is not installed")
-        return
+        return []
     for path in drawn:
         print(f"drawn in {path}")
+    return drawn
 
 
 def _titled(tables: Mapping[str, Table]) -> dict[str, str]:

@@ -101,6 +101,14 @@ BUDGETS: Final[tuple[Budget, ...]] = (
         "sync L1 hit vs cachetools.cached, {}", "l1-sync", ("cachetools",),
         {"str": 2.5, "int": 2.5, "1,000 keys": 2.5, "method": 1.5, "key_func": 1.5},
     ),
+    *_series(
+        "L1 hit vs async-lru, {}", "l1-kinds", ("async-lru",),
+        dict.fromkeys(("async two arguments", "async keyword", "async template"), 1.5),
+    ),
+    *_series(
+        "L1 hit vs cachetools, {}", "l1-kinds", ("cachetools",),
+        dict.fromkeys(("sync two arguments", "sync keyword", "sync template"), 1.5),
+    ),
     Budget("sync L1 hit vs cachetools, a million entries", "l1-large", f"sync, {_LARGE}, zipf", ("cachetools",), 2.5),
     *_series("async L1 hit vs aiocache memory, {}", "l1-async", ("aiocache",), {"str": 25.0, "1,000 keys": 25.0}),
     *_series("async L1 hit vs cashews memory, {}", "l1-async", ("cashews",), {"str": 50.0, "1,000 keys": 50.0}),

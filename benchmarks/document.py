@@ -1,7 +1,7 @@
 """The part of the documentation that a run writes: what it printed, between two marks of a Markdown file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,16 +11,20 @@ BEGIN: Final = "<!-- What follows is written by `nox -s bench`. -->"
 END: Final = "<!-- End of what is written by `nox -s bench`. -->"
 
 
-def document(path: Path, texts: Mapping[str, str], machine: Mapping[str, Any], command: str) -> None:
+def document(
+    path: Path, texts: Mapping[str, str], machine: Mapping[str, Any], command: str, pictures: Sequence[Path] = ()
+) -> None:
     """Replace what stands between the marks of a file.
 
     :param texts: blocks of output by their headings.
     :param machine: what is to be known about the machine.
     :param command: the command that printed it.
+    :param pictures: to be shown, at or below the file's folder.
     :raises ValueError: if the file does not have the two marks.
     """
     facts = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in machine.items())
     parts = [f"Command: `{command}`. Machine: {facts}."]
+    parts += [f"![{shown.stem}]({shown.relative_to(path.parent).as_posix()})" for shown in pictures]
     parts += [f"### {heading}\n\n```text\n{_trimmed(text)}\n```" for heading, text in texts.items()]
     text = path.read_text(encoding="utf-8")
     between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)

@@ -4,13 +4,15 @@ All of them take CPU time of this process: a hit waits for nothing, and what bac
 """
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, redirect_stdout
 from itertools import accumulate, cycle, islice
 from random import Random
 from typing import Any, Final
 
+from benchmarks.contenders import if_installed
 from benchmarks.memory_peers import (
     SHARED,
     AsyncFunction,
@@ -26,7 +28,7 @@ from benchmarks.plan import PREFIX, SMALL_DICT, Plan, checked, settle
 from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 
-__all__ = ["async_hits", "blocking_hits", "large_hits"]
+__all__ = ["async_hits", "blocking_hits", "call_kinds", "large_hits"]
 
 Timer = Callable[[Any, Sequence[str]], Coroutine[Any, Any, int]]
 """Returns the nanoseconds that a contender takes for the hits of these keys."""
@@ -170,6 +172,30 @@ async def _blocking_hits(plan: Plan, table: Table) -> None:
         await _compare(plan, table, "method", methods(manager, table, "method", _quote, _SIZE), _call_method, _THOUSAND)
         keyed = functions(manager, table, "key-func", _quote, _SIZE, key_func=True)
         await _compare(plan, table, "key_func", keyed, _call, _THOUSAND)
+
+
+# -- other kinds of calls ---------------------------------------------------------------------------------------
+
+_KINDS: Final = [
+    f"{callers} {kind}" for callers in ("async", "sync") for kind in ("two arguments", "keyword", "template", "get")
+]
+
+
+def call_kinds(plan: Plan) -> Table:
+    """Return nanoseconds for a hit by kinds of calls beyond those of one argument; `benchmarks.hits` has all."""
+    table = Table("l1-kinds", "L1 hit of a string by other kinds of calls", "ns", less_is_better=True)
+    table.note("get: manager.get, beside a decorated function of the peer. Of a thousand entries, without Redis.")
+    with if_installed(table, "async-lru or cachetools"):
+        from benchmarks.hits import measure
+
+        # It prints each row of its own.
+        with redirect_stdout(io.StringIO()):
+            rows = measure(rounds=plan.rounds, sizes=[len(_THOUSAND)], kinds=_KINDS, values=["str"])
+        for row in rows:
+            for contender, samples in ((OURS, row.ours), (row.peer_name, row.peer)):
+                for sample in samples:
+                    table.add(row.kind, contender, sample)
+    return table
 
 
 # -- a large cache ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from benchmarks.guide import guide
 from benchmarks.lane import costs
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
-from benchmarks.memory_hits import async_hits, blocking_hits, large_hits
+from benchmarks.memory_hits import async_hits, blocking_hits, call_kinds, large_hits
 from benchmarks.near_hits import near_hits
 from benchmarks.plan import Plan
 from benchmarks.redis_hits import async_redis_hits
@@ -46,6 +46,7 @@ SUITES: Final = (
     Suite("l1-pause", pauses),
     Suite("l1-async", async_hits),
     Suite("l1-sync", blocking_hits),
+    Suite("l1-kinds", call_kinds),
     Suite("near", near_hits),
     Suite("l2-async", async_redis_hits),
     Suite("latency", latencies),

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -17,6 +18,8 @@ from benchmarks.contenders import if_installed, loops
 from benchmarks.document import BEGIN, END, document
 from benchmarks.elsewhere import COMPARED, add_columns
 from benchmarks.guide import BEFORE, FIRST
+from benchmarks.latency import _percentile, _tells
+from benchmarks.memory_hits import _draws
 from benchmarks.peer import peer, spread
 from benchmarks.plan import Plan
 from benchmarks.progress import Progress
@@ -250,6 +253,31 @@ class TestCompare:
         assert "slower" in capsys.readouterr().out
 
 
+class TestDraws:
+    KEYS = tuple(f"user:{number}" for number in range(5000))
+
+    def test_programs_read_few_keys_often(self) -> None:
+        read = Counter(_draws(self.KEYS)["zipf"])
+        often = read.most_common(50)
+        assert sum(times for _, times in often) > 0.4 * read.total()
+        assert len(read) > 1000
+
+    def test_even_reads_favour_none(self) -> None:
+        read = Counter(_draws(self.KEYS)["even"])
+        assert len(read) > 0.99 * len(self.KEYS)
+        assert max(read.values()) < 40
+
+
+class TestLatency:
+    def test_a_percentile_is_a_value_that_was_measured(self) -> None:
+        ordered = [float(number) for number in range(1, 101)]
+        assert [_percentile(ordered, percent) for percent in (0.0, 50.0, 99.0, 100.0)] == [1.0, 51.0, 100.0, 100.0]
+
+    def test_a_percentile_needs_two_values_above_it(self) -> None:
+        assert _tells([1.0] * 200, 99.0)
+        assert not _tells([1.0] * 199, 99.0)
+
+
 class TestCoherence:
     def test_writes_have_columns_of_their_own_and_all_are_compared_with_the_same_publishes(self) -> None:
         table = Table("invalidation", "", "us", less_is_better=True)
@@ -363,9 +391,11 @@ class TestDocument:
         page = tmp_path / "page.md"
         page.write_text(f"# Page\n\n{BEGIN}\nold\n{END}\n\nafter\n")
         for _ in range(2):
-            document(page, {"Speed (ms)": "fast  \n\\1 as is"}, {"cores": 2}, "nox -s bench -- --quick")
+            pictures = [tmp_path / "pictures" / "latency.png"]
+            document(page, {"Speed (ms)": "fast  \n\\1 as is"}, {"cores": 2}, "nox -s bench -- --quick", pictures)
         text = page.read_text()
         assert text.startswith(f"# Page\n\n{BEGIN}\n\nCommand: `nox -s bench -- --quick`. Machine: cores: 2.\n")
+        assert "![latency](pictures/latency.png)\n" in text
         assert "### Speed (ms)\n\n```text\nfast\n\\1 as is\n```\n" in text
         assert text.endswith(f"{END}\n\nafter\n")
         assert "old" not in text
