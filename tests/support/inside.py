@@ -123,6 +123,20 @@ def error_of(wire: "Wire") -> "CacheUnavailableError | None":
     return wire._error
 
 
+def hear_of_nothing(wire: "Wire") -> None:
+    """Have a connection do nothing about what the server announces, as if that were still on its way."""
+    heard = wire._observer
+
+    class Deaf:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(heard, name)
+
+        def invalidated(self, _names: list[bytes], _connection: Any) -> None:
+            pass
+
+    _put(wire, "_observer", Deaf())
+
+
 async def push(wire: "Wire", frame: list[Any]) -> None:
     """Have a connection take in a push, as from the server."""
     from magnus_cache._engine.redis.connection import Push
