@@ -92,12 +92,6 @@ def is_idle(wire: "Wire") -> bool:
     return not (beats(wire) or pipeline.queue or pipeline.owed)
 
 
-def waits_for_the_socket(wire: "Wire") -> bool:
-    """Whether some of what a connection has sent is not taken by the socket yet."""
-    writer = wire._sender._writer
-    return writer is not None and writer.transport.get_write_buffer_size() > 0
-
-
 def intake_of(wire: "Wire") -> "Intake":
     """Return what takes in the bytes of a connection."""
     return wire._intake
