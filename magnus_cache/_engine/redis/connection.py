@@ -1,8 +1,8 @@
 """One connection to one Redis: how it is opened, and what its parser keeps.
 
 A `redis.asyncio.Connection` with a parser of our own. redis-py's parsers read RESP3 push frames and drop those that
-no handler is registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is sound
-because of this order.
+no handler is registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is
+sound because of this order.
 
 Three things have no public name: redis-py's stream reader and writer, the parser within its parser, and the buffer of
 asyncio's stream. Bytes are counted as they come in (see `frame_limits`), replies are handed over as they come (see

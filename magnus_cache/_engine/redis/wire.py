@@ -108,17 +108,15 @@ class Wire:
         return self.over or self.loop.is_closed()
 
     def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
-        """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
+        """Queue the read of one value, see `Connection.read`.
 
-        :param expected: how many bytes it may have; 0 if nothing is known of its like.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._enqueue(Read(name, receive, waiter, expected))
 
     def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
-        """Queue the read of one value, to be judged together with its neighbours; written out, as all reads come here.
+        """Queue the read of one value, see `Connection.read_value`; written out, because all reads come here.
 
-        :param place: what the receiver has reserved for the value.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         pipeline = self._pipeline
@@ -332,8 +330,7 @@ class Wire:
     # -- writing --------------------------------------------------------------------------------------------
 
     def _pack(self) -> list[bytes | memoryview]:
-        """Return the bytes of what is queued, and expect the answers."""
-        # First: what follows is judged by the answers, and costs no exchange of its own.
+        """Return the bytes of a heartbeat that is due, and of what is queued, which is judged by its answers."""
         if self._heartbeat.is_due(now := self.clock()):
             for call in reversed(self._heartbeat.ask(now)[1]):
                 self._pipeline.add_first(call)
@@ -390,8 +387,7 @@ class Wire:
         if not self._pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply without a request")
         if isinstance(reply, Exception) and unable(reply) is not None:
-            # The server refuses everything, so all waiters are told now.
-            raise reply
+            raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
