@@ -17,7 +17,7 @@ from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.documents import PAGES
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
-from tests.support.inside import ask_for_epoch, on_epoch_learned, waits_for_a_lease, wire_of
+from tests.support.inside import ask_for_epoch, hear_of_nothing, on_epoch_learned, waits_for_a_lease, wire_of
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until_async
 
@@ -245,10 +245,6 @@ async def test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about(url: str
         assert await two.get("t", "k") is None
 
 
-async def _unheard(_: list[Any]) -> None:
-    """Do nothing about an announcement."""
-
-
 async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: str) -> None:
     """The second to hear of a clear finds its epoch known; what the first has learned is acted upon at once."""
     # So long a trust that it does not lapse meanwhile.
@@ -257,7 +253,7 @@ async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: st
         assert await two.get("t", "k") == "value"
         wire = wire_of(two)
         # Its own connection hears of nothing, as if what is announced were still on its way.
-        wire._pushed = _unheard  # type: ignore[method-assign]
+        hear_of_nothing(wire)
         await one._engine.state.replayer.bump([EPOCH])
         assert near(two, "t", "k")
         assert await asyncio.to_thread(two.sync.get, "t", "unknown") is None

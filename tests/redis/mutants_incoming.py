@@ -48,3 +48,8 @@ def without_sending_at_once_what_is_alone() -> None:
 @guard(f"{HERE}::test_reads_of_one_turn_share_an_exchange")
 def without_waiting_for_the_end_of_the_turn() -> None:
     rewrite(sender.Sender.kick, "if self._is_alone and not self._pipeline.owed:", "if True:")
+
+
+@guard(f"{HERE}::test_what_the_socket_does_not_take_at_once_is_sent_later_and_in_order")
+def without_waiting_for_the_socket() -> None:
+    rewrite(sender.Sender._send, " or self._is_waiting or writer.transport.get_write_buffer_size()", "")

@@ -1,6 +1,7 @@
 """Replies in order, whichever way their bytes take: handed over as they arrive, or read in turns of the loop."""
 
 import asyncio
+import socket
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -10,10 +11,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.redis import connection as connections
+from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.exchange import IGNORED, as_it_is
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.incoming import Incoming, Rest
+from magnus_cache._engine.redis.pipeline import Call, Pipeline
+from magnus_cache._engine.redis.sender import Sender
 from tests.support.fleet_of_managers import fleet
-from tests.support.inside import intake_of, pipeline_of, waits_for_the_socket, wire_of
+from tests.support.inside import intake_of, pipeline_of, wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -179,15 +184,35 @@ async def test_reads_of_one_turn_share_an_exchange(url: str, raw: redis.Redis) -
         assert raw.info("commandstats")["cmdstat_mget"]["calls"] <= 2  # type: ignore[index]  # no coroutine
 
 
-async def test_a_write_that_the_socket_does_not_take_at_once_is_finished_later(proxy: Any) -> None:
-    value = b"x" * 900_000
-    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=10) as cache:
-        await cache.get(FAR, "k")
-        proxy.freeze()
-        calls = [asyncio.create_task(cache.set(FAR, number, value)) for number in range(12)]
-        reads = [asyncio.create_task(cache.get(FAR, number)) for number in range(12)]
-        await wait_until_async(lambda: waits_for_the_socket(wire_of(cache)))
-        proxy.thaw()
-        assert all(await asyncio.gather(*calls))
-        # Order is kept: each was read after it was written.
-        assert await asyncio.gather(*reads) == [value] * 12
+async def test_what_the_socket_does_not_take_at_once_is_sent_later_and_in_order() -> None:
+    loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
+    theirs.setblocking(False)
+    _, writer = await asyncio.open_connection(sock=ours)
+    pipeline = Pipeline(lambda *_: None)
+    sender = Sender(loop, pipeline, lambda: pipeline.compose(0.0))
+
+    async def send_packed_command(chunks: Any, check_health: bool) -> None:
+        writer.writelines(chunks)
+        await writer.drain()
+
+    connection: Any = SimpleNamespace(send_packed_command=send_packed_command)
+    running = asyncio.create_task(sender.run(connection))
+    sender.attach(writer)
+    await asyncio.sleep(0)
+    words = [bytes([number]) * 1_000_000 for number in range(20)]
+    for word in words:
+        pipeline.add(Call(Command("SET", word), as_it_is, IGNORED))
+        sender.kick()
+        await asyncio.sleep(0)
+    assert writer.transport.get_write_buffer_size() > 0
+    assert pipeline.queue, "the rest waits for the socket"
+    received = bytearray()
+    while len(received) < 20_000_000:
+        received += await loop.sock_recv(theirs, 1 << 20)
+    assert received == b"".join(words)
+    running.cancel()
+    await asyncio.wait([running])
+    sender.detach()
+    writer.close()
+    await writer.wait_closed()
+    theirs.close()

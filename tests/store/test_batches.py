@@ -356,7 +356,7 @@ def test_small_values_overtake_large_ones_of_which_one_reply_is_on_its_way() -> 
     pipeline.compose(0.0)
     assert asked(pipeline) == [[b"5"], [b"0"], [b"0"]], "the small one, as if nothing large was wanted"
     for expected in ([b"1"], [b"2", b"3"], [b"4"], [b"1"]):
-        while len(pipeline.owed) > (not pipeline.owed[-1].is_large):
+        while pipeline.owed:
             pipeline.answered([b"v"] * pipeline.owed[0].count, CONNECTION)
         assert pipeline.is_ready
         pipeline.compose(0.0)

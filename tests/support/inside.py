@@ -92,12 +92,6 @@ def is_idle(wire: "Wire") -> bool:
     return not (beats(wire) or pipeline.queue or pipeline.owed)
 
 
-def waits_for_the_socket(wire: "Wire") -> bool:
-    """Whether some of what a connection has sent is not taken by the socket yet."""
-    writer = wire._sender._writer
-    return writer is not None and writer.transport.get_write_buffer_size() > 0
-
-
 def intake_of(wire: "Wire") -> "Intake":
     """Return what takes in the bytes of a connection."""
     return wire._intake
@@ -121,6 +115,20 @@ def beats(wire: "Wire") -> bool:
 def error_of(wire: "Wire") -> "CacheUnavailableError | None":
     """Return the error that a connection keeps for those who ask while it is down."""
     return wire._error
+
+
+def hear_of_nothing(wire: "Wire") -> None:
+    """Have a connection do nothing about what the server announces, as if that were still on its way."""
+    heard = wire._observer
+
+    class Deaf:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(heard, name)
+
+        def invalidated(self, _names: list[bytes], _connection: Any) -> None:
+            pass
+
+    _put(wire, "_observer", Deaf())
 
 
 async def push(wire: "Wire", frame: list[Any]) -> None:

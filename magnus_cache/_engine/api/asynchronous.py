@@ -100,21 +100,22 @@ class AsyncCache(AsyncLife):
         ref = self._reads.ref(namespace, key)
         if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry = None
         if ref.is_far:
             # In one coroutine down to the wait for the answer, and without an entry where none is needed.
+            found: Any
             try:
                 waiter = self._reads.ask(ref)
-                entry = await (self._reads.read(ref) if waiter is None else waiter)
+                found = await (self._reads.read(ref) if waiter is None else waiter)
             except CacheUnavailableError as error:
-                entry = await self._reads.read_again(ref, error)
-            if type(entry) is bytes:
-                value = self._reads.decoded(ref, entry)
+                found = await self._reads.read_again(ref, error)
+            if type(found) is bytes:
+                value = self._reads.decoded(ref, found)
                 if value is MISS:
                     ref.counters.misses += 1
                     return default
                 ref.counters.l2_hits += 1
                 return value
+            entry = found
         else:
             entry = state.memory.hit(ref.name)
             if entry is not None:

@@ -1,8 +1,8 @@
 """One connection to one Redis: how it is opened, and what its parser keeps.
 
 A `redis.asyncio.Connection` with a parser of our own. redis-py's parsers read RESP3 push frames and drop those that
-nobody registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is sound
-because of this order.
+no handler is registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is
+sound because of this order.
 
 Three things have no public name: redis-py's stream reader and writer, the parser within its parser, and the buffer of
 asyncio's stream. Bytes are counted as they come in (see `frame_limits`), replies are handed over as they come (see
@@ -206,7 +206,7 @@ def _abort(transport: asyncio.WriteTransport) -> None:
 async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:
     """Send some commands during the handshake, and return the answers, errors to single ones included.
 
-    What a server says that serves nobody at all is raised, as redis-py's own error.
+    An error of a server that serves no client at all is raised, as redis-py's own error.
     """
     await connection.send_packed_command(list(packed), check_health=False)
     replies: list[Any] = []

@@ -31,7 +31,7 @@ class Waiter(Protocol):
         """Give the answer."""
 
     def set_exception(self, exception: BaseException, /) -> None:
-        """Tell that there is none."""
+        """Give the reason why there is no answer."""
 
 
 class Wanted(Protocol):
@@ -116,7 +116,7 @@ class Connection(Protocol):
     :ivar time: the estimate of its server's clock.
     :ivar tracking: whether its server announces changes; where it does not, trust is granted per read.
     :ivar questions: what is to be asked because of announcements.
-    :ivar leases_held: leases that are held through it: while there are any, it keeps asking.
+    :ivar leases_held: leases that are held through it; while there are any, the heartbeat continues.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -180,7 +180,7 @@ class Callback:
     It is always of interest, however late it comes.
 
     :param on_result: called with the answer; what it raises ends the connection.
-    :param on_error: called with the reason if there is none.
+    :param on_error: called with the reason if there is no answer.
     """
 
     __slots__ = ("_on_error", "_on_result")
@@ -203,7 +203,7 @@ class Callback:
             self._on_result(result)
 
     def set_exception(self, exception: BaseException, /) -> None:
-        """Take the reason why there is none."""
+        """Take the reason why there is no answer."""
         if self._on_error is not None:
             self._on_error(exception)
 

@@ -58,18 +58,13 @@ _MOVING: Final = 5.0
 class Wire:
     """One event loop's connection to one Redis. Every method must be called on that loop.
 
-    :ivar up: whether the connection stands and its handshake is done.
-    :ivar trust: what entries read through the present connection stand on; a new one for each connection.
-    :ivar known: the epochs that need not be asked for on the present connection.
-    :ivar questions: what is to be asked because of announcements.
+    `Connection` describes the attributes that callers use; each connection begins with a new trust and new epochs.
+
     :ivar database: the number of the database that it reads and writes.
     :ivar probe: a key that need not exist, to ask for when only an answer counts.
-    :ivar leases_held: leases held through this wire.
-    :ivar time: the estimate of this server's clock.
     :ivar server: what the server of the present connection has told about itself.
     :ivar over: whether it was closed.
-    :ivar ended: done when it is, for whoever waits in another thread.
-    :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
+    :ivar ended: done when it is closed, for waiters in other threads.
     """
 
     def __init__(
@@ -113,17 +108,15 @@ class Wire:
         return self.over or self.loop.is_closed()
 
     def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
-        """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
+        """Queue the read of one value, see `Connection.read`.
 
-        :param expected: how many bytes it may have; 0 if nothing is known of its like.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._enqueue(Read(name, receive, waiter, expected))
 
     def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
-        """Queue the read of one value, to be judged together with its neighbours; written out, as all reads come here.
+        """Queue the read of one value, see `Connection.read_value`; written out, because all reads come here.
 
-        :param place: what the receiver has reserved for the value.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         pipeline = self._pipeline
@@ -177,7 +170,7 @@ class Wire:
         await asyncio.shield(self._pulse())
 
     async def aclose(self) -> None:
-        """Disconnect and fail whoever still waits. Idempotent."""
+        """Disconnect, and fail all waiters. Idempotent."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -202,7 +195,7 @@ class Wire:
         """:raises CacheUnavailableError: if nothing can be asked now."""
         if self._task is None:
             self._start()
-        # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
+        # If another wire has found Redis again, this one is about to: callers that fail now would load for nothing.
         if self._error is not None and (self.over or self._breaker.open):
             # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
             raise self._error.again()
@@ -236,13 +229,13 @@ class Wire:
             self._end()
 
     def _rest(self) -> None:
-        """Let nobody wait for an attempt that is not due yet, as another wire has just learned that Redis is away."""
+        """Fail the waiters until the next attempt is due, because another wire has just learned that Redis is away."""
         if self._error is None:
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         self._pipeline.fail_queued(self._error)
 
     def _end(self) -> None:
-        """Fail whoever waits, for good; also called for a task that was cancelled before its first step."""
+        """Fail all waiters, for good; also called for a task that was cancelled before its first step."""
         if self.over:
             return
         self.over = True
@@ -317,7 +310,7 @@ class Wire:
         return self.up and not self._pipeline.owed
 
     def _lost(self, error: CacheUnavailableError) -> None:
-        """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
+        """Give up a connection: nothing read through it is trusted, and no caller waits for its answers."""
         self.up = False
         self.trust.kill()
         self._silence.end()
@@ -337,8 +330,7 @@ class Wire:
     # -- writing --------------------------------------------------------------------------------------------
 
     def _pack(self) -> list[bytes | memoryview]:
-        """Return the bytes of what is queued, and expect the answers."""
-        # First: what follows is judged by the answers, and costs no exchange of its own.
+        """Return the bytes of a heartbeat that is due, and of what is queued, which is judged by its answers."""
         if self._heartbeat.is_due(now := self.clock()):
             for call in reversed(self._heartbeat.ask(now)[1]):
                 self._pipeline.add_first(call)
@@ -395,8 +387,7 @@ class Wire:
         if not self._pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply without a request")
         if isinstance(reply, Exception) and unable(reply) is not None:
-            # It says no to everything: all who wait learn it now, and nobody else has to ask.
-            raise reply
+            raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)

@@ -1,7 +1,8 @@
-"""Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
+"""Reads: from memory, from Redis, or, while that is away, from what this process still has.
 
-Coroutines read on their own loop's wire; a blocking caller reads by itself, through the lane, or else is queued on the
-background loop's wire, without a task of its own. A wire's reply is judged, and kept if it may be, inside its reader.
+Coroutines read on their own loop's connection. A blocking caller reads through the lane in its own thread, or else is
+queued on the background loop's connection, without a task of its own. A connection's reply is judged, and kept if it
+may be, inside its reader.
 """
 
 import asyncio
@@ -79,12 +80,12 @@ class Reads(Coding):
         :param again: whether it has arrived once before its epochs were known.
         :param lost: how many requests for it were lost with their connection.
         """
-        wire = self._connection(ref.name)
-        if wire is None:
+        connection = self._connection(ref.name)
+        if connection is None:
             return self._memory.get_untrusted(ref.name)
         if ref.namespace.local:
             try:
-                return await self.local.read(wire, ref)
+                return await self.local.read(connection, ref)
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
@@ -92,16 +93,16 @@ class Reads(Coding):
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
-                    await self.caught_up(wire, ref)
+                    await self.caught_up(connection, ref)
                 entry_here = self.entry_here(ref)
-                if entry_here is not None and entry_here.trust is wire.trust and self._clock() < entry_here:
-                    # Its trust has lapsed for want of talk: any answer on its wire renews that.
-                    await wire.renew()
+                if entry_here is not None and entry_here.trust is connection.trust and self._clock() < entry_here:
+                    # Its trust has lapsed because nothing was asked; any answer on its connection renews it.
+                    await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                self.epoch_sync.prepare(wire, ref.epoch_names, tags, again=again)
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
-                waiter, placeholder = self.request(wire, ref, None if again else entry_here)
+                waiter, placeholder = self.request(connection, ref, None if again else entry_here)
                 try:
                     return await waiter
                 finally:
@@ -120,14 +121,14 @@ class Reads(Coding):
                     break
         return self.fallback(ref)
 
-    async def caught_up(self, wire: "Connection", ref: KeyRef) -> None:
+    async def caught_up(self, connection: "Connection", ref: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
 
         :raises CacheUnavailableError: when it went away again.
         """
         outbox = self.state.outbox
         if outbox.pending and outbox.covers(ref.name):
-            await self.state.replayer.done(wire)
+            await self.state.replayer.done(connection)
 
     # -- asking ---------------------------------------------------------------------------------------------
 
@@ -161,22 +162,22 @@ class Reads(Coding):
         return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
 
     def request(
-        self, wire: "Connection", ref: KeyRef, entry_here: Entry | None
+        self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
     ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
         :param entry_here: see the method of this name; None has Redis send the value in any case.
         """
-        waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
+        waiter: asyncio.Future[Entry | None] = connection.loop.create_future()
         placeholder: Placeholder | None = None
         try:
             placeholder = self.expect(ref)
-            if entry_here is None or not self._compares or not comparable(entry_here, wire):
-                wire.read_value(self._batches, ref, placeholder, waiter)
+            if entry_here is None or not self._compares or not comparable(entry_here, connection):
+                connection.read_value(self._batches, ref, placeholder, waiter)
                 placeholder = None  # it is released with the answer, whether or not the caller still waits
             else:
                 tags = tags_of(entry_here)
-                self.epoch_sync.prepare(wire, ref.epoch_names, tags)
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags)
                 receive = partial(self.compared, ref, placeholder, entry_here)
                 self.state.client.compare(ref.name, entry_here.version, head_size(tags), receive, waiter)
         except BaseException:
@@ -232,10 +233,10 @@ class Reads(Coding):
     def _ask_for(self, ref: KeyRef, placeholder: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
-            wire = self._connection(ref.name)
-            assert wire is not None
-            self.epoch_sync.prepare(wire, ref.epoch_names)
-            wire.read(ref.name, partial(self.received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
+            connection = self._connection(ref.name)
+            assert connection is not None
+            self.epoch_sync.prepare(connection, ref.epoch_names)
+            connection.read(ref.name, partial(self.received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
 
@@ -273,7 +274,7 @@ class Reads(Coding):
         return entry if good else None
 
     def expect(self, ref: KeyRef) -> Placeholder | None:
-        """Reserve the value's place in the near cache, before it is asked for."""
+        """Reserve the value's place in memory, before it is requested."""
         return self._memory.reserve(ref.name) if ref.namespace.l1 else None
 
     def settle(self, placeholder: Placeholder | None) -> None:
