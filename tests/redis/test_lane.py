@@ -388,6 +388,24 @@ def test_silence_costs_one_timeout_whatever_signals_come(far_off: CacheManager, 
         signal.signal(signal.SIGALRM, before)
 
 
+def test_silence_at_a_new_connection_costs_half_a_timeout_more(far_off: CacheManager, proxy: Proxy) -> None:
+    lane_connection(far_off).busy = True
+    proxy.black_hole()
+    started = time.monotonic()
+    assert far_off.get(FAR, "k", "none") == "none"
+    assert 0.4 < time.monotonic() - started < 0.95
+
+
+def test_where_announcements_go_is_gone(valkey: CacheManager) -> None:
+    """The server says so along with an answer: that is served, and kept by nobody."""
+    valkey.set(NEAR, "k", 1)
+    forget(valkey, NEAR, "k")
+    lane_connection(valkey).broken = True
+    session = lane_session(valkey)
+    assert valkey.get(NEAR, "k") == 1
+    assert session.trust.deadline == float("-inf")
+
+
 def test_silence_costs_all_threads_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:
     proxy.black_hole()
     slowest: list[float] = []
@@ -473,13 +491,15 @@ def test_a_cache_that_is_dropped_leaves_no_socket(url: str) -> None:
 
 
 def test_a_program_that_ends_without_close_says_nothing(url: str) -> None:
+    """Its connection ends before handlers that were there before it: these read through the background loop."""
     script = (
-        "import sys\nfrom magnus_cache import CacheManager, Namespace\n"
+        "import atexit, sys\nfrom magnus_cache import CacheManager, Namespace\n"
+        "def last(): print(cache._state.lane.connected, cache.get(far, 'k'))\natexit.register(last)\n"
         "cache = CacheManager(redis_url=sys.argv[1])\nfar = Namespace('far', l1=False)\ncache.set(far, 'k', 1)\n"
         "for _ in range(30): cache.get(far, 'k')\nprint(cache._state.lane.connected)"
     )
     done = run_python("-W", "error", "-c", script, url)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nFalse 1\n", "")
 
 
 # -- other ways to Redis ----------------------------------------------------------------------------------------

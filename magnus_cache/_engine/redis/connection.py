@@ -73,6 +73,8 @@ class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias
         parser: Any = getattr(self, "_reader", None)
         # asyncio has no public name for the buffer, and redis-py relies on it as well.
         known = hasattr(stream, "_buffer") and hasattr(parser, "has_data")
+        # Before a new one replaces methods of the same stream: over a UNIX socket, redis-py calls this twice.
+        self._intake.detach()
         self._intake.attach(connection, Incoming(stream, parser, self._intake.completed) if known else None)
 
     def on_disconnect(self) -> None:

@@ -211,7 +211,8 @@ class Lane:
         # Whatever it is, the long way meets it as well and says what it means.
         except (OSError, ValueError) as error:
             self._failed(error, wire, now)
-        if self._closed:
+        if self._closed or (self._session is not None and self._session.connection.broken):
+            # Before anything is kept that nobody would hear about.
             self._drop()
         for ticket in tickets:
             if ticket.answer is None:
@@ -309,7 +310,7 @@ class Lane:
         if not all(epochs) or epochs != list(map(latest, names)) or epochs[0] != session.wire_known.marker_epoch:
             # Somebody has just cleared something, or an epoch was lost.
             return False
-        plan.agreed = raws
+        plan.agreed, self._pause = raws, _PAUSE
         return True
 
     # -- the connection, with the lock held ---------------------------------------------------------------------
@@ -338,7 +339,6 @@ class Lane:
             self._wait(now)
             return None
         session.orderly = _orderly(about)
-        self._pause = _PAUSE
         session.trust.follow(session.wire_trust)
         if not (wire.up and session.stands(wire, now)):
             self._wait(now)

@@ -26,6 +26,9 @@ _MORE: Final = object()
 
 _READ_BYTES: Final = 65_536
 
+_OPENING: Final = 0.5
+"""Share of the timeout that a connection with its handshake may take: what has failed goes the long way afterwards."""
+
 _MOST_BYTES: Final = 8 << 20
 """Bytes of one reply. Large values are not asked for here, so more than that is for the background loop to judge."""
 
@@ -33,7 +36,7 @@ _MOST_BYTES: Final = 8 << 20
 class LaneConnection:
     """A blocking connection to one Redis. One thread at a time uses it; any thread may `cut` it.
 
-    :param timeout: seconds for the connection with its handshake, and for each exchange.
+    :param timeout: seconds for each exchange; for the connection with its handshake, half of that.
     :ivar busy: whether an exchange was begun and has not ended: then replies are out of step with requests.
     :ivar broken: whether the server has said that the connection which is to hear of changes is gone.
     """
@@ -62,7 +65,7 @@ class LaneConnection:
         :raises OSError: if Redis is not there, does not answer in time, or refuses the login.
         :raises ValueError: for what is no answer.
         """
-        endpoint, deadline = self._endpoint, self._clock() + self._timeout
+        endpoint, deadline = self._endpoint, self._clock() + self._timeout * _OPENING
         self.busy = True
         if endpoint.scheme == "unix":
             self._connect(socket.AF_UNIX, endpoint.path or "", deadline)
@@ -77,13 +80,14 @@ class LaneConnection:
             sock.settimeout(self._left(deadline))
             sock.do_handshake()
         self._recv = sock.recv
-        # Python's own, which polls before each call: the kernel's would begin anew with each signal that comes.
-        sock.settimeout(self._timeout)
+        sock.settimeout(self._left(deadline))
         login = self._login()
         answers = self.ask_all(*login, *more)
         for answer in answers[: len(login)]:
             if type(answer) is hiredis.ReplyError:
                 raise ConnectionError("Redis refuses the login") from answer
+        # Python's own, which polls before each call: the kernel's would begin anew with each signal that comes.
+        sock.settimeout(self._timeout)
         return answers[len(login) :]
 
     def _connect_by_name(self, deadline: float) -> None:
