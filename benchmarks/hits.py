@@ -29,7 +29,6 @@ import cachetools
 
 from benchmarks.plan import SMALL_DICT
 from magnus_cache import CacheManager, Namespace
-from magnus_cache.protocols import Decorator
 
 __all__ = ["BUDGETS", "Row", "measure", "text"]
 
@@ -122,45 +121,28 @@ class _Ours:
     def __init__(self, manager: CacheManager, make: Callable[[str], Any], entries: int) -> None:
         # What these functions close over is left out, as a function of a module closes over nothing: the namespaces
         # tell them apart.
-        def named(kind: str, **options: Any) -> Decorator:
-            return manager.cached(Namespace(f"{kind}-{entries}", ttl=_TTL), exclude=("make",), **options)
+        def cached(kind: str, function: Any, **options: Any) -> Any:
+            left_out = () if "key_func" in options else ("make",)
+            return manager.cached(Namespace(f"{kind}-{entries}", ttl=_TTL), exclude=left_out, **options)(function)
 
-        @named("af")
-        async def function(key: str) -> Any:
+        async def quote(key: str) -> Any:
             return make(key)
 
-        @named("a2")
-        async def two(key: str, days: int) -> Any:
+        async def quotes(key: str, days: int = 5) -> Any:
             return make(key)
 
-        @named("ak")
-        async def by_key(key: str, days: int = 5) -> Any:
+        def price(key: str) -> Any:
             return make(key)
 
-        self.a_function, self.a_two, self.a_keyword = function, two, by_key
-        self.a_key_func = manager.cached(Namespace(f"akf-{entries}", ttl=_TTL), key_func=lambda key: key)(
-            self._plain_async(make)
-        )
-        self.a_template = manager.cached(Namespace(f"at-{entries}", ttl=_TTL), key="{key}")(self._plain_async(make))
-
-        @named("sf")
-        def function_(key: str) -> Any:
+        def prices(key: str, days: int = 5) -> Any:
             return make(key)
 
-        @named("s2")
-        def two_(key: str, days: int) -> Any:
-            return make(key)
-
-        @named("sk")
-        def by_key_(key: str, days: int = 5) -> Any:
-            return make(key)
-
-        self.s_function, self.s_two, self.s_keyword = function_, two_, by_key_
-        self.s_key_func = manager.cached(Namespace(f"skf-{entries}", ttl=_TTL), key_func=lambda key: key)(
-            self._plain(make)
-        )
-        self.s_template = manager.cached(Namespace(f"st-{entries}", ttl=_TTL), key="{key}")(self._plain(make))
-
+        self.a_function, self.a_two, self.a_keyword = cached("af", quote), cached("a2", quotes), cached("ak", quotes)
+        self.a_key_func = cached("akf", quote, key_func=lambda key: key)
+        self.a_template = cached("at", quote, key="{key}")
+        self.s_function, self.s_two, self.s_keyword = cached("sf", price), cached("s2", prices), cached("sk", prices)
+        self.s_key_func = cached("skf", price, key_func=lambda key: key)
+        self.s_template = cached("st", price, key="{key}")
         _Service.make = staticmethod(make)
 
         class Service(_Service):
@@ -172,21 +154,7 @@ class _Ours:
             def price(self, key: str) -> Any:
                 return _Service.make(key)
 
-        self.service = Service()
-
-    @staticmethod
-    def _plain_async(make: Callable[[str], Any]) -> Any:
-        async def quote(key: str) -> Any:
-            return make(key)
-
-        return quote
-
-    @staticmethod
-    def _plain(make: Callable[[str], Any]) -> Any:
-        def quote(key: str) -> Any:
-            return make(key)
-
-        return quote
+        self.service: Any = Service()
 
 
 class _Service:

@@ -74,11 +74,12 @@ class AsyncCache(AsyncLife):
         state = self._state
         # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
         try:
-            place = self._places[namespace]
-            entry = place.by_types[type(key)][key]
+            # An error would cost a read through Redis more than a look-up costs a hit.
+            place = self._places.get(namespace)
+            entry = place.by_types[type(key)][key] if place is not None else None
         except (KeyError, TypeError):
-            pass
-        else:
+            place = entry = None
+        if place is not None and entry is not None:
             # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
             payload, value = entry.payload, entry.value
             now, trust = state.clock(), entry.trust
@@ -100,9 +101,9 @@ class AsyncCache(AsyncLife):
         ref = self._reads.ref(namespace, key)
         if state.special and state.mode is not Mode.NORMAL:
             return default
+        found: Any = None
         if ref.is_far:
             # In one coroutine down to the wait for the answer, and without an entry where none is needed.
-            found: Any
             try:
                 waiter = self._reads.ask(ref)
                 found = await (self._reads.read(ref) if waiter is None else waiter)
@@ -115,21 +116,20 @@ class AsyncCache(AsyncLife):
                     return default
                 ref.counters.l2_hits += 1
                 return value
-            entry = found
         else:
-            entry = state.memory.hit(ref.name)
-            if entry is not None:
-                value = self._reads.opened_here(ref, entry)
+            hit = state.memory.hit(ref.name)
+            if hit is not None:
+                value = self._reads.opened_here(ref, hit)
                 if value is LARGE:
-                    value = await self._reads.open_anyway(ref, entry)
+                    value = await self._reads.open_anyway(ref, hit)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
-                    self._engine.gets.keep(namespace, key, ref, entry)
+                    self._engine.gets.keep(namespace, key, ref, hit)
                     return value
-            entry = await self._reads.read(ref)
-        value = self._reads.opened_here(ref, entry)
+            found = await self._reads.read(ref)
+        value = self._reads.opened_here(ref, found)
         if value is LARGE:
-            value = await self._reads.open(ref, entry)
+            value = await self._reads.open(ref, found)
         if value is MISS:
             ref.counters.misses += 1
             return default

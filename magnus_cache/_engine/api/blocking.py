@@ -91,11 +91,12 @@ class BlockingCache(BlockingLife):
         state = self._state
         # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
         try:
-            place = self._places[namespace]
-            entry = place.by_types[type(key)][key]
+            # An error would cost a read through Redis more than a look-up costs a hit.
+            place = self._places.get(namespace)
+            entry = place.by_types[type(key)][key] if place is not None else None
         except (KeyError, TypeError):
-            pass
-        else:
+            place = entry = None
+        if place is not None and entry is not None:
             # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
             payload, value = entry.payload, entry.value
             now, trust = state.clock(), entry.trust

@@ -57,6 +57,7 @@ class CallKeyBuilder:
     )
 
     memo_key: _MemoKey
+    _key_function: KeyFunction
 
     def __init__(
         self, call: Call, make: Callable[[Args, Kwargs], KeyText], memo_key: _MemoKey, suffix: str = ""
@@ -64,7 +65,6 @@ class CallKeyBuilder:
         self._call = call
         self._make = make
         self._suffix = suffix
-        self._key_function: KeyFunction | None = None
         self.by_name = False
         self.memo_key = memo_key
         self.shape: CallShape | None = None
@@ -130,11 +130,7 @@ class CallKeyBuilder:
         return KeyText(key + self._suffix) if self._suffix else key
 
     def key_of(self, made: Any) -> KeyText:
-        """Return the key of a call for which the `key_func` of the shape has returned this.
-
-        :raises CacheTypeError: if it cannot be a key.
-        """
-        assert self._key_function is not None
+        """Return the key of a call whose `key_func` has returned this; raises what `key` would."""
         key = self._key_function.text(made)
         return KeyText(key + self._suffix) if self._suffix else key
 
@@ -186,10 +182,7 @@ class CallKeyBuilder:
 
     @property
     def bare(self) -> bool:
-        """Whether calls differ by nothing but what `memo_key` and `shape` cover.
-
-        A function that is not importable by its name may be identified by more.
-        """
+        """Whether calls differ by what `memo_key` and `shape` cover alone; not if the function's name is not enough."""
         closure = self._call.closure
         return closure is None or not self.by_name or not closure.importable or not closure.text()
 
