@@ -741,22 +741,51 @@ class FrozenStruct(msgspec.Struct, frozen=True):
         return self.x
 
 
+class Struct(msgspec.Struct):
+    x: int
+
+    def get(self) -> int:
+        return self.x
+
+
+class EmptyStruct(msgspec.Struct):
+    def get(self) -> int:
+        return 1
+
+
+class Singleton(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class Single(metaclass=Singleton):
+    def get(self) -> int:
+        return 1
+
+
 class PairWithMore(Pair):
     """A named tuple with a dictionary of its own."""
 
 
-@pytest.mark.parametrize("kind", [FrozenAttrs, FrozenStruct])
-def test_frozen_instances_of_other_libraries_share_if_they_are_equal(memory: CacheManager, kind: Any) -> None:
+@pytest.mark.parametrize("kind", [FrozenAttrs, FrozenStruct, Struct])
+def test_instances_of_other_libraries_share_if_they_are_equal(memory: CacheManager, kind: Any) -> None:
     get = memory.cached("t")(kind.get)
     assert [get(kind(x)) for x in (1, 2, 1)] == [1, 2, 1]
     assert get.cache_info().loads == 2
 
 
-def test_a_named_tuple_with_attributes_of_its_own_is_itself() -> None:
-    one, other = PairWithMore("EUR", 2), PairWithMore("EUR", 2)
-    one.note = "one"  # type: ignore[attr-defined]
-    other.note = "other"  # type: ignore[attr-defined]
-    assert text(Pair.convert, one, 1) == text(Pair.convert, one, 1) != text(Pair.convert, other, 1)
+@pytest.mark.parametrize("kind", [EmptyStruct, Single])
+def test_instances_are_alike_if_their_metaclass_takes_no_arguments(kind: Any) -> None:
+    assert text(kind.get, kind()) == text(kind.get, kind())
+    assert "self" not in text(kind.get, kind())
+
+
+def test_a_named_tuple_with_attributes_of_its_own_is_refused() -> None:
+    rate = PairWithMore("EUR", 2)
+    assert text(Pair.convert, rate, 1) == text(Pair.convert, PairWithMore("EUR", 2), 1)
+    rate.note = "changed"  # type: ignore[attr-defined]
+    with pytest.raises(CacheTypeError, match="__cache_key__"):
+        text(Pair.convert, rate, 1)
 
 
 def test_a_generic_class_of_callables_is_told_by_its_arguments() -> None:

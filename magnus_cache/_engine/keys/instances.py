@@ -171,11 +171,29 @@ def _warn_once(cls: type, function: str, argument: str) -> None:
 
 def constructed_without_arguments(cls: type) -> bool:
     """Return whether the class takes no argument to construct, not even an optional one."""
+    if not _passes_arguments_on(type(cls)):
+        try:
+            return not inspect.signature(cls).parameters
+        except (TypeError, ValueError):
+            return False  # some classes written in C have no signature
     init, new = inspect.getattr_static(cls, "__init__"), inspect.getattr_static(cls, "__new__")
     if init is not object.__init__:
         # `type.__call__` passes the same arguments to `__new__` and `__init__`.
         return _takes_only_self(init)
     return new is object.__new__ or _takes_only_self(new.__func__ if isinstance(new, staticmethod) else new)
+
+
+def _passes_arguments_on(metaclass: type) -> bool:
+    """Return whether `__new__` and `__init__` get the arguments of a call of the class, as they do from `type`.
+
+    The metaclass of msgspec takes them itself, so its classes have neither. One that is written ``(*args, **kwargs)``,
+    as for singletons, passes them on.
+    """
+    call = inspect.getattr_static(metaclass, "__call__")
+    if not inspect.isfunction(call):
+        return call is type.__call__
+    _, *rest = inspect.signature(call).parameters.values()
+    return all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in rest)
 
 
 def _takes_only_self(function: object) -> bool:
