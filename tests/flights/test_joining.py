@@ -353,8 +353,9 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
             results.append(asyncio.run(loads.load(LoadRequest(ref, lambda: "first", LoadOptions()))))
 
         thread = threading.Thread(target=lead)
-        method = {"delete": "invalidate", "tags": "invalidate_tag"}.get(how, "clear_matching")
-        original = getattr(LocalCache, method)
+        method = {"delete": "invalidate_many", "tags": "invalidate_tag"}.get(how, "clear_matching")
+        kind = type(cache._engine.state.memory)
+        original = getattr(kind, method)
 
         def interrupted(memory: LocalCache, *args: Any) -> None:
             if memory is cache._engine.state.memory and not thread.ident:
@@ -362,7 +363,7 @@ def test_a_load_that_begins_within_an_invalidation_serves_no_later_calls(
                 wait_until(held.there.is_set)
             original(memory, *args)
 
-        monkeypatch.setattr(LocalCache, method, interrupted)
+        monkeypatch.setattr(kind, method, interrupted)
         match how:
             case "delete":
                 cache.delete("t", "k")
