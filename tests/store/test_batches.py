@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import zlib
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ class Value(NamedTuple):
     compress: bool
     damage: int | None
     missing: bool
+    longer: bool
 
 
 ODDITIES = st.one_of(
@@ -80,10 +82,11 @@ ODDITIES = st.one_of(
     st.tuples(st.just("compress"), st.just(True)),
     st.tuples(st.just("damage"), st.one_of(st.integers(0, 39), st.integers(0, 300))),
     st.tuples(st.just("missing"), st.just(True)),
+    st.tuples(st.just("longer"), st.just(True)),
 )
 """In what a value may differ from one that is plain and valid."""
 
-PLAIN = Value(0, False, (), 5, 100 * SECOND, 60.0, 30, False, None, False, None, False)
+PLAIN = Value(0, False, (), 5, 100 * SECOND, 60.0, 30, False, None, False, None, False, False)
 
 
 def different(key: int, tagged: bool, oddities: list[tuple[str, Any]]) -> Value:
@@ -91,11 +94,14 @@ def different(key: int, tagged: bool, oddities: list[tuple[str, Any]]) -> Value:
     return plain._replace(**dict(oddities))
 
 
-VALUES = st.builds(different, st.integers(0, 3), st.booleans(), st.lists(ODDITIES, max_size=2))
+VALUES = st.builds(
+    different, st.integers(0, 3), st.booleans(),
+    st.one_of(st.lists(ODDITIES, min_size=1, max_size=1), st.lists(ODDITIES, max_size=2)),
+)  # fmt: skip
 NAMES = ("root", "far", "small", "f", "x")
-EPOCHS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([None, 4, 6, 7]), max_size=2).map(
-    lambda changes: dict.fromkeys(NAMES, 5) | changes
-)
+EPOCHS = st.one_of(
+    st.just({}), st.just({}), st.dictionaries(st.sampled_from(NAMES), st.sampled_from([None, 4, 6, 7]), max_size=2)
+).map(lambda changes: dict.fromkeys(NAMES, 5) | changes)
 """The latest epochs; None for one that is not known."""
 
 
@@ -108,6 +114,10 @@ def stored(value: Value) -> bytes | None:
             compress=value.compress, version=1, fresh_until=START + value.end, epoch=value.epoch, life=value.life,
         )
     )  # fmt: skip
+    if value.longer:
+        # With a checksum that is right, as only a writer of another kind makes it.
+        raw += b"more"
+        raw[3:7] = zlib.crc32(raw[envelope.SUMMED_FROM :]).to_bytes(4, "big")
     if value.damage is not None:
         raw[value.damage % len(raw)] ^= 0x55
     return bytes(raw)
@@ -122,7 +132,9 @@ def seen(outcome: Any) -> Any:
     return type(outcome) if isinstance(outcome, Exception) else outcome
 
 
-@given(st.lists(VALUES, min_size=1, max_size=12), EPOCHS, st.integers(0, 9), st.sampled_from([300.0] * 4 + [0.0, 9e3]))
+@given(
+    st.lists(VALUES, min_size=10, max_size=24), EPOCHS, st.integers(0, 19), st.sampled_from([300.0] * 8 + [0.0, 9e3])
+)
 def test_a_batch_is_judged_as_its_values_are_one_by_one(
     values: list[Value], latest: dict[str, int | None], suspended: int, expected: float
 ) -> None:
