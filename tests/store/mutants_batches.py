@@ -23,7 +23,7 @@ def without_a_highest_epoch_in_a_batch() -> None:
 
 @guard(SAME)
 def without_a_least_life_in_a_batch() -> None:
-    rewrite(RECEIVED, "life >= _LEAST_LIFE", "True")
+    rewrite(RECEIVED, "life >= LEAST_LIFE", "True")
 
 
 @guard(SAME)
@@ -48,7 +48,7 @@ def without_the_lowest_epoch_in_a_batch() -> None:
 
 @guard(SAME)
 def without_the_lowest_epoch_of_a_function_in_a_batch() -> None:
-    rewrite(RECEIVED, "epoch >= minimum_tagged and", "minimum_tagged < _NEVER and")
+    rewrite(RECEIVED, "epoch >= minimum_tagged and", "minimum_tagged < NEVER and")
 
 
 @guard(SAME)
@@ -63,7 +63,7 @@ def without_telling_policies_apart_in_a_batch() -> None:
 
 @guard(SAME)
 def without_unknown_epochs_in_a_batch() -> None:
-    rewrite(batches.ValueBatches._bounds, "_NEVER if minimum is None", "0 if minimum is None")
+    rewrite(batches.bounds, "NEVER if minimum is None", "0 if minimum is None")
 
 
 @guard(f"{HERE}::test_what_redis_must_be_told_first_holds_up_a_read_of_a_batch")
