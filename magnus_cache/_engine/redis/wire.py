@@ -351,6 +351,11 @@ class Wire:
 
     def _handle(self, reply: Any) -> Rest:
         """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
+        owed = self._pipeline.owed
+        if reply == b"QUEUED" and owed and owed[0].replies > 1:
+            # Within a transaction, what counts is the answer to EXEC.
+            owed[0].replies -= 1
+            return None
         frame = push_of(reply)
         if frame is None:
             self._answered(reply)
