@@ -113,7 +113,7 @@ class Incoming:
         parser, nothing = self._parser, self._nothing
         try:
             parser.feed(data)
-            left = _AT_ONCE
+            left = float(_AT_ONCE)
             while left > 0:
                 reply = parser.gets(False)
                 if reply is nothing:
