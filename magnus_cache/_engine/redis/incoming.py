@@ -28,6 +28,9 @@ Handler = Callable[[Any], Rest]
 _AT_ONCE: Final = 64
 """Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
 
+_QUEUED_COUNTS: Final = 1 / 16
+"""Of a reply, what one counts for that only says that a command of a transaction was taken."""
+
 
 class _Parser(Protocol):
     """`hiredis.Reader`, as far as it is used here."""
@@ -110,10 +113,13 @@ class Incoming:
         parser, nothing = self._parser, self._nothing
         try:
             parser.feed(data)
-            for _ in range(_AT_ONCE):
+            left = float(_AT_ONCE)
+            while left > 0:
                 reply = parser.gets(False)
                 if reply is nothing:
                     return True
+                # Those within a transaction wake no task.
+                left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
                 self._completed()
                 if isinstance(reply, RedisConnectionError):
                     raise reply

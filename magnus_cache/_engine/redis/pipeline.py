@@ -223,6 +223,13 @@ class Pipeline:
             names += [wanted.name for wanted in batch.wanted]
         return left
 
+    def skipped(self) -> bool:
+        """Count a reply that only queues a command of a transaction; return False if none is due."""
+        if not self.owed or self.owed[0].replies <= 1:
+            return False
+        self.owed[0].replies -= 1
+        return True
+
     def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest request; there must be one. Return what it comes to: an error within, if any."""
         request = self.owed[0]

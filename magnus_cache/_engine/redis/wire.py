@@ -136,10 +136,7 @@ class Wire:
             self._sender.send_now()
 
     def read_batch(self, batch: ReadBatch) -> None:
-        """Queue the reads of some values of one call, to be judged together.
-
-        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
-        """
+        """Queue the reads of some values of one call, to be judged together; fails as `read_value` does."""
         self._admit()
         self._pipeline.add_batch(batch)
         self._sender.kick()
@@ -351,6 +348,8 @@ class Wire:
 
     def _handle(self, reply: Any) -> Rest:
         """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
+        if reply == b"QUEUED" and self._pipeline.skipped():
+            return None
         frame = push_of(reply)
         if frame is None:
             self._answered(reply)
