@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 
 __all__ = ["footprint", "has_room", "keep_decoded"]
@@ -54,13 +55,18 @@ def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> N
     payload = entry.payload
     if payload is None:
         return
-    size = entry.size - len(payload) + footprint(value, len(payload))
+    # A large cache packs its entries. It cannot encode every value again, so it keeps what it was decoded from.
+    encoded = payload if memory.tiered and not is_plain(value) else None
+    size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
         # Value first: a reader that sees no payload must see the value.
         entry.value = value
+        entry.encoded = encoded
         entry.payload = None
     elif has_room(memory, size):
-        memory.replace(name, entry, entry.decoded(value, size))
+        decoded = entry.decoded(value, size)
+        decoded.encoded = encoded
+        memory.replace(name, entry, decoded)
 
 
 def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
