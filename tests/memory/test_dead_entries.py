@@ -141,7 +141,7 @@ def test_what_was_used_since_its_last_turn_has_a_second_chance() -> None:
     assert [memory.get_stale(name, trusted=False) is not None for name in (b"a", b"b", b"c", b"d")] == [
         True, False, True, True,
     ]  # fmt: skip
-    assert not remembered.seen, "its mark was used up"
+    assert [one.seen for one in (remembered,)] == [False], "its mark was used up"
     remembered.seen = True
     for name in (b"e", b"f"):
         put(memory, name, entry(clock))

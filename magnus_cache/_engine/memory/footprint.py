@@ -14,7 +14,7 @@ from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 
-__all__ = ["footprint", "has_room", "keep_decoded"]
+__all__ = ["footprint", "has_room", "keep_decoded", "payload_kept"]
 
 _NODES: Final = 256
 """Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
@@ -50,13 +50,20 @@ def has_room(memory: LocalCache, size: int) -> bool:
     return size <= memory.max_bytes // 2
 
 
+def payload_kept(memory: LocalCache, value: Any, payload: bytes) -> bytes | None:
+    """Return the payload of a decoded value if it is to be kept beside the value.
+
+    A large cache packs its entries. Under its lock it cannot encode a value again that needs code of its class.
+    """
+    return payload if memory.tiered and not is_plain(value) else None
+
+
 def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> None:
     """Replace an entry's encoded value by the decoded one if there is room, and count its new size."""
     payload = entry.payload
     if payload is None:
         return
-    # A large cache packs its entries. It cannot encode every value again, so it keeps what it was decoded from.
-    encoded = payload if memory.tiered and not is_plain(value) else None
+    encoded = payload_kept(memory, value, payload)
     size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
         # Value first: a reader that sees no payload must see the value.

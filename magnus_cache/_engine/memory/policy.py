@@ -335,8 +335,8 @@ class Car(_Queues):
         super().__init__(table, 2)
         self._new_ghosts = _Ghosts()
         self._used_ghosts = _Ghosts()
-        self._share = 0.0
-        """How many entries the queue of new ones should have."""
+        self._share = -1.0
+        """How many entries the queue of new ones should have; from the first eviction on, which begins with half."""
 
     def added(self, name: bytes, entry: Entry) -> None:
         """Put an entry into the queue of new ones; into that of used ones if it was evicted too early before."""
@@ -355,6 +355,8 @@ class Car(_Queues):
         found: tuple[bytes, Entry] | None = None
         for _ in range(_CHANCES):
             _, new, used = self._counts
+            if self._share < 0:
+                self._share = (new + used) / 2
             place = 1 if new >= max(1.0, min(self._share, new + used)) else 2
             found = self._pop(place) or self._pop(3 - place)
             if found is None:
@@ -374,7 +376,7 @@ class Car(_Queues):
         super().clear()
         self._new_ghosts.clear()
         self._used_ghosts.clear()
-        self._share = 0.0
+        self._share = -1.0
 
 
 POLICIES: Final[dict[PolicyName, Callable[[dict[bytes, Entry]], Policy]]] = {

@@ -373,11 +373,14 @@ class Reads(Coding):
             deadline, more = since + cap, more & 1
         facts = pack_facts(held.version, more, born)
         if not held.tags:
-            return Entry(held.value, held.payload, deadline, trust, held.size, facts)
+            plain = Entry(held.value, held.payload, deadline, trust, held.size, facts)
+            plain.encoded = held.encoded
+            return plain
         size = held.size + room(stamps)
         kind = ReferenceEntry if ref.namespace.local else TaggedEntry
         entry = kind(held.value, held.payload, deadline, trust, size, facts)
         entry.stamps, entry.epoch, entry.generation = stamps, held.epoch, generation
+        entry.encoded = held.encoded
         return entry
 
     def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:

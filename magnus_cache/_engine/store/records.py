@@ -82,3 +82,5 @@ class Record(NamedTuple):
     negative: bool = False
     """Whether it stands for an error."""
     validator: str | None = None
+    encoded: bytes | None = None
+    """The payload of a decoded value, where memory may have to pack it; it counts for the size."""

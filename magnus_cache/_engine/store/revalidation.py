@@ -56,5 +56,8 @@ def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, fl
     # In this order: whoever opens the entry this very moment sets the value before the payload goes.
     payload = near.payload
     value = near.value if payload is None else None
-    held = Record(value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative)
+    held = Record(
+        value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative,
+        encoded=near.encoded,
+    )  # fmt: skip
     return held, header.fresh_until, header.life, None
