@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, Namespace, register_type
 from magnus_cache._engine import codec
+from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.footprint import footprint
+from tests.support.inside import is_hot
+from tests.support.memory import FOREVER, put
 
 pytestmark = pytest.mark.anyio
 
@@ -146,3 +149,26 @@ async def test_a_value_without_room_for_it_decoded_is_kept_encoded(url: str) -> 
         assert await reader.get("t", "k") == rows
         assert await reader.get("t", "k") == rows
         assert payload <= memory.bytes <= 2 * payload
+
+
+async def test_a_large_memory_keeps_the_payload_of_what_it_could_not_encode_again() -> None:
+    """And counts it. Pushed out of the hot table, it is packed, and is there again when it is asked for."""
+    rows = tuple((Decimal(n) / 7, Decimal(n)) for n in range(20))
+    async with AsyncCacheManager(redis_enabled=False, l1_max_entries=40_000, l1_max_bytes=2**28) as cache:
+        memory = cache._engine.state.memory
+        await cache.set("t", "rows", rows)
+        await cache.set("t", "text", "plain")
+        held = memory.get_untrusted(b"magnus:t:rows")
+        plain = memory.get_untrusted(b"magnus:t:text")
+        assert held is not None
+        assert plain is not None
+        assert (held.value, held.payload, held.encoded) == (rows, None, codec.encode(rows))
+        assert held.size >= footprint(rows, 0) + len(codec.encode(rows))
+        assert (plain.value, plain.encoded) == ("plain", None)
+        for number in range(17_000):
+            put(memory, b"other:%d" % number, Entry(number, None, float("inf"), FOREVER, 8))
+            memory.hit(b"other:%d" % number)
+        assert not is_hot(memory, b"magnus:t:rows")
+        assert await cache.get("t", "rows") == rows
+        assert await cache.get("t", "rows") == rows
+        assert await cache.get("t", "text") == "plain"

@@ -219,7 +219,7 @@ class AgainstAModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.store = LocalCache(4, 10**9, self.clock, exact=True)
+        self.store = LocalCache(4, 10**9, self.clock, policy="lru")
         self.model: OrderedDict[bytes, tuple[int, float, Trust]] = OrderedDict()
         self.current: dict[bytes, Placeholder] = {}
         self.fills: list[Placeholder] = []

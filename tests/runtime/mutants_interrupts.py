@@ -8,11 +8,11 @@ from typing import Any, Final
 from magnus_cache._engine.coordination import life_cycle, state
 from magnus_cache._engine.flights import flight, flights, joins
 from magnus_cache._engine.loading import loads
-from magnus_cache._engine.memory import clear_log, lru, store
+from magnus_cache._engine.memory import clear_log, store, tiers
 from magnus_cache._engine.runtime import critical, portal, portal_thread, waiters
 from magnus_cache._engine.store import deferred
 from magnus_cache.errors import CacheDeadlockError
-from tests.support.guards import guard, nothing, put
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/runtime/test_interrupts.py"
 
@@ -135,11 +135,7 @@ def without_a_look_at_what_is_replaced_in_the_step_that_does() -> None:
 
 @guard(f"{HERE}::test_removals_in_the_midst_of_the_memorys_steps_do_no_harm")
 def without_a_look_at_what_is_removed() -> None:
-    def take(self: Any, name: bytes, _: Any) -> bool:
-        del self[name]
-        return True
-
-    put(lru.One, "take", take)
+    rewrite(tiers.Tiers._remove, "if name not in table or table[name] is not entry:", "if False:")
 
 
 @guard(f"{HERE}::test_a_floor_laid_in_the_midst_of_another_stays")
@@ -157,7 +153,7 @@ def without_counting_a_floors_steps_from_when_it_is_there() -> None:
     def clear_matching(self: Any, scope: Any) -> None:
         with self._lock:
             generation = self.generation + 1
-            self._clears.add(clear_log.Clear(scope, generation, self.steps + len(self._queue)))
+            self._clears.add(clear_log.Clear(scope, generation, self._round))
             self.generation = generation
             self._void(scope)
             self._advance(store._CLEAR_STEPS)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
     import re
-    from collections.abc import Callable, Collection, Mapping, Sized
+    from collections.abc import Callable, Collection, Mapping
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coordination.state import State
     from magnus_cache._engine.flights.flight import Flight
     from magnus_cache._engine.loading.loads import Loads
-    from magnus_cache._engine.memory.lru import ShardedLRU
+    from magnus_cache._engine.memory.records import Bases
     from magnus_cache._engine.memory.store import LocalCache
     from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
@@ -305,11 +305,27 @@ def without_timers(loop: Any) -> None:
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
-def stripes_of(memory: "LocalCache") -> "Collection[Sized]":
-    """Return the parts of a large memory."""
-    table: ShardedLRU[Any] | Any = memory._table
-    stripes: Collection[Sized] = table._stripes
-    return stripes
+def shards_of(memory: "LocalCache") -> "Collection[Mapping[bytes, bytes]]":
+    """Return the dictionaries of the cold store of a large memory."""
+    assert memory._cold is not None, "this one keeps all its entries as objects"
+    return memory._cold.shards
+
+
+def bases_of(memory: "LocalCache") -> "Bases":
+    """Return what the records of a large memory depend on."""
+    assert memory._cold is not None, "this one keeps all its entries as objects"
+    return memory._cold.bases
+
+
+def names_queued(memory: "LocalCache") -> int:
+    """Return how many names the eviction policy of a memory has in its queues."""
+    policy: Any = memory._policy
+    return sum(map(len, policy._queues))
+
+
+def is_hot(memory: "LocalCache", name: bytes) -> bool:
+    """Return whether a memory has a name as an object in its hot table."""
+    return name in memory._table
 
 
 def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connection: Any, sent: float) -> bool:

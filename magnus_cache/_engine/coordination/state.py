@@ -64,7 +64,9 @@ class State(LifeCycle, OfflineBounds):
         self.keyspace = Keyspace(settings.prefix, database, default_registry)
         self.namespaces = default_registry
         self.local_namespaces: set[str] = set()
-        self.memory = ReloadingCache(settings.l1_max_entries, settings.l1_max_bytes, self.clock, renew=codec.renewed)
+        self.memory = ReloadingCache(
+            settings.l1_max_entries, settings.l1_max_bytes, self.clock, policy=settings.l1_policy, renew=codec.renewed
+        )
         codec.on_replaced(self.memory)
         self.flights = Flights(clock=self.clock)
         self.key_locks = KeyLocks(4 * settings.op_timeout)

@@ -41,7 +41,7 @@ def covers(scope: Scope, name: bytes) -> bool:
 class Clear(NamedTuple):
     """One clear. Entries within its scope and of an older generation are invalid.
 
-    :ivar done: the step count at which the collector has visited every entry that existed at the time of the clear.
+    :ivar done: the number of the collector's round that begins after every entry of the time of the clear was visited.
     """
 
     scope: Scope
@@ -99,7 +99,7 @@ class ClearLog:
                 return new
 
     def end(self, clear: Clear, done: int) -> None:
-        """Note the step count at which the collector is done with a clear."""
+        """Note the round at which the collector is done with a clear."""
         while True:
             spaces = self._namespaces
             ended = {scope: old._replace(done=done) if old is clear else old for scope, old in spaces.items()}
@@ -127,16 +127,16 @@ class ClearLog:
                 return True
         return False
 
-    def prune(self, steps: int) -> None:
-        """Remove the clears that the collector is done with, given its step count."""
+    def prune(self, now: int) -> None:
+        """Remove the clears that the collector is done with, given its round."""
         floors = self._clears
-        if floors and floors[0].done <= steps:
-            left = tuple(clear for clear in floors if clear.done > steps)
+        if floors and floors[0].done <= now:
+            left = tuple(clear for clear in floors if clear.done > now)
             if self._clears is floors:
                 self._clears = left
-        if self._next_done <= steps:
+        if self._next_done <= now:
             spaces = self._namespaces
-            under = {scope: clear for scope, clear in spaces.items() if clear.done > steps}
+            under = {scope: clear for scope, clear in spaces.items() if clear.done > now}
             first = min((clear.done for clear in under.values()), default=sys.maxsize)
             if self._namespaces is spaces:
                 self._namespaces = under

@@ -67,18 +67,21 @@ class Entry(float):
     :ivar payload: the encoded value, which is decoded again for each caller unless there is a plan; or None.
     :ivar trust: the trust of the connection that the entry depends on; `DEAD` once the entry has left the cache.
     :ivar generation: the generation in which it was last known not to be cleared. Only the local cache uses this.
-    :ivar round: the last round in which the collector visited it. Only the local cache uses this.
     :ivar seen: whether it was served since the local cache last looked for an entry to evict; each hit sets it.
+    :ivar place: the queue of the eviction policy that it is in. Only the policy uses this.
+    :ivar encoded: the payload of a decoded value, where the local cache may have to encode it again and cannot; or
+        None. It counts for the size.
     """
 
-    __slots__ = ("_packed", "generation", "payload", "round", "seen", "trust", "value")
+    __slots__ = ("_packed", "encoded", "generation", "payload", "place", "seen", "trust", "value")
 
     value: Any
     payload: bytes | None
     trust: Trust
     _packed: int
+    encoded: bytes | None
     generation: int
-    round: int
+    place: int
     seen: bool
 
     def __new__(
@@ -96,9 +99,15 @@ class Entry(float):
         self.trust = trust
         # One int of 44 bytes instead of three that take 96 together; 56 bytes with windows after the deadline.
         self._packed = facts << _SIZE_BITS | size
-        self.generation = self.round = 0
+        self.encoded = None
+        self.generation = self.place = 0
         self.seen = False
         return self
+
+    @property
+    def facts(self) -> int:
+        """What the entry notes of its value beside the size, see `pack_facts`."""
+        return self._packed >> _SIZE_BITS
 
     def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
         """Return the same value with another deadline, in monotonic seconds, and another trust.
@@ -107,7 +116,9 @@ class Entry(float):
         """
         # Payload first: a caller that decodes the entry at this moment sets the value before it drops the payload.
         payload = self.payload
-        return Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again = Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again.encoded = self.encoded
+        return again
 
     def decoded(self, value: Any, size: int) -> "Entry":
         """Return the same value decoded.
@@ -210,6 +221,7 @@ class TaggedEntry(Entry):
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         payload = self.payload  # first, as in `Entry`
         again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again.encoded = self.encoded
         again.stamps = self.stamps
         again.epoch = self.epoch
         again.generation = self.generation

@@ -11,10 +11,11 @@ from itertools import islice
 from typing import Any, Final
 
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["footprint", "has_room", "keep_decoded"]
+__all__ = ["footprint", "has_room", "keep_decoded", "payload_kept"]
 
 _NODES: Final = 256
 """Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
@@ -50,19 +51,31 @@ def has_room(memory: LocalCache, size: int) -> bool:
     return size <= memory.max_bytes // 2
 
 
+def payload_kept(memory: LocalCache, value: Any, payload: bytes) -> bytes | None:
+    """Return the payload of a decoded value if it is to be kept beside the value.
+
+    A large cache packs its entries. Under its lock it cannot encode a value again that needs code of its class.
+    """
+    return payload if memory.tiered and not is_plain(value) else None
+
+
 def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> None:
     """Replace an entry's encoded value by the decoded one if there is room, and count its new size."""
     payload = entry.payload
     if payload is None:
         return
-    size = entry.size - len(payload) + footprint(value, len(payload))
+    encoded = payload_kept(memory, value, payload)
+    size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
         with section():
             # Value first: a reader that sees no payload must see the value.
             entry.value = value
+            entry.encoded = encoded
             entry.payload = None
     elif has_room(memory, size):
-        memory.replace(name, entry, entry.decoded(value, size))
+        decoded = entry.decoded(value, size)
+        decoded.encoded = encoded
+        memory.replace(name, entry, decoded)
 
 
 def _estimate(value: Any, nodes: int, seen: set[int]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
+from magnus_cache._engine.memory.policy import PolicyName
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
 from magnus_cache.errors import CacheDecodeError
@@ -28,17 +29,12 @@ class ReloadingCache(BatchCache):
     __slots__ = ("_renew", "_replaced")
 
     def __init__(
-        self,
-        max_entries: int,
-        max_bytes: int,
-        clock: Clock = monotonic,
-        *,
+        self, max_entries: int, max_bytes: int, clock: Clock = monotonic, *, policy: PolicyName = "car",
         renew: Callable[[Any], Any],
-        exact: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._renew = renew
         self._replaced = -1
-        super().__init__(max_entries, max_bytes, clock, exact=exact)
+        super().__init__(max_entries, max_bytes, clock, policy=policy)
 
     def types_replaced(self) -> None:
         """Make each decoded value be checked before it is served again; takes constant time."""

@@ -1,38 +1,35 @@
-"""The local cache (L1): least recently used values of this process, bounded by entries and by bytes.
+"""The local cache (L1): the values of this process that were used lately, bounded by entries and by bytes.
 
 Three things end an entry: its deadline, its connection's `Trust`, and a clear. None of them needs a timer, or a scan
 while a caller waits. A read detects an entry that is dead by deadline or clear. Later writes collect, in small steps,
-the dead entries that are never read. The collector cycles through a queue of names, one for each entry, as Redis'
-expiry cycle does with its keys: a few steps for each write, more where many entries are dead. Names whose entry was
-removed otherwise leave the queue at their turn. An entry that may be served stale after its deadline is kept until its
-end, but is no longer a hit.
+the dead entries that are never read, see `collector`. An entry that may be served stale after its deadline is kept
+until its end, but is no longer a hit. What is evicted when there is no room is the choice of a `policy`. Entries of a
+large cache are in two tiers, see `tiers`.
 
-A hit takes no lock and moves nothing: it is a few C calls, each atomic under the GIL, and marks the entry as seen. An
-entry that is to be evicted and was seen gets a second chance, as in CLOCK.
+A hit of a hot entry takes no lock and moves nothing: it is a few C calls, each atomic under the GIL, and marks the
+entry as seen. Everything that changes the tables takes the lock for a bounded time. The lock is reentrant, because a
+value's finalizer or a signal handler may call the cache in the thread that holds it, but only to remove entries (see
+`runtime/critical`). So each check is followed by its action without a call in between, and each change of a table is
+counted once, by the code that made it.
 
-An entry that leaves the table is dead for everyone who still holds it: every removal and every replacement first sets
-its trust to `DEAD`. So code that has got an entry from `hit` may keep it and serve it again without a look-up, as
-decorated functions do. In this order: read the value and the payload; check that ``now < entry``, that
+An entry that leaves the hot table is dead for everyone who still holds it: every removal, replacement and demotion
+first sets its trust to `DEAD`. So code that has got an entry from `hit` may keep it and serve it again without a
+look-up, as decorated functions do. In this order: read the value and the payload; check that ``now < entry``, that
 ``entry.generation is memory.generation`` and that ``now < entry.trust.deadline``; set ``entry.seen``. If one of the
 checks fails, or where `marked` is False, ask `hit`. Only what `hit` returned may be kept so: an entry whose fill was
 refused was never in the table, so no removal reaches it.
-
-Everything that changes the table takes the lock for a bounded time. The lock is
-reentrant, because a value's finalizer or a signal handler may call the cache in the thread that holds it, but only to
-remove entries (see `runtime/critical`). So each check is followed by its action without a call in between, and each
-change of the table is counted once, by the code that made it.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
-from magnus_cache._engine.memory.clear_log import Clear, ClearLog, Scope
+from magnus_cache._engine.memory.clear_log import Clear, Scope
+from magnus_cache._engine.memory.collector import Collecting
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
-from magnus_cache._engine.memory.lru import Table, make_lru
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.memory.reservations import Reservations
+from magnus_cache._engine.memory.policy import PolicyName
+from magnus_cache._engine.memory.tiers import HOT
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
@@ -41,58 +38,36 @@ __all__ = ["LocalCache"]
 _Name = bytes
 """A value's full name in Redis. `LocalCache` has a field `bytes`, so that within it the type needs another name."""
 
-_BATCH: Final = 16
-"""Steps that the collector takes at a time."""
+_CLEAR_STEPS: Final = 2_048
+"""Entries up to which a clear visits all itself, so that small caches drop the cleared entries at once."""
 
-_STEPS: Final = 2
-"""Steps due for each write. One would let the queue grow without bound under alternating writes and removals."""
-
-_BATCHES: Final = 16
-"""Batches in a row at most, while a quarter of each is dead."""
-
-_CLEAR_STEPS: Final = 2048
-"""Steps that a clear takes itself, so that small caches drop the cleared entries at once."""
-
-_EVICTIONS: Final = 4096
-"""Evictions at most for one write. They free at least a megabyte; later writes free the rest."""
-
-_CHANCES: Final = 1024
-"""Second chances at most for one eviction; where all entries are in use, one of them goes."""
+_CLEAR_SHARE: Final = 512
+"""Steps of the collector that a clear of a larger cache takes itself."""
 
 
-class LocalCache(Reservations):
-    """A thread-safe LRU store of entries by name, which is the value's full name in Redis.
+class LocalCache(Collecting):
+    """A thread-safe store of entries by name, which is the value's full name in Redis.
 
     `len` and `bytes` include dead entries that have not been collected yet.
 
-    :ivar hit: ``hit(name)`` returns the entry of a name if it may be served, else None; takes no lock.
-    :ivar generation: how many clears and tag invalidations there were; it only grows. An entry that carries this very
-        object was checked since the last one.
+    :ivar hit: ``hit(name)`` returns the entry of a name if it may be served, else None. It takes no lock, unless the
+        entry is in the cold store.
     :ivar marked: whether ``entry.seen = True`` is all that a hit has to note; False for an exact LRU.
-    :ivar bytes: sizes of all entries with their names and `OVERHEAD`; never more than `max_bytes`.
-    :ivar evictions: entries removed to make room.
-    :ivar expirations: entries removed after their deadline.
     :ivar fenced: fills refused because their name was changed after it was reserved.
-    :ivar steps: names that the collector has visited.
     """
 
-    __slots__ = (
-        "__weakref__", "_clears", "_clock", "_left", "_owed", "_queue", "_round", "_table", "bytes", "evictions",
-        "expirations", "fenced", "generation", "hit", "marked", "max_bytes", "max_entries", "steps",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "fenced", "hit", "marked")
 
-    def __init__(self, max_entries: int, max_bytes: int, clock: Clock = monotonic, *, exact: bool = False) -> None:
+    def __init__(
+        self, max_entries: int, max_bytes: int, clock: Clock = monotonic, *, policy: PolicyName = "car", hot: int = HOT
+    ) -> None:
         """Make an empty cache.
 
-        :param exact: evict exactly the least recently used entry, which makes hits slower.
+        :param policy: what decides which entry is evicted, see `policy`.
+        :param hot: entries that are kept as objects; further ones are packed.
         """
-        self.max_entries, self.max_bytes = max_entries, max_bytes
-        self.marked = not exact
-        self._clock = clock
-        self._table: Table[Entry] = make_lru(max_entries)
-        self._clears = ClearLog()
-        self._queue: deque[_Name] = deque()
-        self.generation = self._round = 0
+        super().__init__((max_entries, max_bytes), clock, policy, hot)
+        self.marked = self._policy.marked
         self.hit: Final = self._make_hit()
         self.reset()
 
@@ -100,27 +75,21 @@ class LocalCache(Reservations):
         """Forget everything, in place and without waiting for the lock, which may be held forever in a forked child."""
         self._lock = section()
         self.generation += 1
-        for entry in self._table.all():
-            entry.trust = DEAD
-        self._table.clear()
+        self._forget_all()
         self._pending = {}
-        self._queue.clear()
         self._clears.reset()
-        self._left = self._owed = 0
-        self.bytes = self.evictions = self.expirations = self.fenced = self.steps = 0
-
-    def __len__(self) -> int:
-        return len(self._table)
+        self._start_over()
+        self.evictions = self.expirations = self.fenced = 0
 
     # -- read -----------------------------------------------------------------------------------------------
 
     def _make_hit(self) -> Callable[[_Name], Entry | None]:
         # A closure: a method would spend 40 ns of 150 on looking up these through `self`.
-        get, touch, clock, marked = self._table.get, self._touch, self._clock, self.marked
+        get, used, clock, marked, tiered = self._table.get, self._policy.used, self._clock, self.marked, self.tiered
 
         def hit(name: _Name) -> Entry | None:
             entry = get(name)
-            if entry is None:
+            if entry is None and (not tiered or (entry := self._promote(name)) is None):
                 return None
             now = clock()
             trust = entry.trust
@@ -129,7 +98,7 @@ class LocalCache(Reservations):
                     trust.used = True
                     entry.seen = True
                     if not marked:
-                        touch(name)
+                        used(name)
                     return entry
                 if trust is DEAD:
                     # Replaced or removed at this moment, by another thread: its successor may be there.
@@ -144,7 +113,7 @@ class LocalCache(Reservations):
 
     def get_untrusted(self, name: _Name) -> Entry | None:
         """Return the entry of a name, trusted or not, if it is fresh and not cleared; it may be due for a refresh."""
-        entry = self._table.get(name)
+        entry = self._find(name)
         if entry is None:
             return None
         now = self._clock()
@@ -153,7 +122,7 @@ class LocalCache(Reservations):
             return None
         entry.seen = True
         if not self.marked:
-            self._touch(name)
+            self._policy.used(name)
         return entry
 
     def get_stale(self, name: _Name, *, trusted: bool) -> Entry | None:
@@ -161,7 +130,7 @@ class LocalCache(Reservations):
 
         :param trusted: whether the entry's trust must still be valid.
         """
-        entry = self._table.get(name)
+        entry = self._find(name)
         if entry is None:
             return None
         now = self._clock()
@@ -169,21 +138,6 @@ class LocalCache(Reservations):
             self._drop_dead(name, entry, now)
             return None
         return entry if now < entry.trust.deadline or not trusted else None
-
-    def _is_current(self, name: _Name, entry: Entry) -> bool:
-        """Return whether no clear and no tag invalidation covers an entry; asks the log once for each generation."""
-        # In this order: a clear adds itself to the log first and opens its generation then.
-        generation = self.generation
-        if entry.generation is generation:
-            return True
-        if self._clears.cleared(name, entry.generation):
-            return False
-        if isinstance(entry, TaggedEntry):
-            for stamp in entry.stamps:
-                if stamp.generation > entry.generation:
-                    return False
-        entry.generation = generation
-        return True
 
     def _drop_dead(self, name: _Name, entry: Entry, now: float) -> None:
         """Remove a dead entry, unless it may still be served stale, or a newer entry has replaced it."""
@@ -209,11 +163,8 @@ class LocalCache(Reservations):
     def drop(self, placeholder: Placeholder) -> None:
         """Remove a name's entry because its value no longer exists, unless the name changed since it was reserved."""
         with self._lock:
-            if (
-                self._pending.get(placeholder.name) is placeholder
-                and (entry := self._table.get(placeholder.name)) is not None
-            ):
-                self._remove(placeholder.name, entry)
+            if self._pending.get(placeholder.name) is placeholder:
+                self._forget(placeholder.name)
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -230,8 +181,7 @@ class LocalCache(Reservations):
         """Remove a name's entry and void its placeholder."""
         with self._lock:
             self._pending.pop(name, None)
-            if (entry := self._table.get(name)) is not None:
-                self._remove(name, entry)
+            if self._forget(name):
                 self._collect()
 
     def clear(self, prefix: _Name = b"") -> None:
@@ -248,10 +198,15 @@ class LocalCache(Reservations):
                 if self.generation == generation - 1:
                     self.generation = generation
                     break
-            # Only now that the clear is in the log: steps that a signal handler caused in between do not count.
-            self._clears.end(clear, self.steps + len(self._queue))
+            # Only now that the clear is in the log: a round that a signal handler began in between does not count.
+            self._clears.end(clear, self._round + 2)
             self._void(scope)
-            self._advance(self._clears.bounded(_CLEAR_STEPS))
+            limit = self._clears.bounded(_CLEAR_STEPS)
+            if len(self) > limit:
+                self._advance(self._clears.bounded(_CLEAR_SHARE))
+            elif self._visit_all():
+                self._clears.end(clear, self._round)
+                self._clears.prune(self._round)
 
     def invalidate_tag(self, stamp: TagStamp) -> None:
         """Remove all entries that have a tag, in constant time."""
@@ -268,13 +223,8 @@ class LocalCache(Reservations):
     def shrink(self, limit: int = 1000) -> bool:
         """Forget some entries, and return whether there are more: a `reset` in steps, for a large table."""
         with self._lock:
-            for _ in range(limit):
-                if not self._queue:
-                    return False
-                name = self._queue.popleft()
-                if (entry := self._table.get(name)) is not None:
-                    self._remove(name, entry)
-            return True
+            self._forget_some(limit)
+            return len(self) > 0
 
     # -- with the lock held ---------------------------------------------------------------------------------
 
@@ -290,11 +240,11 @@ class LocalCache(Reservations):
         :param placeholder: store only if this is still the name's placeholder, which is then marked as filled.
         :param instead: store only if the name has this entry, and no clear came after this generation.
         """
-        size = entry.size + len(name) + OVERHEAD
+        size, table, pending = entry.size + len(name) + OVERHEAD, self._table, self._pending
         fits = size <= self.max_bytes and self.max_entries > 0
         if not isinstance(entry, TaggedEntry):
             entry.generation = self.generation
-        old, table, pending = self._table.get(name), self._table.part(name), self._pending
+        old: Entry | None = None
         # No call from here to the end of this step: a signal handler that removes the name runs either before, and
         # voids the placeholder, or after, and finds the new entry.
         if instead is not None and (
@@ -310,103 +260,18 @@ class LocalCache(Reservations):
             old = table[name] if name in table else None  # noqa: SIM401  # no call
             if old is not None and old is not entry:
                 old.trust = DEAD
-            # In place, so that the table keeps the same name object that is in the queue.
             table[name] = entry
-            self._table.count += old is None
         # The end of the step.
         if not fits:
             # The old value is removed all the same, because it has been superseded.
-            if old is not None:
-                self._remove(name, old)
+            self._forget(name)
             return False
-        if old is None:
-            self._queue.append(name)
-        else:
+        if old is not None:
             size -= old.size + len(name) + OVERHEAD
-            self._touch(name)
-        self.bytes += size
-        if self._over():
-            self._evict(name, entry)
+        self._hot_bytes += size
+        if old is None and self._cold is not None:
+            self._cold.discard(name)
+        if old is not entry:
+            self._make_room(name, entry, old)
         self._collect()
         return self._table.get(name) is entry
-
-    def _touch(self, name: _Name) -> None:
-        try:
-            self._table.move_to_end(name)
-        except KeyError:
-            pass  # Removed at this moment, by a signal handler or, for a hit, by another thread.
-
-    def _over(self) -> bool:
-        return self.bytes > self.max_bytes or len(self._table) > self.max_entries
-
-    def _evict(self, name: _Name, entry: Entry) -> None:
-        """Make room for a new entry within a bounded number of evictions; failing that, remove the new entry."""
-        for _ in range(_EVICTIONS):
-            victim = self._victim(entry)
-            if victim is not None and self._remove(*victim):
-                self.evictions += 1
-            if not self._over():
-                return
-        self._remove(name, entry)
-
-    def _victim(self, new: Entry) -> tuple[_Name, Entry] | None:
-        """Return what is to be evicted next: the first entry in turn that no hit has marked since its last turn.
-
-        :param new: the entry that needs the room.
-        """
-        oldest = self._table.oldest()
-        for _ in range(_CHANCES if self.marked else 0):
-            if oldest is None or not (oldest[1].seen or oldest[1] is new):
-                break
-            oldest[1].seen = False
-            self._touch(oldest[0])
-            oldest = self._table.oldest()
-        return oldest
-
-    def _remove(self, name: _Name, entry: Entry) -> bool:
-        """Remove an entry if it is its name's current one; return whether it was."""
-        size = entry.size + len(name) + OVERHEAD
-        # First of all, for those who hold it and ask no table.
-        entry.trust = DEAD
-        if not self._table.take(name, entry):
-            return False
-        self.bytes -= size
-        return True
-
-    def _collect(self) -> None:
-        """Let the collector take the steps due for a write, and more where many entries are dead."""
-        self._owed += _STEPS
-        if self._owed >= _BATCH:
-            self._owed = 0
-            for _ in range(self._clears.bounded(_BATCHES)):
-                if self._advance(_BATCH) * 4 < _BATCH:
-                    break
-
-    def _advance(self, limit: int) -> int:
-        """Let the collector visit some names; return how many entries it removed."""
-        queue, get, now, removed = self._queue, self._table.get, self._clock(), 0
-        for _ in range(min(limit, len(queue))):
-            if self._left <= 0:
-                left = len(queue)
-                self._round, self._left = self._round + 1, left
-            if not queue:
-                break
-            name = queue[0]
-            self._left -= 1
-            self.steps += 1
-            entry = get(name)
-            # A name that was removed and stored again is in the queue twice; the second turn in a round drops it there.
-            if entry is not None and entry.round != self._round and now < entry.end and self._is_current(name, entry):
-                entry.round = self._round
-                if queue and queue[0] is name:
-                    queue.rotate(-1)
-                continue
-            if queue and queue[0] is name:
-                queue.popleft()
-            if entry is not None and entry.round != self._round and self._remove(name, entry):
-                self.expirations += now >= entry
-                removed += 1
-            # The value's finalizer may call the cache, so it runs here, where the state is consistent.
-            del entry
-        self._clears.prune(self.steps)
-        return removed

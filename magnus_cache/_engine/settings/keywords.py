@@ -1,7 +1,7 @@
 """The settings as keywords, for editors and type checkers; `CacheSettings` has their meaning and defaults."""
 
 from os import PathLike
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from magnus_cache._engine.runtime.durations import Duration
 
@@ -35,6 +35,7 @@ class SettingsOptions(TypedDict, total=False):
     wait_timeout: Duration
     l1_max_entries: int
     l1_max_bytes: int
+    l1_policy: Literal["car", "lru", "clock", "sieve", "s3fifo"]
     max_value_bytes: int
     max_pending: int
     recovery_path: str | PathLike[str] | None

@@ -11,7 +11,7 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, Unpack
+from typing import Annotated, Any, Final, Literal, Self, Unpack
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
@@ -150,6 +150,9 @@ class CacheSettings(BaseSettings):
     wait_timeout: _Seconds = Field(30.0, description="how long a caller waits for another caller's load, seconds")
     l1_max_entries: int = Field(10_000, ge=0)
     l1_max_bytes: int = Field(64 * 2**20, ge=0)
+    l1_policy: Literal["car", "lru", "clock", "sieve", "s3fifo"] = Field(
+        "car", description="which value leaves a full memory; see the documentation of eviction"
+    )
     max_value_bytes: int = Field(16 * 2**20, ge=1)
     max_pending: int = Field(65_536, ge=1, description="how many requests may wait for Redis at a time, per event loop")
     recovery_path: Path | None = Field(

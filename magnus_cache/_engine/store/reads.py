@@ -392,11 +392,14 @@ class Reads(Coding):
             deadline, more = since + cap, more & 1
         facts = pack_facts(record.version, more, born)
         if not record.tags:
-            return Entry(record.value, record.payload, deadline, trust, record.size, facts)
+            plain = Entry(record.value, record.payload, deadline, trust, record.size, facts)
+            plain.encoded = record.encoded
+            return plain
         size = record.size + room(stamps)
         kind = ReferenceEntry if ref.namespace.local else TaggedEntry
         entry = kind(record.value, record.payload, deadline, trust, size, facts)
         entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
+        entry.encoded = record.encoded
         return entry
 
     def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:

@@ -84,3 +84,5 @@ class Record(NamedTuple):
     negative: bool = False
     """Whether the payload is a remembered error."""
     validator: str | None = None
+    encoded: bytes | None = None
+    """The payload of a decoded value, where memory may have to pack it; it counts for the size."""

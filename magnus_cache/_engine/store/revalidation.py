@@ -56,6 +56,9 @@ def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, fl
     header, tags = envelope.peek_header(raw)
     # The payload first: another thread that opens the entry now sets the value before it drops the payload.
     payload = near.payload
-    value, size = (near.value, near.length) if payload is None else (None, len(payload))
-    record = Record(value, payload, size, header.version, header.epoch, tags, header.cost, near.negative)
+    value = near.value if payload is None else None
+    record = Record(
+        value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative,
+        encoded=near.encoded,
+    )  # fmt: skip
     return record, header.fresh_until, header.life, None

@@ -20,7 +20,7 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.memory.footprint import footprint, has_room
+from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
@@ -196,9 +196,10 @@ class Writes:
             # A copy unless the value is immutable: the caller may keep changing its own object.
             large = len(payload) >= codec.LARGE and not immutable
             kept = (yield from codec.decode_steps(payload)) if large else value if immutable else codec.decode(payload)
-            size = footprint(kept, len(payload))
+            encoded = payload_kept(self.state.memory, kept, payload)
+            size = footprint(kept, len(payload)) + (0 if encoded is None else len(encoded))
             if has_room(self.state.memory, size):
-                return Record(kept, None, size, version, tags=tags)
+                return Record(kept, None, size, version, tags=tags, encoded=encoded)
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(

@@ -1,0 +1,98 @@
+"""The guards that `test_tiers` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.memory import cold, collector, records, tiers
+from tests.support.guards import guard, put, rewrite
+
+HERE: Final = "tests/memory/test_tiers.py"
+
+
+@guard(f"{HERE}::test_an_entry_comes_back_with_all_that_is_known_of_it")
+def without_a_dead_trust_on_demotion() -> None:
+    rewrite(tiers.Tiers._demote, "entry.trust = DEAD", "pass")
+
+
+@guard(f"{HERE}::test_a_clear_is_not_forgotten_before_the_cold_store_was_gone_through")
+def without_a_check_of_clears_on_promotion() -> None:
+    rewrite(tiers.Tiers._promote, "if not self._is_current(name, entry):", "if False:")
+    rewrite(records.unpack, "entry.generation = generation", "entry.generation = 10**9")
+
+
+@guard(f"{HERE}::test_a_clear_is_not_forgotten_before_the_cold_store_was_gone_through")
+def without_visits_to_the_cold_store() -> None:
+    rewrite(collector.Collecting._next_part, "1 if cold is None else 1 + len(cold.shards)", "1")
+
+
+@guard(f"{HERE}::test_a_tag_reaches_records_when_nothing_else_has_its_stamp")
+def without_the_stamps_of_records() -> None:
+    unpack = records.unpack
+
+    def unstamped(record: bytes, bases: Any) -> Any:
+        made: Any = unpack(record, bases)
+        made.stamps = ()
+        return made
+
+    put(cold, "unpack", unstamped)
+
+
+@guard(f"{HERE}::test_the_number_of_a_basis_is_never_used_again")
+def without_numbers_that_are_used_once() -> None:
+    rewrite(records.Bases.number, "self._last = self._last + 1", "self._last = len(self.known) + 1")
+
+
+@guard(f"{HERE}::test_threads_never_get_what_was_invalidated_before")
+def without_counting_the_uses_of_a_basis() -> None:
+    rewrite(cold.ColdStore.left, "self.bases.uses[head_of(record).basis] -= 1", "pass")
+
+
+@guard(f"{HERE}::test_a_lost_connection_reaches_records")
+def without_the_trust_of_records() -> None:
+    rewrite(records.Bases.number, "Basis(trust, stamps, room(stamps))", "Basis(Trust(1e300), stamps, room(stamps))")
+
+
+@guard(f"{HERE}::test_a_fill_replaces_a_record")
+def without_removing_the_record_that_a_fill_supersedes() -> None:
+    from magnus_cache._engine.memory import store
+
+    rewrite(store.LocalCache._store, "self._cold.discard(name)", "pass")
+
+
+@guard(f"{HERE}::test_whatever_removes_an_entry_removes_a_record")
+def without_records_in_an_invalidation() -> None:
+    rewrite(tiers.Tiers._forget, "(self._cold is not None and self._cold.discard(name)) or removed", "removed")
+
+
+@guard(f"{HERE}::test_a_handler_in_the_midst_of_a_section_finds_no_record")
+def without_a_look_whether_a_section_is_interrupted_before_a_promotion() -> None:
+    put(tiers, "engaged", lambda: False)
+
+
+@guard(f"{HERE}::test_what_was_invalidated_in_the_midst_of_a_move_stays_so")
+def without_a_look_at_the_table_in_the_step_that_demotes() -> None:
+    rewrite(
+        tiers.Tiers._demote, "if name not in table or table[name] is not entry:", "if table.pop(name, entry) is None:"
+    )
+    rewrite(tiers.Tiers._demote, "del table[name]", "pass")
+
+
+@guard(f"{HERE}::test_what_was_invalidated_in_the_midst_of_a_move_stays_so")
+def without_a_look_at_the_shard_in_the_step_that_promotes() -> None:
+    rewrite(tiers.Tiers._promote, "if name not in shard or shard[name] is not record:", "if False:")
+    rewrite(tiers.Tiers._promote, "del shard[name]", "shard.pop(name, None)")
+
+
+@guard(f"{HERE}::test_what_was_not_used_for_the_longest_time_is_evicted")
+def without_the_order_of_demotion() -> None:
+    def oldest(self: Any) -> bytes | None:
+        for shard in self.shards:
+            for name in reversed(shard):
+                return bytes(name)
+        return None
+
+    put(cold.ColdStore, "oldest", oldest)
+
+
+@guard(f"{HERE}::test_too_many_bases_keep_objects")
+def without_a_bound_on_bases() -> None:
+    rewrite(records.Bases.number, "if len(self.known) >= MOST_BASES:", "if False:")
