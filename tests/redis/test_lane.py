@@ -26,6 +26,8 @@ from tests.support.wait import wait_until
 SOAK = "MAGNUS_CACHE_SOAK" in os.environ
 THREADS = 8
 SOON = 8.0
+TIMEOUT = 2.0
+"""Seconds: two of them are told from one also where others keep the machine busy."""
 
 
 @pytest.fixture(autouse=True)
@@ -336,7 +338,7 @@ def test_a_handler_that_reads_at_any_place_is_answered(cache: CacheManager) -> N
 
 @pytest.fixture
 def far_off(proxy: Proxy) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=proxy.url, op_timeout=0.5, max_staleness=60) as cache:
+    with CacheManager(redis_url=proxy.url, op_timeout=TIMEOUT, max_staleness=60) as cache:
         through_the_lane(cache)
         cache.set(FAR, "k", 1)
         yield cache
@@ -365,13 +367,13 @@ def test_silence_costs_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:
         assert far_off.get(FAR, "k", "none") == "none"
     took = time.monotonic() - started
     assert answers == [LONG_WAY]
-    assert 0.4 < took < 0.95, "it was the lane's timeout, and no other"
+    assert 0.8 * TIMEOUT < took < 1.9 * TIMEOUT, "it was the lane's timeout, and no other"
     assert not far_off.redis_available
     assert far_off._state.breaker.outage is not None
     assert far_off._state.breaker.outage.reason == "timeout"
     started = time.monotonic()
     assert far_off.get(FAR, "k", "none") == "none"
-    assert time.monotonic() - started < 0.4, "it is known by now"
+    assert time.monotonic() - started < 0.8 * TIMEOUT, "it is known by now"
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers that send signals on this system")
@@ -382,7 +384,7 @@ def test_silence_costs_one_timeout_whatever_signals_come(far_off: CacheManager, 
     try:
         started = time.monotonic()
         assert far_off.get(FAR, "k", "none") == "none"
-        assert time.monotonic() - started < 0.95
+        assert time.monotonic() - started < 1.9 * TIMEOUT
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -393,7 +395,7 @@ def test_silence_at_a_new_connection_costs_half_a_timeout_more(far_off: CacheMan
     proxy.black_hole()
     started = time.monotonic()
     assert far_off.get(FAR, "k", "none") == "none"
-    assert 0.4 < time.monotonic() - started < 0.95
+    assert 0.8 * TIMEOUT < time.monotonic() - started < 1.9 * TIMEOUT
 
 
 def test_where_announcements_go_is_gone(valkey: CacheManager) -> None:
@@ -419,7 +421,7 @@ def test_silence_costs_all_threads_one_timeout(far_off: CacheManager, proxy: Pro
     for thread in threads:
         thread.join()
     assert not errors
-    assert max(slowest) < 0.95
+    assert max(slowest) < 1.9 * TIMEOUT
 
 
 def test_an_answer_that_makes_no_sense_is_asked_for_the_long_way(
@@ -517,13 +519,13 @@ def test_over_tls(tls_proxy: Proxy, authority_file: Path) -> None:
 
 def test_silence_over_tls_costs_one_timeout(tls_proxy: Proxy, authority_file: Path) -> None:
     with CacheManager(
-        redis_url=tls_proxy.url, redis_ssl_ca_certs=str(authority_file), op_timeout=0.5, max_staleness=60
+        redis_url=tls_proxy.url, redis_ssl_ca_certs=str(authority_file), op_timeout=TIMEOUT, max_staleness=60
     ) as cache:
         through_the_lane(cache)
         tls_proxy.black_hole()
         started = time.monotonic()
         assert cache.get(FAR, "warm", "none") == "none"
-        assert 0.4 < time.monotonic() - started < 0.95
+        assert 0.8 * TIMEOUT < time.monotonic() - started < 1.9 * TIMEOUT
 
 
 def test_over_a_unix_socket(private_server_with: Callable[..., EmbeddedServer]) -> None:
