@@ -1,6 +1,7 @@
 """What each process of `benchmarks.cold_key` does: ask for one key from many tasks, through one of the contenders."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -93,6 +94,8 @@ class Stampede:
         import aiocache
         from aiocache.serializers import JsonSerializer
 
+        # It logs each time-out of its own with a traceback; callers that fail are counted here.
+        logging.getLogger("aiocache").setLevel(logging.CRITICAL)
         decorate = aiocache.cached_stampede(
             lease=2, ttl=_TTL, cache=aiocache.RedisCache, endpoint=self._plan.host, port=self._plan.port,
             serializer=JsonSerializer(), namespace=f"{PREFIX}-aiocache", key_builder=lambda _, key: key,
