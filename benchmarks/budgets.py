@@ -131,6 +131,11 @@ BUDGETS: Final[tuple[Budget, ...]] = (
         "invalidation vs a PUBLISH, {} at most 2x the time",
         "invalidation", _PUBLISH, dict.fromkeys(("set p99", "delete p99"), 1 / 2),
     ),
+    # A trace of which an exact LRU keeps nothing has no ratio to it.
+    *_series(
+        "hits of the default policy vs an exact LRU, {}", "eviction", ("policy lru",),
+        dict.fromkeys(("zipf 0.7", "zipf 1.0", "zipf 1.2", "zipf and scans", "phases", "drift", "web", "recency"), 0.99),
+    ),
     Budget("loads for 8 processes x 100 tasks on one cold key", "cold-key", "loads", at_most=1.0),
 )  # fmt: skip
 

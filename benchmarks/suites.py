@@ -17,6 +17,7 @@ from benchmarks.many import many_keys
 from benchmarks.memory_hits import async_hits, blocking_hits, call_kinds, large_hits
 from benchmarks.near_hits import near_hits
 from benchmarks.plan import Plan
+from benchmarks.policies import policies
 from benchmarks.redis_hits import async_redis_hits
 from benchmarks.stalls import stalls
 from benchmarks.tables import Table
@@ -59,6 +60,7 @@ SUITES: Final = (
     Suite("invalidation", invalidations),
     Suite("clear", clears),
     Suite("cold-key", cold_key),
+    Suite("eviction", policies),
     Suite("guide", guide),
     # Last, as it leaves the most behind.
     Suite("l1-large", large_hits),
