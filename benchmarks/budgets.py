@@ -56,6 +56,7 @@ _ASYNC_PEERS: Final = ("aiocache", "cashews", "django-cachex", "redis.asyncio", 
 _PUBLISH: Final = ("PUBLISH, redis.asyncio", "PUBLISH, bare connection")
 _MANY: Final = ("get_many", "set_many", "delete_many", "warm_cache", "get_or_set_many")
 _LARGE: Final = "1,000,000"
+_TRACES: Final = ("zipf 0.7", "zipf 1.0", "zipf 1.2", "zipf and scans", "phases", "drift", "web", "recency")
 
 
 def _series(
@@ -134,7 +135,7 @@ BUDGETS: Final[tuple[Budget, ...]] = (
     # A trace of which an exact LRU keeps nothing has no ratio to it.
     *_series(
         "hits of the default policy vs an exact LRU, {}", "eviction", ("policy lru",),
-        dict.fromkeys(("zipf 0.7", "zipf 1.0", "zipf 1.2", "zipf and scans", "phases", "drift", "web", "recency"), 0.99),
+        dict.fromkeys(_TRACES, 0.99),
     ),
     Budget("loads for 8 processes x 100 tasks on one cold key", "cold-key", "loads", at_most=1.0),
 )  # fmt: skip
