@@ -10,7 +10,7 @@ from magnus_cache._engine.loading import batch
 from magnus_cache._engine.redis import connection, wire
 from magnus_cache._engine.runtime import loop_end
 from magnus_cache._engine.runtime.waiters import Failed
-from magnus_cache._engine.store import writes
+from magnus_cache._engine.store import writes_many
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/runtime/test_program_end.py"
@@ -72,12 +72,12 @@ def without_a_look_whether_the_loop_of_a_batch_runs() -> None:
 
 @guard(f"{HERE}::test_writes_of_one_call_that_take_long_on_a_loop_closed_by_hand_end_quietly")
 def without_a_look_whether_the_loop_of_writes_that_are_cancelled_is_closed() -> None:
-    put(writes, "cancel", _cancel)
+    put(writes_many, "cancel", _cancel)
 
 
 @guard(f"{HERE}::test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly[set many]")
 def without_ending_the_writes_of_one_call_with_their_loop() -> None:
-    put(writes, "loop_task", asyncio.ensure_future)
+    put(writes_many, "loop_task", asyncio.ensure_future)
 
 
 @guard(f"{HERE}::test_a_connection_on_a_loop_closed_by_hand_ends_for_all_who_wait")

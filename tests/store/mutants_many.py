@@ -52,7 +52,7 @@ def without_voiding_the_leases_of_many_values() -> None:
     put(commands, "store_many", store_many)
 
 
-@guard(f"{HERE}::test_many_equal_single_operations")
+@guard(f"{HERE}::test_invalidating_many_names_voids_their_placeholders")
 def without_invalidating_many_names() -> None:
     put(batches.BatchCache, "invalidate_many", nothing)
 

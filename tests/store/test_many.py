@@ -165,6 +165,21 @@ async def test_a_lost_connection_in_between_loses_nothing(server: Any, proxy: An
         assert await cache.get_many("t", KEYS) == VALUES
 
 
+def test_invalidating_many_names_voids_their_placeholders() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+        memory = state_of(cache).memory
+        cache.set_many("t", {"a": 1, "b": 2})
+        names = [b"magnus:t:a", b"magnus:t:b"]
+        memory.invalidate_many(names)
+        assert cache.get_many("t", ["a", "b"]) == {}
+        placeholders: list[Any] = []
+        memory.reserve_many(names, placeholders)
+        memory.invalidate_many(names[:1])
+        assert memory.pending == 1
+        memory.release_many(placeholders)
+        assert memory.pending == 0
+
+
 Step = st.tuples(
     st.sampled_from(["set", "get", "delete", "clear"]),
     st.dictionaries(st.sampled_from(KEYS[:6]), st.one_of(st.integers(0, 9), st.text(max_size=3), st.just([1]))),
