@@ -33,21 +33,38 @@ CORE = (
 """What depends most on the libraries beneath."""
 
 
+MEASURED = (
+    # One event loop and one server: the others take the same branches.
+    "-k", "not uvloop and not redis] and not -redis-",
+    *(f"--ignore={path}" for path in (*ALONE, "tests/project")),
+    # A tracer takes too long for these, or they notice it: the depth of calls, and which modules are loaded.
+    "--deselect=tests/memory/test_memory_properties.py::test_a_million_entries_are_cleared_in_bounded_steps",
+    "--deselect=tests/memory/test_footprint.py::test_an_estimate_looks_at_few_parts_and_at_no_deep_ones",
+    "--deselect=tests/codec/test_rows.py::test_a_row_of_a_library_that_is_not_imported_is_a_miss",
+)  # fmt: skip
+"""The tests that `coverage` runs: twenty minutes on two busy cores."""
+
+
 def install(session: nox.Session, *groups: str, extras: str = "embedded") -> None:
     needed = [name for group in groups for name in nox.project.dependency_groups(PROJECT, group)]
     session.install("-e", f".[{extras}]", *needed)
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """Run the tests, on an embedded Valkey and on whatever redis-server is on the PATH."""
+def run_tests(session: nox.Session) -> None:
+    """Run all tests, or those that the arguments of the command name."""
     install(session, "test")
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
-    # What strikes or measures has the machine for itself; all others run side by side.
+    # Tests that inject faults or measure have the machine for themselves; all others run side by side.
     session.run("python", "-m", "pytest", *ALONE)
     session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in ALONE))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, on an embedded Valkey and on the redis-server on the PATH, if there is one."""
+    run_tests(session)
 
 
 @nox.session
@@ -69,9 +86,8 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
-    """Run the tests on each Python that the project is for; `nox -s pythons-3.13` on one."""
-    install(session, "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    """Run the tests on each supported Python; `nox -s pythons-3.13` runs them on one."""
+    run_tests(session)
 
 
 @nox.session
@@ -87,11 +103,15 @@ def minimum(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure which branches the tests take, and fail below the floor that pyproject.toml sets."""
     install(session, "test")
-    session.install("coverage[toml]>=7.6")
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "--timeout", "600", *session.posargs)
-    session.run("coverage", "combine", success_codes=[0, 1])
-    session.run("coverage", "report")
+    session.install("coverage>=7.10")
+    # Absolute, as programs of the tests run in other folders.
+    here = {"COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / "data")}
+    session.run("coverage", "erase", env=here)
+    tests = session.posargs or MEASURED
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", "--timeout", "600", *tests, env=here)
+    # 1: a program that a test has killed left half a file.
+    session.run("coverage", "combine", "--quiet", env=here, success_codes=[0, 1])
+    session.run("coverage", "report", env=here)
 
 
 @nox.session
@@ -147,8 +167,44 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "magnus_cache", "demo", *session.posargs)
 
 
+FREE_THREADED = ("3.14t", "3.13t")
+
+
+def install_peers(session: nox.Session, python: str = "python") -> None:
+    """Install what the benchmarks compare with, as far as it installs here: they say what is missing."""
+    peers = nox.project.dependency_groups(PROJECT, "bench")
+    for some in (peers, *([peer] for peer in peers)):
+        try:
+            session.run(python, "-m", "pip", "install", "--quiet", *some, external=python != "python")
+        except nox.command.CommandFailed:
+            session.warn(f"cannot be installed: {', '.join(some)}")
+        else:
+            if some is peers:
+                return
+
+
+def free_threaded(session: nox.Session) -> list[str]:
+    """Return the benchmarks' options for the free-threaded Pythons that are there, in environments of their own."""
+    options = []
+    for version in FREE_THREADED:
+        if (found := shutil.which(f"python{version}")) is None:
+            continue
+        place = Path(session.create_tmp()).resolve() / version
+        python = str(place / "bin" / "python")
+        session.run(found, "-m", "venv", str(place), external=True)
+        try:
+            session.run(python, "-m", "pip", "install", "--quiet", "-e", ".[embedded]", external=True)
+        except nox.command.CommandFailed:
+            session.warn(f"python{version} is left out: the project cannot be installed there")
+            continue
+        install_peers(session, python)
+        options += ["--python", f"{version}={python}"]
+    return options
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the other caches, all in one run; the report goes to .reports/."""
-    install(session, "bench")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Measure against the other caches, all in one run; tables, JSON and pictures go to .reports/."""
+    session.install("-e", ".[embedded]")
+    install_peers(session)
+    session.run("python", "-m", "benchmarks", *free_threaded(session), *session.posargs)

@@ -13,7 +13,7 @@ import redis.asyncio
 from benchmarks.peer import BARE, CLEARED, CLIENT, HELD, RAW, Peer, key_of, peer
 from benchmarks.plan import PREFIX, SMALL_DICT, Plan, checked, settle
 from benchmarks.raw import RawPublisher, packed
-from benchmarks.redis_hits import connected
+from benchmarks.redis_peers import connected
 from benchmarks.tables import OURS, Table, rotations
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.runtime.clock import monotonic
@@ -67,7 +67,8 @@ async def _measure_invalidations(plan: Plan, table: Table) -> None:
         measure = partial(_latencies, writes, manager, reader, fresh)
         await measure(max(2, round(exchanges * _WARM_UP)))
         settle()
-        for _ in range(plan.rounds):
+        for number in range(plan.rounds):
+            plan.progress(f"round {number + 1} of {plan.rounds}")
             note_round(table, await measure(exchanges))
 
 
@@ -146,7 +147,7 @@ async def _measure_clears(plan: Plan, table: Table) -> None:
         }
         settle()
         # A third of the rounds: most of the time goes by with writing what is to be cleared.
-        for name in rotations(list(contenders), max(1, plan.rounds // 3)):
+        for name in plan.turns(contenders, "", max(1, plan.rounds // 3)):
             await _fill(plan, manager, client)
             await _clear(plan, table, name, contenders[name], reader, prober)
 

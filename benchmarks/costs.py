@@ -1,31 +1,34 @@
-"""What the cache costs besides time on a hit: memory of an entry, seconds to import, a miss."""
+"""What the cache costs besides time on a hit: memory of an entry, pauses, the import, the first get, a miss, a set."""
 
 import asyncio
 import gc
+import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-import cachetools
 import msgpack
+import redis.asyncio
 
+from benchmarks.contenders import if_installed
 from benchmarks.plan import PREFIX, SMALL_DICT, Plan, settle
-from benchmarks.redis_hits import connected
-from benchmarks.tables import OURS, Table, rotations
+from benchmarks.redis_peers import connected
+from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 
-__all__ = ["entry_memory", "import_time", "misses"]
+__all__ = ["entry_memory", "first_get", "import_time", "misses", "pauses"]
 
 _IMPORTS: Final = {OURS: "magnus_cache", "redis.asyncio": "redis.asyncio"}
 _CONCURRENCY: Final = (1, 100)
 _TTL: Final = 60
 
-Miss = Callable[[str], Awaitable[Any]]
+Access = Callable[[str], Awaitable[Any]]
 
 
 # -- memory ---------------------------------------------------------------------------------------------------
@@ -37,8 +40,11 @@ def entry_memory(plan: Plan) -> Table:
     table = Table("l1-memory", title, "bytes", less_is_better=True)
     table.notes.append("Key and value are distinct strings; every store keeps the value itself.")
     table.add("bytes", OURS, _our_entry(plan))
-    table.add("bytes", "cachetools TTLCache", _mapping_entry(cachetools.TTLCache(plan.entries, _TTL), plan.entries))
-    table.add("bytes", "cachetools LRUCache", _mapping_entry(cachetools.LRUCache(plan.entries), plan.entries))
+    with if_installed(table, "cachetools"):
+        import cachetools
+
+        table.add("bytes", "cachetools TTLCache", _mapping_entry(cachetools.TTLCache(plan.entries, _TTL), plan.entries))
+        table.add("bytes", "cachetools LRUCache", _mapping_entry(cachetools.LRUCache(plan.entries), plan.entries))
     table.add("bytes", "dict", _mapping_entry({}, plan.entries))
     return table
 
@@ -94,6 +100,57 @@ def _allocated(fill: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+# -- pauses ---------------------------------------------------------------------------------------------------
+
+_STEP: Final = 10_000
+
+
+def pauses(plan: Plan) -> Table:
+    """Return the milliseconds for which a full garbage collection stops everything, beside a cache full of entries."""
+    column = f"{plan.large:,} entries"
+    table = Table("l1-pause", "A full garbage collection while the L1 is full", "ms", less_is_better=True)
+    table.note("Only what the cache holds is walked: all else is frozen. Keys and values are distinct strings.")
+    with _full_manager(plan):
+        _time_collections(plan, table, column, OURS)
+    with if_installed(table, "cachetools"):
+        import cachetools
+
+        timed = cachetools.TTLCache[str, str](plan.large, _TTL)
+        _fill_mapping(plan, timed)
+        _time_collections(plan, table, column, "cachetools TTLCache")
+        del timed
+    plain: dict[str, str] = {}
+    _fill_mapping(plan, plain)
+    _time_collections(plan, table, column, "dict")
+    return table
+
+
+@contextmanager
+def _full_manager(plan: Plan) -> Iterator[None]:
+    namespace, room = Namespace("pauses", ttl=_TTL * 60), 2 * plan.large
+    with CacheManager(redis_enabled=False, prefix=PREFIX, l1_max_entries=room, l1_max_bytes=2_000 * room) as manager:
+        manager.set(namespace, "first", "starts all that starts once")
+        settle()
+        for start in range(0, plan.large, _STEP):
+            numbers = range(start, min(start + _STEP, plan.large))
+            plan.progress(f"filling {OURS}: {start:,} of {plan.large:,}")
+            manager.set_many(namespace, {_key(number): _value(number) for number in numbers})
+        yield
+
+
+def _fill_mapping(plan: Plan, mapping: MutableMapping[str, str]) -> None:
+    settle()
+    for number in range(plan.large):
+        mapping[_key(number)] = _value(number)
+
+
+def _time_collections(plan: Plan, table: Table, column: str, contender: str) -> None:
+    for _ in range(plan.rounds):
+        start = time.perf_counter_ns()
+        gc.collect()
+        table.add(column, contender, (time.perf_counter_ns() - start) / 1e6)
+
+
 # -- import ---------------------------------------------------------------------------------------------------
 
 _TIME_IMPORT: Final = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
@@ -104,7 +161,7 @@ def import_time(plan: Plan) -> Table:
     table = Table("import", "Import in a fresh interpreter", "ms", less_is_better=True)
     for module in _IMPORTS.values():
         _import_seconds(module)  # writes the byte code
-    for name in rotations(list(_IMPORTS), plan.rounds):
+    for name in plan.turns(_IMPORTS):
         table.add("ms", name, _import_seconds(_IMPORTS[name]) * 1000)
     return table
 
@@ -116,12 +173,48 @@ def _import_seconds(module: str) -> float:
     return float(done.stdout)
 
 
-# -- miss -----------------------------------------------------------------------------------------------------
+# -- first get ------------------------------------------------------------------------------------------------
+
+_FIRST: Final = 10
+"""First gets of a round: one takes a millisecond or two."""
+
+
+def first_get(plan: Plan) -> Table:
+    """Return the milliseconds from making a client until its first get has returned: it connects meanwhile."""
+    table = Table("first-get", "A new client and its first get", "ms", less_is_better=True)
+    table.note("Of a process that has imported everything and made such a client before.")
+    asyncio.run(_measure_first_gets(plan, table))
+    return table
+
+
+async def _measure_first_gets(plan: Plan, table: Table) -> None:
+    async def ours() -> float:
+        start = time.perf_counter()
+        async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
+            await manager.get("first", "key")
+            return time.perf_counter() - start
+
+    async def by_hand() -> float:
+        start = time.perf_counter()
+        async with redis.asyncio.Redis.from_url(plan.url) as client:
+            await client.get("first")
+            return time.perf_counter() - start
+
+    contenders = {OURS: ours, "redis.asyncio": by_hand}
+    for first in contenders.values():
+        await first()
+    settle()
+    for name in plan.turns(contenders):
+        took = [await contenders[name]() for _ in range(_FIRST)]
+        table.add("ms", name, statistics.median(took) * 1000)
+
+
+# -- misses and writes ----------------------------------------------------------------------------------------
 
 
 def misses(plan: Plan) -> Table:
-    """Return the microseconds of a miss, with a loader that costs nothing, by number of concurrent tasks."""
-    table = Table("miss", "A miss: look, load, store; by concurrent tasks", "us", less_is_better=True)
+    """Return the microseconds of a miss, with a loader that costs nothing, and of a set, by concurrent tasks."""
+    table = Table("miss", "A miss (look, load, store) and a set, by concurrent tasks", "us", less_is_better=True)
     asyncio.run(_measure_misses(plan, table))
     return table
 
@@ -144,26 +237,42 @@ async def _measure_misses(plan: Plan, table: Table) -> None:
             await client.set(key, msgpack.packb(value), ex=_TTL)
             return value
 
-        contenders: dict[str, Miss] = {OURS: ours, "redis.asyncio GET, SET": by_hand}
+        async def set_ours(key: str) -> Any:
+            return await manager.set(namespace, key, SMALL_DICT)
+
+        async def set_by_hand(key: str) -> Any:
+            return await client.set(key, msgpack.packb(SMALL_DICT), ex=_TTL)
+
+        kinds: dict[str, dict[str, Access]] = {
+            "miss": {OURS: ours, "redis.asyncio GET, SET": by_hand},
+            "set": {OURS: set_ours, "redis.asyncio GET, SET": set_by_hand},
+        }
         # From the clock: no key of an earlier run is met.
         fresh = count(time.time_ns())
-        for concurrency in _CONCURRENCY:
-            counts = {}
-            for name, miss in contenders.items():
-                await _miss_seconds(miss, fresh, concurrency, 2)  # opens connections
-                counts[name] = max(1, round(plan.turn / await _miss_seconds(miss, fresh, concurrency, 4)))
-            settle()
-            for name in rotations(list(contenders), plan.rounds):
-                took = await _miss_seconds(contenders[name], fresh, concurrency, counts[name])
-                table.add(str(concurrency), name, took / concurrency * 1e6)
+        for kind, contenders in kinds.items():
+            for concurrency in _CONCURRENCY:
+                await _compare(plan, table, f"{kind}, {concurrency}", contenders, concurrency, fresh)
 
 
-async def _miss_seconds(miss: Miss, fresh: "count[int]", concurrency: int, each: int) -> float:
-    """Return the seconds from miss to miss of each of `concurrency` tasks."""
+async def _compare(
+    plan: Plan, table: Table, column: str, contenders: dict[str, Access], concurrency: int, fresh: "count[int]"
+) -> None:
+    counts = {}
+    for name, access in contenders.items():
+        await _seconds(access, fresh, concurrency, 2)  # opens connections
+        counts[name] = max(1, round(plan.turn / await _seconds(access, fresh, concurrency, 4)))
+    settle()
+    for name in plan.turns(contenders, f"{column} tasks"):
+        took = await _seconds(contenders[name], fresh, concurrency, counts[name])
+        table.add(column, name, took / concurrency * 1e6)
+
+
+async def _seconds(access: Access, fresh: "count[int]", concurrency: int, each: int) -> float:
+    """Return the seconds from one access to the next of each of `concurrency` tasks."""
 
     async def task() -> None:
         for _ in range(each):
-            await miss(f"{PREFIX}:missed:{next(fresh)}")
+            await access(f"{PREFIX}:missed:{next(fresh)}")
 
     start = time.perf_counter()
     await asyncio.gather(*(task() for _ in range(concurrency)))

@@ -1,167 +1,266 @@
-"""A hit in memory, through each library's own decorator, on a function of one argument."""
+"""A hit in memory, through each library's own decorator.
+
+All of them take CPU time of this process: a hit waits for nothing, and what background threads do for it counts.
+"""
 
 import asyncio
+import io
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
-from functools import lru_cache
-from itertools import repeat
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, redirect_stdout
+from itertools import accumulate, cycle, islice
+from random import Random
 from typing import Any, Final
 
-import aiocache
-import async_lru
-import cachetools
-import cashews
-from dogpile.cache import make_region
-
+from benchmarks.contenders import if_installed
+from benchmarks.memory_peers import (
+    SHARED,
+    AsyncFunction,
+    Function,
+    Make,
+    Quotes,
+    async_functions,
+    async_methods,
+    functions,
+    methods,
+)
 from benchmarks.plan import PREFIX, SMALL_DICT, Plan, checked, settle
-from benchmarks.tables import OURS, Table, rotations
+from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 
-__all__ = ["async_hits", "blocking_hits"]
+__all__ = ["async_hits", "blocking_hits", "call_kinds", "large_hits"]
 
-AsyncFunction = Callable[[str], Coroutine[Any, Any, Any]]
-Function = Callable[[str], Any]
+Timer = Callable[[Any, Sequence[str]], Coroutine[Any, Any, int]]
+"""Returns the nanoseconds that a contender takes for the hits of these keys."""
 
-SHARED: Final = f"{OURS}, share=True"
-
-_TTL: Final = 3600
-_SIZE: Final = 1000
 _SHORTER: Final = 4
 """A turn is a fraction of that of others: there is no scheduler and no network to average over."""
 
-_KEY: Final = "AAPL"
-_VALUES: Final[dict[str, object]] = {"str": "AAPL: 187.25 USD", "int": 51_234_567, "dict": SMALL_DICT}
-_NOTE: Final = f"dict: {OURS} gives each caller a dict of its own; the others, and {SHARED}, the same one to everybody."
+_SIZE: Final = 10_000
+_ONE: Final = ("AAPL",)
+_THOUSAND: Final = tuple(f"user:{number:06}" for number in range(1000))
+_SAMPLE: Final = 50_000
+"""Reads of a large cache: of more keys than the processor's own caches hold."""
+
+_STEP: Final = 10_000
+
+_WARM_UP: Final = 3
+"""Hits of each key before any is timed: caches that remember what is hit again have done so by then."""
+
+_NOTES: Final = [
+    "str, int, dict: the value, of one key. Thousand keys, method, key_func: strings, of a thousand keys each.",
+    f"dict: {OURS} and cachebox give each caller a dict of its own; the others, and {SHARED}, the same to all.",
+]
+
+
+def _quote(ticker: str) -> str:
+    return f"{ticker}: 187.25 USD"
+
+
+_VALUES: Final[dict[str, Make]] = {"str": _quote, "int": lambda _: 51_234_567, "dict": lambda _: SMALL_DICT}
+
+
+# -- timers -----------------------------------------------------------------------------------------------------
+
+
+async def _call(function: Function, keys: Sequence[str]) -> int:
+    start = time.process_time_ns()
+    for key in keys:
+        function(key)
+    return time.process_time_ns() - start
+
+
+async def _await(function: AsyncFunction, keys: Sequence[str]) -> int:
+    start = time.process_time_ns()
+    for key in keys:
+        await function(key)
+    return time.process_time_ns() - start
+
+
+async def _call_method(quotes: Quotes, keys: Sequence[str]) -> int:
+    # Looked up for each call, as callers do.
+    start = time.process_time_ns()
+    for key in keys:
+        quotes.quote(key)
+    return time.process_time_ns() - start
+
+
+async def _await_method(quotes: Quotes, keys: Sequence[str]) -> int:
+    start = time.process_time_ns()
+    for key in keys:
+        await quotes.quote(key)
+    return time.process_time_ns() - start
+
+
+async def _compare(
+    plan: Plan, table: Table, column: str, contenders: Mapping[str, Any], timer: Timer, keys: Sequence[str]
+) -> None:
+    """Time hits of all contenders in turn; every key is loaded and hit first."""
+    batches = {}
+    for name, contender in contenders.items():
+        for _ in range(_WARM_UP):
+            await timer(contender, keys)
+        some = list(islice(cycle(keys), 200))
+        took = await timer(contender, some)
+        batches[name] = list(islice(cycle(keys), max(1, round(plan.turn / _SHORTER * 1e9 * len(some) / max(1, took)))))
+    settle()
+    for name in plan.turns(contenders, column):
+        # While others have their turns for seconds an idle cache's trust lapses; one call renews it.
+        await timer(contenders[name], keys[:3])
+        table.add(column, name, await timer(contenders[name], batches[name]) / len(batches[name]))
+
+
+def _without_loop(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that waits for nothing: blocking callers are measured where no event loop runs."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("the coroutine waits for something")
+
+
+# -- benchmarks -------------------------------------------------------------------------------------------------
 
 
 def async_hits(plan: Plan) -> Table:
-    """Return nanoseconds for a hit of a decorated coroutine function, by kind of value."""
-    table = Table("l1-async", "L1 hit, decorated async function", "ns", less_is_better=True, notes=[_NOTE])
+    """Return nanoseconds for a hit of a decorated coroutine function or method."""
+    table = Table("l1-async", "L1 hit, decorated async function", "ns", less_is_better=True, notes=[*_NOTES])
     asyncio.run(_async_hits(plan, table))
     return table
-
-
-def blocking_hits(plan: Plan) -> Table:
-    """Return nanoseconds for a hit of a decorated function, by kind of value."""
-    table = Table("l1-sync", "L1 hit, decorated function", "ns", less_is_better=True, notes=[_NOTE])
-    with CacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
-        for column, value in _VALUES.items():
-            contenders = _functions(manager, column, value)
-            for name, function in contenders.items():
-                checked(function(_KEY), value, name)
-                checked(function(_KEY), value, name)
-            counts = {name: _calibrated(function, plan.turn / _SHORTER) for name, function in contenders.items()}
-            settle()
-            for name in rotations(list(contenders), plan.rounds):
-                _time(contenders[name], 3)
-                table.add(column, name, _time(contenders[name], counts[name]))
-    return table
-
-
-def _calibrated(function: Function, turn: float) -> int:
-    _time(function, 3)
-    return max(1, round(turn * 1e9 / _time(function, 100)))
-
-
-def _time(function: Function, count: int) -> float:
-    start = time.perf_counter_ns()
-    for _ in repeat(None, count):
-        function(_KEY)
-    return (time.perf_counter_ns() - start) / count
 
 
 async def _async_hits(plan: Plan, table: Table) -> None:
     async with AsyncExitStack() as stack:
         manager = await stack.enter_async_context(AsyncCacheManager(redis_url=plan.url, prefix=PREFIX))
-        for column, value in _VALUES.items():
-            contenders = _async_functions(manager, column, value)
+        for column, make in _VALUES.items():
+            contenders = async_functions(manager, table, column, make, _SIZE)
+            if column == "dict":
+                contenders[SHARED] = async_functions(manager, table, "shared", make, _SIZE, share=True)[OURS]
             for name, function in contenders.items():
-                checked(await function(_KEY), value, name)
-                checked(await function(_KEY), value, name)
-            counts = {
-                name: await _calibrated_async(function, plan.turn / _SHORTER) for name, function in contenders.items()
-            }
-            settle()
-            for name in rotations(list(contenders), plan.rounds):
-                # While others have their turns for seconds an idle cache's trust lapses; one call renews it.
-                await _time_async(contenders[name], 3)
-                table.add(column, name, await _time_async(contenders[name], counts[name]))
+                expected = _ONE[0] if name == "(no cache)" else make(_ONE[0])
+                checked(await function(_ONE[0]), expected, name)
+                checked(await function(_ONE[0]), expected, name)
+            await _compare(plan, table, column, contenders, _await, _ONE)
+        thousand = async_functions(manager, table, "thousand", _quote, _SIZE)
+        await _compare(plan, table, "1,000 keys", thousand, _await, _THOUSAND)
+        made = async_methods(manager, table, "method", _quote, _SIZE)
+        await _compare(plan, table, "method", made, _await_method, _THOUSAND)
+        keyed = async_functions(manager, table, "key-func", _quote, _SIZE, key_func=True)
+        await _compare(plan, table, "key_func", keyed, _await, _THOUSAND)
 
 
-async def _calibrated_async(function: AsyncFunction, turn: float) -> int:
-    await _time_async(function, 3)
-    return max(1, round(turn * 1e9 / await _time_async(function, 100)))
+def blocking_hits(plan: Plan) -> Table:
+    """Return nanoseconds for a hit of a decorated function or method."""
+    table = Table("l1-sync", "L1 hit, decorated function", "ns", less_is_better=True, notes=[*_NOTES])
+    table.note("cachetools has a lock, as its documentation demands for threads.")
+    _without_loop(_blocking_hits(plan, table))
+    return table
 
 
-async def _time_async(function: AsyncFunction, count: int) -> float:
-    start = time.perf_counter_ns()
-    for _ in repeat(None, count):
-        await function(_KEY)
-    return (time.perf_counter_ns() - start) / count
+async def _blocking_hits(plan: Plan, table: Table) -> None:
+    with CacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
+        for column, make in _VALUES.items():
+            contenders = functions(manager, table, column, make, _SIZE)
+            if column == "dict":
+                contenders[SHARED] = functions(manager, table, "shared", make, _SIZE, share=True)[OURS]
+            for name, function in contenders.items():
+                checked(function(_ONE[0]), make(_ONE[0]), name)
+                checked(function(_ONE[0]), make(_ONE[0]), name)
+            await _compare(plan, table, column, contenders, _call, _ONE)
+        thousand = functions(manager, table, "thousand", _quote, _SIZE)
+        await _compare(plan, table, "1,000 keys", thousand, _call, _THOUSAND)
+        await _compare(plan, table, "method", methods(manager, table, "method", _quote, _SIZE), _call_method, _THOUSAND)
+        keyed = functions(manager, table, "key-func", _quote, _SIZE, key_func=True)
+        await _compare(plan, table, "key_func", keyed, _call, _THOUSAND)
 
 
-# -- the contenders -------------------------------------------------------------------------------------------
+# -- other kinds of calls ---------------------------------------------------------------------------------------
 
-# Ours leaves out what these functions close over, as a function of a module closes over nothing: the namespaces tell
-# them apart.
-
-
-def _loaded_once(value: object) -> Function:
-    """Return a function that returns `value` once; whoever calls it again has not had the hit that is timed."""
-    calls: list[str] = []
-
-    def load(ticker: str) -> object:
-        calls.append(ticker)
-        assert len(calls) == 1, "this was to be a hit"
-        return value
-
-    return load
+_KINDS: Final = [
+    f"{callers} {kind}" for callers in ("async", "sync") for kind in ("two arguments", "keyword", "template", "get")
+]
 
 
-def _coroutine_loaded_once(value: object) -> AsyncFunction:
-    load = _loaded_once(value)
+def call_kinds(plan: Plan) -> Table:
+    """Return nanoseconds for a hit by kinds of calls beyond those of one argument; `benchmarks.hits` has all."""
+    table = Table("l1-kinds", "L1 hit of a string by other kinds of calls", "ns", less_is_better=True)
+    table.note("get: manager.get, beside a decorated function of the peer. Of a thousand entries, without Redis.")
+    with if_installed(table, "async-lru or cachetools"):
+        from benchmarks.hits import measure
 
-    # As a user's function would be: no library may see a callable without a signature.
-    async def quote(ticker: str) -> object:
-        return load(ticker)
+        # It prints each row of its own.
+        with redirect_stdout(io.StringIO()):
+            rows = measure(rounds=plan.rounds, sizes=[len(_THOUSAND)], kinds=_KINDS, values=["str"])
+        for row in rows:
+            for contender, samples in ((OURS, row.ours), (row.peer_name, row.peer)):
+                for sample in samples:
+                    table.add(row.kind, contender, sample)
+    return table
 
-    return quote
+
+# -- a large cache ----------------------------------------------------------------------------------------------
 
 
-def _async_functions(manager: AsyncCacheManager, column: str, value: object) -> dict[str, AsyncFunction]:
-    memory = cashews.Cache()
-    memory.setup("mem://", size=_SIZE)
-    contenders: dict[str, AsyncFunction] = {
-        OURS: manager.cached(Namespace(f"async-{column}", ttl=_TTL), exclude=("load",))(_coroutine_loaded_once(value)),
-        "async-lru": async_lru.alru_cache(maxsize=_SIZE, ttl=_TTL)(_coroutine_loaded_once(value)),
-        "aiocache": aiocache.cached(ttl=_TTL, cache=aiocache.Cache.MEMORY)(_coroutine_loaded_once(value)),
-        "cashews": memory(ttl=_TTL, key="{ticker}")(_coroutine_loaded_once(value)),
-        "(no cache)": _uncached_coroutine(value),
+def large_hits(plan: Plan) -> Table:
+    """Return nanoseconds for a hit of a decorated function among many entries."""
+    table = Table("l1-large", f"L1 hit among {plan.large:,} entries", "ns", less_is_better=True)
+    table.note("zipf: some keys are read a thousand times as often as others. even: all alike, at random.")
+    keys = [f"user:{number:08}" for number in range(plan.large)]
+    asyncio.run(_large_async_hits(plan, table, keys))
+    _without_loop(_large_blocking_hits(plan, table, keys))
+    return table
+
+
+async def _large_async_hits(plan: Plan, table: Table, keys: list[str]) -> None:
+    async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX, **_room(keys)) as manager:
+        made = async_functions(manager, table, "large", _quote, 2 * len(keys))
+        names = (OURS, "async-lru", "cachebox", "theine")
+        contenders: dict[str, AsyncFunction] = {name: made[name] for name in names if name in made}
+        for values in _values(plan, contenders[OURS], keys):
+            assert await manager.set_many(Namespace("async-large", ttl=3600), values), "not all values were stored"
+        await _fill(plan, contenders, _await, keys)
+        for draw, drawn in _draws(keys).items():
+            await _compare(plan, table, f"async, {plan.large:,}, {draw}", contenders, _await, drawn)
+        await manager.clear(Namespace("async-large"))
+
+
+async def _large_blocking_hits(plan: Plan, table: Table, keys: list[str]) -> None:
+    with CacheManager(redis_url=plan.url, prefix=PREFIX, **_room(keys)) as manager:
+        made = functions(manager, table, "large", _quote, 2 * len(keys))
+        names = (OURS, "cachetools", "functools.lru_cache", "cachebox", "theine")
+        contenders: dict[str, Function] = {name: made[name] for name in names if name in made}
+        for values in _values(plan, contenders[OURS], keys):
+            assert manager.set_many(Namespace("sync-large", ttl=3600), values), "not all values were stored"
+        await _fill(plan, contenders, _call, keys)
+        for draw, drawn in _draws(keys).items():
+            await _compare(plan, table, f"sync, {plan.large:,}, {draw}", contenders, _call, drawn)
+        manager.clear(Namespace("sync-large"))
+
+
+def _room(keys: Sequence[str]) -> dict[str, Any]:
+    return {"l1_max_entries": 2 * len(keys), "l1_max_bytes": 4_000 * len(keys)}
+
+
+def _draws(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Return the keys to read, by how they are drawn: as programs do, or evenly over all."""
+    chance = Random(1)
+    shuffled = chance.sample(keys, len(keys))
+    weights = list(accumulate(1 / rank for rank in range(1, len(keys) + 1)))
+    return {
+        "zipf": chance.choices(shuffled, cum_weights=weights, k=_SAMPLE),
+        "even": chance.choices(shuffled, k=_SAMPLE),
     }
-    if column == "dict":
-        shared = Namespace("async-shared", ttl=_TTL, share=True)
-        contenders[SHARED] = manager.cached(shared, exclude=("load",))(_coroutine_loaded_once(value))
-    return contenders
 
 
-def _uncached_coroutine(value: object) -> AsyncFunction:
-    async def quote(ticker: str) -> object:
-        return value
+def _values(plan: Plan, function: Any, keys: list[str]) -> Iterator[dict[str, str]]:
+    """Yield a function's values by their keys, for `set_many`: a load of each would take minutes."""
+    for start in range(0, len(keys), _STEP):
+        plan.progress(f"filling {OURS}: {start:,} of {len(keys):,}")
+        yield {function.cache_key(key): _quote(key) for key in keys[start : start + _STEP]}
 
-    return quote
 
-
-def _functions(manager: CacheManager, column: str, value: object) -> dict[str, Function]:
-    region = make_region().configure("dogpile.cache.memory", expiration_time=_TTL)
-    contenders: dict[str, Function] = {
-        OURS: manager.cached(Namespace(f"sync-{column}", ttl=_TTL), exclude=("calls", "value"))(_loaded_once(value)),
-        "cachetools": cachetools.cached(cachetools.TTLCache(_SIZE, _TTL))(_loaded_once(value)),
-        "cachetools, LRU only": cachetools.cached(cachetools.LRUCache(_SIZE))(_loaded_once(value)),
-        "dogpile.cache": region.cache_on_arguments()(_loaded_once(value)),
-        "functools.lru_cache": lru_cache(_SIZE)(_loaded_once(value)),
-    }
-    if column == "dict":
-        shared = Namespace("sync-shared", ttl=_TTL, share=True)
-        contenders[SHARED] = manager.cached(shared, exclude=("calls", "value"))(_loaded_once(value))
-    return contenders
+async def _fill(plan: Plan, contenders: Mapping[str, Any], timer: Timer, keys: list[str]) -> None:
+    """Load all keys into the other contenders; have ours, which are stored, found once, as they were in use."""
+    for name, contender in contenders.items():
+        plan.progress(f"filling {name}")
+        await timer(contender, keys)

@@ -19,11 +19,12 @@ import redis.asyncio
 
 from benchmarks.plan import PREFIX, SMALL_DICT, checked, settle
 from benchmarks.raw import RawSubscriber
+from benchmarks.stampede import CONTENDERS, Stampede
 from magnus_cache import AsyncCacheManager, Namespace
 
 __all__ = ["BARE", "CLEARED", "CLIENT", "HELD", "RAW", "Peer", "key_of", "peer", "spread"]
 
-Role = Literal["reader", "prober"]
+Role = Literal["reader", "prober", "stampede"]
 
 HELD: Final = Namespace("held", ttl=3600)
 """Where the reader holds keys. They outlive the benchmark: none is announced because it has expired."""
@@ -290,7 +291,24 @@ class _Prober:
         return time.monotonic() - start
 
 
+async def _serve_stampede(host: str, port: int) -> None:
+    async with AsyncExitStack() as stack:
+        stampede = Stampede(host, port)
+        await stampede.open(stack)
+        settle()
+        _say("ready")
+        async for words in _requests():
+            match words:
+                case ["contenders"]:
+                    _say(",".join(stampede.contenders))
+                case ["storm", number, key, tasks, at]:
+                    _say(await stampede.storm(CONTENDERS[int(number)], key, int(tasks), float(at)))
+
+
 def _main(role: str, host: str, port: str) -> None:
+    if role == "stampede":
+        asyncio.run(_serve_stampede(host, int(port)))
+        return
     if role == "reader":
         asyncio.run(_serve(host, int(port)))
         return

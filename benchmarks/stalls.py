@@ -16,7 +16,7 @@ from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine import codec
 
-__all__ = ["stalls"]
+__all__ = ["lateness", "stalls"]
 
 _ROWS: Final = 20_000
 _SMALL_ROWS: Final = 50
@@ -75,8 +75,8 @@ async def _measure(plan: Plan, table: Table) -> None:
         try:
             for _ in range(plan.rounds):
                 for (column, call), other in zip(calls.items(), at_once, strict=True):
-                    table.add(column, OURS, await _lateness(call))
-                    table.add(column, _AT_ONCE, await _lateness(other))
+                    table.add(column, OURS, await lateness(call))
+                    table.add(column, _AT_ONCE, await lateness(other))
         finally:
             gc.enable()
 
@@ -86,7 +86,7 @@ def _rows(count: int) -> list[dict[str, Any]]:
     return [{"id": number, "price": Decimal("12.34"), "at": moment, "text": "x" * 20} for number in range(count)]
 
 
-async def _lateness(call: Call) -> float:
+async def lateness(call: Call) -> float:
     """Return by how many milliseconds a timer was late at most while a call was awaited."""
     worst, over = 0.0, False
 

@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. What Python flushes at exit has to go somewhere.
+        # The reader, such as `head`, has closed the pipe. At exit, Python flushes stdout, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        # What a shell expects of a program that Ctrl-C ended.
+        # The exit code that shells expect of a program that Ctrl-C ended.
         return 130
     return code
 

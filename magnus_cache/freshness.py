@@ -1,4 +1,4 @@
-"""How long a value is fresh, and what may be done with it afterwards: the decisions, without any I/O.
+"""Policies of freshness: how long a value is fresh, when it is refreshed, and how long it may be served stale.
 
 A value is *fresh* until its TTL ends. At a random moment before that, it may be due for an *early* refresh. After the
 TTL it is *stale* for its namespace's grace: it may be served while it is loaded, or because it cannot be loaded. After
@@ -6,7 +6,8 @@ the grace it is *gone*. All times are seconds on one clock; randomness is passed
 
 The early refresh is XFetch (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic Cache Stampede Prevention, 2015).
 It draws a random number once for each value that is read into memory, not once for each hit. A fleet then draws as
-often as it has processes, which is enough to spread the refreshes, and hits cost nothing more.
+often as it has processes, which is enough to spread the refreshes, and hits cost nothing more. This module only
+decides; it does no I/O.
 """
 
 import math
@@ -65,7 +66,7 @@ class Freshness:
 
     @classmethod
     def of(cls, options: FreshnessOptions) -> "Freshness":
-        """Return the policy that these options make.
+        """Return the policy with these options.
 
         :raises CacheArgumentError: for an invalid option, naming it.
         """
@@ -73,11 +74,11 @@ class Freshness:
 
     @property
     def in_tasks(self) -> bool:
-        """Whether loads may have to continue after their callers have left, so that they must not run in a caller."""
+        """Whether loads may outlast their callers, and so run in tasks of their own."""
         return self.soft_timeout is not None or self.hard_timeout is not None or self.early > 0
 
     def negative_ttl(self, error: BaseException) -> float | None:
-        """Return for how many seconds an error is remembered; None if it is not."""
+        """Return the seconds for which an error is remembered; None if it is not remembered."""
         return next((ttl for kind, ttl in self.negative if isinstance(error, kind)), None)
 
 
@@ -86,7 +87,7 @@ NO_POLICY: Final = Freshness()
 
 
 def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
-    """Return a policy with some of its parts replaced.
+    """Return a policy with some of its options replaced.
 
     :raises CacheArgumentError: for an invalid option, naming it.
     :raises CacheTypeError: for an option of the wrong type or of an unknown name.
@@ -97,7 +98,7 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
             raise CacheTypeError(name, f"no such option; the options are {', '.join(parts)}")
         parts[name] = _CHECKS[name](value, name)
     if options.get("soft_timeout") is None:
-        # An inherited one gives way to a call that wants nothing stale, and to a call that waits for less time.
+        # An inherited soft_timeout yields to a call without grace, and to a call with a shorter hard_timeout.
         inherited, hard = parts["soft_timeout"], parts["hard_timeout"]
         if inherited is not None:
             parts["soft_timeout"] = None if not parts["grace"] else inherited if hard is None else min(inherited, hard)
@@ -106,7 +107,7 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
         return NO_POLICY
     soft, hard = result.soft_timeout, result.hard_timeout
     if soft is not None and not result.grace:
-        problem = "it needs a stale value to serve; give a grace as well, such as grace='1h'"
+        problem = "a soft_timeout needs a stale value to serve; give a grace as well, such as grace='1h'"
         raise CacheArgumentError("soft_timeout", problem)
     if soft is not None and hard is not None and soft > hard:
         raise CacheArgumentError("soft_timeout", f"{soft:g} s is longer than the hard_timeout of {hard:g} s")
@@ -117,7 +118,7 @@ def merged(policy: Freshness, options: FreshnessOptions) -> Freshness:
 
 
 class FreshnessState(Enum):
-    """What may be done with a value now."""
+    """How fresh a value is now."""
 
     FRESH = "fresh"
     EARLY = "early"
@@ -128,11 +129,11 @@ class FreshnessState(Enum):
 
 
 def classify(now: float, due: float, fresh_until: float, end: float) -> FreshnessState:
-    """Return what may be done with a value. All arguments are seconds of one clock.
+    """Return how fresh a value is. All arguments are seconds of one clock.
 
     :param due: when an early refresh is due.
     :param fresh_until: when the value becomes stale.
-    :param end: when it is gone.
+    :param end: when the value is gone.
     """
     if now < due:
         return FreshnessState.FRESH
@@ -142,7 +143,7 @@ def classify(now: float, due: float, fresh_until: float, end: float) -> Freshnes
 
 
 def early_by(cost: float, beta: float, random: Callable[[], float]) -> float:
-    """Return how many seconds before it expires a value is due for a refresh.
+    """Return how many seconds before its end a value is due for an early refresh.
 
     :param cost: seconds that its load took.
     :param random: returns numbers from 0 to below 1.
@@ -152,7 +153,7 @@ def early_by(cost: float, beta: float, random: Callable[[], float]) -> float:
 
 
 def lifetime(ttl: float, jitter: float, random: Callable[[], float]) -> float:
-    """Return the seconds that a value is to live: at most its TTL.
+    """Return the TTL of one value, shortened at random.
 
     :param jitter: the share of the TTL that is random, 0 to below 1.
     :param random: returns numbers from 0 to below 1.
@@ -160,11 +161,11 @@ def lifetime(ttl: float, jitter: float, random: Callable[[], float]) -> float:
     return ttl * (1.0 - jitter * random()) if jitter else ttl
 
 
-# -- what callers write -------------------------------------------------------------------------------------------
+# -- options of callers -------------------------------------------------------------------------------------------
 
 
 def _span(value: Any, argument: str) -> float:
-    """Return a duration in seconds; it may be zero."""
+    """Return a duration in seconds, 0 or more; None means 0."""
     return 0.0 if value is None else seconds(value, argument, zero=True)
 
 
@@ -180,7 +181,7 @@ def _pause(value: Any, argument: str) -> float:
     try:
         return _RETRY if value is None else seconds(value, argument)
     except CacheArgumentError as error:
-        hint = "to try again with nearly every call, give a short one, such as '1ms'"
+        hint = "to retry with nearly every call, give a short duration, such as '1ms'"
         raise type(error)(argument, f"{error.problem}; {hint}") from None
 
 
@@ -198,7 +199,7 @@ def _number(value: Any, argument: str) -> float:
 def _share(value: Any, argument: str) -> float:
     share = _number(value, argument)
     if share >= 1:
-        raise CacheArgumentError(argument, f"it is a share of the TTL, 0 to below 1, got {value}")
+        raise CacheArgumentError(argument, f"a share of the TTL is needed, 0 to below 1, got {value}")
     return share
 
 

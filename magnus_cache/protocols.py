@@ -1,8 +1,8 @@
 """The types of cached functions, for annotations of functions that take or return them.
 
-A cached function keeps its parameters and its result. These types add what the cache adds. One type is for both kinds:
-the result of a coroutine function is a coroutine, and so are the results of what is added. With a type for each kind,
-checkers would have to choose for a function of any type, ``(x: T) -> T``, and would choose wrongly.
+A cached function keeps its parameters and its result. These types describe the operations that the cache adds. One type
+is for plain and coroutine functions: a coroutine function returns a coroutine, and so do its operations. With a type
+for each kind, checkers would have to choose one for a generic function, ``(x: T) -> T``, and would choose wrongly.
 
 To a type checker, a cached method is an object and not a method. mypy accepts it for a protocol or an abstract method;
 pyright does not. Neither lets a plain method override it, because a plain method has no `invalidate`. Use `as_method`
@@ -35,11 +35,11 @@ class CacheInfo(NamedTuple):
     loads: int
     namespace: str
     ttl: float | None
-    """Seconds, or None if it is computed from the value."""
+    """Seconds, or None if the TTL is computed from the value."""
 
 
-class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: telling the kinds apart does not use it
-    """A cached function. Call it as before, or use what the cache adds; for a coroutine function, await it.
+class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # the overloads do not make use of it
+    """A cached function: call it as before, or use its operations. Those of a coroutine function are awaited.
 
     - ``invalidate(...)`` removes the value for these arguments everywhere and returns whether there was one.
     - ``refresh(...)`` calls the function now, stores its value and returns it.
@@ -71,7 +71,7 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: telli
         ...
 
     def cache_info(self) -> CacheInfo:
-        """Return the figures of this function."""
+        """Return the counts of this function in this process."""
         ...
 
     @overload
@@ -118,7 +118,7 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # it is covariant: telli
 
 
 class CachedOfClass(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
-    """A cached classmethod reached through its class; to mypy, any cached method, with or without first argument."""
+    """A cached classmethod reached through its class. For mypy, any cached method, with or without first argument."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -127,7 +127,7 @@ class CachedOfClass(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  
 
 
 AsyncCached: TypeAlias = Cached[P, Coroutine[Any, Any, R]]
-"""A cached coroutine function. Call it as before, or use what the cache adds."""
+"""A cached coroutine function: await it as before, or use its operations."""
 
 
 class Decorator(Protocol):
@@ -202,7 +202,7 @@ class BatchDecorator(Protocol):
 def as_method(function: Callable[P, R], /) -> Callable[P, R]:
     """Return the same cached function, but let type checkers see a plain one. Write it above `cached`.
 
-    A cached method then fits a protocol, overrides a method and can be overridden. What the cache adds to it is still
-    there, but type checkers do not see it.
+    A cached method then fits a protocol, overrides a method and can be overridden. The operations of the cache still
+    work, but type checkers do not see them.
     """
     return function

@@ -14,12 +14,12 @@ import trustme
 from hypothesis import settings
 
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
-from magnus_cache._engine.runtime import log
 from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.support import leaks
 from tests.support.fleet import Fleet, Worker
+from tests.support.inside import forget_log_lines
 from tests.support.wait import wait_until
 
 # A shell has what it runs in the background ignore Ctrl-C, and so would the tests of what it does, and their processes.
@@ -177,7 +177,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _a_log_that_has_said_nothing() -> None:
     """What one test had logged is no reason to hold it back in another."""
-    log.forget_all()
+    forget_log_lines()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,8 +1,8 @@
 """The guide's six workloads, before and after the cache, on this machine: ``python -m magnus_cache demo``.
 
-Where to look: `apps` is the application without and with the cache, and `workloads` calls it; `service` and `database`
-are what it finds in the real world, with their calls counted by `call_counter`; `environment` starts and stops them;
-`steps` is the show itself, and `console` prints it.
+Where to look: `apps` is the application without and with the cache, and `workloads` calls it. `service` and `database`
+are its slow sources, and `call_counter` counts their calls. `environment` starts and stops them. `steps` runs the demo,
+and `console` prints it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Counts the calls that reach a source, which shows what a cache saves."""
+"""A counter of the calls that reach a source; it shows how many calls a cache saves."""
 
 import threading
 from collections import Counter

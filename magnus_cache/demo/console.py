@@ -40,7 +40,7 @@ class Console:
 
     @property
     def width(self) -> int:
-        """Columns that there are."""
+        """The columns of the terminal, 100 at most."""
         return self._width
 
     def title(self, text: str) -> None:
@@ -62,16 +62,16 @@ class Console:
         self._print("", *lines, "")
 
     def check(self, holds: bool, promise: str) -> None:
-        """Print whether a promise holds; one that does not fails the demo."""
+        """Print whether a promise holds. A promise that does not hold fails the demo."""
         self._checks += 1
         if not holds:
             self.failures.append(promise)
-        mark = self._styled("ok  ", _GREEN) if holds else self._styled("FAIL", _RED)
+        outcome = self._styled("ok  ", _GREEN) if holds else self._styled("FAIL", _RED)
         head, *rest = self._wrapped(promise, _INDENT + "     ")
-        self._print(f"{_INDENT}{mark} {head.lstrip()}", *rest)
+        self._print(f"{_INDENT}{outcome} {head.lstrip()}", *rest)
 
     def verdict(self) -> bool:
-        """Print whether all checks held, or which did not, and return it."""
+        """Print the failed checks, if any; return whether all checks held."""
         if not self.failures:
             self._print("", self._styled(f"All {self._checks} checks held.", _GREEN))
             return True
@@ -82,7 +82,7 @@ class Console:
 
     @contextmanager
     def logging(self, name: str) -> Generator[None, None, None]:
-        """Show what a logger warns of among the remarks, instead of where it would go."""
+        """Print the warnings of a logger among the remarks, and nowhere else."""
         logger = logging.getLogger(name)
         handler = _LogLines(self)
         propagate, logger.propagate = logger.propagate, False
@@ -122,7 +122,7 @@ class _LogLines(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one workload took its callers, in milliseconds, and how often it was called."""
+    """The times of one workload in milliseconds, and the numbers of its calls."""
 
     workload: Workload
     before: float
@@ -155,7 +155,7 @@ class Row:
 _HEADER = ("Feature", "Before (ms)", "First", "Redis", "After (ms)", "Improvement", "Calls saved")
 
 _SPARED = ("Calls saved", "First", "Redis", "Improvement")
-"""Columns that a narrow terminal is spared, in this order."""
+"""Columns that are left out on a narrow terminal, in this order."""
 
 
 def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -177,7 +177,7 @@ def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return what the cache saved each kind of source, in one sentence."""
+    """Return a sentence on the calls that the cache saved each kind of source."""
     parts: list[str] = []
     for source, name in (("HTTP", "API calls"), ("SQL", "database queries")):
         of_source = [row for row in rows if row.workload.source == source]
@@ -193,5 +193,5 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _improvement(before: float, after: float) -> str:
-    # Rounded down: nothing gets a hundred percent faster.
+    # Rounded down, because no call gets 100% faster.
     return f"{math.floor((1 - after / before) * 10_000) / 100:.2f}%"

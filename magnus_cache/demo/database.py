@@ -26,7 +26,7 @@ Rows = list[tuple[Any, ...]]
 _FROM_TEXT: Final[dict[type, Callable[[str], Any]]] = {
     str: str, int: int, float: float, Decimal: Decimal, date: date.fromisoformat, datetime: datetime.fromisoformat,
 }  # fmt: skip
-"""How a value of a column is made of its text."""
+"""By type of a column: the function that makes a value from its text."""
 
 _SQL_TYPES: Final = {int: "INTEGER", float: "REAL"}
 """SQLite stores values of all other types as text."""
@@ -91,7 +91,7 @@ NFL-NYG-WAS,New York beats Washington,NFL,closed,0.00,2024-11-03T18:00:00+00:00
 NBA-BOS-NYK,Boston beats New York,NBA,active,0.66,2025-04-08T23:30:00+00:00
 """,
     ),
-    # Newest first, and by age, so that "the last 24 hours" is never empty. One has a picture and no text.
+    # Newest first, with ages in place of times, so that "the last 24 hours" is never empty. One message has no text.
     "discord_messages": Table(
         {"id": int, "channel": str, "author": str, "content": str, "timestamp": datetime},
         """\
@@ -114,7 +114,7 @@ _HOURS_AGO: Final = re.compile(r"NOW\(\) - INTERVAL '%s hours'")
 
 
 def _translated(sql: str, table: str) -> str:
-    """Return a query in SQLite's words, and slow."""
+    """Return a query in SQLite's dialect, with the delay in it."""
     sql = _HOURS_AGO.sub("datetime('now', '-' || ? || ' hours')", sql).replace("%s", "?")
     # A subquery of its own: SQLite runs it once a query, not once a row.
     return sql.replace("WHERE", f"WHERE (SELECT slow('{table}')) AND", 1)
@@ -122,7 +122,7 @@ def _translated(sql: str, table: str) -> str:
 
 def _to_sqlite(value: Any) -> Any:
     if isinstance(value, datetime):
-        # With a space, so that it compares with what `datetime('now')` returns.
+        # With a space, as in the result of `datetime('now')`, so that the two compare.
         return value.astimezone(UTC).isoformat(sep=" ")
     return str(value) if isinstance(value, Decimal | date) else value
 

@@ -1,4 +1,4 @@
-"""What surrounds the application: its sources, its Redis, and the managers that play the part of its processes."""
+"""The environment of the application: its sources, its Redis, and a manager for each simulated process."""
 
 import socket
 import tempfile
@@ -21,10 +21,10 @@ __all__ = ["Context", "Environment", "open_environment"]
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The sources and the Redis, while they run.
+    """The running sources and the running Redis.
 
     :ivar plain: the application without a cache.
-    :ivar unlimited: a client that does not limit its own calls, so that the service has to.
+    :ivar unlimited: a second client of the service, which sends as many calls as it is asked for.
     :ivar calls: the calls that reached a source, by workload.
     :ivar server: the Redis, or None when the demo runs on the memory fallback.
     """
@@ -37,9 +37,9 @@ class Environment:
     redis_url: str
 
     def manager(self) -> AsyncCacheManager:
-        """Return a new cache, such as another process of the application has; `sync` is its blocking face.
+        """Return a new cache, as another process of the application would have; `sync` is its blocking manager.
 
-        Everything but the place of Redis is the default: the demo ignores settings in the user's environment.
+        All settings but the URL of Redis are the defaults: the demo ignores the user's environment.
         """
         fields = CacheSettings.model_fields.items()
         defaults = {name: field.default for name, field in fields if not name.startswith("redis_")}
@@ -48,9 +48,9 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every step of the demo uses: the environment, the cache, its blocking and async callers, and the console.
+    """The environment, the cache, its blocking and async callers, and the console, for every step of the demo.
 
-    :ivar cache: the async face; `cache.sync` is the blocking one of the same cache.
+    :ivar cache: the async manager; `cache.sync` is the blocking manager of the same cache.
     """
 
     environment: Environment

@@ -50,10 +50,10 @@ PORTFOLIOS: Final[dict[str, dict[str, Any]]] = {
 }
 
 _DEFAULT_USER: Final = "user1"
-"""Whose portfolio it is when the request names no user."""
+"""The user of a request that names none."""
 
 ANSWER: Final = "As a {personality} advisor, on {prompt!r}: you hold shares and sell somebody the right to buy them."
-"""What the language model has to say to any prompt."""
+"""The answer of the language model to any prompt."""
 
 RATE_LIMIT: Final = 20
 """Calls that one client may make to one address of the service within `RATE_WINDOW`."""
@@ -70,7 +70,7 @@ _ANSWERS: Final[dict[str, tuple[str, Callable[[dict[str, str]], Any]]]] = {
 
 
 class RateLimit:
-    """Lets each client make so many calls within a sliding window of time."""
+    """A limit on the calls of each client within a sliding window of time."""
 
     def __init__(self, calls: int = RATE_LIMIT, window: float = RATE_WINDOW) -> None:
         self._calls = calls
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server
 
     def do_GET(self) -> None:
-        """Answer ``/path?name=value``, after as long as the real thing would take."""
+        """Answer ``/path?name=value`` after the latency of the workload."""
         url = urlsplit(self.path)
         path = url.path.rstrip("/")
         if path not in _ANSWERS:

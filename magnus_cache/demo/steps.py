@@ -1,4 +1,4 @@
-"""The demo's steps, and `run_demo`, which takes them in order: before and after, a stampede, an outage of Redis."""
+"""`run_demo` and its steps: the workloads before and after, a stampede, an outage of Redis."""
 
 import asyncio
 import statistics
@@ -39,7 +39,7 @@ _MAX_WAIT: Final = 10.0
 
 
 def run_demo(*, speed: float = 1.0, with_server: bool = True, console: Console | None = None) -> bool:
-    """Run the demo and return whether all its promises held.
+    """Run the demo and return whether all checks passed.
 
     :param speed: how many times faster than in the guide the sources are; 1 or more.
     :param with_server: whether to start a Redis; without, the cache runs on its memory fallback.
@@ -87,7 +87,7 @@ async def _statistics(context: Context) -> None:
 
 
 def _nothing_left(environment: Environment, threads: Iterable[threading.Thread], console: Console) -> None:
-    console.step("Everything is taken away again.")
+    console.step("The demo cleans up.")
     for thread in threads:
         thread.join(_JOIN_TIMEOUT)
     console.check(not any(thread.is_alive() for thread in threads), "no thread is left")
@@ -133,7 +133,7 @@ async def _before_and_after(context: Context, callers: Callers) -> None:
         "with the cache, each source was asked once, however often the application asked",
     )
     console.check(all(row.near < row.before for row in rows), "every workload is faster with the cache")
-    # Not all: after a stall of a second, the cache asks Redis first whether its entries are current.
+    # 90% only: after a stall of a second, the cache asks Redis first whether its entries are current.
     asked = _HITS * len(WORKLOADS)
     console.check(near_hits >= 0.9 * asked, f"{near_hits} of {asked} later calls were served from memory")
 
@@ -227,7 +227,7 @@ def _price_requests(callers: Callers, cache: AsyncCacheManager, count: int) -> l
 
 async def _redis_stops(context: Context, server: EmbeddedServer) -> None:
     """Stop Redis while the application is in use, and check what still works."""
-    context.console.step("Redis stops half-way; the application goes on with this process's memory.")
+    context.console.step("Redis stops half-way; the application continues with this process's memory.")
     apps = [callers.cached(context.cache) for callers in context.callers]
     before = [await callers.side_by_side(app) for callers, app in zip(context.callers, apps, strict=True)]
 
@@ -247,7 +247,7 @@ async def _redis_stops(context: Context, server: EmbeddedServer) -> None:
 
 async def _redis_comes_back(context: Context, server: EmbeddedServer) -> None:
     """Start Redis again, and check that the application uses it."""
-    context.console.step("Redis starts again, empty, on the same port; nobody tells the application.")
+    context.console.step("Redis starts again, empty, on the same port; the application is not told.")
     await asyncio.to_thread(server.restart)
     waited = await _until(_becomes(context, available=True))
     context.console.check(
@@ -305,6 +305,6 @@ def _becomes(context: Context, *, available: bool) -> Callable[[], Awaitable[boo
 async def _until(reached: Callable[[], Awaitable[bool]]) -> float:
     """Wait until the condition holds, for `_MAX_WAIT` at most; return the seconds it took."""
     started = monotonic()
-    while not await reached() and monotonic() < started + _MAX_WAIT:  # noqa: ASYNC110  # no event tells of it
+    while not await reached() and monotonic() < started + _MAX_WAIT:  # noqa: ASYNC110  # there is no event for this
         await asyncio.sleep(0.01)
     return monotonic() - started

@@ -45,7 +45,7 @@ WORKLOADS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a call returned, and how long it took its caller."""
+    """The result of a call, and the time that its caller waited."""
 
     value: Any
     milliseconds: float
@@ -56,7 +56,7 @@ class Callers:
     """One kind of callers.
 
     :ivar plain: their application without a cache.
-    :ivar timed: makes a call as they do, and times it.
+    :ivar timed: makes a call as these callers do, and times it.
     :ivar cached: returns their application with a cache.
     """
 

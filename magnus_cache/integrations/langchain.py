@@ -17,7 +17,7 @@ library("langchain_core", extra="langchain")
 
 
 def register() -> None:
-    """Register the models. Importing this module does it; call it again after a reload of the library."""
+    """Register the models. Importing this module does this; call it again after a reload of the library."""
     modules = (
         "langchain_core.messages",
         "langchain_core.outputs",

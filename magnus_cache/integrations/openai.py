@@ -16,7 +16,7 @@ library("openai", extra="openai")
 
 
 def register() -> None:
-    """Register the response models. Importing this module does it; call it again after a reload of the library."""
+    """Register the response models. Importing this module does this; call it again after a reload of the library."""
     modules = ("openai.types", "openai.types.chat", "openai.types.responses", "openai.types.audio")
     for model in models_of(modules):
         register_type(model)

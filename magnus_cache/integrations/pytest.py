@@ -38,7 +38,7 @@ def magnus(request: pytest.FixtureRequest, magnus_settings: dict[str, Any]) -> "
 
     settings = dict(magnus_settings)
     if "magnus_clock" in request.fixturenames:
-        # First, so that it outlives the cache: otherwise the cache would see time go back.
+        # The clock comes first and so outlives the cache, which would otherwise see time go back.
         request.getfixturevalue("magnus_clock")
     for name in ("magnus_faults", "magnus_server"):
         if name in request.fixturenames:
@@ -57,7 +57,7 @@ class _Servers:
         from magnus_cache.embedded import EmbeddedServer
 
         if self._server is None or not self._server.directory.is_dir():
-            # A test has closed it for good.
+            # A test has closed the server for good.
             self._server = EmbeddedServer()
         return self._server.start()
 

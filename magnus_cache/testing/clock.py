@@ -20,9 +20,9 @@ _running: Final[list["VirtualClock"]] = []
 class VirtualClock:
     """The clock of all caches, as many seconds ahead of real time as the test says. Thread-safe.
 
-    It also runs by itself, like real time. `advance` lets time pass at once: values expire, trust ends, retries become
-    due. The caches assume that the servers' clocks have advanced as well. Timers of the event loop, such as the timeout
-    of an exchange, use real time.
+    The clock also runs by itself, like real time. `advance` lets time pass at once: values expire, trust ends, retries
+    become due. The caches assume that the servers' clocks have advanced as well. Timers of the event loop, such as
+    the timeout of an exchange, use real time.
 
     :ivar ahead: seconds ahead of real time.
     """
@@ -36,7 +36,7 @@ class VirtualClock:
         return monotonic() + self.ahead
 
     def advance(self, seconds: float) -> None:
-        """Let some seconds pass at once.
+        """Advance the clock by some seconds at once.
 
         :raises CacheArgumentError: for a negative number, because a clock does not go back.
         """
@@ -48,10 +48,10 @@ class VirtualClock:
 
 @contextmanager
 def virtual_clock() -> Generator[VirtualClock]:
-    """Within the block, all caches of this process use a clock that the test advances, in all threads.
+    """Return a context manager: within its block, all caches of this process use a clock that the test advances.
 
-    This includes caches that were made before. After the block, time continues from where the clock was, as long as one
-    of these caches is open: if time went back for a cache, it would serve its values for too long.
+    This includes caches that were made before, and all threads. After the block, time continues from where the clock
+    was, as long as one of these caches is open: if time went back for a cache, it would serve its values for too long.
     """
     with section():
         _set_right()
@@ -71,7 +71,7 @@ def _leave(clock: VirtualClock) -> None:
     if not innermost:
         return
     if _running:
-        # The outer clock was not read meanwhile.
+        # The outer clock stood still meanwhile, so it catches up.
         outer = _running[-1]
         outer.ahead = max(outer.ahead, clock.ahead)
         switch_process_clock(outer)

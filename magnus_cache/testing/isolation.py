@@ -19,7 +19,7 @@ _LONGEST: Final = 5.0
 """Seconds for removing what a test has stored. Values that are left then expire."""
 
 
-class isolated:  # noqa: N801  # called as a function is, and what it returns is a context manager of both kinds
+class isolated:  # noqa: N801  # called like a function; the result is a context manager of both kinds
     """Within the block, the process-wide cache is another one: empty, with its own statistics and its own prefix.
 
     All functions decorated through `get_cache_manager()` use it, and so do managers that were obtained there. ``with``
@@ -84,12 +84,12 @@ class isolated:  # noqa: N801  # called as a function is, and what it returns is
                     await _wiped(state)
 
     def _wipes(self, state: State) -> bool:
-        """Whether to remove values: not under a prefix that others may use, and not if Redis is away."""
+        """Whether to remove values from Redis: only under our own prefix, and only while Redis is available."""
         return state.settings.prefix == self._own["prefix"] and not state.closed and state.redis_available
 
 
 async def _wiped(state: State) -> None:
-    # Deferred, as wherever a connection is made: importing redis-py takes longer than all the rest.
+    # Not at the top: redis-py takes longer to import than all the rest of this package.
     from magnus_cache._engine.redis.single_connection import wipe
 
     if state.endpoint is not None:

@@ -78,7 +78,7 @@ class LeakCheck:
         return thread.name.startswith(tuple(ignored))
 
     def _begin(self) -> None:
-        # Garbage collected during the block would hide as many things that are left.
+        # Objects that are collected during the block would hide as many leaks.
         gc.collect()
         self._before = _Present(frozenset(_threads()), frozenset(_tasks()), _files())
 
@@ -133,7 +133,7 @@ def _threads() -> set[threading.Thread]:
 def _tasks() -> set[asyncio.Task[Any]]:
     if not _in_coroutine():
         return set()
-    # The task that runs this exists before and after, but with fixtures it may be another one.
+    # The current task exists before and after the block, but with fixtures they may be two tasks.
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 

@@ -17,7 +17,7 @@ def without_ending_what_was_dropped() -> None:
 @guard(f"{HERE}::test_what_redis_was_not_told_is_told_at_last")
 def without_telling_redis_when_a_manager_is_dropped() -> None:
     def drop(state: Any) -> None:
-        state.farewell = nothing
+        state.final_replay = nothing
         dropped.drop(state)
 
     put(engine, "drop", drop)

@@ -44,12 +44,12 @@ def without_a_place_for_the_tag_of_a_function() -> None:
 
 @guard(f"{HERE}::test_values_stored_without_the_tag_are_served")
 def without_serving_values_that_have_no_tag() -> None:
-    original = epochs.Epochs.minimum
+    original = epochs.Epochs.lowest_valid
 
-    def floor(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
+    def lowest_valid(self: Any, known: Any, epoch_names: Any, tags: Any = ()) -> Any:
         return original(self, known, epoch_names, tags or epoch_names.tags)
 
-    put(epochs.Epochs, "minimum", floor)
+    put(epochs.Epochs, "lowest_valid", lowest_valid)
 
 
 @guard(f"{HERE}::test_the_epoch_of_a_function_comes_along_with_its_first_value")
@@ -75,15 +75,15 @@ def without_the_marks_of_functions_in_a_forked_child() -> None:
 
 @guard(f"{HERE}::test_a_process_that_met_the_values_before_the_function")
 def without_taking_over_the_mark_that_values_have_already() -> None:
-    original = epochs.Epochs.function_realm
+    original = epochs.Epochs.function_epoch_names
 
-    def function_realm(self: Any, namespace: str, tag: str) -> Any:
+    def function_epoch_names(self: Any, namespace: str, tag: str) -> Any:
         name = self.tag_name(tag)
         if name not in self._functions:
             self._stamps.pop(name, None)
         return original(self, namespace, tag)
 
-    put(epochs.Epochs, "function_realm", function_realm)
+    put(epochs.Epochs, "function_epoch_names", function_epoch_names)
 
 
 @guard(f"{HERE}::test_its_tag_takes_no_room_of_values")
@@ -111,7 +111,7 @@ def without_leaving_a_clear_of_a_function_for_later() -> None:
 
         def clear() -> None:
             engine = place.engine
-            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
 
         return clear, *operations[1:]
 

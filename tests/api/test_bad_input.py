@@ -181,7 +181,7 @@ def test_a_duration_that_may_be_zero_is_not_negative(name: str) -> None:
 
 
 def test_no_pause_at_all_after_a_failed_load() -> None:
-    with pytest.raises(CacheArgumentError, match=r"^retry: .*more than zero.*give a short one, such as '1ms'"):
+    with pytest.raises(CacheArgumentError, match=r"^retry: .*more than zero.*give a short duration, such as '1ms'"):
         Namespace("t", grace=60, retry=0)
     assert Namespace("t", grace=60, retry=None).freshness.retry == 5.0
 

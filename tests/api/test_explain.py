@@ -28,7 +28,7 @@ async def test_the_states_of_a_key(url: str, raw: redis.Redis) -> None:
             assert far.age == pytest.approx(20, abs=1)
             assert far.left == pytest.approx(40, abs=1)
             assert far.tags == ("x", "y")
-            assert (far.epoch or 0) >= (far.floor or 0) > 0
+            assert (far.epoch or 0) >= (far.lowest_valid_epoch or 0) > 0
             assert far.lease_holder is None
             assert "the value" not in str(far) + repr(far)
             assert "x, y" in str(far)

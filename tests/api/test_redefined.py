@@ -40,6 +40,18 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 CELL = "@cache.cached('cells'{})\ndef f(x):\n    return x{}\nresult = f(1)"
 
 
+DOCUMENTED = """
+@cache.cached('cells')
+def f(x):
+    {}
+    def inner():
+        {}
+        return x
+    inner()
+result = f(1)
+"""
+
+
 def test_other_code_under_the_same_key_is_told(notebook: Notebook, said: Callable[[], list[str]]) -> None:
     assert notebook.run(CELL.format("", "")) == 1
     assert said() == []
@@ -51,6 +63,12 @@ def test_other_code_under_the_same_key_is_told(notebook: Notebook, said: Callabl
     notebook.run("result = f(2), f(3)")
     assert len(said()) == 1
     assert notebook.run("f.clear()\nresult = f(1)") == 10
+
+
+def test_another_text_is_other_code(notebook: Notebook, said: Callable[[], list[str]]) -> None:
+    for text in ("one", "two"):
+        notebook.run(f"@cache.cached('cells')\ndef f(x):\n    'documented'\n    return x, '{text}'\nresult = f(1)")
+    assert len(said()) == 1
 
 
 def test_a_coroutine_function_too(notebook: Notebook, said: Callable[[], list[str]]) -> None:
@@ -67,6 +85,11 @@ def test_a_coroutine_function_too(notebook: Notebook, said: Callable[[], list[st
         pytest.param([CELL.format("", ""), CELL.format(", version=2", " * 10")], id="another version"),
         pytest.param([CELL.format("", ""), CELL.format(", key='{x}'", " * 10")], id="a key of its own"),
         pytest.param([CELL.format("", ""), CELL.format("", "").replace("'cells'", "'others'")], id="another namespace"),
+        pytest.param(
+            [DOCUMENTED.format('"first"', '"one"'), DOCUMENTED.format('"second"', '"two"')],
+            id="other docstrings",
+        ),
+        pytest.param([DOCUMENTED.format("", ""), DOCUMENTED.format('"one"', '"two"')], id="docstrings are new"),
         pytest.param(["result = [cache.cached('cells')(lambda x, k=k: x + k)(1) for k in (1, 2)]"] * 2, id="lambdas"),
         pytest.param(["result = cache.cached('cells')(print)('')"] * 2, id="what has no code of Python's"),
         pytest.param(

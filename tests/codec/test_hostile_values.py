@@ -20,7 +20,7 @@ from psycopg2.extras import RealDictRow
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.codec import budget, decode, encode, envelope
 from magnus_cache._engine.codec import builtin as builtin_types
-from magnus_cache._engine.codec.budget import RATIO, decoded_bytes
+from magnus_cache._engine.codec.budget import RATIO, counting
 from magnus_cache._engine.codec.class_cache import ClassCache
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheDecodeError, CacheValueTooLargeError
@@ -132,7 +132,7 @@ def test_the_estimate_comes_near_the_truth(value: Any) -> None:
     payload = encode(value)
     real = decoded_size(payload, value)
     # Counted token by token, as at 0 nothing is certain to fit.
-    estimate = decoded_bytes(payload, RATIO * len(payload))
+    estimate = at_once(counting(payload, RATIO * len(payload)))
     assert real / 2.2 < estimate
     # A dict of numbers takes twenty times its bytes. All others may be as large as their namespace allows.
     assert value is VALUES["numbers by number"] or estimate <= RATIO * len(payload)

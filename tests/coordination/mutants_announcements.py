@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
+from magnus_cache._engine.flights import callers
 from magnus_cache._engine.loading import acquire, joining
 from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
@@ -31,13 +32,18 @@ def without_refusing_to_join_on_an_unanswered_question() -> None:
     original = joining.JoinRules.confirm
 
     async def confirm(self: Any, *args: Any) -> None:
-        detach, self.flights.detach = self.flights.detach, nothing
+        detach, self.flights.detach_flight = self.flights.detach_flight, nothing
         try:
             await original(self, *args)
         finally:
-            self.flights.detach = detach
+            self.flights.detach_flight = detach
 
     put(joining.JoinRules, "confirm", confirm)
+
+
+@guard(f"{HERE}::test_many_who_cannot_be_told_whether_a_lease_stands_share_one_load")
+def without_a_load_for_all_who_get_no_answer() -> None:
+    put(callers.JoiningCaller, "began_before", lambda *_: False)
 
 
 @guard(f"{HERE}::test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease")
@@ -50,7 +56,7 @@ def without_asking_after_a_flush() -> None:
     def flushed(self: Any, wire: Any) -> None:
         for held in list(self._held.values()):
             self.voided(held)
-        self.ring_all()
+        self.notify_all()
 
     put(leases.Leases, "flushed", flushed)
 
@@ -92,7 +98,7 @@ def without_assuming_the_worst_of_a_lost_connections_announcements() -> None:
 
 @guard(f"{HERE}::test_an_epoch_that_cannot_be_read_again_counts_as_risen")
 def without_assuming_the_worst_of_an_epoch_that_cannot_be_read() -> None:
-    put(epoch_sync.EpochSync, "_unread", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
+    put(epoch_sync.EpochSync, "_unanswered", lambda _, known, name, *ended: epoch_sync._end(known, name, *ended))
 
 
 @guard(f"{HERE}::test_invariant_1_nobody_joins_before_an_announced_epoch_is_read_again")
@@ -102,7 +108,7 @@ def without_waiting_for_an_announced_epoch_before_joining() -> None:
 
 @guard(f"{HERE}::test_settled_takes_an_answer_that_an_announcement_has_followed")
 def without_counting_answers_that_an_announcement_has_followed() -> None:
-    put(epochs.Epochs, "last_minimum", nothing)
+    put(epochs.Epochs, "lowest_valid_seen", nothing)
 
 
 @guard(f"{HERE}::test_every_operation_works_where_nothing_can_be_tracked")

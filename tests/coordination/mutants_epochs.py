@@ -27,17 +27,17 @@ def without_capturing_the_epoch_before_the_load() -> None:
 
 @guard(HERE)
 def without_epochs() -> None:
-    put(epochs.Epochs, "minimum", lambda *_: 0)
+    put(epochs.Epochs, "lowest_valid", lambda *_: 0)
 
 
 @guard(HERE)
 def without_issuing_a_missing_epoch() -> None:
-    def told(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
+    def received(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
         self._epochs.seen(asking.name, epochs.epoch_of(raw))
         source.known.current.add(asking.name)
         return True
 
-    put(epoch_sync.EpochSync, "_told", told)
+    put(epoch_sync.EpochSync, "_received", received)
 
 
 @guard(HERE)
@@ -105,13 +105,13 @@ def without_a_bound_on_remembered_epochs() -> None:
 
 @guard(HERE)
 def without_the_epoch_that_came_with_the_lease() -> None:
-    original = acquire.LeaseAcquirer.informed
+    original = acquire.LeaseAcquirer.with_epochs
 
     async def informed(self: Any, wire_: Any, request: Any, fence: Any) -> Any:
         names, tags = request.ref.epoch_names, request.tags
-        epoch, known = fence.epoch, self._state.epochs.minimum(wire_.known, names, tags) is not None
+        epoch, known = fence.epoch, self._state.epochs.lowest_valid(wire_.known, names, tags) is not None
         fence = await original(self, wire_, request, fence)
         fence.epoch = epoch if known else fence.epoch
         return fence
 
-    put(acquire.LeaseAcquirer, "informed", informed)
+    put(acquire.LeaseAcquirer, "with_epochs", informed)

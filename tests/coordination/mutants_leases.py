@@ -35,11 +35,11 @@ def without_the_lease_in_a_write() -> None:
 
 @guard(HERE)
 def without_detach_on_delete() -> None:
-    def touch(self: Any, names: Any) -> None:
+    def forget_names(self: Any, names: Any) -> None:
         for name in names:
             self.memory.invalidate(name)
 
-    put(state.State, "touch", touch)
+    put(state.State, "forget_names", forget_names)
 
 
 @guard(HERE, "tests/coordination/test_epochs.py")
@@ -49,7 +49,7 @@ def without_detach_on_clear() -> None:
 
 @guard(HERE)
 def without_the_announcement_of_a_lost_lease() -> None:
-    put(leases.Leases, "announced", lambda self, name, _: self.ring(name))
+    put(leases.Leases, "announced", lambda self, name, _: self.notify(name))
 
 
 @guard(HERE)
@@ -68,8 +68,8 @@ def without_release_after_a_failure() -> None:
 
 
 @guard(HERE)
-def without_bells() -> None:
-    put(leases.Leases, "ring", nothing)
+def without_notifications() -> None:
+    put(leases.Leases, "notify", nothing)
 
 
 @guard(HERE)
@@ -95,7 +95,7 @@ def without_a_heartbeat_while_loading() -> None:
 
 @guard(HERE)
 def without_giving_back_what_was_granted_to_the_cancelled() -> None:
-    put(acquire, "_give_back", nothing)
+    put(acquire, "_release", nothing)
     original = acquire._Acquisition._on_reply
 
     def on_reply(self: Any, fill: Any, _: Any, *args: Any) -> Any:
@@ -128,14 +128,14 @@ def without_the_rejected_header() -> None:
 
 @guard(HERE)
 def without_refusing_to_keep_what_was_loaded_alone() -> None:
-    original = acquire.LeaseAcquirer.unclaimed
+    original = acquire.LeaseAcquirer.without_lease
 
-    def unclaimed(self: acquire.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
+    def without_lease(self: acquire.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
         fence = original(self, flight, fresh=fresh)
         fence.offline = self._state.generations.offline
         return fence
 
-    put(acquire.LeaseAcquirer, "unclaimed", unclaimed)
+    put(acquire.LeaseAcquirer, "without_lease", without_lease)
 
 
 @guard(HERE)
@@ -163,4 +163,4 @@ def without_settling_epochs_before_a_lease() -> None:
     async def at_once(*_: Any) -> None:
         return
 
-    put(acquire.LeaseAcquirer, "current", at_once)
+    put(acquire.LeaseAcquirer, "refresh_epochs", at_once)

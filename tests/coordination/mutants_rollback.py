@@ -21,8 +21,8 @@ def without_asking_again_for_a_history_once_the_data_is_gone() -> None:
 
 
 @guard(HERE)
-def without_vouching_for_a_server() -> None:
-    put(failover.FailoverGuard, "vouch", nothing)
+def without_restoring_the_identity_of_a_server() -> None:
+    put(failover.FailoverGuard, "restore_identity", nothing)
 
 
 @guard(HERE)

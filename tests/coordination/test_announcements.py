@@ -17,7 +17,7 @@ from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.documents import PAGES
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
-from tests.support.inside import ask_for_epoch, on_epoch_learned, waits_for_a_lease, wire_of
+from tests.support.inside import ask_for_epoch, hear_of_nothing, on_epoch_learned, waits_for_a_lease, wire_of
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until_async
 
@@ -67,7 +67,7 @@ def refuse_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise CacheUnavailableError("overloaded", "too much at once")
 
-    monkeypatch.setattr(Lease, "look", refused)
+    monkeypatch.setattr(Lease, "verify", refused)
 
 
 # -- leases -------------------------------------------------------------------------------------------------------
@@ -153,6 +153,21 @@ async def test_who_cannot_be_told_whether_a_lease_stands_does_not_join(url: str,
         assert (await call, await late, slow.calls) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("unasked")
+async def test_many_who_cannot_be_told_whether_a_lease_stands_share_one_load(url: str, monkeypatch: Any) -> None:
+    """None joins the load from before, and none puts aside the load that another of them has begun."""
+    slow = Slow()
+    async with fleet(url, 1, lease=60) as (one,):
+        call = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        refuse_questions(monkeypatch)
+        announce(one, LEASE)
+        late = [asyncio.create_task(one.get_or_set("t", "k", slow)) for _ in range(20)]
+        await wait_until_async(lambda: one._engine.state.flights.joined == 19)
+        slow.finish()
+        assert (await call, await asyncio.gather(*late), slow.calls) == (1, [1] * 20, 1)
+
+
 async def test_a_question_that_is_refused_detaches_the_load_and_keeps_its_lease(url: str, monkeypatch: Any) -> None:
     slow = Slow()
     async with fleet(url, 1, lease=60) as (one,):
@@ -230,10 +245,6 @@ async def test_invariant_1_an_epoch_that_rose_outdates_what_it_is_about(url: str
         assert await two.get("t", "k") is None
 
 
-async def _unheard(_: list[Any]) -> None:
-    """Do nothing about an announcement."""
-
-
 async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: str) -> None:
     """The second to hear of a clear finds its epoch known; what the first has learned is acted upon at once."""
     # So long a trust that it does not lapse meanwhile.
@@ -242,7 +253,7 @@ async def test_what_another_connection_learns_of_an_epoch_counts_for_all(url: st
         assert await two.get("t", "k") == "value"
         wire = wire_of(two)
         # Its own connection hears of nothing, as if what is announced were still on its way.
-        wire._pushed = _unheard  # type: ignore[method-assign]
+        hear_of_nothing(wire)
         await one._engine.state.replayer.bump([EPOCH])
         assert near(two, "t", "k")
         assert await asyncio.to_thread(two.sync.get, "t", "unknown") is None
@@ -375,9 +386,9 @@ async def test_settled_takes_an_answer_that_an_announcement_has_followed(url: st
         on_epoch_learned(state, lambda name: state.events.invalidated([name], wire))
         state.events.invalidated([EPOCH], wire)
         epoch_names = state.epochs.epoch_names("t")
-        floor = await asyncio.wait_for(state.epoch_reads.settled(wire, epoch_names), 10)
-        assert floor == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))
-        assert state.epochs.minimum(wire.known, epoch_names) is None
+        lowest_valid = await asyncio.wait_for(state.epoch_sync.settled(wire, epoch_names), 10)
+        assert lowest_valid == max(state.epochs.latest(EPOCH), state.epochs.latest(state.epochs.root))
+        assert state.epochs.lowest_valid(wire.known, epoch_names) is None
         assert await one.set("t", "k", 2)
 
 

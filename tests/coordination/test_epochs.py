@@ -173,7 +173,7 @@ async def test_invariant_2_the_epoch_is_captured_before_the_load(url: str) -> No
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         # The holder does not hear of it, so that it goes on to store its value.
-        one._engine.state.leases.touched = lambda _: None  # type: ignore[method-assign]
+        one._engine.state.leases.invalidated = lambda _: None  # type: ignore[method-assign]
         await two.clear("t")
         await told(one)
         slow.finish()
@@ -459,13 +459,13 @@ def test_the_memory_of_epochs_is_bounded() -> None:
     for name in (epochs.root, epoch_names.control):
         epochs.seen(name, 5)
         known.current.add(name)
-    assert epochs.minimum(known, epoch_names) == 5
+    assert epochs.lowest_valid(known, epoch_names) == 5
     for number in range(110_000):
         name = epochs.tag_name(f"tag{number}")
         epochs.seen(name, 10 + number)
         known.current.add(name)
     assert len(epochs._latest) <= 100_000
-    assert epochs.minimum(known, epoch_names) is None
+    assert epochs.lowest_valid(known, epoch_names) is None
     assert set(epochs.missing(known, epoch_names)) == {epochs.root, epoch_names.control}
     assert epochs.highest == 110_009
 

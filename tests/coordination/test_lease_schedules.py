@@ -140,10 +140,10 @@ class Play:
         early, force, fails = (self.chance.random() < odds for odds in (0.5, 0.1, 0.1))
         yield
         epoch, reject = self.epoch(), b""
-        claim = scripts.Claim.FORCED if force else scripts.Claim.FIRST
+        attempt = scripts.LeaseAttempt.FORCED if force else scripts.LeaseAttempt.FIRST
         for _ in range(4):
             yield
-            answer = self.line.ask(scripts.acquire(self.name, reject, token, LIFE, claim=claim))
+            answer = self.line.ask(scripts.acquire(self.name, reject, token, LIFE, attempt=attempt))
             if answer == scripts.LEASED:
                 break
             if isinstance(answer, bytes):

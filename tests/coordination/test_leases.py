@@ -430,7 +430,10 @@ async def test_acquire_and_fill_by_hand(url: str, raw: redis.Redis) -> None:
         assert await b.execute(commands.remove([NAME])) == 1
         # Taken by force, whoever holds it.
         assert await a.execute(scripts.acquire(NAME, b"", b"A3", 1000)) == scripts.LEASED
-        assert await b.execute(scripts.acquire(NAME, b"", b"B3", 1000, claim=scripts.Claim.FORCED)) == scripts.LEASED
+        assert (
+            await b.execute(scripts.acquire(NAME, b"", b"B3", 1000, attempt=scripts.LeaseAttempt.FORCED))
+            == scripts.LEASED
+        )
         assert await a.execute(scripts.fill(NAME, b"A3", b"old", 60_000)) == 0
 
 

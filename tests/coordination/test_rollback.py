@@ -231,26 +231,26 @@ async def test_a_server_whose_key_was_lost_with_its_latest_writes_is_not_believe
 
 
 @pytest.mark.parametrize("epoch", [0, 1795455194053949])
-def test_nobody_vouches_for_what_could_not_be_settled(epoch: int) -> None:
+def test_no_identity_is_restored_that_could_not_be_settled(epoch: int) -> None:
     """A server that could not be told to invalidate everything may have old values, whoever comes later."""
     calls: list[Any] = []
 
     class Stub:
         identity = b"run:one"
 
-        def vouch(self, *call: Any) -> None:
+        def restore_identity(self, *call: Any) -> None:
             calls.append(call)
 
     keyspace, stub = Keyspace("magnus"), cast("Any", Stub())
     failover = FailoverGuard(Epochs(keyspace), stub, Outbox(b"magnus:"), b"magnus:", lambda _: None)
     failover.arrived(b"run:zero", Arrival(True, 0))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     failover.arrived(b"run:one", Arrival(False, 0))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     assert not calls
     assert failover.knows(b"run:one") is None
     failover.arrived(b"run:one", Arrival(True, epoch))
-    failover.vouch(stub)
+    failover.restore_identity(stub)
     assert len(calls) == 1
 
 

@@ -92,7 +92,7 @@ def test_many_event_loops(url: str, raw: redis.Redis, *, pending: bool) -> None:
             await cache.aio.get_or_set("t", number, lambda: number)
             await cache.aio.delete("t", number)
             if pending:
-                cache._state.missed(lambda outbox: outbox.record([b"magnus:t:x"]))
+                cache._state.record_missed(lambda outbox: outbox.record([b"magnus:t:x"]))
                 cache._state.replayer.begin(wire_of(cache))
 
         for number in range(30):

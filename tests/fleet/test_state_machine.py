@@ -542,11 +542,11 @@ def test_invariant_1_nothing_invalidated_is_ever_read_again(server: EmbeddedServ
 def _joined_after_a_delete(patch: pytest.MonkeyPatch) -> None:
     """A delete does not keep later callers from joining the load that it overtook, nor does the news of it."""
 
-    def touch(self: State, names: Iterable[bytes]) -> None:
+    def forget_names(self: State, names: Iterable[bytes]) -> None:
         for name in names:
             self.memory.invalidate(name)
 
-    patch.setattr(State, "touch", touch)
+    patch.setattr(State, "forget_names", forget_names)
     patch.setattr(Leases, "announced", lambda *_: None)
 
 
@@ -564,7 +564,7 @@ def _epoch_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def _fill_whatever_happened(patch: pytest.MonkeyPatch) -> None:
-    """The near cache takes what comes, whether or not its key was touched meanwhile."""
+    """The near cache takes what comes, whether or not its key was invalidated meanwhile."""
     patch.setattr(LocalCache, "fill", lambda self, fill, entry: put(self, fill.name, entry))
 
 

@@ -14,14 +14,14 @@ def without_an_end_for_the_batch_of_a_thread_whose_loop_is_closed() -> None:
 
 
 @guard(f"{HERE}::test_those_who_joined_an_interrupted_batch_load_for_themselves[without a word]")
-def without_a_look_whether_a_batch_was_deserted() -> None:
+def without_a_look_whether_a_batch_was_abandoned() -> None:
     put(many, "_LOOK", 3600.0)
 
 
 @guard(f"{HERE}::test_those_who_joined_an_interrupted_batch_load_for_themselves[in the loader]")
 def without_an_end_for_what_a_lost_thread_was_to_answer() -> None:
     def cancel(self: Any) -> None:
-        self._deserted = True
+        self._abandoned = True
         if self._task is not None:
             self._task.cancel()
 
@@ -34,6 +34,6 @@ def without_a_look_whether_the_thread_that_loads_is_gone() -> None:
 
     def forget(self: Any) -> None:
         cancel(self)
-        self._deserted = False
+        self._abandoned = False
 
     put(many._BlockingBatch, "_cancel", forget)

@@ -11,6 +11,7 @@ from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/flights/test_joining.py"
+_ONE_END: Final = f"{HERE}::test_a_call_has_one_end_of_patience_however_often_it_is_turned_away"
 
 
 @guard(
@@ -105,18 +106,18 @@ def without_noting_an_invalidation_when_it_is_done() -> None:
         if (mark := self.epochs.stamp_of(name)) is not None:
             self.memory.invalidate_tag(mark)
 
-    put(invalidation.Forgetting, "outdated", outdated)
+    put(invalidation.Invalidation, "outdated", outdated)
 
 
 @guard(f"{HERE}::test_a_load_that_begins_within_an_invalidation_serves_no_later_calls[delete]")
 def without_putting_loads_aside_after_a_delete() -> None:
-    def touch(self: Any, names: Any) -> None:
+    def forget_names(self: Any, names: Any) -> None:
         for name in names:
             self.flights.detach(name)
-            self.leases.touched(name)
+            self.leases.invalidated(name)
             self.memory.invalidate(name)
 
-    put(invalidation.Forgetting, "touch", touch)
+    put(invalidation.Invalidation, "forget_names", forget_names)
 
 
 @guard(
@@ -126,10 +127,10 @@ def without_putting_loads_aside_after_a_delete() -> None:
 def without_putting_loads_aside_after_a_clear() -> None:
     def forget(self: Any, scope: Any, covered: Any) -> None:
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
 
-    put(invalidation.Forgetting, "_forget", forget)
+    put(invalidation.Invalidation, "_forget", forget)
 
 
 @guard(f"{HERE}::test_a_load_that_found_what_a_write_replaces_serves_no_later_calls")
@@ -180,3 +181,9 @@ def without_telling_decorated_functions_apart() -> None:
 @guard(f"{HERE}::test_a_call_has_one_deadline_however_often_it_is_turned_away")
 def without_a_deadline_for_who_is_turned_away() -> None:
     put(flights, "monotonic", lambda: 0.0)
+
+
+@guard(_ONE_END)
+def without_an_end_for_calls_that_are_turned_away() -> None:
+    original = flights.Flights._is_final
+    put(flights.Flights, "_is_final", lambda self, *args: original(self, *args[:4]))

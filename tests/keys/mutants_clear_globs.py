@@ -45,7 +45,7 @@ def without_a_look_for_the_default_prefix() -> None:
 
 @guard(f"{HERE}::test_the_prefix_of_any_other_cache_on_the_server_is_refused")
 def without_a_look_for_other_prefixes() -> None:
-    put(clears.Invalidator, "_check_prefix", _nothing)
+    put(clears.Clears, "_check_prefix", _nothing)
 
 
 @guard(f"{HERE}::test_the_prefix_of_any_other_cache_on_the_server_is_refused")

@@ -99,3 +99,8 @@ def without_the_content_of_slotted_instances() -> None:
     original = instances.content
     known: dict[int, str] = {}
     put(instances, "content", lambda instance: known.setdefault(id(instance), original(instance)))
+
+
+@guard(f"{HERE}::test_instances_of_other_libraries_share_if_they_are_equal")
+def without_the_arguments_that_a_metaclass_takes() -> None:
+    put(instances, "_passes_arguments_on", lambda _: True)

@@ -133,9 +133,9 @@ def test_the_signature_of_the_decorator_counts_where_it_has_one() -> None:
 def test_a_template_does_not_guess_which_argument_is_meant(memory: CacheManager) -> None:
     cached = memory.cached("t", key="{user_id}:{page}", exclude=("session",))(with_session(user))
     assert cached(user_id=1, page=2) == cached(user_id=1, page=2) == (1, 2)
-    with pytest.raises(CacheArgumentError, match=r"^key: a decorator of .*user may hand in .*'page'.*key_func="):
+    with pytest.raises(CacheArgumentError, match=r"^key: a decorator of .*user may add .*'page'.*key_func="):
         cached(1)
-    with pytest.raises(CacheArgumentError, match=r"^key: a decorator of .*book may hand in"):
+    with pytest.raises(CacheArgumentError, match=r"^key: a decorator of .*book may add"):
         memory.cached("t", key="{title}")(with_session(book))("a")
 
 

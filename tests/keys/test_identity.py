@@ -2,11 +2,15 @@
 
 import enum
 import functools
+import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+import attrs
+import msgspec
 import pytest
 
 from magnus_cache import CacheManager
@@ -226,6 +230,23 @@ class Point:
     tags: tuple[str, ...] = ()
 
 
+class Cat:
+    """Instances are alike: there is nothing to construct them with."""
+
+    def call(self) -> str:
+        return "miaow"
+
+    def name(self) -> str:
+        return "Tom"
+
+
+def doubled(factor: int) -> Callable[[int], int]:
+    def inner(number: int, *, by: int = factor) -> int:
+        return number * by
+
+    return inner
+
+
 def reader_for(tenant: Any) -> Callable[[str], str]:
     def read(doc: str) -> str:
         return f"{doc} of {tenant}"
@@ -238,7 +259,9 @@ def reader_for(tenant: Any) -> Callable[[str], str]:
     [("a", "b"), (1, True), (None, "None"), (("a", 1), ("a", 2)), (Colour.RED, Colour.BLUE), (Point(1), Point(2)),
      (frozenset("ab"), frozenset("ac")), (add, reader_for), (1.0, 1), (Colour, Point), (math.sqrt, math.cos),
      (Client("a").fetch, Client("b").fetch), (functools.partial(add, 1), functools.partial(add, 2)),
-     (lambda: 1, lambda: 2), (Client("a"), Client("b")), (math, enum)],
+     (lambda: 1, lambda: 2), (Client("a"), Client("b")), (math, enum), (Cat().call, Cat().name),
+     (logging.getLogger("a"), logging.getLogger("b")), (re.compile("a"), re.compile("a", re.DOTALL)),
+     (doubled(2), doubled(3)), (Client("a").account.join, Client("b").account.join)],
 )  # fmt: skip
 def test_what_a_function_closes_over_is_part_of_its_keys(
     memory: CacheManager, caplog: pytest.LogCaptureFixture, one: Any, other: Any
@@ -257,6 +280,18 @@ def test_functions_of_one_factory_share_by_value(memory: CacheManager) -> None:
     assert (one.cache_info().loads, same.cache_info().loads) == (1, 0)
     assert same.invalidate("d") is True
     assert one.cache_key("d").endswith("~(~closure(tenant=a),doc=d)")
+
+
+def test_a_variable_that_was_deleted_counts_as_unset() -> None:
+    tenant = "a"
+
+    def read(doc: str) -> str:
+        return f"{doc} of {tenant}"  # noqa: F821  # deleted below
+
+    keys = CallKeyBuilder.of(read)
+    before = keys.key(("d",), {})
+    del tenant
+    assert "~unset" in keys.key(("d",), {}) != before
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, object(), Plain("a")])
@@ -671,3 +706,104 @@ def test_classes_that_a_function_makes_are_several(memory: CacheManager) -> None
         return Reader()
 
     assert [made("a").read("d"), made("b").read("d")] == ["d of a", "d of b"]
+
+
+# -- instances of other libraries, and of enumerations ---------------------------------------------------------------
+
+
+class Size(enum.Enum):
+    SMALL = 1
+    LARGE = 2
+
+    def label(self) -> str:
+        return self.name
+
+
+def test_a_member_of_an_enumeration_is_itself(memory: CacheManager) -> None:
+    label = memory.cached("t")(Size.label)
+    assert [label(size) for size in (Size.SMALL, Size.LARGE, Size.SMALL)] == ["SMALL", "LARGE", "SMALL"]
+    assert label.cache_info().loads == 2
+    assert text(Size.label, Size.SMALL) == text(Size.label, Size(1))
+
+
+@attrs.frozen
+class FrozenAttrs:
+    x: int
+
+    def get(self) -> int:
+        return self.x
+
+
+class FrozenStruct(msgspec.Struct, frozen=True):
+    x: int
+
+    def get(self) -> int:
+        return self.x
+
+
+class Struct(msgspec.Struct):
+    x: int
+
+    def get(self) -> int:
+        return self.x
+
+
+class EmptyStruct(msgspec.Struct):
+    def get(self) -> int:
+        return 1
+
+
+class Singleton(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class Single(metaclass=Singleton):
+    def get(self) -> int:
+        return 1
+
+
+class PairWithMore(Pair):
+    """A named tuple with a dictionary of its own."""
+
+
+@pytest.mark.parametrize("kind", [FrozenAttrs, FrozenStruct, Struct])
+def test_instances_of_other_libraries_share_if_they_are_equal(memory: CacheManager, kind: Any) -> None:
+    get = memory.cached("t")(kind.get)
+    assert [get(kind(x)) for x in (1, 2, 1)] == [1, 2, 1]
+    assert get.cache_info().loads == 2
+
+
+@pytest.mark.parametrize("kind", [EmptyStruct, Single])
+def test_instances_are_alike_if_their_metaclass_takes_no_arguments(kind: Any) -> None:
+    assert text(kind.get, kind()) == text(kind.get, kind())
+    assert "self" not in text(kind.get, kind())
+
+
+def test_a_named_tuple_with_attributes_of_its_own_is_refused() -> None:
+    rate = PairWithMore("EUR", 2)
+    assert text(Pair.convert, rate, 1) == text(Pair.convert, PairWithMore("EUR", 2), 1)
+    rate.note = "changed"  # type: ignore[attr-defined]
+    with pytest.raises(CacheTypeError, match="__cache_key__"):
+        text(Pair.convert, rate, 1)
+
+
+def test_a_generic_class_of_callables_is_told_by_its_arguments() -> None:
+    class Repo(Generic[T]):
+        def get(self) -> str:
+            return "it"
+
+    int_repo, text_repo = Repo[Callable[[int], str]](), Repo[Callable[[str], str]]()
+    assert text(Repo.get, int_repo) == text(Repo.get, Repo[Callable[[int], str]]()) != text(Repo.get, text_repo)
+
+
+def test_a_partialmethod_of_a_classmethod(memory: CacheManager) -> None:
+    class Shop:
+        @classmethod
+        def price(cls, currency: str, item: str) -> str:
+            return f"{cls.__name__}: {item} in {currency}"
+
+        euros = memory.cached("t", key="{item}:{currency}")(functools.partialmethod(price, "EUR"))  # type: ignore[arg-type]
+
+    assert Shop.euros("tea") == Shop().euros("tea") == "Shop: tea in EUR"
+    assert memory.get("t", "tea:EUR") == "Shop: tea in EUR"

@@ -134,7 +134,7 @@ def test_the_warning_comes_with_the_first_call(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for the process: not at import, when logging is not set up yet."""
-    monkeypatch.setattr(shared_names, "_told", list[str]())
+    monkeypatch.setattr(shared_names, "_warned", list[str]())
     alone = ModuleType("alone")
     exec("def load(x): return x\ndef more(x): return x", vars(alone))
     with CacheManager(redis_url=url) as cache, caplog.at_level(logging.WARNING):
@@ -148,7 +148,7 @@ def test_the_warning_comes_with_the_first_call(
 def test_functions_of_a_package_are_not_warned_of(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_names, "_told", list[str]())
+    monkeypatch.setattr(shared_names, "_warned", list[str]())
     with CacheManager(redis_url=url) as cache, caplog.at_level(logging.WARNING):
         assert cache.cached("t")(named_main.load)("A") == "A None"
     assert not caplog.records

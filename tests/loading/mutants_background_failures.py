@@ -13,7 +13,7 @@ HERE: Final = "tests/loading/test_background_failures.py"
 
 @guard(HERE)
 def without_telling_of_loads_that_fail_without_a_caller() -> None:
-    put(load_failures.LoadFailures, "tell", nothing)
+    put(load_failures.LoadFailures, "report", nothing)
 
 
 @guard(f"{HERE}::test_there_are_not_more_lines_the_more_topics_there_are")

@@ -64,7 +64,7 @@ def without_an_age_of_loads() -> None:
 
 @guard(HERE)
 def without_giving_back_the_lease_of_what_hangs() -> None:
-    put(leases.Leases, "let_go", nothing)
+    put(leases.Leases, "release_hung", nothing)
 
 
 @guard(HERE)

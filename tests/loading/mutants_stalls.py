@@ -10,10 +10,10 @@ from magnus_cache._engine.codec import steps, values
 from magnus_cache._engine.coordination import state
 from magnus_cache._engine.loading import loads
 from magnus_cache._engine.memory import clear_log, store
-from magnus_cache._engine.redis import pipeline
+from magnus_cache._engine.redis import pipeline, requests
 from magnus_cache._engine.runtime import background_loops, turns
 from magnus_cache._engine.store import values as coding
-from magnus_cache._engine.store import writes
+from magnus_cache._engine.store import writes, writes_many
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/loading/test_stalls.py"
@@ -99,12 +99,13 @@ def without_counting_bytes() -> None:
 
 @guard(f"{HERE}::test_writes_of_one_call_begin_some_at_a_time")
 def without_a_bound_on_the_writes_begun_in_one_turn() -> None:
-    put(writes.Step, "done", lambda _self, _size=0: False)
+    put(writes_many.Step, "done", lambda _self, _size=0: False)
 
 
 @guard(f"{HERE}::test_a_reply_of_large_values_is_handed_out_in_steps")
 def without_handing_out_in_steps() -> None:
-    put(pipeline, "_STEP_BYTES", 1 << 60)
+    put(pipeline, "STEP_BYTES", 1 << 60)
+    put(requests, "STEP_BYTES", 1 << 60)
 
 
 @guard(f"{HERE}::test_a_connection_lost_between_two_steps_fails_the_rest")
@@ -164,16 +165,16 @@ def without_coding_many_in_the_callers_thread() -> None:
 
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")
-def without_judging_batches_in_the_callers_thread() -> None:
-    put(many._BlockingBatch, "_judged", lambda _self, _keys, answers: answers)
+def without_preparing_batches_in_the_callers_thread() -> None:
+    put(many._BlockingBatch, "_prepared", lambda _self, _keys, answers: answers)
 
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")
 def without_encoding_loads_in_the_callers_thread() -> None:
     original = loads.Loads.stored
 
-    async def stored(self: Any, request: Any, judged: Any, *rest: Any) -> Any:
-        again = turns.at_once(self.judging.steps(request._replace(tags=judged.tags), judged.value))
+    async def stored(self: Any, request: Any, prepared: Any, *rest: Any) -> Any:
+        again = turns.at_once(self.preparer.steps(request._replace(tags=prepared.tags), prepared.value))
         return await original(self, request, again, *rest)
 
     put(loads.Loads, "stored", stored)

@@ -339,7 +339,7 @@ def test_a_page_that_is_executed_again_and_again_warns_once(log: Any) -> None:
     for _ in range(5):
         exec(PAGE, {"__name__": "__main__"})  # as Streamlit does
     assert len(warned(log, "nothing listens there")) == 1
-    assert len(warned(log, "for each instance of Client alone")) == 1
+    assert len(warned(log, "for each instance of Client separately")) == 1
 
 
 def test_such_a_page_where_no_logging_is_set_up(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_such_a_page_where_no_logging_is_set_up(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert all(line.startswith("magnus_cache: ") for line in lines)
     assert sum("nothing listens there" in line for line in lines) == 1
-    assert sum("for each instance of Client alone" in line for line in lines) == 1
+    assert sum("for each instance of Client separately" in line for line in lines) == 1
 
 
 def test_what_is_said_once_is_bounded(log: Any) -> None:

@@ -142,7 +142,7 @@ async def test_a_cancelled_batch_gives_its_leases_back(url: str, raw: Any) -> No
         await asyncio.Event().wait()
         return {}
 
-    async with fleet(url, 1) as (one,):
+    async with fleet(url, 1, wait_timeout=1.0) as (one,):
         call = asyncio.create_task(one.get_or_set_many("t", ["a", "b"], never))
         await began.wait()
         single = asyncio.create_task(one.get_or_set("t", "a", lambda: "single"))
@@ -350,6 +350,21 @@ def test_decorated_methods_and_keys_of_their_own(url: str, raw: Any) -> None:
             client.quotes()  # type: ignore[call-arg]
 
 
+def test_a_blocking_batch_is_refreshed(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        calls: list[list[str]] = []
+
+        @cache.cached_many("t")
+        def load(keys: list[str]) -> dict[str, int]:
+            calls.append(keys)
+            return dict.fromkeys(keys, len(calls))
+
+        assert load(["a", "b"]) == load(["b", "a"]) == {"a": 1, "b": 1}
+        assert load.refresh(["a"]) == {"a": 2}
+        assert load(["a", "b"]) == {"a": 2, "b": 1}
+        assert calls == [["a", "b"], ["a"]]
+
+
 def test_what_cannot_be_a_batch_loader() -> None:
     with CacheManager(redis_enabled=False) as cache:
         makers: list[Callable[[], object]] = [
@@ -357,6 +372,7 @@ def test_what_cannot_be_a_batch_loader() -> None:
             lambda: cache.cached_many("t")(7),  # type: ignore[call-overload]
             lambda: cache.cached_many("t", ttl=0),
             lambda: cache.cached_many("a b"),
+            lambda: cache.cached_many("t")(lambda *, keys: {}),
         ]
         for make in makers:
             with pytest.raises(CacheArgumentError):

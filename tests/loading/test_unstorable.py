@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy
 import pytest
 
 from magnus_cache import (
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.anyio
 
 TINY = Namespace("tiny", max_value_bytes=20)
 DEPTH = 5_000
+
+
+@dataclasses.dataclass
+class Box:
+    items: list[Any]
+    raw: bytearray
+    numbers: Any
 
 
 class Thing:
@@ -227,13 +235,15 @@ async def test_a_refresh_for_nobody_is_not_tried_all_the_time(url: str) -> None:
 # -- joiners ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["type", "size", "skip_if"])
+@pytest.mark.parametrize("what", ["type", "size", "skip_if", "data"])
 async def test_those_who_joined_get_objects_of_their_own(url: str, what: str) -> None:
     namespace = TINY if what == "size" else "t"
     go = asyncio.Event()
 
     async def load() -> Any:
         await go.wait()
+        if what == "data":
+            return [{"thing": Box(["inner"], bytearray(b"bytes"), numpy.arange(3)), "other": Thing()}]
         return ["x" * 100] if what == "size" else [{"thing": Thing(["inner"])}]
 
     async with opened(url) as cache:

@@ -1,6 +1,7 @@
 """The near cache where it is hard: overtaken fills, many clears, work per call, finalizers, and stores of any size."""
 
 import math
+import os
 import re
 import threading
 from typing import cast
@@ -405,7 +406,7 @@ def test_a_finalizer_may_empty_the_store() -> None:
     assert (len(store), store.bytes) == (0, 0)
 
 
-def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
+def test_reset_does_not_wait_for_a_lock_that_nobody_will_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a forked child the lock's holder does not exist. What was bound before works on."""
     store = LocalCache(10, 10**6, Clock())
     hit = store.hit
@@ -423,8 +424,11 @@ def test_reset_does_not_wait_for_a_lock_that_nobody_will_release() -> None:
     assert held.wait(30)
     try:
         resetting = threading.Thread(target=store.reset, daemon=True)
-        resetting.start()
-        resetting.join(10)
+        with monkeypatch.context() as child:
+            # A child has another number than its parent, and so another lock.
+            child.setattr(os, "getpid", lambda: -1)
+            resetting.start()
+            resetting.join(10)
         assert not resetting.is_alive()
         assert (len(store), store.bytes, store.pending) == (0, 0, 0)
         assert store.fill(fill, entry("old")) is False

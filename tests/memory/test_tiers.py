@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import LocalTrust, Trust
 from magnus_cache._engine.memory import records
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.records import OBJECT, Bases, head_of, is_plain, pack, unpack
@@ -619,6 +620,14 @@ class TwoTiers(RuleBasedStateMachine):
 
 TestTwoTiers = TwoTiers.TestCase
 TestTwoTiers.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+
+
+def test_a_batch_of_invalidations_reaches_records() -> None:
+    memory = BatchCache(40, 10**7, Clock(), policy="lru", hot=HOT)
+    put(memory, b"n:1", entry("old"))
+    crowd(memory)
+    memory.invalidate_many([b"n:1", b"n:2"])
+    assert value_of(memory, b"n:1") is None
 
 
 def test_placeholders_know_nothing_of_tiers() -> None:

@@ -11,13 +11,13 @@ HERE: Final = "tests/outage/test_breaker.py"
 
 @guard(HERE)
 def without_one_trial_at_a_time() -> None:
-    put(breaker.Breaker, "try_acquire", lambda self, now: max(0.0, self.retry_at - now) if self.open else 0.0)
+    put(breaker.Breaker, "try_acquire", lambda self, now: max(0.0, self._retry_at - now) if self.open else 0.0)
 
 
 @guard(HERE)
 def without_telling_those_who_wait_for_redis() -> None:
     original = breaker.Breaker.subscribe
-    put(breaker.Breaker, "subscribe", lambda self, bell: original(self, nothing))
+    put(breaker.Breaker, "subscribe", lambda self, callback: original(self, nothing))
 
 
 @guard(HERE)

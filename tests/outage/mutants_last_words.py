@@ -18,12 +18,12 @@ def without_an_end_of_what_close_has_begun_to_end() -> None:
 
 @guard(HERE)
 def without_giving_back_what_was_granted_to_nobody() -> None:
-    put(leases.Leases, "unwanted", nothing)
+    put(leases.Leases, "abandoned", nothing)
 
 
 @guard(HERE)
 def without_last_words() -> None:
-    put(state.State, "farewell", nothing)
+    put(state.State, "final_replay", nothing)
 
 
 @guard(HERE)

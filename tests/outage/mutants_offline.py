@@ -19,7 +19,7 @@ def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
 
 @guard(HERE)
 def without_an_end_of_what_is_stored_while_redis_is_away() -> None:
-    put(generations.OutageGenerations, "bounded", lambda _self, offline, _namespace: offline)
+    put(generations.OutageGenerations, "trust_for", lambda _self, offline, _namespace: offline)
 
 
 @guard(HERE)
@@ -33,12 +33,12 @@ def without_counting_the_loss_of_contact_from_the_last_confirmation() -> None:
         return self.breaker.outage.began if self.breaker.outage else self.clock()
 
     put(state.State, "contact", contact)
-    put(generations.OutageGenerations, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.OutageGenerations, "served_until", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(f"{HERE}::test_what_a_lost_connection_brought_counts_from_its_own_loss")
 def without_counting_what_a_connection_brought_from_its_own_loss() -> None:
-    put(generations.OutageGenerations, "ends", lambda self, _trust, offline: self._contact() + offline)
+    put(generations.OutageGenerations, "served_until", lambda self, _trust, offline: self._contact() + offline)
 
 
 @guard(HERE)
@@ -73,4 +73,4 @@ def without_a_bound_on_joining_loads_while_cut_off() -> None:
 
 @guard(f"{HERE}::test_callers_at_a_time_share_a_load_and_later_ones_do_not_join_it")
 def without_a_bound_on_joining_loads_of_local_objects_while_cut_off() -> None:
-    put(local_lease.LocalWatch, "joinable_until", lease.Lease.joinable_until)
+    put(local_lease.LocalLease, "joinable_until", lease.Lease.joinable_until)

@@ -1,4 +1,4 @@
-"""The breaker: a state machine of Hypothesis under a clock of its own, and its bells."""
+"""The breaker: a state machine of Hypothesis under a clock of its own, and its callbacks."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.turn import wait_turn
 from magnus_cache.testing import Proxy
-from tests.support.inside import put_off_attempts, wires_of
+from tests.support.inside import put_off_attempts, retry_at, wires_of
 from tests.support.wait import wait_until_async
 
 
@@ -59,11 +59,11 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1))
     def fails(self, share: float) -> None:
         self.shares = [share]
-        before = self.breaker.retry_at
+        before = retry_at(self.breaker)
         pause = self.breaker.failed(self.now, "timeout")
         if self.failing and self.now < before:
             # Somebody else's report of the same failure.
-            assert self.breaker.retry_at == before
+            assert retry_at(self.breaker) == before
         else:
             assert 0.1 <= pause <= 3.0
             self.failed_at = self.now
@@ -87,10 +87,10 @@ class BreakerMachine(RuleBasedStateMachine):
     def listens(self) -> None:
         self.listening += 1
 
-        def bell() -> None:
+        def callback() -> None:
             self.rung += 1
 
-        self.breaker.subscribe(bell)
+        self.breaker.subscribe(callback)
         assert self.failing or self.rung == self.listening
 
     @invariant()
@@ -117,7 +117,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def an_attempt_is_due_soon(self) -> None:
         """Invariant 10: no outage is waited out for longer than three seconds, nor a lost trial for longer than ten."""
         if self.failing:
-            assert self.breaker.retry_at <= self.failed_at + 3.0
+            assert retry_at(self.breaker) <= self.failed_at + 3.0
 
 
 TestBreaker = BreakerMachine.TestCase
@@ -129,7 +129,7 @@ def test_pauses_double_up_to_three_seconds(failures: int, share: float) -> None:
     for number in range(failures):
         longest = min(3.0, 0.2 * 2**number)
         assert longest / 2 <= breaker.failed(now) <= longest
-        now = breaker.retry_at
+        now = retry_at(breaker)
 
 
 def test_the_first_attempt_is_within_a_second() -> None:
@@ -215,9 +215,9 @@ async def test_nobody_waits_for_an_attempt_that_is_not_due(proxy: Proxy) -> None
 class Recovering(Breaker):
     """Another thread's attempt succeeds in the moment before somebody listens for it."""
 
-    def subscribe(self, bell: Callable[[], object]) -> None:
+    def subscribe(self, callback: Callable[[], object]) -> None:
         self.succeeded(0.0)
-        super().subscribe(bell)
+        super().subscribe(callback)
 
 
 @pytest.mark.anyio

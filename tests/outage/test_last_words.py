@@ -129,9 +129,9 @@ async def test_close_waits_no_longer_than_a_call_does(proxy: Proxy) -> None:
 def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its task is cancelled by the end of `asyncio.run`, which is nothing to whoever closes the cache elsewhere."""
     manager = AsyncCacheManager(redis_url=private_server.url, op_timeout=2)
-    begin, begun, deleted, over = Replayer.farewell, threading.Event(), threading.Event(), threading.Event()
+    begin, begun, deleted, over = Replayer.final_replay, threading.Event(), threading.Event(), threading.Event()
 
-    async def farewell(*args: Any) -> None:
+    async def final_replay(*args: Any) -> None:
         begun.set()
         await begin(*args)
 
@@ -143,7 +143,7 @@ def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, mon
         deleted.set()
         await asyncio.to_thread(over.wait, 60)
 
-    monkeypatch.setattr(Replayer, "farewell", farewell)
+    monkeypatch.setattr(Replayer, "final_replay", final_replay)
     with ThreadPoolExecutor(2) as threads:
         living = threads.submit(asyncio.run, life())
         try:

@@ -238,7 +238,7 @@ async def test_what_a_lost_connection_brought_counts_from_its_own_loss(proxy: Pr
         # The background loop's, which is confirmed only now.
         await asyncio.to_thread(cache.sync.set, BOUNDED, "other", "memory")
         await cut_off(cache, proxy)
-        assert clock() < state.generations.ends(ours.trust, 30)
+        assert clock() < state.generations.served_until(ours.trust, 30)
         clock.advance(15)
         assert await cache.get(BOUNDED, "k") is None
         assert await cache.get(BOUNDED, "other") == "memory"

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from magnus_cache._engine.redis import connection, elements
+from magnus_cache._engine.redis import elements, incoming
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/redis/test_elements.py"
@@ -26,7 +26,7 @@ def without_a_sum_of_what_a_frame_claims() -> None:
 
 @guard(f"{HERE}::test_text_is_no_claim_and_a_claim_is_one_whatever_was_read_before")
 def without_a_look_at_bytes_that_wait_to_be_parsed() -> None:
-    put(connection._PushParser, "_buffered", lambda _parser: lambda: False)
+    put(incoming.Incoming, "is_buffered", property(lambda _incoming: False))
 
 
 @guard(f"{HERE}::test_a_body_that_comes_after_its_header_is_no_claim")

@@ -6,7 +6,7 @@ from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination import epoch_sync
 from magnus_cache._engine.store import reads
-from tests.support.guards import guard, put
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_without_tracking.py"
 
@@ -16,7 +16,7 @@ def without_the_end_of_epochs_in_trust() -> None:
     def trust(self: reads.Reads, source: Any, sent: float) -> Any:
         if source.tracking:
             return source.trust
-        return Trust(sent + self.state.settings.max_staleness, self.state.generations.now)
+        return Trust(sent + self.state.settings.max_staleness, self.state.generations.current)
 
     put(reads.Reads, "trust", trust)
 
@@ -41,3 +41,8 @@ def without_the_beginning_of_known_epochs() -> None:
         self.current.add(name)
 
     put(epochs.KnownEpochs, "learned", learned)
+
+
+@guard(f"{HERE}::test_invariant_1_what_a_full_server_invalidates_is_invalid_on_all_loops")
+def without_forgetting_removed_epochs_on_all_connections() -> None:
+    put(epochs.KnownEpochs, "removed", nothing)

@@ -1,11 +1,14 @@
 """Where the server refuses tracking, nobody announces a change: the staleness bound holds all the same, and once."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
 
@@ -69,7 +72,7 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
     with virtual_clock() as clock:
         async with fleet(limited, 1, max_staleness=BOUND) as (reader,):
             await reader.set("t", "k", 1)
-            epochs, wire = reader._engine.reads.epochs, reader._engine.state.topology.connection(b"")
+            epochs, wire = reader._engine.reads.epoch_sync, reader._engine.state.topology.connection(b"")
             assert wire is not None
             epoch_names = reader._engine.state.epochs.epoch_names("t")
             asked = clock()
@@ -80,3 +83,29 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
             assert epoch_names.control not in wire.known.current
             await wire.renew()
             assert epoch_names.control in wire.known.current
+
+
+async def test_invariant_1_what_a_full_server_invalidates_is_invalid_on_all_loops(
+    private_server_with: Callable[..., EmbeddedServer],
+) -> None:
+    """Without memory for a new epoch, the old one is removed: no loop of the process judges by it any longer."""
+    server = private_server_with()
+    with redis.Redis(port=server.port, protocol=2) as admin, virtual_clock():
+        admin.acl_setuser(
+            "limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"]
+        )
+        limited = server.url.replace("redis://", "redis://limited:pw@")
+        async with fleet(limited, 1, max_staleness=BOUND) as (cache,):
+            await cache.set("t", "k", "old", tags="x")
+            assert await cache.get("t", "k") == "old"
+            admin.config_set("maxmemory-policy", "noeviction")
+            admin.config_set("maxmemory", 1)
+
+            async def elsewhere() -> Any:
+                await cache.invalidate_tags("x")
+                return await cache.get("t", "k")
+
+            assert await asyncio.to_thread(asyncio.run, elsewhere()) is None
+            assert await cache.get("t", "k") is None
+            admin.config_set("maxmemory", 0)
+            assert await cache.get("t", "k") is None

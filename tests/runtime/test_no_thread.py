@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
+from magnus_cache import (
+    NOT_MODIFIED,
+    AsyncCacheManager,
+    CacheBatchError,
+    CacheManager,
+    CacheTypeError,
+    CacheUnavailableError,
+)
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.runtime.portal import NoThreadError, Portal
 from magnus_cache.embedded import EmbeddedServer
@@ -128,6 +135,27 @@ def test_what_the_loader_raises_is_raised(lack: Any, url: str) -> None:
                 cache.get_or_set("t", "k", fail)
             assert caught.value is error
         assert not loads_by_key(cache)
+
+
+def test_results_that_cannot_be_kept_are_returned(lack: Any, url: str) -> None:
+    class Unknown:
+        pass
+
+    thing = Unknown()
+    with CacheManager(redis_url=url) as cache, lack():
+        assert cache.get_or_set("t", "k", lambda: thing) is thing
+        with pytest.raises(CacheTypeError, match="NOT_MODIFIED"):
+            cache.get_or_set("t", "k", lambda: NOT_MODIFIED)
+
+
+def test_batches_fail_for_the_keys_that_fail(lack: Any, url: str) -> None:
+    error = LookupError("no such key")
+    with CacheManager(redis_url=url) as cache, lack():
+        with pytest.raises(CacheBatchError) as raised:
+            cache.get_or_set_many("t", ["a", "b"], lambda keys: {"a": 1, "b": error})
+        assert (raised.value.results, raised.value.errors) == ({"a": 1}, {"b": error})
+        with pytest.raises(CacheTypeError, match="mapping"):
+            cache.get_or_set_many("t", ["a"], lambda keys: [1])  # type: ignore[arg-type,return-value]
 
 
 def test_threads_that_wait_share_one_load_and_get_copies(url: str) -> None:

@@ -91,15 +91,15 @@ def without_an_end_of_life_in_an_outage() -> None:
 @guard(REPLAY)
 def without_looking_at_the_outbox_before_the_epochs() -> None:
     pending = """pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
-    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))"""
-    minimum = "minimum = epochs.minimum(source.known, ref.epoch_names, record.tags)"
+    pending = pending or (asked < outbox.confirmed_at and outbox.was_covered(ref.name, asked))"""
+    minimum = "minimum = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)"
     rewrite(judge.verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
 
 
 @guard(REPLAY, OBJECT)
 def without_looking_at_the_outbox_before_epochs_that_were_waited_for() -> None:
     pending = "pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)"
-    minimum = "minimum = state.epochs.last_minimum(ref.epoch_names, record.tags)"
+    minimum = "minimum = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)"
     rewrite(judge.settled_verdict, f"{pending}\n    {minimum}", f"{minimum}\n    {pending}")
 
 
@@ -110,12 +110,12 @@ def without_doubting_answers_to_what_was_asked_before_redis_was_told() -> None:
 
 @guard(f"{HERE}::test_names_that_redis_was_told_of_are_bounded")
 def without_a_bound_on_names_that_redis_was_told_of() -> None:
-    rewrite(outbox.Outbox._note_told, "if len(self._told) > self._most_names:", "if False:")
+    rewrite(outbox.Outbox._note_confirmed, "if len(self._confirmed) > self._most_names:", "if False:")
 
 
 @guard(f"{HERE}::test_names_that_redis_was_told_of_are_bounded")
 def without_counting_as_covered_what_is_told_apart_no_more() -> None:
-    rewrite(outbox.Outbox._note_told, "self._told_before = now", "pass")
+    rewrite(outbox.Outbox._note_confirmed, "self._confirmed_before = now", "pass")
 
 
 # -- the paths ----------------------------------------------------------------------------------------------------
@@ -168,6 +168,6 @@ def without_keeping_what_others_may_have() -> None:
 def without_a_look_at_told_names_before_their_bound() -> None:
     rewrite(
         outbox.Outbox.was_covered,
-        "asked < self._told.get(name, -math.inf) or asked < self._told_before",
-        "asked < self._told_before or asked < self._told.get(name, -math.inf)",
+        "asked < self._confirmed.get(name, -math.inf) or asked < self._confirmed_before",
+        "asked < self._confirmed_before or asked < self._confirmed.get(name, -math.inf)",
     )

@@ -41,7 +41,7 @@ def without_judging_a_local_load_when_it_ends() -> None:
 @guard(f"{HERE}::test_a_load_that_this_process_overtakes_is_not_kept_and_not_joined")
 def without_the_place_of_a_local_object() -> None:
     async def fill(self: Any, ref: Any, held: Any, ttl: float, fence: Any) -> bool:
-        fence.lease.fill, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
+        fence.lease.placeholder, fence.lease.void = self._state.memory.reserve(ref.name, anew=True), False
         fence.since = self._state.epochs.moment()
         return await _original_fill(self, ref, held._replace(epoch=_FAR_AHEAD), ttl, fence)
 
@@ -56,18 +56,18 @@ def without_a_connection_before_a_local_load() -> None:
 
 @guard(f"{HERE}::test_a_load_outlives_a_lost_connection")
 def without_callers_who_join_a_local_load_after_a_lost_connection() -> None:
-    original = acquire_local.LocalWatch.__init__
+    original = acquire_local.LocalLease.__init__
 
     def init(self: Any, owner: Any, wire: Any, *more: Any) -> None:
         original(self, owner, wire, *more)
         self.trust = wire.trust
 
-    put(acquire_local.LocalWatch, "__init__", init)
+    put(acquire_local.LocalLease, "__init__", init)
 
 
 @guard(f"{HERE}::test_a_glob_clears_whole_local_namespaces_elsewhere")
 def without_globs_that_reach_local_values_elsewhere() -> None:
-    put(clears.Invalidator, "_local_controls", lambda *_: [])
+    put(clears.Clears, "_local_controls", lambda *_: [])
 
 
 @guard(f"{HERE}::test_a_generator_is_not_kept")
@@ -82,7 +82,7 @@ def without_a_record_of_local_deletes_in_an_outage() -> None:
 
 @guard(f"{HERE}::test_a_failing_load_leaves_nothing", f"{HERE}::test_a_cancelled_load_leaves_nothing")
 def without_giving_back_the_place_of_a_local_load() -> None:
-    put(acquire_local.LocalWatch, "_close", lambda self, *_: self._owner.ended(self))
+    put(acquire_local.LocalLease, "_close", lambda self, *_: self._owner.ended(self))
 
 
 @guard(f"{HERE}::test_the_hidden_tag_is_nobody_elses")

@@ -25,7 +25,7 @@ def without_voiding_after_the_record() -> None:
 
 @guard(HERE)
 def without_voiding_reads_when_a_clear_is_answered() -> None:
-    put(clears.Invalidator, "_forget", nothing)
+    put(clears.Clears, "_forget", nothing)
     put(state.State, "outdated", nothing)
 
 
@@ -74,6 +74,7 @@ def without_looking_at_cancelled_reads() -> None:
         return [await waiter for waiter in waiters]
 
     put(reads_many, "_read_many", read_many)
+    put(reads_many._Search, "begin", nothing)
 
 
 @guard(HERE)

@@ -18,7 +18,7 @@ def without_keeping_what_is_near_until_redis_has_answered_a_touch() -> None:
 
 @guard(HERE)
 def without_a_second_attempt_of_a_touch_whose_connection_was_cut() -> None:
-    put(lifetimes, "twice", lambda ask: ask())
+    put(lifetimes, "ask_twice", lambda ask: ask())
 
 
 @guard(HERE)
@@ -60,8 +60,8 @@ def without_opening_what_is_touched() -> None:
 @guard(HERE)
 def without_letting_a_fresh_load_keep_its_own_value_in_an_outage() -> None:
     def unsure(self: Any, names: Any) -> int:
-        mark: int = self.state.missed(lambda outbox: outbox.record(names))
-        self.state.touch(names)
+        mark: int = self.state.record_missed(lambda outbox: outbox.record(names))
+        self.state.forget_names(names)
         return mark
 
     put(writes.Writes, "_distrust", unsure)

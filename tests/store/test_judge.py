@@ -273,7 +273,7 @@ def replay_within(state: State, monkeypatch: pytest.MonkeyPatch, look: str) -> l
     return ended
 
 
-@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
+@pytest.mark.parametrize("look", ["lowest_valid", "lowest_valid_seen"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_replay_that_ends_while_a_value_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, way: str, look: str
@@ -290,7 +290,7 @@ async def test_a_replay_that_ends_while_a_value_is_judged(
         assert await WAYS[way](cache) is None
 
 
-@pytest.mark.parametrize("look", ["minimum", "last_minimum"])
+@pytest.mark.parametrize("look", ["lowest_valid", "lowest_valid_seen"])
 async def test_a_replay_that_ends_while_an_object_is_judged(
     url: str, monkeypatch: pytest.MonkeyPatch, look: str
 ) -> None:
@@ -366,13 +366,13 @@ def test_an_overflow_of_told_names_in_the_midst_of_a_look_hides_none() -> None:
 
     class Overflowing(dict[bytes, float]):
         def get(self, key: bytes, default: Any = None) -> Any:
-            outbox._told = dict(self)
+            outbox._confirmed = dict(self)
             tell(b"magnus:t:1", b"magnus:t:2", b"magnus:t:3", b"magnus:t:4")
-            return outbox._told.get(key, default)
+            return outbox._confirmed.get(key, default)
 
     tell(name)
     now = 11.0
-    outbox._told = Overflowing(outbox._told)
+    outbox._confirmed = Overflowing(outbox._confirmed)
     assert outbox.was_covered(name, 9.0)
     assert outbox.was_covered(name, 9.0)
 
@@ -384,7 +384,7 @@ def test_names_that_redis_was_told_of_are_bounded() -> None:
         now += 1.0
         outbox.record([b"magnus:t:%d" % number])
         outbox.acknowledge(outbox.take())
-        assert len(outbox._told) <= 3
+        assert len(outbox._confirmed) <= 3
         assert all(outbox.was_covered(b"magnus:t:%d" % told, told + 0.5) for told in range(number + 1))
         assert not outbox.was_covered(b"magnus:t:%d" % number, now)
     outbox.reset()

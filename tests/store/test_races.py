@@ -336,7 +336,7 @@ async def test_redis_is_told_at_once_what_it_refused_while_it_was_there(url: str
     async with fleet(url, 2) as (one, two):
         await one.set("t", "k", "old")
         assert await two.get("t", "k") == "old"
-        one._engine.state.missed(lambda outbox: outbox.record([b"magnus:t:k"]))
+        one._engine.state.record_missed(lambda outbox: outbox.record([b"magnus:t:k"]))
         await wait_until_async(lambda: not one._engine.state.outbox.pending)
         await two.get_stats()
         assert await two.get("t", "k") is None

@@ -252,7 +252,7 @@ async def test_invariant_2_a_load_that_began_during_a_failing_write_is_not_kept(
         writes = cache._writes
         ref = cache._reads.ref("t", "k")
         # What `set` and `delete` do first, and then wait for Redis: at this point another caller comes.
-        cache._state.touch((ref.name,))
+        cache._state.forget_names((ref.name,))
         load = asyncio.ensure_future(cache.get_or_set("t", "k", loader))
         await loading.wait()
         private_server.kill()

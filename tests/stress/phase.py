@@ -114,8 +114,9 @@ class Stress:
         with contextlib.ExitStack() as stack:
             self._server = stack.enter_context(EmbeddedServer(binary, enable_debug_command="yes"))
             self._proxy = stack.enter_context(Proxy(self._server.port))
+            # Each disturbance has a connection of its own, and "killed connections" kills those of the others.
             self._admin = stack.enter_context(
-                redis.Redis(port=self._server.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10)
+                redis.Redis(port=self._server.port, protocol=2, retry=Retry(NoBackoff(), 3), socket_timeout=10)
             )
             stack.callback(self._end)
             self._stack = stack.pop_all()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
+    import re
     from collections.abc import Callable, Collection, Mapping
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
     from magnus_cache._engine.loading.loads import Loads
     from magnus_cache._engine.memory.records import Bases
     from magnus_cache._engine.memory.store import LocalCache
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.frame_limits import Intake
+    from magnus_cache._engine.redis.lane_connection import LaneConnection
+    from magnus_cache._engine.redis.lane_session import Session
     from magnus_cache._engine.redis.pipeline import Pipeline
     from magnus_cache._engine.redis.watchdog import Watchdog
     from magnus_cache._engine.redis.wire import Wire
     from magnus_cache._engine.runtime.portal import Portal
     from magnus_cache._engine.runtime.portal_thread import PortalThread
     from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache._engine.store.lane_reads import LaneReads
     from magnus_cache.errors import CacheUnavailableError
 
     Cache: TypeAlias = AsyncOperations | BlockingOperations
@@ -78,7 +83,7 @@ def all_sent(cache: "Cache | State") -> bool:
 
 def reads_sent(cache: "Cache | State") -> int:
     """Return how many values were asked for on the running loop and not answered yet."""
-    return sum(len(sent.asked) for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
+    return sum(sent.count for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
 
 
 def is_idle(wire: "Wire") -> bool:
@@ -112,9 +117,27 @@ def error_of(wire: "Wire") -> "CacheUnavailableError | None":
     return wire._error
 
 
+def hear_of_nothing(wire: "Wire") -> None:
+    """Have a connection do nothing about what the server announces, as if that were still on its way."""
+    heard = wire._observer
+
+    class Deaf:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(heard, name)
+
+        def invalidated(self, _names: list[bytes], _connection: Any) -> None:
+            pass
+
+    _put(wire, "_observer", Deaf())
+
+
 async def push(wire: "Wire", frame: list[Any]) -> None:
     """Have a connection take in a push, as from the server."""
-    await wire._pushed(frame)
+    from magnus_cache._engine.redis.connection import Push
+
+    rest = wire._handle(Push(frame))
+    if rest is not None:
+        await rest()
 
 
 # -- loads ------------------------------------------------------------------------------------------------------
@@ -169,7 +192,7 @@ def renew_now(lease: "Lease") -> None:
 
 def waits_for_a_lease(cache: "Cache | State") -> bool:
     """Whether some load of this process waits for the lease of another's."""
-    return bool(state_of(cache).leases._bells)
+    return bool(state_of(cache).leases._waiters)
 
 
 # -- epochs -----------------------------------------------------------------------------------------------------
@@ -182,12 +205,12 @@ def forget_epochs(cache: "Cache | State") -> None:
 
 def ask_for_epoch(wire: "Wire", cache: "Cache | State", name: bytes) -> None:
     """Queue the read of an epoch, whatever is known of it."""
-    state_of(cache).epoch_reads._ask(wire, name)
+    state_of(cache).epoch_sync._ask(wire, name)
 
 
 def on_epoch_learned(cache: "Cache | State", then: "Callable[[bytes], object]") -> None:
     """Call a function with each epoch's name right after the answer that has it was taken in."""
-    reads = state_of(cache).epoch_reads
+    reads = state_of(cache).epoch_sync
     learned = reads._learned
 
     def told(name: bytes, *args: Any) -> None:
@@ -230,6 +253,11 @@ def queued_for_disk(journal: "Journal") -> int:
 def disk_is_idle(journal: "Journal") -> bool:
     """Whether all that was ever queued for a journal's file is done."""
     return journal._queue._added == journal._queue._done
+
+
+def retry_at(breaker: "Breaker") -> float:
+    """Return when the next attempt to reach Redis is due, in monotonic seconds."""
+    return breaker._retry_at
 
 
 # -- background loops -------------------------------------------------------------------------------------------
@@ -310,6 +338,21 @@ def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connect
     return cache._writes._stored(_Sent(*written), stored, connection, sent)
 
 
+def forget_log_lines() -> None:
+    """Allow everything to be logged again, as in a new process."""
+    from magnus_cache._engine.runtime import log
+
+    log._said.clear()
+    log._places.clear()
+
+
+def glob_regex(glob: str) -> "re.Pattern[str]":
+    """Return the expression that fully matches what a glob matches in Redis, one character for one byte there."""
+    from magnus_cache._engine.keys import globs
+
+    return globs._regex(globs._tokens(glob))
+
+
 def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:
     """Have the pauses between like lines of the log measured by another clock."""
     _put(state_of(cache).notices, "_clock", clock)
@@ -321,7 +364,7 @@ def remembered(cache: "Cache") -> dict[str, int]:
     epochs, flights = state.epochs, state.flights
     return {
         "heads of keys": len(state.keyspace._heads),
-        "names of epochs": len(epochs._realms),
+        "names of epochs": len(epochs._epoch_names),
         "prefixes of epochs": len(epochs._prefixes),
         "epochs": len(epochs._latest),
         "counters": len(state.stats._children),
@@ -334,3 +377,82 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "loops with loader slots": len(state.workers.slots._lanes),
         "loops that compress": len(cache._writes._limiters),
     }
+
+
+# -- the lane of blocking callers -------------------------------------------------------------------------------
+
+
+def lane_session(cache: "Cache | State") -> "Session":
+    """Return the connection through which blocking callers read by themselves."""
+    session = state_of(cache).lane._session
+    assert session is not None, "the lane has no connection"
+    return session
+
+
+def lane_connection(cache: "Cache | State") -> "LaneConnection":
+    """Return its socket."""
+    return lane_session(cache).connection
+
+
+def retry_lane_now(cache: "Cache | State") -> None:
+    """Let the next read make a connection, also if an attempt has just failed."""
+    _put(state_of(cache).lane, "_retry_at", -1e9)
+
+
+def background_wire(cache: "Cache | State") -> "Wire":
+    """Return the connection of the background loop."""
+    state = state_of(cache)
+    wire = state.topology.connection_on(state.portal.loop)
+    assert wire is not None, "nothing was asked through the background loop"
+    return wire
+
+
+def lane_reads(cache: "BlockingOperations") -> "LaneReads":
+    """Return the part that judges and keeps what came through it."""
+    return cache._reads._lane
+
+
+def interrupt_after_sending(cache: "Cache | State") -> None:
+    """Interrupt the thread that reads through the lane next, between its request and the answer."""
+    connection = lane_connection(cache)
+    recv = connection._recv
+
+    def interrupt(_: int) -> bytes:
+        _put(connection, "_recv", recv)
+        raise KeyboardInterrupt
+
+    _put(connection, "_recv", interrupt)
+
+
+# -- remembered calls -------------------------------------------------------------------------------------------
+
+
+def remembered_calls(cache: "Cache") -> int:
+    """Return for how many calls of functions and of `get` a cache remembers the entry."""
+    return cache._engine.memos.size
+
+
+def texts_compiled() -> int:
+    """Return how many wrappers of different text were compiled."""
+    from magnus_cache._engine.api.hit_wrappers import _maker
+
+    return _maker.cache_info().misses
+
+
+def take_address(method: Any, one: object, other: object) -> None:
+    """Have what a cached method remembers for one instance be found at the address of another, as if it was freed."""
+    of = method._described.hits._of_class[type(one)]._of
+    of[id(other)] = of[id(one)]
+
+
+def without_remembered_gets(cache: "Cache") -> None:
+    """Have `get` look each key up by its name."""
+    _put(cache._engine.memos._memory, "marked", False)
+
+
+def plan_of(cache: "Cache", name: bytes) -> Any:
+    """Return the plan by which the value of a name is copied, or None."""
+    from magnus_cache._engine.codec import CopyPlan
+
+    entry = state_of(cache).memory.hit(name)
+    return entry.value if entry is not None and type(entry.value) is CopyPlan else None

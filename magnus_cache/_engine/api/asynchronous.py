@@ -26,8 +26,9 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
-from magnus_cache._engine.store.reads_many import addressed, found_many
+from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
@@ -57,8 +58,9 @@ class AsyncCache(AsyncLife):
     def _bind(self, engine: Engine) -> None:
         self._engine = engine
         self._state = engine.state
+        self._places = engine.gets.places
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
-        self._clears = engine.invalidator
+        self._clears = engine.clears
 
     # -- single values --------------------------------------------------------------------------------------
 
@@ -69,22 +71,65 @@ class AsyncCache(AsyncLife):
             that of the plain value it equals), or an object with fields or content; see `keys.key_text`.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
-        ref = self._reads.ref(namespace, key)
         state = self._state
+        # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
+        try:
+            # An error would cost a read through Redis more than a look-up costs a hit.
+            place = self._places.get(namespace)
+            entry = place.by_types[type(key)][key] if place is not None else None
+        except (KeyError, TypeError):
+            place = entry = None
+        if place is not None and entry is not None:
+            # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
+            payload, value = entry.payload, entry.value
+            now, trust = state.clock(), entry.trust
+            if (
+                now < entry and now < trust.deadline
+                and entry.generation is state.memory.generation
+                and not state.special
+                and (place.given is namespace or type(place.given) is type(namespace) is str)
+                and place.generation == state.namespaces.generation
+            ):  # fmt: skip
+                if payload is None:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value
+                if type(value) is codec.CopyPlan:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value.copy()
+        ref = self._reads.ref(namespace, key)
         if state.special and state.mode is not Mode.NORMAL:
             return default
-        entry = state.memory.hit(ref.name)
-        if entry is not None:
-            value = self._reads.opened_here(ref, entry)
-            if value is LARGE:
-                value = await self._reads.open_anyway(ref, entry)
-            if value is not MISS:
-                ref.counters.l1_hits += 1
+        found: Any = None
+        if ref.is_far:
+            # In one coroutine down to the wait for the answer, and without an entry where none is needed.
+            try:
+                waiter = self._reads.ask(ref)
+                found = await (self._reads.read(ref) if waiter is None else waiter)
+            except CacheUnavailableError as error:
+                found = await self._reads.read_again(ref, error)
+            if type(found) is bytes:
+                value = self._reads.decoded(ref, found)
+                if value is MISS:
+                    ref.counters.misses += 1
+                    return default
+                ref.counters.l2_hits += 1
                 return value
-        entry = await self._reads.read(ref)
-        value = self._reads.opened_here(ref, entry)
+        else:
+            hit = state.memory.hit(ref.name)
+            if hit is not None:
+                value = self._reads.opened_here(ref, hit)
+                if value is LARGE:
+                    value = await self._reads.open_anyway(ref, hit)
+                if value is not MISS:
+                    ref.counters.l1_hits += 1
+                    self._engine.gets.keep(namespace, key, ref, hit)
+                    return value
+            found = await self._reads.read(ref)
+        value = self._reads.opened_here(ref, found)
         if value is LARGE:
-            value = await self._reads.open(ref, entry)
+            value = await self._reads.open(ref, found)
         if value is MISS:
             ref.counters.misses += 1
             return default
@@ -108,7 +153,7 @@ class AsyncCache(AsyncLife):
         life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
-            # Not stored, but what was there is not the value any more either.
+            # The value is not stored, but the old one is outdated.
             await self._writes.remove((ref,))
             return False
         return await self._writes.overwrite(ref, value, payload, life, names)
@@ -209,8 +254,11 @@ class AsyncCache(AsyncLife):
         """
         check_loop()
         several = as_list(keys, "keys")
-        refs = await addressed(self._reads, namespace, several)
-        return await found_many(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
+        if not several:
+            return {}
+        refs = RefMaker(self._reads, namespace)
+        names = await names_of(refs, several)
+        return await found_many(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -256,7 +304,11 @@ class AsyncCache(AsyncLife):
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
         check_loop()
-        return await self._writes.remove(await addressed(self._reads, namespace, as_list(keys, "keys")))
+        several = as_list(keys, "keys")
+        if not several:
+            return 0
+        refs = RefMaker(self._reads, namespace)
+        return await self._writes.remove_names(refs, await names_of(refs, several))
 
     async def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace or of the whole prefix (``"magnus:*"``), or those that match a glob.
@@ -296,7 +348,7 @@ class AsyncCache(AsyncLife):
     # -- the rest -------------------------------------------------------------------------------------------
 
     async def explain(self, namespace: str, key: Any) -> Explanation:
-        """Return, for people, what is known about a key: where its value is, how old, why a miss, and who loads it.
+        """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.
 
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
@@ -308,7 +360,7 @@ class AsyncCache(AsyncLife):
         if state.client.connection(state.epochs.root) is not None:
             try:
                 total = await state.client.size()
-                # Ours that are no values; leases come and go.
+                # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
                 total -= await state.client.count(state.epochs.known_names())
                 memory = await state.client.memory_used()
             except CacheUnavailableError as error:

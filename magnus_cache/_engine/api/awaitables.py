@@ -1,8 +1,8 @@
-"""Whether a function is called or awaited, where its own kind does not tell.
+"""Whether callers call or await a function, also if its own kind does not show it.
 
-A plain `def` around a coroutine function, as a decorator leaves it, either hands the coroutine on or runs it; only
-calling it tells. A plain function that says in its annotation that it returns an awaitable is awaited. Of one that says
-nothing and returns an awaitable all the same, a hit could not be told from a value: that is an error.
+A decorator may leave a plain `def` around a coroutine function. The `def` either returns the coroutine or runs it, and
+only a call shows which. A plain function whose annotation names an awaitable result is awaited. A plain function
+without such an annotation that returns an awaitable is an error: a hit would return a plain value in its place.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Kind(enum.Enum):
 
     ASYNC = "awaited"
     BLOCKING = "called"
-    EITHER = "awaited or called: only a call tells"
+    EITHER = "awaited or called: only a call shows which"
 
 
 def kind_of(function: Callable[..., Any]) -> Kind:
@@ -66,7 +66,7 @@ def _says_so(function: object) -> bool:
 
 
 def awaited(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function that returns what a function returns, or what that comes to."""
+    """Return a coroutine function that returns a function's result, or awaits it if it is awaitable."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
@@ -76,9 +76,9 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, A
 
 
 def blocking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function that calls another, which must not return an awaitable.
+    """Return a function that calls another one and raises `CacheTypeError` for an awaitable result.
 
-    :param name: the other one's name, for messages.
+    :param name: the name of the other function, for messages.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -87,8 +87,8 @@ def blocking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             _drop(value)
             raise CacheTypeError(
                 "function",
-                f"{name or 'it'} is a plain function and returned a {type(value).__name__}, so its callers would have "
-                "to await what is called; write `async def`, or annotate it with `-> Awaitable[...]`",
+                f"{name or 'it'} is a plain function but returned a {type(value).__name__}, which callers would have "
+                "to await; write `async def`, or annotate the function with `-> Awaitable[...]`",
             )
         return value
 
@@ -96,7 +96,7 @@ def blocking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _drop(value: Any) -> None:
-    """End an awaitable that nothing awaits: a coroutine is closed, a future or task is cancelled."""
+    """Close a coroutine, or cancel a future or task, that nothing will await."""
     for end in ("close", "cancel"):
         if callable(method := getattr(value, end, None)):
             method()
@@ -108,12 +108,12 @@ def either(
     make_async: Callable[[Callable[..., Any]], _Wrapper],
     make_blocking: Callable[[Callable[..., Any]], _Wrapper],
 ) -> _Wrapper:
-    """Return a cached function for one that is awaited or called: the first call tells.
+    """Return a cached function for a function of unknown kind; the first call shows whether it is awaited.
 
-    Until then its other operations are awaited where an event loop runs.
+    Before the first call, the other operations are awaited if an event loop runs in the thread.
 
-    :param make_async: returns the cached function of a coroutine function.
-    :param make_blocking: returns the cached function of a plain one.
+    :param make_async: returns the cached function for a coroutine function.
+    :param make_blocking: returns the cached function for a plain function.
     """
     makers = {True: make_async, False: make_blocking}
     ready: dict[bool, _Wrapper] = {True: make_async(awaited(function)), False: make_blocking(function)}
@@ -143,7 +143,7 @@ async def _first(
     make: Callable[[Callable[..., Any]], _Wrapper], function: Callable[..., Any], result: Any,
     args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
-    """Return the value of the call that has told; what it returned is awaited if the value is not there."""
+    """Return the value of the first call; await the result of that call only if the cache has no value."""
     unused = [result]
 
     async def load(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What both managers share: the operations that are the same in blocking and in async code."""
+"""The operations that are the same in blocking and in async code: `cached`, `bypass`, `disabled` and more."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class CacheBase:
         return f"<{type(self).__name__} {self._state.describe()}>"
 
     def bypass(self) -> AbstractContextManager[None]:
-        """Within the block, read nothing from the cache, but store what is loaded: a fresh read."""
+        """Return a context manager for fresh reads: its block reads nothing from the cache but stores what it loads."""
         return self._state.bypass()
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within the block, work as if there were no cache, for all callers in all threads and tasks; for tests."""
+        """Return a context manager for tests: within its block, no caller in any thread or task uses the cache."""
         return self._state.disabled()
 
     @property

@@ -1,7 +1,8 @@
 """The operations of `CacheManager`: the cache for blocking code.
 
-A hit in memory is served in the calling thread. Everything else runs on the background loop, on the same paths as for
-coroutines, and over one connection for all threads; the caller waits for it.
+A hit in memory is served in the calling thread, and so are most reads through Redis (see `redis/lane`). Everything else
+runs on the background loop, on the same paths as for coroutines, and over one connection for all threads; the caller
+waits for it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many_blocking
 from magnus_cache._engine.store.records import MISS, KeyRef
@@ -61,6 +63,7 @@ class BlockingCache(BlockingLife):
         self._async = operations
         self._engine = engine = operations._engine
         self._state = engine.state
+        self._places = engine.gets.places
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
         self._deferred = engine.deferred
 
@@ -72,7 +75,7 @@ class BlockingCache(BlockingLife):
         self, operation: Callable[..., Any], *args: Any, otherwise: Any = None,
         record: Callable[[NoThreadError], Any] | None = None,
     ) -> Any:  # fmt: skip
-        """Return what an operation returns; without a background loop, what `record` returns, or `otherwise`."""
+        """Return the result of an operation; without a background loop, the result of `record`, or `otherwise`."""
         try:
             return self._call(operation, *args)
         except NoThreadError as error:
@@ -85,24 +88,46 @@ class BlockingCache(BlockingLife):
 
     def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """Do what `AsyncCache.get` does, in blocking code."""
+        state = self._state
+        # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
+        try:
+            # An error would cost a read through Redis more than a look-up costs a hit.
+            place = self._places.get(namespace)
+            entry = place.by_types[type(key)][key] if place is not None else None
+        except (KeyError, TypeError):
+            place = entry = None
+        if place is not None and entry is not None:
+            # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
+            payload, value = entry.payload, entry.value
+            now, trust = state.clock(), entry.trust
+            if (
+                now < entry and now < trust.deadline
+                and entry.generation is state.memory.generation
+                and not state.special
+                and (place.given is namespace or type(place.given) is type(namespace) is str)
+                and place.generation == state.namespaces.generation
+            ):  # fmt: skip
+                if payload is None:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value
+                if type(value) is codec.CopyPlan:
+                    entry.seen = trust.used = True
+                    place.counters.l1_hits += 1
+                    return value.copy()
         ref = self._reads.ref(namespace, key)
-        if self._state.mode is not Mode.NORMAL:
+        if state.mode is not Mode.NORMAL:
             return default
-        value = self._looked_up(ref)
-        if value is MISS:
-            ref.counters.misses += 1
-            return default
-        return value
-
-    def _looked_up(self, ref: KeyRef) -> Any:
-        entry = self._state.memory.hit(ref.name)
+        entry = state.memory.hit(ref.name)
         if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
             ref.counters.l1_hits += 1
+            self._engine.gets.keep(namespace, key, ref, entry)
             return value
-        value = self._reads.opened(ref, self._reads.read_blocking(ref))
-        if value is not MISS:
+        if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
             ref.counters.l2_hits += 1
-        return value
+            return value
+        ref.counters.misses += 1
+        return default
 
     def set(
         self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
@@ -174,13 +199,14 @@ class BlockingCache(BlockingLife):
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
+            entry = self._state.memory.hit(ref.name)
+            if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
+                ref.counters.l1_hits += 1
+                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
-                entry = self._state.memory.hit(ref.name)
-                if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
-                    ref.counters.l1_hits += 1
-                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
-            if (value := self._looked_up(ref)) is not MISS:
+            if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
+                ref.counters.l2_hits += 1
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
         return self._engine.stale.load_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
@@ -191,8 +217,11 @@ class BlockingCache(BlockingLife):
         """Do what `AsyncCache.get_many` does, in blocking code."""
         self._state.check_open()
         several = as_list(keys, "keys")
-        refs = [self._reads.ref(namespace, key) for key in several]
-        return found_many_blocking(self._reads, several, refs) if self._state.mode is Mode.NORMAL else {}
+        if not several:
+            return {}
+        refs = RefMaker(self._reads, namespace)
+        names = list(map(refs.name, several))
+        return found_many_blocking(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
@@ -219,8 +248,7 @@ class BlockingCache(BlockingLife):
     ) -> bool:
         """Do what `AsyncCache.set_many` does, in blocking code.
 
-        If a signal handler has interrupted the cache, the values
-        are stored soon after, and the result is False.
+        If a signal handler has interrupted the cache, the values are stored soon after, and the result is False.
         """
         return set_many_blocking(self._engine, namespace, mapping, ttl, tags)
 
@@ -230,7 +258,11 @@ class BlockingCache(BlockingLife):
         If a signal handler or finalizer has interrupted the cache, this process removes the values at once. Redis and
         the other processes follow soon after, and the number is that of this process.
         """
-        return self._remove([self._reads.ref(namespace, key) for key in as_list(keys, "keys")])
+        several = as_list(keys, "keys")
+        if not several:
+            return self._remove(())
+        refs = RefMaker(self._reads, namespace)
+        return self._remove([refs.ref(refs.name(key)) for key in several])
 
     def _remove(self, refs: Sequence[KeyRef]) -> int:
         self._state.check_open()
@@ -239,8 +271,7 @@ class BlockingCache(BlockingLife):
     def clear(self, namespace_or_pattern: str) -> int:
         """Do what `AsyncCache.clear` does, in blocking code.
 
-        If a signal
-        handler or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
+        If a signal handler or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
         """
         if self._deferred.invalidations:
             self._deferred.clear(namespace_or_pattern)

@@ -7,19 +7,24 @@ it, and pickle finds it by name; see `bound`.
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either, kind_of
 from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
+from magnus_cache._engine.api.call_memos import FunctionMemo
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
+from magnus_cache._engine.api.general_wrappers import general, general_async
+from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind, compiled
 from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
-from magnus_cache._engine.keys.calls import CallKeyBuilder, plain_strings
+from magnus_cache._engine.keys.calls import CallKeyBuilder
+from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.keys.partials import method_of
 from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -34,7 +39,6 @@ __all__ = [
     "FunctionCache",
     "KeyOptions",
     "LoadOptionsFactory",
-    "Rebind",
     "decorator_for",
     "load_options_factory",
     "make_decorator",
@@ -136,21 +140,18 @@ class _ProcessWide:
         return self._text
 
 
-Rebind = Callable[["FunctionCache", Callable[..., Any]], None]
-"""Makes a wrapper look into another cache's memory, and call another function for everything but a hit."""
-
-
 class FunctionCache:
     """One decorated function in one cache: where its values live and how they are loaded.
 
-    :ivar slow: called as ``slow(args, kwargs)`` for what is no hit in memory.
+    :ivar slow: called for what is no hit in memory, see `HitSource`.
     :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
+    :ivar hits: the entries that plain calls had; None if only binding a call tells which it is.
     :ivar loader: what is called on a miss.
     :ivar awaited: whether the wrapper made last is a coroutine function.
     :ivar compared: whether the code was compared with that of the last function of this name.
     """
 
-    slow: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    slow: Callable[..., Any]
     rebind: Rebind | None = None
 
     def __init__(
@@ -171,6 +172,7 @@ class FunctionCache:
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
         self.counters = engine.state.stats.child(namespace)
         self.memo: dict[Any, KeyRef] = {}
+        self.hits = None if keys.shape is None else FunctionMemo(keys.shape, engine.memos)
         engine.state.namespaces.watch(self)
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
@@ -182,9 +184,8 @@ class FunctionCache:
             if not self.compared:
                 self.compared = True
                 warn_of_other_code(self.engine.state, self.namespace, self.keys.name_and_version, self.function)
-        policy = namespaces.resolve(self.namespace)
         key = self.keys.key(args, kwargs)
-        ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
+        ref = self.address(key)
         short = self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
@@ -195,9 +196,16 @@ class FunctionCache:
                 self.memo.pop(short, None)
         return ref
 
+    def address(self, key: KeyText) -> KeyRef:
+        """Return where the value of a key lives."""
+        policy = self.engine.state.namespaces.resolve(self.namespace)
+        return self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
+
     def namespaces_changed(self) -> None:
         """Forget where values live, as the namespace may have another policy now."""
         self.memo.clear()
+        if self.hits is not None:
+            self.hits.clear()
 
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""
@@ -254,141 +262,82 @@ class FunctionCache:
         loader = functools.partial(self.loader, *args, **kwargs)
         return LoadRequest(ref, loader, self.options, self.tags(args, kwargs), fresh)
 
-    # The two wrappers are written out rather than shared: a hit in memory is a few hundred nanoseconds, and one
-    # more call between would cost it a fifth of that. What they look into can be exchanged. So all that is no hit is
-    # for `slow`, which belongs to one cache for good: a call never mixes two.
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> KeyRef:
+        """Return where the value of a call lives, remembered or not.
 
-    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
-        """Return where the value of a call lives, remembered or not."""
+        :param made: what `key_func` returned, if it was called.
+        """
+        if made is not MISS:
+            return self.address(self.keys.key_of(made))
         ref = self.memo.get(self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args))
         return self.ref(args, kwargs) if ref is None else ref
 
-    def _async_wrapper(self) -> Any:
-        fast_call, fast, request = self.keys.memo_key_of_call, self.keys.memo_key, self.request
-        state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
-        hit, counters, memo = state.memory.hit, self.counters, self.memo
-        exact = fast is plain_strings
+    def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
+        """Remember the entry that was a hit, for the wrapper."""
+        (ref, entry), hits = hit, self.hits
+        if hits is None or not self.engine.memos.keeps(entry) or not self.keys.bare:
+            return
+        hits.keep(args, kwargs, made, entry)
+        if self.engine.state.namespaces.resolve(self.namespace) is not ref.namespace:
+            # Registered since it was resolved: the memos were perhaps emptied before this.
+            self.namespaces_changed()
 
-        async def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            ref, engine, counters = self.find(args, kwargs), self.engine, self.counters
-            own = engine.reads
-            if engine.state.mode is Mode.NORMAL:
-                entry = engine.state.memory.hit(ref.name)
-                if entry is not None:
-                    value = entry.value if entry.payload is None else own.opened_here(ref, entry)
-                    if value is LARGE:
-                        value = await own.open_anyway(ref, entry)
-                    if value is not MISS:
-                        counters.l1_hits += 1
-                        return value
-                if ref.freshness is not NO_POLICY:
-                    return await stale.get(request(ref, args, kwargs))
-                entry = await own.read(ref)
-                value = own.opened_here(ref, entry)
+    async def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> Any:
+        ref, engine, counters = self.find(args, kwargs, made), self.engine, self.counters
+        reads, stale = engine.reads, engine.stale
+        if engine.state.mode is Mode.NORMAL:
+            entry = engine.state.memory.hit(ref.name)
+            if entry is not None:
+                value = reads.opened_here(ref, entry)
                 if value is LARGE:
-                    value = await own.open(ref, entry)
+                    value = await reads.open_anyway(ref, entry)
                 if value is not MISS:
-                    counters.l2_hits += 1
+                    counters.l1_hits += 1
+                    self._remember(args, kwargs, made, (ref, entry))
                     return value
-                counters.misses += 1
-            return await stale.load(request(ref, args, kwargs))
+            if ref.freshness is not NO_POLICY:
+                return await stale.get(self.request(ref, args, kwargs))
+            entry = await reads.read(ref)
+            value = reads.opened_here(ref, entry)
+            if value is LARGE:
+                value = await reads.open(ref, entry)
+            if value is not MISS:
+                counters.l2_hits += 1
+                return value
+            counters.misses += 1
+        return await stale.load(self.request(ref, args, kwargs))
 
-        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
-        self.slow = look_up
+    def _look_up_blocking(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> Any:
+        ref, engine, counters = self.find(args, kwargs, made), self.engine, self.counters
+        reads, stale = engine.reads, engine.stale
+        if engine.state.mode is Mode.NORMAL:
+            entry = engine.state.memory.hit(ref.name)
+            if entry is not None and (value := reads.opened(ref, entry)) is not MISS:
+                counters.l1_hits += 1
+                self._remember(args, kwargs, made, (ref, entry))
+                return value
+            if ref.freshness is not NO_POLICY:
+                return stale.get_blocking(self.request(ref, args, kwargs))
+            if (value := reads.opened(ref, reads.read_blocking(ref))) is not MISS:
+                counters.l2_hits += 1
+                return value
+            counters.misses += 1
+        return stale.load_blocking(self.request(ref, args, kwargs))
 
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
-                short: Hashable = args
-            else:
-                short = fast_call(args, kwargs) if kwargs else fast(args)
-            try:
-                ref = memo[short]
-            except KeyError:
-                ref = None
-            if ref is not None and (not state.special or state.mode is Mode.NORMAL):
-                entry = hit(ref.name)
-                if entry is not None:
-                    if entry.payload is None:
-                        counters.l1_hits += 1
-                        return entry.value
-                    value = reads.opened_here(ref, entry)
-                    # A large one is for `slow`: to decode it takes turns of the event loop.
-                    if value is not MISS and value is not LARGE:
-                        counters.l1_hits += 1
-                        return value
-            return await slow(args, kwargs)
-
-        def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
-            nonlocal state, reads, hit, counters, slow, memo
-            engine = other.engine
-            state, reads, hit = engine.state, engine.reads, engine.state.memory.hit
-            counters, slow = other.counters, then
-            # Last: a call that has it has all the others.
-            memo = other.memo
+    def _async_wrapper(self) -> Any:
+        self.slow, stale = self._look_up, self.engine.stale
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await self.engine.writes.remove((self.ref(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
-            return await stale.load(request(self.ref(args, kwargs), args, kwargs, fresh=True))
+            return await stale.load(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        self.rebind = rebind
+        wrapper = self._wrapper(general_async, awaited=True)
         return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
 
     def _blocking_wrapper(self) -> Any:
-        fast_call, fast, request = self.keys.memo_key_of_call, self.keys.memo_key, self.request
-        state, reads, stale = self.engine.state, self.engine.reads, self.engine.stale
-        hit, counters, memo = state.memory.hit, self.counters, self.memo
-        exact = fast is plain_strings
-
-        def look_up(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            ref, engine, counters = self.find(args, kwargs), self.engine, self.counters
-            own = engine.reads
-            if engine.state.mode is Mode.NORMAL:
-                entry = engine.state.memory.hit(ref.name)
-                if entry is not None:
-                    value = entry.value if entry.payload is None else own.opened(ref, entry)
-                    if value is not MISS:
-                        counters.l1_hits += 1
-                        return value
-                if ref.freshness is not NO_POLICY:
-                    return stale.get_blocking(request(ref, args, kwargs))
-                if (value := own.opened(ref, own.read_blocking(ref))) is not MISS:
-                    counters.l2_hits += 1
-                    return value
-                counters.misses += 1
-            return stale.load_blocking(request(ref, args, kwargs))
-
-        slow: Callable[[tuple[Any, ...], dict[str, Any]], Any] = look_up
-        self.slow = look_up
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if exact and len(args) == 1 and type(args[0]) is str and not kwargs:
-                short: Hashable = args
-            else:
-                short = fast_call(args, kwargs) if kwargs else fast(args)
-            try:
-                ref = memo[short]
-            except KeyError:
-                ref = None
-            if ref is not None and (not state.special or state.mode is Mode.NORMAL):
-                entry = hit(ref.name)
-                if entry is not None:
-                    if entry.payload is None:
-                        counters.l1_hits += 1
-                        return entry.value
-                    if (value := reads.opened(ref, entry)) is not MISS:
-                        counters.l1_hits += 1
-                        return value
-            return slow(args, kwargs)
-
-        def rebind(other: FunctionCache, then: Callable[..., Any]) -> None:
-            nonlocal state, reads, hit, counters, slow, memo
-            engine = other.engine
-            state, reads, hit = engine.state, engine.reads, engine.state.memory.hit
-            counters, slow = other.counters, then
-            # Last: a call that has it has all the others.
-            memo = other.memo
+        self.slow, stale = self._look_up_blocking, self.engine.stale
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             ref = self.ref(args, kwargs)
@@ -396,10 +345,24 @@ class FunctionCache:
             return self.engine.deferred.removed((ref,)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
-            return stale.load_blocking(request(self.ref(args, kwargs), args, kwargs, fresh=True))
+            return stale.load_blocking(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        self.rebind = rebind
+        wrapper = self._wrapper(general, awaited=False)
         return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
+
+    def _wrapper(self, make: Callable[[CallKeyBuilder, HitSource], tuple[Any, Rebind]], *, awaited: bool) -> Any:
+        """Return a wrapper without operations: compiled if the function is plain, else what `make` returns."""
+        shape = self.keys.shape
+        if shape is None:
+            wrapper, self.rebind = make(self.keys, self.source)
+        else:
+            wrapper, self.rebind = compiled(self.function, shape, self.source, awaited=awaited)
+        return wrapper
+
+    @property
+    def source(self) -> HitSource:
+        """What the wrapper made last looks into."""
+        return HitSource(self.engine, {} if self.hits is None else self.hits.root, self.memo, self.counters, self.slow)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:

@@ -1,7 +1,7 @@
 """`cached_many`: a decorator for functions that take many keys and return a mapping of them to values.
 
-Each key is cached for itself, as if the function had been called with that key alone; it is called with the keys that
-are missing. Its other arguments are part of every key.
+Each value is cached separately, as if the function had been called with one key. The function is called with the keys
+that are missing. Its other arguments are part of every key.
 """
 
 import functools
@@ -32,7 +32,7 @@ def make_batch_decorator(
 
 
 class _BatchArguments(NamedTuple):
-    """One call: its keys, and its other arguments before and after them."""
+    """The arguments of one call: the keys, and the other arguments before and after them."""
 
     cache: FunctionCache
     many: list[Any]
@@ -41,9 +41,12 @@ class _BatchArguments(NamedTuple):
     kwargs: dict[str, Any]
 
     def locate(self, key: Any) -> BatchItem:
-        """Return where the value of one key lives."""
+        """Return the item of one key: the key, its reference and its tags.
+
+        :raises CacheTypeError: for a key that is not hashable.
+        """
         if not isinstance(key, Hashable):
-            raise CacheTypeError("keys", f"a key has to be hashable, and a {type(key).__name__} is not")
+            raise CacheTypeError("keys", f"a key must be hashable, and a {type(key).__name__} is not")
         args = (*self.before, key, *self.after)
         return BatchItem(key, self.cache.ref(args, self.kwargs), self.cache.tags(args, self.kwargs))
 
@@ -52,7 +55,7 @@ class _BatchArguments(NamedTuple):
         return self.cache.loader(*self.before, keys, *self.after, **self.kwargs)
 
     def request(self, *, fresh: bool = False) -> BatchRequest:
-        """Return what is to be done."""
+        """Return the request for the values of all keys."""
         cache = self.cache
         return BatchRequest(self.many, self.locate, self.load, cache.options, cache.function, fresh)
 
@@ -61,15 +64,15 @@ class _BatchFunctionCache(FunctionCache):
     """One decorated batch loader."""
 
     def wrapper(self) -> Any:
-        """Return the function that stands in for the decorated one."""
+        """Return the function that replaces the decorated one."""
         if self.keys.first_parameter is None:
             raise CacheTypeError("function", "a batch loader takes the keys as its first positional parameter")
         kind = kind_of(self.function)
         if kind is Kind.EITHER:
             raise CacheTypeError(
                 "function",
-                f"{self.keys.name} is a plain function around a coroutine function, so whether to await it is not "
-                "known; put `cached_many` next to the coroutine function, or make the decorator between `async def`",
+                f"{self.keys.name} is a plain function around a coroutine function, so its kind is not known; put "
+                "`cached_many` next to the coroutine function, or write the decorator in between with `async def`",
             )
         self.awaited = kind is Kind.ASYNC
         if self.awaited:
@@ -84,7 +87,7 @@ class _BatchFunctionCache(FunctionCache):
         return make
 
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
-        """Return where the value of one key lives, given in place of the keys.
+        """Return the reference of one key, given in place of the keys.
 
         :raises CacheTypeError: for many keys.
         """
@@ -92,11 +95,13 @@ class _BatchFunctionCache(FunctionCache):
         name = self.keys.first_parameter[1]
         key = self.keys.bind(args, kwargs)[name]
         if not isinstance(key, Hashable):
-            raise CacheTypeError(name, f"this is about one key, given in place of the keys, not a {type(key).__name__}")
+            raise CacheTypeError(
+                name, f"this operation takes one key, given in place of the keys, not a {type(key).__name__}"
+            )
         return self.ref(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_BatchArguments":
-        """Return what a call wants, and how some of its keys are loaded."""
+        """Return the arguments of a call, with the keys apart from the others."""
         first = self.keys.first_parameter
         assert first is not None
         place, name = first
@@ -104,7 +109,7 @@ class _BatchFunctionCache(FunctionCache):
             rest = {other: value for other, value in kwargs.items() if other != name}
             return _BatchArguments(self, as_list(kwargs[name], name), args, (), rest)
         if len(args) <= place:
-            # Its default; or too few arguments, for which this raises as calling the function would.
+            # The default of the parameter. With too few arguments, `bind` raises as the function would.
             return _BatchArguments(self, as_list(self.keys.bind(args, kwargs)[name], name), args, (), kwargs)
         return _BatchArguments(self, as_list(args[place], name), args[:place], args[place + 1 :], kwargs)
 

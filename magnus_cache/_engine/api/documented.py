@@ -1,4 +1,4 @@
-"""Documentation that is written once: the blocking operations take theirs from those for coroutines."""
+"""Docstrings that are written once: the blocking operations take theirs from the operations for coroutines."""
 
 import inspect
 import re
@@ -16,10 +16,10 @@ _FIELD = re.compile(r":(param|raises|ivar) (\w+):")
 def documented_by(other: type) -> Callable[[C], C]:
     """Return a class decorator for methods whose docstring begins with "Do what `Other.method` does".
 
-    They get the text of that method. What else their docstring says is added: its paragraphs after the other's, and its
-    fields (of parameters and errors) in the place of those of the same name. So `help()` shows all of it.
+    Such a method gets the text of the other method. The rest of its own docstring is added: paragraphs after those of
+    the other method, and fields (of parameters and errors) in place of fields of the same name. `help()` shows all.
 
-    :param other: the class, to whose methods these docstrings refer by its name.
+    :param other: the class that the docstrings name.
     """
 
     def document(cls: C) -> C:
@@ -44,7 +44,7 @@ def _combined(text: str, more: str) -> str:
 
 
 def _parts(text: str) -> tuple[str, dict[str, str]]:
-    """Return what comes before the fields, and these by name. What follows them is about that one method alone."""
+    """Return the text before the fields, and the fields by name. Text after the fields is dropped."""
     head: list[str] = []
     fields: dict[str, str] = {}
     name = ""

@@ -1,57 +1,65 @@
-"""What both faces of a cache are made of: one state, and the reads, writes, clears and loads on it."""
+"""The parts of one cache that both managers use: its state, reads, writes, clears and loads."""
 
 from collections.abc import Callable
 from typing import Any
 
+from magnus_cache._engine.api.call_memos import CallMemos
+from magnus_cache._engine.api.get_memos import GetMemo
 from magnus_cache._engine.coordination.dropped import drop
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
 from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.settings.keywords import SettingsOptions
-from magnus_cache._engine.store.clears import Invalidator
+from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.deferred import Deferred
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheTypeError
 
 __all__ = ["Engine"]
 
 
 class Engine:
-    """One cache, without a face.
+    """One cache, without a manager.
 
-    :ivar follow: makes a function that goes to whatever cache is in use, given what makes it for one; None for a cache
-        whose functions stay with it.
+    :ivar gets: the entries that the managers' `get` had.
+    :ivar memos: the limit that the memos of functions and of `get` share.
+    :ivar follow: makes a function that always uses the process-wide cache, from a factory of the function for one
+        engine; None for a cache whose functions stay with it.
     """
 
-    __slots__ = ("deferred", "follow", "invalidator", "lifetimes", "loads", "reads", "stale", "state", "writes")
+    __slots__ = (
+        "clears", "deferred", "follow", "gets", "lifetimes", "loads", "memos", "reads", "stale", "state", "writes",
+    )  # fmt: skip
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.memos = CallMemos(state.memory)
+        self.gets = GetMemo(self.memos, state.namespaces)
         self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
         self.reads = Reads(state)
-        self.writes = Writes(self.reads)
+        self.writes = ManyWrites(self.reads)
         self.lifetimes = Lifetimes(self.writes)
-        self.invalidator = Invalidator(state)
-        self.deferred = Deferred(state, self.writes, self.invalidator)
+        self.clears = Clears(state)
+        self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.stale = StalePolicy(self.reads, self.loads)
 
     def __del__(self) -> None:
-        # Faces and decorated functions refer to this; what goes on in the background refers to the state alone.
+        # Managers and decorated functions keep the engine alive. Background tasks refer to the state alone.
         drop(self.state)
 
     @classmethod
     def from_settings(cls, settings: Any, overrides: SettingsOptions) -> "Engine":
-        """Return a new one; settings come from the environment where neither argument gives them.
+        """Return a new engine; settings that neither argument names come from the environment.
 
-        :raises CacheTypeError: for settings that are none.
+        :raises CacheTypeError: if `settings` is not a `CacheSettings`.
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
-        # Deferred: pydantic-settings and redis-py take longer to import than all the rest of this package. Here, so
-        # that neither is imported by the first call, on somebody's event loop.
+        # Not at the top: pydantic-settings and redis-py take longer to import than all the rest of this package. And
+        # not later: the first call may run on an event loop, which an import would stall.
         from magnus_cache._engine.settings.settings import CacheSettings
 
         import_driver()

@@ -1,11 +1,12 @@
-"""What the cache knows of one key: for people who ask why a value is served, or why it is not."""
+"""`explain`: what the cache knows about one key, and why its value is served or not."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
-from magnus_cache._engine.store.explanation import Explanation, _duration
+from magnus_cache._engine.store.explanation import Explanation, duration_text
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.local_values import shown_tags
 from magnus_cache._engine.store.reads import Reads
@@ -20,7 +21,7 @@ __all__ = ["explain"]
 
 
 async def explain(reads: Reads, ref: KeyRef) -> Explanation:
-    """Return the state of one key. It is not counted, and nothing is brought near."""
+    """Return the state of one key. This counts as no request and stores nothing in memory."""
     state = reads.state
     name = ref.name.decode()
     near = state.memory.hit(ref.name)
@@ -34,23 +35,23 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         await reads.caught_up(wire, ref)
         asked = state.clock()
         raw, holder, left = await state.client.inspect(ref.name)
-        facts = await _facts(reads, wire, ref, raw, asked)
+        found = await _in_redis(reads, wire, ref, raw, asked)
     except CacheUnavailableError as error:
         entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     if near is not None:
         unwanted = near.negative and not ref.freshness.negative
-        facts["level"], facts["verdict"] = None if unwanted else "l1", f"in memory, and {facts['verdict']} in Redis"
-        # What is near has its own end, which may be sooner.
-        facts["left"] = near.fresh_until - state.clock()
-    lease: dict[str, Any] = {"lease_holder": holder.decode("utf-8", "replace"), "lease_left": left} if holder else {}
-    return Explanation(str(ref.namespace), name, **facts, **lease)
+        # The end of the entry in memory, which may be sooner than the end in Redis.
+        until_end = near.fresh_until - state.clock()
+        verdict = f"in memory, and {found.verdict} in Redis"
+        found = replace(found, level=None if unwanted else "l1", verdict=verdict, left=until_end)
+    return replace(found, lease_holder=holder.decode("utf-8", "replace"), lease_left=left) if holder else found
 
 
 def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanation:
-    """Return what this process alone knows.
+    """Return the state of a key as this process alone knows it.
 
-    :param entry: what it may serve of the value, be it stale.
+    :param entry: the entry that this process may serve, fresh or stale, or None.
     """
     namespace, state = ref.namespace, reads.state
     name, now = ref.name.decode(), state.clock()
@@ -65,13 +66,13 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     elif entry.negative:
         level, verdict = None, Verdict.UNWANTED.words
     if namespace.offline is not None and state.endpoint is not None:
-        left = state.generations.ends(entry.trust, namespace.offline) - now
-        why += f", and memory may serve it for {_duration(left)} more"
+        left = state.generations.served_until(entry.trust, namespace.offline) - now
+        why += f", and memory may serve it for {duration_text(left)} more"
     return _explanation(ref, entry, level, f"{verdict}; {why}", now)
 
 
 def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
-    """Return why this process does not serve what it holds, if it holds anything."""
+    """Return the state of a key whose entry this process may not serve, with the reason."""
     namespace, state = ref.namespace, reads.state
     entry = state.memory.get_stale(ref.name, trusted=False)
     if entry is None:
@@ -80,7 +81,7 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     judged, offline = reads.offline_verdict(ref, entry), namespace.offline
     problem = judged.words
     if judged is Verdict.CUT_OFF and offline is not None:
-        lost = _duration(now - state.generations.ends(entry.trust, offline) + offline)
+        lost = duration_text(now - state.generations.served_until(entry.trust, offline) + offline)
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
@@ -94,12 +95,12 @@ def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now
 
 
 def _grace_left(ref: KeyRef, entry: Entry, now: float) -> float:
-    """Return for how many seconds this caller may get the value stale; whoever brought it may have had more grace."""
+    """Return the seconds for which this caller may get the value stale; the caller that stored it may have more."""
     return min(entry.end, entry.fresh_until + ref.freshness.grace) - now
 
 
 def _past_its_end(grace: float) -> str:
-    return f"{Verdict.STALE.words} for {_duration(grace)} more" if grace > 0 else Verdict.EXPIRED.words
+    return f"{Verdict.STALE.words} for {duration_text(grace)} more" if grace > 0 else Verdict.EXPIRED.words
 
 
 async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
@@ -123,31 +124,34 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     )  # fmt: skip
 
 
-async def _facts(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | None, asked: float) -> dict[str, Any]:
+async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | None, asked: float) -> Explanation:
+    """Return the state of a key as Redis has it.
+
+    :param asked: monotonic second at which Redis was asked for `raw`.
+    """
+    unknown = Explanation(str(ref.namespace), ref.name.decode(), None, "not there")
     if raw is None:
-        return {"level": None, "verdict": "not there"}
+        return unknown
     try:
         header = envelope.read_header(raw)
         tags, _ = envelope.read_tags(raw, header)
         envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
-        return {"level": None, "verdict": f"unreadable: {error}", "size": len(raw)}
-    floor = await reads.epochs.settled(wire, ref.epoch_names, tags)
+        return replace(unknown, verdict=f"unreadable: {error}", size=len(raw))
+    lowest_valid = await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
     now = reads.state.clock()
     left = wire.time.end(header.fresh_until, header.life, now) - now
-    facts: dict[str, Any] = {
-        "level": None, "left": left, "epoch": header.epoch, "floor": floor,
-        "tags": visible_tags(shown_tags(tags)), "cost": header.cost,
-        "size": len(raw) - envelope.HEADER_BYTES, "age": header.life - left if header.life else None,
-    }  # fmt: skip
     negative = bool(header.flags & envelope.NEGATIVE)
     record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
     judged = settled_verdict(reads.state, ref, record, left, wire, asked)
-    words = judged.words
+    verdict = judged.words
     if judged is Verdict.STALE:
-        words = _past_its_end(left + ref.freshness.grace)
-    elif judged is Verdict.FRESH:
-        facts["level"] = "l2"
-        if negative:
-            words = "an error that loading raised, remembered"
-    return facts | {"verdict": words}
+        verdict = _past_its_end(left + ref.freshness.grace)
+    elif judged is Verdict.FRESH and negative:
+        verdict = "an error that loading raised, remembered"
+    return replace(
+        unknown, level="l2" if judged is Verdict.FRESH else None, verdict=verdict,
+        age=header.life - left if header.life else None, left=left, epoch=header.epoch,
+        lowest_valid_epoch=lowest_valid, tags=visible_tags(shown_tags(tags)), cost=header.cost,
+        size=len(raw) - envelope.HEADER_BYTES,
+    )  # fmt: skip

@@ -87,22 +87,23 @@ class Follower:
 
     def _rebind(self, cache: FunctionCache) -> None:
         if self._nowhere.rebind is not None:
-            self._nowhere.rebind(cache, self._slow_async if self._nowhere.awaited else self._slow)
+            slow = self._slow_async if self._nowhere.awaited else self._slow
+            self._nowhere.rebind(cache.source._replace(slow=slow))
 
-    async def _slow_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _slow_async(self, *call: Any) -> Any:
         while True:
             at = self._present()
             try:
-                return await at[0].slow(args, kwargs)
+                return await at[0].slow(*call)
             except CacheClosedError:
                 if self._stays(at):
                     raise
 
-    def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _slow(self, *call: Any) -> Any:
         while True:
             at = self._present()
             try:
-                return at[0].slow(args, kwargs)
+                return at[0].slow(*call)
             except CacheClosedError:
                 if self._stays(at):
                     raise

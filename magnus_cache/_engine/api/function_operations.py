@@ -1,6 +1,6 @@
-"""What can be asked of a cached function beside calling it: `clear`, `explain` and `contains`.
+"""The operations of a cached function that are the same for one key and for many: `clear`, `explain`, `contains`.
 
-The blocking forms of a function, and the awaited ones of a coroutine function.
+A plain function gets the blocking forms, a coroutine function the awaited ones.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["Place", "add_operations"]
 
 
 class Place(Protocol):
-    """A decorated function, as far as these operations need to know it."""
+    """The parts of a decorated function that these operations use."""
 
     @property
     def engine(self) -> Engine:
@@ -30,16 +30,16 @@ class Place(Protocol):
 
     @property
     def tag(self) -> str:
-        """The tag that all of its values have."""
+        """The tag of all values of the function."""
         ...
 
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
-        """Return where the one value lives that these arguments are about."""
+        """Return the reference of the one value that these arguments name."""
         ...
 
 
 def add_operations(wrapper: Any, place: Place, *, awaited: bool) -> Any:
-    """Return the function that stands for a decorated one, with these operations as attributes."""
+    """Return the wrapper of a decorated function with these operations as attributes."""
     make = _awaited if awaited else _blocking
     name = getattr(place.function, "__qualname__", type(place.function).__qualname__)
     for operation in make(place):
@@ -54,11 +54,11 @@ async def _contains(engine: Engine, ref: KeyRef) -> bool:
 
 def _awaited(place: Place) -> tuple[Any, Any, Any]:
     async def clear() -> None:
-        """Drop all values of this function, everywhere; see `Cached.clear`."""
-        await place.engine.invalidator.invalidate((place.tag,))
+        """Remove all values of this function everywhere; see `Cached.clear`."""
+        await place.engine.clears.invalidate((place.tag,))
 
     async def explain(*args: Any, **kwargs: Any) -> Explanation:
-        """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
+        """Return what the cache knows about the value for these arguments; see `Cached.explain`."""
         return await explained(place.engine.reads, place.single(args, kwargs))
 
     async def contains(*args: Any, **kwargs: Any) -> bool:
@@ -70,16 +70,16 @@ def _awaited(place: Place) -> tuple[Any, Any, Any]:
 
 def _blocking(place: Place) -> tuple[Any, Any, Any]:
     def clear() -> None:
-        """Drop all values of this function, everywhere; see `Cached.clear`."""
+        """Remove all values of this function everywhere; see `Cached.clear`."""
         engine = place.engine
         engine.state.check_open()
         if engine.deferred.invalidations:
             engine.deferred.invalidate((place.tag,))
         else:
-            engine.state.portal.call(engine.invalidator.invalidate, (place.tag,))
+            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
 
     def explain(*args: Any, **kwargs: Any) -> Explanation:
-        """Return what the cache knows of the value for these arguments; see `Cached.explain`."""
+        """Return what the cache knows about the value for these arguments; see `Cached.explain`."""
         engine, ref = place.engine, place.single(args, kwargs)
         engine.state.check_open()
         explanation: Explanation = engine.state.portal.call(explained, engine.reads, ref)

@@ -1,4 +1,4 @@
-"""The operations of both managers that concern the cache as a whole: health, switches, closing."""
+"""The operations of both managers on the cache as a whole: health checks and closing."""
 
 import sys
 from functools import partial
@@ -20,9 +20,9 @@ class AsyncLife(CacheBase):
     """Health and closing of a cache, for coroutines."""
 
     async def ping(self) -> Health:
-        """Ask Redis now, for `op_timeout` at most; return whether it answers, how fast, and what it is, or why not.
+        """Ask Redis now, for `op_timeout` at most; return its latency, version and more, or why it does not answer.
 
-        It never raises, not even on a closed cache: the result has the problem.
+        This never raises, not even on a closed cache: the result has the problem.
         """
         return await check_health(self._state)
 
@@ -31,7 +31,7 @@ class AsyncLife(CacheBase):
         await self._state.aclose()
 
     async def close(self) -> None:
-        """Disconnect, and stop everything that this cache started; the same as `aclose`."""
+        """Close the cache, as `aclose` does."""
         await self.aclose()
 
     async def __aenter__(self) -> Self:
@@ -51,8 +51,8 @@ class BlockingLife(CacheBase):
     def redis_available(self) -> bool:
         """Whether Redis answered when it was last asked.
 
-        If it was never asked, it is asked now, for `op_timeout` at most. A thread that runs an event loop must not
-        wait: there, the result is False before the first call.
+        Before the first call, this asks Redis now, for `op_timeout` at most. In a thread that runs an event loop, which
+        must not wait, the result is then False.
         """
         state = self._state
         if state.endpoint is not None and state.breaker.unknown and self._may_ask():
@@ -66,16 +66,16 @@ class BlockingLife(CacheBase):
         return async_library() is None
 
     def ping(self) -> Health:
-        """Ask Redis now, for `op_timeout` at most; return whether it answers, how fast, and what it is, or why not.
+        """Ask Redis now, for `op_timeout` at most; return its latency, version and more, or why it does not answer.
 
-        It never raises, not even on a closed cache: the result has the problem.
+        This never raises, not even on a closed cache: the result has the problem.
         """
         state = self._state
         try:
             state.check_open()
-            # The answer has a bound of its own; this one is for a background loop that something holds up.
+            # The exchange has its own timeout. This longer one is for a background loop that is stalled.
             return state.portal.call(partial(check_health, state), timeout=state.settings.op_timeout + _SPARE)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+        except Exception as error:  # noqa: BLE001  # any error is the answer
             return unhealthy(error, state)
 
     def close(self) -> Ending:

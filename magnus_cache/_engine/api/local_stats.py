@@ -1,4 +1,4 @@
-"""The figures of one cache, gathered from its parts."""
+"""The statistics of one cache, from all of its parts."""
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.runtime.stats import CacheStats
@@ -7,7 +7,7 @@ __all__ = ["local_stats"]
 
 
 def local_stats(state: State) -> CacheStats:
-    """Return the figures that take no exchange with Redis."""
+    """Return the statistics that need no exchange with Redis."""
     memory, figures = state.memory, state.stats.as_dict()
     memory.sweep()
     figures |= {

@@ -1,4 +1,4 @@
-"""The two faces of a cache, `CacheManager` and `AsyncCacheManager`, and the process-wide one of each."""
+"""The two managers of a cache, `CacheManager` and `AsyncCacheManager`, and the process-wide one of each kind."""
 
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -52,7 +52,7 @@ class CacheManager(BlockingCache):
         return self
 
     def __reduce__(self) -> Any:
-        # By the settings: another process connects for itself. They hold the password.
+        # As its settings, which include the password: the other process makes its own connection.
         return _restored, (type(self), self._state.settings)
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -82,7 +82,7 @@ class AsyncCacheManager(AsyncCache):
         return CacheManager._over(self._engine)
 
     def __reduce__(self) -> Any:
-        # By the settings: another process connects for itself. They hold the password.
+        # As its settings, which include the password: the other process makes its own connection.
         return _restored, (type(self), self._state.settings)
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -106,17 +106,17 @@ def _awaited() -> AsyncCache:
 
 @delegate_to(_blocking, BlockingCache)
 class _ProcessManager(ProcessFace, CacheManager):
-    """The process-wide cache for blocking code, whichever it is."""
+    """The manager of the process-wide cache for blocking code."""
 
     _name = "CacheManager"
 
     def __init__(self) -> None:
-        # No cache of its own.
+        # Unlike its base class, it has no cache of its own.
         pass
 
     def get(self, namespace: str, key: Any, default: Any = None) -> Any:
         """See `CacheManager.get`."""
-        # Without the detour that serves for the other operations: a hit in memory is all but free.
+        # Not delegated as the other operations are, which would make a hit in memory several times slower.
         now = PROCESS.now
         return (PROCESS.open() if now is None else now).get(namespace, key, default)
 
@@ -157,19 +157,19 @@ class _ProcessManager(ProcessFace, CacheManager):
 
 @delegate_to(_awaited, AsyncCache)
 class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
-    """The process-wide cache for async code, whichever it is."""
+    """The manager of the process-wide cache for async code."""
 
     _name = "AsyncCacheManager"
 
     def __init__(self) -> None:
-        # No cache of its own.
+        # Unlike its base class, it has no cache of its own.
         pass
 
     def get(  # pyright: ignore[reportIncompatibleMethodOverride]  # what it returns is that method's coroutine
         self, namespace: str, key: Any, default: Any = None
     ) -> Coroutine[Any, Any, Any]:
         """See `AsyncCacheManager.get`."""
-        # Without a coroutine around the coroutine.
+        # Returns the coroutine of `get` itself: one around it would make a hit slower.
         now = PROCESS.now
         return (PROCESS.open() if now is None else now).get_awaited(namespace, key, default)
 

@@ -1,4 +1,4 @@
-"""Calls for many keys at a time: `get_or_set_many`, and what a function decorated with `cached_many` does."""
+"""Calls for many keys: `get_or_set_many`, and functions decorated with `cached_many`."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, i
 from magnus_cache._engine.flights.flight import SERVING, Flight
 from magnus_cache._engine.loading.batch import Batch, CallLoader
 from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
-from magnus_cache._engine.loading.results import JudgedValue
+from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
@@ -38,19 +38,20 @@ __all__ = ["as_list", "load_many", "load_many_blocking", "locator"]
 T = TypeVar("T")
 
 _STEP: Final = 64
-"""Keys whose places are found in one step."""
+"""Keys whose references are made in one step of the event loop."""
 
 _LOOKED_FOR: Final = 100
-"""Keys that are looked for at a time."""
+"""Keys that are read at a time."""
 
 _LOOK: Final = 1.0
-"""Seconds after which a blocked thread looks whether the background loop is still there, and the loop likewise."""
+"""Seconds between two checks of a blocked thread that the background loop still runs, and of the loop that the thread
+still waits."""
 
 
 def as_list(keys: Iterable[Any], argument: str) -> list[Any]:
     """Return keys as a list.
 
-    :raises CacheTypeError: naming the argument, for what is no iterable, or a single text.
+    :raises CacheTypeError: naming the argument, if it is not an iterable, or is a single text.
     """
     if isinstance(keys, str | bytes):
         raise CacheTypeError(argument, "an iterable of keys is needed, not a single text; put it into a list")
@@ -61,7 +62,7 @@ def as_list(keys: Iterable[Any], argument: str) -> list[Any]:
 
 
 def locator(engine: Engine, namespace: str, options: LoadOptions) -> Locate:
-    """Return what tells where the values of keys live.
+    """Return the function that makes the item of a key: the key, its reference and its tags.
 
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
@@ -71,30 +72,30 @@ def locator(engine: Engine, namespace: str, options: LoadOptions) -> Locate:
 
 
 def _source(loader: object) -> object:
-    """Return what a batch loader is told apart from others by: two closures of the same code are the same one."""
+    """Return the identity of a batch loader: its code, so that two closures of the same code are the same loader."""
     while isinstance(loader, partial):
         loader = loader.func
     return getattr(loader, "__code__", loader)
 
 
 class _Search:
-    """One call for many keys: what it wants, what there is of that, and what is missing."""
+    """One call for many keys: the keys, the values that were found, and the keys that are missing."""
 
     def __init__(self, engine: Engine, *, fresh: bool) -> None:
         self._engine = engine
         self.fresh = fresh or engine.state.mode is Mode.BYPASS
         self.keys: list[Any] = []
-        # Keys that are stored at one place are one.
+        # By name, so that two keys with the same name are loaded once.
         self.missing: dict[bytes, BatchItem] = {}
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
         self._stale: dict[bytes, Entry] = {}
 
     def add(self, items: Iterable[BatchItem]) -> None:
-        """Want some keys.
+        """Add keys to the call.
 
-        :raises CacheTypeError: for one that cannot be a key of the result.
-        :raises CacheArgumentError: for one that is equal to another that is stored elsewhere.
+        :raises CacheTypeError: for a key that is not hashable.
+        :raises CacheArgumentError: for a key that equals another key but has another name.
         """
         for item in items:
             name = item.ref.name
@@ -108,13 +109,13 @@ class _Search:
                 raise equal_keys(item.key)
 
     def steps(self) -> Iterator[list[BatchItem]]:
-        """Yield what is to be looked for, some at a time."""
+        """Yield the items to read, some at a time."""
         wanted = [] if self.fresh else list(self.missing.values())
         for start in range(0, len(wanted), _LOOKED_FOR):
             yield wanted[start : start + _LOOKED_FOR]
 
     def found(self, item: BatchItem, entry: Entry | None, value: Any, *, near: bool) -> None:
-        """Note what there is of a key: its value, or MISS and perhaps something that is past its end."""
+        """Record the result for a key: its value, or MISS and the stale entry, if there is one."""
         name = item.ref.name
         item.ref.counters.count(hit=value is not MISS, near=near)
         if value is not MISS:
@@ -124,7 +125,7 @@ class _Search:
             self._stale[name] = entry
 
     def hold_back(self) -> Generator[None, None, None]:
-        """Serve what is past its end where a load has just failed, in steps."""
+        """Serve stale values, in steps, for keys whose load has just failed."""
         for name, item in list(self.missing.items()):
             value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
             if value is not MISS:
@@ -133,15 +134,15 @@ class _Search:
             yield
 
     def _was_closed(self, errors: Iterable[Exception]) -> bool:
-        """Return whether the keys failed as this very cache was closed, and not as one was that the loader uses."""
+        """Return whether the keys failed because this cache was closed, not a cache that the loader uses."""
         return self._engine.state.closed and all(isinstance(error, CacheClosedError) for error in errors)
 
     def results(self, loaded: dict[bytes, Any], errors: dict[Any, Exception]) -> Generator[None, None, dict[Any, Any]]:
-        """Return, in steps, the values by key, given what was loaded and what failed.
+        """Return, in steps, the values by key, from the loaded values by name and the errors by key.
 
         :raises CacheBatchError: if some keys could not be loaded.
-        :raises CacheClosedError: if they could not because this cache was closed meanwhile.
-        :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+        :raises CacheClosedError: if this cache was closed meanwhile.
+        :raises Exception: what the loader raised, if it was called for all keys without a value.
         """
         values = self._values | loaded
         for name, item in self.missing.items() if errors and not self.fresh else ():
@@ -158,7 +159,7 @@ class _Search:
             if len(errors) == len(self.missing) and all(error is first for error in rest):
                 raise first
             if self._was_closed(errors.values()):
-                # As with one key, so that callers have one error to expect, and what follows the cache can go on.
+                # The error that one key raises, too. A function that follows the process-wide cache expects it.
                 raise first
             if all(isinstance(error, CacheEncodeError) for error in errors.values()):
                 raise CacheBatchEncodeError(results, errors) from first
@@ -170,7 +171,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     """Return values by key, in the order of the keys; load those that are missing.
 
     :raises CacheBatchError: if some keys could not be loaded.
-    :raises Exception: what the loader raised, if it was called for all keys there are no values of.
+    :raises Exception: what the loader raised, if it was called for all keys without a value.
     """
     keys, loader = request.keys, request.loader
     check_callable(loader, "batch_loader")
@@ -203,7 +204,9 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
 
 
 def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
-    """Do what `load_many` does, for a thread, in which it decodes and encodes, and calls a plain function.
+    """Return values by key, as `load_many`, in a blocked thread.
+
+    The thread decodes and encodes the values itself, and calls the loader if it is a plain function.
 
     :raises CacheBatchError: as `load_many` does.
     :raises Exception: as `load_many` does.
@@ -242,7 +245,7 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
 def _load_uncached(
     engine: Engine, wanted: Sequence[BatchItem], loader: BatchLoader
 ) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
-    """Return what a batch loader answers, by name, and the errors by key, where there is no background loop."""
+    """Return loaded values by name and errors by key, without a background loop and without storing anything."""
     errors: dict[Any, Exception] = {}
     with as_current_load(CurrentLoad()):
         answers: Any = engine.loads.called_blocking(partial(loader, [item.key for item in wanted]))
@@ -254,7 +257,7 @@ def _load_uncached(
 
 
 def _answered(keys: Sequence[Any], answers: Any) -> dict[Any, Any]:
-    """Return what a loader answered to some keys, where nothing is cached."""
+    """Return the values by key from the answer of a loader, for a disabled cache."""
     mapping = _checked(answers)
     return {key: mapping[key] for key in keys if key in mapping}
 
@@ -270,14 +273,14 @@ def _checked(answers: Any) -> Mapping[Any, Any]:
 
 
 def _mistake(value: Any) -> Exception | None:
-    """Return the error that the loader gave as a key's value, or the error for a value that is not allowed."""
+    """Return the error that the loader returned as the value of a key, or the error for an invalid value."""
     if is_unmodified(value):
         return not_modified_error()
     return value if isinstance(value, Exception) else None
 
 
 class _BlockingBatch:
-    """Where a blocked thread waits for its batch, which runs on the background loop, and calls the loader for it."""
+    """A batch of a blocked thread: it runs on the background loop, and the thread calls the loader for it."""
 
     def __init__(self, engine: Engine, request: BatchRequest, wanted: Sequence[BatchItem]) -> None:
         self._engine = engine
@@ -288,7 +291,7 @@ class _BlockingBatch:
         self._over = False
         self._task: asyncio.Task[Any] | None = None
         self._answers: set[asyncio.Future[Any]] = set()
-        self._deserted = False
+        self._abandoned = False
 
     def run(self, batch: Callable[[CallLoader], Awaitable[T]]) -> T:
         context = copy_context()
@@ -307,9 +310,9 @@ class _BlockingBatch:
                     values: T = result
                     return values
         except BaseException:
-            # First, and without a call: deep in the caller's stack the next one may fail as well.
-            self._deserted = True
-            # Interrupted (Ctrl-C), or just failed: then there is nothing left to cancel.
+            # First, and without a call: near the recursion limit the next call may fail as well.
+            self._abandoned = True
+            # After an interrupt (Ctrl-C) this cancels the batch; after a failure of the batch it does nothing.
             self._give_up()
             raise
 
@@ -323,7 +326,7 @@ class _BlockingBatch:
     # -- on the loop ------------------------------------------------------------------------------------------
 
     def _begin(self, batch: Callable[[], Any], context: Any) -> None:
-        if self._deserted:
+        if self._abandoned:
             return
         self._task = asyncio.get_running_loop().create_task(batch(), context=context)
         self._task.add_done_callback(self._ended)
@@ -332,14 +335,14 @@ class _BlockingBatch:
         self._notes.put(partial(self._outcome, task))
 
     def _cancel(self) -> None:
-        # The thread calls the loader no more: callers that joined the loads begin anew instead of waiting for it.
+        # The thread will not call the loader any more. Callers that joined its loads begin new ones.
         for answer in list(self._answers):
             answer.cancel()
         if self._task is not None:
             self._task.cancel()
 
     async def _call(self, keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
-        if self._deserted:
+        if self._abandoned:
             raise asyncio.CancelledError
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -347,7 +350,7 @@ class _BlockingBatch:
         try:
             self._notes.put(partial(self._load, list(keys), flights, loop, answer))
             while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
-                if self._deserted:
+                if self._abandoned:
                     raise asyncio.CancelledError
             error, result = answer.result()
         finally:
@@ -368,42 +371,42 @@ class _BlockingBatch:
         self, keys: list[Any], flights: Sequence[Flight], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any]
     ) -> None:
         try:
-            # A loader of many keys replaces no single value, also within the load of one.
+            # A batch loader replaces no single value, so its `current_load()` is empty, also within the load of a key.
             with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()):
                 result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
-            result = self._judged(keys, result)
-        except Exception as error:  # noqa: BLE001  # it comes back as the outcome
+            result = self._prepared(keys, result)
+        except Exception as error:  # noqa: BLE001  # the error is the outcome
             self._tell(loop, answer, (error, None))
         else:
             self._tell(loop, answer, (None, result))
 
-    def _judged(self, keys: Sequence[Any], answers: Any) -> Any:
-        """Return the answers as they are to be kept, each value encoded here: the loop is there for all threads."""
+    def _prepared(self, keys: Sequence[Any], answers: Any) -> Any:
+        """Return the answers checked and encoded. This thread does it, so that the loop stays free for all threads."""
         if not isinstance(answers, Mapping):
             return answers
-        judged: dict[Any, Any] = {}
+        prepared: dict[Any, Any] = {}
         for key in keys:
             try:
                 answer = answers.get(key, MISS)
-            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+            except Exception as error:  # noqa: BLE001  # the mapping may be of the loader's own class
                 answer = error
             if answer is MISS:
                 continue
             if not isinstance(answer, Exception):
                 item = self._wanted[key]
                 try:
-                    answer = at_once(self._engine.loads.judging.steps(self._request.of_key(item), answer))
-                except Exception as error:  # noqa: BLE001  # it is raised by the load of the key
-                    answer = JudgedValue(answer, error=error)
-            judged[key] = answer
-        return judged
+                    answer = at_once(self._engine.loads.preparer.steps(self._request.of_key(item), answer))
+                except Exception as error:  # noqa: BLE001  # the load of the key raises it
+                    answer = PreparedValue(answer, error=error)
+            prepared[key] = answer
+        return prepared
 
     def _tell(
         self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], what: tuple[Exception | None, Any]
     ) -> None:
-        def in_time() -> None:
+        def deliver() -> None:
             if not answer.done():
                 answer.set_result(what)
 
-        # If the loop is gone, that ends the waiting as well.
-        call_on_loop(loop, in_time)
+        # If the loop has ended, no one waits for the answer.
+        call_on_loop(loop, deliver)

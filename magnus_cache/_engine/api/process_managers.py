@@ -1,4 +1,4 @@
-"""The process-wide cache as its two managers: they go to whatever cache is in use, and make one if there is none."""
+"""The two managers of the process-wide cache. They use the cache that is open now, and open one if there is none."""
 
 import functools
 import inspect
@@ -12,11 +12,11 @@ from magnus_cache._engine.api.process_wide import PROCESS
 __all__ = ["ProcessFace", "delegate_to"]
 
 _PARTS: Final = ("_async", "_clears", "_deferred", "_engine", "_loads", "_reads", "_state", "_writes")
-"""What managers are made of."""
+"""The attributes of a manager that refer to its cache."""
 
 
 class ProcessFace:
-    """What both process-wide managers have in common. It comes before the manager's class among the bases."""
+    """The common part of both process-wide managers: the first base, before the class of the manager."""
 
     _name: ClassVar[str]
 
@@ -24,19 +24,19 @@ class ProcessFace:
         return f"<{self._name} {PROCESS.describe()}>"
 
     def cached(self, *args: Any, **kwargs: Any) -> Any:
-        """See `CacheManager.cached`. The function follows the process-wide cache."""
+        """Return the decorator of `CacheManager.cached` for functions that always use the process-wide cache."""
         return PROCESS.decorating.cached(*args, **kwargs)
 
     def cached_many(self, *args: Any, **kwargs: Any) -> Any:
-        """See `CacheManager.cached_many`. The function follows the process-wide cache."""
+        """Return the decorator of `CacheManager.cached_many` for functions that always use the process-wide cache."""
         return PROCESS.decorating.cached_many(*args, **kwargs)
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within it, behave as if there were no cache, for all callers, in whatever thread or task; for tests."""
+        """Return a context manager for tests: within its block, no caller in any thread or task uses the cache."""
         return PROCESS.disabled()
 
     async def aclose(self) -> None:
-        """Disconnect and stop all that the process-wide cache started. Idempotent; its next use makes another."""
+        """Disconnect, and stop everything that the process-wide cache started. Idempotent; the next use reopens it."""
         await PROCESS.aclose()
 
     async def __aenter__(self) -> Self:
@@ -49,18 +49,22 @@ class ProcessFace:
 
 
 def delegate_to(there: Callable[[], Any], operations: type) -> Callable[[type], type]:
-    """Return a class decorator: all that the class lacks comes from another manager, which `there` returns."""
+    """Return a class decorator that takes all missing operations from another manager.
 
-    def fill(face: type) -> type:
+    :param there: returns the other manager, at each call.
+    :param operations: the class whose public operations are delegated.
+    """
+
+    def delegate(face: type) -> type:
         for part in _PARTS:
-            # Properties, as a `__getattr__` would make every call of a method slower.
+            # Properties: `__getattr__` would make every call of a method slower.
             setattr(face, part, property(functools.partial(_part, there, part)))
         for name, operation in inspect.getmembers(operations, callable):
             if not name.startswith("_") and not _overrides(face, name):
                 setattr(face, name, _delegated(there, name, operation))
         return face
 
-    return fill
+    return delegate
 
 
 def _part(there: Callable[[], Any], name: str, _: Any) -> Any:

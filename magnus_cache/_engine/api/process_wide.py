@@ -1,10 +1,11 @@
-"""The cache that the whole process shares: when it is made, by which settings, and what follows it.
+"""The process-wide cache: when it is opened, by which settings, and which functions follow it.
 
-It is made by its first use, not by being asked for: programs ask for it when they are imported, and set it up, or have
-a test set it up, after that. Closing it ends what there is, and the next use makes another. An isolation (for tests)
-puts another cache in its place for some time.
+The first use opens the cache, not `get_cache_manager`. Modules call that when they are imported; the program, or a
+test, calls `configure` after that. After `close`, the next use opens a new cache. An isolation (for tests) replaces the
+cache for some time.
 
-All that was decorated through it follows: see `Follower`. So do the managers that it was reached through.
+Functions decorated through the process-wide cache follow it: they always use the cache that is open (see `Follower`).
+So do the managers that `get_cache_manager` returned.
 """
 
 import weakref
@@ -32,7 +33,7 @@ __all__ = ["PROCESS", "Isolation", "Opened", "ProcessCache"]
 
 
 class Opened:
-    """A cache that is in use, with its two managers, and their `get`, which most calls are."""
+    """An open cache, with its two managers and their `get`, which is most of all calls."""
 
     __slots__ = ("awaited", "blocking", "engine", "get", "get_awaited")
 
@@ -44,11 +45,11 @@ class Opened:
 
 
 class Isolation:
-    """Another cache in the place of the process-wide one, for some time; or the process-wide one itself.
+    """A replacement for the process-wide cache, for some time; the first one is the process-wide cache itself.
 
-    :param options: what `configure` was told, one call after the other.
-    :param fixed: settings that count whatever `configure` is told.
-    :ivar now: the cache, once it is used.
+    :param options: the settings of each call of `configure`, in order.
+    :param fixed: settings that take precedence over those of `configure`.
+    :ivar now: the open cache, or None before its first use.
     """
 
     __slots__ = ("fixed", "now", "options")
@@ -59,11 +60,11 @@ class Isolation:
         self.now: Opened | None = None
 
     def settings(self, *more: Mapping[str, Any]) -> "CacheSettings":
-        """Return the settings: the environment's, what `configure` was told and is told now, and what is fixed.
+        """Return the settings of the environment, of `configure`, of `more`, and the fixed ones; later ones win.
 
         :raises CacheSettingsError: for a wrong setting, naming it and its environment variable.
         """
-        # Deferred: pydantic-settings takes longer to import than all the rest of this package.
+        # Not at the top: pydantic-settings takes longer to import than all the rest of this package.
         from magnus_cache._engine.settings.settings import CacheSettings
 
         settings: CacheSettings | None = None
@@ -75,8 +76,8 @@ class Isolation:
 class ProcessCache:
     """One process-wide cache. Thread-safe.
 
-    :ivar now: the cache as it is in use, or None.
-    :ivar face: what callers have got as the manager, until it is closed.
+    :ivar now: the open cache, or None.
+    :ivar face: the manager that `get_cache_manager` returns, until the cache is closed.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class ProcessCache:
         self._places = [Isolation((), {})]
         self._bound: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._decorating: tuple[Engine, AsyncCache] | None = None
-        # Shared by all its caches: a test that disables the cache means whatever cache there is.
+        # Shared by all caches in this place: a test that disables the cache means each of them.
         self._special: set[object] = set()
         self._disabling: set[object] = set()
 
@@ -93,7 +94,7 @@ class ProcessCache:
 
     @property
     def blocking(self) -> BlockingCache:
-        """The manager for blocking code of the cache in use, which is made now if need be.
+        """The blocking manager of the open cache; opens one if there is none.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
         """
@@ -102,7 +103,7 @@ class ProcessCache:
 
     @property
     def awaited(self) -> AsyncCache:
-        """The manager for coroutines of the cache in use, which is made now if need be.
+        """The manager for coroutines of the open cache; opens one if there is none.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
         """
@@ -110,14 +111,14 @@ class ProcessCache:
         return (self.open() if now is None else now).awaited
 
     def open(self) -> Opened:
-        """Return the cache in use, made now if need be.
+        """Return the open cache; open one if there is none.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
         """
         while True:
             place = self._places[-1]
-            # Made before it is known to be wanted: that imports modules and reads files, which is no step for a
-            # section. One that comes too late was not used, and has nothing to end.
+            # Made outside the section, because this imports modules and reads files. If another thread was faster, the
+            # new one is dropped: it was never used, so there is nothing to close.
             made = Opened(self._made(place.settings()))
             with section():
                 if self.now is None and self._places[-1] is place:
@@ -132,7 +133,7 @@ class ProcessCache:
         return engine
 
     def check(self) -> None:
-        """Import what the first use needs, and read the settings: a mistake in them is told before.
+        """Import what the first use needs, and check the settings, so that mistakes are reported early.
 
         :raises CacheSettingsError: for a wrong setting, naming its environment variable.
         """
@@ -141,9 +142,9 @@ class ProcessCache:
             import_driver()
 
     def configure(self, options: Mapping[str, Any]) -> None:
-        """Set the cache up before its first use; what was not named keeps what an earlier call said.
+        """Set the cache up before its first use. A later call adds to an earlier one.
 
-        :raises CacheSettingsError: for a wrong setting; and when the cache is in use.
+        :raises CacheSettingsError: for a wrong setting, and if the cache is in use.
         """
         place = self._places[-1]
         place.settings(options)
@@ -152,23 +153,23 @@ class ProcessCache:
                 place.options = (*place.options, options)
                 return
         raise CacheSettingsError(
-            "the process-wide cache is in use already; call configure() before its first use, such as where the "
-            "program starts, or close the cache first"
+            "the process-wide cache is in use already; call configure() before its first use, such as at the start of "
+            "the program, or close the cache first"
         )
 
     def describe(self) -> str:
-        """Return what tells this cache from another, without secrets; it need not be in use."""
+        """Return a description of the cache without secrets, open or not."""
         now = self.now
         return f"process-wide, {'not in use' if now is None else now.engine.state.describe()}"
 
     def disabled(self) -> "AbstractContextManager[None]":
-        """Disable the cache, and those that follow it, for all callers."""
+        """Return a context manager that disables the cache, and later ones in its place, for all callers."""
         return Presence(self._disabling, self._special)
 
     # -- the end --------------------------------------------------------------------------------------------
 
     def close(self) -> Ending:
-        """Close the cache in use, if there is one; the next use makes another.
+        """Close the open cache, if there is one; the next use opens a new one.
 
         :raises CacheDeadlockError: in a signal handler or finalizer that has interrupted a critical section.
         """
@@ -176,15 +177,18 @@ class ProcessCache:
         return Ending() if now is None else now.engine.state.close()
 
     async def aclose(self) -> None:
-        """Do what `close` does without blocking the running event loop."""
+        """Close the open cache without blocking the running event loop."""
         now = self._taken(self._places[-1])
         if now is not None:
             await now.engine.state.aclose()
 
     def _taken(self, place: Isolation) -> Opened | None:
-        """Let what comes from now on use another cache, and return the present one of a place."""
+        """Detach and return the open cache of a place, so that later uses open a new one.
+
+        :raises CacheDeadlockError: in a signal handler or finalizer that has interrupted a critical section.
+        """
         if place.now is not None:
-            # Before anything is taken: what cannot be closed here stays in use.
+            # First: a cache that cannot be closed here stays in use.
             check_waiting()
         with section():
             now, place.now = place.now, None
@@ -193,18 +197,18 @@ class ProcessCache:
         return now
 
     def _changed(self) -> None:
-        """Let everything follow to what is in use now, or will be."""
+        """Make all followers bind again, to the cache that is open now or opens next."""
         self.now = self._places[-1].now
         bound, self._bound = list(self._bound), weakref.WeakSet()
         for follower in bound:
             follower.unbind()
 
-    # -- in its place ---------------------------------------------------------------------------------------
+    # -- isolation ------------------------------------------------------------------------------------------
 
     def isolate(self, fixed: Mapping[str, Any]) -> Isolation:
-        """Put another cache in the place of the present one, until `restore`.
+        """Replace the process-wide cache by another one until `restore`; return the replacement.
 
-        :param fixed: settings that it has whatever the environment and `configure` say.
+        :param fixed: settings that take precedence over the environment and `configure`.
         :raises CacheSettingsError: for a wrong setting.
         """
         place = Isolation(self._places[-1].options, fixed)
@@ -215,7 +219,7 @@ class ProcessCache:
         return place
 
     def restore(self, place: Isolation) -> Opened | None:
-        """End an isolation, and return its cache, which is to be closed; None if it was not used."""
+        """End an isolation and return its cache for the caller to close; None if it was never used."""
         with section():
             self._places.remove(place)
             self._changed()
@@ -223,9 +227,9 @@ class ProcessCache:
         return now
 
     def own_name(self, target: Any) -> Any:
-        """Return the target of a clear by the prefix in use.
+        """Return the target of a clear with the prefix in use.
 
-        Within an isolation the program that is tested clears what begins with the prefix that it has otherwise.
+        Within an isolation, the tested program still names the usual prefix in its clears.
         """
         usual, place = self._places[0], self._places[-1]
         if place is usual or not isinstance(target, str) or ":" not in target:
@@ -235,11 +239,11 @@ class ProcessCache:
             return target
         return f"{self.blocking._state.keyspace.prefix}:{target[len(prefix) + 1 :]}"
 
-    # -- what follows it ------------------------------------------------------------------------------------
+    # -- followers ------------------------------------------------------------------------------------------
 
     @property
     def decorating(self) -> AsyncCache:
-        """The manager whose decorators make functions that follow this cache; it has no cache of its own."""
+        """The manager whose decorators make functions that follow this cache. Its own cache is never open."""
         if self._decorating is None:
             from magnus_cache._engine.settings.settings import CacheSettings
 
@@ -258,7 +262,7 @@ class ProcessCache:
         return Follower(self._decorating[0], make, self._bind).function
 
     def _bind(self, follower: Follower) -> None:
-        """Let a function go to the cache in use."""
+        """Bind a function to the open cache; open one if there is none."""
         while True:
             engine = self.open().engine if self.now is None else self.now.engine
             function_cache = follower.make(engine)
@@ -270,4 +274,4 @@ class ProcessCache:
 
 
 PROCESS: Final = ProcessCache()
-"""The cache of this process. Nothing is made, read or started before it is used."""
+"""The cache of this process. Before its first use, nothing is read, connected or started."""

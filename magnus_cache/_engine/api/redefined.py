@@ -1,9 +1,10 @@
-"""A warning where a function is defined again with other code, under the same key.
+"""A warning if a function is defined again with other code but the same keys.
 
-In a notebook, a page that is run again, or a module that is reloaded, the new function would silently get what the old
-one stored.
+This happens in a notebook, on a page that runs again, and in a module that is reloaded. The new function would silently
+return what the old one stored.
 """
 
+import dis
 import inspect
 import weakref
 from collections.abc import Callable
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["warn_of_other_code"]
 
 _MOST: Final = 10_000
-"""Functions of one cache that are remembered; past that, remembering starts over."""
+"""Functions that are remembered for one cache. At this number, all are forgotten."""
 
-_known: "weakref.WeakKeyDictionary[State, dict[tuple[str, str], object]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[State, dict[tuple[str, str], CodeType]]" = weakref.WeakKeyDictionary()
 
 
 def warn_of_other_code(state: "State", namespace: str, name: str, function: Callable[..., Any]) -> None:
@@ -34,11 +35,11 @@ def warn_of_other_code(state: "State", namespace: str, name: str, function: Call
     functions = _known.setdefault(state, {})
     if len(functions) >= _MOST:
         functions.clear()
-    place, content = (str(namespace), name), _content(code)
-    # Taken out first: of several threads, one finds the old code.
+    place = (str(namespace), name)
+    # `pop` first: if several threads define the function, only one finds the old code and warns.
     before = functions.pop(place, None)
-    functions[place] = content
-    if before is not None and before != content:
+    functions[place] = code
+    if before is not None and before is not code and _content(before) != _content(code):
         say(
             f"{name} was defined again with other code and the same key, so it may return what the earlier function "
             "stored: call its clear(), or give it another version=, or another name if they are two functions"
@@ -46,8 +47,16 @@ def warn_of_other_code(state: "State", namespace: str, name: str, function: Call
 
 
 def _content(code: CodeType) -> object:
-    """Return what a function does, wherever it stands: not its lines, and not those of functions within it."""
-    constants = tuple(
-        _content(value) if isinstance(value, CodeType) else (type(value), repr(value)) for value in code.co_consts
-    )
-    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
+    """Return what a function does, for comparison: its instructions and their constants, without line numbers.
+
+    No instruction reads a function's docstring, so it makes no difference, although it is one of the constants.
+    """
+    steps = [
+        (step.opcode, _constant(step.argval) if step.opcode in dis.hasconst else step.arg)
+        for step in dis.get_instructions(code)
+    ]
+    return steps, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _constant(value: object) -> object:
+    return _content(value) if isinstance(value, CodeType) else (type(value), repr(value))

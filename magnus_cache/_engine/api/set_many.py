@@ -1,8 +1,8 @@
-"""Writes of many values at once: all of them are checked and encoded before the first is stored."""
+"""`set_many`: all values are checked and encoded before the first one is stored."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.policy.modes import Mode
@@ -12,73 +12,124 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
+from magnus_cache._engine.store.batch_keys import RefMaker, are_distinct
 from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.writes_many import ValuesToWrite
 
 __all__ = ["set_many", "set_many_blocking"]
-
-_Item: TypeAlias = tuple[KeyRef, Any, bytes, float, tuple[str, ...]]
 
 
 async def set_many(
     engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
 ) -> bool:
-    """Store many values; return whether all of them are stored, each as by `set`.
+    """Store many values, each as `set` does; return whether all of them are stored.
 
-    :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used; nothing has been stored then.
+    :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used; then nothing is stored.
     :raises CacheEncodeError: likewise, for a value of a type that cannot be stored.
     :raises CacheValueTooLargeError: likewise, for more bytes than the namespace allows.
     """
     check_loop()
-    items: list[_Item] = []
-    portion = Step()
-    for ref, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
-        payload = await engine.reads.encode(ref, value)
-        items.append((ref, value, payload, life, names))
+    call = _Call(engine, namespace, mapping, ttl, tags)
+    portion, coding = Step(), engine.reads
+    for key, value in call.items:
+        name, payload = call.prepared(key, value)
+        if payload is None:
+            payload = await coding.encode(call.refs.ref(name), value)
+        call.add(name, value, payload)
         if portion.done(len(payload)):
             await turn()
+    if not call.items:
+        return True
     if engine.state.mode is Mode.DISABLED:
-        # Not stored, but what was there is not the value any more either.
-        await engine.writes.remove([item[0] for item in items])
+        # Nothing is stored, but the old values are outdated.
+        await engine.writes.remove(call.all_refs())
         return False
-    return await engine.writes.write_many(items)
+    return await engine.writes.write_many(call.values())
 
 
 def set_many_blocking(
     engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
 ) -> bool:
-    """Do what `set_many` does, for a thread; where nothing can be waited for, it is done soon, and this returns False.
+    """Store many values, as `set_many`, in a blocked thread.
+
+    A thread that must not wait stores them soon after, and gets False.
 
     :raises CacheArgumentError: as `set_many` does.
     :raises CacheEncodeError: as `set_many` does.
     :raises CacheValueTooLargeError: as `set_many` does.
     """
-    items: list[_Item] = []
-    for ref, value, life, names in _wanted(engine, namespace, mapping, ttl, tags):
-        items.append((ref, value, engine.reads.encoded(ref, value), life, names))
+    call = _Call(engine, namespace, mapping, ttl, tags)
+    for key, value in call.items:
+        name, payload = call.prepared(key, value)
+        if payload is None:
+            payload = engine.reads.encoded(call.refs.ref(name), value)
+        call.add(name, value, payload)
     state, deferred = engine.state, engine.deferred
     if state.mode is Mode.DISABLED:
-        refs = [item[0] for item in items]
         state.check_open()
-        deferred.removed(refs)
+        deferred.removed(call.all_refs())
         return False
     if deferred.writes:
-        for item in items:
+        for item in call.values().items() if call.items else ():
             deferred.write(*item)
         return False
     state.check_open()
+    if not call.items:
+        return True
     try:
-        stored: bool = state.portal.call(partial(engine.writes.write_many, items))
+        stored: bool = state.portal.call(partial(engine.writes.write_many, call.values()))
     except NoThreadError as error:
-        deferred.record([item[0] for item in items], error)
+        deferred.record(call.all_refs(), error)
         return False
     return stored
 
 
-def _wanted(
-    engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
-) -> Iterator[tuple[KeyRef, Any, float, tuple[str, ...]]]:
-    check_mapping(mapping)
-    life, names = None if ttl is None else seconds(ttl), check_tags(tags)
-    for key, value in list(mapping.items()):
-        ref = engine.reads.ref(namespace, key)
-        yield ref, value, life or engine.reads.ttl(ref), names
+class _Call:
+    """The arguments of one call, checked, and its values as far as they are encoded.
+
+    :ivar items: the keys and values.
+    :ivar refs: makes the references of the values; not for a call without items.
+    """
+
+    refs: RefMaker
+
+    def __init__(
+        self, engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None,
+        tags: str | Iterable[str],
+    ) -> None:  # fmt: skip
+        check_mapping(mapping)
+        life, self._tags = None if ttl is None else seconds(ttl), check_tags(tags)
+        self.items = list(mapping.items())
+        self._coding = engine.reads
+        self._names: list[bytes] = []
+        self._values: list[Any] = []
+        self._payloads: list[bytes] = []
+        if self.items:
+            self.refs = RefMaker(engine.reads, namespace)
+            self._ttl = life or engine.reads.ttl(self.refs.ref(b""))
+
+    def prepared(self, key: Any, value: Any) -> tuple[bytes, bytes | None]:
+        """Return the name of a key, and the payload of its value; None for one that takes long to encode.
+
+        :raises CacheArgumentError: for a key that cannot be used.
+        :raises CacheEncodeError: for a value that cannot be stored.
+        """
+        name = self.refs.name(key)
+        return name, self._coding.encoded_at_once(self.refs.namespace, value)
+
+    def add(self, name: bytes, value: Any, payload: bytes) -> None:
+        """Add an encoded value."""
+        self._names.append(name)
+        self._values.append(value)
+        self._payloads.append(payload)
+
+    def all_refs(self) -> list[KeyRef]:
+        """Return the references of all values."""
+        return list(map(self.refs.ref, self._names)) if self.items else []
+
+    def values(self) -> ValuesToWrite:
+        """Return the values to write. Of two keys with the same name, the last one counts."""
+        values = ValuesToWrite(self.refs, self._names, self._values, self._payloads, self._ttl, self._tags)
+        if are_distinct(key for key, _ in self.items):
+            return values
+        return values.only(list({name: place for place, name in enumerate(self._names)}.values()))

@@ -1,7 +1,7 @@
-"""A warning for applications that may share the keys of their functions without knowing it.
+"""A warning for applications that may unknowingly share the keys of their functions.
 
-Two programs with a ``main.py`` have the same names for their functions. On one Redis, under the prefix that every
-program has by default, each would read what the other stored.
+The functions of two programs with a ``main.py`` have the same names. On one Redis, with the default prefix, each
+program would read what the other stored.
 """
 
 import sys
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["warn_of_shared_names"]
 
-_told: list[str] = []
+_warned: list[str] = []
 
 
 def warn_of_shared_names(state: "State", name: str, module: str) -> None:
     """Warn, once for each process, if the keys of a function may be those of another application's.
 
     :param name: the function's name in its keys.
-    :param module: the module that it is from, as those of its process know it.
+    :param module: the name of its module in this process.
     """
-    if _told or state.endpoint is None or "prefix" in state.settings.model_fields_set:
+    if _warned or state.endpoint is None or "prefix" in state.settings.model_fields_set:
         return
     if "." in module or hasattr(sys.modules.get(module), "__path__"):
         return
-    _told.append(name)
+    _warned.append(name)
     say(
         f"the keys of {name} begin with the name of a single file, and with the default prefix "
         f"{state.keyspace.prefix!r}: another application with a file of that name on the same Redis reads and "

@@ -71,7 +71,7 @@ class WarmOptions(NamedTuple):
 
 
 class _Progress:
-    """Counts what has been done and tells whoever wants to know."""
+    """Counts the keys that are done, and calls the progress callback."""
 
     def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self.total = total
@@ -85,8 +85,8 @@ class _Progress:
             return
         try:
             self._progress(self.loaded + self.skipped + self.failed + self.unstorable, self.total)
-        # What only shows the work must not stop it.
-        except Exception:  # noqa: BLE001  # as said
+        # A broken progress callback must not stop the warming.
+        except Exception:  # noqa: BLE001  # see above
             logger.exception("the progress callback failed; warming continues without it")
             self._progress = None
 
@@ -101,9 +101,9 @@ class _Progress:
 
     def _note(self, key: Any, error: Exception) -> None:
         if len(self.errors) < _ERRORS_KEPT:
-            # What is no key may not even be hashable.
+            # An object that cannot be a key may not be hashable either.
             name = key if isinstance(key, Hashable) else repr(type(key))
-            # Equal to a key of another type that failed, as True is to 1.
+            # The name may be taken by an equal key of another type, as 1 is by True.
             self.errors[f"{type(key).__name__} {key!r}" if name in self.errors else name] = error
 
     def report(self) -> WarmReport:
@@ -116,7 +116,7 @@ async def warm(
 ) -> WarmReport:
     """Load and store a value for each key; see `AsyncCacheManager.warm_cache`.
 
-    :raises CacheArgumentError: naming the argument that cannot be used; nothing has been loaded then.
+    :raises CacheArgumentError: naming the argument that cannot be used; then nothing is loaded.
     """
     ttl, concurrency, only_missing, progress = options
     check_callable(data_loader, "data_loader")
@@ -146,8 +146,8 @@ async def warm(
                             counts.refuse(key, outcome.refusal)
                         else:
                             counts.loaded += 1
-                # One key that fails stops nothing; it is in the report.
-                except Exception as error:  # noqa: BLE001  # as said
+                # A key that fails does not stop the others; it is in the report.
+                except Exception as error:  # noqa: BLE001  # see above
                     counts.fail(key, error)
                 counts.tell()
 
@@ -160,7 +160,7 @@ async def warm(
 async def _addressed(
     engine: Engine, namespace: str, keys: Sequence[Any]
 ) -> tuple[dict[bytes, tuple[Any, KeyRef]], list[tuple[Any, Exception]]]:
-    """Return the work by name, as a key given twice is loaded once, and the keys that cannot be one."""
+    """Return the keys and references by name, so that a repeated key is loaded once, and the unusable keys."""
     work: dict[bytes, tuple[Any, KeyRef]] = {}
     unusable: list[tuple[Any, Exception]] = []
     for number, key in enumerate(keys, 1):
@@ -173,13 +173,13 @@ async def _addressed(
         else:
             work[ref.name] = (key, ref)
     if unusable:
-        say(f"warming {namespace}: {len(unusable)} keys cannot be keys ({unusable[0][1]})")
+        say(f"warming {namespace}: {len(unusable)} objects cannot be keys ({unusable[0][1]})")
     return work, unusable
 
 
 @contextmanager
 def _shown(progress: ProgressCallback | bool | None, title: str) -> Generator[ProgressCallback | None]:
-    """Yield what to call with the progress: the caller's function, a bar, or nothing."""
+    """Yield the progress callback: the caller's function, one that draws a bar, or None."""
     if callable(progress):
         yield progress
     elif progress is False or not (progress or sys.stderr.isatty()) or importlib.util.find_spec("rich") is None:

@@ -12,9 +12,7 @@ import zlib
 from collections.abc import Generator
 from typing import Final
 
-from magnus_cache._engine.runtime.turns import at_once
-
-__all__ = ["RATIO", "SMALL_BYTES", "budget_of", "counting", "decoded_bytes"]
+__all__ = ["RATIO", "SMALL_BYTES", "budget_of", "counting"]
 
 RATIO: Final = 16
 """How many times the bytes that a namespace allows a value may take once decoded. Rows of text and numbers take five
@@ -119,11 +117,6 @@ def budget_of(limit: int) -> int:
     :param limit: bytes that its payload may have.
     """
     return max(_FLOOR, RATIO * limit)
-
-
-def decoded_bytes(payload: bytes, most: int) -> int:
-    """Return at once what `counting` returns."""
-    return at_once(counting(payload, most))
 
 
 def counting(payload: bytes, most: int) -> Generator[None, None, int]:

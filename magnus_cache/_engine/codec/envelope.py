@@ -13,7 +13,7 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
@@ -22,18 +22,25 @@ __all__ = [
     "COMPRESSED",
     "EPOCH_AT",
     "HEADER_BYTES",
+    "HEADER_FIELDS",
+    "JUDGED_FIELDS",
     "MOST_TAGS",
     "NEGATIVE",
+    "PREFIX",
+    "SMALL_VALUE",
+    "SUMMED_FROM",
     "TAGGED",
     "VALIDATED",
     "VERSION_AT",
     "Header",
     "HeaderFields",
     "head_bytes",
+    "head_of",
     "is_compressed",
     "new_version",
     "open_payload",
     "pack",
+    "pack_many",
     "peek_header",
     "read_header",
     "read_tags",
@@ -43,21 +50,33 @@ __all__ = [
     "unpack",
 ]
 
-_PREFIX: Final = b"\xc1M\x01"
+PREFIX: Final = b"\xc1M\x01"
+"""How every stored value begins."""
+
 _MAGIC_BYTES: Final = 2
 _new: Final[Callable[..., Any]] = getattr(tuple, "__new__")  # noqa: B009 - its own type is only half known
 _SUM: Final = struct.Struct(">3sI")
 _FIELDS: Final = struct.Struct(">BQqQffI")
-_HEADER: Final = struct.Struct(">3xIBQqQffI")
+HEADER_FIELDS: Final = struct.Struct(">3xIBQqQffI")
+"""All fields of a header: those of `JUDGED_FIELDS`, with the version after the flags and the cost after the epoch."""
+
 _LENGTH: Final = struct.Struct(">H")
-HEADER_BYTES: Final = _HEADER.size
-_SUMMED: Final = _SUM.size
+HEADER_BYTES: Final = HEADER_FIELDS.size
+SUMMED_FROM: Final = _SUM.size
+"""Where that begins which the checksum is of."""
+
+JUDGED_FIELDS: Final = struct.Struct(">3xIB8xqQ4xfI")
+"""The fields of a header that a value is judged by: checksum, flags, fresh-until, epoch, life, and size of the body."""
+
 VERSION_AT: Final = 8
 EPOCH_AT: Final = 24
 """Where the eight bytes of the version and of the epoch begin: scripts compare them."""
 
 _COPIED_BYTES: Final = 2048
 """Up to here, copying a value for its checksum is faster than making a view of it."""
+
+SMALL_VALUE: Final = HEADER_BYTES + _COPIED_BYTES
+"""Bytes below which a stored value, header included, is small."""
 
 COMPRESSED: Final = 0x01
 """The payload is zlib data."""
@@ -151,7 +170,31 @@ def pack(
         rest = _FIELDS.pack(flags, *numbers, *seconds, len(payload)) + payload
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
-    return _SUM.pack(_PREFIX, zlib.crc32(rest)) + rest
+    return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
+
+
+def pack_many(
+    payloads: Iterable[bytes], versions: Iterable[int], ends: Iterable[int], lives: Iterable[float], *, epoch: int,
+    tags: tuple[str, ...] = (),
+) -> list[bytes]:  # fmt: skip
+    """Return the stored values of many payloads, each as `pack` returns it.
+
+    :param ends: for each value, its end in microseconds of Redis' clock.
+    :param lives: for each value, the seconds that it is to live.
+    :param epoch: the highest epoch that the process had seen.
+    :param tags: the tags of each value.
+    :raises CacheArgumentError: if a number does not fit its field, or a payload is 4 GiB or more.
+    """
+    flags, head = (TAGGED, _tag_block(tags)) if tags else (0, b"")
+    fields, start, crc, extra = _FIELDS.pack, _SUM.pack, zlib.crc32, len(head)
+    stored: list[bytes] = []
+    try:
+        for payload, version, end, life in zip(payloads, versions, ends, lives, strict=True):
+            rest = fields(flags, version, end, epoch, 0.0, life, extra + len(payload)) + head + payload
+            stored.append(start(PREFIX, crc(rest)) + rest)
+    except (struct.error, OverflowError) as error:
+        raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
+    return stored
 
 
 def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes:
@@ -163,18 +206,18 @@ def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes
     :param life: seconds the value is to live.
     :raises CacheArgumentError: if a number does not fit its field.
     """
-    _, flags, _, _, epoch, cost, _, size = _HEADER.unpack_from(raw)
+    _, flags, _, _, epoch, cost, _, size = HEADER_FIELDS.unpack_from(raw)
     try:
         fields = _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, size)
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     body = memoryview(raw)[HEADER_BYTES:]
-    return b"".join((_SUM.pack(_PREFIX, zlib.crc32(body, zlib.crc32(fields))), fields, body))
+    return b"".join((_SUM.pack(PREFIX, zlib.crc32(body, zlib.crc32(fields))), fields, body))
 
 
 def is_compressed(raw: bytes) -> bool:
     """Return whether a stored value says that its payload is compressed; it need not be sound."""
-    return len(raw) > _SUMMED and bool(raw[_SUMMED] & COMPRESSED)
+    return len(raw) > SUMMED_FROM and bool(raw[SUMMED_FROM] & COMPRESSED)
 
 
 def read_header(raw: bytes) -> Header:
@@ -184,12 +227,12 @@ def read_header(raw: bytes) -> Header:
         ``"truncated"``, ``"trailing"``, ``"checksum"`` or ``"flags"`` (written by a newer version).
     """
     size = len(raw) - HEADER_BYTES
-    if raw[:3] != _PREFIX or size < 0:
+    if raw[:3] != PREFIX or size < 0:
         raise _foreign(raw)
-    header: Header = _new(Header, _HEADER.unpack_from(raw))
+    header: Header = _new(Header, HEADER_FIELDS.unpack_from(raw))
     if header.size != size:
         raise CacheDecodeError("truncated" if size < header.size else "trailing", "the stored value has another length")
-    rest = raw[_SUMMED:] if size < _COPIED_BYTES else memoryview(raw)[_SUMMED:]
+    rest = raw[SUMMED_FROM:] if size < _COPIED_BYTES else memoryview(raw)[SUMMED_FROM:]
     if zlib.crc32(rest) != header.checksum:
         raise CacheDecodeError("checksum", "the stored value is damaged")
     if header.flags & ~_KNOWN_FLAGS:
@@ -204,7 +247,7 @@ def peek_header(head: bytes) -> tuple[Header, tuple[str, ...]]:
     """
     if len(head) < HEADER_BYTES:
         raise _malformed("header")
-    header: Header = _new(Header, _HEADER.unpack_from(head))
+    header: Header = _new(Header, HEADER_FIELDS.unpack_from(head))
     return header, read_tags(head, header)[0]
 
 
@@ -274,9 +317,9 @@ def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     """
     size = len(raw) - HEADER_BYTES
     # The common case, small and plain, on the path of every read; unusual values are handled below.
-    if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == _PREFIX:
-        checksum, flags, version, fresh_until, epoch, cost, life, length = _HEADER.unpack_from(raw)
-        if length == size and zlib.crc32(raw[_SUMMED:]) == checksum:
+    if 0 <= size < _COPIED_BYTES and size <= limit and raw[:3] == PREFIX:
+        checksum, flags, version, fresh_until, epoch, cost, life, length = HEADER_FIELDS.unpack_from(raw)
+        if length == size and zlib.crc32(raw[SUMMED_FROM:]) == checksum:
             if not flags:
                 return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life
             if flags == TAGGED and size > _ONE_TAG:
@@ -292,10 +335,15 @@ def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
     return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative, header.life
 
 
+def head_of(tags: tuple[str, ...]) -> bytes:
+    """Return what stands between the header and the payload of a value with these tags and no validator."""
+    return _tag_block(tags) if tags else b""
+
+
 def _foreign(raw: bytes) -> CacheDecodeError:
-    if not _PREFIX.startswith(raw[:_MAGIC_BYTES]):
+    if not PREFIX.startswith(raw[:_MAGIC_BYTES]):
         return CacheDecodeError("foreign", "the stored value was not written by this cache")
-    if len(raw) > _MAGIC_BYTES and not raw.startswith(_PREFIX):
+    if len(raw) > _MAGIC_BYTES and not raw.startswith(PREFIX):
         return CacheDecodeError("format", "the stored value has another format version")
     return CacheDecodeError("truncated", "the stored value ends within its header")
 

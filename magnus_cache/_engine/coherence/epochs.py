@@ -35,7 +35,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from magnus_cache._engine.coherence.realms import EpochNames
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.runtime.backoff import Pace
@@ -195,6 +195,15 @@ class KnownEpochs:
             self.current.clear()
         self.current.discard(name)
 
+    def removed(self, names: Iterable[bytes], now: float) -> None:
+        """Make epochs be requested again that were removed through another connection; from any thread.
+
+        :param now: the current monotonic second. A request that was sent before may be answered with a removed epoch.
+        """
+        self.since = now
+        for name in names:
+            self.discard(name)
+
 
 class Epochs:
     """The epochs that this process has seen, through any connection. Thread-safe.
@@ -218,7 +227,7 @@ class Epochs:
         self._lock = section()
         self.highest = 0
         self._latest: dict[bytes, int] = {}
-        self._realms: dict[str, EpochNames] = {}
+        self._epoch_names: dict[str, EpochNames] = {}
         self._prefixes: dict[bytes, bytes] = {}
         self._stamps: weakref.WeakValueDictionary[bytes, TagStamp] = weakref.WeakValueDictionary()
         # Calls of cached functions remember the names of their values' epochs, so these outlive a fork.
@@ -230,17 +239,17 @@ class Epochs:
 
     def epoch_names(self, namespace: str) -> EpochNames:
         """Return a namespace's names."""
-        epoch_names = self._realms.get(namespace)
+        epoch_names = self._epoch_names.get(namespace)
         if epoch_names is None:
             epoch_names = EpochNames(self._keyspace, namespace)
-            if len(self._realms) >= _MOST:
-                self._realms.clear()
+            if len(self._epoch_names) >= _MOST:
+                self._epoch_names.clear()
                 self._prefixes.clear()
             self._prefixes[epoch_names.control] = epoch_names.prefix
-            self._realms[str.__str__(namespace)] = epoch_names
+            self._epoch_names[str.__str__(namespace)] = epoch_names
         return epoch_names
 
-    def function_realm(self, namespace: str, tag: str) -> EpochNames:
+    def function_epoch_names(self, namespace: str, tag: str) -> EpochNames:
         """Return the names for the values of one cached function, all of which have this tag."""
         name = self.tag_name(tag)
         if (epoch_names := self._functions.get(name)) is not None:
@@ -248,7 +257,7 @@ class Epochs:
         # Announcements about the namespace find its prefix.
         self.epoch_names(namespace)
         epoch_names = EpochNames(self._keyspace, namespace)
-        epoch_names.tags, epoch_names.names = (tag,), (name,)
+        epoch_names.tags, epoch_names.names, epoch_names.ready = (tag,), (name,), name
         with self._lock:
             # One stamp for all its values, so it counts for none of them; or the stamp that other values have already.
             epoch_names.stamps = (self._stamps.setdefault(name, TagStamp(tag, room=0)),)
@@ -341,24 +350,24 @@ class Epochs:
         names = dict.fromkeys((*self.names_of(epoch_names, tags), *epoch_names.names))
         return [name for name in names if name not in current or name not in latest]
 
-    def minimum(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
+    def lowest_valid(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
         """Return the lowest epoch of a valid value with these tags; None if that is not known."""
         current, latest = known.current, self._latest
         if known.suspended or epoch_names.control not in current or self.root not in current:
             return None
         # The process may know more than the connection, whose announcement is still on its way.
-        minimum, other = latest.get(epoch_names.control), latest.get(self.root)
-        if minimum is None or other is None:
+        lowest_valid, other = latest.get(epoch_names.control), latest.get(self.root)
+        if lowest_valid is None or other is None:
             return None
-        minimum = max(minimum, other)
+        lowest_valid = max(lowest_valid, other)
         for name in epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags):
             epoch = latest.get(name)
             if epoch is None or name not in current:
                 return None
-            minimum = max(minimum, epoch)
-        return minimum
+            lowest_valid = max(lowest_valid, epoch)
+        return lowest_valid
 
-    def last_minimum(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
+    def lowest_valid_seen(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
         """Return the lowest epoch of a valid value as far as this process has seen through any connection.
 
         None if one of the epochs was never seen, or was forgotten.

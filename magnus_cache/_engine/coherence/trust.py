@@ -32,7 +32,7 @@ The races that this excludes
 
 from typing import Final
 
-__all__ = ["LocalTrust", "Trust"]
+__all__ = ["Trust", "UnsharedTrust"]
 
 _RETIRED: Final = -1
 
@@ -49,12 +49,13 @@ class Trust:
     :ivar used: whether an entry was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
-    __slots__ = ("_before", "deadline", "generation", "used")
+    __slots__ = ("_before", "_followers", "deadline", "generation", "used")
 
     def __init__(self, deadline: float, generation: int = 0) -> None:
         self.deadline = self._before = deadline
         self.generation = generation
         self.used = False
+        self._followers: tuple[Trust, ...] = ()
 
     @property
     def lapsed(self) -> float:
@@ -67,14 +68,25 @@ class Trust:
         if (deadline := self.deadline) != _DEAD:
             self._before = deadline
         self.deadline = _DEAD
+        for follower in self._followers:
+            follower.kill()
 
     def retire(self) -> None:
         """Kill this for good: its entries are not served as a fallback in the next outage either."""
         self.kill()
         self.generation = _RETIRED
+        for follower in self._followers:
+            follower.retire()
+
+    def follow(self, leader: "Trust") -> None:
+        """End with another trust at the latest: announcements for this one's entries come on that one's connection."""
+        leader._followers = (*(other for other in leader._followers if other.deadline != _DEAD), self)
+        # In this order: if that ends in between, either it finds this one, or this finds that it has.
+        if leader.deadline == _DEAD:
+            self.kill()
 
 
-class LocalTrust(Trust):
+class UnsharedTrust(Trust):
     """The trust of values that only this process has, because Redis could not store them."""
 
     __slots__ = ()

@@ -1,1 +1,1 @@
-"""In step with the fleet: leases, invalidation, epochs read and issued, failover, replay."""
+"""Coordination with other processes: leases, invalidation, epochs, failover, replay."""

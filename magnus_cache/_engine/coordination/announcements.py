@@ -1,14 +1,14 @@
-"""What is made of the server's announcements. Each says "ask", and none says what has happened.
+"""Reactions to the server's announcements (CLIENT TRACKING). Each announcement is a question, not a fact.
 
-Redis announces a name when a key of it was changed, but also when it merely ceases to track the name, as its table of
-tracked names is full, and it announces the names of all databases alike. What a connection holds is right until it
-turns out that it is not:
+Redis announces a name when its key changed. It also announces names that it merely stops tracking because its table is
+full, and it announces the names of all databases alike. So an announcement does not say what happened:
 
-- a value is let go of at once: should it be unchanged, that costs a miss;
-- of a lease that is held, Redis is asked whether it stands; until it says so, callers who would join the load ask, too;
-- an epoch is read again, and what it is about is outdated if it rose. Until then, no answer extends the trust in what
-  the connection has brought (see `Wire`), so that the staleness bound counts from before the announcement;
-- who waits for another's load looks again.
+- A value is dropped at once. If it was unchanged, that costs one miss.
+- The holder of a lease asks Redis whether the lease is still valid. Until the answer, callers who want to join the load
+  ask too.
+- An epoch is read again. If it rose, all that it covers is outdated. Until the answer, the trust in values of this
+  connection is not extended (see `Wire`), so the staleness bound counts from before the announcement.
+- A load that waits for another's lease checks again.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
-from magnus_cache._engine.coordination.invalidation import Forgetting
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.keys.names import value_name
 
 if TYPE_CHECKING:
@@ -26,46 +26,46 @@ __all__ = ["Announcements"]
 
 
 class Announcements:
-    """Takes what the connections of one cache hear; every method is called on the connection's loop.
+    """Reacts to the announcements on all connections of one cache. Each method is called on the connection's loop.
 
-    :param values: what the names of all values begin with.
-    :param held: what this process holds of them.
+    :param values: the prefix of all values' names.
+    :param local: the local state that an announcement invalidates.
     """
 
-    def __init__(self, values: bytes, held: Forgetting, failover: FailoverGuard, epochs: EpochSync) -> None:
+    def __init__(self, values: bytes, local: Invalidation, failover: FailoverGuard, epochs: EpochSync) -> None:
         self._values = values
-        self._server = held.epochs.names.server
-        self._memory = held.memory
-        self._leases = held.leases
-        self._flights = held.flights
+        self._server = local.epochs.names.server
+        self._memory = local.memory
+        self._leases = local.leases
+        self._flights = local.flights
         self._failover = failover
         self._epochs = epochs
 
     def changed(self, names: list[bytes], connection: "Connection") -> None:
-        """Let go of values, and ask about leases and epochs."""
+        """Drop the named values, and ask Redis about the named leases and epochs."""
         for name in names:
             if name.startswith(self._values):
                 self._memory.invalidate(name)
-                self._leases.ring(name)
+                self._leases.notify(name)
             elif name.startswith(b"{"):
                 self._leases.announced(value_name(name), connection)
             elif name == self._server:
-                self._vouch(connection)
+                self._restore_identity(connection)
             else:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
 
     def flushed(self, connection: "Connection") -> None:
-        """Ask about all leases: a database was emptied, perhaps this one. Epochs are read again when needed.
+        """Ask Redis about all leases, because a database was emptied, perhaps this one.
 
-        Of values, nothing is left that was read through the connection.
+        Values read through this connection are void already. Epochs are read again when they are needed.
         """
         self._leases.flushed(connection)
-        self._vouch(connection)
+        self._restore_identity(connection)
 
     def cut(self, connection: "Connection") -> None:
-        """Take what was not answered on a lost connection for changed, and wake those who wait for an announcement."""
+        """Treat unanswered questions of a lost connection as changes, and wake loads that wait for an announcement."""
         self._epochs.cut(connection)
-        self._leases.ring_all()
+        self._leases.notify_all()
 
-    def _vouch(self, connection: "Connection") -> None:
-        connection.questions.put(self._server, partial(self._failover.vouch, connection))
+    def _restore_identity(self, connection: "Connection") -> None:
+        connection.questions.put(self._server, partial(self._failover.restore_identity, connection))

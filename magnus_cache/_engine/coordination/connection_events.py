@@ -1,4 +1,4 @@
-"""What becomes of what connections tell: that something has changed, or that they stand, or do not any more."""
+"""Dispatch of connection events to the parts of a cache: changes, new connections, lost connections."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Connection
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
@@ -25,7 +26,7 @@ __all__ = ["ConnectionEvents", "Parts"]
 
 
 class Parts(Protocol):
-    """The parts of a `State` that learn what connections tell; see there."""
+    """The parts of a `State` that receive connection events."""
 
     announcements: Announcements
     clock: Clock
@@ -33,6 +34,7 @@ class Parts(Protocol):
     failover: FailoverGuard
     generations: OutageGenerations
     journal: "Journal | None"
+    lane: Lane
     leases: Leases
     log: ConnectionLog
     outbox: Outbox
@@ -42,9 +44,9 @@ class Parts(Protocol):
 
 
 class ConnectionEvents:
-    """Passes on to the parts of one cache what its connections tell. Called on their loops; nothing here blocks.
+    """Dispatches the events of all connections of one cache. Called on their loops; nothing here blocks.
 
-    :ivar abandoned: the connections that were given up.
+    :ivar abandoned: connections that were lost with commands unanswered.
     """
 
     def __init__(self, parts: Parts, abandoned: OrphanedConnections) -> None:
@@ -52,57 +54,58 @@ class ConnectionEvents:
         self.abandoned = abandoned
 
     def invalidated(self, names: list[bytes], connection: Connection) -> None:
-        """Follow up what the server says has changed, or is no longer tracked: values, leases and epochs."""
+        """React to names that changed at the server, or that it no longer tracks."""
         self._parts.announcements.changed(names, connection)
 
     def flushed(self, connection: Connection) -> None:
-        """Ask about what is being loaded: its lease is gone like all the rest, if it was in the database concerned."""
+        """React to an emptied database: the leases of running loads may be gone."""
         self._parts.generations.flushed(connection)
         self._parts.announcements.flushed(connection)
 
     def exchanged(self, connection: Connection) -> None:
-        """Meet the server anew: what it has in this database was read by nobody here."""
+        """React to a swapped database: check the server's history again, as nothing in this database was read here."""
         self._parts.failover.forget()
 
     def cut(self, connection: Connection) -> None:
-        """Treat announcements that were not followed up before the connection was lost as changes; wake the waiters."""
+        """React to a lost connection: unanswered announcements count as changes, and waiting loads wake."""
+        self._parts.lane.cut(connection)
         self._parts.generations.cut(connection)
         self._parts.announcements.cut(connection)
         if self._parts.journal is not None:
-            # From here on, and not from the next connection: who asks until then waits for the answer to be believed.
+            # Now, not with the next connection: callers that ask in between wait until the journal was read.
             self._parts.journal.mark_unread()
 
     def beat(self, connection: Connection) -> None:
-        """Keep the epochs of what is in use."""
+        """Prolong the epochs in use."""
         self._parts.epoch_renewals.beat(connection)
 
     def measured(self, sent: float, reads: int) -> None:
-        """Note how long some reads took."""
+        """Count the latency of some reads."""
         self._parts.stats.l2_latency.add(self._parts.clock() - sent, reads)
 
     def knows(self, identity: bytes) -> int | None:
-        """Return the highest epoch known here, for a server that this process has not met last."""
+        """Return the highest epoch known here if the server is new to this process; None for the last one met."""
         return self._parts.failover.knows(identity)
 
     def arrived(self, identity: bytes, arrival: Arrival) -> None:
-        """Forget all that was known before a server that may have gone back in time."""
+        """Forget all earlier knowledge if the server may have lost writes."""
         self._parts.failover.arrived(identity, arrival)
 
     def connected(self, connection: Connection) -> None:
-        """Distrust what was written meanwhile, and tell Redis what it missed."""
-        others = [other for other in self._parts.topology.standing() if other is not connection]
+        """Start a new outage generation if this ends an outage, and replay missed invalidations to Redis."""
+        others = [other for other in self._parts.topology.established() if other is not connection]
         self._parts.generations.connected(connection, first=not others)
         self._parts.leases.release_lost(connection)
-        self._parts.failover.vouch(connection)
+        self._parts.failover.restore_identity(connection)
         self._parts.log.connected(connection)
         if self._parts.journal is not None:
-            # Again: the file may have been made by another process since the last connection was lost.
+            # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 
     def vanished(self, connection: Connection) -> None:
-        """Trust nothing that was read on a loop which has ended without a word."""
+        """Stop trusting what was read on an event loop that ended without closing its connection."""
         self._parts.generations.cut(connection)
         if self._parts.topology.reachable:
             connection.trust.retire()
@@ -110,6 +113,6 @@ class ConnectionEvents:
             connection.trust.kill()
 
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
-        """Say once that Redis is away, and why."""
+        """Count the failure, and log once why Redis is unavailable."""
         self._parts.stats.failed(error.reason)
         self._parts.log.disconnected(error)

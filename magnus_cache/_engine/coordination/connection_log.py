@@ -1,4 +1,4 @@
-"""What the log says of the connection to Redis: that it stands, that it is lost and why, and that it is back."""
+"""Log lines about the connection to Redis: connected, lost and why, back after how long."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ __all__ = ["ConnectionLog"]
 
 
 class ConnectionLog:
-    """The lines about one Redis, for all connections of one cache.
+    """Logs the state of one Redis for all connections of one cache, without repetition.
 
-    :param max_staleness: seconds that values are kept in memory where Redis announces no changes.
+    :param max_staleness: seconds for which memory keeps values if Redis announces no changes.
     """
 
     def __init__(
@@ -35,38 +35,37 @@ class ConnectionLog:
         self._connected = False
 
     def connected(self, connection: "Connection") -> None:
-        """Say so the first time; later only after it was said that Redis is away."""
+        """Log the first connection, and each later one that ends a logged outage."""
         if not connection.tracking:
             self._notices.warn(
                 "tracking",
-                f"{self._where} refuses CLIENT TRACKING, so it announces no changes made elsewhere; values are kept in "
-                f"this process for {self._max_staleness:g} s at most. Grant the user '+client|tracking', or use a "
-                "server that has it",
+                f"{self._where} refuses CLIENT TRACKING, so it announces no changes; this process keeps values for "
+                f"{self._max_staleness:g} s at most. Grant the user '+client|tracking', or use a server that has it",
             )
         if self._notices.resolved("redis"):
             outage = self._breaker.outage
             away = f" after {self._clock() - outage.began:.1f} s" if outage else ""
-            missed = "; it is told what was invalidated meanwhile" if self._outbox.pending else ""
-            # As loud as the line that it was away: else a log at that level shows an outage without an end.
+            missed = "; invalidations made meanwhile are replayed" if self._outbox.pending else ""
+            # At the level of the line that began the outage: otherwise a log at that level shows no end of it.
             say(f"{self._where} is back{away}{missed}")
         elif not self._connected:
             say(f"connected to {self._where}", logging.INFO)
         self._connected = True
 
     def closed(self) -> None:
-        """Say so if what was invalidated is not told to Redis any more: others may read the old values there."""
+        """Warn if invalidations were never replayed to Redis: other processes may read the old values there."""
         if self._connected and self._outbox.pending:
             self._notices.warn(
                 "closed",
-                f"the cache was closed before {self._where} could be told what this process invalidated while it was "
-                "away; the old values may be read there until they expire. MAGNUS_CACHE_RECOVERY_PATH keeps a record "
-                "for the next process",
+                f"the cache was closed before {self._where} received what this process invalidated during the outage; "
+                "the old values may be read there until they expire. MAGNUS_CACHE_RECOVERY_PATH keeps a record for the "
+                "next process",
             )
 
     def disconnected(self, error: CacheUnavailableError) -> None:
-        """Say that Redis is away, and why; again when the reason changes."""
-        # By its words, too: one reason, such as "tls", has several remedies, and after the first one needs the second.
+        """Warn that Redis is unavailable, and why; again when the reason changes."""
+        # The message is part of the topic: one reason such as "tls" has several remedies, and each is logged once.
         self._notices.warn(
             f"redis:{error.reason}:{error}",
-            f"{error}. Going on with this process's memory; Redis is tried again by itself",
+            f"{error}. Continuing with this process's memory; the cache reconnects by itself",
         )

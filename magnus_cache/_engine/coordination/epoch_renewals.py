@@ -1,8 +1,9 @@
-"""Keeping the epochs of what is in use: their keys end at last, and what they are about is loaded anew then.
+"""Renewal of the epoch keys in use, so that they do not expire.
 
-An epoch's key lives for 30 days after its issue, as there may be any number of tags and namespaces. One that is in use
-for longer must not end by that. So each process has the life of such keys prolonged, once a day at most, and only the
-first of a fleet changes anything: a change is announced to all who know the epoch.
+An epoch's key expires 30 days after its issue, because the number of tags and namespaces has no bound. All values that
+an expired epoch covers are loaded again, so an epoch in use must not expire. Each process renews its epochs once a day
+at most. Redis changes a key only for the first process of a day, because each change is announced to every process that
+knows the epoch.
 """
 
 import itertools
@@ -21,17 +22,17 @@ __all__ = ["EpochRenewals"]
 
 _DAY: Final = 86_400.0
 _EVERY: Final = 600.0
-"""Seconds between two looks for epochs that may be due."""
+"""Seconds between two checks for due epochs."""
 
 _AT_ONCE: Final = 100
-"""Epochs prolonged at a time; of more, the others follow a second later."""
+"""Epochs renewed at a time; the others follow after `_NEXT` seconds."""
 
 _NEXT: Final = 1.0
 _MOST: Final = 100_000
 
 
 class EpochRenewals:
-    """Has the epochs prolonged that one process knows to be in use: those of its namespaces, and its entries' tags."""
+    """Renews the epochs that one process uses: those of its namespaces and of its entries' tags."""
 
     def __init__(self, epochs: Epochs, client: "Client", clock: Clock) -> None:
         self._epochs = epochs
@@ -40,19 +41,19 @@ class EpochRenewals:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as in a forked child."""
+        """Start empty, as in a forked child."""
         self._due = -math.inf
         self._asked: dict[bytes, float] = {}
 
     def beat(self, connection: "Connection") -> None:
-        """Prolong what is due, if it is time to look; on its loop, some times a second while it is busy."""
+        """Renew due epochs; called several times a second on the loop of a busy connection."""
         now = self._clock()
         if now < self._due:
             return
         self._due = now + _EVERY
         if len(self._asked) >= _MOST:
             self._asked.clear()
-        # An epoch is the time of its issue: a young one need not be asked about.
+        # An epoch is the time of its issue, so a young one needs no renewal.
         young = connection.time.at(now) - _DAY * MICROSECONDS
         due = [name for name in self._epochs.in_use() if self._is_due(name, now, young)]
         if len(due) > _AT_ONCE:
@@ -61,7 +62,7 @@ class EpochRenewals:
             try:
                 self._client.prolong(name)
             except CacheError:
-                return  # On another day, or through another connection.
+                return  # The next check tries again, perhaps through another connection.
             self._asked[name] = now
 
     def _is_due(self, name: bytes, now: float, young: float) -> bool:

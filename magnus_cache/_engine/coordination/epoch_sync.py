@@ -1,4 +1,4 @@
-"""Reading epochs: along with the values that are judged by them, once for each connection."""
+"""Epoch synchronization: reads the epochs that values are judged by, once for each connection."""
 
 import asyncio
 import math
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["JUDGEMENTS", "EpochSync", "UnsettledError"]
 
 JUDGEMENTS: Final = 5
-"""Times that a value is asked for because its epochs were not known; each time they are asked for as well."""
+"""Times that a value and its epochs are requested together until the epochs are known."""
 
 
 class UnsettledError(CacheUnavailableError):
-    """A value came before the epochs that it is judged by; never leaves the engine.
+    """A value arrived before the epochs that it is judged by. It never leaves the engine.
 
-    :ivar tags: the tags that the value has.
+    :ivar tags: the value's tags.
     """
 
     def __init__(self, tags: tuple[str, ...] = ()) -> None:
         super().__init__(cast("Reason", "unsettled"), "the epochs of a value are not known yet")
         self.tags = tags
 
-    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:  # type: ignore[override]  # made otherwise
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:  # type: ignore[override]  # other arguments
         return type(self), (self.tags,)
 
 
@@ -41,24 +41,23 @@ _Ended = asyncio.Future[BaseException | None]
 
 
 def _end(known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException | None) -> None:
-    # There may be another read of it by now, for a value that had to come in one reply with it.
+    # Another read of it may have begun, for a value that had to arrive in one reply with it.
     if known.asked.get(name) is ended:
         del known.asked[name]
     if not ended.done():
         try:
             ended.set_result(error)
         except RuntimeError:
-            # Its loop was closed by hand: the result is there, and nobody is left to be woken.
+            # Its loop was closed: the result is set, and no waiter is left to wake.
             if not ended.get_loop().is_closed():
                 raise
 
 
 class EpochSync:
-    """Reads the epochs of one deployment.
+    """Keeps the epochs that one process knows in step with Redis.
 
-    :param client: asks for them.
-    :param max_staleness: seconds that an epoch is good for where the server does not announce its changes.
-    :param outdated: called with the name of an epoch that rose, to forget all that it is about.
+    :param max_staleness: seconds that an epoch is valid if the server announces no changes.
+    :param outdated: called with the name of an epoch that rose, to drop all values that it covers.
     """
 
     def __init__(
@@ -75,10 +74,9 @@ class EpochSync:
     ) -> None:
         """Queue the reads of the epochs that a value is judged by, unless the connection knows them.
 
-        To be called right before the value is asked for: the answers come in that order, most often in one batch.
+        Call this right before the value is requested: the answers arrive in that order, most often in one batch.
 
-        :param again: read them whatever is known. One reply then has them and the value, and no announcement comes
-            between them.
+        :param again: read all of them. Then one reply has them and the value, and no announcement comes in between.
         :raises CacheUnavailableError: when Redis is known to be away.
         """
         known = connection.known
@@ -100,20 +98,20 @@ class EpochSync:
         """:raises CacheUnavailableError: when Redis is known to be away."""
         known, ended = connection.known, connection.loop.create_future()
         known.asked[name] = ended
-        waiter = Callback(partial(self._read, known, name, ended), partial(self._unread, known, name, ended))
+        waiter = Callback(partial(self._answered, known, name, ended), partial(self._unanswered, known, name, ended))
         try:
-            connection.read(name, partial(self._told, name, waiter), waiter)
+            connection.read(name, partial(self._received, name, waiter), waiter)
         except CacheUnavailableError as error:
             waiter.set_exception(error)
             raise
 
-    def _read(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
-        """Let an epoch be asked for again when it is needed, unless it is being issued now."""
+    def _answered(self, known: KnownEpochs, name: bytes, ended: _Ended, settled: bool) -> None:
+        """End the read of an epoch, unless the epoch is being issued now."""
         if settled:
             _end(known, name, ended, None)
 
-    def _unread(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
-        """Let an epoch be asked for again when it is needed; one that was announced counts as risen."""
+    def _unanswered(self, known: KnownEpochs, name: bytes, ended: _Ended, error: BaseException) -> None:
+        """End the failed read of an epoch; an announced epoch counts as risen."""
         if isinstance(error, CacheUnavailableError) and error.refused:
             known.refusal = error
         if known.doubts.pop(name, None) is not None:
@@ -121,21 +119,20 @@ class EpochSync:
         _end(known, name, ended, error)
 
     def _expire(self, known: KnownEpochs) -> None:
-        """Have the epochs asked for again where nobody announces their changes.
+        """Make the epochs be read again if the server announces no changes and half of the staleness bound has passed.
 
-        For the staleness bound, counted from the question, they are as good as current; so what is judged by them is
-        good until the same moment (`KnownEpochs.deadline`). Half-way, not at the end, or it would be good for no time
-        at all.
+        Such epochs are valid for `max_staleness` seconds after their request, and values judged by them until the same
+        moment (`KnownEpochs.deadline`). They are renewed half-way: at the end, a value would be valid for no time.
         """
         if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
             known.forget()
             known.since = now
             known.deadline = now + self._max_staleness
 
-    def _told(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
-        """Take an epoch. One that is missing, or behind what is known, was lost: then it is issued anew.
+    def _received(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
+        """Take an epoch, and return whether it is known now.
 
-        Returns whether it is known now.
+        A missing epoch, or one below a known one, was lost by the server: a new one is issued.
         """
         epoch, latest = epoch_of(raw, connection.time.horizon), self._epochs.latest(name)
         if not epoch or epoch < latest:
@@ -145,19 +142,19 @@ class EpochSync:
         return True
 
     def _issued(self, name: bytes, known: int, epoch: int, connection: "Connection", sent: float) -> bool:
-        """Take an epoch that is not below the one known when it was asked for; or else forget that."""
+        """Take an epoch that Redis issued; if it is below the requested one, forget all epochs."""
         if epoch < known:
-            # So the server's clock is more than a century behind: another one has told nonsense.
+            # The known one is more than a century ahead of this server's clock: an earlier server returned nonsense.
             self._epochs.forget()
         self._learned(name, epoch, connection, sent)
         return True
 
     def _learned(self, name: bytes, epoch: int, connection: "Connection", sent: float) -> None:
-        """Note an epoch; if it rose, whichever connection says so first, forget all that it is about."""
+        """Note an epoch; if it rose, drop all values that it covers."""
         rose = self._epochs.seen(name, epoch)
         known = connection.known
         known.learned(name, epoch, sent)
-        # What was asked before an announcement, and is answered after it, was read after what it is about.
+        # An answer that follows an announcement was read after the announced change, even if it was requested before.
         doubt = known.doubts.pop(name, None)
         if rose:
             known.pace.reset()
@@ -170,13 +167,13 @@ class EpochSync:
     # -- announced --------------------------------------------------------------------------------------------
 
     def announced(self, name: bytes, connection: "Connection", *, needed: bool) -> None:
-        """Read an epoch again that was changed, or is not tracked any more.
+        """Read an epoch again that was changed, or is no longer tracked.
 
-        :param needed: whether a load may be under way that stands on it.
+        :param needed: whether a running load may depend on it.
         """
         if not self._epochs.latest(name):
-            # One that was never known stands for nothing yet: somebody has just issued the first one. Of one that was
-            # known and is forgotten, it could not be told whether it rose.
+            # An epoch that was never known covers nothing here: a process has just issued it. Of a forgotten one, it is
+            # unknown whether it rose, so it counts as risen.
             if name in connection.known.current:
                 connection.known.discard(name)
                 self._outdated(name)
@@ -192,10 +189,10 @@ class EpochSync:
             try:
                 self._ask(connection, name)
             except CacheUnavailableError:
-                return  # It counts as risen.
+                return  # `_ask` has treated it as risen.
 
     def cut(self, connection: "Connection") -> None:
-        """Treat epochs as risen that were announced on a lost connection and not read again."""
+        """Treat announced epochs of a lost connection as risen if they were not read again."""
         doubts, connection.known.doubts = connection.known.doubts, {}
         for name in doubts:
             self._outdated(name)
@@ -203,7 +200,9 @@ class EpochSync:
     # -- waited for -------------------------------------------------------------------------------------------
 
     async def adopt(self, connection: "Connection", tags: Sequence[str], epoch: int) -> None:
-        """Learn the epochs of tags that were made by a load, given the epoch that it had seen before.
+        """Learn the epochs of tags that a load has made.
+
+        :param epoch: the highest epoch that this process had seen before the load. It becomes the epoch of a new tag.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -220,18 +219,18 @@ class EpochSync:
                 raise outcome
 
     async def settled(self, connection: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
-        """Return the epoch below which a value with such tags is invalid: no older than this call.
+        """Return the lowest epoch of a valid value with these tags, as of this call or later.
 
-        An answer counts also if an announcement has followed it: that is about what came later.
+        An answer counts even if an announcement follows it: the announcement is about a later change.
 
-        :raises CacheUnavailableError: when Redis does not answer, or does not let us have them.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         self._expire(connection.known)
         epochs = self._epochs
         for _ in range(JUDGEMENTS):
             known = connection.known
-            if (floor := epochs.minimum(known, epoch_names, tags)) is not None:
-                return floor
+            if (lowest_valid := epochs.lowest_valid(known, epoch_names, tags)) is not None:
+                return lowest_valid
             known.ready.discard(epoch_names.ready)
             known.refusal = None
             self.prepare(connection, epoch_names, tags)
@@ -243,11 +242,11 @@ class EpochSync:
                     if isinstance(error, CacheUnavailableError) and not error.refused:
                         raise error.again()
                 if not errors and not known.suspended and connection.known is known:
-                    latest = epochs.last_minimum(epoch_names, tags)
-                    if latest is not None:
-                        return latest
+                    lowest_valid = epochs.lowest_valid_seen(epoch_names, tags)
+                    if lowest_valid is not None:
+                        return lowest_valid
             if known.suspended or not asked:
                 await connection.renew()
         if connection.known.refusal is not None:
             raise connection.known.refusal.again()
-        raise CacheUnavailableError("error", "Redis' epochs change faster than they are told", refused=True)
+        raise CacheUnavailableError("error", "the epochs change faster than Redis answers", refused=True)

@@ -1,7 +1,8 @@
-"""The arrival at a server: whether what it has may be believed, and that those who come later may know that it may.
+"""Failover detection: whether a server still has all writes that this process knows of.
 
-A server that is another one than before, or has become a primary, may lack the latest writes. Who meets one first
-invalidates everything and leaves the identity of its history there; the others find that done.
+After a failover or a restart a server may lack the latest writes, so deleted values may be back. The first process that
+connects to such a server invalidates everything and stores the identity of the server's history there. Later processes
+find that identity and keep their values.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,10 @@ __all__ = ["FailoverGuard"]
 
 
 class FailoverGuard:
-    """The servers that one cache has met.
+    """Remembers which server one cache met last, and invalidates everything when it meets another.
 
-    :param values: what the names of all values begin with.
-    :param outdated: called with the name of an epoch, to forget all that it is about.
+    :param values: the prefix of all values' names.
+    :param outdated: called with the name of an epoch to drop all values that it covers.
     """
 
     def __init__(
@@ -38,21 +39,21 @@ class FailoverGuard:
         self._settled: bytes | None = None
 
     def knows(self, identity: bytes) -> int | None:
-        """Return the highest epoch seen, for a server that was not met last; None for the one that was."""
+        """Return the highest epoch seen if the server is not the last one met; else None."""
         return None if identity == self._met else self._epochs.highest
 
     def forget(self) -> None:
-        """Meet the next server anew, whether it was met before or not."""
+        """Treat the next server as new, even if it was met before."""
         self._met, self._settled = b"", None
 
     def arrived(self, identity: bytes, arrival: "Arrival") -> None:
-        """Forget all that was known before a server that may have gone back in time."""
+        """Take the result of the handshake with a new server: invalidate everything if it may have lost writes."""
         epoch = arrival.epoch
-        if not arrival.told:
+        if not arrival.answered:
             if self._met is None:
-                # Nobody here knows of anything that it could have lost.
+                # The first server: this process knows of no write that it could have lost.
                 return
-            # It cannot be told (a replica, an ACL, nonsense): until it is, nothing that it has is believed.
+            # No usable answer (a replica, an ACL, nonsense): until there is one, no value of this server is trusted.
             self._outbox.record_prefix(self._values)
             self._outdated(self._epochs.root)
         else:
@@ -62,17 +63,17 @@ class FailoverGuard:
             self._settled = identity
         self._met = identity
 
-    def vouch(self, connection: "Connection") -> None:
-        """Leave the identity of a server's history there again, should it have been evicted or removed.
+    def restore_identity(self, connection: "Connection") -> None:
+        """Store the identity of the server's history again if it was evicted or removed.
 
-        Else the next process to arrive would take it for a server that has gone back in time, and invalidate
-        everything. Asking for it also has its next removal announced.
+        Without it, the next process to connect would assume lost writes and invalidate everything. The command also
+        reads the key, so that the server announces its next removal.
         """
         identity = connection.identity
         if not identity or identity != self._settled:
             return
         try:
-            self._client.vouch(self._epochs.names.server, identity)
+            self._client.restore_identity(self._epochs.names.server, identity)
         except CacheError:
-            # It says so again when it is connected again.
+            # The next connection tries again.
             return

@@ -1,12 +1,13 @@
-"""OutageGenerations: the times between two outages of Redis, and which values may be fallen back on in the next one.
+"""Outage generations: which values memory may serve as a fallback while Redis is away.
 
-In an outage, a value that was good when it began is better than none. But a value that an earlier connection brought
-may have been invalidated since without notice: if nothing asked for it in between, no announcement came. While Redis
-can be asked, such a value must be confirmed; while it cannot, it is not served.
+A generation is the time between two outages. In an outage, values that were valid when it began are served: they are
+better than nothing. Values of an earlier generation are not served. They may have been invalidated unnoticed: a
+connection announces only keys that it has read, and they were read through an older one. While Redis answers, such a
+value must be confirmed first.
 
-Others may go on to change values in a Redis that only this process cannot reach. A namespace's `offline` bounds for how
-long memory serves regardless. That is counted from the moment from which the trust in a value was last counted: what
-was announced later may be lost, however late the loss of the connection was noticed.
+Other processes may continue to change values in a Redis that only this process cannot reach. A namespace's `offline`
+bounds how long memory serves nevertheless. It counts from the last confirmation of the trust, not from the moment when
+the loss was noticed: announcements in between may be lost.
 """
 
 import math
@@ -14,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.policy.namespaces import Namespace
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["OfflineTrust", "OutageGenerations"]
 
 _MOST_BOUNDS: Final = 256
-"""Different bounds that are told apart in one outage; values with others are not kept."""
+"""Deadlines that are distinguished in one outage; values with further ones are not kept."""
 
 
-class OfflineTrust(LocalTrust):
-    """What values stand on that are stored while Redis is away; worthless once it is back."""
+class OfflineTrust(UnsharedTrust):
+    """The trust of values stored while Redis is away; killed when Redis is back."""
 
     __slots__ = ("_bounded",)
 
@@ -36,92 +37,93 @@ class OfflineTrust(LocalTrust):
         self._bounded: dict[float, OfflineTrust] = {}
 
     def until(self, deadline: float) -> "OfflineTrust":
-        """Return the same with a deadline, in monotonic seconds: it ends with this one at the latest."""
+        """Return a trust with a deadline in monotonic seconds, which ends with this one at the latest."""
         bounded = self._bounded.get(deadline)
         if bounded is None:
             most = deadline if len(self._bounded) < _MOST_BOUNDS else -math.inf
             bounded = self._bounded.setdefault(most, OfflineTrust(most, self.generation))
-        # In this order: if Redis comes back in between, either it finds this one, or this finds that it did.
+        # In this order: if `kill` runs in between, either it finds the new trust, or this line sees that it ran.
         if self.deadline == -math.inf:
             bounded.kill()
         return bounded
 
     def kill(self) -> None:
-        """Make every entry that stands on this, or on a part of it, suspect at once."""
+        """Make every entry that depends on this, or on a bounded part of it, suspect at once."""
         super().kill()
         for bounded in list(self._bounded.values()):
             bounded.kill()
 
 
 class OutageGenerations:
-    """The eras of one cache.
+    """Counts the outages of one cache, and bounds what it serves during them.
 
     :param max_staleness: seconds that a trust lasts after it was confirmed.
     :param contact: returns the monotonic second of the last contact with Redis.
-    :ivar now: how many outages have ended; what stands on a trust of another era is no fallback.
-    :ivar offline: what entries written while Redis is away stand on; worthless once it is back.
+    :ivar current: how many outages have ended; values of another generation are no fallback.
+    :ivar offline: the trust of values stored while Redis is away; killed when Redis is back.
     """
 
-    __slots__ = ("_contact", "_lapsed", "_max_staleness", "_trusts", "now", "offline")
+    __slots__ = ("_contact", "_lapsed", "_max_staleness", "_trusts", "current", "offline")
 
     def __init__(self, max_staleness: float, contact: Callable[[], float]) -> None:
         self._max_staleness = max_staleness
         self._contact = contact
         self._lapsed = -math.inf
-        self.now = 0
+        self.current = 0
         self.offline = OfflineTrust(math.inf)
         self._trusts: weakref.WeakKeyDictionary[Connection, Trust] = weakref.WeakKeyDictionary()
 
     def connected(self, connection: "Connection", *, first: bool) -> None:
-        """Note that a connection stands, on a trust of its own.
+        """Note a new connection, which has a new trust.
 
-        :param first: whether no other does: an outage has ended.
+        :param first: whether it is the only one: then an outage has ended.
         """
         before, self._trusts[connection] = self._trusts.get(connection), connection.trust
         if before is not None and before is not connection.trust:
             before.retire()
-        self.now += first
-        connection.trust.generation = self.now
+        self.current += first
+        connection.trust.generation = self.current
         self.offline.kill()
-        self.offline = OfflineTrust(math.inf, self.now)
+        self.offline = OfflineTrust(math.inf, self.current)
 
     def flushed(self, connection: "Connection") -> None:
-        """Note that a connection which stands has another trust."""
+        """Note the new trust of a connection whose database was emptied."""
         if connection in self._trusts:
             self._trusts[connection] = connection.trust
 
     def cut(self, connection: "Connection") -> None:
-        """Note that a connection does not stand any more, if it did."""
+        """Note that a connection was lost, if it had been established."""
         if self._trusts.get(connection) is connection.trust:
             self._lapsed = max(self._lapsed, connection.trust.lapsed)
 
     def confirmed(self, connections: "Iterable[Connection]") -> float:
-        """Return the monotonic second from which the trust in any connection was last counted; -inf if there was none.
+        """Return the monotonic second of the last confirmation of any trust; -inf if there was none.
 
-        :param connections: those that stand.
+        :param connections: those that are up.
         """
         return max([self._lapsed, *(connection.trust.lapsed for connection in connections)]) - self._max_staleness
 
     # -- what memory may serve while Redis is away -----------------------------------------------------------
 
-    def bounded(self, offline: OfflineTrust, namespace: Namespace) -> OfflineTrust:
-        """Return what a namespace's values stand on that are stored while Redis is away.
+    def trust_for(self, offline: OfflineTrust, namespace: Namespace) -> OfflineTrust:
+        """Return the trust for a namespace's values that are stored while Redis is away.
 
-        :param offline: what all of them stand on, from before it was known that Redis is away.
+        :param offline: `offline` as it was before the caller learned that Redis is away: if Redis returned since, this
+            trust is dead already.
         """
         return offline if namespace.offline is None else offline.until(self._contact() + namespace.offline)
 
-    def ends(self, trust: Trust, offline: float) -> float:
+    def served_until(self, trust: Trust, offline: float) -> float:
         """Return the monotonic second until which a value may be served in an outage.
 
-        :param offline: for how many seconds after the loss of contact.
+        :param offline: seconds after the loss of contact.
         """
-        # Of what was stored since then nothing was confirmed at all.
+        # Values stored during the outage were never confirmed.
         contact = self._contact() if isinstance(trust, OfflineTrust) else trust.lapsed - self._max_staleness
         return contact + offline
 
     def reset(self) -> None:
-        """Begin anew, in a forked child."""
+        """Start empty in a forked child."""
         self._lapsed = -math.inf
-        self.offline = OfflineTrust(math.inf, self.now)
+        self.offline = OfflineTrust(math.inf, self.current)
         self._trusts = weakref.WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""Health: whether Redis answers now and what it is, or why it does not answer."""
+"""Health checks: whether Redis answers now, which server it is, or why it does not answer."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ __all__ = ["Health", "check_health", "unhealthy"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The result of `ping`. It is true in a condition if Redis answered.
+    """The result of `ping`; truthy if Redis answered.
 
     :ivar ok: whether Redis answered, and serves.
-    :ivar latency_ms: milliseconds that one exchange took; None without an answer.
+    :ivar latency_ms: milliseconds of one round trip; None without an answer.
     :ivar server: ``"redis"`` or ``"valkey"``; None if it is not known.
     :ivar version: such as ``"7.2.4"``; None if it is not known.
     :ivar mode: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; ``"memory"`` for a cache without Redis; None if it
@@ -41,7 +41,7 @@ class Health:
 
 
 async def check_health(state: "State") -> Health:
-    """Ask Redis now, for `op_timeout` seconds at most, and return what came of it. Whatever fails is in the answer."""
+    """Ask Redis now, for `op_timeout` seconds at most, and return the result; failures are part of it, not raised."""
     try:
         state.check_open()
         if state.endpoint is None:
@@ -50,11 +50,11 @@ async def check_health(state: "State") -> Health:
         check_loop()
         async with asyncio.timeout(state.settings.op_timeout):
             if state.breaker.open:
-                # The cache's own connection asks only when its next attempt is due; this is asked now.
+                # The cache's own connection waits for its next attempt; a health check does not.
                 return await _by_connecting(state)
             took, server, tracking = await state.client.ping(state.epochs.root)
             return _healthy(took, server, tracking=tracking)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+    except Exception as error:  # noqa: BLE001  # any failure is the answer
         return unhealthy(error, state)
 
 
@@ -78,7 +78,7 @@ def unhealthy(error: Exception, state: "State | None" = None) -> Health:
 
 
 async def _by_connecting(state: "State") -> Health:
-    # Deferred, as it is wherever a connection is made: importing redis-py takes longer than all the rest.
+    # Deferred, because importing redis-py takes longer than everything else.
     from magnus_cache._engine.redis.single_connection import connect_once
 
     assert state.endpoint is not None

@@ -1,68 +1,73 @@
-"""Forgetting: what this process holds of values that were invalidated, and what is being loaded of them."""
+"""Local invalidation: drops invalidated values from memory, and keeps callers from joining overtaken loads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.flights.flights import Flights
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
-from magnus_cache._engine.memory.store import LocalCache
 
-__all__ = ["Forgetting"]
+__all__ = ["Invalidation"]
+
+_NAMES: Final = 256
+"""Names for which a lock is taken once."""
 
 
-class Forgetting:
-    """The near cache, the loads, the leases and the epochs of one cache, as far as an invalidation touches them."""
+class Invalidation:
+    """The part of a `State` that invalidates: memory, running loads, leases and epochs."""
 
-    memory: LocalCache
+    memory: BatchCache
     flights: Flights
     leases: Leases
     epochs: Epochs
 
     def outdated(self, name: bytes) -> None:
-        """Drop all that an epoch is about, in constant time; and let nobody join what is being loaded of it."""
+        """Drop all values that an epoch covers, in constant time, and detach their running loads."""
         prefix = self.epochs.prefix_of(name)
         if prefix is not None:
             self.forget_prefix(prefix)
             return
-        # Noted before, for a load that is about to keep its value here; and after, as one that looks here in between
-        # may still find what is gone then.
+        # Noted twice. Before: a load that is about to store its value here finds itself overtaken. After: a load that
+        # began in between may have read an entry that is gone now.
         self.epochs.invalidated((name,))
         if (stamp := self.epochs.stamp_of(name)) is not None:
             self.memory.invalidate_tag(stamp)
         self.epochs.invalidated((name,))
 
     def forget_prefix(self, prefix: bytes) -> None:
-        """Drop all values whose names begin so, and let nobody join what is being loaded of them."""
+        """Drop all values whose names have this prefix, and detach their running loads."""
         self._forget(prefix, lambda name: name.startswith(prefix))
 
     def forget_matching(self, pattern: NamePattern) -> None:
-        """Do what `forget_prefix` does for the names that a pattern matches in full."""
+        """Drop all values whose full names match a pattern, and detach their running loads."""
         self._forget(pattern, lambda name: pattern.fullmatch(name) is not None)
 
     def _forget(self, scope: Scope, covered: Callable[[bytes], bool]) -> None:
-        # The loads first: one that ends between the two steps is to find itself overtaken, or its place void. And last:
-        # one that began in between may have found here what is gone now.
+        # Loads first: one that ends between the two steps finds itself overtaken, or its placeholder void. And loads
+        # last: one that began in between may have read an entry that is gone now.
         self.flights.detach_matching(covered)
-        self.leases.touched_matching(covered)
+        self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
 
-    def touch(self, names: Iterable[bytes]) -> None:
-        """Forget what this process knows of some values, and let no load that began before have a say about them."""
-        for name in names:
-            self.flights.detach(name)
-            self.leases.touched(name)
-            self.memory.invalidate(name)
+    def forget_names(self, names: Sequence[bytes]) -> None:
+        """Drop some values, and void the loads of them that began before."""
+        for start in range(0, len(names), _NAMES):
+            some = names[start : start + _NAMES]
+            self.flights.detach_many(some)
+            self.leases.invalidated_many(some)
+            self.memory.invalidate_many(some)
             # Again, as in `_forget`.
-            self.flights.detach(name)
+            self.flights.detach_many(some)
 
-    def removed(self, names: Iterable[bytes]) -> None:
-        """Forget what this process has read of some values; not what it keeps because Redis could not take it."""
+    def forget_read(self, names: Iterable[bytes]) -> None:
+        """Drop what was read from Redis of some values; keep those that only this process has."""
         for name in names:
             entry = self.memory.get_stale(name, trusted=False)
-            if entry is not None and isinstance(entry.trust, LocalTrust):
+            if entry is not None and isinstance(entry.trust, UnsharedTrust):
                 self.memory.void(name)
             else:
                 self.memory.invalidate(name)

@@ -1,7 +1,7 @@
-"""One lease: the right of a load to store its value, renewed for as long as the load takes.
+"""One lease: the right of a load to store its value, renewed while the load runs.
 
-An announcement of a lease need not mean that it was voided: the server may merely have ceased to track it. So the
-holder asks, and the load is overtaken only if Redis says that the lease is another's, or gone.
+An announced lease was not necessarily voided: the server may only have stopped tracking it. So the holder asks Redis,
+and the load is overtaken only if the lease is gone or has another token.
 """
 
 import asyncio
@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "Owner"]
 
 _RENEWALS: Final = 3
-"""A lease is renewed after this part of its time."""
+"""A lease is renewed this many times within its duration."""
 
 _LONGEST: Final = 3600.0
 """Seconds for which a lease is renewed. A longer load is assumed to hang."""
 
 
 class Owner(Protocol):
-    """Who is told what becomes of a lease.
-
-    :ivar client: asks Redis about it.
-    """
+    """The owner of leases, which learns what becomes of them."""
 
     client: "Client"
 
@@ -41,7 +38,7 @@ class Owner(Protocol):
         """Note that a load was overtaken."""
 
     def uncertain(self, lease: "Lease") -> None:
-        """Note that it cannot be known whether a load was overtaken."""
+        """Note that a load may have been overtaken, and Redis cannot be asked."""
 
     def ended(self, lease: "Lease") -> None:
         """Note that a lease is no longer held."""
@@ -49,15 +46,15 @@ class Owner(Protocol):
     def release(
         self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
-        """Give a lease back."""
+        """Release a lease at Redis."""
 
 
 class Lease:
     """The right of one load to store its value.
 
-    :ivar trust: what its connection's announcements are good for; past it, the key may have been invalidated unheard.
-    :ivar void: whether it is known that nothing may be stored with it.
-    :ivar doubted: whether it was announced, and Redis has not said yet whether it stands.
+    :ivar trust: the trust of its connection; past its deadline, an announcement of the lease may have been missed.
+    :ivar void: whether nothing may be stored with it.
+    :ivar doubted: whether it was announced, and Redis has not confirmed it yet.
     """
 
     __slots__ = (
@@ -99,27 +96,27 @@ class Lease:
         if self.ended:
             return
         if self.flight is not None and self.flight.done:
-            # A thread that was interrupted (Ctrl-C) in the wrong moment did not get to ending it.
+            # The load ended, but Ctrl-C interrupted its thread before that closed the lease.
             self.close()
             return
         self._left -= 1
         if self._left <= 0:
             self.close()
             return
-        # While Redis is away it is tried again and again: the lease may have outlived the outage.
+        # Also while Redis is away: the lease may outlive the outage.
         self._timer = self.connection.loop.call_later(self.seconds / _RENEWALS, self._renew)
         with contextlib.suppress(CacheError):
             self._owner.client.renew(self.name, self.token, round(self.seconds * 1000), self._renewed)
 
     def _renewed(self, ours: bool, connection: "Connection", _sent: float) -> None:
         if not ours:
-            # Deleted, overwritten or taken over, whatever became of the announcement.
+            # Deleted, overwritten or taken over; the announcement may be late or lost.
             self._owner.voided(self)
         else:
-            self._stands(connection)
+            self._confirm(connection)
 
-    def _stands(self, connection: "Connection") -> None:
-        # An answer that comes after an announcement was given after what that is about.
+    def _confirm(self, connection: "Connection") -> None:
+        # An answer that follows an announcement was given after the announced change.
         self.doubted = False
         if connection.tracking:
             self.trust = connection.trust
@@ -127,29 +124,29 @@ class Lease:
     def joinable_until(self, *, cut_off: bool) -> float:
         """Return the monotonic second until which callers may join the load.
 
-        :param cut_off: whether memory may not serve its namespace, as contact with Redis was lost too long ago.
+        :param cut_off: whether contact with Redis was lost so long ago that memory may not serve the namespace.
         """
         return self.trust.deadline
 
-    def look(self, waiter: "Waiter") -> None:
-        """Ask Redis, on any loop, whether it is still ours; `waiter` is told when that is known.
+    def verify(self, waiter: "Waiter") -> None:
+        """Ask Redis, on any loop, whether the lease still has this token; `waiter` is done after the answer.
 
         :raises CacheUnavailableError: when Redis is known to be away.
         """
-        self._owner.client.holder(self.name, self._looked, waiter)
+        self._owner.client.holder(self.name, self._verified, waiter)
 
-    def _looked(self, token: bytes | None, connection: "Connection", _sent: float) -> None:
+    def _verified(self, token: bytes | None, connection: "Connection", _sent: float) -> None:
         if self.ended:
             return
         if token != self.token:
             self.connection.known.pace.reset()
             self._owner.voided(self)
         elif connection is self.connection:
-            # Another connection's answer says nothing about what this one has announced since.
-            self._stands(connection)
+            # An answer on another connection is not ordered with the announcements on this one.
+            self._confirm(connection)
 
     def doubt(self) -> None:
-        """Note that it was announced, and ask soon whether it stands; on its connection's loop."""
+        """Note that it was announced, and ask Redis soon whether it is valid; on its connection's loop."""
         self.doubted = True
         self.connection.questions.put(self.name, self._ask)
 
@@ -158,28 +155,29 @@ class Lease:
             return
         self._asking = True
         try:
-            self.look(Callback(self._told, self._not_told))
+            self.verify(Callback(self._answered, self._unanswered))
         except CacheError as error:
-            self._not_told(error)
+            self._unanswered(error)
 
-    def _told(self, _result: object) -> None:
+    def _answered(self, _result: object) -> None:
         self._asking = False
 
-    def _not_told(self, _error: BaseException) -> None:
-        """Allow the question to be repeated, and let no caller join the load."""
+    def _unanswered(self, _error: BaseException) -> None:
+        """Allow another question, and keep callers from joining the load."""
         self._asking = False
         self._owner.uncertain(self)
 
     def close(self, *, filled: bool = False, unstorable: bool = False) -> None:
-        """End it, from any thread; unless the value is stored, those who wait elsewhere are to load it themselves.
+        """End the lease, from any thread. If the value was not stored, another process may take the lease over.
 
-        :param unstorable: whether there is a value that cannot be stored: then they need not do so one by one.
+        :param filled: whether the value was stored, which ended the lease at Redis.
+        :param unstorable: whether the load has a value that cannot be stored: then all waiting processes load at once.
         """
         if running_loop() is self.connection.loop:
             self._close(filled, unstorable)
         else:
             if not call_on_loop(self.connection.loop, self._close, filled, unstorable):
-                # The loop was closed with the load. Redis is told through the next connection.
+                # The loop was closed with the load. The next connection releases the lease.
                 self._close(filled, unstorable)
 
     def _close(self, filled: bool, unstorable: bool) -> None:
@@ -191,6 +189,6 @@ class Lease:
             self._timer = None
         self._owner.ended(self)
         if not filled:
-            # Not waited for: this also runs when the load was cancelled.
+            # Without waiting: this also runs when the load was cancelled.
             until = self.connection.clock() + self.seconds
             self._owner.release(self.connection, self.name, self.token, until, unstorable=unstorable)

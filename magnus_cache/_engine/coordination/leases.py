@@ -3,32 +3,32 @@
 The idea
 --------
 After the leases of Facebook's Memcache (NSDI 2013). A process that misses asks Redis for the value and the lease in one
-step, and gets one of three answers: the value, which somebody has just stored; the lease; or how long somebody else's
-lease lasts. The token is unique to each acquisition, not to a process.
+step, and gets one of three answers: the value, which another process has just stored; the lease; or the remaining time
+of another's lease. Each acquisition has a token of its own.
 
 What a lease is good for
 ------------------------
-One load for the fleet: processes without the lease wait for the holder's value. They are woken by the announcement of
-the value or of the lease, as the question has read both keys, or by the end of the lease. Nobody polls.
+One load for the fleet: processes without the lease wait for the holder's value. The announcement of the value or of the
+lease wakes them, because their request has read both keys. So does the end of the lease. There is no polling.
 
-No overtaken load is stored: whoever deletes or overwrites a value deletes its lease in the same step, and a fill stores
-only if the lease still has the holder's token. The check and the store are one script, so nothing comes in between.
+No overtaken load is stored: each delete or write of a value deletes its lease in the same step, and a fill stores only
+if the lease still has the holder's token. The check and the store are one script, so nothing comes in between.
 
 What happens when the holder dies
 ---------------------------------
-It renews the lease after each third of its length, and releases it when the load fails. If it dies, the lease runs out,
-and one of those who wait takes over. So there is at most one more load for each holder lost.
+The holder renews the lease after each third of its duration, and releases it when the load fails. If the holder dies,
+the lease expires, and one of the waiting processes takes over. So each lost holder costs at most one more load.
 
 The races that this excludes
 ----------------------------
-- A load begins, the key is deleted, the load stores what it had read before. The delete removed the lease, so the fill
-  is refused, here and in Redis.
-- The same within one process, or without Redis: the `Fence` of a load notes before it begins which invalidations had
-  been seen, and the memory's `Placeholder` is void after any of them.
+- A load begins, the key is deleted, and the load stores what it had read before. The delete removed the lease, so the
+  fill is refused, here and in Redis.
+- The same within one process, or without Redis: the `Fence` of a load notes the latest invalidation before the load
+  begins, and any later one voids the memory's `Placeholder`.
 - A lease is announced because Redis stopped tracking it, not because it is gone. An announcement is a question: the
-  holder asks, and the load counts as overtaken only if Redis says so.
-- The holder's connection breaks while it loads, and announcements are lost. From then on nobody may join the load. Its
-  value is stored only if the fill, through whatever connection, finds the token in place.
+  holder asks, and the load counts as overtaken only if Redis confirms it.
+- The holder's connection breaks during the load, and announcements are lost. From then on no caller may join the load.
+  Its value is stored only if the fill, through any connection, finds the token in place.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ import itertools
 import math
 import os
 import socket
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
@@ -57,18 +57,18 @@ if TYPE_CHECKING:
 __all__ = ["Fence", "Lease", "Leases", "Snapshot", "new_token"]
 
 _MOST_UNRELEASED: Final = 1_000
-"""Leases that are remembered to be given back; more run out by themselves."""
+"""Leases remembered for a later release; further ones expire."""
 
 _Detach = Callable[[Flight], object]
-"""Told of a load under way that was overtaken: nobody may join it any more."""
+"""Called with an overtaken load: callers may no longer join it."""
 
 
-class _Bell(Protocol):
-    def __call__(self) -> object: ...
+_Waiter = tuple[asyncio.AbstractEventLoop, Callable[[], object]]
+"""An event loop, and the function that wakes a waiting load there."""
 
 
 def new_token() -> bytes:
-    """Return a token that no other acquisition has, readable for people: host, process and a unique number."""
+    """Return a unique token for one acquisition, readable by people: host, process and a unique number."""
     return f"{_host()}:{os.getpid()}:{new_version():016x}".encode()
 
 
@@ -85,41 +85,52 @@ _hostname: str | None = None
 class Snapshot(NamedTuple):
     """What this process knew when a load began.
 
-    :ivar epoch: the highest epoch that it had seen.
-    :ivar since: the moment, see `Epochs.moment`.
-    :ivar mark: where its record of untold invalidations stood.
+    :ivar epoch: the highest epoch seen.
+    :ivar since: the moment; see `Epochs.moment`.
+    :ivar outbox_position: the position of the outbox.
     :ivar at: monotonic seconds.
     """
 
     epoch: int
     since: int
-    mark: int
+    outbox_position: int
     at: float
 
 
 class Fence:
-    """What a load may do with its value; made before it begins.
+    """What this process knew before a load, which decides whether the value may be stored after it.
 
-    :ivar lease: the right to store it at Redis; None where there is no Redis, or none can be had.
+    :ivar lease: the right to store the value at Redis; None without Redis, or if no lease could be acquired.
     :ivar epoch: the highest epoch that this process had seen.
-    :ivar since: the moment when it was made, see `Epochs.moment`.
-    :ivar mark: where its record of untold invalidations stood.
-    :ivar fresh: whether it is to replace a value that may be there.
-    :ivar offline: what a value may stand on that is kept in this process alone, as long as Redis stays away; None if
-        Redis was there and gave no lease: then others may overtake the load unheard.
-    :ivar at: monotonic seconds.
-    :ivar refusal: why Redis, being there, grants no lease, or None.
-    :ivar previous: the value that the load is to replace, if it is known.
+    :ivar since: the moment of its creation; see `Epochs.moment`.
+    :ivar outbox_position: the position of the outbox at that moment.
+    :ivar fresh: whether the load replaces a value even if it is valid.
+    :ivar offline: the trust of the value if only this process can store it, while Redis stays away; None if Redis is up
+        and granted no lease: then other processes may overtake the load unnoticed.
+    :ivar at: monotonic seconds of its creation.
+    :ivar refusal: why Redis, which is up, grants no lease, or None.
+    :ivar previous: the value that the load replaces, if it is known.
     """
 
-    __slots__ = ("at", "epoch", "flight", "fresh", "lease", "mark", "offline", "previous", "refusal", "since")
+    __slots__ = (
+        "at",
+        "epoch",
+        "flight",
+        "fresh",
+        "lease",
+        "offline",
+        "outbox_position",
+        "previous",
+        "refusal",
+        "since",
+    )
 
     def __init__(
         self, flight: Flight, lease: Lease | None, known: Snapshot, *, fresh: bool, offline: Trust | None
     ) -> None:
         self.flight = flight
         self.lease = lease
-        self.epoch, self.since, self.mark, self.at = known
+        self.epoch, self.since, self.outbox_position, self.at = known
         self.fresh = fresh
         self.offline = offline
         self.refusal: CacheUnavailableError | None = None
@@ -127,20 +138,19 @@ class Fence:
 
     @property
     def overtaken(self) -> bool:
-        """Whether the key is known to have been deleted or overwritten since."""
+        """Whether the key was deleted or overwritten since, as far as this process knows."""
         return self.flight.detached
 
     def close(self) -> None:
-        """Give up the lease, unless it was used."""
+        """Release the lease, unless the value was stored with it."""
         if self.lease is not None:
             self.lease.close()
 
 
 class Leases:
-    """The leases that this process holds, and the bells of those of its loads that wait for others'. Thread-safe.
+    """The leases that this process holds, and its loads that wait for leases of other processes. Thread-safe.
 
-    :param detach: called with the load under way whose lease is void.
-    :ivar client: asks Redis about them.
+    :param detach: called with a running load whose lease is void.
     """
 
     def __init__(self, detach: _Detach, client: "Client") -> None:
@@ -152,36 +162,36 @@ class Leases:
         """Forget everything, as in a forked child."""
         self._lock = section()
         self._held: dict[bytes, Lease] = {}
-        self._bells: dict[bytes, dict[int, tuple[asyncio.AbstractEventLoop, _Bell]]] = {}
+        self._waiters: dict[bytes, dict[int, _Waiter]] = {}
         self._numbers = itertools.count()
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
 
     def __len__(self) -> int:
-        """Return how many leases are held."""
+        """Return how many leases this process holds."""
         return len(self._held)
 
     # -- held -----------------------------------------------------------------------------------------------
 
     def hold(self, connection: "Connection", name: bytes, token: bytes, seconds: float, flight: Flight | None) -> Lease:
-        """Take charge of a lease that Redis has just granted. To be called inside the connection's reader."""
+        """Return a lease that Redis has just granted. Call this inside the connection's reader."""
         lease = Lease(self, connection, name, token, seconds, flight)
         self.take(lease)
         return lease
 
     def take(self, lease: Lease) -> None:
-        """Take charge of a lease; on its connection's loop."""
+        """Add a lease; on its connection's loop."""
         lease.connection.leases_held += 1
         with self._lock:
             self._held[lease.name] = lease
 
-    def unwanted(self, name: bytes, token: bytes) -> None:
-        """Note that nobody waits any more for a lease that was asked for, and may be granted however late."""
+    def abandoned(self, name: bytes, token: bytes) -> None:
+        """Note that a requested lease has no waiting caller any more; Redis may still grant it."""
         with self._lock:
             if len(self._unreleased) < _MOST_UNRELEASED:
                 self._unreleased[token] = (name, math.inf)
 
-    def told(self, token: bytes) -> None:
-        """Note that Redis has said whether it grants a lease."""
+    def answered(self, token: bytes) -> None:
+        """Note that Redis has answered the request for a lease."""
         if self._unreleased:
             self._unreleased.pop(token, None)
 
@@ -195,32 +205,32 @@ class Leases:
     def release(
         self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
     ) -> None:  # fmt: skip
-        """Give a lease back, now or, if Redis is away, on its return; on the connection's loop.
+        """Release a lease at Redis: now, or if Redis is away, when it is back. On the connection's loop.
 
-        :param until: monotonic seconds of its end in any case.
+        :param until: monotonic second at which the lease has expired in any case.
         :param unstorable: whether its load has a value that cannot be stored.
         """
 
-        def again(_error: object) -> None:
+        def remember(_error: object) -> None:
             with self._lock:
                 if len(self._unreleased) < _MOST_UNRELEASED:
                     self._unreleased[token] = (name, until)
 
         def released(_result: object) -> None:
-            # Redis does not announce our own doings to us.
-            self.ring(name)
+            # Redis does not announce our own changes to us.
+            self.notify(name)
 
         if running_loop() is not connection.loop:
-            # It was closed with the load.
-            again(None)
+            # That loop was closed with the load.
+            remember(None)
             return
         try:
-            self.client.release(name, token, released, again, unstorable=unstorable)
+            self.client.release(name, token, released, remember, unstorable=unstorable)
         except CacheError as error:
-            again(error)
+            remember(error)
 
     def release_lost(self, connection: "Connection") -> None:
-        """Give back what could not be given back while Redis was away: somebody may be waiting for it."""
+        """Release the leases that could not be released while Redis was away: other processes may wait for them."""
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
         now = connection.clock()
@@ -229,57 +239,64 @@ class Leases:
                 self.release(connection, name, token, until)
 
     def voided(self, lease: Lease) -> None:
-        """Note that a load was overtaken: it can store nothing, and nobody may join it or wait for its lease."""
+        """Note that a load was overtaken: it stores nothing, callers may not join it, and its lease is released."""
         lease.void = True
         if lease.flight is not None:
             self._detach(lease.flight)
         lease.close()
 
-    def let_go(self, flight: Flight) -> None:
-        """Give back the lease of a load that seems to hang."""
+    def release_hung(self, flight: Flight) -> None:
+        """Release the lease of a load that seems to hang."""
         lease = self._held.get(flight.key)
         if lease is not None and lease.flight is flight:
             lease.void = True
             lease.close()
 
     def announced(self, name: bytes, connection: "Connection") -> None:
-        """Take the announcement, through a connection, that somebody may have changed a value's lease."""
+        """React to the announcement, on a connection, that a value's lease may have changed."""
         lease = self._held.get(name)
-        # Through another connection it may be about a lease that went before.
+        # On another connection it may be about an earlier lease.
         if lease is not None and lease.connection is connection:
             lease.doubt()
-        self.ring(name)
+        self.notify(name)
 
     def doubted(self, name: bytes) -> Lease | None:
-        """Return a value's lease if it was announced, and its holder waits to be told whether it stands."""
+        """Return a value's lease if it was announced and Redis has not confirmed it yet."""
         lease = self._held.get(name)
         return lease if lease is not None and lease.doubted and lease.flight is not None else None
 
     def uncertain(self, lease: Lease) -> None:
-        """Let nobody join a load of which it cannot be known whether it was overtaken; it may still be stored."""
+        """Keep callers from joining a load that may have been overtaken; its value may still be stored."""
         if lease.flight is not None and not lease.ended:
             self._detach(lease.flight)
 
-    def touched(self, name: bytes) -> None:
-        """Note that this process deletes or overwrites a value: what is being loaded of it is void."""
+    def invalidated(self, name: bytes) -> None:
+        """Note that this process deletes or overwrites a value: its running load is void."""
         lease = self._held.get(name)
         if lease is not None:
             self.voided(lease)
-        self.ring(name)
+        self.notify(name)
 
-    def touched_matching(self, predicate: Callable[[bytes], object]) -> None:
-        """Do what `touched` does for every name that satisfies a quick predicate."""
+    def invalidated_many(self, names: Iterable[bytes]) -> None:
+        """Note the same of some values as `invalidated` does of one."""
+        # A lease that is taken, or a load that begins to wait, after this look comes after the invalidation.
+        if self._held or self._waiters:
+            for name in names:
+                self.invalidated(name)
+
+    def invalidated_matching(self, predicate: Callable[[bytes], object]) -> None:
+        """Void the running loads of all values whose names satisfy a fast predicate."""
         for name in [name for name in list(self._held) if predicate(name)]:
-            self.touched(name)
+            self.invalidated(name)
 
     def flushed(self, connection: "Connection") -> None:
-        """Note that leases at a server may be gone: those of the database that was emptied."""
+        """Note that a database was emptied: the leases of this connection may be gone."""
         for lease in [lease for lease in list(self._held.values()) if lease.connection is connection]:
             lease.doubt()
-        self.ring_all()
+        self.notify_all()
 
     def check(self, name: bytes, now: float, *, cut_off: bool = False) -> None:
-        """Let nobody join a load whose lease could have been voided unheard.
+        """Keep callers from joining a load if the announcement that voids its lease may have been missed.
 
         :param cut_off: see `Lease.joinable_until`.
         """
@@ -287,7 +304,7 @@ class Leases:
         if lease is not None and lease.flight is not None and lease.joinable_until(cut_off=cut_off) < now:
             self._detach(lease.flight)
 
-    # -- waited for -----------------------------------------------------------------------------------------
+    # -- waiting loads -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def listening(self, name: bytes) -> Generator[asyncio.Event]:
@@ -295,31 +312,31 @@ class Leases:
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
             number = next(self._numbers)
-            self._bells.setdefault(name, {})[number] = (loop, event.set)
+            self._waiters.setdefault(name, {})[number] = (loop, event.set)
         try:
             yield event
         finally:
             with self._lock:
-                bells = self._bells.get(name, {})
-                bells.pop(number, None)
-                if not bells:
-                    self._bells.pop(name, None)
+                waiters = self._waiters.get(name, {})
+                waiters.pop(number, None)
+                if not waiters:
+                    self._waiters.pop(name, None)
 
-    def ring(self, name: bytes) -> None:
-        """Wake whoever waits for a change of a value."""
-        if name in self._bells:
+    def notify(self, name: bytes) -> None:
+        """Wake the loads that wait for a change of a value."""
+        if name in self._waiters:
             with self._lock:
-                bells = list(self._bells.get(name, {}).values())
-            _ring(bells)
+                waiters = list(self._waiters.get(name, {}).values())
+            _wake(waiters)
 
-    def ring_all(self) -> None:
-        """Wake everybody: a connection was lost, and with it the announcements."""
+    def notify_all(self) -> None:
+        """Wake all waiting loads, because a connection was lost and announcements with it."""
         with self._lock:
-            bells = [bell for group in self._bells.values() for bell in group.values()]
-        _ring(bells)
+            waiters = [waiter for group in self._waiters.values() for waiter in group.values()]
+        _wake(waiters)
 
 
-def _ring(bells: list[tuple[asyncio.AbstractEventLoop, _Bell]]) -> None:
-    for loop, bell in bells:
-        # On a closed loop nobody is left to be woken.
-        call_on_loop(loop, bell)
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    for loop, wake in waiters:
+        # On a closed loop there is no waiter left.
+        call_on_loop(loop, wake)

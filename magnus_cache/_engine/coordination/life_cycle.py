@@ -1,4 +1,4 @@
-"""The end of a cache: its last words to Redis, and all that it has begun ended."""
+"""Closing a cache: a final replay to Redis, then connections, threads and loads are ended."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.generations import OutageGenerations
-from magnus_cache._engine.coordination.invalidation import Forgetting
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.closing import Ending
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["LifeCycle"]
 
 
-class LifeCycle(Forgetting):
-    """The part of a `State` that ends it.
+class LifeCycle(Invalidation):
+    """The part of a `State` that closes it.
 
     :ivar closed: whether it was closed.
     """
@@ -39,6 +40,7 @@ class LifeCycle(Forgetting):
     breaker: Breaker
     generations: OutageGenerations
     journal: "Journal | None"
+    lane: Lane
     log: ConnectionLog
     outbox: Outbox
     portal: BackgroundLoops
@@ -51,20 +53,21 @@ class LifeCycle(Forgetting):
             raise CacheClosedError("this cache manager was closed; make a new one, or call get_cache_manager() again")
 
     async def aclose(self) -> None:
-        """Close every connection, and the background loop with its thread; nothing of this cache is left running."""
+        """Close all connections, loops and threads of this cache; nothing is left running."""
         if running_loop() is None:
-            # Under another async library than asyncio no connection is this loop's.
+            # Under another async library than asyncio, no connection belongs to this loop.
             self.close()
             return
         self.closed = True
+        self.lane.end()
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
-            if (last := self.farewell()) is not None:
+            if (last := self.final_replay()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
-            # Waited for: cancelled once more by the end of its loop, one would leave its transport half-closed.
+            # Waited for: if the end of the loop cancelled a connection again, its transport would stay half-closed.
             ending = [ended for loop, ended in self.topology.stop() if loop in (here, self.portal.loop)]
             waited = [asyncio.wrap_future(ended) for ended in ending]
             if waited:
@@ -78,25 +81,26 @@ class LifeCycle(Forgetting):
             self.end()
 
     def close(self) -> Ending:
-        """Do what `aclose` does, from a thread; connections of other running loops end as soon as those loops turn.
+        """Close the cache from a thread; connections of other running loops end when those loops run next.
 
-        Awaiting what it returns waits for those of the loop that this thread is running.
+        Await the result to wait for the connections of the loop that runs in this thread.
 
         :raises CacheDeadlockError: in a signal handler or finalizer that has interrupted a critical section.
         """
         if sys.is_finalizing():
-            # Nothing of it runs any more.
+            # No thread or loop of it runs any more.
             self.closed = True
             return Ending()
         check_waiting()
         self.closed = True
+        self.lane.end()
         try:
             with contextlib.suppress(CacheClosedError):
                 if self.portal.running:
-                    # Loads on it end with it anyway; this also tells those who wait on other loops.
+                    # Loads on this loop end with it anyway; this call also ends the waits of callers on other loops.
                     self.portal.call(self.flights.aclose)
-            if (last := self.farewell(but=running_loop())) is not None:
-                # Its loop may end meanwhile, and take it along: what it came to is not asked.
+            if (last := self.final_replay(but=running_loop())) is not None:
+                # Without its result: its loop may end meanwhile, and cancel it.
                 wait([last], CLOSE_TIMEOUT)
             self.replayer.stop()
             ending = self.topology.stop()
@@ -105,32 +109,33 @@ class LifeCycle(Forgetting):
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
             while self.memory.shrink():
-                pass  # Other threads get the GIL in between.
+                pass  # Between two calls, other threads can take the GIL.
         finally:
             self.end()
         return Ending(ending)
 
-    def farewell(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
-        """Begin to tell Redis what it was not told yet, on a loop that runs.
+    def final_replay(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+        """Begin to replay pending invalidations to Redis, on a running loop; return None if there is nothing to do.
 
-        :param but: a loop to skip, because this call blocks it.
+        :param but: a loop to skip, because the caller blocks it.
         """
         if not self.outbox.pending:
             return None
         for connection in self.topology.running():
             if connection.loop is but:
                 continue
-            words = self.replayer.farewell(connection, self.breaker)
+            replay = self.replayer.final_replay(connection, self.breaker)
             try:
-                return asyncio.run_coroutine_threadsafe(words, connection.loop)
+                return asyncio.run_coroutine_threadsafe(replay, connection.loop)
             except RuntimeError:
                 # The loop was closed in between.
-                words.close()
+                replay.close()
         return None
 
     def end(self) -> None:
-        """End everything that this cache started, also after an interrupted close."""
+        """End everything that this cache started, even after an interrupted close."""
         self.replayer.stop()
+        self.lane.end()
         self.topology.stop()
         self.portal.end()
         if self.journal is not None:

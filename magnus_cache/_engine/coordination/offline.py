@@ -1,9 +1,9 @@
-"""What memory is good for while this process has no contact with Redis, and others may have."""
+"""Bounds on what memory serves while this process has no contact with Redis, and other processes may have."""
 
 import math
 from typing import TYPE_CHECKING
 
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.policy.namespaces import Namespace
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.settings.settings import CacheSettings
 
-__all__ = ["CutOff"]
+__all__ = ["OfflineBounds"]
 
 
-class CutOff:
-    """The part of a `State` that knows when it last had contact with Redis."""
+class OfflineBounds:
+    """The part of a `State` that knows its last contact with Redis."""
 
     settings: "CacheSettings"
     endpoint: "Endpoint | None"
@@ -29,13 +29,13 @@ class CutOff:
 
     @property
     def reachable(self) -> bool:
-        """Whether some connection to Redis stands now, and its loop would notice if it did not."""
+        """Whether some connection to Redis is up, and its loop runs and would notice the loss."""
         return self.topology.reachable
 
     def contact(self) -> float:
-        """Return the monotonic second at which Redis last confirmed what this process holds.
+        """Return the monotonic second at which Redis last confirmed the entries of this process.
 
-        Where it never did, that of the first failure; infinity where no Redis is configured.
+        Without any confirmation, the second of the first failure; without a configured Redis, infinity.
         """
         if self.endpoint is None:
             return math.inf
@@ -46,18 +46,19 @@ class CutOff:
         return self.clock() if outage is None else outage.began
 
     def cut_off(self, namespace: Namespace) -> bool:
-        """Whether memory may not serve a namespace, as contact with Redis was lost too long ago."""
+        """Whether contact with Redis was lost so long ago that memory may not serve the namespace."""
         offline = namespace.offline
         return offline is not None and not self.reachable and self.clock() >= self.contact() + offline
 
     def local_trust(self, namespace: Namespace) -> Trust:
-        """Return what a namespace's value stands on that could be stored in this process alone.
+        """Return the trust of a value that only this process could store.
 
-        While Redis is away there is nobody to contradict it. While Redis is there but refused the write, or only
-        this connection was lost, a peer's write would go unnoticed: then the staleness bound is its bound.
+        While Redis is away, the trust lasts until Redis is back, or as long as the namespace's `offline` allows. While
+        Redis is up but refused the write, or only this connection was lost, the write of another process would go
+        unnoticed: then the staleness bound applies.
         """
-        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        # In this order: if Redis returns in between, that has killed the trust read here.
         offline = self.generations.offline
         if self.reachable:
-            return LocalTrust(self.clock() + self.settings.max_staleness, self.generations.now)
-        return self.generations.bounded(offline, namespace)
+            return UnsharedTrust(self.clock() + self.settings.max_staleness, self.generations.current)
+        return self.generations.trust_for(offline, namespace)

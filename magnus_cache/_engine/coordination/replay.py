@@ -1,4 +1,4 @@
-"""Telling Redis what it missed, on its return and before anything it says about that is believed."""
+"""The replay: sends missed invalidations to Redis when it is back, before any value that they cover is trusted."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from magnus_cache._engine.outage.journal import Journal
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.topology import Topology
 
 __all__ = ["ReplayTarget", "Replayer"]
 
 _PAUSE: Final = 1.0
-"""Seconds until a replay that Redis refused is tried again."""
+"""Seconds until a refused replay is retried."""
 
 _EPOCHS_AT_ONCE: Final = 500
 
@@ -32,22 +33,20 @@ _abandoned: Final[list[object]] = []
 
 
 class ReplayTarget(Protocol):
-    """Who is told what this process has to forget as well.
-
-    :ivar client: tells Redis.
-    """
+    """The owner of a `Replayer`, which drops locally what a replay invalidates at Redis."""
 
     client: "Client"
+    topology: "Topology"
 
-    def removed(self, names: Iterable[bytes]) -> None:
-        """Forget what was read of some values that are gone from Redis."""
+    def forget_read(self, names: Iterable[bytes]) -> None:
+        """Drop what was read from Redis of some values."""
 
     def outdated(self, name: bytes) -> None:
-        """Forget all that an epoch is about."""
+        """Drop all values that an epoch covers."""
 
 
 class Replayer:
-    """The replays of one cache's record, and the issue of epochs.
+    """Replays one cache's outbox, and issues epochs.
 
     :param timeout: seconds that a caller waits for a replay.
     """
@@ -66,16 +65,16 @@ class Replayer:
         self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
     def reset(self) -> None:
-        """Begin anew, in a forked child, where its parent's tasks do not run: nor are they to be collected."""
+        """Start empty in a forked child. Keep the parent's tasks: their collection would warn, as they never ended."""
         _abandoned.append(self._tasks)
         self._replay_at, self._tasks = 0.0, {}
 
     async def done(self, connection: "Connection") -> None:
-        """Return when Redis has been told what it missed, has just refused, or takes too long.
+        """Return when the outbox was replayed, or Redis has refused it, or takes too long.
 
-        In the latter cases the record stays, and stands in the way of whatever value it covers.
+        Refused or late records stay in the outbox, and no value that they cover is served.
 
-        :raises CacheUnavailableError: when it went away again.
+        :raises CacheUnavailableError: when Redis went away again.
         """
         if monotonic() < self._replay_at:
             return
@@ -84,11 +83,8 @@ class Replayer:
         if task.done() and not task.cancelled() and isinstance(error := task.exception(), CacheUnavailableError):
             raise error
 
-    async def farewell(self, connection: "Connection", breaker: Breaker) -> None:
-        """Tell Redis what it missed while there is somebody left to tell it: one attempt, in the time of one call.
-
-        On the connection's loop.
-        """
+    async def final_replay(self, connection: "Connection", breaker: Breaker) -> None:
+        """Replay the outbox before the cache closes: one attempt within the timeout, on the connection's loop."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def callback() -> None:
@@ -104,12 +100,12 @@ class Replayer:
                 if not breaker.open:
                     await self.done(connection)
         except (TimeoutError, CacheUnavailableError):
-            pass  # Then nobody could have told it.
+            pass  # The outbox stays; a journal keeps it for the next process.
         finally:
             breaker.unsubscribe(callback)
 
     def stop(self) -> list[asyncio.Task[None]]:
-        """Begin to end what goes on, and return what the running loop may wait for."""
+        """Cancel all replays, and return those that the running loop can wait for."""
         here, ending = running_loop(), list[asyncio.Task[None]]()
         for loop, task in list(self._tasks.items()):
             if loop is here:
@@ -120,7 +116,7 @@ class Replayer:
         return ending
 
     def begin(self, connection: "Connection") -> asyncio.Task[None]:
-        """Begin to tell what Redis missed, unless that is under way on this connection's loop."""
+        """Begin a replay, unless one runs on this connection's loop; return its task."""
         task = self._tasks.get(connection.loop)
         if task is None or task.done():
             task = connection.loop.create_task(self._replay(connection), name="magnus-cache-replay", context=Context())
@@ -133,44 +129,44 @@ class Replayer:
         loop = task.get_loop()
         if self._tasks.get(loop) is task:
             del self._tasks[loop]
-        # Redis going away again is what the connection reports; the record stays, whatever it was.
+        # The connection reports that Redis went away again; the outbox stays.
         if task.cancelled() or (error := task.exception()) is None or isinstance(error, CacheUnavailableError):
             return
-        # No reader is to get this, nor to ask for it all the time.
+        # A fault here must not reach readers, and must not be repeated with each read.
         self._replay_at = monotonic() + _PAUSE
         self._notices.warn(
             "replay:failed",
-            f"Redis cannot be told what it missed ({error!r}): this is a fault of magnus_cache, please report it. "
+            f"the replay of missed invalidations failed ({error!r}); please report this fault of magnus_cache. "
             "All values of this cache count as invalid",
             error,
         )
-        # Everything stands for what could not be told, which is not tried again.
-        untold = self._outbox.take()
+        # One invalidation of everything replaces the records that failed, which are not retried.
+        failed = self._outbox.take()
         self._outbox.record_prefix(b"")
-        self._outbox.acknowledge(untold)
+        self._outbox.acknowledge(failed)
         self._owner.outdated(self._epochs.root)
 
     async def _replay(self, connection: "Connection") -> None:
         while self._outbox.pending:
-            # Nothing is dropped here before Redis is known to be there: in an outage it is all there is.
+            # Memory is kept until Redis is up: in an outage it is the only copy.
             if not connection.up:
                 await connection.renew()
             unread = self._journal is not None and not await self._journal.read()
             if unread:
-                # No reader waits for that: until it is read, what Redis has is not believed.
+                # Readers do not wait for the disk: until the journal was read, they trust no value in Redis.
                 self._replay_at = monotonic() + _PAUSE + self._timeout
             missed = self._outbox.take()
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:
-                # Epochs first: they may cover a million values, and take one exchange.
+                # Epochs first: one round trip may cover a million values.
                 await self.bump(controls)
-                await self._owner.client.remove(missed.names, self._owner.removed)
+                await self._owner.client.remove(missed.names, self._owner.forget_read)
             except CacheUnavailableError as error:
                 if not connection.up:
                     raise
-                # It is there and says no (an ACL, a replica, too much at once): not to be asked with every read.
+                # Redis is up and refuses (an ACL, a replica, a full queue): readers must not repeat it.
                 self._replay_at = monotonic() + _PAUSE
-                self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from it")
+                self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from Redis")
                 await asyncio.sleep(_PAUSE)
             else:
                 self._outbox.acknowledge(missed)
@@ -180,10 +176,10 @@ class Replayer:
                     self._replay_at = 0.0
 
     async def bump(self, names: Sequence[bytes]) -> int:
-        """Issue a new epoch to some control keys, and return it; 0 for none, and where there is no room for one.
+        """Issue a new epoch to some control keys, and return it; 0 without control keys, and if Redis is out of memory.
 
-        A server that is out of memory takes no new epoch, but lets the old one go: a missing epoch is never taken for
-        valid, so until there is room again, nothing that it is about is served.
+        A server without memory stores no new epoch, but removes the old one. A missing epoch makes all values that it
+        covers invalid, so none of them is served until there is memory again.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -196,21 +192,26 @@ class Replayer:
             except CacheUnavailableError as error:
                 if error.reason != "oom":
                     raise
-                # With the guard, so that no tag is adopted by a load that began before this.
+                # Removes the guard as well, so that no load from before adopts its epoch for a tag.
                 await client.forget_epochs(some, partial(self._gone, some))
                 epoch = 0
         return epoch
 
     def _gone(self, names: Sequence[bytes], _removed: object, connection: "Connection", _sent: float) -> None:
-        """Know nothing of some epochs any more. Runs inside the reader."""
+        """Forget removed epochs, and drop all values that they cover. Runs inside the reader."""
+        # On all connections: without CLIENT TRACKING, the others hear of the removal only when their epochs lapse. A
+        # new epoch needs no such step, as the process knows it whichever connection has brought it.
+        for other in self._owner.topology.connections():
+            if other is not connection:
+                other.known.removed(names, other.clock())
         for name in names:
             connection.known.discard(name)
             self._owner.outdated(name)
 
     def _bumped(self, names: Sequence[bytes], known: int, epoch: int, connection: "Connection", sent: float) -> int:
-        """Take a new epoch. Runs inside the reader: what came between its sending and now is judged anew."""
+        """Take a new epoch, and drop all values that it covers. Runs inside the reader, after all earlier answers."""
         if epoch <= known:
-            # So the server's clock is more than a century behind: another one has told nonsense.
+            # The known one is more than a century ahead of this server's clock: an earlier server returned nonsense.
             self._epochs.forget()
         for name in names:
             self._epochs.seen(name, epoch)

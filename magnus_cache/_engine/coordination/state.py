@@ -1,8 +1,7 @@
-"""The one state behind both faces of a cache: settings, near cache, flights, figures, and the connections to Redis.
+"""The state of one cache: settings, memory, running loads, statistics, and the connections to Redis.
 
-`CacheManager` and `AsyncCacheManager` are views of one `State`, which owns the parts that they work with. How they end
-is in `life_cycle`, what they forget when something is invalidated in `invalidation`, and what they learn from the
-connections to Redis in `connection_events`.
+`CacheManager` and `AsyncCacheManager` are views of one `State`, which owns all parts. `life_cycle` closes them,
+`invalidation` drops what they hold of invalidated values, and `connection_events` passes on the events of connections.
 """
 
 from collections.abc import Callable
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
-from magnus_cache._engine.coherence.realms import EpochNames
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_events import ConnectionEvents
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
@@ -22,7 +21,7 @@ from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
-from magnus_cache._engine.coordination.offline import CutOff
+from magnus_cache._engine.coordination.offline import OfflineBounds
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -34,6 +33,7 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
+from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["State"]
 
 
-class State(LifeCycle, CutOff):
-    """All that one cache knows and owns. Thread-safe; nothing is connected or started before the first call."""
+class State(LifeCycle, OfflineBounds):
+    """Owns all parts of one cache. Thread-safe; nothing is connected or started before the first call."""
 
     def __init__(self, settings: "CacheSettings") -> None:
         self.settings = settings
@@ -79,7 +79,9 @@ class State(LifeCycle, CutOff):
         self.epochs = Epochs(self.keyspace)
         self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
         self.events = ConnectionEvents(self, self.abandoned)
-        self.topology = self._new_topology()
+        limits = self._limits()
+        self.topology = Topology(self.endpoint, limits, self.breaker, self.events, self.clock, self.check_open)
+        self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
         self.generations = OutageGenerations(settings.max_staleness, self.contact)
@@ -91,25 +93,24 @@ class State(LifeCycle, CutOff):
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
-        self.epoch_reads = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
+        self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_reads)
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
         self.journal = self._new_journal()
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
         on_fork_child(self)
 
-    def _new_topology(self) -> Topology:
+    def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
-        limits = WireLimits(
+        return WireLimits(
             settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
         )
-        return Topology(self.endpoint, limits, self.breaker, self.events, self.clock, self.check_open)
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
         if path is None or self.endpoint is None:
             return None
-        # Deferred: SQLite is for those who want a journal.
+        # Deferred: only a cache with a journal imports SQLite.
         from magnus_cache._engine.outage.journal import Journal
         from magnus_cache._engine.outage.journal_file import JournalFile
 
@@ -119,7 +120,7 @@ class State(LifeCycle, CutOff):
         journal.mark_unread()
         return journal
 
-    # -- what the present context wants ---------------------------------------------------------------------
+    # -- modes of the current context ---------------------------------------------------------------------
 
     @property
     def mode(self) -> Mode:
@@ -130,69 +131,69 @@ class State(LifeCycle, CutOff):
         return Mode.DISABLED if self.disabling else MODE.get()
 
     def bypass(self) -> AbstractContextManager[None]:
-        """Bypass the cache within this context: this task or thread, and what it starts."""
+        """Bypass the cache within this context: this task or thread, and those that it starts."""
         return Switch(MODE, Mode.BYPASS, self.special)
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Disable the cache for all callers, in whatever thread or task."""
+        """Disable the cache for all callers, in any thread or task."""
         return Presence(self.disabling, self.special)
 
     # -- Redis ----------------------------------------------------------------------------------------------
 
     def largest_value(self) -> int:
-        """Return how many bytes an encoded value may have in the namespace that allows most."""
+        """Return the largest `max_value_bytes` of all namespaces."""
         return max(self.settings.max_value_bytes, *(namespace.max_value_bytes or 0 for namespace in self.namespaces), 0)
 
     def doubts(self, epoch_names: EpochNames) -> bool:
-        """Whether some connection has heard of a namespace's epoch, or that of all, and has not read it again yet."""
+        """Whether on some connection the epoch of a namespace, or the root's, was announced and not read again yet."""
         known = [connection.known.doubts for connection in self.topology.connections()]
         return any(epoch_names.control in names or self.epochs.root in names for names in known if names)
 
     @property
     def used(self) -> bool:
-        """Whether anything was begun, in this process, that is to be closed."""
+        """Whether this process has started anything that must be closed."""
         return self.portal.started or self.topology.used
 
     @property
     def redis_available(self) -> bool:
-        """Whether Redis answered when it was last asked; False before it ever was. No I/O."""
+        """Whether the last exchange with Redis succeeded; False before the first. No I/O."""
         return self.endpoint is not None and self.breaker.closed
 
     def describe(self) -> str:
-        """Return what tells this cache from another, without secrets."""
+        """Return an identification of this cache for messages, without secrets."""
         where = self.endpoint.display if self.endpoint else "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
-    def missed(self, record: Callable[[Outbox], int]) -> int:
-        """Record what Redis may not know, and tell it as soon as it listens; return the record's mark."""
-        mark = record(self.outbox)
-        for connection in self.topology.standing()[:1]:
+    def record_missed(self, record: Callable[[Outbox], int]) -> int:
+        """Record an invalidation that Redis may have missed, and replay it as soon as possible; return its position."""
+        position = record(self.outbox)
+        for connection in self.topology.established()[:1]:
             call_on_loop(connection.loop, self.replayer.begin, connection)
-        return mark
+        return position
 
-    async def recorded(self) -> None:
-        """Return once what was recorded would survive this process, as far as there is a journal and its disk works."""
+    async def journal_written(self) -> None:
+        """Return when everything recorded is in the journal, if there is one and its disk works."""
         if self.journal is not None:
             await self.journal.written()
 
     def without_loop(self, error: CacheUnavailableError) -> None:
-        """Count a call of blocking code that had no background loop to go to, and say why."""
+        """Count a blocking call that found no background loop, and log why."""
         self.stats.failed(error.reason)
         if "interpreter shutdown" in error.problem:
-            # From Python 3.12 on, in an atexit handler: that is no fault that could be mended.
+            # From Python 3.12 on, no thread starts in an atexit handler: the user can change nothing.
             return
-        what = "functions are called without the cache, and Redis is told later what was invalidated"
+        what = "functions are called without the cache, and invalidations are replayed to Redis later"
         self.notices.warn(error.reason, f"{error}; meanwhile, in blocking code, {what}")
 
     def after_fork(self) -> None:
-        """Start anew in a forked child: its parent's sockets, threads and loads are not its own."""
+        """Start empty in a forked child: sockets, threads and loads belong to its parent."""
         envelope.reseed()
-        # A block that disables the cache is left in the child as well, if the thread in it is the one that forked.
+        # Kept: the forked thread may be inside a block that disables the cache, and leaves it in the child as well.
         self.special.intersection_update(self.disabling)
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.replayer,
+            self.lane, self.replayer,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

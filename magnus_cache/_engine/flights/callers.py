@@ -107,12 +107,16 @@ class JoiningCaller(Caller):
         # Loads under way from here on began after the call.
         self._apart = False
 
+    def began_before(self, look: Look) -> bool:
+        """Return whether the call began before a load looked: invalidations of that time do not matter to it."""
+        return self._started < look.since
+
     def accepts(self, look: Look) -> bool:
         """Return whether the outcome of a joined load is valid for this caller."""
         if look.left_out_by is not None and look.left_out_by is not self._source:
             return False
         if look.found and self._fresh:
             return False
-        if self._started < look.since:
+        if self.began_before(look):
             return True
         return not look.overtaken and not self._epochs.overtaken(look.tags, look.since, self._started)

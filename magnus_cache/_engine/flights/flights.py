@@ -29,6 +29,7 @@ from magnus_cache._engine.runtime.waiters import (
     Failed,
     Loaded,
     LoopWaiter,
+    Outcome,
     ThreadWaiter,
     running_loop,
 )
@@ -93,12 +94,8 @@ class Flights(Joins):
                     # Interrupted (Ctrl-C): this does the rest.
                     self._leave(ticket)
                     raise
-            if isinstance(outcome, Expired):
-                private = not self._dropped(flight)
-            elif ticket.leads or not isinstance(outcome, Abandoned):
-                if not ticket.leads and not caller.accepts(flight.look):
-                    private = monotonic() >= deadline
-                    continue
+            final, private = self._is_final(outcome, ticket, caller, deadline, end)
+            if final:
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
@@ -138,16 +135,37 @@ class Flights(Joins):
                     # Interrupted (Ctrl-C): this does the rest.
                     self._leave(ticket)
                     raise
-            if isinstance(outcome, Expired):
-                private = not self._dropped(flight)
-            elif not isinstance(outcome, Abandoned):
-                if not caller.accepts(flight.look):
-                    private = monotonic() >= deadline
-                    continue
+            final, private = self._is_final(outcome, ticket, caller, deadline)
+            if final:
                 try:
                     return cast("T", outcome.unwrap())
                 finally:
                     del outcome
+
+    def _is_final(
+        self, outcome: Outcome | Expired, ticket: Ticket, caller: Caller, deadline: float, end: float = math.inf
+    ) -> tuple[bool, bool]:
+        """Return whether a caller takes an outcome; if not, whether its next attempt has a private flight.
+
+        :param deadline: when the caller stops waiting for other callers' loads, in monotonic seconds.
+        :param end: when the caller stops waiting for any load, in monotonic seconds.
+        :raises WaitExpiredError: after `end`, if the caller rejects the outcome.
+        """
+        flight = ticket.flight
+        assert flight is not None
+        if isinstance(outcome, Expired):
+            return False, not self._dropped(flight)
+        if ticket.leads:
+            return True, False
+        if isinstance(outcome, Abandoned):
+            return False, False
+        if caller.accepts(flight.look):
+            return True, False
+        now = monotonic()
+        if now >= end:
+            # Short loads, one after the other, may have left this caller no moment at which its wait could expire.
+            raise WaitExpiredError
+        return False, now >= deadline
 
     def start_background(self, key: bytes, load: Callable[[Flight], Awaitable[object]], namespace: str = "") -> bool:
         """Start a background load of a key on the running loop; return whether it was started.

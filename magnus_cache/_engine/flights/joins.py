@@ -103,13 +103,13 @@ class Joins(FlightRegistry):
                 self.joined += 1
             if loop is not None or not leads:
                 flight.waiters.add(ticket.waiter)
-            held = self._blocked.get(blocks, []) if blocks is not None else []
+            blocked = self._blocked.get(blocks, []) if blocks is not None else []
             # No call from here on: registering and noting it in the ticket is one step for Ctrl-C.
             if inner is not None:
                 inner.needs = [*inner.needs, flight]
                 ticket.inner = inner
             if blocks is not None:
-                self._blocked[blocks] = [*held, flight]
+                self._blocked[blocks] = [*blocked, flight]
                 ticket.blocks = blocks
         self._cancel_unwanted(replaced)
         # A thread that leads runs its loader; any other loader thread that gets here only waits.
@@ -157,9 +157,9 @@ class Joins(FlightRegistry):
     def _unblock(self, ticket: Ticket, flight: Flight) -> None:
         loop = ticket.blocks
         assert loop is not None
-        held = _without(self._blocked.get(loop, []), flight)  # missing after a `reset` in between
-        self._blocked[loop], ticket.blocks = held, None
-        if not held:
+        blocked = _without(self._blocked.get(loop, []), flight)  # missing after a `reset` in between
+        self._blocked[loop], ticket.blocks = blocked, None
+        if not blocked:
             del self._blocked[loop]
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:

@@ -1,7 +1,7 @@
 """The registry of loads under way: which load of a key callers may join."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from magnus_cache._engine.flights.background import BackgroundLoads
 from magnus_cache._engine.flights.flight import Flight
@@ -32,6 +32,10 @@ class FlightRegistry:
     def background(self) -> int:
         """How many background loads are under way: those that continue without a waiting caller."""
         return len(self._background)
+
+    def current(self, key: bytes) -> Flight | None:
+        """Return the load of a key that a new caller could join, or None."""
+        return self._joinable(key)
 
     # -- detaching ----------------------------------------------------------------------------
 
@@ -64,6 +68,17 @@ class FlightRegistry:
             flight = self._flights.pop(key, None)
             if flight is not None:
                 flight.detached = True
+
+    def detach_many(self, keys: Iterable[bytes]) -> None:
+        """Detach the current loads of some keys, as `detach` does, with the lock taken once."""
+        # Without loads there is nothing to detach, and a load that another thread enters now begins after this call.
+        if not self._flights:
+            return
+        with self._lock:
+            for key in keys:
+                flight = self._flights.pop(key, None)
+                if flight is not None:
+                    flight.detached = True
 
     def detach_flight(self, flight: Flight) -> None:
         """Detach exactly this load, not one that may have followed it; see `detach`."""

@@ -1,4 +1,4 @@
-"""A function's calls: which arguments they have, and which of them belong to a key."""
+"""The calls of a function: which arguments they have, and which of them are part of a key."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ class Call:
     """A function's signature, and how its arguments are distinguished.
 
     :param function: the function that callers call.
-    :param whole: look into partials and bound methods, so that what they fill in are arguments as any others.
+    :param whole: whether the arguments that partials and bound methods fill in count like any others.
     :ivar function: the function called in the end.
     :ivar name: its module and qualified name; empty if it has none.
     :ivar owner: the module and qualified name of the class whose body defines it.
@@ -79,7 +79,7 @@ class Call:
         return bound.arguments
 
     def given(self, args: Args, kwargs: Kwargs) -> tuple[dict[str, Any], bool]:
-        """Return the arguments given by parameter, and whether there are others whose parameter is not known.
+        """Return the given arguments by parameter, and whether there are others whose parameter is unknown.
 
         :raises TypeError: the one that calling the function raises.
         """
@@ -92,7 +92,7 @@ class Call:
         return known, len(full) > (self.instance is not None)
 
     def check(self, args: Args, kwargs: Kwargs) -> inspect.BoundArguments:
-        """Return the arguments given, those that a partial or a bound method fills in included.
+        """Return the given arguments, including those that a partial or a bound method fills in.
 
         :raises TypeError: the one that calling the function raises.
         """
@@ -102,10 +102,10 @@ class Call:
         except TypeError as error:
             problem = str(error)
         if self._real is not None:
-            # A decorator hands arguments in: its own signature is the one to go by.
+            # The decorator adds arguments, so only its own signature is valid.
             return self._real.bind(*full, **keywords)
         if inspect.isfunction(self._called) and not hasattr(self._called, "__signature__"):
-            # Raises before it reaches the body, and in the interpreter's own words.
+            # Raises before the body runs, with the interpreter's own message.
             self._called(*args, **kwargs)
         raise TypeError(f"{self.name or type(self.function).__name__}() {problem}")
 

@@ -1,7 +1,7 @@
-"""Arrays and frames as parts of a key: their types, shapes, labels and values, of which `canonical` makes a digest.
+"""Arrays and frames as parts of a key: their types, shapes, labels and values, which `canonical` hashes.
 
-Two of the same class, types and values have the same content, whatever lies between their values in memory: byte order,
-strides, masked or missing elements, chunks, and the codes of categories make no difference.
+Two of the same class, types and values have the same content, however memory holds them: byte order, strides, masked
+or missing elements, chunks, and the codes of categories make no difference.
 """
 
 import sys
@@ -17,13 +17,13 @@ __all__ = [
 ]  # fmt: skip
 
 _TEXT_COSTS: Final = 64
-"""Bytes that each text of a frame counts for, beside its characters."""
+"""Bytes that each text of a frame counts as, in addition to its characters."""
 
 _OBJECT_COSTS: Final = 512
-"""Bytes that any other object counts for."""
+"""Bytes that any other object counts as."""
 
 _COLUMN_COSTS: Final = 8192
-"""Bytes that a column of a frame counts for, beside its content."""
+"""Bytes that a column of a frame counts as, in addition to its content."""
 
 
 # -- NumPy --------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ _ARRAYS: Final = ("numpy.ndarray", "numpy.memmap", "numpy.matrix", "numpy.recarr
 
 
 def numpy_array(value: Any) -> Described:
-    """Return the content of an array of NumPy; a subclass, which may hold more, is refused."""
+    """Return the content of a NumPy array; a subclass may hold more, and is refused."""
     name = only(value, *_ARRAYS)
 
     def parts() -> Iterator[Any]:
@@ -48,7 +48,7 @@ def numpy_array(value: Any) -> Described:
             yield from _numbers(_mask(value), room)
             yield from _numbers(value.data, room)
         else:
-            # A file in memory is an array like any other.
+            # A memory-mapped file counts as a plain array.
             yield name if name in ("numpy.matrix", "numpy.recarray") else "numpy.ndarray"
             yield from _numbers(value, room)
 
@@ -56,20 +56,20 @@ def numpy_array(value: Any) -> Described:
 
 
 def _mask(value: Any) -> Any:
-    # Of each element, also where none is masked.
+    # One element for each, even if none is masked.
     return sys.modules["numpy"].ma.getmaskarray(value)
 
 
 def _numbers(values: Any, room: Room) -> Iterator[Any]:
-    """Yield the content of an array, or of a scalar: as bytes, or, where they hold no values, as objects."""
+    """Yield the content of an array or a scalar: its bytes, or its objects if the bytes are not the values."""
     kind = values.dtype
     if kind.names is not None:
-        # Field by field, as nothing is known of the bytes between them.
+        # Field by field: the padding bytes between fields are undefined.
         yield ("fields", *kind.names)
         for name in kind.names:
             yield from _numbers(values[name], room)
     elif kind.hasobject or kind.char in "gG":
-        # Nor of the bytes within a long double.
+        # Object pointers say nothing, and a long double has undefined padding bytes.
         room.take(values.size * _TEXT_COSTS)
         yield (kind.name, *values.shape)
         yield from _items(values.ravel().tolist(), room)
@@ -81,7 +81,7 @@ def _numbers(values: Any, room: Room) -> Iterator[Any]:
 
 
 def _items(items: list[Any], room: Room) -> Iterator[Any]:
-    """Yield the content of a list: texts all together, which takes a tenth of the time, and the rest one by one."""
+    """Yield the content of a list: all texts together, which takes a tenth of the time, and other items one by one."""
     if set(map(type, items)) == {str}:
         texts = items
     else:
@@ -107,7 +107,7 @@ def _little(numbers: "array[Any]") -> bytes:
 
 
 def pandas_frame(value: Any) -> Described:
-    """Return the content of a frame of pandas, with its `attrs`; a subclass, which may hold more, is refused."""
+    """Return the content of a pandas frame, with its `attrs`; a subclass may hold more, and is refused."""
     only(value, "pandas.DataFrame")
 
     def parts() -> Iterator[Any]:
@@ -117,7 +117,7 @@ def pandas_frame(value: Any) -> Described:
         yield from _index(value.index, room)
         kinds = list(value.dtypes)
         if kinds and library_name(type(kinds[0])).startswith("numpy.") and all(kind == kinds[0] for kind in kinds):
-            # Before NumPy puts them together.
+            # Before NumPy copies them into one array.
             room.check(value.size * kinds[0].itemsize)
             yield "one type"
             yield from _numbers(value.to_numpy(), room)
@@ -131,7 +131,7 @@ def pandas_frame(value: Any) -> Described:
 
 
 def pandas_series(value: Any) -> Described:
-    """Return the content of a series of pandas, with its `attrs`; a subclass, which may hold more, is refused."""
+    """Return the content of a pandas series, with its `attrs`; a subclass may hold more, and is refused."""
     only(value, "pandas.Series")
 
     def parts() -> Iterator[Any]:
@@ -145,12 +145,12 @@ def pandas_series(value: Any) -> Described:
 
 
 def pandas_index(value: Any) -> Described:
-    """Return the content of an index of pandas."""
+    """Return the content of a pandas index."""
     return Content("index", _index(value, Room()))
 
 
 def pandas_array(value: Any) -> Described:
-    """Return the content of the array of a column or an index of pandas."""
+    """Return the content of the array of a pandas column or index."""
 
     def parts() -> Iterator[Any]:
         yield "pandas.array"
@@ -175,9 +175,9 @@ def _column(value: Any, room: Room) -> Iterator[Any]:
     yield str(kind)
     name = library_name(type(kind))
     if name == "pandas.CategoricalDtype":
-        held = getattr(value, "array", value)
+        categorical = getattr(value, "array", value)
         yield bool(kind.ordered)
-        yield from _numbers(held.codes, room)
+        yield from _numbers(categorical.codes, room)
         yield from _index(kind.categories, room)
     elif name == "pandas.DatetimeTZDtype":
         yield from _numbers(value.to_numpy(dtype=f"datetime64[{kind.unit}]"), room)
@@ -200,7 +200,7 @@ _TIMES: Final = frozenset({"Date", "Datetime", "Duration", "Time"})
 
 
 def polars_frame(value: Any) -> Described:
-    """Return the content of a frame of polars; a subclass, which may hold more, is refused."""
+    """Return the content of a polars frame; a subclass may hold more, and is refused."""
     only(value, "polars.DataFrame")
 
     def parts() -> Iterator[Any]:
@@ -214,7 +214,7 @@ def polars_frame(value: Any) -> Described:
 
 
 def polars_series(value: Any) -> Described:
-    """Return the content of a series of polars; a subclass, which may hold more, is refused."""
+    """Return the content of a polars series; a subclass may hold more, and is refused."""
     only(value, "polars.Series")
     return Content("series", _polars_column(value, Room()))
 
@@ -231,13 +231,13 @@ def _polars_column(value: Any, room: Room) -> Iterator[Any]:
         return
     size = array(code).itemsize
     room.take(len(value) * (size + 1))
-    # Which are missing; and the others, with zeros in between.
+    # Which values are missing; then all values, with zeros for the missing ones.
     yield Raw(_packed("b", value.is_null()))
     yield Raw(_packed(code, physical.fill_null(False if code == "b" and kind == "Boolean" else 0)))
 
 
 def _packed(code: str, series: Any) -> bytes:
-    """Return the bytes of a column of numbers: the same with NumPy, which is faster, and without."""
+    """Return the bytes of a column of numbers; the same with NumPy, which is faster, and without."""
     if "numpy" in sys.modules:
         values = series.to_numpy()
         data: bytes = values.astype(values.dtype.newbyteorder("<")).tobytes()

@@ -1,21 +1,20 @@
 """The key of a call, under which `cached` stores a function's result.
 
-Without more said, it is the function's module and qualified name with the canonical text of its arguments, bound
-to the parameters and with defaults filled in. So ``f()``, ``f(5)`` and ``f(a=5)`` are one key where 5 is the
-default. What a method is bound to, what a partial fills in and what a nested function closes over are part of it.
+By default, it is the function's module and qualified name with the canonical text of its arguments, bound to the
+parameters and with defaults filled in. So ``f()``, ``f(5)`` and ``f(a=5)`` have one key if 5 is the default. The
+instance of a method, the arguments that a partial fills in, and the variables of a nested function are part of it.
 
-With `key_func` or a template, the key is exactly what these say: nothing is added for the function, nor for the
-instance of a method.
+With `key_func` or a template, the key is exactly their text: neither the function nor the instance of a method is
+added.
 
 A `version` is part of the key in any case.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable
-from datetime import date
-from typing import Any, Final, TypeAlias
-from uuid import UUID
+from typing import Any, TypeAlias
 
 from magnus_cache._engine.keys.arguments import Args, Call, Kwargs
+from magnus_cache._engine.keys.call_shapes import EXACT, CallShape, shape_by_arguments, shape_of
 from magnus_cache._engine.keys.canonical import UnsupportedError, canonical, encode, escape
 from magnus_cache._engine.keys.instances import InstanceKey
 from magnus_cache._engine.keys.key_functions import KeyFunction
@@ -30,10 +29,6 @@ __all__ = ["CallKeyBuilder", "plain_strings"]
 
 _MemoKey: TypeAlias = Callable[[Args], Hashable]
 
-# Types whose values are equal exactly if their canonical texts are, provided that the types are the same too.
-# Neither float (0.0 equals -0.0) nor Decimal (1.0 equals 1.00) nor datetime (one instant in two zones).
-_EXACT: Final = frozenset({str, int, bool, bytes, type(None), date, UUID})
-
 
 class CallKeyBuilder:
     """The keys of one function's calls.
@@ -45,11 +40,24 @@ class CallKeyBuilder:
     :ivar memo_key: takes the positional arguments of a call without keyword arguments and returns a hashable object.
         It is equal for two such calls only if their keys are equal; None if that takes too long to find out. A mapping
         from it to earlier results saves the work of `key`.
+    :ivar shape: where a call has the arguments that its key is made of; None if only binding the call can tell.
     """
 
-    __slots__ = ("_call", "_make", "_suffix", "by_name", "in_class", "memo_key", "module", "name")
+    __slots__ = (
+        "_call",
+        "_key_function",
+        "_make",
+        "_suffix",
+        "by_name",
+        "in_class",
+        "memo_key",
+        "module",
+        "name",
+        "shape",
+    )
 
     memo_key: _MemoKey
+    _key_function: KeyFunction
 
     def __init__(
         self, call: Call, make: Callable[[Args, Kwargs], KeyText], memo_key: _MemoKey, suffix: str = ""
@@ -59,6 +67,7 @@ class CallKeyBuilder:
         self._suffix = suffix
         self.by_name = False
         self.memo_key = memo_key
+        self.shape: CallShape | None = None
         self.name = call.name
         self.module = module_name(call.owner[0])
         self.in_class = call.in_class
@@ -80,7 +89,7 @@ class CallKeyBuilder:
             only if it has a parameter for it.
         :param key: a template of the key such as ``"{ticker}:{expiration}"``, see `Template`.
         :param exclude: parameters, or variables that the function closes over, that are not part of the key, such as
-            ``("db", "session")``. Of no meaning with `key_func`.
+            ``("db", "session")``. It has no effect with `key_func`.
         :param version: a number or text that is part of the key.
         :raises CacheTypeError: for an argument of the wrong type.
         :raises CacheArgumentError: for both `key` and `key_func`; for unknown parameters; and for a template that
@@ -88,19 +97,25 @@ class CallKeyBuilder:
         """
         if key is not None and key_func is not None:
             raise CacheArgumentError("key", "give key= or key_func=, not both")
-        # `key_func` sees the arguments as the caller gives them, without those that a partial fills in.
+        # `key_func` gets the caller's arguments, without those that a partial fills in.
         call, suffix = Call(function, whole=key_func is None), version_suffix(version)
         excluded = call.check_exclude(exclude)
         if key_func is not None:
-            return cls(call, KeyFunction(call, key_func).key, _never, suffix)
+            made = KeyFunction(call, key_func)
+            keys = cls(call, made.key, _never, suffix)
+            keys._key_function, keys.shape = made, made.shape
+            return keys
         if key is not None:
             template = _ByTemplate(call, key, excluded)
             unused = frozenset(call.parameters) - template.template.fields
             memo_key = _never if template.template.attributes else _memo_key(call, unused, None)
-            return cls(call, template.key, memo_key, suffix)
+            keys = cls(call, template.key, memo_key, suffix)
+            keys.shape = None if template.template.attributes else shape_of(call, template.template.fields)
+            return keys
         by_arguments = _ByArguments(call, excluded)
         keys = cls(call, by_arguments.key, _told_apart(call, _memo_key(call, excluded, by_arguments.owner)), suffix)
         keys.by_name = True
+        keys.shape = shape_by_arguments(call, excluded, by_arguments.owner)
         return keys
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
@@ -112,6 +127,11 @@ class CallKeyBuilder:
         :raises CacheArgumentError: for an empty key, or a field of a template that is not there.
         """
         key = self._make(args, kwargs)
+        return KeyText(key + self._suffix) if self._suffix else key
+
+    def key_of(self, made: Any) -> KeyText:
+        """Return the key of a call whose `key_func` has returned this; raises what `key` would."""
+        key = self._key_function.text(made)
         return KeyText(key + self._suffix) if self._suffix else key
 
     @property
@@ -126,7 +146,7 @@ class CallKeyBuilder:
 
     @property
     def first_parameter(self) -> tuple[int, str] | None:
-        """The place and name of the first positional parameter of callers beside the instance; None without one."""
+        """The place and name of the first positional parameter after the instance; None without one."""
         filled = self._call.filled
         count = len(filled.args)
         for place, parameter in enumerate(self._call.parameters.values()):
@@ -154,14 +174,17 @@ class CallKeyBuilder:
             return first, *kwargs.items()
         values = tuple(kwargs.values())
         types = tuple(map(type, values))
-        return (first, tuple(kwargs), values, types) if _EXACT.issuperset(types) else None
+        return (first, tuple(kwargs), values, types) if EXACT.issuperset(types) else None
 
     def memorable(self, key: KeyText) -> bool:
-        """Return whether to remember a call by its arguments: not if they are so long that they would fill memory."""
+        """Return whether to remember a call by its arguments; very long ones would take too much memory."""
+        return self.bare and len(key) <= LONGEST_TEXT and "~#" not in key
+
+    @property
+    def bare(self) -> bool:
+        """Whether calls differ by what `memo_key` and `shape` cover alone; not if the function's name is not enough."""
         closure = self._call.closure
-        # A function that is not importable by its name is identified by more than `memo_key` covers.
-        bare = closure is None or not self.by_name or not closure.importable or not closure.text()
-        return bare and len(key) <= LONGEST_TEXT and "~#" not in key
+        return closure is None or not self.by_name or not closure.importable or not closure.text()
 
 
 # -- keys by arguments, and by template -------------------------------------------------------------------------
@@ -203,11 +226,11 @@ class _ByArguments:
         return parts
 
     def _guessed(self, args: Args, kwargs: Kwargs) -> list[str]:
-        """Return the parts of a call whose arguments may fill other parameters than it seems.
+        """Return the parts of a call whose arguments may fill other parameters than the signature says.
 
-        The decorator may hand in a session, so that the caller's first argument is not the session. What is given by
-        place is never taken for an excluded parameter, unless it cannot be part of a key at all, as a session cannot.
-        An argument that equals a default is distinguished from one that was left out.
+        A decorator may add a session in first place: then the caller's first argument is not the session. So a
+        positional argument counts even if its parameter is excluded, unless it cannot be part of a key, as a session
+        cannot. An argument that equals a default differs from one that was left out.
         """
         call = self._call
         if not call.fits(args, kwargs):
@@ -232,7 +255,7 @@ class _ByArguments:
         return parts
 
     def _as_given(self, args: Args, kwargs: Kwargs) -> list[str]:
-        """Return the parts of a call that fits a decorator's own signature only: its arguments as they are."""
+        """Return the parts of a call that fits only the decorator's own signature: its arguments as given."""
         call = self._call
         call.check(args, kwargs)
         given, parts = list(call.filled.full(args)), list[str]()
@@ -246,7 +269,7 @@ class _ByArguments:
             return encode(value)
         except UnsupportedError:
             parameter = self._call.parameters.get(name)
-            # A default such as `MISSING = object()` has no text of its own and needs none.
+            # A default such as `MISSING = object()` has no text; it counts as the default.
             if parameter is not None and value is parameter.default:
                 return "~default"
         return canonical(value, name)
@@ -268,31 +291,31 @@ class _ByTemplate:
             raise CacheArgumentError(
                 "key",
                 f"the template {text!r} names no parameter, so all calls would share one value; write "
-                f"{{{named[0]}}}, or exclude={tuple(named)!r} if that is meant",
+                f"{{{named[0]}}}, or exclude={tuple(named)!r} if you want that",
             )
 
     def key(self, args: Args, kwargs: Kwargs) -> KeyText:
         if self._call.guessed:
             self._check_places(args, kwargs)
         text = self.template.fill(self._call.bind(args, kwargs))
-        # Empty fields are values as any others; only `get` and `set` take an empty key for a mistake.
+        # Empty fields are valid here; only `get` and `set` treat an empty key as a mistake.
         return KeyText(key_text(text, "key") if text else "~''")
 
     def _check_places(self, args: Args, kwargs: Kwargs) -> None:
-        """Refuse a call in which a decorator may have handed in what the caller's own argument seems to be.
+        """Refuse a call whose positional arguments may belong to other parameters, because a decorator adds some.
 
-        :raises CacheArgumentError: if a field of the template is left to its default although the caller gave a plain
-            value by place that fills none: that may be the field's.
+        :raises CacheArgumentError: if the call leaves a field of the template to its default, but has a positional
+            plain value that fills no field: it may be the value of that field.
         """
         call, fields = self._call, self.template.fields
         given, unplaced = call.given(args, kwargs)
         placed = call.positional[: len(call.filled.full(args))]
         others = [given[name] for name in placed if name in given and name not in fields and name != call.instance]
-        if (left_out := fields - given.keys()) and (unplaced or any(type(value) in _EXACT for value in others)):
+        if (left_out := fields - given.keys()) and (unplaced or any(type(value) in EXACT for value in others)):
             raise CacheArgumentError(
                 "key",
-                f"a decorator of {call.name} may hand in arguments of its own, so which of the caller's is "
-                f"{min(left_out)!r} is not known; pass it by name, give key_func=, or put `cached` below the decorator",
+                f"a decorator of {call.name} may add arguments of its own, so it is unknown which of the caller's is "
+                f"{min(left_out)!r}; pass it by name, give key_func=, or put `cached` below the decorator",
             )
 
 
@@ -316,21 +339,21 @@ def plain_strings(args: Args) -> Hashable:
 def _of_types(args: Args) -> Hashable:
     if len(args) == 1:
         kind = type(args[0])
-        return (args[0], kind) if kind in _EXACT else None
+        return (args[0], kind) if kind in EXACT else None
     types = tuple(map(type, args))
-    return (args, types) if _EXACT.issuperset(types) else None
+    return (args, types) if EXACT.issuperset(types) else None
 
 
 def _memo_key(call: Call, dropped: Collection[str], owner: InstanceKey | None) -> _MemoKey:
     """Return the function for `CallKeyBuilder.memo_key`.
 
-    Two calls without keyword arguments fill the same parameters if they have the same number of arguments; so
-    equal arguments are equal keys, whatever is dropped. What is dropped by its place is so in every call.
+    Two calls without keyword arguments fill the same parameters if they have the same number of arguments. So equal
+    arguments have equal keys, and an excluded parameter is at the same place in every call.
     """
     filled = call.filled
     if filled.args or filled.kwargs:
-        # What is filled in is the same in each call; it may be changed meanwhile if it is not plain.
-        if not _EXACT.issuperset(map(type, filled.kwargs.values())):
+        # Each call has the same filled-in arguments, but a mutable one may change between calls.
+        if not EXACT.issuperset(map(type, filled.kwargs.values())):
             return _never
         full, within = filled.full, _by_place(call, dropped, owner)
         return lambda args: within(full(args))
@@ -389,7 +412,7 @@ def _fast_without(call: Call, dropped: Collection[str], owner: InstanceKey | Non
         count = len(args)
         if only < count == most:
             kind = type(args[only])
-            return (args[only], kind) if kind in _EXACT else None
+            return (args[only], kind) if kind in EXACT else None
         # Too few or too many would hide the error of the call.
         if count < least or (count > most and not open_ended):
             return None

@@ -1,4 +1,4 @@
-"""Canonical text: one text for a value, the same in every process, and never the same for two that differ.
+"""Canonical text: one text for each value, the same in every process, and different for different values.
 
 The grammar, where `atom` is percent-escaped text without any of ``~ , ( ) =``::
 
@@ -9,8 +9,8 @@ The grammar, where `atom` is percent-escaped text without any of ``~ , ( ) =``::
           | "~" [kind [":" atom]] "(" [items] ")" containers; objects with the name of their class
     items = item {"," item}      item = value | value "=" value
 
-What follows a ``~`` says where the value ends, so the text can be read back in one way only. ``repr`` and ``id``
-of an object are never used: the first may say too little, the second is handed out again.
+The text after a ``~`` says where the value ends, so there is only one way to read it back. ``repr`` and ``id`` of an
+object are never used: ``repr`` may leave out a difference, and Python reuses an ``id``.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ __all__ = [
     "UnsupportedError", "canonical", "class_name", "counts_by_fields", "encode", "escape", "escape_bytes", "int_text",
 ]  # fmt: skip
 
-# Escaped everywhere: what ends a hash tag, the marks of this grammar, and what cannot be seen. The ranges are
-# spelled out because `str.isprintable` answers by Python version, and a fleet must agree on the text of a key.
+# Escaped everywhere: braces (hash tags), the marks of this grammar, and invisible characters. The ranges are spelled
+# out because `str.isprintable` depends on the Python version, and a fleet must agree on the text of a key.
 _UNSEEN: Final = (
     "\x00-\x20\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\uf8ff\ufe00-\ufe0f"
     "\ufeff\ufff0-\uffff\U000e0000-\U0010ffff"
@@ -47,7 +47,7 @@ _WITHIN: Final = re.compile(f"[%{{}}~,()={_UNSEEN}]")
 
 _DEEPEST: Final = 50
 _LONGEST_DECIMAL_BITS: Final = 256
-"""Past this, an int is written in hexadecimal: its decimal text takes quadratic time, and is refused at last."""
+"""A larger int is written in hexadecimal: decimal text takes quadratic time, and Python limits its length."""
 
 _UNSET: Final = "~unset"
 
@@ -61,7 +61,7 @@ def canonical(value: object, argument: str = "argument") -> str:
         counts as the plain value that it equals; an array or frame of NumPy, pandas or polars; or an object with
         ``__cache_key__()`` that returns one of all these.
     :param argument: the argument's name for the error message.
-    :raises CacheTypeError: (a `TypeError`) for anything else, for what is nested deeper than 50 levels, and for an
+    :raises CacheTypeError: (a `TypeError`) for anything else, for a value nested deeper than 50 levels, and for an
         array or frame of more than 4 MiB.
     """
     try:
@@ -87,20 +87,20 @@ def encode(value: object, depth: int = 0) -> str:
 
 
 def escape(text: str, *, alone: bool = False) -> str:
-    """Return text with everything percent-escaped that is not for the eye or has a meaning.
+    """Return text with invisible characters and marks of the grammar percent-escaped.
 
-    :param alone: the text is a whole key, in which commas, parentheses and equals signs mean nothing.
+    :param alone: whether the text is a whole key, in which commas, parentheses and equals signs are no marks.
     """
     return (_ALONE if alone else _WITHIN).sub(_percent, text)
 
 
 def _percent(match: re.Match[str]) -> str:
-    # A lone surrogate is not Unicode text, but a `str` may contain it, and it must not collide with another.
+    # A lone surrogate is invalid Unicode, but a `str` may contain it, and no two must have the same text.
     return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass"))
 
 
 def escape_bytes(data: bytes) -> str:
-    """Return bytes as ASCII text, percent-escaped where they are not."""
+    """Return bytes as ASCII text, with other bytes percent-escaped."""
     return escape(data.decode("latin-1")) if data.isascii() else "".join(map(_byte, data))
 
 
@@ -119,8 +119,8 @@ def int_text(number: int) -> str:
 def class_name(cls: type) -> str:
     """Return a class's qualified name, escaped.
 
-    A class that cannot be found under its name, as one made in a function, may share that name with others. It
-    gets a token behind it, which no other process knows.
+    A class that cannot be imported by its name, such as one defined in a function, may share that name with others.
+    Its name gets a token appended, which only this process has.
     """
     name = escape(f"{module_name(cls.__module__)}.{cls.__qualname__}")
     return name if _found(cls.__module__, cls.__qualname__, cls) else f"{name}@{tokens.of(cls)}"
@@ -158,7 +158,7 @@ def _datetime(value: dt.datetime | dt.time, _: int) -> str:
 
 
 def _zone(value: dt.datetime | dt.time) -> str:
-    """Two zones may have the same offset now and another in summer; a fixed offset is all in the ISO text."""
+    """Return the name of a time zone: the ISO text has the offset only, which two zones may share in winter."""
     zone = value.tzinfo
     if zone is None or type(zone) is dt.timezone:
         return ""
@@ -173,7 +173,7 @@ def _date(value: dt.date, _: int) -> str:
 
 
 def _variant(value: object, kind: str) -> str:
-    """A subclass, such as pandas' Timestamp with its nanoseconds, is its class and its own ISO text."""
+    """Return the mark of a subclass, such as pandas' Timestamp, whose own ISO text has nanoseconds."""
     return "" if type(value) is getattr(dt, kind) else f"<{class_name(type(value))}>"
 
 
@@ -234,9 +234,9 @@ def _fields(value: Any, names: Iterable[str], depth: int) -> str:
 
 
 def _model(value: Any, depth: int) -> str:
-    # `model_construct` may leave fields out, and cached properties live beside them.
+    # `model_construct` may leave fields out, and `__dict__` also holds cached properties.
     fields = {name: item for name, item in value.__dict__.items() if name in type(value).model_fields}
-    # As pydantic's own equality: extra and private attributes count.
+    # As in pydantic's own equality, extra and private attributes count.
     extra, private = value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}
     parts = [_dict(part, depth) for part in (fields, extra, private)]
     return f"~model:{class_name(type(value))}({','.join(parts)})"
@@ -266,7 +266,7 @@ def _digest(content: Content, depth: int) -> str:
     digest = blake2b(digest_size=16)
     for part in content.parts:
         data = part.data if isinstance(part, Raw) else encode(part, depth).encode()
-        # Where each part ends, and whether it is text, is part of the identity.
+        # The length and the kind of each part are part of the digest.
         digest.update(b"%d %d;" % (isinstance(part, Raw), len(data)))
         digest.update(data)
     return digest.hexdigest()
@@ -277,7 +277,7 @@ def _own(value: Any, depth: int) -> str:
 
 
 def _scalar_subclass(base: type, value: Any, depth: int) -> str:
-    """A subclass of a plain type is its class and its plain value, unless it can hold more than that."""
+    """Return the text of a subclass of a plain type: its class and its plain value. It must not hold more."""
     if getattr(value, "__dict__", None):
         raise UnsupportedError(f"a {class_name(type(value))} holds more than its {base.__name__}")
     plain: object = Decimal(value) if base is Decimal else base.__new__(base, value)
@@ -344,7 +344,7 @@ def _encoder_for(value: object) -> _Encoder:
     raise UnsupportedError(f"a {cls.__module__}.{cls.__qualname__} cannot be part of a key")
 
 
-# An enumeration of strings is an enumeration; any other kind of `str` counts as its text.
+# An enumeration of strings counts as an enumeration; any other subclass of `str` counts as its text.
 _FAMILIES: Final[tuple[tuple[type, _Encoder], ...]] = (
     (enum.Enum, _enum),
     (str, _str),

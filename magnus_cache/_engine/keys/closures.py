@@ -1,11 +1,11 @@
 """The part of keys that distinguishes functions of one name: mainly the variables they close over.
 
-Plain values that do not change (text, numbers, dates, tuples of them), enumeration members, frozen dataclasses and
-functions count as what they are, so that other processes find what was stored; a function that has taken over another's
-name, as decorators let it, also counts by the name that it was written with. Everything else (a list, a client, a
-session) counts as that very object: nothing is mixed up, and nothing is shared with other processes; a log line says
-how to share. What is found under its own name, such as a function of a module behind another decorator, is known by
-that name, and what it closes over does not count.
+Immutable plain values (text, numbers, dates, tuples of them), enumeration members, frozen dataclasses and functions
+count by value, so that other processes find the stored results. A function that has taken over the name of another, as
+decorators do, also counts by the name that it was defined with. Any other object (a list, a client, a session) counts
+by identity: no results are mixed up, and none are shared with other processes; a log line says how to share them. A
+function that can be imported by its name, perhaps behind another decorator, counts by that name alone, without its
+variables.
 """
 
 import dis
@@ -38,7 +38,7 @@ _SCALARS: Final = frozenset(
     {str, int, bool, bytes, float, type(None), Decimal, UUID, date, datetime, time, timedelta}
 )  # fmt: skip
 _WITHIN: Final = ("__wrapped__", "func", "fn", "callback")
-"""Where the objects that decorators make keep the function that they were given."""
+"""Attributes under which the objects that decorators return keep the decorated function."""
 
 _BUILT_IN: Final[dict[type, str]] = {
     functools.partial: "func",
@@ -47,7 +47,7 @@ _BUILT_IN: Final[dict[type, str]] = {
     classmethod: "__func__",
     property: "fget",
 }
-"""Where those of Python's own keep it."""
+"""The same for Python's own types."""
 
 _DEEPEST: Final = 50
 _MOST_NAMES: Final = 1024
@@ -66,13 +66,13 @@ def closure_of(function: Any, name: str) -> "Closure | None":
         function = function.__wrapped__
     if isinstance(function, FunctionType):
         return Closure(function, name, _inputs(function)) if _cells(function) or _is_renamed(function) else None
-    # An object of a class, perhaps a decorator's, that goes by the name of the function within.
+    # An object, perhaps made by a decorator, that has the name of the wrapped function.
     named = hasattr(function, "__wrapped__") and hasattr(function, "__qualname__")
     return Closure(function, name, {type(function).__qualname__: CellType(function)}) if named else None
 
 
 def _cells(function: FunctionType) -> dict[str, CellType]:
-    # `__class__` is how `super()` finds the class whose method this is, which the instance tells.
+    # `__class__` is what `super()` uses: the method's class, which the instance already identifies.
     names = function.__code__.co_freevars
     cells = dict(zip(names, function.__closure__ or (), strict=True))
     cells.pop("__class__", None)
@@ -89,7 +89,7 @@ class Closure:
     """The variables that one function closes over.
 
     :ivar names: their names.
-    :ivar importable: whether the function may be found under its name, once its module is complete.
+    :ivar importable: whether the function can be importable by its name, once its module is complete.
     """
 
     __slots__ = ("_cells", "_function", "_last", "_name", "importable")
@@ -98,7 +98,7 @@ class Closure:
         self._function = function
         self._name = name
         self._cells = cells
-        # The text, and the variables whose values it is about as long as they are these very objects.
+        # The text, with the variables and the objects for which it is valid.
         self._last: tuple[tuple[tuple[CellType, Any], ...], str] | None = None
         self.importable = not _is_local(function)
 
@@ -108,14 +108,14 @@ class Closure:
         return frozenset(self._cells)
 
     def without(self, names: frozenset[str]) -> "Closure | None":
-        """Return this with some variables that do not count; None if nothing is left that does."""
+        """Return this closure without some variables; None if nothing is left that counts."""
         self._cells = {name: cell for name, cell in self._cells.items() if name not in names}
         return self if self._cells or _is_renamed(self._function) else None
 
     def text(self) -> str:
-        """Return the text that stands for the present values of the variables; empty if they do not count.
+        """Return the text for the present values of the variables; empty if they do not count.
 
-        :raises CacheTypeError: for a ``__cache_key__`` that returns what cannot be part of a key.
+        :raises CacheTypeError: if a ``__cache_key__`` returns a value that cannot be part of a key.
         """
         if (last := self._last) is not None:
             try:
@@ -139,7 +139,7 @@ class Closure:
             module = module_name(function.__globals__.get("__name__"))
             parts.append(f"~code:{escape(f'{module}.{function.__code__.co_qualname}')}")
         for name, value in contents.items():
-            # It may call itself, by its name in the function around it.
+            # A variable that holds the function itself, or its decorated form, for recursion does not count.
             if value is function or not _leads_to(value, function):
                 parts.append(f"{escape(name)}={describing.variable(name, value)}")
         whole = f"~closure({','.join(parts)})" if parts else ""
@@ -156,8 +156,8 @@ class Closure:
             _warned.clear()
         _warned.add(self._name)
         logger.warning(
-            "%s is not the only function of that name, and what tells it from the others is %r (%s), which cannot be "
-            "part of a key: it caches for that very object alone, and nothing is shared with other processes or "
+            "%s is not the only function of that name. It differs from the others by %r (%s), which cannot be part of "
+            "a key, so it caches for that one object, and nothing is shared with other processes or "
             "restarts. To share, make it an argument, leave it out with exclude=(%r,) if the results do not depend on "
             'it, or name the key with key="..." or key_func=',
             self._name,
@@ -171,7 +171,7 @@ class _Describing:
     """One description of the variables that a function closes over.
 
     :ivar read: the variables that were read, those of local functions included, and their values.
-    :ivar lasts: whether the text is the same as long as these are the very same objects.
+    :ivar lasts: whether the text stays valid as long as these variables hold the same objects.
     :ivar opaque: the first variable that counts by identity only, and its description.
     """
 
@@ -223,7 +223,7 @@ class _Describing:
             self.lasts = False
             return canonical(value, self._variable)
         if is_value_class(cls):
-            # It does not change, but a list in it may; what has no `__dict__` may have one.
+            # It is immutable, but a list in one of its fields is not; without a `__dict__`, fields are unknown.
             parts = value if isinstance(value, tuple) else getattr(value, "__dict__", {"": ...}).values()
             self.lasts = self.lasts and _SCALARS.issuperset(map(type, parts))
             try:
@@ -258,7 +258,7 @@ class _Describing:
         return f"~function:{text}({','.join(parts)})" if parts else f"~function:{text}"
 
     def _instance(self, value: Any) -> str:
-        """Return the text of the object that a method is bound to; as for `self`, equal ones are interchangeable."""
+        """Return the text of the object that a method is bound to, with the rules for `self` in `instances`."""
         cls: type[Any] = type(value)
         if not callable(getattr(cls, "__cache_key__", None)) and constructed_without_arguments(cls):
             return f"~self:{class_name(cls)}"
@@ -287,16 +287,16 @@ class _Describing:
             try:
                 return f"~itself:{tokens.of(thing)}"
             except TypeError:
-                continue  # A list or dict has no identity that lasts; the function that closes over it has.
+                continue  # A list or dict cannot have a token; the function that closes over it can.
         raise CacheTypeError(
             "function",
-            f"{self._name} is a {type(self._home).__qualname__}, which cannot be told from others of that name; give "
+            f"{self._name} is a {type(self._home).__qualname__}, which has nothing to distinguish it from others; give "
             "key= or key_func=",
         )
 
 
 def _inputs(function: FunctionType) -> dict[str, CellType | None]:
-    """Return the variables that a function closes over; None for those that it assigns itself: they are not input."""
+    """Return the variables that a function closes over; None for those that it assigns itself, such as counters."""
     own = _assigned(function.__code__)
     return {name: None if name in own else cell for name, cell in _cells(function).items()}
 
@@ -306,7 +306,7 @@ def _is_local(function: Any) -> bool:
 
 
 def _is_reachable(function: Any) -> bool:
-    """Return whether a function is found under its name, perhaps within other decorators."""
+    """Return whether a function can be imported by its name, perhaps within other decorators."""
     found: Any = sys.modules.get(function.__module__)
     for part in function.__qualname__.split("."):
         found = inspect.getattr_static(found, part, None)
@@ -314,7 +314,7 @@ def _is_reachable(function: Any) -> bool:
 
 
 def _leads_to(value: Any, function: Any) -> bool:
-    """Return whether a value is a function, or what decorators made of it."""
+    """Return whether a value is a function or a decorated form of it."""
     for _ in range(_DEEPEST):
         if value is function:
             return True
@@ -326,7 +326,7 @@ def _within(value: Any) -> Any:
     for kind, name in _BUILT_IN.items():
         if isinstance(value, kind):
             return getattr(value, name)
-    # Not through `getattr` of the object's own, which may do anything.
+    # Statically: the object's own `__getattr__` may do anything.
     found = (inspect.getattr_static(value, name, None) for name in _WITHIN)
     return next(filter(callable, found), None)
 

@@ -9,7 +9,7 @@ __all__ = [
 ]  # fmt: skip
 
 LARGEST: Final = 4 * 2**20
-"""Bytes of an array or frame at most, and what its texts and other objects count for: some milliseconds."""
+"""Most bytes of an array or frame, its texts and objects counted in: reading them takes some milliseconds."""
 
 
 class UnsupportedError(Exception):
@@ -24,20 +24,20 @@ class UnsupportedError(Exception):
 
 
 class Plain(NamedTuple):
-    """It counts as this plain value."""
+    """The value counts as this plain value."""
 
     value: Any
 
 
 class Text(NamedTuple):
-    """It counts as a text of its kind."""
+    """The value counts as a text of its kind."""
 
     kind: str
     text: str
 
 
 class Fields(NamedTuple):
-    """It counts as its class and these fields; one that is missing is not set."""
+    """The value counts as its class and these fields; a field without an attribute is unset."""
 
     names: Iterable[str]
 
@@ -49,7 +49,7 @@ class Raw(NamedTuple):
 
 
 class Content(NamedTuple):
-    """It counts as a digest of these parts, which are `Raw` or values."""
+    """The value counts as a digest of these parts, which are `Raw` or values."""
 
     kind: str
     parts: Iterator[Any]
@@ -60,15 +60,15 @@ Describe: TypeAlias = Callable[[Any], Described]
 
 
 def library_name(cls: type) -> str:
-    """Return a class's name behind that of its library: where in it the class is defined differs by version."""
+    """Return the names of a class's library and of the class; the module between them differs by version."""
     module = cls.__module__
     return f"{module.partition('.')[0]}.{cls.__name__}" if isinstance(module, str) else ""
 
 
 def only(value: object, *names: str) -> str:
-    """Return the name of a value's class.
+    """Return the name of a value's class, which must be one of `names`.
 
-    :raises UnsupportedError: for any other class, because a subclass may hold more than is read here.
+    :raises UnsupportedError: for any other class: a subclass may hold more than is read here.
     """
     cls = type(value)
     name = library_name(cls)
@@ -78,7 +78,7 @@ def only(value: object, *names: str) -> str:
 
 
 class Room:
-    """The rest of the bound while one array or frame is read."""
+    """The bytes that may still be read of one array or frame."""
 
     __slots__ = ("_left",)
 
@@ -94,5 +94,5 @@ class Room:
         """:raises UnsupportedError: if that would be too much."""
         if size > self._left:
             raise UnsupportedError(
-                f"it holds more than the {LARGEST // 2**20} MiB of content that are read to make a key"
+                f"it holds more than {LARGEST // 2**20} MiB, the most content that is read to make a key"
             )

@@ -1,14 +1,14 @@
-"""Globs: which values a clear covers, judged by the keys as their callers wrote them.
+"""Globs: which values a clear covers, matched with the keys as their callers wrote them.
 
-A name in Redis holds a key's text, which escapes invisible characters, marks other types than str, and ends in a
-digest where the key is long. None of that is for callers to know: a glob is matched with what they wrote.
+A name in Redis contains a key's text. That text escapes invisible characters, marks types other than str, and ends in a
+digest if the key is long. Callers need not know that: a glob is matched with the key that they wrote.
 
 - A string is matched as it is: ``clear("users:hello w*")`` covers the key ``"hello world"``.
 - A number, UUID, path or address is matched as `str` writes it: ``clear("years:2025*")`` covers the key ``2025``.
 - A tuple is matched in three spellings: ``AAPL:2025``, ``(AAPL,2025)`` and ``('AAPL', 2025)``.
 - A call of a cached function is matched as its ``cache_key()`` says, and without the marks and escapes of that.
-- Of a long key only the beginning is known. It is covered unless that rules it out: a miss too many, never an old
-  value.
+- Of a long key only the beginning is known. It is covered unless the beginning rules it out: that may cost a miss, but
+  never leaves an old value.
 
 A question mark, and a class such as ``[a-c]``, stand for one character, not for one byte as in Redis.
 """
@@ -23,7 +23,6 @@ from magnus_cache._engine.keys.canonical import escape
 __all__ = [
     "ClearScope",
     "Glob",
-    "glob_regex",
     "is_pattern",
     "key_pattern",
     "literal_head",
@@ -96,7 +95,7 @@ class Glob:
             return None
         shapes = self._shapes
         if b"~" not in name and b"%" not in name:
-            # Most names: there is nothing to be read from them.
+            # Most names: they are plain text.
             text = _decoded(name)
             for shape in shapes:
                 if shape.regex.fullmatch(text):
@@ -146,9 +145,9 @@ class _Shape(NamedTuple):
 
 
 def spellings(text: bytes) -> Iterator[tuple[str, bool]]:
-    """Yield what a key's text, the last part of its name, may be matched as, and whether that is all of it.
+    """Yield the spellings of a key by its text, the last part of its name, and whether each is complete.
 
-    Text of another origin, as in a name that another program has written, is read as far as possible.
+    Text that another program has written is read as far as possible.
     """
     if b"~" not in text:
         yield _unescaped(text), True
@@ -176,7 +175,7 @@ def _typed(text: str, *, whole: bool) -> Iterator[tuple[str, bool]]:
     kind = ""
     for number, part in enumerate(parts, 1):
         if kind and part in _BETWEEN:
-            # Of no characters, such as empty bytes.
+            # An empty atom, such as empty bytes.
             spelled.add(*_atom(kind, ""))
             kind = ""
         if part in ("~(", "("):
@@ -202,7 +201,7 @@ def _typed(text: str, *, whole: bool) -> Iterator[tuple[str, bool]]:
 
 
 class _Spelled:
-    """The spellings of a key as they grow."""
+    """The spellings of a key, built piece by piece."""
 
     __slots__ = ("_cut", "_lengths", "colons", "compact", "nested", "written")
 
@@ -229,7 +228,7 @@ class _Spelled:
         self.add(":", ", ", ",")
 
     def add(self, plain: str, written: str | None, compact: str | None = None) -> None:
-        """Add a piece; where it is not known how it was written, the last spelling ends before it."""
+        """Add a piece. If its written form is unknown, the spelling `written` ends before it."""
         self.colons.append(plain)
         self.compact.append(plain if compact is None else compact)
         self._cut = self._cut or written is None
@@ -268,9 +267,9 @@ def _raw(text: bytes) -> bytes:
 
 
 def _decoded(data: bytes, *, cut: bool = False) -> str:
-    """Return the text of some bytes, also of lone surrogates and of invalid text.
+    """Return the text of some bytes, even of lone surrogates and of invalid UTF-8.
 
-    :param cut: whether they may end within a character, which is left out then.
+    :param cut: whether the bytes may end within a character, which is then left out.
     """
     try:
         return data.decode("utf-8", "surrogatepass")
@@ -295,15 +294,6 @@ def literal_head(glob: str) -> str:
     return glob if special is None else glob[: special.start()]
 
 
-def glob_regex(glob: str) -> re.Pattern[str]:
-    """Return the expression that matches in full what a glob matches in Redis, character for byte, oddities included.
-
-    After the first star, each stretch between stars is matched where it first fits, for good: giving it up again could
-    not help, and would take exponential time.
-    """
-    return _regex(_tokens(glob))
-
-
 def prefix_pattern(prefix: bytes) -> bytes:
     """Return the glob for SCAN MATCH that matches the names that begin with these bytes."""
     return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
@@ -312,8 +302,8 @@ def prefix_pattern(prefix: bytes) -> bytes:
 def key_pattern(prefix: bytes, literal: str) -> bytes:
     """Return a glob for SCAN MATCH that matches all names of a namespace whose keys are spelled with a beginning.
 
-    A glob has no way to say "one of these texts", so it is about the first byte alone: that of the text as it is, that
-    of its escape, or the mark of a part that is not a string.
+    A glob cannot list alternatives, so it constrains the first byte only: that of the text, that of its escape, or the
+    mark of a type other than str.
 
     :param prefix: the prefix of the namespace's names.
     """
@@ -347,6 +337,11 @@ def _tokens(glob: str) -> list[str]:
 
 
 def _regex(tokens: list[str]) -> re.Pattern[str]:
+    """Return the expression that fully matches what a glob matches in Redis, one character for one byte there.
+
+    After the first star, each stretch between stars is matched at its first match only (an atomic group). Trying later
+    matches could not help, and would take exponential time.
+    """
     stretches: list[str] = [""]
     for token in tokens:
         if token == _STAR:

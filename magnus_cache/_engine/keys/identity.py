@@ -1,7 +1,7 @@
-"""Tokens: a name for an object that has none, unique to it among all processes of a fleet.
+"""Tokens: names for objects without one, unique among all processes of a fleet.
 
-An `id()` is reused as soon as its object is deleted, so a key made from one serves the data of the old object to
-the living. A token is never handed out twice: it is a random part of the process with a count.
+Python reuses an `id()` once its object is deleted. A key made from it would serve the data of the old object to a new
+one. A token is never reused: it is a random part for the process, and a count.
 """
 
 import os
@@ -35,8 +35,8 @@ class IdentityMap(Generic[V]):
         :raises TypeError: if the object cannot be weakly referenced, such as one with ``__slots__``.
         """
         place, items = id(thing), self._items
-        # No lock in the callback: the collector may run it in the midst of anything. The identity cannot be
-        # in use by another object yet, because the callback runs before the memory is freed.
+        # No lock in the callback: the garbage collector may run it at any point. No other object has this identity
+        # yet, because the callback runs before the memory is freed.
         items[place] = weakref.ref(thing, lambda _: items.pop(place, None)), value
 
     def __len__(self) -> int:
@@ -65,8 +65,8 @@ class Tokens:
     def _make(self, thing: object) -> str:
         process = os.getpid()
         if self._process != process:
-            # A fork copies the objects, and from there on each copy goes its own way. The lock is replaced as
-            # the thread that held it may not exist here.
+            # A fork copies the objects, which then differ between parent and child. The lock is replaced because the
+            # thread that held it may not exist in the child.
             self._lock = section()
             self._start, self._count, self._known = secrets.token_hex(8), 0, IdentityMap()
             self._process = process

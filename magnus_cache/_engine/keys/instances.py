@@ -2,14 +2,14 @@
 
 An instance counts as
 
-- what its ``__cache_key__()`` returns;
-- nothing, if its class is constructed without arguments, so that one instance is as good as another (assigning
-  attributes afterwards, or in a classmethod, does not change that: define ``__cache_key__``);
+- the result of its ``__cache_key__()``;
+- nothing, if its class is constructed without arguments, so that all instances are alike (if attributes are assigned
+  later, or in a classmethod, define ``__cache_key__``);
 - its fields, if it is immutable and equal by them: a named tuple, a frozen dataclass, attrs or pydantic class;
-- its fields, if it cannot have an identity of its own, as with ``@dataclass(slots=True)``;
-- or else as itself alone, by a token.
+- its fields, if it cannot have a token, as with ``@dataclass(slots=True)``;
+- otherwise itself, by a token.
 
-``Repo[int]()`` and ``Repo[str]()`` are two, as far as an instance tells: by its ``__orig_class__``.
+``Repo[int]()`` and ``Repo[str]()`` differ if the instance has an ``__orig_class__``.
 """
 
 import dataclasses
@@ -25,17 +25,25 @@ from magnus_cache._engine.keys.identity import IdentityMap, tokens
 from magnus_cache._engine.runtime.log import say_once
 from magnus_cache.errors import CacheTypeError
 
-__all__ = ["InstanceKey", "constructed_without_arguments", "content", "is_value_class"]
+__all__ = ["InstanceKey", "Lasting", "constructed_without_arguments", "content", "is_value_class"]
 
 _Rule = Callable[[Any], str]
+
+
+class Lasting(enum.Enum):
+    """For what the part of an instance is the same from now on."""
+
+    CLASS = "all instances of its class"
+    INSTANCE = "this very object"
+    CALL = "this call only: the next one has to ask again"
 
 
 class InstanceKey:
     """Turns the first argument of one method into a part of the key.
 
     :param function: the method's name, for messages.
-    :param owner: the module and qualified name of the class whose body defines the method. An instance of just
-        that class need not name it again: the function's name does.
+    :param owner: the module and qualified name of the class whose body defines the method. An instance of exactly
+        that class adds no name: the function's name has it.
     :param argument: the method's name for its first argument.
     """
 
@@ -49,19 +57,30 @@ class InstanceKey:
         self._of_classes: IdentityMap[_Rule] = IdentityMap()
 
     def part(self, instance: object) -> str:
-        """Return the text that stands for an instance, or for the class in a classmethod; empty for nothing.
+        """Return the text for an instance, or for the class in a classmethod; empty if it does not count.
 
-        :raises CacheTypeError: if its ``__cache_key__`` returns what cannot be part of a key, or if it has none
-            and cannot be distinguished from another instance.
+        :raises CacheTypeError: if its ``__cache_key__`` returns a value that cannot be part of a key, or if it has
+            none and cannot be distinguished from other instances.
         """
-        # A class as the first argument is a classmethod's, and each class is a case of its own.
+        # In a classmethod, the first argument is a class; each class has its own rule.
         cls = instance if isinstance(instance, type) else type(instance)
         rules = self._of_classes if cls is instance else self._rules
         rule = rules.get(cls)
         if rule is None:
-            rule = _always(encode(cls)) if cls is instance else self._rule_for(cls)
+            rule = _Always(encode(cls)) if cls is instance else self._rule_for(cls)
             rules.put(cls, rule)
         return rule(instance)
+
+    def lasting(self, instance: object) -> Lasting:
+        """Return for what the part of an instance is the same from now on.
+
+        :raises CacheTypeError: as `part` does.
+        """
+        self.part(instance)
+        rule = None if isinstance(instance, type) else self._rules.get(type(instance))
+        if isinstance(rule, _Always):
+            return Lasting.CLASS
+        return Lasting.INSTANCE if rule is None or rule == self._by_identity else Lasting.CALL
 
     def _rule_for(self, cls: type) -> _Rule:
         name = class_name(cls)
@@ -70,8 +89,8 @@ class InstanceKey:
         if issubclass(cls, enum.Enum):
             return lambda instance: encode(instance)
         if constructed_without_arguments(cls):
-            # Which class it is matters all the same: a subclass may override what the method calls. A class made in a
-            # function is another one each time, although it has the name of the last.
+            # The class still counts: a subclass may override methods that the cached one calls. A class defined in a
+            # function is a new class on every call, under the same name.
             own = (cls.__module__, cls.__qualname__) == self._owner and "<locals>" not in cls.__qualname__
             return self._generic(cls, "" if own else f"~self:{name}")
         if is_value_class(cls) or not cls.__weakrefoffset__:
@@ -80,7 +99,7 @@ class InstanceKey:
 
     def _generic(self, cls: type, text: str) -> _Rule:
         if typing.Generic not in cls.__mro__:
-            return _always(text)
+            return _Always(text)
 
         def rule(instance: Any) -> str:
             alias = getattr(instance, "__orig_class__", None)
@@ -89,7 +108,7 @@ class InstanceKey:
             try:
                 return f"~self:{class_name(cls)}[{_type_texts(typing.get_args(alias))}]"
             except UnsupportedError:
-                # A type variable, for one, has no name that others know.
+                # A type variable, for example, has no name that is valid in other processes.
                 return self._by_identity(instance)
 
         return rule
@@ -101,7 +120,7 @@ class InstanceKey:
             problem = error.problem
         raise CacheTypeError(
             self._argument,
-            f"__cache_key__ of {type(instance).__qualname__} returned what cannot be part of a key: {problem}",
+            f"__cache_key__ of {type(instance).__qualname__} returned a value that cannot be part of a key: {problem}",
         )
 
     def _by_content(self, instance: Any) -> str:
@@ -121,48 +140,74 @@ class InstanceKey:
             return f"~self:{class_name(cls)}({token})"
         raise CacheTypeError(
             self._argument,
-            f"{self._function} cannot be cached: instances of {cls.__qualname__} are not distinguishable, as they have "
-            "neither an identity that lasts (their class has __slots__ without '__weakref__') nor fields that can all "
-            f"be part of a key; define __cache_key__() on {cls.__qualname__}, returning what its data depend on",
+            f"{self._function} cannot be cached: instances of {cls.__qualname__} are not distinguishable. They "
+            "can have no token (their class has __slots__ without '__weakref__'), and a field of theirs cannot be part "
+            f"of a key. Define __cache_key__() on {cls.__qualname__}; it returns what the data depend on",
         )
 
 
-def _always(text: str) -> _Rule:
-    return lambda _: text
+class _Always:
+    """A rule that has one text for all."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __call__(self, _: object) -> str:
+        return self._text
 
 
 def _warn_once(cls: type, function: str, argument: str) -> None:
-    # By its name: where a module is executed again and again, as a Streamlit page is, its class is a new one each time.
+    # By name: a module that is executed repeatedly, such as a Streamlit page, makes a new class each time.
     say_once(
         f"instance:{cls.__module__}:{cls.__qualname__}",
-        f"{function} caches for each instance of {cls.__qualname__} alone, as the class is constructed with arguments: "
-        "nothing is shared with other instances, processes or restarts. To share, define __cache_key__() on the class, "
-        "returning what its data depend on (such as an account's id), or leave the instance out with "
+        f"{function} caches for each instance of {cls.__qualname__} separately, because the class is constructed with "
+        "arguments: nothing is shared with other instances, processes or restarts. To share, define __cache_key__() on "
+        "the class, which returns what the data depend on (such as an account's id), or leave the instance out with "
         f"exclude=({argument!r},)",
     )
 
 
 def constructed_without_arguments(cls: type) -> bool:
     """Return whether the class takes no argument to construct, not even an optional one."""
+    if not _passes_arguments_on(type(cls)):
+        try:
+            return not inspect.signature(cls).parameters
+        except (TypeError, ValueError):
+            return False  # some classes written in C have no signature
     init, new = inspect.getattr_static(cls, "__init__"), inspect.getattr_static(cls, "__new__")
     if init is not object.__init__:
-        # Whatever `__new__` may take, `type.__call__` hands the same arguments to both.
+        # `type.__call__` passes the same arguments to `__new__` and `__init__`.
         return _takes_only_self(init)
     return new is object.__new__ or _takes_only_self(new.__func__ if isinstance(new, staticmethod) else new)
+
+
+def _passes_arguments_on(metaclass: type) -> bool:
+    """Return whether `__new__` and `__init__` get the arguments of a call of the class, as they do from `type`.
+
+    The metaclass of msgspec takes them itself, so its classes have neither. One that is written ``(*args, **kwargs)``,
+    as for singletons, passes them on.
+    """
+    call = inspect.getattr_static(metaclass, "__call__")
+    if not inspect.isfunction(call):
+        return call is type.__call__
+    _, *rest = inspect.signature(call).parameters.values()
+    return all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in rest)
 
 
 def _takes_only_self(function: object) -> bool:
     return inspect.isfunction(function) and len(inspect.signature(function).parameters) == 1
 
 
-# -- instances that are their content --------------------------------------------------------------------------------
+# -- instances that count by their fields -----------------------------------------------------------------------------
 
 
 def is_value_class(cls: Any) -> bool:
-    """Return whether its instances do not change and are equal by their fields, so that equal ones are the same."""
+    """Return whether instances of a class are immutable and equal by their fields."""
     if issubclass(cls, tuple):
         return isinstance(getattr(cls, "_fields", None), tuple)
-    # Of exactly this class: a subclass that is not a dataclass itself may hold state outside its fields.
+    # Exactly this class: a subclass that is no dataclass itself may hold state outside its fields.
     dataclass = vars(cls).get("__dataclass_params__")
     if dataclass is not None:
         return bool(dataclass.frozen and dataclass.eq)
@@ -197,9 +242,9 @@ def _type_texts(args: tuple[Any, ...]) -> str:
 
 
 def _type_text(annotation: Any) -> str:
-    """Return the text of what can stand between the brackets of a generic class.
+    """Return the text of a type argument of a generic class.
 
-    :raises UnsupportedError: for types without a name that other processes know, such as a type variable.
+    :raises UnsupportedError: for types without a name that is valid in other processes, such as a type variable.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
@@ -216,4 +261,4 @@ def _type_text(annotation: Any) -> str:
         return "~ellipsis" if annotation is Ellipsis else "~None"
     if isinstance(annotation, type):
         return encode(annotation)
-    raise UnsupportedError("it has no name that other processes know")
+    raise UnsupportedError("it has no name that is valid in other processes")

@@ -1,10 +1,11 @@
-"""Keys by a function of the arguments: how `key_func` is called, and its valid results."""
+"""Keys by a function of the arguments: how `key_func` is called, and which results are valid."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.arguments import Args, Call, Kwargs
+from magnus_cache._engine.keys.call_shapes import CallShape, shape_of
 from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache._engine.keys.signatures import POSITIONAL
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -12,17 +13,17 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 __all__ = ["KeyFunction"]
 
 _EMPTY: Final = {str: "~''", bytes: "~b:", tuple: "~()"}
-"""The texts of keys that `get` and `set` take for a mistake. Here they come of arguments, which may be empty."""
+"""The texts of empty keys. For `get` and `set` they are mistakes; here they come from arguments, which may be empty."""
 
 
 class _Plan(NamedTuple):
     """How `key_func` is called for a number of positional arguments, with none by keyword.
 
-    :ivar start: the first of them that it gets.
-    :ivar end: the first of them that it does not get.
-    :ivar more: positional ones behind them.
-    :ivar named: keyword ones.
-    :ivar places: the places of those that go by keyword instead, by their names.
+    :ivar start: index of the first argument that it gets.
+    :ivar end: index after the last argument that it gets.
+    :ivar more: further positional arguments.
+    :ivar named: keyword arguments.
+    :ivar places: by name, the indexes of arguments that it gets by keyword instead.
     """
 
     start: int
@@ -39,8 +40,8 @@ _AS_GIVEN: Final = _Plan(0, -1, (), {}, {})
 class KeyFunction:
     """Calls `key_func` with a call's arguments and the defaults of those left out, as far as it takes them.
 
-    It gets them as the function does, if it has room for all of them; else by name, if its parameters have names of the
-    function's; else as the caller gave them.
+    If it accepts all of them, it gets them as the function does. If its parameters have names of the function's
+    parameters, it gets them by name. Otherwise it gets them as the caller gave them.
 
     :param call: the function whose results are kept.
     :param key_func: the given function.
@@ -58,7 +59,7 @@ class KeyFunction:
         self._key_func = key_func
         self._drop = call.instance is not None and not _takes_instance(key_func, call)
         self._plans: dict[int, _Plan] = {}
-        # Numbers of arguments that are handed on as they are; most calls are like that.
+        # Numbers of arguments that are passed on unchanged, as in most calls.
         self._whole: set[int] = set()
         self._names, self._leading, self._rest = _by_name(key_func, call)
 
@@ -74,6 +75,25 @@ class KeyFunction:
             result = self._with_keywords(args, kwargs)
         else:
             result = self._planned(args)
+        return self.text(result)
+
+    @property
+    def shape(self) -> CallShape | None:
+        """The shape of calls in which `key_func` gets all arguments as the function does; None if it gets others."""
+        shape = shape_of(self._call, self._call.parameters)
+        if shape is None:
+            return None
+        placed = shape.names[self._drop : shape.positional]
+        named = dict.fromkeys(shape.names[shape.positional :])
+        if not _binds(self._key_func, placed, named):
+            return None
+        return shape._replace(key_func=self._key_func, keyed=shape.keyed[self._drop :])
+
+    def text(self, result: Any) -> KeyText:
+        """Return the key that a result of `key_func` stands for.
+
+        :raises CacheTypeError: if it cannot be a key.
+        """
         try:
             return KeyText(key_text(result, "key_func"))
         except CacheArgumentError as error:
@@ -98,7 +118,7 @@ class KeyFunction:
 
     def _plan(self, count: int) -> _Plan:
         if self._call.guessed:
-            # Which parameters the caller fills is not known, nor which defaults stand for the others.
+            # It is unknown which parameters the caller fills, and which get their defaults.
             return _AS_GIVEN
         parameters, positional = self._call.parameters, self._call.positional
         left = [parameters[name] for name in positional[count:]]
@@ -140,7 +160,7 @@ class KeyFunction:
         try:
             return self._key_func(*args[self._drop :], **kwargs)
         except TypeError:
-            # Of key_func, of the call, or just of key_func's parameters having other names than the function's.
+            # Raised by key_func, by the call, or because key_func's parameters have other names than the function's.
             bound = self._call.check(args, kwargs)
             given = bound.args[self._drop :]
             if not kwargs or not _binds(self._key_func, given, bound.kwargs):
@@ -151,9 +171,9 @@ class KeyFunction:
 
 
 def _by_name(key_func: Callable[..., Any], call: Call) -> tuple[frozenset[str] | None, list[str], bool]:
-    """Return the parameters of `key_func` if all of them are the function's, or else None.
+    """Return the names of `key_func`'s parameters if all are parameters of the function, else None.
 
-    Also those that can be filled by place, in their order, and whether it takes others by name.
+    Also returns the positional ones in order, and whether it accepts further keyword arguments.
     """
     try:
         parameters = inspect.signature(key_func).parameters.values()

@@ -14,8 +14,8 @@ __all__ = ["code_digest", "place_of"]
 def place_of(function: Callable[..., Any]) -> str:
     """Return a text that distinguishes the lambdas of a module; other functions differ by their names.
 
-    In a file that is its line and column. Cells of a notebook, and what is typed or built at run time, all begin with
-    line 1: there its source's name and its code tell.
+    In a file, it is the line and column. Cells of a notebook, and code typed or built at run time, all begin with line
+    1: there it also has the source's name and a digest of the code.
     """
     code = getattr(function, "__code__", None)
     if code is None or getattr(function, "__name__", "") != "<lambda>":
@@ -35,12 +35,12 @@ def code_digest(code: CodeType) -> str:
 
 
 def _code(code: CodeType) -> str:
-    """Return a text of a piece of code, the same in every process of one version of Python."""
+    """Return the text that `code_digest` hashes."""
     constants = [_code(part) if isinstance(part, CodeType) else _constant(part) for part in code.co_consts]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_kwonlyargcount, code.co_flags)
     return f"{code.co_code.hex()} {names} {constants}"
 
 
 def _constant(part: object) -> str:
-    # The order of a set of strings is another one in each process.
+    # The order of a set of strings differs between processes.
     return repr(sorted(map(repr, part))) if isinstance(part, frozenset) else f"{type(part).__name__} {part!r}"

@@ -1,14 +1,14 @@
 """Values of other libraries, and of some modules of Python's own, as parts of a key.
 
-None of these libraries is imported here: a value is known by the names of its class's bases.
+None of these libraries is imported here: a value is recognized by the names of its class's bases.
 
 - A NumPy scalar counts as the plain value that it equals: ``np.int64(1)`` and ``1`` are one key, and so are
-  ``np.float64(0.5)`` and ``0.5``. People mix them, as what comes out of an array or a frame is not what they typed.
+  ``np.float64(0.5)`` and ``0.5``. Programs mix them: an item of an array or a frame is a NumPy scalar.
 - Paths count by flavour and text, so that ``PurePosixPath("a")`` and ``PosixPath("a")`` are one key; addresses,
   networks and interfaces of `ipaddress` by kind and text.
 - Instances of attrs and msgspec classes count by class and fields, as dataclasses do.
-- Arrays and frames count by class, types, shape, labels and content, of which a digest is made. Reading it takes time
-  at every call, so there is a bound.
+- Arrays and frames count by a digest of class, types, shape, labels and content. Every call reads the content, so its
+  size is limited.
 """
 
 from typing import Any, Final
@@ -41,14 +41,14 @@ __all__ = ["describe", "has_content", "is_described"]
 def describe(value: object) -> Described | None:
     """Return a value's description for a key, or None for an unknown kind.
 
-    :raises UnsupportedError: for one that is known and cannot be part of a key. The parts of content raise it, too.
+    :raises UnsupportedError: for a known kind that cannot be part of a key. The parts of a `Content` raise it, too.
     """
     found = _found(type(value))
     return None if found is None else found(value)
 
 
 def is_described(value: object) -> bool:
-    """Return whether a value is of a kind that is known here."""
+    """Return whether a value is of a kind known here."""
     return _found(type(value)) is not None
 
 
@@ -98,16 +98,16 @@ def _posix_path(value: Any) -> Described:
 
 def _windows_path(value: Any) -> Described:
     only(value, "pathlib.PureWindowsPath", "pathlib.WindowsPath")
-    # As two that differ in case are equal.
+    # Windows paths that differ only in case are equal.
     return Text("winpath", str(value).lower())
 
 
-def _address_text(ref: Any) -> str:
-    """Return an address's text. Versions of Python disagree about IPv4 addresses within IPv6."""
-    mapped = getattr(ref, "ipv4_mapped", None)
+def _address_text(address: Any) -> str:
+    """Return an address's text; `str` of an IPv4-mapped IPv6 address differs by Python version."""
+    mapped = getattr(address, "ipv4_mapped", None)
     if mapped is None:
-        return str(ref)
-    scope = ref.scope_id
+        return str(address)
+    scope = address.scope_id
     return f"::ffff:{mapped}" + (f"%{scope}" if scope else "")
 
 
@@ -135,7 +135,7 @@ def _zone(value: Any) -> Described:
     only(value, "zoneinfo.ZoneInfo")
     if value.key is None:
         raise UnsupportedError(
-            "a time zone that was read from a file without a name cannot be distinguished from others"
+            "a time zone that was read from a file has no name, so it cannot be distinguished from others"
         )
     return Text("zone", value.key)
 

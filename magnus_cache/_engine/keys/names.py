@@ -4,12 +4,13 @@
   of a cluster;
 - everything else is under ``magnus!``, so that ``redis-cli --scan --pattern 'magnus:*'`` lists values only.
 
-Redis announces changes of names without the number of their database. So leases and control keys of a database other
-than 0 carry its number, as in ``{magnus:<namespace>:<text>}:lease@3`` and ``magnus!epoch@3:<namespace>``: what happens
-to another database's is no news here. Values have the same names everywhere: to hear of another one costs a miss.
+Redis announces changes of names without the number of their database. So leases and control keys of databases other
+than 0 have the number in their names, as in ``{magnus:<namespace>:<text>}:lease@3`` and
+``magnus!epoch@3:<namespace>``: announcements from other databases do not match. Values have the same names in all
+databases, where such an announcement costs a miss.
 
-The text of a plain string is that string, as long as it is short and all of it can be seen. Everything else is
-marked with ``~``, which a plain string never contains unescaped, so no two keys share a text.
+The text of a short, visible string is the string itself. All other text is marked with ``~``, which a plain string
+contains only in escaped form, so no two keys share a text.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ Key: TypeAlias = Union[str, int, bytes, UUID, "tuple[Key, ...]"]
 """The types of keys; also those that count by their fields or content, see `key_text`."""
 
 LONGEST_TEXT: Final = 200
-"""Bytes of UTF-8 up to which a key's text is kept; longer ones are hashed."""
+"""Longest text of a key, in bytes of UTF-8; a longer one is hashed."""
 
 _SHOWN: Final = 60
-"""Characters of a long text that stay readable before its digest."""
+"""Characters of a long text before its digest."""
 
 _DEEPEST: Final = 50
 
 _PLAIN: Final = re.compile(r"[!-$&-z|]{1,200}").fullmatch
-"""Tells a string that is its own text: visible ASCII but for ``%``, braces and ``~``."""
+"""Matches a string that is its own text: visible ASCII except ``%``, braces and ``~``."""
 
 _MOST_HEADS: Final = 1024
 
@@ -68,7 +69,7 @@ _PARTS_OF_A_NAME: Final = 3
 
 
 class KeyText(str):
-    """The finished text of a key, as `cache_key` of a cached function returns it: taken as it is."""
+    """The finished text of a key, as `cache_key` of a cached function returns it; used unchanged."""
 
     __slots__ = ()
 
@@ -125,12 +126,12 @@ def _public(key: object, argument: str, depth: int) -> str:
 def shorten(text: str) -> str:
     """Return a text as it is, or if it is long, its beginning and its BLAKE2b digest of 128 bits.
 
-    ``~#`` is in no text that was not shortened.
+    Only shortened texts contain ``~#``.
     """
     data = text.encode()
     if len(data) <= LONGEST_TEXT:
         return text
-    # Not in the middle of an escape; the shown part is for people only, because the digest covers all of it.
+    # Without half an escape at the end. The digest covers the whole text; the beginning is for readers.
     shown = re.sub(r"%.?$", "", text[:_SHOWN])
     return f"{shown}~#{blake2b(data, digest_size=16).hexdigest()}"
 
@@ -198,7 +199,7 @@ class Keyspace:
     def scope(self, target: str) -> ClearScope:
         r"""Return what ``clear(target)`` covers: never a name outside this prefix, never a control key.
 
-        - a plain name is that namespace, and nothing of one that only begins alike;
+        - a plain name is that namespace, and no other that begins with the same letters;
         - a glob (``* ? [a-c] [^a]`` and backslash escapes, as Redis has them) is matched with the full names,
           as in ``magnus:*``, and with the names without the prefix, as in ``portfolio:us*``, with keys as their callers
           wrote them; see `globs`.
@@ -215,7 +216,7 @@ class Keyspace:
             glob = f"{root}*"
         head, relative = literal_head(glob), ""
         if head and not root.startswith(head[: len(root)]):
-            # No full name begins like this, so it can only be meant without the prefix.
+            # No full name begins like this, so the glob is relative to the prefix.
             relative = head.partition(":")[0] if ":" in head else ""
             default = DEFAULT_PREFIX in (relative, glob.removesuffix("*"))
             if default and DEFAULT_PREFIX not in map(str, self._namespaces):
@@ -224,7 +225,7 @@ class Keyspace:
         if not glob.startswith(root):
             return ClearScope(root.encode(), prefix_pattern(root.encode()), Glob(root.encode(), glob, root + glob))
         parts = head.split(":", 2)
-        # A namespace's name is in Redis as it is; what a key's is there depends on what kind of key it is.
+        # Redis names contain a namespace unchanged, but a key in a form that depends on its type.
         prefix = (head if len(parts) < _PARTS_OF_A_NAME else f"{parts[0]}:{parts[1]}:").encode("utf-8", "surrogatepass")
         if glob == head + "*" and prefix.decode("utf-8", "surrogatepass") == head:
             return ClearScope(prefix, prefix_pattern(prefix), relative=relative)
@@ -241,17 +242,17 @@ class Keyspace:
         )
 
     def uses(self, namespace: str) -> bool:
-        """Return whether this process has had to do with a namespace lately."""
+        """Return whether this process has used a namespace lately."""
         return namespace in self._heads
 
     def clock_of(self, prefix: str) -> bytes:
-        """Return the name of the control key that is in this database for as long as it has caches of a prefix."""
+        """Return the name of the control key that exists in this database while caches with a prefix use it."""
         return f"{prefix}!clock{self._at}".encode("utf-8", "surrogatepass")
 
     def _head(self, namespace: str) -> str:
         try:
             head = self._heads.get(namespace)
-        except TypeError:  # not hashable, so not a name: reported below
+        except TypeError:  # not hashable, so it is no name; `check_name` raises the error
             head = None
         if head is None:
             head = f"{self.prefix}:{check_name(namespace)}:"
@@ -262,7 +263,7 @@ class Keyspace:
 
 
 def _plain_target(target: object) -> str:
-    """Return the name of a namespace that is to be cleared.
+    """Return the name of a namespace to clear.
 
     :raises CacheTypeError: for anything but a `str`.
     :raises CacheArgumentError: for a name that cannot be a namespace.
@@ -282,8 +283,8 @@ _LONGEST_NAME: Final = 100
 
 
 # ':' separates a namespace from its keys, braces mark a cluster's hash tag, and the glob characters would make
-# `clear` ambiguous. The ranges are spelled out because `str.isprintable` answers by Python version: two processes
-# of one fleet must agree on what a name is.
+# `clear` ambiguous. The ranges are spelled out because `str.isprintable` depends on the Python version, and all
+# processes of a fleet must agree on which names are valid.
 _FORBIDDEN: Final = re.compile(
     "[:{}*?\\[\\]\\\\^\\s\x00-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff]"
 )

@@ -40,7 +40,7 @@ class Prefilled(NamedTuple):
         if _PLACEHOLDER not in map(_same, self.args):
             return first + self.args + rest
         left = iter(rest)
-        # The function itself complains about those that are missing.
+        # The function itself raises for missing ones.
         filled = tuple(next(left, arg) if arg is _PLACEHOLDER else arg for arg in self.args)
         return (*first, *filled, *left)
 
@@ -50,7 +50,7 @@ class Prefilled(NamedTuple):
 
 
 def _same(value: object) -> object:
-    # Compared by identity: values such as arrays do not compare to one truth.
+    # Compared by identity: comparing an array does not return a bool.
     return value if value is _PLACEHOLDER else None
 
 
@@ -76,14 +76,14 @@ def prefilled(function: Any) -> Prefilled:
 def bound_to(function: object) -> object | None:
     """Return the object that a method which was not written in Python is bound to; None for other functions."""
     thing: object = None if isinstance(function, FunctionType) else getattr(function, "__self__", None)
-    # Of a function, C has its module here.
+    # For a plain function written in C, `__self__` is its module.
     return None if isinstance(thing, ModuleType) else thing
 
 
 def method_of(partial: "functools.partialmethod[Any]") -> Any:
     """Return the function, classmethod or staticmethod that a `partialmethod` in a class body stands for.
 
-    :raises CacheTypeError: if it is about something else, such as a property.
+    :raises CacheTypeError: if it wraps something else, such as a property.
     """
     within: Any = partial.func
     if isinstance(within, staticmethod):
@@ -97,7 +97,7 @@ def method_of(partial: "functools.partialmethod[Any]") -> Any:
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(method, name, getattr(within, name))
     setattr(method, _FILLED, partial)
-    # `inspect` fills in the positional ones behind `self`, as it does for a bound method, and lets `self` stand.
+    # `inspect` fills in the positional arguments after `self`; `self` itself stays a parameter.
     filled = inspect.signature(functools.partial(within, None, *partial.args, **partial.keywords))
     first = next(iter(inspect.signature(within).parameters.values()))
     kept = [parameter for parameter in filled.parameters.values() if parameter.name != first.name]

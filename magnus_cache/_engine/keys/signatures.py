@@ -1,9 +1,9 @@
-"""The signature by which a function is called, seen through decorators that hand their arguments on.
+"""The signature by which a function is called, seen through decorators that pass their arguments on.
 
-``def inner(*args, **kwargs)`` with `functools.wraps` shows the signature of what it wraps. It may also hand in an
-argument of its own, such as a session: then a caller's first argument fills the second parameter. Nothing tells these
-two apart from outside, so `Seen.through` says where the names are a guess. A decorator with parameters of its own, or
-with a ``__signature__``, is taken at its word.
+``def inner(*args, **kwargs)`` with `functools.wraps` shows the signature of the wrapped function. But it may add an
+argument of its own, such as a session: then a caller's first argument fills the second parameter. Both look the same
+from outside, so `Seen.through` says when the parameters are a guess. A decorator with parameters of its own, or with a
+``__signature__``, is believed.
 """
 
 import functools
@@ -22,8 +22,8 @@ class Seen(NamedTuple):
     """The signature of a function.
 
     :ivar signature: has the names and defaults of the parameters.
-    :ivar through: the signature that the function itself has, if the other one was seen through a decorator that
-        perhaps fills some of the parameters; else None.
+    :ivar through: the function's own signature, if `signature` was seen through a decorator that may fill some of the
+        parameters; else None.
     """
 
     signature: inspect.Signature
@@ -37,12 +37,12 @@ def seen(function: Callable[..., Any]) -> Seen:
 
 
 def is_transparent(function: Callable[..., Any]) -> bool:
-    """Return whether it hands on its very arguments for certain: our own wrappers, and `functools.lru_cache`."""
+    """Return whether a wrapper is known to pass its arguments on unchanged: our own, and `functools.lru_cache`."""
     return isinstance(function, functools._lru_cache_wrapper) or hasattr(function, "cache_key")
 
 
 def _look(function: Callable[..., Any], depth: int) -> tuple[inspect.Signature, inspect.Signature, bool]:
-    """Return a function's own signature, the one to go by, and whether that is a guess."""
+    """Return a function's own signature, the one by which it is called, and whether that one is a guess."""
     own = _own(function)
     wrapped = getattr(function, "__wrapped__", None)
     if not callable(wrapped) or depth >= _DEEPEST or "__signature__" in getattr(function, "__dict__", {}):
@@ -66,7 +66,7 @@ def _own(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        return None  # some functions written in C do not tell
+        return None  # some functions written in C have none
 
 
 def _unknown() -> inspect.Signature:

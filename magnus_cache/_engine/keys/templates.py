@@ -15,8 +15,8 @@ _CONTAINERS: Final = (list, tuple, dict, set, frozenset, bytes, bytearray)
 class Template:
     """A format string whose fields are parameters, or their attributes and items, as in ``"{user.id}"``.
 
-    The text is exactly the key. That values which differ yield texts which differ is up to its author:
-    ``"{a}:{b}"`` has one text for ``("x:y", "z")`` and ``("x", "y:z")``, and ``"{a}"`` one for ``1`` and ``"1"``.
+    The text is exactly the key. Its author has to make sure that different values have different texts: ``"{a}:{b}"``
+    has one text for ``("x:y", "z")`` and ``("x", "y:z")``, and ``"{a}"`` one for ``1`` and ``"1"``.
 
     :param text: the format string.
     :param parameters: the function's parameters.
@@ -28,10 +28,10 @@ class Template:
     __slots__ = ("_argument", "_formatter", "_text", "attributes", "fields")
 
     fields: frozenset[str]
-    """The parameters that it names."""
+    """The parameters that the template names."""
 
     attributes: bool
-    """Whether it reads attributes or items of an argument."""
+    """Whether the template reads attributes or items of an argument."""
 
     def __init__(self, text: str, parameters: Collection[str], argument: str = "key") -> None:
         if not isinstance(text, str):
@@ -56,15 +56,15 @@ class Template:
     def fill(self, arguments: Mapping[str, Any]) -> str:
         """Return the text for these arguments.
 
-        :raises CacheTypeError: for a field whose value has no text that tells it from others.
-        :raises CacheArgumentError: for an attribute or item that is not there, or a format that does not fit.
+        :raises CacheTypeError: for a field whose value has no distinctive text, such as a list or a plain object.
+        :raises CacheArgumentError: for a missing attribute or item, or a format that does not fit.
         """
         try:
             return self._formatter.vformat(self._text, (), arguments)
         except CacheArgumentError:
             raise
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # The error's own text may quote the value.
+            # The error's own message may contain the value.
             problem = f"the template {self._text!r} cannot be filled: {type(error).__name__} at one of its fields"
             raise CacheArgumentError(self._argument, problem) from error
 

@@ -14,7 +14,7 @@ _LONGEST: Final = 100
 
 
 def checked_version(version: object) -> Version | None:
-    """Return a version as it was given; None for none.
+    """Return a valid version unchanged, or None.
 
     :raises CacheTypeError: for anything but an int or a str.
     :raises CacheArgumentError: for an empty or over-long text.
@@ -28,15 +28,15 @@ def checked_version(version: object) -> Version | None:
     return version
 
 
-def version_suffix(version: object, mark: str = "v") -> str:
+def version_suffix(version: object, kind: str = "v") -> str:
     """Return the suffix of a version in the text of a key; empty without a version.
 
-    :param mark: tells a function's version from a namespace's.
+    :param kind: distinguishes the version of a function (``v``) from that of a namespace.
     :raises CacheTypeError: as `checked_version` does.
     :raises CacheArgumentError: as `checked_version` does.
     """
     checked = checked_version(version)
-    return "" if checked is None else f"~{mark}:{escape(_text(checked))}"
+    return "" if checked is None else f"~{kind}:{escape(_text(checked))}"
 
 
 def _text(version: Version) -> str:

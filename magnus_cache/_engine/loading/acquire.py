@@ -1,4 +1,4 @@
-"""Who loads: the way from a miss to a lease, or to the value that somebody else has just stored."""
+"""Acquiring a key for a load: a miss gets a lease, or the value that another process has just stored."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,7 @@ from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client import LeaseReply, LeaseRequest
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.store.reads import Reads
@@ -29,53 +30,64 @@ if TYPE_CHECKING:
 __all__ = ["LeaseAcquirer"]
 
 _REJECTIONS: Final = 8
-"""Unusable values in a row that an acquisition puts up with; who writes them so fast need not be waited for."""
+"""Unusable values in a row that an acquisition rejects before it loads without a lease."""
 
-
-_LONGEST_REST: Final = 0.05
-"""Seconds between two looks at a value that is announced over and over."""
+_LONGEST_PAUSE: Final = 0.05
+"""Longest pause between two requests for a value that is announced over and over, seconds."""
 
 
 class _Rejected(NamedTuple):
+    """A value in Redis that the load must not return.
+
+    :ivar entry: the value, if it is valid apart from being stale or unwanted; else None.
+    """
+
     raw: bytes
     entry: Entry | None
-    """What it is, if it is stale, or not wanted, and nothing worse."""
 
 
 class _Unopened(NamedTuple):
+    """A fresh value that takes too long to be decoded inside the reader."""
+
     raw: bytes
     entry: Entry
-    """A fresh value that takes too long to be decoded inside the reader."""
 
 
 class _Waiting(NamedTuple):
+    """Another process holds the lease.
+
+    :ivar seconds: longest time until the next request.
+    """
+
     seconds: float
 
 
 class _ChangeWait:
-    """How an acquisition waits for a change of the value or the lease, which it may hear of, or may not."""
+    """Waits for a change of the value or the lease, announced or not."""
 
     __slots__ = ("_count", "_pace", "_wire")
 
     def __init__(self, wire: "Connection") -> None:
         self._wire = wire
-        self._pace = Pace(_LONGEST_REST)
+        self._pace = Pace(_LONGEST_PAUSE)
         self._count = 0
 
     async def wait(self, changed: asyncio.Event, seconds: float, left: float) -> None:
-        """Return when it is time to look again: after `seconds` at most, and not over and over for nothing.
+        """Return when it is time to ask again: after a change, or after `seconds`.
 
-        :param left: seconds that the acquisition may take at all.
+        Announcements that come too fast are answered at a limited rate.
+
+        :param left: seconds until the acquisition's own deadline.
         """
         tracking = self._wire.tracking
         if not tracking:
-            # What another process does is announced to nobody here.
+            # Redis does not announce what other processes do.
             seconds = min(seconds, pause(self._count))
             self._count += 1
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await changed.wait()
-        # A server that has no room to track what was looked at announces that at once.
+        # A server without room in its tracking table announces each key right after it was read.
         delay = min(left, self._pace.delay(self._wire.loop.time())) if tracking else 0.0
         if delay > 0:
             await asyncio.sleep(delay)
@@ -93,15 +105,15 @@ class LeaseAcquirer:
         self._local = LocalAcquirer(reads)
 
     async def acquire(self, request: LoadRequest[Any], flight: Flight) -> Fence | Entry:
-        """Return the right to load a key; or, unless it is to be fresh, the entry of a value that is there now.
+        """Return the right to load a key; or, unless the request is fresh, the entry of an existing value.
 
-        Waits while another process holds the lease, for `wait_timeout` at most; past it, the value may be loaded, but
-        not kept. Where Redis is away, everybody may load for this process.
+        Waits up to `wait_timeout` while another process holds the lease. After that, the value may be loaded but not
+        stored. While Redis is unavailable, each process may load for itself.
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
         if flight.private:
-            return self.unclaimed(flight, fresh=request.fresh)
+            return self.without_lease(flight, fresh=request.fresh)
         if wire is None:
             return await self._acquire_here(request, flight, partial(self._state.memory.hit, ref.name))
         try:
@@ -117,109 +129,112 @@ class LeaseAcquirer:
             return fence
 
     async def _acquire_here(
-        self, request: LoadRequest[Any], flight: Flight, held: Callable[[], Entry | None]
+        self, request: LoadRequest[Any], flight: Flight, find: Callable[[], Entry | None]
     ) -> Fence | Entry:
-        """Return the right to load a key without Redis; or, unless it is to be fresh, what this process has of it."""
-        # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
+        """Return the right to load a key without Redis; or, unless the request is fresh, the entry that is found."""
+        # Under the lock, a write of another task has ended: if Redis did not take it, memory has its value now.
         async with self._state.key_locks.hold(request.ref.name):
             flight.look.since = self._state.epochs.moment()
-            entry = None if request.fresh else held()
+            entry = None if request.fresh else find()
             if entry is not None and entry.version != request.unwanted:
                 return entry
-            return self.unclaimed(flight, fresh=request.fresh)
+            return self.without_lease(flight, fresh=request.fresh)
 
-    def unclaimed(self, flight: Flight, *, fresh: bool) -> Fence:
-        """Return the claim of a load without a lease, of which nobody would announce that it was overtaken."""
+    def without_lease(self, flight: Flight, *, fresh: bool) -> Fence:
+        """Return the fence of a load without a lease: Redis does not announce that such a load was overtaken."""
         fence = self.fence(None, flight, fresh=fresh)
         flight.joinable_until = fence.at + self._state.settings.max_staleness
         return fence
 
     def fence(self, lease: Lease | None, flight: Flight, *, fresh: bool) -> Fence:
-        """Return the claim of a load that begins now, with a lease or without one."""
-        epochs, mark = self._state.epochs, self._state.outbox.position
-        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        """Return the fence of a load that begins now, with or without a lease."""
+        epochs, outbox_position = self._state.epochs, self._state.outbox.position
+        # In this order: if Redis comes back in between, its return has ended this trust.
         offline = self._state.generations.offline
-        unheard = lease is None and self._state.reachable
-        known = Snapshot(epochs.highest, epochs.moment(), mark, self._state.clock())
-        return Fence(flight, lease, known, fresh=fresh, offline=None if unheard else offline)
+        unannounced = lease is None and self._state.reachable
+        known = Snapshot(epochs.highest, epochs.moment(), outbox_position, self._state.clock())
+        return Fence(flight, lease, known, fresh=fresh, offline=None if unannounced else offline)
 
-    async def current(self, wire: "Connection", request: LoadRequest[Any]) -> None:
-        """Return once epochs are current that were seen before.
+    async def refresh_epochs(self, wire: "Connection", request: LoadRequest[Any]) -> None:
+        """Return once the epochs that this process knew before are current.
 
-        One that rises, or is issued anew as Redis has lost it, voids the leases of what it is about: that is to be over
-        before there is one.
+        An epoch that rises, or that is issued again after Redis lost it, voids the leases of its keys. That must happen
+        before this load gets its lease.
         """
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        known = epochs.minimum(wire.known, ref.epoch_names, tags) is not None
-        if not known and epochs.last_minimum(ref.epoch_names, tags) is not None:
-            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        known = epochs.lowest_valid(wire.known, ref.epoch_names, tags) is not None
+        if not known and epochs.lowest_valid_seen(ref.epoch_names, tags) is not None:
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
 
-    async def informed(self, wire: "Connection", request: LoadRequest[Any], fence: Fence) -> Fence:
-        """Return a claim that knows the epochs its value will be judged by; most often it does already."""
+    async def with_epochs(self, wire: "Connection", request: LoadRequest[Any], fence: Fence) -> Fence:
+        """Return a fence with the current epochs, by which its value will be judged."""
         ref, tags, epochs = request.ref, request.tags, self._state.epochs
-        if epochs.minimum(wire.known, ref.epoch_names, tags) is None:
+        if epochs.lowest_valid(wire.known, ref.epoch_names, tags) is None:
             try:
-                await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+                await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             except BaseException:
                 fence.close()
                 raise
-        # Now, right before the load. The first epoch of a namespace may have come since the lease was granted, in the
-        # same piece: a value that bore an older one would be as good as none to everybody.
+        # Now, right before the load. The first epoch of a namespace may have come in the same bytes as the lease. A
+        # value with an older epoch would be invalid at once.
         fence.epoch, fence.since = epochs.highest, epochs.moment()
         fence.flight.look.known = wire.known
         return fence
 
-    async def granted(self, name: bytes, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
-        """Return the answer. If the caller is gone when a lease is granted, give the lease back."""
+    async def await_answer(self, name: bytes, token: bytes, waiter: "asyncio.Future[_Answer]") -> "_Answer":
+        """Return the answer. If the caller was cancelled, a lease that is granted meanwhile is released."""
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._state.leases.unwanted(name, token)
-            _give_back(waiter)
+                self._state.leases.abandoned(name, token)
+            _release(waiter)
             raise
         except CacheUnavailableError as error:
             if not error.refused:
-                self._state.leases.unwanted(name, token)
+                self._state.leases.abandoned(name, token)
             raise
 
-    async def adopt(self, tags: tuple[str, ...], fence: Fence) -> None:
-        """Register the tags that a load has produced, with the load's epoch if no invalidation came since."""
+    async def register_tags(self, tags: tuple[str, ...], fence: Fence) -> None:
+        """Register the tags of a loaded value, with the load's epoch if they were not invalidated since."""
         if fence.lease is not None and not fence.lease.void:
             try:
-                await self._reads.epochs.adopt(fence.lease.connection, tags, fence.epoch)
+                # Not the lease's connection: a blocking load may end on another loop than it began on.
+                connection = self._state.client.current_connection(fence.lease.name)
+                await self._reads.epoch_sync.adopt(connection, tags, fence.epoch)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 
     async def overtaken(self, ref: KeyRef, tags: tuple[str, ...], known: tuple[str, ...], fence: Fence) -> bool:
-        """Whether Redis reports an invalidation since the load began whose time is not known.
+        """Whether Redis reports an invalidation since the load began whose time is unknown.
 
-        What was announced at its time does not count: that is told apart by `Epochs.overtaken`.
+        Invalidations that were announced do not count: `Epochs.overtaken` knows their time.
 
-        :param known: those of the tags that were known before the load. Redis announces their invalidation, unless the
-            connection was another one meanwhile.
+        :param known: the tags that were known before the load. Redis announces their invalidation, unless the
+            connection was replaced meanwhile.
         """
         if fence.lease is None:
             return False
-        epochs, wire = self._state.epochs, fence.lease.connection
-        announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
+        epochs, announced = self._state.epochs, tuple[str, ...]()
         try:
-            await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+            wire = self._state.client.current_connection(ref.name)
+            announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
             return not set(tags) <= set(announced)
-        floor = epochs.last_minimum(ref.epoch_names)
-        if floor is None or fence.epoch < floor:
+        lowest_valid = epochs.lowest_valid_seen(ref.epoch_names)
+        if lowest_valid is None or fence.epoch < lowest_valid:
             return True
         risen = [tag for tag in tags if fence.epoch < epochs.latest(epochs.tag_name(tag))]
         return not all(tag in announced and epochs.overtaken((tag,), fence.since) for tag in risen)
 
 
 class _Acquisition:
-    """One load's way to its lease, or to a value that somebody else has stored meanwhile."""
+    """Asks Redis for one load until there is a lease, or a value that another process has stored."""
 
     __slots__ = (
-        "_acquirer", "_flight", "_lost", "_reads", "_reject", "_rejected", "_request", "_state", "_tags", "_token",
-        "_unread", "_unsettled", "_waited", "_wire",
+        "_acquirer", "_epochs_unread", "_flight", "_reads", "_reject", "_rejected", "_request", "_state", "_tags",
+        "_token", "_unsettled", "_waited", "_wire",
     )  # fmt: skip
 
     def __init__(self, acquirer: LeaseAcquirer, wire: "Connection", request: LoadRequest[Any], flight: Flight) -> None:
@@ -230,11 +245,11 @@ class _Acquisition:
         self._request = request
         self._flight = flight
         self._token = new_token()
-        # The tags of what Redis may have there, as far as they are known.
+        # The known tags of the value that Redis may have.
         self._tags: Sequence[str] = request.tags
         self._reject: _Rejected | None = None
-        self._unread = self._waited = False
-        self._rejected = self._unsettled = self._lost = 0
+        self._epochs_unread = self._waited = False
+        self._rejected = self._unsettled = 0
 
     async def run(self, changed: asyncio.Event) -> Fence | Entry:
         """Return the right to load the key, or the entry of a value.
@@ -245,52 +260,47 @@ class _Acquisition:
         deadline, wait = monotonic() + self._state.settings.wait_timeout, _ChangeWait(wire)
         while True:
             changed.clear()
-            answer = await self._next()
+            answer = await ask_twice(self._next)
             if isinstance(answer, Fence):
                 if self._reject is not None and self._reject.entry is not None:
                     answer.previous = await self._previous(self._reject.raw, self._reject.entry, answer)
-                return await self._acquirer.informed(wire, request, answer)
+                return await self._acquirer.with_epochs(wire, request, answer)
             if isinstance(answer, Entry):
                 return answer
             if isinstance(answer, _Rejected):
                 self._reject = answer
                 self._rejected += 1
                 if self._rejected > _REJECTIONS:
-                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+                    return self._acquirer.without_lease(flight, fresh=request.fresh)
             elif isinstance(answer, _Waiting):
                 if request.on_wait is not None:
                     request.on_wait()
                 left = deadline - monotonic()
                 if left <= 0:
-                    return self._acquirer.unclaimed(flight, fresh=request.fresh)
+                    return self._acquirer.without_lease(flight, fresh=request.fresh)
                 await wait.wait(changed, min(left, answer.seconds), left)
                 self._waited = True
                 if not wire.up:
-                    # Without announcements nobody would wake us; the next exchange tells whether Redis is there.
+                    # No announcement will come; the next exchange shows whether Redis is available.
                     await wire.renew()
 
     async def _next(self) -> "_Answer":
-        """Ask Redis once; return None if it is to be asked again at once."""
+        """Ask Redis once; return None if the load has to ask again at once."""
         wire, request = self._wire, self._request
         try:
             await self._reads.caught_up(wire, request.ref)
-            await self._acquirer.current(wire, request)
-            # Before it is asked: what is invalidated while the answer is on its way is younger than the answer.
+            await self._acquirer.refresh_epochs(wire, request)
+            # Before the request: an invalidation while the answer is on its way is newer than the answer.
             self._flight.look.since = self._state.epochs.moment()
-            if self._unread:
-                self._reject, self._unread = None, False
-                answer: _Answer = await self._look()
+            if self._epochs_unread:
+                self._reject, self._epochs_unread = None, False
+                answer: _Answer = await self._read()
             else:
                 answer = await self._ask()
         except UnsettledError as error:
             self._unsettled += 1
-            self._tags, self._unread = (*request.tags, *error.tags), True
+            self._tags, self._epochs_unread = (*request.tags, *error.tags), True
             if self._unsettled > JUDGEMENTS:
-                raise
-            return None
-        except CacheUnavailableError as error:
-            self._lost += 1
-            if error.reason != "lost" or self._lost > 1:
                 raise
             return None
         if isinstance(answer, _Unopened):
@@ -299,63 +309,63 @@ class _Acquisition:
         return answer
 
     async def _ask(self) -> "_Answer":
-        """Ask for the lease, or for what Redis has in place of what was rejected."""
+        """Ask for the lease, or for a value other than the rejected one."""
         wire, request, ref, token = self._wire, self._request, self._request.ref, self._token
         header = b"" if self._reject is None else self._reject.raw[:HEADER_BYTES]
         life = round(self._state.settings.lease * 1000)
-        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags)
-        fill = self._reads.expect(ref)
+        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags)
+        placeholder = self._reads.expect(ref)
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         question = LeaseRequest(header, token, life, force=request.fresh, waited=self._waited)
         try:
-            # If this raises, nothing was asked.
-            self._state.client.acquire(ref.name, question, partial(self._on_reply, fill, waiter), waiter)
-            return await self._acquirer.granted(ref.name, token, waiter)
+            # If this raises, no request was sent.
+            self._state.client.acquire(ref.name, question, partial(self._on_reply, placeholder, waiter), waiter)
+            return await self._acquirer.await_answer(ref.name, token, waiter)
         finally:
-            self._reads.settle(fill)
+            self._reads.settle(placeholder)
 
-    async def _look(self) -> "Entry | _Rejected | _Unopened | None":
-        """Return what Redis has, read together with its epochs: ACQ cannot bring those along."""
+    async def _read(self) -> "Entry | _Rejected | _Unopened | None":
+        """Return the value in Redis, read together with its epochs, which ACQ cannot return."""
         wire, ref = self._wire, self._request.ref
-        self._reads.epochs.prepare(wire, ref.epoch_names, self._tags, again=True)
-        fill = self._reads.expect(ref)
+        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags, again=True)
+        placeholder = self._reads.expect(ref)
         waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:
-            wire.read(ref.name, partial(self._on_value, fill), waiter)
+            wire.read(ref.name, partial(self._on_value, placeholder), waiter)
             return await waiter
         finally:
-            self._reads.settle(fill)
+            self._reads.settle(placeholder)
 
     def _on_reply(
         self,
-        fill: Placeholder | None,
+        placeholder: Placeholder | None,
         waiter: "asyncio.Future[Any]",
         reply: LeaseReply,
         source: "Connection",
         sent: float,
     ) -> _Answer:
-        """Take the answer to ACQ. Runs inside the reader: a lease is in charge before the next announcement."""
+        """Take the answer to ACQ. Runs inside the reader: the lease is registered before the next announcement."""
         leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
-        leases.told(self._token)
+        leases.answered(self._token)
         if reply.value is not None:
-            return self._on_value(fill, reply.value, source, sent)
+            return self._on_value(placeholder, reply.value, source, sent)
         if reply.unstorable:
-            return self._acquirer.unclaimed(flight, fresh=fresh)
+            return self._acquirer.without_lease(flight, fresh=fresh)
         if not reply.granted:
             return _Waiting(reply.wait)
-        lease = leases.hold(self._wire, self._request.ref.name, self._token, self._state.settings.lease, flight)
+        lease = leases.hold(source, self._request.ref.name, self._token, self._state.settings.lease, flight)
         fence = self._acquirer.fence(lease, flight, fresh=fresh)
         if waiter.done():
-            # Cancelled meanwhile: nobody would ever end it.
+            # Cancelled meanwhile: no caller is left to release it.
             fence.close()
         return fence
 
     def _on_value(
-        self, fill: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
+        self, placeholder: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
     ) -> "Entry | _Rejected | _Unopened | None":
-        """Judge a value: is it what the load would be for? Runs inside the reader."""
+        """Judge a value: may it be returned instead of a load? Runs inside the reader."""
         ref = self._request.ref
-        entry = self._reads.received(ref, fill, raw, source, sent)
+        entry = self._reads.received(ref, placeholder, raw, source, sent)
         if raw is None:
             return None
         if entry is None or entry.version == self._request.unwanted:
@@ -363,12 +373,12 @@ class _Acquisition:
         value = MISS if entry.negative else self._reads.opened_here(ref, entry)
         if value is LARGE:
             return _Unopened(raw, entry)
-        # A fresh value, or an error that is to be raised again.
+        # A fresh value, or a remembered error to raise again.
         good = value is not MISS or self._reads.error(ref, entry) is not None
         return entry if good else _Rejected(raw, entry)
 
     async def _previous(self, raw: bytes, entry: Entry, fence: Fence) -> PreviousValue | None:
-        """Return what a load is to replace, for its loader to know."""
+        """Return the value that the load replaces, for `current_load`."""
         ref = self._request.ref
         if entry.negative:
             return None
@@ -385,8 +395,8 @@ class _Acquisition:
         return PreviousValue(partial(self._reads.opened_anyway, ref, entry), validator)
 
 
-def _give_back(waiter: "asyncio.Future[Any]") -> None:
-    """Give back a lease that was granted to a load which was cancelled before it learned of it."""
+def _release(waiter: "asyncio.Future[Any]") -> None:
+    """Release a lease that was granted to a load after the load was cancelled."""
     if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
         answer = waiter.result()
         if isinstance(answer, Fence):

@@ -1,15 +1,15 @@
-"""Loading an object that stays in this process: one load in the process, and no lease.
+"""Loading an object of a local namespace: one load per process, without a lease.
 
-Other processes have objects of their own, so none waits for this one. All that could overtake the load raises an epoch:
-of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it however long it takes, and
-whatever becomes of the connection.
+Other processes have their own objects, so none waits for this load. Every invalidation that could overtake it raises an
+epoch: of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it for as long as it
+takes, whatever happens to the connection.
 """
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine.coordination.leases import Fence, Snapshot
-from magnus_cache._engine.coordination.local_lease import LocalWatch
+from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.flights.context import PreviousValue
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.request import LoadRequest
@@ -32,27 +32,25 @@ class LocalAcquirer:
         self._state = reads.state
         self._local: LocalValues = reads.local
 
-    async def acquire(
-        self, wire: "Connection", request: LoadRequest[Any], flight: Flight
-    ) -> Fence | Entry:  # fmt: skip
-        """Return the right to load a key; or, unless it is to be fresh, the entry of the object that is there.
+    async def acquire(self, wire: "Connection", request: LoadRequest[Any], flight: Flight) -> Fence | Entry:
+        """Return the right to load a key; or, unless the request is fresh, the entry of the existing object.
 
-        :raises CacheUnavailableError: when Redis cannot be asked what was invalidated.
+        :raises CacheUnavailableError: if Redis cannot say what was invalidated.
         """
         state, ref = self._state, request.ref
         state.local_namespaces.add(str(ref.namespace))
         await self._reads.caught_up(wire, ref)
-        # Asked even if all is known: from here on the connection is kept talking.
+        # Also if all epochs are known: from now on the connection sends heartbeats.
         await wire.renew()
-        await self._reads.epochs.settled(wire, ref.epoch_names, request.tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, request.tags)
         flight.look.since = state.epochs.moment()
         entry = None if request.fresh else await self._local.read(wire, ref)
         if entry is not None and entry.version != request.unwanted and self._is_good(ref, entry):
             return entry
-        # In this order: if Redis comes back in between, this is the trust that its coming has killed.
+        # In this order: if Redis comes back in between, its return has ended this trust.
         offline = state.generations.offline
-        # Nothing is waited for from here on: whoever gets the claim ends it.
-        watch = LocalWatch(state.leases, wire, ref.name, flight, state.memory)
+        # No await from here on: the caller that gets the fence has to close it.
+        watch = LocalLease(state.leases, wire, ref.name, flight, state.memory)
         known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.position, state.clock())
         fence = Fence(flight, watch, known, fresh=request.fresh, offline=offline)
         flight.look.known = wire.known

@@ -1,8 +1,8 @@
-"""Loading many keys at once: one call of a batch loader for those that nobody else is loading.
+"""Loading many keys at once: one call of a batch loader for all keys that no other caller is loading.
 
-Each key has a flight of its own, so that single and batch callers share loads, in this process and in the fleet. What
-a batch adds is that its flights, once each of them has been claimed, joined or found to be somebody else's, hand their
-keys to one call of the loader.
+Each key has its own flight, so single and batch callers share loads, in this process and in the fleet. A key of a batch
+is *decided* once the batch has its lease, has joined another flight, or waits for another process. When all keys are
+decided, one call of the loader gets all those that the batch has to load itself.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
-from magnus_cache._engine.loading.results import JudgedValue
+from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
@@ -26,65 +26,63 @@ from magnus_cache.errors import CacheTypeError
 __all__ = ["Batch", "CallLoader"]
 
 CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
-"""Calls the batch loader with some keys, as part of the loads of these keys, wherever it is to run."""
+"""Calls the batch loader with some keys, as part of the loads of these keys, on the right loop or thread."""
 
-_STARTED: Final = 50
-"""Keys whose flights are begun in one turn of the loop."""
+_STARTS_PER_TURN: Final = 50
+"""Keys whose flights are started in one turn of the loop."""
 
-_AT_ONCE: Final = 500
-"""Keys handed to one call of the loader at most, and handled by one batch."""
+_MOST_KEYS: Final = 500
+"""Keys that one call of the loader gets at most."""
 
 
 class _PendingKey:
-    """A key that this batch has claimed, and the future of what the loader says: its value or its error."""
+    """A key that this batch has to load, and the future of its value or error."""
 
-    __slots__ = ("answer", "flight", "wanted")
+    __slots__ = ("answer", "flight", "item")
 
-    def __init__(self, wanted: BatchItem, flight: Flight) -> None:
-        self.wanted = wanted
+    def __init__(self, item: BatchItem, flight: Flight) -> None:
+        self.item = item
         self.flight = flight
         self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
 
-    def tell(self, error: BaseException | None, value: Any = None) -> None:
-        """Answer, unless there is an answer, or nobody waits any more."""
+    def resolve(self, error: BaseException | None, value: Any = None) -> None:
+        """Set the answer, unless it is set or cancelled."""
         if not self.answer.done():
             # Not as the future's exception: it could not be a StopIteration.
             self.answer.set_result((error, value))
 
 
 class _Call:
-    """One call of the loader: it goes on for as long as anybody waits for one of its keys."""
+    """One call of the loader; it is cancelled when no caller waits for any of its keys."""
 
-    __slots__ = ("left", "orders", "task")
+    __slots__ = ("keys", "task", "unanswered")
 
-    def __init__(
-        self, orders: list[_PendingKey], load: Callable[[list[_PendingKey]], Coroutine[Any, Any, None]]
-    ) -> None:
-        self.orders = orders
-        self.left = len(orders)
-        self.task = loop_task(load(orders))
+    def __init__(self, keys: list[_PendingKey], load: Callable[[list[_PendingKey]], Coroutine[Any, Any, None]]) -> None:
+        self.keys = keys
+        self.unanswered = len(keys)
+        self.task = loop_task(load(keys))
         # Also for a task that is cancelled before its first step.
         self.task.add_done_callback(self._ended)
-        for order in orders:
-            order.answer.add_done_callback(self._gone)
+        for key in keys:
+            key.answer.add_done_callback(self._answered)
 
-    def _gone(self, answer: asyncio.Future[Any]) -> None:
-        self.left -= 1
-        if not self.left:
+    def _answered(self, _: asyncio.Future[Any]) -> None:
+        self.unanswered -= 1
+        if not self.unanswered:
             self.task.cancel()
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        for order in self.orders:
-            order.tell(error or asyncio.CancelledError())
+        for key in self.keys:
+            key.resolve(error or asyncio.CancelledError())
 
 
 class Batch:
     """One call for many keys.
 
-    :param request: what is wanted of it.
+    :param request: the keys, and how to load them.
     :param call: calls the batch loader.
-    :param source: what the batch loader is told apart from others by.
+    :param source: identifies the batch loader.
     """
 
     def __init__(self, loads: Loads, request: BatchRequest, call: CallLoader, source: object) -> None:
@@ -94,18 +92,18 @@ class Batch:
         self._source = source
         self._undecided = 0
         self._sealed = False
-        self._orders: list[_PendingKey] = []
+        self._pending: list[_PendingKey] = []
         self._calls: set[_Call] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def run(self, wanted: Sequence[BatchItem]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
-        """Return the values by name, without those that the loader did not answer, and the errors by key."""
+    async def run(self, items: Sequence[BatchItem]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
+        """Return the values by name, without keys that the loader omitted, and the errors by key."""
         values: dict[bytes, Any] = {}
         errors: dict[Any, Exception] = {}
         self._loop = asyncio.get_running_loop()
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
-            for item, outcome in zip(some, await self._some(some), strict=True):
+        for start in range(0, len(items), _MOST_KEYS):
+            part = items[start : start + _MOST_KEYS]
+            for item, outcome in zip(part, await self._load_part(part), strict=True):
                 if isinstance(outcome, Exception):
                     errors[item.key] = outcome
                 elif isinstance(outcome, BaseException):
@@ -114,46 +112,46 @@ class Batch:
                     values[item.ref.name] = outcome
         return values, errors
 
-    async def _some(self, some: Sequence[BatchItem]) -> list[Any]:
+    async def _load_part(self, part: Sequence[BatchItem]) -> list[Any]:
         self._sealed = False
         tasks: list[asyncio.Task[Any]] = []
         try:
-            for item in some:
-                tasks.append(loop_task(self._one(item)))
-                if len(tasks) % _STARTED == 0:
+            for item in part:
+                tasks.append(loop_task(self._load_key(item)))
+                if len(tasks) % _STARTS_PER_TURN == 0:
                     await asyncio.sleep(0)
-            # One turn for the tasks to join, and one for the flights that they lead to begin.
+            # One turn for the tasks to join flights, and one for the flights that they lead to start.
             for _ in range(2):
                 await asyncio.sleep(0)
             self._all_started()
             return await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             cancel(*tasks)
-            # Cancelled before, others may have joined the flights: the loader is called for them.
+            # If this call was cancelled before, other callers may have joined its flights: they need the loader.
             self._all_started()
 
     def _all_started(self) -> None:
-        """Note that all keys have been begun; from now on, the loader is called as soon as all are decided."""
+        """Allow the loader to be called, as soon as all keys are decided."""
         self._sealed = True
         self._decided(0)
 
-    async def _one(self, wanted: BatchItem) -> Any:
-        ref, loads = wanted.ref, self._loads
-        request = self._request.of_key(wanted, self._source)
+    async def _load_key(self, item: BatchItem) -> Any:
+        ref, loads = item.ref, self._loads
+        request = self._request.of_key(item, self._source)
 
         async def lead(flight: Flight) -> LoadedValue[Any]:
             self._undecided += 1
             flight.loader = self._source
             decided = _OneShot(self._decided)
             try:
-                got = await loads.acquirer.acquire(request._replace(on_wait=decided.tell), flight)
+                got = await loads.acquirer.acquire(request._replace(on_wait=decided), flight)
                 opened = await loads.open(ref, got, flight)
                 fence = loads.to_load(request, flight, got, opened)
                 if isinstance(fence, LoadedValue):
                     return fence
-                return await self._ordered(wanted, request, fence, decided)
+                return await self._load_in_call(item, request, fence, decided)
             finally:
-                decided.tell()
+                decided()
 
         caller = loads.joining.caller(request, self._source)
         await loads.joining.confirm(request, caller)
@@ -162,92 +160,92 @@ class Batch:
         )
         return await loaded.taken(strict=request.strict)
 
-    async def _ordered(
-        self, wanted: BatchItem, request: LoadRequest[Any], fence: Fence, decided: "_OneShot"
+    async def _load_in_call(
+        self, item: BatchItem, request: LoadRequest[Any], fence: Fence, decided: "_OneShot"
     ) -> LoadedValue[Any]:
-        """Have the loader called for a key that was claimed, and store its value."""
+        """Add a key to the next call of the loader, and store its value."""
         flight = fence.flight
-        order = _PendingKey(wanted, flight)
+        key = _PendingKey(item, flight)
         try:
-            self._orders.append(order)
+            self._pending.append(key)
             flight.began, started = self._loads.clock(), monotonic()
-            if not decided.tell():
-                # It had to wait for somebody else's load, and nobody waits for it any more.
+            if not decided():
+                # The key waited for another process and was decided before it could be loaded.
                 self._decided(0)
-            error, value = await order.answer
+            error, value = await key.answer
             if error is not None:
                 if isinstance(error, Exception):
                     await self._loads.record_failure(request, error, started, fence)
                 raise error
             if value is MISS:
-                # An answer for callers with the same loader; others who joined ask their own.
+                # Valid for callers with the same loader; others that joined this flight ask their own.
                 flight.look.left_out_by = self._source
-                flight.look.tags = wanted.tags
+                flight.look.tags = item.tags
                 return LoadedValue(MISS, None)
-            cost = self._loads.count_load(wanted.ref, started)
-            if isinstance(value, JudgedValue):
+            cost = self._loads.count_load(item.ref, started)
+            if isinstance(value, PreparedValue):
                 return await self._loads.stored(request, value, cost, fence)
             return await self._loads.store_result(request, value, cost, fence)
         finally:
-            cancel(order.answer)
+            cancel(key.answer)
             fence.close()
 
     def _decided(self, count: int) -> None:
-        """Note that so many keys need not be waited for any more, and call the loader if that was the last."""
+        """Count keys as decided, and call the loader if none is undecided."""
         self._undecided -= count
-        if self._sealed and not self._undecided and self._orders:
+        if self._sealed and not self._undecided and self._pending:
             loop = running_loop()
-            # If the loop was closed, the collector ends the batch, perhaps in a turn of another loop.
+            # After the loop was closed, the garbage collector ends the batch, perhaps while another loop runs.
             if loop is not None and loop is self._loop:
-                # In the next turn: others that were granted in the same batch of answers come along.
+                # In the next turn: keys whose leases came in the same batch of answers join this call.
                 loop.call_soon(self._start)
 
     def _start(self) -> None:
-        orders, self._orders = [order for order in self._orders if not order.answer.done()], []
-        if orders:
-            call = _Call(orders, self._load)
+        keys, self._pending = [key for key in self._pending if not key.answer.done()], []
+        if keys:
+            call = _Call(keys, self._load)
             self._calls.add(call)
             call.task.add_done_callback(lambda _: self._calls.discard(call))
 
-    async def _load(self, orders: list[_PendingKey]) -> None:
+    async def _load(self, keys: list[_PendingKey]) -> None:
         try:
-            # A loader of many keys replaces no single value, also within the load of one.
+            # A batch loader replaces no single value, even if it runs within the load of one.
             with as_current_load(CurrentLoad()):
-                answers = await self._call([order.wanted.key for order in orders], [order.flight for order in orders])
+                answers = await self._call([key.item.key for key in keys], [key.flight for key in keys])
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
-        except Exception as error:  # noqa: BLE001  # it goes to everybody who waits for one of the keys
-            for order in orders:
-                order.tell(error)
+        except Exception as error:  # noqa: BLE001  # raised by all callers that wait for one of the keys
+            for key in keys:
+                key.resolve(error)
             return
-        portion = Step()
-        for order in orders:
-            if portion.done():
-                # Each of them wakes a task that encodes and stores its value.
+        step = Step()
+        for key in keys:
+            if step.done():
+                # Each answer wakes a task that encodes and stores a value.
                 await asyncio.sleep(0)
                 await turn()
             try:
-                answer = answers.get(order.wanted.key, MISS)
-            except Exception as error:  # noqa: BLE001  # the mapping is the loader's own
+                answer = answers.get(key.item.key, MISS)
+            except Exception as error:  # noqa: BLE001  # raised by the loader's own mapping class
                 answer = error
-            # A loader may fail for some keys only: it gives their exceptions for values.
+            # A loader may fail for some keys only: an exception as a value marks such a key.
             if isinstance(answer, Exception):
-                order.tell(answer)
+                key.resolve(answer)
             else:
-                order.tell(None, answer)
+                key.resolve(None, answer)
 
 
 class _OneShot:
-    """Tells a batch once that a key is decided."""
+    """Counts a key as decided, once; call it to do so."""
 
     __slots__ = ("_callback",)
 
     def __init__(self, callback: Callable[[int], None]) -> None:
         self._callback: Callable[[int], None] | None = callback
 
-    def tell(self) -> bool:
-        """Tell it; return whether this was the first time."""
+    def __call__(self) -> bool:
+        """Count the key; return whether this was the first call."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback(1)

@@ -1,8 +1,8 @@
-"""What the log says of loads that failed when there was no caller to raise the error to.
+"""Logging failed loads whose error no caller gets.
 
-A caller that gets a stale value, or has not waited, does not learn of the error, so the log is the only place for it.
-The warning names namespace, key and function; the error's own words, which are the program's and may hold a secret, are
-logged with the traceback at the level DEBUG.
+A caller that gets a stale value, or did not wait, does not get the error, so the log is the only place for it. The
+warning names namespace, key and function. The error's message may contain a secret of the program, so it is logged at
+the level DEBUG only, with the traceback.
 """
 
 from functools import partial
@@ -15,11 +15,11 @@ from magnus_cache._engine.runtime.log import RateLimitedLog
 __all__ = ["LoadFailures", "function_name"]
 
 _LONGEST: Final = 200
-"""Characters of a key that are shown."""
+"""Characters of a key in a log line."""
 
 
 def function_name(function: Any) -> str:
-    """Return the name of a loader for people, such as ``app.prices.load``; empty if it has none."""
+    """Return the readable name of a loader, such as ``app.prices.load``; empty if it has none."""
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, CodeType):
@@ -30,24 +30,24 @@ def function_name(function: Any) -> str:
 
 
 class LoadFailures:
-    """Logs failed loads of one cache; one that is told twice is logged once."""
+    """Logs failed loads of one cache, each once."""
 
     def __init__(self, notices: RateLimitedLog) -> None:
         self._notices = notices
 
-    def tell(self, flight: Flight, error: BaseException) -> None:
-        """Log what a load came to that nobody waited for."""
-        self._tell(flight, flight.key, flight.namespace, error, "")
+    def report(self, flight: Flight, error: BaseException) -> None:
+        """Log the error of a load that no caller waited for."""
+        self._log(flight, flight.key, flight.namespace, error, "")
 
-    def tell_of(self, key: bytes, namespace: str, error: BaseException, then: str) -> None:
+    def report_current(self, key: bytes, namespace: str, error: BaseException, then: str) -> None:
         """Log that the current load failed.
 
-        :param then: what follows from it, as a further clause.
+        :param then: the consequence, as a clause that continues the line.
         """
         flight = LOADING.get()
-        self._tell(flight if flight is not None and flight.key == key else None, key, str(namespace), error, then)
+        self._log(flight if flight is not None and flight.key == key else None, key, str(namespace), error, then)
 
-    def _tell(self, flight: Flight | None, key: bytes, namespace: str, error: BaseException, then: str) -> None:
+    def _log(self, flight: Flight | None, key: bytes, namespace: str, error: BaseException, then: str) -> None:
         function = ""
         if flight is not None:
             if flight.failure_logged:

@@ -1,4 +1,4 @@
-"""Which loads under way a call may join: what is to be known and put aside before it looks for one."""
+"""Which loads under way a call may join: checked before the call looks for one."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,11 @@ class JoinRules:
 
     def __init__(self, reads: Reads) -> None:
         self._state = reads.state
-        self._epochs = reads.epochs
+        self._epochs = reads.epoch_sync
         self.flights = reads.state.flights
 
     def caller(self, request: LoadRequest[Any], source: object = None) -> JoiningCaller:
-        """Return the caller that a request begins to be from now on: it judges the loads that it joins.
+        """Return the caller of a request that starts now; it decides which loads' outcomes it accepts.
 
         :param source: the batch loader of the call, see `JoiningCaller`.
         """
@@ -35,15 +35,15 @@ class JoinRules:
         return caller
 
     def must_confirm(self, request: LoadRequest[Any]) -> bool:
-        """Whether `confirm` has anything to ask."""
+        """Whether `confirm` has to ask Redis."""
         return self._is_first(request.ref) or (not request.fresh and self._in_doubt(request.ref))
 
     async def confirm(self, request: LoadRequest[Any], caller: JoiningCaller) -> None:
-        """Return once it is known what an announcement, if there was one, means for the load that is under way.
+        """Return once it is known whether announcements so far affect the load under way.
 
-        To be awaited before joining, for as long as the caller waits at all; what is left of that is noted in it. The
-        answer was given after this call began; what is announced later need not be waited for. Without an answer the
-        load cannot be joined.
+        Await it before joining. It takes at most the caller's `max_wait`, and reduces that by the time it took. Redis
+        answers after this call began, so later announcements do not matter. Without an answer the load is detached,
+        unless it looked after this call began: of many calls that get no answer, the first starts a load for all.
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         if self._is_first(ref) and wire is not None:
@@ -61,16 +61,18 @@ class JoinRules:
                     await self._epochs.settled(wire, ref.epoch_names)
                 if lease is not None:
                     waiter: asyncio.Future[None] = wire.loop.create_future()
-                    lease.look(waiter)
+                    lease.verify(waiter)
                     await waiter
         except (TimeoutError, CacheUnavailableError):
-            self.flights.detach(ref.name)
+            flight = self.flights.current(ref.name)
+            if flight is not None and not caller.began_before(flight.look):
+                self.flights.detach_flight(flight)
         caller.waited_since(began)
 
     def detach_unjoinable(self, ref: KeyRef, fresh: bool) -> None:
-        """Put aside the load under way if its value is not good for a new caller, or if it hangs.
+        """Detach the load under way if its value would be invalid for a new caller, or if it hangs.
 
-        :param fresh: whether the caller joins no load that is under way.
+        :param fresh: whether to detach it in any case.
         """
         state = self._state
         if fresh:
@@ -78,11 +80,11 @@ class JoinRules:
             return
         hung = self.flights.detach_hung(ref.name, state.settings.wait_timeout)
         if hung is not None:
-            state.leases.let_go(hung)
+            state.leases.release_hung(hung)
             state.notices.warn(
                 f"hung:{ref.namespace}",
                 f"loading a value for namespace {str(ref.namespace)!r} has taken {state.clock() - hung.began:.0f} "
-                "s and is given up: the next caller begins anew. Give the loader a time limit of its own, or set "
+                "s and is given up: the next caller starts a new load. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
         cut_off = state.cut_off(ref.namespace)
@@ -94,9 +96,9 @@ class JoinRules:
         return self._state.leases.doubted(ref.name) is not None or self._state.doubts(ref.epoch_names)
 
     def _is_first(self, ref: KeyRef) -> bool:
-        """Whether a load has to wait for a connection: one to a new server ends all loads that can be joined by then.
+        """Whether a load has to wait for a connection: connecting to a new server detaches all loads under way.
 
-        Other loads begin a second time then, and wait for the lease; a local one has none.
+        Loads of other namespaces then start again and wait for the lease. A local namespace has no leases.
         """
         state = self._state
         return ref.namespace.local and state.endpoint is not None and not state.reachable

@@ -1,4 +1,4 @@
-"""What a load came to, as those who waited for it take it."""
+"""The outcome of a load, as its waiting callers take it."""
 
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class LoadedValue(Generic[T]):
-    """What a load came to, for all who waited for it: each gets a value of its own.
+    """The outcome of a load, for all waiting callers: each gets a value of its own.
 
-    :param payload: the encoded value, which later takers get decoded; None if it cannot be encoded.
+    :param payload: the encoded value, decoded for each further caller; None if it cannot be encoded.
     :param refusal: why it cannot be stored, or None.
-    :param copies: for the other takers, where there is no payload.
+    :param copies: copies for the further callers, if there is no payload.
     """
 
     __slots__ = ("_own", "_payload", "_value", "refusal")
@@ -31,15 +31,15 @@ class LoadedValue(Generic[T]):
         self.refusal = refusal
 
     def take(self, *, strict: bool = False) -> T:
-        """Return the value: the first taker gets the loader's own object, the others equal ones.
+        """Return the value: the first caller gets the loader's own object, later ones get equal objects.
 
-        :param strict: whether a value that cannot be stored is an error to this taker.
-        :raises CacheEncodeError: if it is; the same for all.
+        :param strict: whether a value that cannot be stored is an error to this caller.
+        :raises CacheEncodeError: if so; the same error for all.
         """
         if strict and self.refusal is not None:
             raise self.refusal.with_traceback(None)
         try:
-            # One call in C: of two threads, exactly one gets it.
+            # One call in C, so only one of two threads gets the object.
             return self._own.pop()
         except IndexError:
             if self._payload is None:
@@ -48,7 +48,7 @@ class LoadedValue(Generic[T]):
             return value
 
     async def taken(self, *, strict: bool = False) -> T:
-        """Do what `take` does, on an event loop, in as many of its turns as the value takes.
+        """Return the same as `take`, on an event loop; a large value is decoded over several of its turns.
 
         :raises CacheEncodeError: as `take` does.
         """

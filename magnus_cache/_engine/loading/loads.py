@@ -1,6 +1,6 @@
-"""Loads: what happens on a miss. One loader runs for all who ask for a key at a time; its value is kept.
+"""Loads, which follow a miss: one loader runs for all concurrent callers of a key, and its value is stored.
 
-The same rules for coroutines, whose load is a task of its own, and for threads, where the first one loads.
+The rules are the same for coroutines, whose load runs in its own task, and for threads, where the first caller loads.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from magnus_cache._engine.loading.joining import JoinRules
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import LoadRequest
-from magnus_cache._engine.loading.results import JudgedValue, Judging
+from magnus_cache._engine.loading.results import PreparedValue, ResultPreparer
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
 from magnus_cache._engine.loading.unstorable import Unstorable
@@ -35,7 +35,7 @@ from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
@@ -47,30 +47,30 @@ T = TypeVar("T")
 class Loads:
     """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
 
-    def __init__(self, reads: Reads, writes: Writes) -> None:
+    def __init__(self, reads: Reads, writes: ManyWrites) -> None:
         self._reads = reads
         self._writes = writes
         self._state = reads.state
         self.acquirer = LeaseAcquirer(reads)
         self.joining = JoinRules(reads)
-        self.judging = Judging(reads, writes, self._hold_back)
+        self.preparer = ResultPreparer(reads, writes, self._hold_back)
         self.flights = reads.state.flights
         self.clock = reads.state.clock
         self.throttle = RetryThrottle(reads.state.clock)
         self._failures = LoadFailures(reads.state.notices)
-        self.flights.on_unheard_error = self._failures.tell
+        self.flights.on_unheard_error = self._failures.report
         self.unstorable = Unstorable(reads.state.flights, writes)
 
     @property
     def wait_timeout(self) -> float:
-        """Seconds that a caller waits for somebody else's load."""
+        """Seconds that a caller waits for another caller's load."""
         return self._state.settings.wait_timeout
 
     async def load(self, request: LoadRequest[T]) -> T:
         """Return the loader's value, from here or from another caller's load of the same key; store it.
 
-        :raises Exception: what the loader raises, the same for all who waited; a `WaitExpiredError` after the request's
-            `max_wait`, and the load goes on without the caller.
+        :raises Exception: what the loader raises, the same for all waiting callers; a `WaitExpiredError` after the
+            request's `max_wait`, while the load continues in the background.
         :raises CacheRecursionError: if loading the key needs the key.
         :raises CacheEncodeError: if the value cannot be stored, and the request is strict.
         """
@@ -78,9 +78,9 @@ class Loads:
         return await loaded.taken(strict=request.strict)
 
     async def outcome(self, request: LoadRequest[T]) -> LoadedValue[T]:
-        """Return what a load came to; see `load`.
+        """Return the outcome of a load; see `load`.
 
-        :raises Exception: as `load` does, but for values that cannot be stored.
+        :raises Exception: as `load` does, except for values that cannot be stored.
         """
         mode, ref = self._state.mode, request.ref
         if mode is Mode.DISABLED:
@@ -95,14 +95,14 @@ class Loads:
         )  # fmt: skip
 
     def _completed(self, request: LoadRequest[T], mode: Mode = Mode.NORMAL) -> LoadRequest[T]:
-        """Return a request with all tags that its value is known to get, and fresh in a bypass."""
+        """Return a request with all tags that are known before the load; it is fresh in the mode `BYPASS`."""
         fresh, tags = request.fresh or mode is Mode.BYPASS, tagged(request.ref, request.tags)
         if fresh is request.fresh and tags is request.tags:
             return request
         return request._replace(fresh=fresh, tags=tags)
 
     async def _lead(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:
-        """Load a value for all who wait, or find that somebody else just has."""
+        """Load a value for all waiting callers, or return one that another process has just stored."""
         flight.loader = request.loader
         got = await self.acquirer.acquire(request, flight)
         opened = await self.open(request.ref, got, flight)
@@ -124,38 +124,38 @@ class Loads:
     def to_load(
         self, request: LoadRequest[Any], flight: Flight, got: Fence | Entry, opened: Any
     ) -> "Fence | LoadedValue[Any]":
-        """Return the claim to load under, or what somebody else has just loaded.
+        """Return the fence to load under, or the value that another process has just stored.
 
-        :param got: what asking for a claim came to.
+        :param got: the result of the acquisition.
         :param opened: the value of an entry, see `open`.
-        :raises Exception: if what somebody else left there is an error.
+        :raises Exception: if the entry is a remembered error.
         """
         if isinstance(got, Entry):
             found = self._from_entry(request.ref, got, opened)
             if found is not None:
                 return found
-            got = self.acquirer.unclaimed(flight, fresh=request.fresh)
+            got = self.acquirer.without_lease(flight, fresh=request.fresh)
         look, rule = flight.look, request.options.tags
         look.since, look.found = got.since, False
-        # Should the load fail, nothing tells which tags its value would have had.
+        # If the load fails, the tags that depend on its value are unknown.
         look.tags = request.tags if rule is None or rule.of_value is None else None
-        # The time spent waiting for the lease does not count.
+        # The time spent waiting for the lease does not count as load time.
         flight.began = self.clock()
         return got
 
     def begin(self, request: LoadRequest[Any]) -> bool:
-        """Begin to load a key for nobody, and return whether that was done."""
+        """Start a background load; return whether it was started."""
         self.joining.detach_unjoinable(request.ref, fresh=False)
         lead = partial(self._lead, self._completed(request))
         return self.flights.start_background(request.ref.name, lead, str(request.ref.namespace))
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
-        """Do what `load` does, in the calling thread; a coroutine function runs on the background loop.
+        """Return the same as `load`, for a blocking caller; a coroutine function runs on the background loop.
 
-        It waits for as long as it takes.
+        The wait has no limit.
 
         :raises Exception: as `load` does.
-        :raises CacheDeadlockError: where the load that is waited for could only run in this very thread.
+        :raises CacheDeadlockError: if the load that this call waits for could only run in this thread.
         """
         mode = self._state.mode
         if mode is Mode.DISABLED:
@@ -175,7 +175,7 @@ class Loads:
         return loaded.take(strict=request.strict)
 
     def _lead_blocking(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:
-        """Do what `_lead` does, in a thread."""
+        """Return the same as `_lead`, in a thread."""
         ref, loader, call = request.ref, request.loader, self._state.portal.call
         flight.loader = loader
         fences: list[Fence] = []
@@ -196,9 +196,9 @@ class Loads:
                 call(self.record_failure, request, error, started, fence)
                 raise
             cost = self.count_load(ref, started)
-            # Encoded here: the loop is there for all threads.
-            judged = at_once(self.judging.steps(request, value, load))
-            return call(self.stored, request, judged, cost, fence, load)
+            # Encoded in this thread: all threads share the loop.
+            prepared = at_once(self.preparer.steps(request, value, load))
+            return call(self.stored, request, prepared, cost, fence, load)
         finally:
             for fence in fences:
                 fence.close()
@@ -206,7 +206,7 @@ class Loads:
     async def _acquired(self, request: LoadRequest[Any], flight: Flight, fences: list[Fence]) -> Fence | Entry:
         got = await self.acquirer.acquire(request, flight)
         if isinstance(got, Fence):
-            # Here, not when the thread learns of it: that may be interrupted (Ctrl-C) in between.
+            # On the loop: Ctrl-C may interrupt the thread before it has the fence.
             fences.append(got)
             if flight.done:
                 got.close()
@@ -216,7 +216,7 @@ class Loads:
         return await self._state.workers.call(request.loader, str(request.ref.namespace))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
-        """Call a function in this thread, a coroutine function on the background loop for these."""
+        """Return the loader's value: a function runs in this thread, a coroutine function on the background loop."""
         if is_async(loader):
             return wait_for(self._state.portal.loaders, cast("Callable[[], Awaitable[T]]", loader))
         value: Any = loader()
@@ -227,27 +227,27 @@ class Loads:
         return loaded
 
     async def open(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
-        """Return the value of an entry that was found instead of a right to load; else MISS."""
+        """Return the value of the entry if the acquisition found one; else MISS."""
         return await self._reads.open(ref, got) if self._is_found(got, flight) else MISS
 
     def _opened(self, ref: KeyRef, got: Fence | Entry, flight: Flight) -> Any:
-        """Do what `open` does, in a thread."""
+        """Return the same as `open`, in a thread."""
         return self._reads.opened(ref, got) if self._is_found(got, flight) else MISS
 
     def _is_found(self, got: Fence | Entry, flight: Flight) -> TypeGuard[Entry]:
-        """Return whether a load found something; then it is joined no more."""
+        """Return whether an acquisition found an entry; if so, detach the flight."""
         if not isinstance(got, Entry):
             return False
         flight.look.tags, flight.look.found = tags_of(got), True
-        # Without a lease, nobody would announce to it that the value was deleted; to take it in may take its time.
+        # Without a lease, the flight would not learn that the value was deleted, and decoding it may take long.
         self.flights.detach_flight(flight)
         return True
 
     def _from_entry(self, ref: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
-        """Return what somebody stored between this caller's look and its turn to load.
+        """Return a value that was stored between this caller's miss and its turn to load; None if it cannot be decoded.
 
         :param opened: the entry's value, or MISS.
-        :raises Exception: if that is an error.
+        :raises Exception: if it is a remembered error.
         """
         if (error := self._reads.error(ref, entry)) is not None:
             ref.counters.negative_hits += 1
@@ -255,14 +255,17 @@ class Loads:
         return None if opened is MISS else LoadedValue(opened, entry.payload)
 
     def count_load(self, ref: KeyRef, started: float) -> float:
-        """Count a load that began at a monotonic second, and return the seconds that it took."""
+        """Count a load and return its duration.
+
+        :param started: when it began, in monotonic seconds.
+        """
         cost = monotonic() - started
         ref.counters.loads += 1
         self._state.stats.load_latency.add(cost)
         return cost
 
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:
-        """Note that a loader raised: remember the error if it is an answer, else leave the key alone for a while."""
+        """Remember a loader's error if the policy says so; else pause the loads of the key."""
         ref, freshness = request.ref, request.ref.freshness
         ref.counters.load_errors += 1
         if freshness is NO_POLICY or fence.flight.loop_stopped:
@@ -271,16 +274,14 @@ class Loads:
         if ttl is None:
             self._hold_back(ref, error)
             return
-        # Tags that only a value could tell: no invalidation would reach what is remembered.
+        # If tags depend on the value, the error has none, and no invalidation of a tag would reach it.
         payload = None if fence.flight.look.tags is None else encode_error(error)
         if payload is None:
-            kind, tagged = type(error).__name__, fence.flight.look.tags is None
-            why = "its tags are a function of the value; give them as texts or templates of the arguments"
-            why = (
-                why
-                if tagged
-                else ("not all of its parts can be stored; let the loader raise an error that has plain data only")
-            )
+            kind = type(error).__name__
+            if fence.flight.look.tags is None:
+                why = "its tags are a function of the value; give them as texts or templates of the arguments"
+            else:
+                why = "not all of its parts can be stored; let the loader raise an error that has plain data only"
             what = f"a {kind} of namespace {str(ref.namespace)!r} is not remembered, as {why}"
             self._state.notices.warn(f"negative:{ref.namespace}:{kind}", what)
             return
@@ -289,55 +290,56 @@ class Loads:
         except CacheValueTooLargeError as too_large:
             self._state.notices.warn(f"size:{ref.namespace}", f"not remembered: {too_large}")
         else:
-            held = Record(None, payload, len(payload), envelope.new_version(), tags=request.tags, negative=True)
-            held = held._replace(cost=monotonic() - started)
-            await self._writes.fill(ref, held, payload, ttl, fence)
+            record = Record(None, payload, len(payload), envelope.new_version(), tags=request.tags, negative=True)
+            record = record._replace(cost=monotonic() - started)
+            await self._writes.fill(ref, record, payload, ttl, fence)
 
     def _hold_back(self, ref: KeyRef, error: Exception) -> None:
+        """Pause the loads of a key after an error, if a stale value can be served meanwhile."""
         freshness = ref.freshness
         if not freshness.grace and not freshness.early:
-            # Whoever waits gets the error, and whoever asks again wants it tried again.
+            # Without stale values, waiting callers get the error, and the next call tries again.
             return
         self.throttle.failed(ref.name, freshness.retry)
-        then = f"; where there is a stale value it is served, and the next attempt is in {freshness.retry:g} s"
-        self._failures.tell_of(ref.name, ref.namespace, error, then)
+        then = f"; a stale value is served if there is one, and the next attempt is in {freshness.retry:g} s"
+        self._failures.report_current(ref.name, ref.namespace, error, then)
 
     async def store_result(
         self, request: LoadRequest[T], value: T, cost: float, fence: Fence, load: CurrentLoad | None = None
     ) -> LoadedValue[T]:
-        """Store a value if it is to be, and return it for those who wait."""
-        judged = await in_turns(self.judging.steps(request, value, load))
-        return await self.stored(request, judged, cost, fence, load)
+        """Store a loaded value if its options say so; return it for the waiting callers."""
+        prepared = await in_turns(self.preparer.steps(request, value, load))
+        return await self.stored(request, prepared, cost, fence, load)
 
     async def stored(
-        self, request: LoadRequest[Any], judged: JudgedValue, cost: float, fence: Fence,
+        self, request: LoadRequest[Any], prepared: PreparedValue, cost: float, fence: Fence,
         load: CurrentLoad | None = None,
     ) -> LoadedValue[Any]:  # fmt: skip
-        """Store what is to be kept of a value, and return it for those who wait.
+        """Store a prepared value if it has a record; return it for the waiting callers.
 
-        :raises Exception: if it could not be judged.
+        :raises Exception: if its preparation failed.
         """
-        if judged.error is not None:
-            raise judged.error
+        if prepared.error is not None:
+            raise prepared.error
         ref, rule = request.ref, request.options.tags
-        value, payload, tags, held = judged.value, judged.payload, judged.tags, judged.held
+        value, payload, tags, record = prepared.value, prepared.payload, prepared.tags, prepared.record
         look, local = fence.flight.look, ref.namespace.local
         look.tags = tags
         if rule is not None and rule.of_value is not None:
-            await self.acquirer.adopt(tags, fence)
-        if payload is not None and held is not None:
-            held = held._replace(cost=cost, validator=load.validator if load is not None else None)
-            await self._writes.fill(ref, held, payload, judged.ttl, fence)
-        if (refusal := judged.refusal) is not None:
+            await self.acquirer.register_tags(tags, fence)
+        if payload is not None and record is not None:
+            record = record._replace(cost=cost, validator=load.validator if load is not None else None)
+            await self._writes.fill(ref, record, payload, prepared.ttl, fence)
+        if (refusal := prepared.refusal) is not None:
             refusal = await self.unstorable.refused(request, value, refusal, fence)
         if refusal is None or fence.flight.waiter_count or fence.flight.loop is None:
             self.throttle.succeeded(ref.name)
         else:
-            # It was for nobody but the cache, as every attempt would be.
+            # A background load without a waiting caller only fills the cache, and would fail again.
             self.throttle.failed(ref.name, ref.freshness.retry)
         stored_or_shared = local or payload is not None
         copies = [] if stored_or_shared else await self.unstorable.copies(value, request.options, fence.flight)
-        look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, judged.known, fence)
+        look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, prepared.known, fence)
         return LoadedValue(value, None if local else payload, refusal, copies)
 
 

@@ -1,4 +1,4 @@
-"""Coroutine functions of blocking callers: on the background loop for them, or on a loop of the caller's thread."""
+"""Running a blocking caller's coroutine function: on the background loop, or on a new loop in the caller's thread."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,8 +16,8 @@ T = TypeVar("T")
 def wait_for(loaders: Portal, function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Return what ``await function(*args)`` returns.
 
-    :param loaders: the background loop; where it cannot be started, this thread makes a loop for the one call.
-    :raises NoThreadError: if it cannot either, as it runs a loop already or no file can be opened.
+    :param loaders: the background loop. If it cannot be started, this thread runs a loop for this one call.
+    :raises NoThreadError: if this thread cannot run one, because it runs a loop already or can open no file.
     :raises Exception: whatever the function raises.
     """
     begun = False
@@ -31,7 +31,7 @@ def wait_for(loaders: Portal, function: Callable[..., Awaitable[T]], *args: Any)
         return loaders.call(begin)
     except NoThreadError as error:
         if begun:
-            # The function's own, from a blocking call to a cache within it.
+            # Raised by the function itself, from a blocking call to a cache.
             raise
         return _run_here(begin, error)
 
@@ -43,6 +43,6 @@ def _run_here(begin: Callable[[], Coroutine[Any, Any, T]], error: NoThreadError)
         check_files()
     except OSError:
         raise error from None
-    # With a factory: without one, a runner takes away the loop that the program has set for this thread.
+    # With a factory: without one, a runner removes the loop that the program has set for this thread.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(begin())

@@ -1,6 +1,6 @@
-"""What is to be loaded, as one record: it travels from the call that misses to the reply that grants the lease.
+"""Load requests: one record travels from the call that misses to the reply that grants the lease.
 
-A hit makes none. They are named tuples, not frozen dataclasses, because those take three times as long to be made.
+A hit creates none. They are named tuples because a frozen dataclass takes three times as long to create.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], A
 
 
 class LoadRequest(NamedTuple, Generic[T]):
-    """One value that is to be loaded.
+    """One value to load.
 
-    :ivar ref: where it lives.
-    :ivar loader: what is called for it; for a key of a batch, the identity of the batch loader.
-    :ivar options: how its value is kept.
-    :ivar tags: those of its tags that are known before the load.
-    :ivar fresh: whether to take no value that is already there, and to join no load that began before.
-    :ivar max_wait: seconds that the caller waits; then the load goes on without it. With 0, the load is not begun if
-        too many go on already. None for as long as it takes.
-    :ivar blocks: the event loop that the caller holds up meanwhile.
-    :ivar unwanted: the version of a value that is not to be returned, because it is what is to be refreshed.
-    :ivar on_wait: called when it turns out that another process holds the lease.
+    :ivar ref: the address of the value.
+    :ivar loader: the function that returns it; for a key of a batch, the identity of the batch loader.
+    :ivar options: how to store the value.
+    :ivar tags: its tags, as far as they are known before the load.
+    :ivar fresh: whether to use no existing value, and to join no load that began before.
+    :ivar max_wait: seconds that the caller waits; then the load continues in the background. With 0, the load is not
+        started at the limit of background loads. None waits without a limit.
+    :ivar blocks: the event loop that is blocked while the caller waits.
+    :ivar unwanted: the version of the value to refresh, which must not be returned.
+    :ivar on_wait: called if another process holds the lease.
     """
 
     ref: KeyRef
@@ -51,7 +51,7 @@ class LoadRequest(NamedTuple, Generic[T]):
 
 
 class BatchItem:
-    """One key of a batch, where its value lives, and its tags as far as they are known."""
+    """One key of a batch, with the address of its value and the tags known so far."""
 
     __slots__ = ("key", "ref", "tags")
 
@@ -62,23 +62,23 @@ class BatchItem:
 
 
 Locate = Callable[[Any], BatchItem]
-"""Tells where the value of a key lives.
+"""Returns a key's address and tags.
 
 :raises CacheArgumentError: for a key that cannot be used.
 """
 
 
 class BatchRequest(NamedTuple):
-    """Many values; those that are missing are loaded in one call.
+    """Many values; one call of the loader returns those that are missing.
 
-    :ivar keys: what is asked for.
-    :ivar locate: tells where the value of a key lives.
-    :ivar loader: called with the keys that are missing.
-    :ivar options: how the values are kept.
-    :ivar function: whose answers the loader returns, if that is not the loader itself. Loads of the same function
-        share what it leaves out.
-    :ivar fresh: whether to take no values that are already there.
-    :ivar blocks: the event loop that the caller holds up meanwhile.
+    :ivar keys: the requested keys.
+    :ivar locate: returns a key's address and tags.
+    :ivar loader: called with the missing keys.
+    :ivar options: how to store the values.
+    :ivar function: the function behind the loader, if the loader only wraps it. Loads of the same function share the
+        keys that it omits.
+    :ivar fresh: whether to use no existing values.
+    :ivar blocks: the event loop that is blocked while the caller waits.
     """
 
     keys: Sequence[Any]
@@ -94,6 +94,6 @@ class BatchRequest(NamedTuple):
     ) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.
 
-        :param source: what the batch loader is told apart from others by.
+        :param source: identifies the batch loader.
         """
         return LoadRequest(item.ref, source, self.options, item.tags, self.fresh, blocks=self.blocks, on_wait=on_wait)

@@ -1,4 +1,4 @@
-"""What is to be kept of a loaded value, and how: the work of it, to be done where the value was loaded."""
+"""Preparing a loaded value for its store: encoding, TTL and tags, done where the value was loaded."""
 
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
@@ -12,15 +12,18 @@ from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheError
 
-__all__ = ["JudgedValue", "Judging"]
+__all__ = ["PreparedValue", "ResultPreparer"]
 
 
-class JudgedValue(NamedTuple):
-    """What is to be kept of a loaded value, and how; or why it cannot be.
+class PreparedValue(NamedTuple):
+    """A loaded value with all that its store needs, or the reason why it cannot be stored.
 
-    :ivar known: those of its tags that were known before the load.
+    :ivar payload: its encoded bytes, for the store and the waiting callers; None if it cannot be encoded.
+    :ivar known: the tags that were known before the load.
+    :ivar tags: all its tags.
     :ivar ttl: seconds.
-    :ivar held: None if it is not to be kept.
+    :ivar record: the record to store; None to store nothing.
+    :ivar error: what `ttl`, `skip_if` or `tags` raised, raised again where the value is stored.
     :ivar refusal: why it cannot be stored, or None.
     """
 
@@ -29,15 +32,15 @@ class JudgedValue(NamedTuple):
     known: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     ttl: float = 0.0
-    held: Record | None = None
+    record: Record | None = None
     error: Exception | None = None
     refusal: CacheEncodeError | None = None
 
 
-class Judging:
-    """Judges the values that one cache has loaded.
+class ResultPreparer:
+    """Prepares the loaded values of one cache for their store.
 
-    :param hold_back: called with the address and the error of a value that is as good as none.
+    :param hold_back: called with a key's address and an error that counts as the failure of its load.
     """
 
     def __init__(self, reads: Reads, writes: Writes, hold_back: Callable[[KeyRef, Exception], None]) -> None:
@@ -47,8 +50,8 @@ class Judging:
 
     def steps(
         self, request: LoadRequest[Any], value: Any, load: CurrentLoad | None = None
-    ) -> Generator[None, None, JudgedValue]:
-        """Return, in steps, what is to be kept of a value that was loaded for a request."""
+    ) -> Generator[None, None, PreparedValue]:
+        """Return, in steps, a loaded value prepared for its store."""
         ref, options, tags = request.ref, request.options, request.tags
         if is_unmodified(value):
             if load is None or not load.has_previous:
@@ -63,22 +66,22 @@ class Judging:
         except CacheError:
             raise
         except Exception as error:
-            # A value that `ttl`, `skip_if` or `tags` cannot make sense of is as good as none.
+            # A value that makes `ttl`, `skip_if` or `tags` raise counts as a failed load.
             self._hold_back(ref, error)
             raise
         if payload and codec.changed_so_far() != changed:
             value = yield from _as_read(value, payload)
         if payload is None or ttl is None:
-            return JudgedValue(value, payload, tags, all_tags, refusal=refusal)
-        held = yield from self._writes.holding(ref, value, payload, all_tags)
-        return JudgedValue(value, payload, tags, all_tags, ttl, held)
+            return PreparedValue(value, payload, tags, all_tags, refusal=refusal)
+        record = yield from self._writes.record_steps(ref, value, payload, all_tags)
+        return PreparedValue(value, payload, tags, all_tags, ttl, record)
 
     def _payload(
         self, ref: KeyRef, value: Any, *, skipped: bool
     ) -> Generator[None, None, tuple[bytes | None, CacheEncodeError | None]]:
-        """Return the payload, for the store or for the waiting callers, and why the value cannot be stored, if so.
+        """Return the payload, for the store or the waiting callers; and why the value cannot be stored, or None.
 
-        A value that is too large has these bytes as well.
+        A value that is too large has a payload, too.
         """
         if ref.namespace.local:
             return b"", None if skipped else self._reads.local.refusal(ref, value)
@@ -88,13 +91,13 @@ class Judging:
             if not skipped:
                 yield from self._reads.checking(ref, payload)
         except CacheEncodeError as error:
-            # What is not to be stored need not be storable.
+            # A skipped value need not be storable.
             return payload, None if skipped else error
         return payload, None
 
 
 def _as_read(value: Any, payload: bytes) -> Generator[None, None, Any]:
-    """Return a value as later callers get it, so that the first one does not get another kind of row, say."""
+    """Return a value as later callers get it, so that the first one does not get rows of another type, for example."""
     try:
         return (yield from codec.decode_steps(payload))
     except CacheDecodeError:

@@ -1,7 +1,7 @@
-"""Values under a policy of freshness: what is served, what is loaded for it, and who waits for that.
+"""Values under a freshness policy: which value a call gets, and whether it waits for a load.
 
-A call comes here if its namespace, or the call itself, has a freshness policy, and memory had no value that could be
-served at once. Calls without a policy come here for their load only.
+A call comes here if its namespace, or the call itself, has a freshness policy, and memory had no value to return at
+once. Calls without a policy come here only to load.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
 
 
 class StalePolicy:
-    """The way to a value under a policy. `get` runs on any event loop, `get_blocking` in any thread."""
+    """Gets values under a freshness policy. `get` runs on any event loop, `get_blocking` in any thread."""
 
     def __init__(self, reads: Reads, loads: Loads) -> None:
         self._reads = reads
@@ -39,10 +39,10 @@ class StalePolicy:
         self._state = reads.state
 
     async def get(self, request: LoadRequest[T]) -> T:
-        """Return a fresh value, or a stale one where the policy says so; see `Freshness`.
+        """Return a fresh value, or a stale one if the policy allows it; see `Freshness`.
 
         :raises CacheTimeoutError: after the policy's `hard_timeout`, if there is no stale value.
-        :raises Exception: whatever the loader raises, now or, if it is remembered, before.
+        :raises Exception: what the loader raises, or has raised before if the error is remembered.
         """
         began, ref = monotonic(), request.ref
         entry, near = self._state.memory.get_stale(ref.name, trusted=True), True
@@ -60,7 +60,7 @@ class StalePolicy:
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
     async def _read(self, ref: KeyRef, tags: tuple[str, ...]) -> Entry | None:
-        """Return what Redis has, if it says so in time; if it could not be asked, whatever this process still has."""
+        """Return the value in Redis, if it answers within `hard_timeout`; else the last one that this process knows."""
         limit = ref.freshness.hard_timeout
         if limit is None:
             entry = await self._reads.read(ref, tags)
@@ -73,7 +73,7 @@ class StalePolicy:
         return self._reads.last(ref) if entry is None else entry
 
     async def _loaded(self, request: LoadRequest[T], stale: Any, began: float) -> T:
-        """Return what is loaded, or, if that takes too long or fails, a stale value if there is one.
+        """Return a loaded value; if the load takes too long or fails, a stale value if there is one.
 
         :param began: when the caller began to wait, in monotonic seconds.
         """
@@ -89,11 +89,11 @@ class StalePolicy:
             if stale is MISS:
                 raise CacheTimeoutError(ref.namespace, allowed or 0.0, goes_on=not error.limit_reached) from None
         except CacheDeadlockError:
-            # Who would not have waited anyway holds nobody up.
+            # With a soft timeout, the stale value is returned instead.
             if soft is None:
                 raise
         except asyncio.CancelledError:
-            # The load's own, unless it is this caller that is cancelled.
+            # The load was cancelled, or this caller.
             task = asyncio.current_task()
             if stale is MISS or task is None or task.cancelling():
                 raise
@@ -103,10 +103,10 @@ class StalePolicy:
         return self._stale(ref, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
     async def load(self, request: LoadRequest[T]) -> T:
-        """Load a value that is missing, or is to be replaced, within the policy's `hard_timeout`.
+        """Load a missing or outdated value within the policy's `hard_timeout`.
 
         :raises CacheTimeoutError: after that.
-        :raises Exception: whatever the loader raises.
+        :raises Exception: what the loader raises.
         """
         allowed = request.ref.freshness.hard_timeout
         if allowed is None or self._state.mode is Mode.DISABLED:
@@ -118,7 +118,7 @@ class StalePolicy:
             raise CacheTimeoutError(request.ref.namespace, allowed, goes_on=not error.limit_reached) from None
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
-        """Do what `load` does, for a thread.
+        """Return the same as `load`, for a blocking caller.
 
         :raises CacheTimeoutError: as `load` does.
         :raises Exception: as `load` does.
@@ -126,19 +126,19 @@ class StalePolicy:
         if request.ref.freshness.hard_timeout is None or self._state.mode is Mode.DISABLED:
             return self._loads.load_blocking(request)
         self._state.check_open()
-        there: Callable[[], Any] = partial(self.load, request._replace(blocks=running_loop()))
+        load: Callable[[], Any] = partial(self.load, request._replace(blocks=running_loop()))
         try:
-            value: T = self._state.portal.call(there)
+            value: T = self._state.portal.call(load)
         except NoThreadError:
-            # In this thread no limit of time can be kept; without the cache there would be none either.
+            # This thread cannot interrupt a load, so it has no time limit, as without the cache.
             return self._loads.load_blocking(request)
         return value
 
     def get_blocking(self, request: LoadRequest[T]) -> T:
-        """Do what `get` does, for a thread.
+        """Return the same as `get`, for a blocking caller.
 
-        The loader runs in this very thread, unless the policy knows timeouts or early refreshes: loads that may have to
-        go on without the caller run on the background loop or, if they block, in its worker threads.
+        The loader runs in this thread, unless the policy has timeouts or early refreshes. Loads that may have to
+        continue without the caller run on the background loop or, if they block, in its worker threads.
 
         :raises CacheTimeoutError: as `get` does.
         :raises Exception: as `get` does.
@@ -146,41 +146,43 @@ class StalePolicy:
         ref = request.ref
         if ref.freshness.in_tasks:
             self._state.check_open()
-            there: Callable[[], Any] = partial(self.get, request._replace(blocks=running_loop()))
+            get: Callable[[], Any] = partial(self.get, request._replace(blocks=running_loop()))
             with contextlib.suppress(NoThreadError):
-                value: T = self._state.portal.call(there)
+                value: T = self._state.portal.call(get)
                 return value
         entry, near = self._state.memory.get_stale(ref.name, trusted=True), True
         if entry is None:
-            entry, near = self._reads.read_blocking(ref), False
+            read, near = self._reads.read_blocking(ref), False
+            # A payload alone is for those without a policy.
+            entry = None if isinstance(read, bytes) else read
             entry = self._reads.last(ref) if entry is None else entry
-        served, held = self._served(ref, entry, self._freshness_of(ref, entry), near=near)
+        served, found = self._served(ref, entry, self._freshness_of(ref, entry), near=near)
         if served:
-            return held  # type: ignore[no-any-return]  # what was stored is what the loader returned
+            return found  # type: ignore[no-any-return]  # what was stored is what the loader returned
         try:
             return self._loads.load_blocking(request)
         except Exception as error:
-            if not self._may_serve_stale(ref, error, held):
+            if not self._may_serve_stale(ref, error, found):
                 raise
-        return self._stale(ref, held)  # type: ignore[no-any-return]  # likewise
+        return self._stale(ref, found)  # type: ignore[no-any-return]  # likewise
 
     # -- for batches ------------------------------------------------------------------------------------------
 
     def stale_while_throttled(self, ref: KeyRef, entry: Entry | None) -> Any:
-        """Return a stale value if its key is not to be loaded for a while, as that has just failed; else MISS.
+        """Return a stale value while the loads of its key are paused after a failure; else MISS.
 
-        :param entry: what was found of it.
+        :param entry: the entry that was found, or None.
         """
-        return self._past(ref, entry) if self._loads.throttle.holds(ref.name) else MISS
+        return self._stale_value(ref, entry) if self._loads.throttle.holds(ref.name) else MISS
 
     def stale_on_error(self, ref: KeyRef, error: Exception, entry: Entry | None) -> Any:
-        """Return the stale value that is served in place of a load's error; MISS for none.
+        """Return the stale value to serve instead of a load's error; MISS without one.
 
-        :param entry: what was found of it, before the load.
+        :param entry: the entry that was found before the load, or None.
         """
-        return self._past(ref, entry) if self._may_serve_stale(ref, error, None) else MISS
+        return self._stale_value(ref, entry) if self._may_serve_stale(ref, error, None) else MISS
 
-    def _past(self, ref: KeyRef, entry: Entry | None) -> Any:
+    def _stale_value(self, ref: KeyRef, entry: Entry | None) -> Any:
         if not ref.freshness.grace:
             return MISS
         entry = entry or self._state.memory.get_stale(ref.name, trusted=True) or self._reads.last(ref)
@@ -189,10 +191,10 @@ class StalePolicy:
         value = self._reads.opened_anyway(ref, entry)
         return value if value is MISS else self._stale(ref, value)
 
-    # -- what both do -----------------------------------------------------------------------------------------
+    # -- shared -----------------------------------------------------------------------------------------
 
     def _count_timeout(self, ref: KeyRef, error: WaitExpiredError) -> None:
-        """Count a caller that does not wait any longer; let the next ones not begin what has to be given up again."""
+        """Count a caller that stopped waiting; pause the loads of the key if this one was given up."""
         ref.counters.timeouts += 1
         ref.counters.overloads += error.limit_reached
         if error.given_up:
@@ -201,17 +203,17 @@ class StalePolicy:
     def _freshness_of(self, ref: KeyRef, entry: Entry | None) -> FreshnessState:
         if entry is None:
             return FreshnessState.GONE
-        # Whoever brought it near may have asked for a longer grace than this caller.
+        # The entry may come from a call with a longer grace than this one.
         end = min(entry.end, entry.fresh_until + ref.freshness.grace)
         return classify(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
     def _served(
         self, ref: KeyRef, entry: Entry | None, state: FreshnessState, *, near: bool, opened: Any = LARGE
     ) -> tuple[bool, Any]:
-        """Return whether a value is served without a load; and it, or else the stale one that there is, or MISS.
+        """Return whether a value is served without a load, and the value; if not, a stale value or MISS.
 
-        :param opened: the entry's value, if it took long to be opened.
-        :raises Exception: if it stands for an error that is remembered.
+        :param opened: the entry's value, if it is large and was decoded before.
+        :raises Exception: if the entry is a remembered error.
         """
         value = self._opened(ref, entry, state, near=near, opened=opened)
         if value is not MISS:
@@ -223,9 +225,9 @@ class StalePolicy:
         return False, value
 
     def _opened(self, ref: KeyRef, entry: Entry | None, state: FreshnessState, *, near: bool, opened: Any) -> Any:
-        """Return an entry's value, fresh or stale; MISS for none.
+        """Return an entry's value, fresh or stale; MISS without one.
 
-        :raises Exception: if it stands for an error that is remembered.
+        :raises Exception: if the entry is a remembered error.
         """
         if entry is None or state is FreshnessState.GONE:
             return MISS
@@ -245,10 +247,10 @@ class StalePolicy:
             ref.counters.early_refreshes += 1
 
     def _may_serve_stale(self, ref: KeyRef, error: Exception, stale: Any) -> bool:
-        """Whether a stale value is to be served instead of a load's error.
+        """Whether to serve a stale value instead of a load's error.
 
-        Not if there is none; not for an error that is an answer, as the policy's `negative` says; and not for one that
-        tells of a mistake in the program.
+        There must be a stale value. Errors that the policy remembers (`negative`) are raised, and so are errors that
+        report a mistake in the program.
         """
         if stale is MISS or ref.freshness.negative_ttl(error) is not None:
             return False

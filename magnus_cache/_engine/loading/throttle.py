@@ -1,4 +1,4 @@
-"""Which keys are not to be loaded again for a while, because that has just failed."""
+"""The pause before a key whose load has failed is loaded again."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ _MOST: Final = 10_000
 
 
 class RetryThrottle:
-    """Remembers failures of loads for a time; at most ten thousand, the oldest make room. Thread-safe."""
+    """Remembers the last ten thousand failed loads, each for its pause. Thread-safe."""
 
     __slots__ = ("_clock", "_until")
 
@@ -19,8 +19,8 @@ class RetryThrottle:
         self._until: dict[bytes, float] = {}
 
     def failed(self, name: bytes, pause: float) -> None:
-        """Hold back further loads of a key for some seconds."""
-        # Anew, so that the dictionary's order is that of time.
+        """Pause the loads of a key for some seconds."""
+        # Removed first: the dictionary's order is that of time.
         self._until.pop(name, None)
         self._until[name] = self._clock() + pause
         while len(self._until) > _MOST:
@@ -30,12 +30,12 @@ class RetryThrottle:
                 break  # Another thread does the same.
 
     def succeeded(self, name: bytes) -> None:
-        """Hold back nothing."""
+        """End the pause of a key."""
         if self._until:
             self._until.pop(name, None)
 
     def holds(self, name: bytes) -> bool:
-        """Return whether a key is not to be loaded now."""
+        """Return whether the loads of a key are paused now."""
         until = self._until.get(name)
         if until is None:
             return False

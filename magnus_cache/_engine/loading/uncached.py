@@ -1,4 +1,4 @@
-"""Loads of blocking callers where there is no background loop: the loader is called, and nothing is kept."""
+"""Loads of blocking callers without a background loop: the loader is called, and nothing is stored."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def uncached(
     acquirer: LeaseAcquirer, ref: KeyRef, flight: Flight, call: Callable[[], T], error: NoThreadError
 ) -> tuple[T, bytes | None]:
-    """Return what a loader returns, for all who wait in this process, and the bytes to copy it by, if it has any.
+    """Return a loader's value, for all waiting callers of this process, and its payload; None if it cannot be encoded.
 
     :param call: calls the loader.
     :param error: why there is no loop.
@@ -28,7 +28,7 @@ def uncached(
     """
     state = acquirer._state
     state.without_loop(error)
-    fence = acquirer.unclaimed(flight, fresh=False)
+    fence = acquirer.without_lease(flight, fresh=False)
     look = flight.look
     look.since, look.found, look.tags = fence.since, False, None
     flight.began = state.clock()
@@ -42,5 +42,5 @@ def uncached(
     try:
         return value, codec.encode(value)
     except CacheEncodeError:
-        # Then those who wait for it share it, as they would without a cache.
+        # Then the waiting callers share the object, as they would without a cache.
         return value, None

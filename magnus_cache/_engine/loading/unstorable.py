@@ -1,8 +1,8 @@
-"""Results that cannot be stored: they are returned all the same, counted, and reported once.
+"""Results that cannot be stored: callers get them all the same; they are counted, and logged once.
 
-A load that succeeded is not undone by the cache. Its value goes to all who waited for it, each with a copy of its own
-where one can be made; the next call loads again. Other processes that wait for the load learn at once that no value
-will come (see `Leases.release`), and load for themselves.
+A cache must not turn a successful load into an error. All waiting callers get the value, each a copy of its own if one
+can be made. The next call loads again. Processes that wait for the lease learn at once that no value will come (see
+`Leases.release`), and load for themselves.
 """
 
 from functools import partial
@@ -19,19 +19,19 @@ from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import say
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
 __all__ = ["Unstorable"]
 
 _MOST_REPORTED: Final = 1_000
-"""Functions and types that are remembered as reported; past that, more are only counted."""
+"""Pairs of function and type that are logged; further ones are only counted."""
 
 _COPIED_HERE: Final = 1_000
 """Parts that may be copied on the event loop: about a millisecond."""
 
 _SEARCHED_HERE: Final = 65_536
-"""Bytes of a value that may be searched on the event loop for the part that is to blame."""
+"""Bytes of a value that may be searched on the event loop for the part that cannot be stored."""
 
 
 def _named(options: LoadOptions) -> str:
@@ -41,18 +41,17 @@ def _named(options: LoadOptions) -> str:
 def _size(value: Any) -> int:
     try:
         return footprint(value, 0)
-    # It asks the value's own classes, which may do anything.
-    except Exception:  # noqa: BLE001  # as said
+    except Exception:  # noqa: BLE001  # methods of the value's own classes, which may do anything
         return 0
 
 
 class Unstorable:
-    """Takes the results of one cache's loads that cannot be stored.
+    """Handles the results of one cache that cannot be stored.
 
     :param flights: the loads under way.
     """
 
-    def __init__(self, flights: FlightRegistry, writes: Writes) -> None:
+    def __init__(self, flights: FlightRegistry, writes: ManyWrites) -> None:
         self._flights = flights
         self._writes = writes
         self._off_loop = writes.off_loop
@@ -61,13 +60,10 @@ class Unstorable:
     async def refused(
         self, request: LoadRequest[Any], value: Any, error: CacheEncodeError, fence: Fence
     ) -> CacheEncodeError:
-        """Take a result, count it, and report it if it is the first of its function and type.
-
-        Returns the error for callers who are strict about it.
-        """
+        """Count a result, log the first of its function and type, and return the error for strict callers."""
         ref = request.ref
         if fence.fresh and not fence.overtaken:
-            # It was to replace what is there, and no later caller is to get that.
+            # A fresh load replaces the existing value: later callers must not get that one.
             await self._writes.remove((ref,))
         if fence.lease is not None:
             fence.lease.close(unstorable=True)
@@ -91,10 +87,10 @@ class Unstorable:
     async def copies(self, value: Any, options: LoadOptions, flight: Flight) -> list[Any]:
         """Return copies for all waiting callers but one; an empty list if they must share the value.
 
-        Nobody joins the load from here on: for later callers there would be no copy.
+        The load is detached first: a caller that joined later would find no copy.
         """
         self._flights.detach_flight(flight)
-        # A thread that leads its own load is not among those who wait.
+        # A thread that runs the load itself is not counted as waiting.
         count = flight.waiter_count - (flight.loop is not None)
         if count <= 0:
             return []
@@ -114,7 +110,7 @@ class Unstorable:
             )
 
     def _is_first(self, function: str, kind: str) -> bool:
-        """Return whether something is to be reported: of threads that ask at the same time, to one."""
+        """Return whether to log something now; True for only one of several threads."""
         if len(self._reported) >= _MOST_REPORTED:
             return False
         mine = object()

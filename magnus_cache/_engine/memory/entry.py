@@ -62,8 +62,9 @@ class Entry(float):
     As a number it *is* its deadline in monotonic seconds, which saves 24 bytes an entry and a look-up on each hit.
     So compare entries by identity, not by equality. An entry belongs to one name only.
 
-    :ivar value: the value that callers share, if `payload` is None.
-    :ivar payload: the encoded value, which is decoded again for each caller; or None.
+    :ivar value: the value that callers share, if `payload` is None; else a plan to copy it for each caller, or what is
+        known about such a plan, or None.
+    :ivar payload: the encoded value, which is decoded again for each caller unless there is a plan; or None.
     :ivar trust: the trust of the connection that the entry depends on; `DEAD` once the entry has left the cache.
     :ivar generation: the generation in which it was last known not to be cleared. Only the local cache uses this.
     :ivar seen: whether it was served since the local cache last looked for an entry to evict; each hit sets it.
@@ -125,6 +126,16 @@ class Entry(float):
         :param size: bytes of the decoded value.
         """
         return Entry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+
+    def planned(self, plan: object, size: int) -> "Entry":
+        """Return the same encoded value with a plan to copy it.
+
+        :param size: bytes of the encoded value, of the plan, and of the value that it copies.
+        """
+        again = self.until(self.deadline, self.trust)
+        again.value = plan
+        again._packed = self._packed & ~_SIZE_MASK | size
+        return again
 
     def _facts(self, more: int | None) -> int:
         facts = self._packed >> _SIZE_BITS

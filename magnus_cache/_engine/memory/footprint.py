@@ -13,6 +13,7 @@ from typing import Any, Final
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.runtime.critical import section
 
 __all__ = ["footprint", "has_room", "keep_decoded", "payload_kept"]
 
@@ -66,10 +67,11 @@ def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> N
     encoded = payload_kept(memory, value, payload)
     size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
     if size <= entry.size + _SLACK:
-        # Value first: a reader that sees no payload must see the value.
-        entry.value = value
-        entry.encoded = encoded
-        entry.payload = None
+        with section():
+            # Value first: a reader that sees no payload must see the value.
+            entry.value = value
+            entry.encoded = encoded
+            entry.payload = None
     elif has_room(memory, size):
         decoded = entry.decoded(value, size)
         decoded.encoded = encoded

@@ -10,9 +10,9 @@ The objects of local namespaces stay as they are: they are kept by reference, an
 from collections.abc import Callable
 from typing import Any
 
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
 from magnus_cache._engine.memory.policy import PolicyName
-from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
 from magnus_cache.errors import CacheDecodeError
@@ -20,7 +20,7 @@ from magnus_cache.errors import CacheDecodeError
 __all__ = ["ReloadingCache"]
 
 
-class ReloadingCache(LocalCache):
+class ReloadingCache(BatchCache):
     """A `LocalCache` that rebuilds decoded values after `types_replaced`.
 
     :param renew: returns the value itself, or an equal one of the current classes.
@@ -45,6 +45,11 @@ class ReloadingCache(LocalCache):
 
     def _is_current(self, name: bytes, entry: Entry) -> bool:
         since = entry.generation
+        if since < self._replaced and entry.payload is not None:
+            # A plan copies what was decoded before. It goes before the entry counts as current again.
+            with self._lock:
+                if entry.payload is not None:
+                    entry.value = None
         if not super()._is_current(name, entry):
             return False
         if since < self._replaced and entry.payload is None and _renewable(entry):

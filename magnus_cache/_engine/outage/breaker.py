@@ -52,7 +52,7 @@ class Outage(NamedTuple):
 class Breaker:
     """Closed while Redis answers; open from a failure until the next success. Thread-safe.
 
-    While it is open, one connection attempt is due at `retry_at`, and only one is allowed at a time. Each failed one
+    While it is open, one connection attempt is due after each pause, and only one is allowed at a time. Each failed one
     doubles the pause (0.2 s to 3 s), shortened at random by up to a half so that a fleet does not return in step.
 
     :param trial: seconds after which a trial without an outcome counts as lost, because its event loop may be.
@@ -98,11 +98,6 @@ class Breaker:
     def open(self) -> bool:
         """Whether the last exchange with Redis failed; False before the first."""
         return self._failures > 0
-
-    @property
-    def retry_at(self) -> float:
-        """Monotonic seconds of the next attempt; in the past when one is due."""
-        return self._retry_at
 
     def try_acquire(self, now: float) -> float:
         """Return 0 if the caller may make an attempt now, else the seconds until an attempt may be made.

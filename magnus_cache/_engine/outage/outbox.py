@@ -84,7 +84,7 @@ class Outbox:
     :param tags: the prefix of the names of all tags' epochs.
     :param clock: the clock that times requests to Redis.
     :ivar store: receives every change, in order.
-    :ivar told_at: monotonic second of the last known confirmation of a single key.
+    :ivar confirmed_at: monotonic second of the last known confirmation of a single key.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Outbox:
         self._missed = Pending({}, {}, {})
         self._position = 0
         self._unread = 0
-        self._forget_told()
+        self._forget_confirmed()
         self.store: OutboxStore | None = None
 
     @property
@@ -243,29 +243,29 @@ class Outbox:
         return bool(tagged) and any(tagged.get(tag, -1) > position for tag in tags)
 
     def was_covered(self, name: bytes, asked: float) -> bool:
-        """Whether Redis may not have known yet that a value is gone, or replaced, when it was asked for it.
+        """Whether a value was invalidated at Redis only after it was requested there.
 
-        Such an answer may be on its way through one connection while another one tells Redis. Of namespaces and tags,
-        their epochs tell the same.
+        Such an answer may arrive on one connection while another one replays the invalidation. For namespaces and tags,
+        their epochs show the same.
 
-        :param asked: the monotonic second when the request left.
+        :param asked: the monotonic second at which the request was sent.
         """
-        # In this order: on overflow another thread sets `_told_before` first and drops the names then.
-        return asked < self._told.get(name, -math.inf) or asked < self._told_before
+        # In this order: on overflow another thread sets `_confirmed_before` first and drops the names then.
+        return asked < self._confirmed.get(name, -math.inf) or asked < self._confirmed_before
 
-    def _note_told(self, names: Iterable[bytes]) -> None:
+    def _note_confirmed(self, names: Iterable[bytes]) -> None:
         # Before the names leave the record: `covers` and `was_covered` take no lock, and are asked in this order.
         now = self._clock()
-        self._told.update(dict.fromkeys(names, now))
-        self.told_at = now
-        if len(self._told) > self._most_names:
+        self._confirmed.update(dict.fromkeys(names, now))
+        self.confirmed_at = now
+        if len(self._confirmed) > self._most_names:
             # Whatever was asked for before now counts as covered: at worst it is loaded once more.
-            self._told_before = now
-            self._told.clear()
+            self._confirmed_before = now
+            self._confirmed.clear()
 
-    def _forget_told(self) -> None:
-        self._told: dict[bytes, float] = {}
-        self._told_before = self.told_at = -math.inf
+    def _forget_confirmed(self) -> None:
+        self._confirmed: dict[bytes, float] = {}
+        self._confirmed_before = self.confirmed_at = -math.inf
 
     @property
     def position(self) -> int:
@@ -278,7 +278,7 @@ class Outbox:
         if names:
             with self._lock:
                 if names.get(name, position + 1) <= position:
-                    self._note_told((name,))
+                    self._note_confirmed((name,))
                     self._drop("names", {name: names.pop(name)})
 
     def take(self) -> Pending:
@@ -295,7 +295,7 @@ class Outbox:
                 done: dict[bytes, int] = getattr(replayed, kind)
                 over = {name: position for name, position in done.items() if record.get(name) == position}
                 if kind == "names" and over:
-                    self._note_told(over)
+                    self._note_confirmed(over)
                 for name in over:
                     del record[name]
                 self._drop(kind, over)
@@ -305,7 +305,7 @@ class Outbox:
         self._lock = section()
         self._missed = Pending({}, {}, {})
         self._unread = 0
-        self._forget_told()
+        self._forget_confirmed()
 
 
 def namespace_prefix(name: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Connection attempts in turn: one at a time, on any event loop."""
+"""Connection attempts, one at a time over all event loops."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,18 +11,18 @@ __all__ = ["wait_turn"]
 
 
 async def wait_turn(breaker: Breaker, clock: Clock, resting: Callable[[], object]) -> None:
-    """Return when the caller may connect: at once, or when its attempt is due, or when another's has succeeded.
+    """Return when the caller may connect: at once, when its attempt is due, or when another attempt has succeeded.
 
-    :param resting: called before each wait, which may take seconds, while Redis is away: no other caller must wait
+    :param resting: called before each wait while Redis is away. A wait may take seconds, and no other caller must wait
         for this one.
     """
     loop = asyncio.get_running_loop()
     while (wait := breaker.try_acquire(clock())) > 0:
-        back = asyncio.Event()
+        retry = asyncio.Event()
 
-        def callback(back: asyncio.Event = back) -> None:
+        def callback(retry: asyncio.Event = retry) -> None:
             # The loop may have ended.
-            call_on_loop(loop, back.set)
+            call_on_loop(loop, retry.set)
 
         breaker.subscribe(callback)
         # Another thread's attempt may have succeeded since: then the callback was called, and callers continue at once.
@@ -30,7 +30,7 @@ async def wait_turn(breaker: Breaker, clock: Clock, resting: Callable[[], object
             resting()
         try:
             async with asyncio.timeout(wait):
-                await back.wait()
+                await retry.wait()
         except TimeoutError:
             pass
         finally:

@@ -1,8 +1,8 @@
-"""The tag that all values of one cached function have: clearing the function invalidates it, in constant time.
+"""The tag of all values of one cached function: clearing the function invalidates the tag, in constant time.
 
-A tag travels with the value. So `get` under the function's key, a peer's memory and a process that never imported the
-function refuse what was cleared, and keys stay as they are. What has no such tag, as `set` or an earlier release has
-stored it, is served as before, and is not cleared.
+The tag is stored with the value. So `get` under the function's key, the memory of other processes, and processes that
+never imported the function reject a cleared value, and keys do not change. Values that `set` or an earlier release
+stored have no such tag: they are served as before, and are not cleared.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""How the cache is to be treated: as usual, or not at all."""
+"""Modes: how the calls of a context use the cache."""
 
 from contextvars import ContextVar
 from enum import Enum

@@ -1,1 +1,1 @@
-"""The only code that speaks to Redis."""
+"""Redis: the connections, commands and scripts. No other part of the engine sends anything to a server."""

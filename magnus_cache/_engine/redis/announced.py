@@ -1,4 +1,4 @@
-"""What a connection asks Redis because of what Redis has announced: together, and never in a tight circle."""
+"""Batched follow-up requests to announcements, at a limited rate."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,9 +9,9 @@ __all__ = ["Questions"]
 
 
 class Questions:
-    """The questions that a wire is about to ask. Every method must be called on its loop.
+    """The requests that a wire is about to send because of announcements. Call every method on its loop.
 
-    :param pace: returns how soon the present connection may be asked.
+    :param pace: returns the pace at which the current connection may send them.
     """
 
     __slots__ = ("_loop", "_open", "_pace", "_timer")
@@ -23,19 +23,19 @@ class Questions:
         self._timer: asyncio.Handle | None = None
 
     def put(self, name: bytes, ask: Callable[[], object]) -> None:
-        """Have something asked about a name soon, once, along with what else there is to ask.
+        """Call `ask` soon, together with the other requests; once for each name.
 
-        :param ask: queues the question; it finds out whether that is still of interest, and must not raise.
+        :param ask: queues the request if the answer is still needed; it must not raise.
         """
         self._open[name] = ask
         if self._timer is None:
             loop = self._loop
             delay = self._pace().delay(loop.time())
-            # Not in this very step: the rest of the announcement may be about other names.
+            # Not at once: the rest of the announcement may add other names.
             self._timer = loop.call_later(delay, self._ask) if delay else loop.call_soon(self._ask)
 
     def close(self) -> None:
-        """Ask nothing of what is left."""
+        """Drop all requests that were not sent yet."""
         self._open.clear()
         if self._timer is not None:
             self._timer.cancel()

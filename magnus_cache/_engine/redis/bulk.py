@@ -1,4 +1,4 @@
-"""Removing many keys from Redis: in bounded steps that end, whatever the server refuses."""
+"""Bulk removal of keys, in bounded steps; it ends even if the server refuses commands."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["BeforeRemoval", "Reclaimed", "reclaim", "remove_matching", "remove_names"]
 
 _STEP = 250
-"""Keys looked at, or removed, by one command: some hundred microseconds of the server's time."""
+"""Keys that one command scans or removes: some hundred microseconds of the server's time."""
 _STEPS = 10_000
-"""Steps of a SCAN after which Redis is asked how many are due; a table that is nearly empty takes thousands, too."""
+"""Steps of a SCAN after which its bound is computed from DBSIZE; a nearly empty table also takes thousands."""
 _KEYS_A_STEP = 50
-"""A tenth of the keys that a step gets through on average."""
+"""A tenth of the keys that a step scans on average."""
 _MOST_KEYS = 1 << 32
-"""More than that cannot be in a database."""
+"""The most keys that a database can have."""
 _RECLAIMED = 250
-"""Values looked into by one script: well below a millisecond of the server's time."""
+"""Values that one script checks: well below a millisecond of the server's time."""
 
 BeforeRemoval = Callable[[list[bytes]], None]
-"""Told which keys are about to go, right before the command is queued: Redis does not announce our own writes."""
+"""Called with the keys of each step right before its command is queued: Redis does not announce our own writes."""
 
 
 async def remove_names(wire: "Wire", names: Iterable[bytes], before: BeforeRemoval) -> int:
@@ -44,7 +44,7 @@ async def remove_names(wire: "Wire", names: Iterable[bytes], before: BeforeRemov
 
 
 def _removed(before: BeforeRemoval, names: list[bytes], reply: object, _connection: "Connection", _sent: float) -> int:
-    """Tell again: another loop's read may have brought the old value between then and the removal."""
+    """Call `before` again: a read on another loop may have brought the old value in before the removal."""
     before(names)
     return replies.number(reply, len(names))
 
@@ -52,8 +52,8 @@ def _removed(before: BeforeRemoval, names: list[bytes], reply: object, _connecti
 async def remove_matching(wire: "Wire", scope: ClearScope, before: BeforeRemoval) -> int:
     """Remove all values within a scope, void the leases of those that are being loaded, and return how many there were.
 
-    One pass sees every key that was there from its beginning to its end, so there is no reason to start over;
-    and where UNLINK is refused, the first refusal ends it.
+    One pass sees every key that exists from its beginning to its end, so it is not repeated. If UNLINK is refused, the
+    first refusal ends it.
 
     :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
     """
@@ -67,11 +67,11 @@ async def remove_matching(wire: "Wire", scope: ClearScope, before: BeforeRemoval
 
 
 def _untouched(_names: list[bytes]) -> None:
-    """Do nothing: nobody takes them for valid any more."""
+    """Do nothing: no process serves these values any more."""
 
 
 class Reclaimed(NamedTuple):
-    """How many values were removed, and what ended it too early, if anything did."""
+    """How many values were removed, and the error that ended the removal early, if any."""
 
     removed: int
     error: CacheUnavailableError | None
@@ -80,7 +80,7 @@ class Reclaimed(NamedTuple):
 async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
     """Remove the values that match a glob and are older than an epoch.
 
-    Nobody takes them for valid any more, so this is for memory's sake alone.
+    They are invalid already, so this only frees memory.
     """
     removed = 0
     try:
@@ -96,7 +96,7 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
 async def _scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
     """Yield the names that match a glob.
 
-    :raises CacheUnavailableError: when Redis goes away, refuses, or does not come to an end.
+    :raises CacheUnavailableError: when Redis goes away, refuses, or never ends the SCAN.
     """
     cursor, steps, most = b"0", 0, _STEPS
     while True:

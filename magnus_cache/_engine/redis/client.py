@@ -1,13 +1,12 @@
-"""The client: what can be asked of Redis, by key.
+"""The client: typed operations on Redis, routed by key.
 
-Each operation takes a key, goes to the server that has it, and gives its answer in a form of its own: the numbers in it
-are in their range, else it is an error of that exchange. No other part of the engine knows a command, a script, or how
-many servers there are.
+Each operation takes a key, sends its command to the server of that key, and returns a checked answer: a number outside
+its range is an error of that exchange. No other part of the engine knows a command, a script, or the number of servers.
 
-Some answers are taken by a `Receive`: it runs inside the reader of the connection, so before anything is known that the
-server has announced later. Those operations only queue what they ask, and raise at once if Redis is known to be away.
+Some answers go to a `Receive`, which runs inside the reader of the connection: before any later announcement of the
+server is handled. These operations only queue their command, and raise at once if Redis is known to be away.
 
-A read in a batch is queued on the `Connection` itself, along with the epochs that the value is judged by.
+A batched read is queued on the `Connection` itself, together with the epochs that the value is judged by.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
-from magnus_cache._engine.redis.scripts import Claim
+from magnus_cache._engine.redis.scripts import LeaseAttempt
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
@@ -29,7 +28,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping"]
+__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping", "Stored"]
 
 
 class LeaseRequest(NamedTuple):
@@ -38,59 +37,68 @@ class LeaseRequest(NamedTuple):
     reject: bytes
     """The header of the value that was judged unusable; empty if there was none."""
     token: bytes
-    """Whose the lease is to be."""
+    """The token of this acquisition."""
     milliseconds: int
-    """How long it is to last."""
+    """The duration of the lease."""
     force: bool = False
-    """Whether to take it whatever there is, from whoever holds it."""
+    """Whether to take the lease from any holder, even if a value is stored."""
     waited: bool = False
-    """Whether another's lease was waited for."""
+    """Whether the caller has waited for another's lease."""
 
 
 class LeaseReply(NamedTuple):
-    """What a request for a lease came to: one of these."""
+    """The answer to a request for a lease; one of the fields is set."""
 
     value: bytes | None = None
-    """The value, as somebody has stored one meanwhile."""
+    """The value, which another process has stored meanwhile."""
     granted: bool = False
     """Whether the lease is granted."""
     unstorable: bool = False
-    """Whether another has loaded a value that cannot be stored: then nobody need wait for the next one."""
+    """Whether another process has loaded a value that cannot be stored: then waiting for a lease is pointless."""
     wait: float = 0.0
-    """Seconds that another's lease has left."""
+    """Seconds until another's lease expires."""
 
 
 class Comparison(NamedTuple):
-    """What Redis has in place of a version of a value that is known."""
+    """The value in Redis, compared with a known version of it."""
 
     same: bool
     """Whether it is that version."""
     raw: bytes | None
-    """Its first bytes if it is, else all of it, or None if there is nothing."""
+    """Its first bytes if it is that version, else the whole value; None without a value."""
+
+
+class Stored(NamedTuple):
+    """What became of the values of one transaction."""
+
+    refused: Sequence[int]
+    """The places of those that are not stored."""
+    present: bool
+    """Whether all are there, right after they were stored, and the server announces their next changes."""
 
 
 class Inspection(NamedTuple):
-    """A value and its lease, for people."""
+    """A value and its lease, for a report to people."""
 
     value: bytes | None
     holder: bytes | None
-    """Whose the lease is; None if there is none."""
+    """The token of the lease; None without a lease."""
     left: float
-    """Seconds that the lease has left."""
+    """Seconds until the lease expires."""
 
 
 class Ping(NamedTuple):
-    """What one exchange with a server has shown."""
+    """The result of one round trip to a server."""
 
     seconds: float
-    """How long it took."""
+    """Duration of the round trip."""
     server: ServerFacts
     tracking: bool
     """Whether the server announces changes to this connection."""
 
 
 class Client:
-    """Asks Redis on behalf of one cache, on the running event loop.
+    """Sends the commands of one cache to Redis, on the running event loop.
 
     :param database: the number of the database.
     :ivar connection: returns the running loop's connection to the server of a key; see `Topology.connection`.
@@ -99,8 +107,15 @@ class Client:
     def __init__(self, topology: Topology, database: int) -> None:
         self._topology = topology
         self._database = database
-        # Not a method of its own: each read through Redis begins with it.
+        # An attribute, not a method: each read from Redis begins with this call.
         self.connection: Callable[[bytes], Connection | None] = topology.connection
+
+    def current_connection(self, key: bytes) -> Connection:
+        """Return the running loop's connection to the server of a key, which must be configured.
+
+        :raises CacheUnavailableError: after the end of the cache.
+        """
+        return self._topology.wire(key)
 
     def _wire(self, key: bytes) -> "Wire":
         """:raises CacheUnavailableError: after the end of the cache."""
@@ -117,12 +132,25 @@ class Client:
         return value
 
     async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
-        """Store a value, void whatever lease there is, and return what `receive` makes of True.
+        """Store a value, void its lease, and return what `receive` makes of True.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = commands.store(key, raw, milliseconds, database=self._database)
         return await self._wire(key).execute(command, partial(_done, receive))
+
+    def store_many(
+        self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
+        waiter: Waiter,
+    ) -> None:  # fmt: skip
+        """Store some values, and void their leases; the keys are of one server, or of one slot of a cluster.
+
+        They are stored one after the other without other commands in between. One that is refused stops no other one.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = commands.store_many(keys, raws, milliseconds, database=self._database)
+        self._wire(keys[0]).call(command, partial(_stored, len(keys), receive), waiter)
 
     async def replace(
         self, key: bytes, header: bytes, raw: bytes, milliseconds: int, receive: Receive[bool] | None = None
@@ -135,9 +163,9 @@ class Client:
         return await self._wire(key).execute(command, partial(_done, receive or as_it_is))
 
     def compare(self, key: bytes, version: int, size: int, receive: Receive[Comparison], waiter: Waiter) -> None:
-        """Ask for a value by who has one version of it.
+        """Read a value of which the caller has one version.
 
-        :param size: how many of its first bytes are wanted if it is that version.
+        :param size: how many of its first bytes to return if it is still that version.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._wire(key).call(scripts.compare(key, version, size), partial(_compared, receive), waiter)
@@ -161,7 +189,7 @@ class Client:
         return removed
 
     async def remove_matching(self, scope: ClearScope, before: BeforeRemoval) -> int:
-        """Remove all values within a scope, void the leases of those that are being loaded; return how many there were.
+        """Remove all values within a scope, void the leases of running loads; return how many values there were.
 
         :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
         """
@@ -171,7 +199,7 @@ class Client:
         return removed
 
     async def reclaim(self, pattern: bytes, epoch: int) -> Reclaimed:
-        """Remove the values that match a glob and are older than an epoch: nobody takes them for valid any more."""
+        """Remove the values that match a glob and are older than an epoch; they are invalid already."""
         removed = 0
         try:
             for wire in self._topology.servers():
@@ -186,18 +214,20 @@ class Client:
     # -- leases ---------------------------------------------------------------------------------------------
 
     def acquire(self, key: bytes, request: LeaseRequest, receive: Receive[LeaseReply], waiter: Waiter) -> None:
-        """Ask for the lease of a value, or for the value if somebody has stored it meanwhile.
+        """Request the lease of a value, or the value if another process has stored it meanwhile.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        claim = Claim.FORCED if request.force else Claim.WAITED if request.waited else Claim.FIRST
+        attempt = (
+            LeaseAttempt.FORCED if request.force else LeaseAttempt.WAITED if request.waited else LeaseAttempt.FIRST
+        )
         command = scripts.acquire(
-            key, request.reject, request.token, request.milliseconds, database=self._database, claim=claim
+            key, request.reject, request.token, request.milliseconds, database=self._database, attempt=attempt
         )
         self._wire(key).call(command, partial(_leased, receive), waiter)
 
     async def fill(self, key: bytes, token: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
-        """Store a value and end its lease; return what `receive` makes of it whether the lease was still ours.
+        """Store a value and end its lease; return what `receive` makes of whether the lease was still ours.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -205,7 +235,7 @@ class Client:
         return await self._wire(key).execute(command, partial(_done, receive))
 
     def renew(self, key: bytes, token: bytes, milliseconds: int, receive: Receive[bool]) -> None:
-        """Renew the lease of a value; `receive` learns whether it is still ours.
+        """Renew the lease of a value; `receive` gets whether it is still ours.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
@@ -218,14 +248,14 @@ class Client:
     ) -> None:  # fmt: skip
         """End the lease of a value, if it is still ours.
 
-        :param unstorable: whether there is a value, and it cannot be stored: then nobody need wait for the next lease.
+        :param unstorable: whether the load has a value that cannot be stored: then all waiting processes load at once.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         command = scripts.release(key, token, database=self._database, unstorable=unstorable)
         self._wire(key).call(command, as_it_is, Callback(on_result, on_error))
 
     def holder(self, key: bytes, receive: Receive[bytes | None], waiter: Waiter) -> None:
-        """Ask whose the lease of a value is: for its token, or None.
+        """Read the token of a value's lease; None without a lease.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
@@ -245,7 +275,7 @@ class Client:
         return await self._wire(names.clock).execute(command, partial(_issued, receive))
 
     def learn(self, control: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
-        """Ask for an epoch, which is issued anew if it is missing or below what is `known`.
+        """Read an epoch; a new one is issued if it is missing or below `known`.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
@@ -253,7 +283,7 @@ class Client:
         self._wire(control).call(command, partial(_issued, receive), waiter)
 
     def adopt(self, control: bytes, known: int, captured: int, receive: Receive[int], waiter: Waiter) -> None:
-        """Ask for a tag's epoch; if it is missing, that of the load that has made the tag becomes it, if that is safe.
+        """Read a tag's epoch; if it is missing, the epoch of the load that made the tag becomes it, if that is safe.
 
         :param captured: the epoch of the load.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
@@ -262,7 +292,7 @@ class Client:
         self._wire(control).call(command, partial(_issued, receive), waiter)
 
     async def forget_epochs(self, controls: Sequence[bytes], receive: Receive[Any]) -> None:
-        """Remove some epochs, for want of room for new ones, and the guard: no load from before is to adopt a tag.
+        """Remove some epochs for which Redis has no memory left, and the guard, so that no older load adopts a tag.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -270,20 +300,18 @@ class Client:
         await self._wire(controls[0]).execute(commands.remove_keys((guard, *controls)), receive)
 
     def prolong(self, control: bytes) -> None:
-        """Have an epoch live for longer, if a day of its life has gone by.
-
-        What cannot be prolonged ends, which is safe.
+        """Extend the TTL of an epoch if a day of it has passed; without an extension it expires, which is safe.
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._wire(control).call(scripts.prolong(control), as_it_is, IGNORED)
 
-    def vouch(self, control: bytes, identity: bytes) -> None:
-        """Leave the identity of a server's history there again, should it have been evicted or removed.
+    def restore_identity(self, control: bytes, identity: bytes) -> None:
+        """Store the identity of the server's history again if it was evicted or removed.
 
         The server announces its next removal.
 
-        :param control: the control key for it.
+        :param control: its control key.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._wire(control).call(commands.restore(control, identity), as_it_is, IGNORED)
@@ -291,15 +319,15 @@ class Client:
     # -- the servers ------------------------------------------------------------------------------------------
 
     async def ping(self, key: bytes) -> Ping:
-        """Ask the server of a key what it is.
+        """Measure one round trip to the server of a key, and return facts about the server.
 
-        :param key: one that is read for it, as any cache reads: a server may allow nothing else, and one that is
-            loading its data answers a PING.
+        :param key: a key that is read for it. An ACL may allow nothing else, and a server that is loading its data
+            answers PING, but no reads.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         wire, probe = self._wire(key), commands.read(key)
         if not wire.up:
-            # What connecting takes is not what an exchange takes.
+            # Connect first: the time for that is not part of the round trip.
             await wire.execute(probe)
         began = monotonic()
         await wire.execute(probe)
@@ -313,7 +341,7 @@ class Client:
         return Ping(took, ServerFacts.read(about), wire.tracking)
 
     async def count(self, keys: Sequence[bytes]) -> int:
-        """Return how many of some keys there are.
+        """Return how many of some keys exist.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
@@ -323,32 +351,45 @@ class Client:
         return found
 
     async def size(self) -> int:
-        """Return how many keys there are in the database.
+        """Return how many keys the database has.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         return sum([await wire.execute(commands.DB_SIZE, replies.answer) for wire in self._topology.servers()])
 
     async def memory_used(self) -> str | None:
-        """Return how much memory Redis uses, in its own words; None where it does not tell.
+        """Return how much memory Redis uses, in its own format; None if it does not report that.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        told = [commands.info(await wire.execute(commands.INFO_MEMORY), b"used_memory_human")
+        used = [commands.info(await wire.execute(commands.INFO_MEMORY), b"used_memory_human")
                 for wire in self._topology.servers()]  # fmt: skip
-        return " + ".join(filter(None, told)) or None
+        return " + ".join(filter(None, used)) or None
 
 
-# -- what answers may be; all run inside the reader ---------------------------------------------------------------
+# -- checks of the answers; all run inside the reader ---------------------------------------------------------------
 
 
 def _done(receive: Receive[bool], reply: Any, connection: Connection, sent: float) -> Any:
-    """Take whether a script, or a transaction that ends with EXISTS, did what it was sent for."""
+    """Take the answer of a script, or of a transaction that ends with EXISTS: whether it did its work."""
     parts = reply if isinstance(reply, list) and reply else [reply]
     for part in parts:
         if isinstance(part, Exception):
             raise part
     return receive(replies.yes(parts[-1]), connection, sent)
+
+
+def _stored(count: int, receive: Receive[Stored], reply: Any, connection: Connection, sent: float) -> Any:
+    """Take the answer to a transaction that stores some values; each of its commands may have failed for itself."""
+    if type(reply) is not list or len(reply) != count + 2:
+        raise CacheUnavailableError("protocol", "Redis gave an invalid answer to a transaction")
+    leases, *done, found = reply
+    if isinstance(leases, Exception):
+        # Then loads that began before may store over all of the values.
+        raise leases
+    refused = [place for place, outcome in enumerate(done) if outcome != b"OK"]
+    present = not isinstance(found, Exception) and replies.number(found, count) == count
+    return receive(Stored(refused, present), connection, sent)
 
 
 def _leased(receive: Receive[LeaseReply], reply: Any, connection: Connection, sent: float) -> Any:
@@ -371,12 +412,12 @@ def _compared(receive: Receive[Comparison], reply: Any, connection: Connection, 
 def _issued(receive: Receive[int], reply: Any, connection: Connection, sent: float) -> Any:
     epoch = epoch_of(reply, connection.time.horizon)
     if not epoch:
-        raise CacheUnavailableError("protocol", "Redis issued an epoch that makes no sense")
+        raise CacheUnavailableError("protocol", "Redis issued an invalid epoch")
     return receive(epoch, connection, sent)
 
 
 def _inspected(reply: Any) -> Inspection:
-    """Take a look at a value and its lease; what is no lease's time counts as none."""
+    """Take a value and its lease; an impossible lease time counts as 0."""
     value, holder, left = reply if type(reply) is list and len(reply) == 3 else (0, None, None)
     if type(holder) is not bytes or holder == scripts.PASSED:
         holder = None

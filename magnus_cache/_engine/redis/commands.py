@@ -20,6 +20,7 @@ __all__ = [
     "TRACKING",
     "TRACKING_ALL",
     "Command",
+    "announce_to",
     "count",
     "get_many",
     "info",
@@ -33,15 +34,16 @@ __all__ = [
     "restore",
     "scan",
     "store",
+    "store_many",
 ]
 
 
 class Command:
-    """Packed bytes, the number of replies they call for, and a name for messages.
+    """A command: packed bytes, the number of replies to expect, and a name for messages.
 
-    :ivar again: gives what to send instead where the server turns out not to know the script; None for no script.
-    :ivar writes: how many commands are in it, or in its transaction, whose changes the server is not to announce to
-        us; 0 where it may.
+    :ivar again: returns the command to send if the server does not know the script; None if it is no script.
+    :ivar writes: how many commands it has, in its transaction if it is one, whose changes the server must not announce
+        to us; 0 if it may announce them.
     """
 
     __slots__ = ("again", "name", "packed", "replies", "writes")
@@ -61,12 +63,13 @@ class Command:
         self.writes = writes
 
     def quiet(self) -> tuple[list[bytes | memoryview], int]:
-        """Return what to send so that its own changes are not announced, and the number of replies.
+        """Return the bytes to send so that the server does not announce our own changes, and the number of replies.
 
-        A connection that is not under NOLOOP is put under it for the commands alone, and not for what the server does
-        before each: evicting other keys, and ceasing to track some, both of which have to be heard of.
+        NOLOOP is switched on for these commands only. Before each command, the server may evict other keys or stop
+        tracking some, and it must announce that.
 
-        Not for what only removes: it does no harm to hear of it, and Redis 7 takes no transaction when out of memory.
+        Not used for commands that only remove: their announcement does no harm, and Redis 7 refuses transactions when
+        it is out of memory.
         """
         body: bytes | memoryview = self.packed
         if self.replies > self.writes:
@@ -74,7 +77,7 @@ class Command:
         return [_QUIET, body, _LOUD], self.writes + 4
 
     def reply(self, replies: list[Any]) -> Any:
-        """Return its reply, given that to the transaction which `quiet` makes of it."""
+        """Return the command's reply from the reply to the transaction that `quiet` makes of it."""
         own = replies[1:-1]
         if self.replies > self.writes:
             return own
@@ -83,7 +86,7 @@ class Command:
 
 def pack(*words: bytes | str | int) -> bytes:
     """Return one command in the Redis protocol."""
-    # Its stub means a tuple of one word, and forgets what it returns.
+    # Its stub wrongly declares a tuple of one word, and no result.
     packed: bytes = pack_command(words)  # type: ignore[arg-type]
     return packed
 
@@ -105,8 +108,8 @@ INFO_REPLICATION: Final = Command("INFO", pack(b"INFO", b"replication"))
 
 
 def info(reply: Any, field: bytes) -> str | None:
-    """Return a field of an INFO reply, or None; also for what is no such reply, such as an error."""
-    # In RESP3 a verbatim string, for which parsers have types of their own.
+    """Return a field of an INFO reply; None without it, and for any other reply, such as an error."""
+    # In RESP3 the reply is a verbatim string, which some parsers wrap in a type of their own.
     text = getattr(reply, "data", reply)
     if not isinstance(text, bytes):
         return None
@@ -117,43 +120,65 @@ def info(reply: Any, field: bytes) -> str | None:
     return None
 
 
+def announce_to(client: int) -> Command:
+    """Pack the request to announce what this connection reads to another one, by its number at the server."""
+    return Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", client))
+
+
 def kill(client: int) -> Command:
-    """Pack the end of a connection, by its number at the server; the reply is 1, or 0 if there is none."""
+    """Pack CLIENT KILL for a connection, by its id at the server; the reply is 1, or 0 without such a connection."""
     return Command("CLIENT KILL", pack(b"CLIENT", b"KILL", b"ID", client))
 
 
 def recognize(probe: bytes) -> Command:
-    """Pack the question whose history a server has; the reply is that to INFO.
+    """Pack the question which history of writes a server has; the reply is that to INFO.
 
-    The read comes first: a server that is loading another one's data answers INFO as if it still had its own.
+    The read comes first: a server that is loading another's data answers INFO as if it still had its own.
     """
     return Command("INFO", get_many((probe,)) + INFO_REPLICATION.packed, replies=2)
 
 
 def get_many(names: Iterable[bytes]) -> bytes:
-    """Pack the read of some values; missing ones, and those of another Redis type, answer nil."""
+    """Pack the read of some values; the reply has nil for missing ones, and for keys of another Redis type."""
     return pack(b"MGET", *names)
 
 
 def read(name: bytes) -> Command:
-    """Pack the read of one value outside the batches; the reply is ``[value]``."""
+    """Pack the read of one value without a batch; the reply is ``[value]``."""
     return Command("MGET", get_many((name,)))
 
 
 def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
-    """Pack the write of a value, which voids whatever lease there is; the reply to EXEC is ``[0 or 1, OK, 1]``.
+    """Pack the write of a value, which voids its lease; the reply to EXEC is ``[0 or 1, OK, 1]``.
 
     The EXISTS inside the same transaction makes the server track the key for us *after* our write. Without it,
-    NOLOOP ends the tracking, and a peer's later write would never be announced; as two plain commands, a write
-    between them would not be either.
+    NOLOOP ends the tracking, and a later write of another process would never be announced. As two commands without
+    a transaction, a write between them would not be announced either.
     """
     lease = pack(b"DEL", lease_name(name, database))
     packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
     return Command("SET", packed, replies=5, writes=3)
 
 
+def store_many(
+    names: Sequence[bytes], values: Iterable[bytes], milliseconds: Iterable[int], *, database: int = 0
+) -> Command:
+    """Pack the writes of some values, which void their leases, as one transaction.
+
+    The reply to EXEC is ``[number of leases, OK for each value, number of values]``. The last one, of EXISTS, makes the
+    server track the keys for us; see `store`.
+    """
+    leases = [lease_name(name, database) for name in names]
+    sets = [
+        pack_command((b"SET", name, value, b"PX", life))  # type: ignore[arg-type]  # as in `pack`
+        for name, value, life in zip(names, values, milliseconds, strict=True)
+    ]
+    packed = b"".join((_MULTI, pack(b"DEL", *leases), *sets, pack(b"EXISTS", *names), _EXEC))
+    return Command("SET", packed, replies=len(sets) + 4, writes=len(sets) + 2)
+
+
 def restore(name: bytes, value: bytes) -> Command:
-    """Pack the write of a key that is there for good, unless it is there; the reply is 1.
+    """Pack the write of a key without a TTL, unless it exists; the reply is 1.
 
     The server announces its next change.
     """
@@ -161,26 +186,26 @@ def restore(name: bytes, value: bytes) -> Command:
 
 
 def remove(names: Sequence[bytes], *, database: int = 0) -> Command:
-    """Pack the removal of some values, and of their leases; the reply is how many values there were.
+    """Pack the removal of some values and their leases; the reply is how many values there were.
 
-    The leases go first: a fill that comes in between is refused, one that came before is removed.
+    The leases go first: a fill in between is refused, and the value of an earlier fill is removed.
     """
     leases = [lease_name(name, database) for name in names]
     return Command("UNLINK", pack(b"DEL", *leases) + pack(b"UNLINK", *names), replies=2)
 
 
 def remove_keys(names: Sequence[bytes]) -> Command:
-    """Pack the removal of keys as they are; the reply is how many there were."""
+    """Pack the removal of any keys; the reply is how many there were."""
     return Command("UNLINK", pack(b"UNLINK", *names))
 
 
 def count(names: Sequence[bytes]) -> Command:
-    """Pack the question how many of some keys there are."""
+    """Pack the question how many of some keys exist."""
     return Command("EXISTS", pack(b"EXISTS", *names))
 
 
 def look(name: bytes, *, database: int = 0) -> Command:
-    """Pack a look at a value and its lease, for people; the reply to EXEC is ``[value, holder, milliseconds left]``."""
+    """Pack the read of a value and its lease; the reply to EXEC is ``[value, token, milliseconds left]``."""
     lease = lease_name(name, database)
     packed = _MULTI + pack(b"GET", name) + pack(b"GET", lease) + pack(b"PTTL", lease) + _EXEC
     return Command("GET", packed, replies=5)

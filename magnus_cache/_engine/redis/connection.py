@@ -1,12 +1,14 @@
 """One connection to one Redis: how it is opened, and what its parser keeps.
 
 A `redis.asyncio.Connection` with a parser of our own. redis-py's parsers read RESP3 push frames and drop those that
-nobody registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is sound
-because of this order.
+no handler is registered for; ours hands every frame to the reader, in order with the replies. Client-side caching is
+sound because of this order.
 
-Two things of redis-py have no public name, its stream reader and writer: bytes are counted as they come in (see
-`frame_limits`), and a connection that is given up is reset rather than closed. Where a release of redis-py lacks them,
-both are left out and everything else works.
+Three things have no public name: redis-py's stream reader and writer, the parser within its parser, and the buffer of
+asyncio's stream. Bytes are counted as they come in (see `frame_limits`), replies are handed over as they come (see
+`incoming`), requests are written by those who make them (see `sender`), and a connection that is given up is reset
+rather than closed. Where a release lacks such a name, what needs it is left out and everything else works: replies and
+requests then go through redis-py's own coroutines, which takes longer.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from hiredis import PushNotification
 from redis import exceptions as errors
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection, DefaultParser
@@ -27,11 +30,12 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.diagnosis import unable
 from magnus_cache._engine.redis.frame_limits import Intake
+from magnus_cache._engine.redis.incoming import Incoming
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["Push", "answers", "is_orphan", "opened", "server_identity"]
+__all__ = ["Push", "answers", "is_orphan", "opened", "push_of", "server_identity", "writer_of"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -49,6 +53,12 @@ class Push:
         self.frame = frame
 
 
+def push_of(reply: Any) -> list[Any] | None:
+    """Return the frame of a push; None for a reply."""
+    kind = type(reply)
+    return reply.frame if kind is Push else reply if kind is PushNotification else None
+
+
 class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias is chosen at run time by redis-py
     """redis-py's parser, except that push frames are returned instead of swallowed, and that its input is watched."""
 
@@ -59,16 +69,13 @@ class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias
     def on_connect(self, connection: AbstractConnection) -> None:
         # Before redis-py's own part of the handshake.
         super().on_connect(connection)
-        self._intake.attach(connection, self._buffered())
-
-    def _buffered(self) -> Callable[[], bool] | None:
-        """Return what tells whether bytes wait to become replies; None where that cannot be told."""
-        has_data = getattr(self._reader, "has_data", None)
-        stream: Any = self._stream
-        # asyncio has no public name for it, and redis-py relies on it as well.
-        if has_data is None or not hasattr(stream, "_buffer"):
-            return None
-        return lambda: bool(stream._buffer) or has_data()
+        stream: Any = getattr(connection, "_reader", None)
+        parser: Any = getattr(self, "_reader", None)
+        # asyncio has no public name for the buffer, and redis-py relies on it as well.
+        known = hasattr(stream, "_buffer") and hasattr(parser, "has_data")
+        # Before a new one replaces methods of the same stream: over a UNIX socket, redis-py calls this twice.
+        self._intake.detach()
+        self._intake.attach(connection, Incoming(stream, parser, self._intake.completed) if known else None)
 
     def on_disconnect(self) -> None:
         super().on_disconnect()
@@ -120,8 +127,8 @@ class _Opened:
         except BaseException as error:
             await self._leave(error)
             raise
-        # redis-py has no public name for it. Without it, the end is an ordinary one.
-        self._writer = getattr(self._connection, "_writer", None)
+        # Without it, the end is an ordinary one.
+        self._writer = writer_of(self._connection)
         return self._connection
 
     async def __aexit__(
@@ -147,7 +154,7 @@ class _Opened:
         if sys.is_finalizing():
             # Modules are gone already, and the process takes its sockets along.
             return
-        writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)
+        writer = writer_of(self._connection)
         for name in ("_reader", "_writer"):
             # redis-py would complain of a connection that still has them.
             setattr(self._connection, name, None)
@@ -177,6 +184,12 @@ def opened(
     return _Opened(_build(endpoint, timeout, intake), intake, settled)
 
 
+def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter | None:
+    """Return the writer of a connection; None where redis-py has it under another name."""
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    return writer
+
+
 def _abort(transport: asyncio.WriteTransport) -> None:
     """End a connection by a reset.
 
@@ -195,7 +208,7 @@ def _abort(transport: asyncio.WriteTransport) -> None:
 async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:
     """Send some commands during the handshake, and return the answers, errors to single ones included.
 
-    What a server says that serves nobody at all is raised, as redis-py's own error.
+    An error of a server that serves no client at all is raised, as redis-py's own error.
     """
     await connection.send_packed_command(list(packed), check_health=False)
     replies: list[Any] = []

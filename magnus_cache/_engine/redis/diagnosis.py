@@ -1,4 +1,4 @@
-"""What the errors of a connection and the refusals of a server mean, in words that tell what to do about it."""
+"""Diagnosis of connection errors and error replies: a reason in one word, and a message with the remedy."""
 
 import re
 import ssl
@@ -15,7 +15,7 @@ __all__ = ["explain", "refused", "unable"]
 
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:
-    """Return what an error reply to one command means; the connection itself is sound."""
+    """Return the error for an error reply to one command; the connection itself works."""
     if isinstance(error, errors.OutOfMemoryError):
         reason: Reason = "oom"
         problem = "it is out of memory; raise maxmemory or evict"
@@ -29,14 +29,14 @@ def refused(error: Exception, command: str) -> CacheUnavailableError:
 
 
 _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script can't", re.IGNORECASE)
-"""What a script meets that may be called, but not call what it calls: Redis 7 and Valkey, Redis 6."""
+"""The error of an allowed script that calls a forbidden command: in Redis 7 and Valkey, and in Redis 6."""
 
 
 _GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info +client|tracking +client|id +client|kill"
 
 
 def _grant(error: object) -> str:
-    """Return what to grant: what an error of the ACL says is missing, and all of it, as the next is refused next."""
+    """Return what to grant: the command that an ACL error names, and the full list, to avoid the next refusal."""
     match = re.search(r"run the '([\w|]+)' command", str(error))
     needed = f"{_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
     return f"grant the user +{match[1]} (in all it needs {needed})" if match else f"grant the user {needed}"
@@ -49,11 +49,11 @@ _UNABLE: Final[dict[str, tuple[Reason, str]]] = {
     "CLUSTERDOWN": ("clusterdown", "its cluster is down; the cache waits for it"),
     "NOAUTH": ("auth", "it wants a password"),
 }
-"""What a server answers to everything, by the code of its error: it is there, and cannot serve."""
+"""The errors of a server that is up but serves no command at all, by their code."""
 
 
 def unable(error: Exception) -> tuple[Reason, str] | None:
-    """Return why a server serves nobody at all, in one word and in a sentence; None if it only refused one command."""
+    """Return why a server serves no command at all: reason and message; None if it only refused this command."""
     for kind, code in _KINDS:
         if isinstance(error, kind):
             return _UNABLE[code]
@@ -65,20 +65,20 @@ _KINDS: Final = (
     (errors.MasterDownError, "MASTERDOWN"),
     (errors.ClusterDownError, "CLUSTERDOWN"),
 )
-"""Errors from whose text redis-py takes the code away. The second is a kind of the third."""
+"""Errors whose code redis-py removes from the text. The second is a subclass of the third."""
 
 
 def _code(error: Exception) -> str:
-    # redis-py moves a code it knows, such as OOM, from the text to an attribute.
+    # redis-py moves codes that it knows, such as OOM, from the text to an attribute.
     return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
 
 
 def explain(error: BaseException, endpoint: "Endpoint", *, worked: bool = False) -> CacheUnavailableError:
-    """Return what a failed or lost connection means, in words that tell what to do about it.
+    """Return the error for a failed or lost connection, with a reason and the remedy.
 
-    The one place where redis-py's and the socket's errors are told apart.
+    This is the one place that classifies the errors of redis-py and of sockets.
 
-    :param worked: whether the connection had served before: then its settings are right.
+    :param worked: whether the connection has worked before: then its settings are right.
     """
     reason, problem = _diagnose(error, endpoint, worked)
     return CacheUnavailableError(reason, f"Redis at {endpoint.display}: {problem}")
@@ -131,7 +131,7 @@ def _any(chain: list[BaseException], kind: type[BaseException]) -> bool:
     return any(isinstance(link, kind) for link in chain)
 
 
-# -- what to change, by the names that are in effect ----------------------------------------------------------
+# -- the settings to change, by the names in effect ----------------------------------------------------------
 
 
 def _place(endpoint: "Endpoint") -> str:
@@ -155,7 +155,7 @@ def _switch(endpoint: "Endpoint") -> str:
 
 
 _OTHER_HOST: Final = frozenset({62, 64})
-"""OpenSSL's codes for a certificate that is for another host name, or another address."""
+"""OpenSSL's codes for a certificate of another host name, or of another address."""
 
 _EXPIRED: Final = 10
 

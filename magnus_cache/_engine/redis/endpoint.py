@@ -1,4 +1,4 @@
-"""Where Redis is: an address, who to be there, and how to speak TLS; read from a URL or from its parts."""
+"""The endpoint of Redis: address, credentials and TLS options, from a URL or from its parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _FLAGS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
 
 
 class EndpointError(ValueError):
-    """A URL is invalid. The message quotes no part of it that could be a secret."""
+    """A URL is invalid. The message quotes no part of it that may be a secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +28,11 @@ class Endpoint:
     """One Redis server.
 
     :ivar scheme: ``"tcp"``, ``"tls"`` or ``"unix"``.
-    :ivar host: name or address, without brackets; of no meaning for a UNIX socket.
+    :ivar host: name or address, without brackets; unused for a UNIX socket.
     :ivar path: of the UNIX socket.
     :ivar db: the number of the database.
     :ivar tls: options for redis-py's `SSLConnection`; empty without TLS.
-    :ivar names: the name under which each setting is in effect, a keyword or a variable; for messages.
+    :ivar names: the name of each setting in effect, a keyword or a variable; for messages.
     """
 
     scheme: Literal["tcp", "tls", "unix"] = "tcp"
@@ -46,9 +46,10 @@ class Endpoint:
     names: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def name(self, setting: str) -> str:
-        """Return what a user has to change for a setting to take another value, such as ``REDIS_PORT``.
+        """Return the name of the setting that a user must change, such as ``REDIS_PORT``.
 
-        :param setting: a field of `CacheSettings`. Where a URL is in effect that is the URL, for what a URL can say.
+        :param setting: a field of `CacheSettings`. If a URL is in effect and covers the field, the result is the URL's
+            name.
         """
         if "redis_url" in self.names and setting in _IN_URL:
             return self.names["redis_url"]
@@ -65,7 +66,7 @@ class Endpoint:
 
 
 def parse_url(url: str) -> dict[str, Any]:
-    """Return the parts of an `Endpoint` that a URL gives; `tls` holds the options of its query.
+    """Return the parts of an `Endpoint` from a URL; `tls` has the options of its query.
 
     ``redis://[user:password@]host[:port][/db]``, ``rediss://`` likewise, ``unix://[user:password@]/path[?db=1]``;
     ``valkey://`` and ``valkeys://`` are the first two.

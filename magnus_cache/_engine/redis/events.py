@@ -1,4 +1,4 @@
-"""What a wire is given by its owner: the bounds that it keeps, and whom it tells."""
+"""The interface between a wire and its owner: the limits of a wire, and its events."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -12,67 +12,67 @@ __all__ = ["Arrival", "WireLimits", "WireListener"]
 
 
 class Arrival(NamedTuple):
-    """What a server says to a process that has not met it before."""
+    """The answer of a server to a process that is new to it."""
 
-    told: bool
-    """Whether it could tell: an ACL may forbid it, and a replica cannot."""
+    answered: bool
+    """Whether it could answer: an ACL may forbid it, and a replica cannot."""
     epoch: int
-    """The epoch by which everything has become invalid; 0 for none."""
+    """The epoch that has invalidated everything; 0 for none."""
 
 
 class WireListener(Protocol):
-    """What a wire tells its owner, itself included; all calls come from the wire's loop and must not block.
+    """Receives the events of a wire. All calls come from the wire's loop, and must not block.
 
-    :ivar abandoned: the connections that all wires of the owner have given up.
+    :ivar abandoned: connections of all wires of the owner that were lost with commands unanswered.
     """
 
     abandoned: OrphanedConnections
 
     def invalidated(self, names: list[bytes], connection: Connection) -> None:
-        """Tell that the server announced a change of these keys."""
+        """The server announced a change of these keys."""
 
     def flushed(self, connection: Connection) -> None:
-        """Tell that the server announced that everything is gone."""
+        """The server announced that a database was emptied."""
 
     def exchanged(self, connection: Connection) -> None:
-        """Tell that the database turned out to be another one, and the connection is about to be lost."""
+        """The database was swapped for another one; the connection is about to close."""
 
     def cut(self, connection: Connection) -> None:
-        """Tell that a connection was lost, and with it what it would have announced."""
+        """A connection was lost, and pending announcements with it."""
 
     def beat(self, connection: Connection) -> None:
-        """Tell that the wire is up and was used a moment ago; some times a second at most."""
+        """The wire is up and in use; called several times a second at most."""
 
     def measured(self, sent: float, reads: int) -> None:
-        """Tell that some reads were answered, which were sent at a monotonic second."""
+        """Some reads were answered, which were sent at a monotonic second."""
 
     def knows(self, identity: bytes) -> int | None:
-        """Return the highest epoch known here, for a server that is new to the owner; None for the one met last."""
+        """Return the highest epoch known here for a server that is new to the owner; None for the last one met."""
         ...
 
     def arrived(self, identity: bytes, arrival: Arrival) -> None:
-        """Tell what came of the arrival at a server that is new, before anything that it says is believed."""
+        """A new server has answered the handshake; called before any of its values is trusted."""
 
     def connected(self, connection: Connection) -> None:
-        """Tell that the wire is up (again)."""
+        """The wire is up (again)."""
 
     def vanished(self, connection: Connection) -> None:
-        """Tell, from any thread, that the loop of a wire has ended without a word: nobody would notice its loss."""
+        """The loop of a wire ended without closing it, so its loss went unnoticed; called in any thread."""
 
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
-        """Tell that Redis cannot be reached through this wire."""
+        """Redis cannot be reached through this wire."""
 
 
 class WireLimits(NamedTuple):
-    """The bounds of a wire."""
+    """The limits of a wire."""
 
     op_timeout: float
-    """Seconds that any one request, and any one attempt to connect, may take."""
+    """Seconds that one request, or one attempt to connect, may take."""
     max_staleness: float
-    """Seconds that an entry is trusted after the last answer was asked for."""
+    """Seconds that an entry is trusted after the last answered request was sent."""
     max_pending: int
-    """Requests that may wait at a time."""
+    """Requests that may wait at the same time."""
     controls: ControlNames
-    """The control keys. Of these, the epoch of everything tells one database from another."""
+    """The control keys. The root epoch among them identifies the database."""
     value_bytes: Callable[[], int]
-    """Returns how many bytes the largest value may have that any namespace allows."""
+    """Returns how many bytes the largest allowed value of any namespace has."""

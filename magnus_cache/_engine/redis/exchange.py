@@ -4,17 +4,18 @@ Separate from the pipeline, which imports redis-py: modules that must not import
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
     from magnus_cache._engine.coherence.epochs import KnownEpochs
     from magnus_cache._engine.coherence.trust import Trust
     from magnus_cache._engine.redis.announced import Questions
     from magnus_cache._engine.redis.server_time import RedisTime
     from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["IGNORED", "Callback", "Connection", "Receive", "Waiter", "as_it_is"]
+__all__ = ["IGNORED", "Callback", "Connection", "ReadBatch", "Receive", "ValueReceiver", "Waiter", "Wanted", "as_it_is"]
 
 R = TypeVar("R")
 
@@ -30,7 +31,77 @@ class Waiter(Protocol):
         """Give the answer."""
 
     def set_exception(self, exception: BaseException, /) -> None:
-        """Tell that there is none."""
+        """Give the reason why there is no answer."""
+
+
+class Wanted(Protocol):
+    """A value that is to be read.
+
+    :ivar name: its name in Redis.
+    :ivar epoch_names: the names of the epochs that it is judged by; its expected size is known there.
+    """
+
+    name: bytes
+    epoch_names: "EpochNames"
+
+
+class ReadBatch:
+    """Values that are read and judged together: parallel lists, as an object for each read would cost more than both.
+
+    :ivar receiver: judges them.
+    :ivar wanted: what is read.
+    :ivar places: what the receiver reserved for each value before it was asked for; None for nothing.
+    :ivar waiters: where the answers go.
+    """
+
+    __slots__ = ("places", "receiver", "waiters", "wanted")
+
+    def __init__(self, receiver: "ValueReceiver") -> None:
+        self.receiver = receiver
+        self.wanted: list[Any] = []
+        self.places: list[Any] = []
+        self.waiters: list[Waiter] = []
+
+    def __len__(self) -> int:
+        return len(self.waiters)
+
+    def add(self, wanted: Any, place: Any, waiter: Waiter) -> None:
+        """Add a read."""
+        self.wanted.append(wanted)
+        self.places.append(place)
+        self.waiters.append(waiter)
+
+    def divided(self, first: Sequence[bool]) -> "tuple[ReadBatch, ReadBatch]":
+        """Return two batches: the reads for which `first` is true, and the others."""
+        batches = ReadBatch(self.receiver), ReadBatch(self.receiver)
+        for is_first, *read in zip(first, self.wanted, self.places, self.waiters, strict=True):
+            batches[0 if is_first else 1].add(*read)
+        return batches
+
+    def split(self, count: int) -> "ReadBatch":
+        """Keep the first `count` reads, and return the others."""
+        rest = ReadBatch(self.receiver)
+        for name in ("wanted", "places", "waiters"):
+            reads = getattr(self, name)
+            setattr(rest, name, reads[count:])
+            del reads[count:]
+        return rest
+
+
+class ValueReceiver(Protocol):
+    """Judges what batches of reads bring, and gives it to those who wait."""
+
+    def received(
+        self, batch: ReadBatch, part: slice, values: Sequence[bytes | None], connection: "Connection", sent: float
+    ) -> None:
+        """Judge a part of a batch, and settle its waiters. Runs inside the reader, as `Receive` does.
+
+        :param part: which of the reads.
+        :param values: the answers to all reads of the batch.
+        """
+
+    def unanswered(self, batch: ReadBatch, part: slice) -> None:
+        """Give back what was reserved for reads that get no answer; their waiters have learned it."""
 
 
 class Connection(Protocol):
@@ -39,12 +110,13 @@ class Connection(Protocol):
     A value is judged by the epochs that are known on the connection which has brought it. So the epochs and the value
     are asked for through one connection: that is why reads are queued here, and all else is asked of the `Client`.
 
+    :ivar up: whether it stands and its handshake is done.
     :ivar trust: what entries read through it stand on; a new one each time it is established.
     :ivar known: the epochs that need not be asked for on it.
     :ivar time: the estimate of its server's clock.
     :ivar tracking: whether its server announces changes; where it does not, trust is granted per read.
     :ivar questions: what is to be asked because of announcements.
-    :ivar leases_held: leases that are held through it: while there are any, it keeps asking.
+    :ivar leases_held: leases that are held through it; while there are any, the heartbeat continues.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -56,11 +128,7 @@ class Connection(Protocol):
     tracking: bool
     questions: "Questions"
     leases_held: int
-
-    @property
-    def up(self) -> bool:
-        """Whether it stands and its handshake is done."""
-        ...
+    up: bool
 
     @property
     def identity(self) -> bytes:
@@ -71,6 +139,19 @@ class Connection(Protocol):
         """Queue the read of one value, for the next batch; its bytes, or None, go through `receive` to `waiter`.
 
         :param expected: how many bytes it may have; 0 if nothing is known of its like.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+
+    def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
+        """Queue the read of one value, to be judged together with its neighbours.
+
+        :param place: what the receiver has reserved for the value.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+
+    def read_batch(self, batch: ReadBatch) -> None:
+        """Queue the reads of some values of one call, to be judged together.
+
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
 
@@ -99,7 +180,7 @@ class Callback:
     It is always of interest, however late it comes.
 
     :param on_result: called with the answer; what it raises ends the connection.
-    :param on_error: called with the reason if there is none.
+    :param on_error: called with the reason if there is no answer.
     """
 
     __slots__ = ("_on_error", "_on_result")
@@ -122,7 +203,7 @@ class Callback:
             self._on_result(result)
 
     def set_exception(self, exception: BaseException, /) -> None:
-        """Take the reason why there is none."""
+        """Take the reason why there is no answer."""
         if self._on_error is not None:
             self._on_error(exception)
 

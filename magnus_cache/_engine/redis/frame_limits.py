@@ -1,9 +1,8 @@
-"""How much a server may send for one frame, and for how long.
+"""Limits on one incoming frame: its bytes, its elements and its duration.
 
-A parser keeps every byte of a frame until the last one has come. A frame that does not end would fill the memory, or,
-if it comes slowly, occupy the connection for ever, also when nothing is owed an answer, as pushes come unasked. So the
-bytes since the last complete frame are counted, and timed. How many elements it claims to have is looked at before the
-parser makes room for them.
+A parser keeps all bytes of a frame until the last one has arrived. An endless frame would fill the memory, and a slow
+one would block the connection forever, even while no answer is expected, because pushes arrive unasked. So the bytes
+since the last complete frame are counted and timed. Its elements are counted before the parser allocates them.
 """
 
 import asyncio
@@ -15,30 +14,28 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.redis.elements import Elements
+from magnus_cache._engine.redis.incoming import Incoming
 from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Intake"]
 
 _UNASKED_BYTES: Final = 16 << 20
-"""Bytes of a frame while nothing is owed: an announcement names a hundred thousand keys in a few megabytes."""
+"""Bytes of a frame while no answer is expected: an announcement has 100,000 names in a few megabytes."""
 
 _REPLY_BYTES: Final = 64 << 20
 _TIMES: Final = 8
-"""Times a value's bytes that one reply may have. A value that is merely too large has to be read to be replaced."""
-
-
-def _always() -> bool:
-    return True
+"""A reply may have this many times the bytes of a value: a value that is too large must be read to be replaced."""
 
 
 class Intake:
-    """Watches over what comes in through a connection.
+    """Enforces the limits on the input of a connection.
 
-    :param patience: seconds that a frame may take from its first byte to its last.
-    :param owed: returns how many values the next reply may carry; 0 if none is owed.
+    :param patience: seconds from the first byte of a frame to its last.
+    :param owed: returns how many values the next reply may have; 0 if no reply is expected.
     :param value_bytes: returns how many bytes one of them may have.
-    :ivar refusal: why the present connection, or the last one, was ended; None if it was not.
-    :ivar heard: seconds of the clock when something last came, be it a part of an answer.
+    :ivar refusal: why the input of this connection, or of the last one, was refused; None if it was not.
+    :ivar heard: monotonic second of the last input, even of a part of an answer.
+    :ivar incoming: hands over replies as they arrive; None if the connection cannot, so that it has to be read.
     """
 
     def __init__(self, patience: float, clock: Clock, owed: Callable[[], int], value_bytes: Callable[[], int]) -> None:
@@ -48,26 +45,23 @@ class Intake:
         self._value_bytes = value_bytes
         self._reader: Any = None
         self._elements = Elements()
-        self._buffered: Callable[[], bool] = _always
+        self.incoming: Incoming | None = None
         self._size = 0
         self._begun = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self.refusal: RedisConnectionError | None = None
         self.heard = -math.inf
 
-    def attach(self, connection: AbstractConnection, buffered: Callable[[], bool] | None = None) -> None:
-        """Watch a connection, from its first byte on.
-
-        :param buffered: returns whether there are bytes that the parser was not fed, or has not turned into replies.
-        """
-        # redis-py has no public name for it. Without it, whole answers are heard, and nothing is counted.
+    def attach(self, connection: AbstractConnection, incoming: Incoming | None = None) -> None:
+        """Watch a connection from its first byte on."""
+        # redis-py has no public name for it. Without it, only whole answers count as input, and no limit applies.
         reader = getattr(connection, "_reader", None)
         self.detach()
         self.refusal = None
         if reader is None:
             return
         self._reader = reader
-        feed, self._elements, self._buffered = reader.feed_data, Elements(), buffered or _always
+        feed, self._elements, self.incoming = reader.feed_data, Elements(), incoming
         too_many = self._elements.too_many
 
         def fed(data: Any) -> None:
@@ -75,33 +69,36 @@ class Intake:
                 return
             if too_many(data):
                 self._refuse("a frame has too many elements")
-            else:
+            elif incoming is None or not incoming.take(data):
                 feed(data)
 
         reader.feed_data = fed
 
     def detach(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._reader is not None:
-            # Or the two would keep each other alive.
+            # Breaks a reference cycle.
             del self._reader.feed_data
             self._reader = None
-        # Nor is what was read of a frame to stay.
-        self._elements, self._buffered = Elements(), _always
+            if self.incoming is not None:
+                self.incoming.detach()
+        # Frees the part of a frame that was read.
+        self._elements, self.incoming = Elements(), None
         self.completed()
 
     def completed(self) -> None:
-        """Note that a frame has ended. What has come of the next one counts with its next bytes."""
+        """Note that a frame has ended. Bytes of the next frame that are here already count when more arrive."""
         self._size = 0
         self._begun = math.inf
-        if not self._buffered():
+        incoming = self.incoming
+        if incoming is not None and not incoming.is_buffered:
             self._elements.restart()
 
     def _took(self, size: int) -> bool:
-        """Count some bytes; return whether they are to be kept."""
+        """Count some bytes; return whether the parser may have them."""
         self.heard = now = self._clock()
         self._size += size
         if self.refusal is not None:
@@ -116,7 +113,7 @@ class Intake:
         return True
 
     def _allowed(self) -> int:
-        """Return how many bytes the frame may have that is coming in."""
+        """Return how many bytes the current frame may have."""
         values = self._owed()
         if not values:
             return _UNASKED_BYTES
@@ -134,10 +131,10 @@ class Intake:
         if left <= 0 and self._begun == overdue:
             self._refuse("a frame takes too long")
         else:
-            # Overdue for the first time: if it was *our* loop that was held up, its end lies in the socket.
+            # Overdue for the first time: if *our* loop was blocked, the rest of the frame is in the socket.
             self._watch(max(left, self._patience / 10), self._begun if left <= 0 else None)
 
     def _refuse(self, why: str) -> None:
-        # Not by an exception in the reader: that would keep all that was read until a garbage collection.
+        # Not an exception in the reader: its traceback would keep the input alive until a garbage collection.
         self.refusal = RedisConnectionError(f"Protocol error: {why}")
         self._reader.feed_eof()

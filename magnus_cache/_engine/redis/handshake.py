@@ -1,4 +1,4 @@
-"""The handshake of a connection: what a server is asked before anything that it says is believed."""
+"""The handshake of a connection: what a server must answer before its values are trusted."""
 
 from typing import Any, Final, NamedTuple
 
@@ -17,53 +17,53 @@ from magnus_cache.errors import CacheUnavailableError
 __all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "history_check", "introduce"]
 
 _ORDERLY: Final = 7
-"""The first Redis that announces what a command has changed after its reply, and not in the midst of it."""
+"""The first version of Redis that announces the changes of a command after its reply, not within it."""
 
 
 _DIGITS: Final = 9
-"""Digits that no version has."""
+"""No version number has this many digits."""
 
 _LAST_CLIENT: Final = (1 << 63) - 1
 
 
 class ServerInfo(NamedTuple):
-    """What a server has told about itself and the connection."""
+    """Facts about a server and a connection to it, from the handshake."""
 
     tracking: bool
-    """Whether it announces changes. Some managed services lack that, some ACLs forbid it."""
+    """Whether it announces changes. Some managed services do not, and some ACLs forbid it."""
     echoes: bool
-    """Whether it announces all changes, also those that our own commands bring about."""
+    """Whether it announces all changes, including those by our own commands."""
     time: Any
     """Its clock, as the reply to TIME."""
     identity: bytes
-    """What tells its history of writes from another's; empty where it is not told."""
+    """Identifies its history of writes; empty if the server does not report it."""
     history: bytes
-    """The part of it that may change while the connection stands."""
+    """The part of the identity that may change during the connection."""
     run: bytes
-    """What tells this start of this server from any other; empty where it is not told."""
+    """Identifies this start of this server; empty if the server does not report it."""
     client: int
-    """The connection's number there; 0 where it is not told."""
+    """The client id of the connection; 0 if the server does not report it."""
     ended: set[int]
-    """The numbers of the connections that it was told to end."""
+    """The client ids of the connections that it was asked to kill."""
 
 
 UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", b"", b"", 0, set())
-"""No server."""
+"""Before the first handshake."""
 
 
 async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
-    """Ask for invalidations on this connection, for the server's time, and whether and since when it serves.
+    """Switch tracking on, and return facts about the server.
 
-    :param probe: a key that need not exist.
+    :param probe: any key; it need not exist.
     """
     tracking, *_, switched, time, _, server, replication, client = await answers(
         connection,
         commands.TRACKING.packed,
-        # With NOLOOP, it announces neither what it evicts to make room for a command of ours, nor what it ceases to
-        # track. In a transaction, as the writes are to be that turn it on for themselves.
+        # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops
+        # tracking. In a transaction, because writes that switch NOLOOP on for themselves are in one, too.
         *commands.TRACKING_ALL,
         commands.TIME.packed,
-        # All the others are answered by a server, too, that is loading its data, or has lost its primary.
+        # A server that is loading its data, or has lost its primary, answers all commands but this one.
         commands.get_many((probe,)),
         commands.INFO_SERVER.packed,
         commands.INFO_REPLICATION.packed,
@@ -76,7 +76,7 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
     tracks = not isinstance(tracking, Exception)
     echoes = type(switched) is list and not isinstance(switched[0], Exception) and _orderly(server)
     if tracks and not echoes:
-        # Whatever became of the other one, such as by an ACL without MULTI.
+        # Again: the first one may have been undone, such as with an ACL that forbids MULTI.
         (tracking,) = await answers(connection, commands.TRACKING.packed)
         tracks = not isinstance(tracking, Exception)
     return ServerInfo(
@@ -92,19 +92,19 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
 
 
 def _orderly(server: Any) -> bool:
-    """Whether a server announces what a command changes after its reply."""
+    """Return whether a server announces the changes of a command after its reply."""
     major = (info(server, b"redis_version") or "").split(".")[0]
     return major.isdecimal() and len(major) < _DIGITS and int(major) >= _ORDERLY
 
 
 async def arrive(connection: AbstractConnection, controls: ControlNames, identity: bytes, known: int) -> Arrival:
-    """Find out whether everything became invalid with the arrival at a server; see `scripts.arrive`.
+    """Return whether a new server may have lost writes, and the epoch that invalidates everything if so.
 
-    :param identity: what tells its history from any other.
+    :param identity: identifies the server's history.
     :param known: the highest epoch that this process has seen.
     """
     command = scripts.arrive(controls, identity, known)
-    # In full: the server need not know the script.
+    # As full text: the server may not know the script.
     words = command if command.again is None else command.again()
     (reply,) = await answers(connection, words.packed)
     epoch = epoch_of(reply)
@@ -112,15 +112,15 @@ async def arrive(connection: AbstractConnection, controls: ControlNames, identit
 
 
 def history_check(known: KnownEpochs, history: bytes) -> Callback:
-    """Return the callback for the check that a server which dropped its data still has the history that was met.
+    """Suspend judging by these epochs, and return the callback for the answer that ends this.
 
-    A primary that becomes a replica drops its data for another's, which may lack the latest writes, and the connection
-    stands. Until the answer, nothing read through it can be judged.
+    A primary that becomes a replica replaces its data by another's, which may lack the latest writes, and the
+    connection stays up. So after a flush, no value is judged before the server has confirmed its history.
     """
     known.suspended = True
 
-    def told(reply: Any) -> None:
-        """:raises RedisConnectionError: if its history is another one, or has no source any more."""
+    def received(reply: Any) -> None:
+        """:raises RedisConnectionError: if the history is another one, or the server has lost its primary."""
         if is_orphan(reply):
             raise RedisConnectionError("the server is a replica that has lost its primary")
         if server_identity(None, reply) != history:
@@ -128,8 +128,8 @@ def history_check(known: KnownEpochs, history: bytes) -> Callback:
         known.suspended = False
 
     def failed(error: BaseException) -> None:
-        # It may not be asked, as others may not either; unless this is the end of the connection.
+        # An ACL that forbids INFO forbade it in the handshake as well. Other errors end the connection.
         if isinstance(error, CacheUnavailableError) and error.refused:
             known.suspended = False
 
-    return Callback(told, failed)
+    return Callback(received, failed)

@@ -1,14 +1,14 @@
-"""The heartbeat of a connection: what a busy one asks again and again, in one exchange.
+"""The heartbeat: periodic requests of a busy connection, in one round trip.
 
-Three questions, answered in this order:
+Three requests, answered in this order:
 
-- the time, so that no value is written or judged by an old estimate of the server's clock;
-- now and then the state of replication: a replica that has lost its primary is not to be believed;
-- the epoch of everything, as a marker of the database. Every change of it is announced, so where it turns out to be
-  another one unannounced, the database is another one (SWAPDB), and nothing read from the former one counts.
+- TIME, so that no value is written or judged by an old estimate of the server's clock.
+- At times INFO replication: a replica that has lost its primary must not be trusted.
+- The root epoch, as a marker of the database. Each change of it is announced. If it changed without an announcement,
+  the database is another one (SWAPDB), and values read from the former one do not count.
 
-Only this last answer renews the trust of a connection: any answer proves that no announcement was missed, but not that
-the database is still the same.
+Only the last answer renews the trust of a connection. Any answer proves that no announcement was missed, but only this
+one proves that the database is still the same.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["Heartbeat", "take_time"]
 
 _EVERY: Final = 1.0
-"""Seconds after which the time is asked for again at the latest, if anything is asked; and replication at most."""
+"""Seconds between two requests for the time at most, while requests are sent; for replication, at least."""
 
 _PART: Final = 4
-"""What is sent after this part of the staleness bound is preceded by a heartbeat."""
+"""A heartbeat precedes a request after 1/`_PART` of the staleness bound."""
 
 
 class Heartbeat:
-    """Asks on behalf of one wire, on the running loop.
+    """The heartbeat of one wire, on the running loop.
 
-    :param max_staleness: seconds that a connection is trusted after it was asked.
-    :param marker: the name of the key that tells one database from another.
-    :param exchanged: called when the database turns out to be another one.
-    :ivar fault: why the present connection must not be used any more, or None.
+    :param max_staleness: seconds that a connection is trusted after an answered heartbeat was sent.
+    :param marker: the name of the key that identifies the database.
+    :param exchanged: called when the database was swapped.
+    :ivar fault: why the current connection must be closed, or None.
     """
 
     def __init__(self, clock: "Clock", max_staleness: float, marker: bytes, exchanged: "Callable[[], object]") -> None:
@@ -63,9 +63,10 @@ class Heartbeat:
         self.fault: RedisConnectionError | None = None
 
     def begin(self, sent: float, *, replication: bool) -> None:
-        """Begin anew with a connection whose handshake has asked the same at a monotonic second.
+        """Start with a new connection, whose handshake has sent the same requests.
 
-        :param replication: whether the server tells of it.
+        :param sent: the monotonic second of the handshake.
+        :param replication: whether the server reports replication.
         """
         self._asked = self._looked = sent
         self._replicates = replication
@@ -73,7 +74,7 @@ class Heartbeat:
 
     @property
     def pulse(self) -> "asyncio.Future[None] | None":
-        """What waits for the answer, if one is under way."""
+        """The future of the heartbeat under way, or None."""
         return None if self._pulse is None or self._pulse.done() else self._pulse
 
     def is_due(self, now: float) -> bool:
@@ -81,7 +82,7 @@ class Heartbeat:
         return now - self._asked >= self._every and self.pulse is None
 
     def ask(self, now: float) -> "tuple[asyncio.Future[None], list[Call]]":
-        """Return what waits for the answer, and what is to be asked, in this order."""
+        """Return the future of a new heartbeat, and its requests in order."""
         self._asked = now
         self._pulse = pulse = self._waiter()
         calls = [Call(commands.TIME, self._took_time, self._waiter()), Call(self._marker, self._marked, pulse)]
@@ -91,7 +92,7 @@ class Heartbeat:
         return pulse, calls
 
     def _waiter(self) -> asyncio.Future[None]:
-        # Nobody may be waiting when it fails; the end of the connection is told by other ways.
+        # It may fail without a waiter; the end of the connection is reported elsewhere.
         waiter: asyncio.Future[None] = self._loop.create_future()
         waiter.add_done_callback(_looked_at)
         return waiter
@@ -112,15 +113,15 @@ class Heartbeat:
         connection.trust.deadline = known.trusted_from + self._max_staleness
 
     def _fail(self, problem: str) -> None:
-        """:raises CacheUnavailableError: for those who wait; the wire ends the connection by `fault`."""
+        """:raises CacheUnavailableError: for the waiters; the wire closes the connection because of `fault`."""
         self.fault = RedisConnectionError(problem)
-        raise CacheUnavailableError("lost", f"Redis cannot be believed: {problem}")
+        raise CacheUnavailableError("lost", f"Redis cannot be trusted: {problem}")
 
 
 def take_time(reply: Any, connection: "Connection", sent: float, clock: "Clock") -> None:
-    """Take an answer to TIME.
+    """Update the estimate of the server's clock by an answer to TIME.
 
-    :raises RedisConnectionError: for what is no time.
+    :raises RedisConnectionError: for any other answer.
     """
     server = server_time(reply)
     if server is None:

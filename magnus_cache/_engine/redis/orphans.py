@@ -1,8 +1,7 @@
-"""Connections that were given up with commands unanswered, which the server may still be about to read.
+"""Orphaned connections: closed with commands unanswered, which the server may still execute later.
 
-What was sent over one of them may come to be carried out long after the process has given up on it: a value that was
-deleted meanwhile would be stored again. A later connection to the same server ends it there, before it says anything
-else.
+The server may execute such a command long after the process gave up on it, and store a value again that was deleted
+meanwhile. So the next connection to the same server kills the orphaned one there, before it sends anything else.
 """
 
 from collections.abc import Callable
@@ -17,14 +16,14 @@ from magnus_cache.errors import CacheUnavailableError
 __all__ = ["OrphanedConnections"]
 
 _MOST: Final = 256
-"""Connections remembered; those that a server no longer has are forgotten first."""
+"""Connections remembered; those of an earlier server are forgotten first."""
 
 
 class OrphanedConnections:
-    """The abandoned connections of one process. Thread-safe, bounded.
+    """The orphaned connections of one process. Thread-safe, bounded.
 
     :param warn: called with a topic and a message.
-    :ivar waiting: the clients by their number at the server, each with that server's run; costs no lock to look at.
+    :ivar waiting: the run of the server by client id; may be read without a lock.
     """
 
     def __init__(self, warn: Callable[[str, str], None]) -> None:
@@ -32,15 +31,14 @@ class OrphanedConnections:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as in a forked child, whose parent's connections are not its own."""
+        """Forget everything, as in a forked child: the connections belong to its parent."""
         self._lock = section()
         self.waiting: dict[int, bytes] = {}
 
     def leave(self, run: bytes, client: int) -> None:
-        """Note that a connection was given up; to be called before anybody learns that it was.
+        """Note an orphaned connection. Call this before its callers learn that it failed.
 
-        :param run: tells the server and its start; empty if that is not known, and numbers of another server's clients
-            mean nothing.
+        :param run: identifies the server and its start; empty if unknown: then the client id means nothing.
         """
         if not run:
             return
@@ -53,39 +51,38 @@ class OrphanedConnections:
                 waiting.pop(next((known for known, other in waiting.items() if other != run), next(iter(waiting))))
             self.waiting = waiting
 
-    def ends(self, run: bytes, told: set[int]) -> list[tuple[Command, Callback]]:
-        """Return what a connection is to say first, besides what it has said already.
+    def ends(self, run: bytes, sent: set[int]) -> list[tuple[Command, Callback]]:
+        """Return the commands that a connection must send first, except those that it has sent already.
 
-        :param told: the clients that it has named; extended.
+        :param sent: the client ids that it has sent; extended.
         """
-        due = [client for client, other in self.waiting.items() if other == run and client not in told]
-        told.update(due)
+        due = [client for client, other in self.waiting.items() if other == run and client not in sent]
+        sent.update(due)
         return [(commands.kill(client), self._ended(client)) for client in due]
 
     def _ended(self, client: int) -> Callback:
-        """Return the callback for the reply to CLIENT KILL: the connection was ended, or the server has none such."""
+        """Return the callback for the reply to CLIENT KILL: the connection was killed, or is gone already."""
 
         def failed(error: BaseException) -> None:
-            # If it will not, it need not be told again; else another connection is to tell it.
+            # After a refusal, a retry is pointless. After another error, the next connection retries.
             if isinstance(error, CacheUnavailableError) and error.refused:
                 self.refused(client)
 
         return Callback(lambda _: self.forget(client), failed)
 
     def forget(self, client: int) -> None:
-        """Note that a connection has ended at the server."""
+        """Note that the server has closed a connection."""
         with self._lock:
             self.waiting = {known: run for known, run in self.waiting.items() if known != client}
 
     def refused(self, client: int) -> None:
-        """Note that the server will not end it."""
+        """Note that the server refuses to kill a connection, and warn."""
         self.forget(client)
         self._warn_of_refusal()
 
     def _warn_of_refusal(self) -> None:
         self._warn(
             "kill",
-            "Redis refuses CLIENT ID or CLIENT KILL, so what was sent over a connection that was lost may still come "
-            "to be carried out, and a value that was deleted be stored again. Grant the user '+client|id' and "
-            "'+client|kill'",
+            "Redis refuses CLIENT ID or CLIENT KILL, so it may still execute commands of a lost connection, and store "
+            "a deleted value again. Grant the user '+client|id' and '+client|kill'",
         )

@@ -1,21 +1,29 @@
-"""What a wire has been asked and what it is owed: the order of requests and replies, without any I/O.
+"""What a connection has been asked and what it is owed: the order of requests and replies, without any I/O.
 
 Requests queue up; `Pipeline.compose` turns the queue into bytes, merging neighbouring reads into one MGET, and
-notes which answers they call for; `Pipeline.answered` hands a reply to whoever asked for it.
+notes which answers they call for; `Pipeline.answered` hands a reply to those who asked for it.
+
+Large values do not hold up small ones. A connection sends replies in order, so a small value waits for all that was
+asked for before it. Large values are therefore requested one reply at a time, of two megabytes or one value: the others
+wait in `Pipeline.large`, and small reads overtake them. Reads may be reordered; a read never overtakes a write, and a
+value never overtakes the epochs that were requested for it.
+
+Reads of values come in batches (`ReadBatch`) from the moment they are queued: a batch is one object in the queue, one
+part of an MGET, and is judged in one go. All other reads, such as those of epochs, stand alone (`Read`), and go into
+the same MGET as their neighbours: a value and the epochs that it is judged by come in one reply.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.diagnosis import refused
-from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver, Waiter
+from magnus_cache._engine.redis.requests import STEP_BYTES, Call, HandOut, InFlight, Measure, Read, ReadParts
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
@@ -30,116 +38,73 @@ _BATCH_BYTES: Final = 2_000_000
 _UNKNOWN_BYTES: Final = 32_768
 """Bytes that a value is taken to have where none of its namespace was seen yet."""
 
-_STEP_BYTES: Final = 524_288
-"""Bytes of a reply that are handed out in one step. Checking a megabyte takes a third of a millisecond."""
-
-_EACH: Final = 1_024
-"""Bytes that a value counts for beyond its own: what is done for each."""
+_LARGE_VALUE: Final = 65_536
+"""Bytes from which on a value is read after smaller ones, and with few others."""
 
 _VALUE_TYPES: Final = {bytes, type(None)}
-
-
-Measure = Callable[[float, int], None]
-"""Told of each answered batch of reads: ``measure(sent, count)``, with the monotonic second when it left."""
-
-
-class Read:
-    """One wanted value.
-
-    :ivar expected: how many bytes it may have; 0 if nothing is known of its like.
-    """
-
-    __slots__ = ("expected", "name", "receive", "waiter")
-
-    def __init__(self, name: bytes, receive: Receive[Any], waiter: Waiter, expected: float = 0) -> None:
-        self.name = name
-        self.receive = receive
-        self.waiter = waiter
-        self.expected = expected
-
-
-class Call:
-    """Any other command, sent as it is."""
-
-    __slots__ = ("command", "receive", "waiter")
-
-    def __init__(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
-        self.command = command
-        self.receive = receive
-        self.waiter = waiter
-
-    def said_again(self) -> "Call":
-        """Return the same request in the words for a server that does not know the script."""
-        again = self.command.again
-        assert again is not None
-        return Call(again(), self.receive, self.waiter)
-
-
-class InFlight:
-    """What was sent and is owed an answer: a batch of reads, or a call with `replies` still to come.
-
-    :ivar quiet: the command that was sent within a transaction which keeps it from being announced; None for others.
-    """
-
-    __slots__ = ("asked", "error", "quiet", "replies", "sent")
-
-    def __init__(self, sent: float, replies: int, asked: list[Read] | Call, quiet: Command | None = None) -> None:
-        self.sent = sent
-        self.replies = replies
-        self.asked = asked
-        self.quiet = quiet
-        self.error: Exception | None = None
-
-
-class _HandOut:
-    """The values of one reply that are being handed out."""
-
-    __slots__ = ("connection", "count", "sent", "size", "values")
-
-    def __init__(self, batch: list[Read], values: list[bytes | None], connection: Connection, sent: float) -> None:
-        self.values = zip(batch, values, strict=True)
-        self.count = len(batch)
-        self.connection = connection
-        self.sent = sent
-        self.size = 0
 
 
 class Pipeline:
     """The queue of one connection and the answers that it is owed, first in, first out.
 
-    The wire looks at these for each reply, so they are attributes and not properties.
+    The connection looks at these for each reply, so they are attributes and not properties.
 
     :ivar pending: requests queued or sent and not yet answered.
     :ivar queue: what waits to be sent.
     :ivar owed: what was sent and not yet answered, the oldest first.
     :ivar unfinished: the values of the last reply, while some of them are still to be handed out; else None.
+    :ivar large: reads of large values that wait for the reply of such a read.
+    :ivar growing: the batch at the end of the queue, if further reads may join it; else None.
+    :ivar most: how many reads one batch may have.
     """
 
-    __slots__ = ("_measure", "_value_bytes", "owed", "pending", "queue", "unfinished")
+    __slots__ = (
+        "_large_owed", "_measure", "_value_bytes", "growing", "large", "most", "owed", "pending", "queue", "unfinished",
+    )  # fmt: skip
 
     def __init__(self, measure: Measure) -> None:
         self.pending = 0
         self._measure = measure
-        self.queue: deque[Read | Call] = deque()
+        self.queue: deque[Read | ReadBatch | Call] = deque()
         self.owed: deque[InFlight] = deque()
-        self._value_bytes = 256.0
-        self.unfinished: _HandOut | None = None
+        self.large: deque[ReadBatch] = deque()
+        self._large_owed = False
+        self._sized(256.0)
+        self.unfinished: HandOut | None = None
+        self.growing: ReadBatch | None = None
+
+    def _sized(self, value_bytes: float) -> None:
+        """Note how many bytes a value has on average, to ask for as many as a reply should carry."""
+        self._value_bytes = value_bytes
+        self.most = min(_BATCH_KEYS, int(_BATCH_BYTES / value_bytes) or 1)
 
     @property
     def oldest(self) -> InFlight | None:
         """What has been owed an answer for longest."""
         return self.owed[0] if self.owed else None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether anything is queued that may be sent now."""
+        return bool(self.queue or (self.large and not self._large_owed))
+
+    @property
+    def is_single(self) -> bool:
+        """Whether exactly one request is queued."""
+        queue = self.queue
+        if len(queue) != 1:
+            return False
+        asked = queue[0]
+        return not isinstance(asked, ReadBatch) or len(asked.waiters) == 1
+
     def values_owed(self) -> int:
         """Return how many values, or other answers, the next reply may carry; 0 if none is owed."""
-        frame = self.oldest
-        if frame is None:
-            return 0
-        return len(frame.asked) if isinstance(frame.asked, list) else 1
+        return self.owed[0].count if self.owed else 0
 
     def add(self, asked: Read | Call) -> None:
         """Queue a request behind the others."""
         self.pending += 1
+        self.growing = None
         self.queue.append(asked)
 
     def add_first(self, asked: Call) -> None:
@@ -147,76 +112,164 @@ class Pipeline:
         self.pending += 1
         self.queue.appendleft(asked)
 
+    def begin_batch(self, receiver: ValueReceiver) -> ReadBatch:
+        """Return a new batch at the end of the queue, to which the caller adds a read."""
+        batch = self.growing = ReadBatch(receiver)
+        self.queue.append(batch)
+        return batch
+
+    def add_batch(self, batch: ReadBatch) -> None:
+        """Queue reads that belong together behind the other requests."""
+        self.pending += len(batch)
+        self.growing = None
+        self.queue.append(batch)
+
     def compose(self, now: float, *, quiet: bool = False) -> list[bytes | memoryview]:
         """Pack what is queued, up to `_BATCH_BYTES` of requests, and expect the answers to it.
 
         :param quiet: whether the server would announce our own writes to us, unless it is told not to.
         """
         queue, chunks, size = self.queue, list[bytes | memoryview](), 0
+        self.growing = None
         while queue and size < _BATCH_BYTES:
             asked = queue.popleft()
             if isinstance(asked, Call):
                 command, packed = asked.command, asked.command.packed
                 if quiet and command.writes:
                     pieces, replies = command.quiet()
-                    self.owed.append(InFlight(now, replies, asked, command))
+                    self.owed.append(InFlight(now, replies, asked, quiet=command))
                     chunks += pieces
                     size += len(packed)
                     continue
                 self.owed.append(InFlight(now, command.replies, asked))
             else:
-                batch = self._gather(asked)
-                packed = commands.get_many([read.name for read in batch])
-                self.owed.append(InFlight(now, 1, batch))
+                parts, names = self._gather(asked)
+                if not parts:
+                    continue
+                packed = commands.get_many(names)
+                self.owed.append(InFlight(now, 1, parts, len(names)))
             chunks.append(packed)
             size += len(packed)
+        if self.large and not self._large_owed:
+            chunks.append(self._compose_large(now))
         return chunks
 
-    def _gather(self, first: Read) -> list[Read]:
-        """Take the reads that stand next to each other, as many as one reply should carry."""
-        queue, batch = self.queue, [first]
-        limit = min(_BATCH_KEYS, int(_BATCH_BYTES / self._value_bytes) or 1)
-        room = _BATCH_BYTES - (first.expected or _UNKNOWN_BYTES)
-        while queue and len(batch) < limit:
-            following = queue[0]
+    def _compose_large(self, now: float) -> bytes:
+        """Pack the next read of large values."""
+        batch, names = self.large.popleft(), list[bytes]()
+        room = float(_BATCH_BYTES)
+        for wanted in batch.wanted:
+            room -= wanted.epoch_names.value_bytes
+            if names and room < 0:
+                self.large.appendleft(batch.split(len(names)))
+                break
+            names.append(wanted.name)
+        request = InFlight(now, 1, [batch], len(names))
+        request.is_large = self._large_owed = True
+        self.owed.append(request)
+        return commands.get_many(names)
+
+    def _gather(self, first: Read | ReadBatch) -> tuple[ReadParts, list[bytes]]:
+        """Take the reads that stand next to each other, as many as one reply should carry; with all their names.
+
+        There may be none left when those of large values are put off.
+        """
+        parts, names = ReadParts(), list[bytes]()
+        room, asked = float(_BATCH_BYTES), first
+        while True:
+            if isinstance(asked, Read):
+                room -= asked.expected or _UNKNOWN_BYTES
+                if parts and (room < 0 or len(names) >= self.most):
+                    self.queue.appendleft(asked)
+                    return parts, names
+                parts.append(asked)
+                names.append(asked.name)
+            else:
+                room = self._gather_batch(asked, parts, names, room)
+            following = self.queue[0] if self.queue else None
             # Order is kept across kinds: a read queued after a write must see it.
-            if not isinstance(following, Read):
-                break
-            room -= following.expected or _UNKNOWN_BYTES
-            if room < 0:
-                break
-            batch.append(following)
-            queue.popleft()
-        return batch
+            if room < 0 or following is None or isinstance(following, Call):
+                return parts, names
+            asked = following
+            self.queue.popleft()
+
+    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float) -> float:
+        """Take as much of a batch as one reply should carry, and leave the rest in the queue.
+
+        Returns the bytes that are left for further reads; less than 0 for none.
+        """
+        sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
+        # Not where epochs are requested along with it: a value may have to come in one reply with them.
+        if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):
+            batch, large = batch.divided([size <= _LARGE_VALUE for size in sizes])
+            self.large.append(large)
+            sizes = [size for size in sizes if size <= _LARGE_VALUE]
+            if not sizes:
+                return room
+        count = min(len(sizes), self.most - len(names))
+        left = room - sum(sizes[:count])
+        while left < 0 and count:
+            count -= 1
+            left += sizes[count]
+        if not parts:
+            # However large: each reply carries one at least.
+            count = max(count, 1)
+        if count < len(sizes):
+            rest = batch.split(count) if count else batch
+            self.queue.appendleft(rest)
+            left = -1.0
+        if count:
+            parts.append(batch)
+            names += [wanted.name for wanted in batch.wanted]
+        return left
+
+    def skipped(self) -> bool:
+        """Count a reply that only queues a command of a transaction; return False if none is due."""
+        if not self.owed or self.owed[0].replies <= 1:
+            return False
+        self.owed[0].replies -= 1
+        return True
 
     def answered(self, reply: Any, connection: Connection) -> Any:
-        """Hand a reply to the oldest frame; there must be one. Return what it comes to: an error within, if any."""
-        frame = self.owed[0]
-        frame.replies -= 1
+        """Hand a reply to the oldest request; there must be one. Return what it comes to: an error within, if any."""
+        request = self.owed[0]
+        request.replies -= 1
         # In a transaction the first error names the cause (OOM, NOPERM); EXEC's only says that it was aborted.
-        if frame.error is None and isinstance(reply, Exception):
-            frame.error = reply
-        if frame.replies:
+        if request.error is None and isinstance(reply, Exception):
+            request.error = reply
+        if request.replies:
             return reply
-        reply = frame.error or reply
-        if frame.quiet is not None and type(reply) is list:
-            reply = frame.quiet.reply(reply)
-        if type(frame.asked) is list and not isinstance(reply, Exception):
-            # While the frame still counts as owed: if this ends the connection, its callers are told.
-            _check_values(reply, len(frame.asked))
+        reply = request.error or reply
+        if request.quiet is not None and type(reply) is list:
+            reply = request.quiet.reply(reply)
+        asked = request.asked
+        if type(asked) is list and not isinstance(reply, Exception):
+            # While the request still counts as owed: if this ends the connection, its callers are told.
+            _check_values(reply, request.count)
         self.owed.popleft()
-        if isinstance(frame.asked, Call):
-            if isinstance(reply, NoScriptError) and frame.asked.command.again is not None:
-                self.queue.append(frame.asked.said_again())
+        if request.is_large:
+            self._large_owed = False
+        if isinstance(asked, Call):
+            if isinstance(reply, NoScriptError) and asked.command.again is not None:
+                self.growing = None
+                self.queue.append(asked.said_again())
                 return reply
-            self._settle(frame.asked, reply, connection, frame.sent)
+            self._settle(asked, reply, connection, request.sent)
         elif isinstance(reply, Exception):
-            for read in frame.asked:
-                self._settle(read, reply, connection, frame.sent)
+            self._refuse(asked, reply, connection, request.sent)
         else:
-            self.unfinished = _HandOut(frame.asked, reply, connection, frame.sent)
+            self.unfinished = HandOut(asked, reply, connection, request.sent)
             self.hand_out()
         return reply
+
+    def _refuse(self, parts: ReadParts, reply: Exception, connection: Connection, sent: float) -> None:
+        """Tell those who asked for values that Redis has refused to give them."""
+        refusal = refused(reply, "MGET")
+        for part in parts:
+            if isinstance(part, ReadBatch):
+                self._fail_batch(part, slice(0, len(part)), refusal)
+            else:
+                self._settle(part, reply, connection, sent)
 
     async def handed_out(self) -> None:
         """Return when all values of the last reply are handed out, in as many turns of the loop as that takes."""
@@ -232,17 +285,35 @@ class Pipeline:
         some = self.unfinished
         if some is None:
             return
-        left = _STEP_BYTES
-        for read, value in some.values:
-            size = len(value) if value is not None else 0
-            some.size += size
-            self._settle(read, value, some.connection, some.sent)
-            left -= size + _EACH
-            if left <= 0:
+        left = STEP_BYTES
+        while some.parts:
+            part = some.parts[0]
+            reads, values, left = some.step(part, left)
+            if isinstance(part, Read):
+                self._settle(part, values[0], some.connection, some.sent)
+            else:
+                self._receive(part, reads, values, some)
+            # Not before: if it is interrupted, all that it was about learn that they get no answer.
+            some.served = reads.stop
+            if reads.stop == len(values):
+                some.parts.popleft()
+                some.begin += len(values)
+                some.served = 0
+            if left <= 0 and some.parts:
                 return
         self.unfinished = None
         self._measure(some.sent, some.count)
-        self._value_bytes += (some.size / some.count + 1 - self._value_bytes) / 8
+        self._sized(self._value_bytes + (some.size / some.count + 1 - self._value_bytes) / 8)
+
+    def _receive(self, batch: ReadBatch, part: slice, values: list[bytes | None], some: HandOut) -> None:
+        try:
+            batch.receiver.received(batch, part, values, some.connection, some.sent)
+        # As in `_settle`: a fault in the handling of these must not take the connection from all the others.
+        except Exception:  # noqa: BLE001  # it is told to whom it concerns
+            error = CacheUnavailableError("protocol", "Redis gave an answer to MGET that makes no sense")
+            self._fail_batch(batch, part, error)
+        else:
+            self.pending -= part.stop - part.start
 
     def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
         self.pending -= 1
@@ -254,11 +325,7 @@ class Pipeline:
             result = asked.receive(reply, connection, sent)
         # A fault in one caller's handling must not take the connection from all the others.
         except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
-            if not isinstance(error, CacheError):
-                name = asked.command.name if isinstance(asked, Call) else "MGET"
-                problem = f"Redis gave an answer to {name} that makes no sense"
-                refusal = isinstance(error, ResponseError)
-                error = refused(error, name) if refusal else CacheUnavailableError("protocol", problem)
+            error = _error_of(error, asked.command.name if isinstance(asked, Call) else "MGET")
             if not waiter.done():
                 waiter.set_exception(error)
             return
@@ -266,37 +333,64 @@ class Pipeline:
             waiter.set_result(result)
 
     def fail_sent(self, error: CacheUnavailableError) -> None:
-        """Tell everybody who is owed an answer that it will not come."""
-        if self.unfinished is not None:
+        """Tell all who are owed an answer that it will not come."""
+        some, self.unfinished = self.unfinished, None
+        if some is not None:
             # Cut off half-way. Their values are here, but nothing vouches for them any more.
-            for read, _ in self.unfinished.values:
-                self._fail(read, error)
-            self.unfinished = None
+            for part in some.parts:
+                self._fail(part, error, some.served)
+                some.served = 0
+        self._large_owed = False
         while self.owed:
-            frame = self.owed.popleft()
-            if isinstance(frame.asked, list) and len(frame.asked) > 1:
+            request = self.owed.popleft()
+            if isinstance(request.asked, list) and request.count > 1:
                 # Perhaps the reply was too large to come in time; the next ones are made smaller.
-                self._value_bytes = max(self._value_bytes, 4 * _BATCH_BYTES / len(frame.asked))
-            for asked in frame.asked if isinstance(frame.asked, list) else (frame.asked,):
+                self._sized(max(self._value_bytes, 4 * _BATCH_BYTES / request.count))
+            for asked in request.asked if isinstance(request.asked, list) else (request.asked,):
                 self._fail(asked, error)
 
     def fail_queued(self, error: CacheUnavailableError) -> None:
-        """Tell everybody whose request was not sent that it will not be."""
-        while self.queue:
-            self._fail(self.queue.popleft(), error)
+        """Tell all whose request was not sent that it will not be."""
+        self.growing = None
+        while self.queue or self.large:
+            self._fail((self.queue or self.large).popleft(), error)
 
-    def _fail(self, asked: Read | Call, error: CacheUnavailableError) -> None:
-        self.pending -= 1
-        if not asked.waiter.done():
-            try:
-                asked.waiter.set_exception(error.again())
-            except RuntimeError:
-                # A future of a closed loop: its task has ended, and cannot be woken.
-                if not isinstance(asked.waiter, asyncio.Future) or not asked.waiter.get_loop().is_closed():
-                    raise
+    def _fail(self, asked: Read | ReadBatch | Call, error: CacheUnavailableError, served: int = 0) -> None:
+        if isinstance(asked, ReadBatch):
+            self._fail_batch(asked, slice(served, len(asked)), error)
+        elif not served:
+            self.pending -= 1
+            _fail_waiter(asked.waiter, error)
+
+    def _fail_batch(self, batch: ReadBatch, part: slice, error: CacheUnavailableError) -> None:
+        self.pending -= part.stop - part.start
+        try:
+            for waiter in batch.waiters[part]:
+                _fail_waiter(waiter, error)
+        finally:
+            batch.receiver.unanswered(batch, part)
+
+
+def _error_of(error: Exception, command: str) -> CacheError:
+    """Return the error for those who asked: Redis' refusal, or that its answer makes no sense."""
+    if isinstance(error, CacheError):
+        return error
+    if isinstance(error, ResponseError):
+        return refused(error, command)
+    return CacheUnavailableError("protocol", f"Redis gave an answer to {command} that makes no sense")
+
+
+def _fail_waiter(waiter: Waiter, error: CacheUnavailableError) -> None:
+    if not waiter.done():
+        try:
+            waiter.set_exception(error.again())
+        except RuntimeError:
+            # A future of a closed loop: its task has ended, and cannot be woken.
+            if not isinstance(waiter, asyncio.Future) or not waiter.get_loop().is_closed():
+                raise
 
 
 def _check_values(reply: Any, count: int) -> None:
     """:raises RedisConnectionError: for what is no answer to an MGET of so many keys: we are out of step."""
-    if type(reply) is not list or len(reply) != count or not {type(value) for value in reply} <= _VALUE_TYPES:
+    if type(reply) is not list or len(reply) != count or not set(map(type, reply)) <= _VALUE_TYPES:
         raise RedisConnectionError("Protocol error: what came is no answer to MGET")

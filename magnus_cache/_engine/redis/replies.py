@@ -1,7 +1,7 @@
-"""What replies may be: the type and range of each number that comes from outside, checked where it is received.
+"""Checks of replies: the type and range of each number from a server, when it is received.
 
-Each is a `Receive`. What does not fit is an error of that one exchange, with the reason ``"protocol"``: it never gets
-any further into the process, and callers are told what they are told when Redis is away.
+A reply of another form is an error of that exchange, with the reason ``"protocol"``. It gets no further into the
+process, and callers fall back as if Redis were away.
 """
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,11 +21,11 @@ _CURSOR_DIGITS: Final = 20
 """Digits of 64 bits."""
 
 LONGEST_WAIT: Final = 86_400_000
-"""Milliseconds in a day: no lease is longer."""
+"""Milliseconds of a day: no lease is longer."""
 
 
 class ServerFacts(NamedTuple):
-    """What a server is; None for what it does not tell."""
+    """Facts about a server; None for each that it does not report."""
 
     server: str | None
     """``"redis"`` or ``"valkey"``."""
@@ -35,7 +35,7 @@ class ServerFacts(NamedTuple):
 
     @classmethod
     def read(cls, about: object) -> "ServerFacts":
-        """Return what the reply to INFO server says, whatever that is."""
+        """Return the facts from a reply to INFO server; any reply is allowed."""
         valkey = info(about, b"valkey_version")
         server = info(about, b"server_name") or ("valkey" if valkey else "redis")
         version = valkey or info(about, b"redis_version")
@@ -44,54 +44,54 @@ class ServerFacts(NamedTuple):
 
 
 def number(reply: Any, most: int = _MOST) -> int:
-    """Return a count of something.
+    """Return a reply that must be a count.
 
-    :raises CacheUnavailableError: if it is none, or more than `most`.
+    :raises CacheUnavailableError: if it is not a count, or more than `most`.
     """
     if type(reply) is not int or not 0 <= reply <= most:
-        raise _nonsense("a number is due")
+        raise _nonsense("a number is expected")
     return reply
 
 
 def answer(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> int:
-    """Take the reply to a command that counts.
+    """Return the reply to a command that counts; a `Receive`.
 
-    :raises CacheUnavailableError: if it is no count.
+    :raises CacheUnavailableError: if it is not a count.
     """
     return number(reply)
 
 
 def yes(reply: Any) -> bool:
-    """Return whether a script did what it was sent for: 1 if so, else 0.
+    """Return whether a script did its work: True for 1, False for 0.
 
-    :raises CacheUnavailableError: if it is neither.
+    :raises CacheUnavailableError: for any other reply.
     """
     return number(reply, 1) == 1
 
 
 def single(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> bytes | None:
-    """Take the reply to a read of one value outside the batches.
+    """Return the value of a read without a batch; a `Receive`.
 
-    :raises CacheUnavailableError: if it is no list of one.
+    :raises CacheUnavailableError: if it is not a list of one value.
     """
     if type(reply) is list and len(reply) == 1 and (reply[0] is None or type(reply[0]) is bytes):
         value: bytes | None = reply[0]
         return value
-    raise _nonsense("one value is due")
+    raise _nonsense("one value is expected")
 
 
 def step(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> tuple[bytes, list[bytes]]:
-    """Take one step of a SCAN: the next cursor, and names.
+    """Return the next cursor and the names of one step of a SCAN; a `Receive`.
 
-    :raises CacheUnavailableError: if it is something else.
+    :raises CacheUnavailableError: for any other reply.
     """
     cursor, names = reply if type(reply) is list and len(reply) == 2 else (None, None)
     if type(cursor) is bytes and cursor.isdigit() and len(cursor) <= _CURSOR_DIGITS and type(names) is list:
         found: list[bytes] = names
         if {type(name) for name in found} <= {bytes}:
             return cursor, found
-    raise _nonsense("a cursor and names are due")
+    raise _nonsense("a cursor and names are expected")
 
 
-def _nonsense(due: str) -> CacheUnavailableError:
-    return CacheUnavailableError("protocol", f"Redis gave an answer that makes no sense where {due}")
+def _nonsense(expected: str) -> CacheUnavailableError:
+    return CacheUnavailableError("protocol", f"Redis gave an invalid answer where {expected}")

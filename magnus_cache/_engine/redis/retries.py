@@ -1,22 +1,22 @@
-"""Asking Redis once more where a connection was cut."""
+"""One retry of a request whose connection was lost."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["ATTEMPTS", "twice"]
+__all__ = ["ATTEMPTS", "ask_twice"]
 
 ATTEMPTS: Final = 2
-"""A read whose connection was cut is asked once more: a peer that hung up is often back at once."""
+"""A read is retried once if its connection was lost: a server that closed a connection is often back at once."""
 
 T = TypeVar("T")
 
 
-async def twice(ask: Callable[[], Awaitable[T]]) -> T:
-    """Return what Redis answers, asked a second time if the connection was cut.
+async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return the answer of Redis, with one retry if the connection was lost.
 
-    :raises CacheUnavailableError: when that fails as well.
+    :raises CacheUnavailableError: when the retry fails as well.
     """
     try:
         return await ask()

@@ -1,8 +1,8 @@
-"""The Lua scripts: what must happen at Redis in one step. They compare bytes and judge nothing.
+"""The Lua scripts: operations that Redis must execute in one step. They compare bytes, and judge no value.
 
-Sent as EVALSHA; a server that does not know the script (it restarted, or somebody flushed it) is sent the text once.
-Where a script writes a key, it reads it afterwards: our own write under NOLOOP (see `Command.quiet`) ends the server's
-tracking of the key for us, and a read begins it anew.
+A script is sent as EVALSHA. A server that does not know it, after a restart or SCRIPT FLUSH, gets the text once. Each
+script that writes a key reads it afterwards: our own write under NOLOOP (see `Command.quiet`) ends the tracking of the
+key for us, and the read starts it again.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = [
     "LEASED",
     "PASSED",
     "UNSTORABLE",
-    "Claim",
+    "LeaseAttempt",
     "Script",
     "acquire",
     "adopt",
@@ -39,30 +39,28 @@ __all__ = [
 ]
 
 EPOCH_LIFE: Final = 30 * 86_400_000
-"""Milliseconds that the epoch of a namespace or tag stays after it was issued or used; past it, its values are loaded
-anew."""
+"""Milliseconds until the epoch of a namespace or tag expires after its issue or renewal; its values expire with it."""
 
 _DAY: Final = 86_400_000
 """Milliseconds."""
 
 LEASED: Final = 0
-"""The answer to `acquire` that says: load it, the lease is yours."""
+"""The answer of `acquire` that grants the lease."""
 
 UNSTORABLE: Final = -1
-"""The answer to `acquire` that says: load it for yourself, as what was waited for cannot be stored."""
+"""The answer of `acquire` to a waiting caller: load without a lease, because the value cannot be stored."""
 
 PASSED: Final = b"unstorable"
-"""What stands in place of a lease's token for a moment after its load turned out to have a value that cannot be stored.
-It is nobody's lease."""
+"""Replaces a lease's token for a moment when the value of its load cannot be stored. It is not a lease."""
 
 _PASSING: Final = 250
-"""Milliseconds for which it can be known that a load's value cannot be stored: those who wait are woken at once."""
+"""Milliseconds that `PASSED` lives. That is enough, because waiting processes wake at once."""
 
 
 class Script:
-    """One script: its name for messages, its text, and the digest that the server knows it by.
+    """One script: its name for messages, its text, and its digest for EVALSHA.
 
-    :ivar writes: 1 if the server is not to announce to us what it changes.
+    :ivar writes: 1 if the server must not announce its changes to us, else 0.
     """
 
     __slots__ = ("digest", "name", "text", "writes")
@@ -74,7 +72,7 @@ class Script:
         self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[bytes], *arguments: bytes | int) -> Command:
-        """Pack a call of it; should the server not know it, the wire sends what `again` packs."""
+        """Pack a call; if the server does not know the script, the wire sends the result of `again`."""
         rest = (len(keys), *keys, *arguments)
         packed = pack("EVALSHA", self.digest, *rest)
 
@@ -99,12 +97,12 @@ elseif not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
   left = redis.call('PTTL', KEYS[2]) + 1
   local holder = redis.pcall('GET', KEYS[2])
   local passed = holder == 'unstorable'
-  -- Without an end, it is nobody's lease. With our token, it was granted by an answer that was lost on the way.
+  -- Without a TTL, it is not a lease. With our token, the lease was granted by an answer that was lost on its way.
   if left <= 0 or holder == ARGV[2] or (passed and ARGV[5] == '') then
     redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
     left = 0
   elseif passed then
-    -- Not one after another: what the first one loaded cannot be stored, so neither, most likely, can theirs.
+    -- The first load could not be stored, so most likely the next cannot either: let all load at the same time.
     left = -1
   end
 end
@@ -136,20 +134,21 @@ _RELEASE: Final = Script(
     "RELEASE",
     """
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
--- Those who wait for it now are to load for themselves, all at the same time. Later callers take it over.
+-- Processes that wait now load for themselves, all at the same time. Later callers take the lease over.
 if ARGV[2] ~= '' and not redis.pcall('SET', KEYS[1], 'unstorable', 'PX', ARGV[2])['err'] then return 1 end
 return redis.call('DEL', KEYS[1])
 """,
     writes=0,
 )
 
-# A hybrid clock: microseconds of Redis' own clock, but past the last epoch issued, past those of the keys that it is
-# issued for, and past what the caller knows. Any of these may be all that is left: an eviction takes the key of the
-# clock, a failover loses the last writes, an operator sets the server's clock back. The last one issued is kept twice.
+# A hybrid clock: microseconds of the server's clock, but higher than the last issued epoch, the epochs of the keys at
+# hand, and the highest epoch that the caller knows. Each of these may be the only one left: an eviction removes the
+# clock's key, a failover loses the last writes, an operator sets the server's clock back. The last issued epoch is kept
+# in two keys.
 #
-# What claims to be more than a century ahead of the server's clock is nonsense, which the cache never issues: it counts
-# as missing. So nonsense cannot lead the epochs up to where numbers end, as that bound moves on faster than epochs are
-# issued. A caller whose knowledge is nonsense gets an epoch below it, and forgets.
+# An epoch more than a century ahead of the server's clock is nonsense, which the cache never issues: it counts as
+# missing. So nonsense cannot raise the epochs to the largest number, because that bound grows faster than epochs are
+# issued. A caller that knows a nonsensical epoch gets a lower one, and forgets all that it knows.
 _ISSUE: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -162,7 +161,7 @@ local function read(name)
   local text = redis.pcall('GET', name)
   return number(text), text
 end
--- All but that of everything end at last: there may be any number of tags and namespaces. Missing is safe.
+-- All epochs but the root's expire, as the number of tags and namespaces has no bound. A missing epoch is safe.
 local function put(name, text, bucket)
   redis.call('SET', name, text)
   if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
@@ -172,7 +171,7 @@ local function issue(known, buckets)
   for index in ipairs(buckets) do names[index] = KEYS[index + 2] end
   local guard = redis.pcall('HMGET', KEYS[2], 'last')
   local last = math.max(read(KEYS[1]), number(guard[1]), number(known))
-  -- As one read: at each one in a script, a server that tracks for us remembers all of its keys.
+  -- One read for all: at each read in a script, a tracking server remembers all keys of the script.
   for _, text in ipairs(redis.call('MGET', unpack(names))) do last = math.max(last, number(text)) end
   local epoch = math.max(now, last + 1)
   if epoch > {LATEST_EPOCH} then return redis.error_reply('EPOCHS end before the time of the clock') end
@@ -201,8 +200,8 @@ return text
 """,
 )
 
-# A server that is another one than before, or has become a primary, may have gone back in time: what was removed from
-# it may be there again. The first to meet it invalidates everything; the others find that done.
+# A new server, or a new primary, may have lost the latest writes: deleted values may be back. The first process that
+# connects invalidates everything; later processes find the identity of the server, and keep their values.
 _ARRIVE: Final = Script(
     "ARRIVE",
     _ISSUE
@@ -225,9 +224,9 @@ return issue(ARGV[1], {ARGV[2]})
 """,
 )
 
-# A tag that no value had before has no epoch. Issuing one now would make the value invalid that has just been loaded;
-# but where nobody has invalidated a tag of this bucket since the load began, the load's own epoch will do. The guard, a
-# hash of buckets, tells; if it was lost, its beginning is too late for that.
+# A new tag has no epoch. A new epoch would invalidate the value that has just been loaded. If no tag of its bucket was
+# invalidated since the load began, the load's own epoch is safe. The guard is a hash with the last invalidation of each
+# bucket. If it was lost, it begins later than the load, and a new epoch is issued.
 _ADOPT: Final = Script(
     "ADOPT",
     _ISSUE
@@ -248,9 +247,9 @@ return issue(ARGV[1], {ARGV[3]})
 """,
 )
 
-# Whatever is older than an epoch goes, and what was stored since stays. As a number: Lua's comparison of strings
-# depends on the server's locale. The names are arguments and not keys: at every read in a script, a server that tracks
-# for us remembers all of its keys (of 500 keys, Redis 7.0 takes 18 ms for that), and these need no announcement.
+# Removes values older than an epoch. Compares numbers, because Lua's comparison of strings depends on the server's
+# locale. The names are arguments, not keys: at each read in a script, a tracking server remembers all of its keys (for
+# 500 keys, Redis 7.0 takes 18 ms), and these need no announcement.
 _RECLAIM: Final = Script(
     "RECLAIM",
     f"""
@@ -278,8 +277,8 @@ return redis.call('EXISTS', KEYS[1])
 )
 
 
-# A change would be announced to all who know the epoch, so it is for the first of a day only. Ends with a read, as all
-# that write: the server goes on to announce changes.
+# Each change is announced to every process that knows the epoch, so only the first call of a day changes the TTL. Ends
+# with a read, so that the server continues to track the key.
 _PROLONG: Final = Script(
     "PROLONG",
     f"""
@@ -300,88 +299,94 @@ return {{0, redis.call('GET', KEYS[1])}}
 )
 
 
-class Claim(Enum):
-    """What a caller that asks for a lease may take: the fourth and fifth argument of ACQ."""
+class LeaseAttempt(Enum):
+    """What a request for a lease may take: the fourth and fifth argument of ACQ."""
 
     FIRST = (b"", b"")
-    """A value, or a lease that nobody has, or one that was passed on as its value cannot be stored."""
+    """A value, a free lease, or `PASSED`."""
     WAITED = (b"", b"1")
-    """Likewise, but for what was passed on: the caller has waited for the lease, and learns that."""
+    """A value or a free lease. The caller has waited, so `PASSED` is answered by `UNSTORABLE`."""
     FORCED = (b"1", b"")
-    """The lease, whatever there is, from any holder."""
+    """The lease, from any holder, even if a value is stored."""
 
 
 def acquire(
-    name: bytes, reject: bytes, token: bytes, milliseconds: int, *, database: int = 0, claim: Claim = Claim.FIRST
+    name: bytes,
+    reject: bytes,
+    token: bytes,
+    milliseconds: int,
+    *,
+    database: int = 0,
+    attempt: LeaseAttempt = LeaseAttempt.FIRST,
 ) -> Command:
-    """Pack ACQ: the reply is a value that somebody stored meanwhile, `LEASED`, or the milliseconds left of a lease.
+    """Pack ACQ: the reply is a value stored meanwhile, `LEASED`, or the milliseconds until another's lease expires.
 
-    For a caller that has waited for the lease it may be `UNSTORABLE`.
+    For a caller that has waited for the lease, it may be `UNSTORABLE`.
 
     :param reject: the header of the value that was judged unusable; empty if there was none.
-    :param claim: what the caller may take.
+    :param attempt: what the request may take.
     """
     keys = (name, lease_name(name, database))
-    return _ACQUIRE.command(keys, reject, token, milliseconds, *claim.value)
+    return _ACQUIRE.command(keys, reject, token, milliseconds, *attempt.value)
 
 
 def compare(name: bytes, version: int, size: int) -> Command:
-    """Pack a read of a value by who has one version of it: the reply is ``[1, its first bytes]`` or ``[0, value]``.
+    """Pack a read of a value of which the caller has one version; the reply is ``[1, first bytes]`` or ``[0, value]``.
 
-    :param size: how many of its first bytes are wanted if it is that version.
+    :param size: how many of its first bytes to return if it is still that version.
     """
     return _COMPARE.command((name,), version.to_bytes(8, "big"), size)
 
 
 def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
-    """Pack FILL: store a value and end the lease; the reply is 1, or 0 if the lease is not ours any more."""
+    """Pack FILL: store a value and end its lease; the reply is 1, or 0 if the lease is no longer ours."""
     return _FILL.command((name, lease_name(name, database)), token, raw, milliseconds)
 
 
 def renew(name: bytes, token: bytes, milliseconds: int, *, database: int = 0) -> Command:
-    """Pack the renewal of a lease; the reply is 1, or 0 if it is not ours any more."""
+    """Pack the renewal of a lease; the reply is 1, or 0 if it is no longer ours."""
     return _RENEW.command((lease_name(name, database),), token, milliseconds)
 
 
 def release(name: bytes, token: bytes, *, database: int = 0, unstorable: bool = False) -> Command:
-    """Pack the end of a lease without a value; the reply is 1, or 0 if it was not ours any more.
+    """Pack the end of a lease without a value; the reply is 1, or 0 if it was no longer ours.
 
-    :param unstorable: whether there is a value, and it cannot be stored: then nobody need wait for the next lease.
+    :param unstorable: whether the load has a value that cannot be stored: then all waiting processes load at once.
     """
     return _RELEASE.command((lease_name(name, database),), token, _PASSING if unstorable else b"")
 
 
 def bump(names: ControlNames, controls: Sequence[bytes], known: int) -> Command:
-    """Pack the issue of a new epoch, higher than `known`, to some control keys; the reply is its digits."""
+    """Pack the issue of a new epoch, higher than `known`, to some control keys; the reply has its digits."""
     buckets = [names.bucket(control) for control in controls]
     return _BUMP.command((names.clock, names.guard, *controls), known, *buckets)
 
 
 def arrive(names: ControlNames, identity: bytes, known: int) -> Command:
-    """Pack the arrival at a server; the reply is the digits of the epoch by which all became invalid, or nothing.
+    """Pack the first contact with a server; the reply has the digits of the epoch that invalidated all, or is empty.
 
-    :param identity: what tells this server's history from any other.
+    :param identity: identifies the server's history.
     """
     return _ARRIVE.command((names.clock, names.guard, names.root, names.server), known, identity)
 
 
 def learn(names: ControlNames, control: bytes, known: int) -> Command:
-    """Pack the reading of an epoch, issued anew if it is missing or below what is `known`; the reply is its digits."""
+    """Pack the read of an epoch, which is issued if it is missing or below `known`; the reply has its digits."""
     return _LEARN.command((names.clock, names.guard, control), known, names.bucket(control))
 
 
 def adopt(names: ControlNames, control: bytes, known: int, captured: int) -> Command:
-    """Pack the reading of a tag's epoch; if it is missing, that of the load that made the tag, if that is safe."""
+    """Pack the read of a tag's epoch; if it is missing, the epoch of the load that made the tag, if that is safe."""
     return _ADOPT.command((names.clock, names.guard, control), known, captured, names.bucket(control))
 
 
 def prolong(control: bytes) -> Command:
-    """Pack the renewal of an epoch's life, if a day of it has gone by; the reply is 1 if there is one, else 0."""
+    """Pack the renewal of an epoch's TTL if a day of it has passed; the reply is 1 if the epoch exists, else 0."""
     return _PROLONG.command((control,))
 
 
 def reclaim(names: Sequence[bytes], epoch: int) -> Command:
-    """Pack the removal of those among some values that are older than an epoch; the reply is their number."""
+    """Pack the removal of those values that are older than an epoch; the reply is their number."""
     return _RECLAIM.command((), epoch, *names)
 
 

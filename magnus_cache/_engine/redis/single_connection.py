@@ -1,4 +1,4 @@
-"""One connection for one purpose, beside those of a cache: a question, or to remove what a test has left."""
+"""Connections for one purpose, apart from those of a cache: a health check, or the cleanup after a test."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -17,16 +17,16 @@ __all__ = ["connect_once", "wipe"]
 
 _REPLY_BYTES: Final = 1 << 20
 _STEP: Final = 500
-"""Keys looked at by one command: some hundred microseconds of the server's time."""
+"""Keys that one command scans: some hundred microseconds of the server's time."""
 
 
 async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tuple[float, ServerFacts, bool]:
-    """Connect, ask as any connection of the cache does, and disconnect.
+    """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
 
-    Returns the seconds that one exchange took, what the server is, and whether the server announces changes.
+    The handshake and the read are those of any connection of the cache.
 
     :param timeout: seconds for the connection and for each answer.
-    :param probe: a key that need not exist.
+    :param probe: any key; it need not exist.
     :raises CacheUnavailableError: when Redis does not answer, or cannot serve.
     """
     intake = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES)
@@ -40,16 +40,16 @@ async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tu
             if isinstance(reply, Exception):
                 raise reply
             (about,) = await answers(connection, commands.INFO_SERVER.packed)
-    # As wherever a connection is held: what redis-py, the socket and TLS raise has no common root.
+    # The errors of redis-py, sockets and TLS have no common base class below Exception.
     except Exception as error:  # as said
         raise explain(intake.refusal or error, endpoint) from error
     return took, ServerFacts.read(about), met.tracking
 
 
 async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:
-    """Remove every key that a prefix has, whatever it is for; to be called when no cache with it is open any more.
+    """Remove all keys of a prefix, of any kind. Call this when no cache with the prefix is open.
 
-    One that is open would issue anew what it finds missing.
+    An open cache would issue the removed epochs again.
 
     :param timeout: seconds for the connection.
     :raises CacheUnavailableError: when Redis does not answer, or refuses.

@@ -1,8 +1,8 @@
-"""Where keys are: which server has a key, and the connection to it of the event loop that asks.
+"""The topology: which server has a key, and the running event loop's connection to it.
 
-A key has a slot, slots belong to a group, and a group has its control keys: they stay together, whichever server they
-are on. One server has all slots, so there is one group, and one connection for each event loop. Whoever asks by key
-need not know that.
+A key has a slot, slots belong to a group, and each group has its own control keys on the same server. A single server
+has all slots, so there is one group, and one connection for each event loop. Callers ask by key, and do not depend on
+that.
 """
 
 import asyncio
@@ -30,21 +30,22 @@ _abandoned: Final[list[object]] = []
 
 
 class Group(NamedTuple):
-    """Keys that are on one server at a time, and the control keys there that their values are judged by."""
+    """Keys that are on one server at a time, with the control keys that judge their values."""
 
     controls: ControlNames
 
 
 def import_driver() -> None:
-    """Import redis-py now, which takes longer than all else, and not with the first call on somebody's event loop."""
+    """Import redis-py now, because that is slow, and not in the first call on an event loop."""
     import_module("magnus_cache._engine.redis.wire")
+    import_module("magnus_cache._engine.redis.lane_connection")
 
 
 class Topology:
-    """The connections of one cache, by event loop and server. Thread-safe; made when they are first asked for.
+    """The connections of one cache, by event loop and server. Thread-safe; the first use creates a connection.
 
-    :param endpoint: the server; None for none.
-    :param check_open: raises `CacheClosedError` once there are to be no further connections.
+    :param endpoint: the server, or None.
+    :param check_open: raises `CacheClosedError` when no connection may be created any more.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Topology:
         return self._group
 
     def connection(self, key: bytes) -> "Wire | None":
-        """Return the running loop's connection to the server of a key, made now if need be; None without a server.
+        """Return the running loop's connection to the server of a key, created if needed; None without a server.
 
         :raises CacheClosedError: after `aclose`.
         :raises CacheLoopError: without a running event loop of asyncio.
@@ -88,8 +89,12 @@ class Topology:
         self._check_open()
         return None if self._endpoint is None else self._new(self._endpoint, loop)
 
+    def connection_on(self, loop: "asyncio.AbstractEventLoop | None") -> "Wire | None":
+        """Return the connection of another loop, if it has one, for a thread that is about to ask its server itself."""
+        return None if loop is None else self._wires.get(loop)
+
     def wire(self, key: bytes) -> "Wire":
-        """Return what a key is asked for through, for one who knows that there is a server.
+        """Return the running loop's connection to the server of a key, which must be configured.
 
         :raises CacheUnavailableError: after `aclose`.
         :raises CacheLoopError: without a running event loop of asyncio.
@@ -102,14 +107,14 @@ class Topology:
         return wire
 
     def by_server(self, keys: Iterable[bytes]) -> "list[tuple[Wire, Iterable[bytes]]]":
-        """Return some keys, those together that are on one server, each part with the connection to it.
+        """Return some keys grouped by server, each group with the connection to its server.
 
         :raises CacheUnavailableError: after `aclose`.
         """
         return [(self.wire(self._group.controls.root), keys)]
 
     def servers(self) -> "list[Wire]":
-        """Return the running loop's connections, one to each server that has keys of its own.
+        """Return the running loop's connections, one to each primary.
 
         :raises CacheUnavailableError: after `aclose`.
         """
@@ -118,25 +123,25 @@ class Topology:
     # -- all of them ------------------------------------------------------------------------------------------
 
     def connections(self) -> "list[Wire]":
-        """Return those of all loops."""
+        """Return the connections of all loops."""
         return list(self._wires.values())
 
-    def standing(self) -> "list[Wire]":
-        """Return those that are connected, and whose loops would notice if they were not."""
+    def established(self) -> "list[Wire]":
+        """Return the connections that are up, and whose loops run and would notice the loss."""
         return list(filter(_lives, self.connections()))
 
     @property
     def reachable(self) -> bool:
-        """Whether some connection stands, and its loop would notice if it did not."""
+        """Whether some connection is up, and its loop runs and would notice the loss."""
         return any(map(_lives, self.connections()))
 
     @property
     def used(self) -> bool:
-        """Whether anything was ever asked."""
+        """Whether any connection was ever used."""
         return any(wire.started for wire in self.connections())
 
     def running(self) -> "list[Wire]":
-        """Return those that were used, and whose loops run."""
+        """Return the connections that were used, and whose loops run."""
         wires = self.connections()
         return [wire for wire in wires if wire.started and not wire.over and wire.loop.is_running()]
 
@@ -148,9 +153,9 @@ class Topology:
 
         wire = Wire(endpoint, self._limits, self._breaker, self._listener, self._clock)
         with self._lock:
-            # Again, under the lock: what is made after the last one was taken would never be closed.
+            # Again, under the lock: a connection created after `stop` would never be closed.
             self._check_open()
-            # Loops come and go with `asyncio.run`; a loop that ended without a word takes its trust with it.
+            # Each `asyncio.run` has a new loop. What was read on a loop that ended unnoticed is not trusted any more.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
                     self._listener.vanished(old)
@@ -159,20 +164,20 @@ class Topology:
         return wire
 
     def stop(self) -> list[tuple[asyncio.AbstractEventLoop, Future[None]]]:
-        """Begin to close all connections; return the loops of those that will tell their end, and what is done then.
+        """Begin to close all connections; return the loop of each, and a future of its end.
 
-        To be called when `check_open` raises: so there are no new ones.
+        Call this after `check_open` has started to raise, so that no new connection is created.
         """
         with self._lock:
             wires, self._wires = list(self._wires.values()), {}
         for wire in wires:
-            # A loop that ended meanwhile has taken its connection along.
+            # A loop that ended meanwhile has closed its connection.
             call_on_loop(wire.loop, wire.stop)
         return [(wire.loop, wire.ended) for wire in wires if wire.started and not wire.closed]
 
     def reset(self) -> None:
-        """Begin anew, in a forked child: its parent's sockets are not its own."""
-        # Collected, a connection would warn and try to close a transport of a loop that lives in the parent.
+        """Start empty in a forked child: the sockets belong to its parent."""
+        # Kept: if it were collected, a connection would warn, and close a transport of the parent's loop.
         _abandoned.append(self._wires)
         self._lock = section()
         self._wires = {}

@@ -1,4 +1,4 @@
-"""When a connection is taken for dead: the one deadline of a wire, instead of two a command."""
+"""Timeouts: one deadline for a whole connection, instead of two for each command."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from magnus_cache._engine.runtime.clock import Clock
 __all__ = ["PATIENCE", "Watchdog"]
 
 PATIENCE: Final = 20
-"""Timeouts that a request may wait while others' answers, or parts of its own, keep coming."""
+"""A request may wait for this many timeouts while input keeps arriving."""
 
 
 class Watchdog:
-    """Watches over the requests of one wire. Whoever must not wait for an answer for ever, waits for this.
+    """Closes the connection of a wire when its oldest request waits too long for an answer.
 
-    :param timeout: seconds of silence after which a connection is given up.
-    :param intake: tells when something last came: while a value comes over, Redis is there.
-    :param oldest: returns the oldest request that is owed an answer.
-    :param give_up: called when it is too old.
+    :param timeout: seconds without input after which a connection counts as dead.
+    :param intake: knows the time of the last input: while a value arrives, Redis is alive.
+    :param oldest: returns the oldest unanswered request.
+    :param give_up: called when that request is too old.
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Watch, as something has been asked."""
+        """Start watching, because a request was sent."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self.check, None)
 
     def end(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def check(self, overdue: InFlight | None) -> None:
-        """Run when the oldest request may be overdue."""
+        """Give up if the oldest request is overdue for the second time, else check again later."""
         self._timer = None
         oldest = self._oldest()
         if oldest is None:
             return
-        # Not overdue while anything keeps coming: what is wanted may lie behind many megabytes. Up to a bound.
+        # Input extends the deadline, up to a bound: the answer may follow many megabytes of others.
         timeout = self._timeout
         due = min(max(oldest.sent, self._intake.heard) + timeout, oldest.sent + PATIENCE * timeout)
         left = due - self._clock()
         if left <= 0 and oldest is overdue:
             self._give_up()
             return
-        # Overdue for the first time: if it was *our* loop that was held up, the answer lies in the socket and is
-        # read before the next timer. Only who is overdue twice in a row is given up.
+        # Overdue for the first time: if *our* loop was blocked, the answer is in the socket, and is read before the
+        # next timer. Only a request that is overdue twice in a row is given up.
         grace = timeout / 10
         self._timer = self._loop.call_later(max(left, grace), self.check, oldest if left <= 0 else None)

@@ -1,8 +1,8 @@
 """The wire: one multiplexed RESP3 connection of one event loop to one Redis.
 
-Everybody on the loop shares it. A writer sends what has queued up as one piece; a reader hands the replies out.
-Invalidation pushes arrive on this same connection, *in order with the replies*: that order is what the near
-cache's correctness rests on.
+Everybody on the loop shares it. What has queued up is sent as one piece (see `sender`), and replies are handed out as
+they come (see `incoming`). Invalidation pushes arrive on this same connection, *in order with the replies*: that order
+is what the local cache's correctness rests on.
 
 The life of a wire, all of it in `Wire._live`::
 
@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import math
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError
 
 from magnus_cache._engine.coherence.epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
@@ -28,28 +29,27 @@ from magnus_cache._engine.outage.turn import wait_turn as trial
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.announced import Questions
 from magnus_cache._engine.redis.commands import Command
-from magnus_cache._engine.redis.connection import Push, opened
+from magnus_cache._engine.redis.connection import opened, push_of, writer_of
 from magnus_cache._engine.redis.diagnosis import explain, unable
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.exchange import ReadBatch, Receive, ValueReceiver, Waiter, Wanted, as_it_is
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.incoming import Rest, read
 from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read
+from magnus_cache._engine.redis.sender import EARLY, Sender
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.watchdog import PATIENCE, Watchdog
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.loop_end import connection_task
-from magnus_cache._engine.runtime.turns import pieces
+from magnus_cache._engine.runtime.turns import PIECE, pieces
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
 __all__ = ["Wire"]
-
-_YIELD_REPLIES: Final = 64
-"""Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
 
 _MOVING: Final = 5.0
 """Seconds between two attempts to find the primary by connecting anew."""
@@ -58,17 +58,13 @@ _MOVING: Final = 5.0
 class Wire:
     """One event loop's connection to one Redis. Every method must be called on that loop.
 
-    :ivar trust: what entries read through the present connection stand on; a new one for each connection.
-    :ivar known: the epochs that need not be asked for on the present connection.
-    :ivar questions: what is to be asked because of announcements.
+    `Connection` describes the attributes that callers use; each connection begins with a new trust and new epochs.
+
     :ivar database: the number of the database that it reads and writes.
     :ivar probe: a key that need not exist, to ask for when only an answer counts.
-    :ivar leases_held: leases held through this wire.
-    :ivar time: the estimate of this server's clock.
     :ivar server: what the server of the present connection has told about itself.
     :ivar over: whether it was closed.
-    :ivar ended: done when it is, for whoever waits in another thread.
-    :ivar tracking: whether the server announces changes; where it refuses to, trust is granted per read.
+    :ivar ended: done when it is closed, for waiters in other threads.
     """
 
     def __init__(
@@ -81,30 +77,25 @@ class Wire:
         self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
         self.questions = Questions(self.loop, lambda: self.known.pace)
-        self.leases_held = 0
-        self.time, self.tracking = RedisTime(), False
+        self.leases_held, self.time, self.tracking = 0, RedisTime(), False
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
         self._pipeline = Pipeline(observer.measured)
+        self._sender = Sender(self.loop, self._pipeline, self._pack)
+        self._most_pending = limits.max_pending
         self.over, self.ended = False, Future[None]()
-        self._up, self.server = False, UNKNOWN_SERVER
+        self.up, self.server = False, UNKNOWN_SERVER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
-        self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self._give_up)
+        self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
         self._moved = -math.inf
         self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
-        self._doorbell: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.controls.root, self._exchanged)
 
     # -- what callers use -----------------------------------------------------------------------------------
-
-    @property
-    def up(self) -> bool:
-        """Whether the connection stands and its handshake is done."""
-        return self._up
 
     @property
     def identity(self) -> bytes:
@@ -117,12 +108,38 @@ class Wire:
         return self.over or self.loop.is_closed()
 
     def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
-        """Queue the read of one value; its bytes, or None, go through `receive` to `waiter`.
+        """Queue the read of one value, see `Connection.read`.
 
-        :param expected: how many bytes it may have; 0 if nothing is known of its like.
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._enqueue(Read(name, receive, waiter, expected))
+
+    def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
+        """Queue the read of one value, see `Connection.read_value`; written out, because all reads come here.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        pipeline = self._pipeline
+        if not self.up or pipeline.pending >= self._most_pending:
+            self._admit()
+        batch = pipeline.growing
+        if batch is None or batch.receiver is not receiver or len(batch.waiters) >= pipeline.most:
+            batch = pipeline.begin_batch(receiver)
+        batch.wanted.append(wanted)
+        batch.places.append(place)
+        waiters = batch.waiters
+        waiters.append(waiter)
+        pipeline.pending += 1
+        if not self._sender.is_scheduled:
+            self._sender.kick()
+        elif len(waiters) == EARLY and not pipeline.owed:
+            self._sender.send_now()
+
+    def read_batch(self, batch: ReadBatch) -> None:
+        """Queue the reads of some values of one call, to be judged together; fails as `read_value` does."""
+        self._admit()
+        self._pipeline.add_batch(batch)
+        self._sender.kick()
 
     def call(self, command: Command, receive: Receive[Any], waiter: Waiter) -> None:
         """Queue a command; its last reply goes through `receive` to `waiter`.
@@ -150,7 +167,7 @@ class Wire:
         await asyncio.shield(self._pulse())
 
     async def aclose(self) -> None:
-        """Disconnect and fail whoever still waits. Idempotent."""
+        """Disconnect, and fail all waiters. Idempotent."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -169,23 +186,18 @@ class Wire:
         self._admit()
         for one in asked:
             self._pipeline.add(one)
-        self._ring()
+        self._sender.kick()
 
     def _admit(self) -> None:
         """:raises CacheUnavailableError: if nothing can be asked now."""
         if self._task is None:
             self._start()
-        # Where another wire has found Redis back, this one is about to: whoever failed now would load for nothing.
+        # If another wire has found Redis again, this one is about to: callers that fail now would load for nothing.
         if self._error is not None and (self.over or self._breaker.open):
             # A fresh one each time: an exception raised over and over would drag all its tracebacks along.
             raise self._error.again()
-        if self._pipeline.pending >= self._limits.max_pending:
-            raise CacheUnavailableError("overloaded", f"more than {self._limits.max_pending} requests wait for Redis")
-
-    def _ring(self) -> None:
-        # Done without being rung: a writer that was cancelled with its connection, and has not run since.
-        if self._doorbell is not None and not self._doorbell.done():
-            self._doorbell.set_result(None)
+        if self._pipeline.pending >= self._most_pending:
+            raise CacheUnavailableError("overloaded", f"more than {self._most_pending} requests wait for Redis")
 
     def _start(self) -> None:
         self._task = connection_task(self.loop, self._live(), "magnus-cache-wire", self._end)
@@ -214,13 +226,13 @@ class Wire:
             self._end()
 
     def _rest(self) -> None:
-        """Let nobody wait for an attempt that is not due yet, as another wire has just learned that Redis is away."""
+        """Fail the waiters until the next attempt is due, because another wire has just learned that Redis is away."""
         if self._error is None:
             self._error = CacheUnavailableError("down", f"Redis at {self._endpoint.display} is away; waiting to retry")
         self._pipeline.fail_queued(self._error)
 
     def _end(self) -> None:
-        """Fail whoever waits, for good; also called for a task that was cancelled before its first step."""
+        """Fail all waiters, for good; also called for a task that was cancelled before its first step."""
         if self.over:
             return
         self.over = True
@@ -243,20 +255,22 @@ class Wire:
                     )
                     await self._introduce(connection)
                 self._ready()
-                writer = connection_task(self.loop, self._write(connection), "magnus-cache-writer")
+                writer = connection_task(self.loop, self._sender.run(connection), "magnus-cache-writer")
+                self._sender.attach(writer_of(connection))
                 async with asyncio.timeout(None) as self._patience:
-                    await self._read(connection)
+                    await read(connection, self._intake.incoming, self._handle, self._intake.completed)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
             return explain(self._intake.refusal or error, self._endpoint, worked=self._worked)
         except BaseException as error:
             writer = None if isinstance(error, GeneratorExit) else writer  # a closed loop has ended it
-            if not self._up:
+            if not self.up:
                 self._breaker.withdrawn(self.clock())
             raise
         finally:
             self._patience = None
+            self._sender.detach()
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
@@ -285,16 +299,16 @@ class Wire:
         self._intake.completed()
         # In this order: other threads must not find this wire up, and theirs still told that Redis is away.
         self._breaker.succeeded(self.clock())
-        self._up, self._stood, self._worked, self._error = True, True, True, None
+        self.up, self._stood, self._worked, self._error = True, True, True, None
         self._observer.connected(self)
         self._schedule_beat()
 
     def _settled(self) -> bool:
-        return self._up and not self._pipeline.owed
+        return self.up and not self._pipeline.owed
 
     def _lost(self, error: CacheUnavailableError) -> None:
-        """Let go of a connection: nothing read through it is trusted, nobody waits for its answers."""
-        self._up = False
+        """Give up a connection: nothing read through it is trusted, and no caller waits for its answers."""
+        self.up = False
         self.trust.kill()
         self._silence.end()
         self.questions.close()
@@ -312,87 +326,72 @@ class Wire:
 
     # -- writing --------------------------------------------------------------------------------------------
 
-    async def _write(self, connection: AbstractConnection) -> None:
-        """Send whatever is queued, as one piece, whenever there is something; never read."""
-        while True:
-            if not self._pipeline.queue:
-                self._doorbell = self.loop.create_future()
-                try:
-                    await self._doorbell
-                finally:
-                    self._doorbell = None
-            # First: what follows is judged by the answers, and costs no exchange of its own.
-            if self._heartbeat.is_due(now := self.clock()):
-                for call in reversed(self._heartbeat.ask(now)[1]):
-                    self._pipeline.add_first(call)
-            if self._observer.abandoned.waiting:
-                for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
-                    self._pipeline.add_first(Call(command, as_it_is, ending))
-            chunks = self._pipeline.compose(now, quiet=self.server.echoes)
-            self._silence.begin()
-            self._schedule_beat()
-            # A failure here closes the transport, which the reader sees and reports.
-            await connection.send_packed_command(chunks, check_health=False)  # type: ignore[arg-type]  # any buffers
+    def _pack(self) -> list[bytes | memoryview]:
+        """Return the bytes of a heartbeat that is due, and of what is queued, which is judged by its answers."""
+        if self._heartbeat.is_due(now := self.clock()):
+            for call in reversed(self._heartbeat.ask(now)[1]):
+                self._pipeline.add_first(call)
+        if self._observer.abandoned.waiting:
+            for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
+                self._pipeline.add_first(Call(command, as_it_is, ending))
+        chunks = self._pipeline.compose(now, quiet=self.server.echoes)
+        self._silence.begin()
+        self._schedule_beat()
+        return chunks
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """End the connection, as the server is silent."""
         if self._patience is not None:
             self._patience.reschedule(self.loop.time())
 
     # -- reading --------------------------------------------------------------------------------------------
 
-    async def _read(self, connection: AbstractConnection) -> None:
-        """Hand out replies and pushes in the order in which they come; nobody else reads."""
-        handled = 0
-        while True:
-            try:
-                # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.
-                reply: Any = await connection.read_response(
-                    disable_decoding=True, disconnect_on_error=False, push_request=True
-                )
-            except ResponseError as error:
-                reply = error
-            self._intake.completed()
-            if type(reply) is Push:
-                await self._pushed(reply.frame)
-            else:
-                self._answered(reply)
-                if self._pipeline.unfinished is not None:
-                    await self._pipeline.handed_out()
-            handled += 1
-            if handled % _YIELD_REPLIES == 0:
-                await asyncio.sleep(0)
-
-    async def _pushed(self, frame: list[Any]) -> None:
+    def _handle(self, reply: Any) -> Rest:
+        """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
+        if reply == b"QUEUED" and self._pipeline.skipped():
+            return None
+        frame = push_of(reply)
+        if frame is None:
+            self._answered(reply)
+            return self._pipeline.handed_out if self._pipeline.unfinished is not None else None
         if frame[0] != b"invalidate":
-            return
-        if frame[1] is None:
-            # FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again.
-            deadline, generation = self.trust.deadline, self.trust.generation
-            self.trust.retire()
-            self.trust = Trust(deadline, generation)
-            self.known = KnownEpochs(self._limits.controls.root, self.known.confirmed)
-            if self.server.history:
-                recognition = history_check(self.known, self.server.history)
-                self._pipeline.add_first(Call(commands.recognize(self.probe), as_it_is, recognition))
-                self._ring()
-            self._observer.flushed(self)
+            return None
+        names = frame[1]
+        if names is None:
+            self._flushed()
+        elif len(names) <= PIECE:
+            self._observer.invalidated(names, self)
         else:
-            # Between two steps it is as if the others had not come yet: no later answer renews trust before they have.
-            async for names in pieces(frame[1]):
-                self._observer.invalidated(names, self)
+            return partial(self._invalidated, names)
+        return None
+
+    async def _invalidated(self, names: list[bytes]) -> None:
+        # Between two steps the others count as not arrived: no later answer renews trust before they are handled.
+        async for some in pieces(names):
+            self._observer.invalidated(some, self)
+
+    def _flushed(self) -> None:
+        """FLUSHALL or FLUSHDB: every entry of this connection is void at once; later answers count again."""
+        before = self.trust.deadline, self.trust.generation
+        self.trust.retire()
+        self.trust = Trust(*before)
+        self.known = KnownEpochs(self._limits.controls.root, self.known.confirmed)
+        if self.server.history:
+            check = history_check(self.known, self.server.history)
+            self._pipeline.add_first(Call(commands.recognize(self.probe), as_it_is, check))
+            self._sender.kick()
+        self._observer.flushed(self)
 
     def _answered(self, reply: Any) -> None:
         if not self._pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply without a request")
         if isinstance(reply, Exception) and unable(reply) is not None:
-            # It says no to everything: all who wait learn it now, and nobody else has to ask.
-            raise reply
+            raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
-        if self._pipeline.queue:
-            # A script that the server did not know is asked for anew.
-            self._ring()
+        if self._pipeline.is_ready:
+            self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault
         if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:
@@ -403,14 +402,14 @@ class Wire:
     # -- trust and time -------------------------------------------------------------------------------------
 
     def _schedule_beat(self) -> None:
-        if self._beat is None and self._up:
+        if self._beat is None and self.up:
             self._beat = self.loop.call_later(self.max_staleness / 3, self._on_beat)
 
     def _on_beat(self) -> None:
         """Keep the trust of a process alive that is busy, or loading; an idle one lets it lapse and costs nothing."""
         self._beat = None
         self._observer.beat(self)
-        if self._up and (self.trust.used or self.leases_held):
+        if self.up and (self.trust.used or self.leases_held):
             self.trust.used = False
             with contextlib.suppress(CacheUnavailableError):
                 self._pulse()

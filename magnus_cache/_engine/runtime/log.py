@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["RateLimitedLog", "Warn", "forget_all", "logger", "say", "say_once"]
+__all__ = ["RateLimitedLog", "Warn", "logger", "say", "say_once"]
 
 logger: Final = logging.getLogger("magnus_cache")
 
@@ -55,12 +55,6 @@ class _History:
 
 
 _places: Final[dict[str, _History]] = {}
-
-
-def forget_all() -> None:
-    """Allow everything to be logged again, as in a new process; for tests."""
-    _said.clear()
-    _places.clear()
 
 
 class Warn(Protocol):

@@ -107,8 +107,11 @@ class Portal:
     @property
     def inside(self) -> bool:
         """Whether this thread runs the loop, or is about to run it."""
-        me = threading.get_ident()
-        return any(session is not None and session.thread.ident == me for session in (self._session, self._starting))
+        # Written out: each read of a blocking caller asks.
+        session, starting = self._session, self._starting
+        if session is not None and session.thread.ident == threading.get_ident():
+            return True
+        return starting is not None and starting.thread.ident == threading.get_ident()
 
     @property
     def engaged(self) -> bool:

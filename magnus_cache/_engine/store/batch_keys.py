@@ -1,39 +1,79 @@
-"""Keys of one call that a mapping of results would take for one another."""
+"""The keys of one call: their references, and a check that they stay distinct in the mapping of results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["KeyNames", "equal_keys", "unhashable_key"]
+__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "unhashable_key"]
 
 _EXACT: Final = frozenset({str, int, bytes, UUID})
-"""Types of keys of which two that are equal are one key here as well."""
+"""Key types whose equal values have the same name in Redis."""
 
 
 def equal_keys(key: object) -> CacheArgumentError:
-    """Return the error for a key that is equal to another of the same call, and is stored elsewhere.
+    """Return the error for a key that equals another key of the same call but has another name in Redis.
 
-    ``1``, ``True`` and ``1.0`` are equal in Python and are different keys here: in the result, one would have the
-    value of another.
+    ``1``, ``True`` and ``1.0`` are equal in Python and different keys here. In the result, one key would get the value
+    of another.
     """
     return CacheArgumentError(
         "keys",
-        f"{key!r} ({type(key).__name__}) is equal to another key of another type, so that no mapping can tell them "
-        "apart; ask for them in separate calls",
+        f"{key!r} ({type(key).__name__}) is equal to a key of another type, and a mapping cannot tell them apart; "
+        "ask for them in separate calls",
     )
 
 
 def unhashable_key() -> CacheTypeError:
-    """Return the error for a key that cannot be one of a mapping, such as an array."""
-    problem = "a key of many has to be hashable, as the values are returned by key; ask for it alone"
+    """Return the error for a key that a mapping cannot have, such as an array."""
+    problem = "each of many keys must be hashable, because the values are returned by key; ask for this key alone"
     return CacheTypeError("keys", problem)
 
 
+def are_distinct(keys: Iterable[Any]) -> bool:
+    """Whether distinct keys have distinct names, judged by their types alone."""
+    return set(map(type, keys)) <= _EXACT
+
+
+class RefMaker:
+    """Makes the references of many values of one namespace: what they have in common is looked up once.
+
+    While a call has thousands of keys at hand, it keeps their names, which cost the collector nothing, and makes a
+    reference where one is needed. A test holds it to `Reads.ref`.
+
+    :param namespace: the caller's argument.
+    :raises CacheArgumentError: for a namespace that cannot be used.
+    """
+
+    __slots__ = ("_name", "_suffix", "counters", "epoch_names", "freshness", "namespace")
+
+    def __init__(self, reads: Reads, namespace: str) -> None:
+        state = reads.state
+        self.namespace = policy = state.namespaces.resolve(namespace)
+        self.counters = state.stats.of(policy)
+        self.epoch_names = state.epochs.epoch_names(policy)
+        self.freshness = policy.freshness
+        self._name = state.keyspace.value_name
+        self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
+
+    def name(self, key: Any) -> bytes:
+        """Return the name of a value in Redis.
+
+        :raises CacheArgumentError: for a key that cannot be used.
+        """
+        return self._name(self.namespace, key) + self._suffix
+
+    def ref(self, name: bytes) -> KeyRef:
+        """Return the reference of a value by its name."""
+        return KeyRef(self.namespace, name, self.counters, self.epoch_names, self.freshness)
+
+
 class KeyNames:
-    """The keys of one call and where their values live: refuses what no mapping can tell apart."""
+    """The keys of one call with the names of their values; refuses keys that a mapping cannot tell apart."""
 
     __slots__ = ("_before", "_known", "_type")
 
@@ -43,13 +83,13 @@ class KeyNames:
         self._known: dict[Any, KeyRef] = {}
 
     def add(self, keys: Sequence[Any], refs: Sequence[KeyRef]) -> None:
-        """Add some keys.
+        """Add keys and the references of their values.
 
-        :raises CacheTypeError: for a key that cannot be one of a mapping.
-        :raises CacheArgumentError: for a key that is equal to another, and whose value has another name.
+        :raises CacheTypeError: for a key that is not hashable.
+        :raises CacheArgumentError: for a key that equals another key but has another name.
         """
         self._before.append((keys, refs))
-        # Nearly all calls have keys of one such type: this is all that it costs them.
+        # The fast path: nearly all calls have keys of one exact type.
         types = set(map(type, keys))
         if len(types) == 1 and not self._known:
             (only,) = types

@@ -1,4 +1,4 @@
-"""Invalidating many values at once: namespaces and tags by epochs, in constant time; other globs key by key."""
+"""Invalidation of many values: namespaces and tags by epochs, in constant time; other globs key by key."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,25 +6,26 @@ from collections.abc import Sequence
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.redis.bulk import Reclaimed
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["Invalidator"]
+__all__ = ["Clears"]
 
 
-class Invalidator:
-    """The clears of one `State`."""
+class Clears:
+    """The clears and tag invalidations of one cache."""
 
     def __init__(self, state: State) -> None:
         self.state = state
 
     async def clear(self, target: str) -> int:
-        """Remove a namespace, or what matches a glob, and return how many values Redis removed.
+        """Remove a namespace or the values that match a glob; return how many values Redis removed.
 
-        Namespaces and everything are invisible to the whole fleet after one exchange; what follows frees memory.
+        A whole namespace or prefix is invalid in the whole fleet after one exchange. The rest of the call only frees
+        memory in Redis.
 
-        :raises CacheArgumentError: for a name that is neither, and for a glob with another cache's prefix.
-        :raises CacheUnavailableError: if Redis is there and refuses.
+        :raises CacheArgumentError: for an invalid name or glob, and for a glob with the prefix of another cache.
+        :raises CacheUnavailableError: if Redis is reachable and refuses.
         """
         scope, client = self.state.keyspace.scope(target), self.state.client
         connection = client.connection(self.state.epochs.root)
@@ -35,44 +36,42 @@ class Invalidator:
             return 0
         try:
             if not _whole(scope):
-                # What stays in the other processes cannot be matched key by key: their whole namespaces are cleared.
-                await twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                # Redis has no keys of local namespaces to match, so the other processes clear them as a whole.
+                await ask_twice(lambda: self.state.replayer.bump(self._local_controls(scope)))
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
             control = self.state.epochs.control_of(scope.prefix)
-            epoch = await twice(lambda: self.state.replayer.bump((control,)))
+            epoch = await ask_twice(lambda: self.state.replayer.bump((control,)))
             if not epoch:
-                # There was no room for an epoch that would tell the old values from later ones.
-                return await twice(lambda: client.remove_matching(scope, self.state.touch))
+                # Redis had no room for the new epoch, so the values are removed one by one.
+                return await ask_twice(lambda: client.remove_matching(scope, self.state.forget_names))
         except asyncio.CancelledError:
             self._unsure(scope)
             raise
         except CacheUnavailableError as error:
             self._unsure(scope)
-            await self.state.recorded()
+            await self.state.journal_written()
             self._failed(error)
             if error.reason == "protocol":
-                self.state.notices.warn(
-                    "clear", f"{error}; instead of single values, all that may hold them counts as invalid"
-                )
+                self.state.notices.warn("clear", f"{error}; every value that the glob may match is treated as invalid")
             return 0
         return self._freed(await client.reclaim(scope.pattern, epoch))
 
     def _local_controls(self, scope: ClearScope) -> list[bytes]:
-        """Return the epochs of the local namespaces that this process knows, and a glob may match values of."""
+        """Return the epochs of the known local namespaces whose values the glob may match."""
         state = self.state
         names = {*state.local_namespaces, *(str(each) for each in state.namespaces if each.local)}
-        realms = [state.epochs.epoch_names(name) for name in sorted(names)]
+        local = [state.epochs.epoch_names(name) for name in sorted(names)]
         return [
             epoch_names.control
-            for epoch_names in realms
+            for epoch_names in local
             if epoch_names.prefix.startswith(scope.prefix) or scope.prefix.startswith(epoch_names.prefix)
         ]
 
     async def _check_prefix(self, scope: ClearScope, target: str) -> None:
-        """Refuse a glob that begins with the prefix of other caches on this server: here, it would match nothing.
+        """Refuse a glob that begins with the prefix of another cache on this server; it would match nothing here.
 
-        Every cache has a clock in Redis under its prefix, so one question tells; it is not asked for a namespace that
-        this process uses.
+        Every cache has a clock in Redis under its prefix, so one exchange shows whether such a cache exists. If this
+        process uses a namespace of that name, the glob is for the namespace, and Redis is not asked.
 
         :raises CacheArgumentError: naming the right prefix.
         """
@@ -82,15 +81,15 @@ class Invalidator:
         try:
             there = await self.state.client.count((keyspace.clock_of(scope.relative),))
         except CacheUnavailableError:
-            # Away, or not allowed to look: then the glob is taken as it stands.
+            # Redis is away or denies the command: take the glob as it is.
             return
         if there:
             raise keyspace.other_prefix(scope.relative, target)
 
     async def invalidate(self, tags: Sequence[str]) -> None:
-        """Let no value with one of these tags be served any more, whatever its namespace.
+        """Invalidate the values with one of these tags, in every namespace and in the whole fleet.
 
-        :raises CacheUnavailableError: if Redis is there and refuses.
+        :raises CacheUnavailableError: if Redis is reachable and refuses.
         """
         state = self.state
         names = [state.epochs.tag_name(tag) for tag in tags]
@@ -98,15 +97,15 @@ class Invalidator:
         if state.client.connection(state.epochs.root) is None or not names:
             return
         try:
-            await twice(lambda: state.replayer.bump(names))
+            await ask_twice(lambda: state.replayer.bump(names))
         except asyncio.CancelledError:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.missed(lambda outbox: outbox.record_tags(names))
+            state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
-            await state.recorded()
+            await state.journal_written()
             self._failed(error)
 
     def _outdate(self, names: Sequence[bytes]) -> None:
@@ -114,15 +113,15 @@ class Invalidator:
             self.state.outdated(name)
 
     def _forget(self, scope: ClearScope) -> None:
-        """Drop what this process holds within a scope, and let no load that began before have a say about it."""
+        """Drop the values within a scope from this process, and void the loads of such values."""
         if scope.glob is None:
             self.state.forget_prefix(scope.prefix)
         else:
             self.state.forget_matching(scope.glob)
 
     def _unsure(self, scope: ClearScope) -> None:
-        # In this order: a read that did not see the record finds its placeholder void.
-        self.state.missed(lambda outbox: outbox.record_prefix(scope.prefix))
+        # The record first: a read that missed the record finds its placeholder void.
+        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:
@@ -135,11 +134,11 @@ class Invalidator:
             self.state.stats.failed(reclaimed.error.reason)
             self.state.notices.warn(
                 "reclaim",
-                f"{reclaimed.error}; what was cleared is not served, and stays there until it expires",
+                f"{reclaimed.error}; the cleared values are not served, and stay in Redis until they expire",
             )
         return reclaimed.removed
 
 
 def _whole(scope: ClearScope) -> bool:
-    """Whether it covers a whole namespace, or everything, so that an epoch can tell."""
+    """Whether a scope is a whole namespace or the whole prefix, which have an epoch."""
     return scope.glob is None and scope.prefix.endswith(b":") and scope.prefix.count(b":") <= 2

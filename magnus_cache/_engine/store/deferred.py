@@ -1,8 +1,8 @@
-"""Work that a signal handler or a finalizer asks for in the midst of the cache, where nothing may be waited for.
+"""Writes and invalidations by signal handlers and finalizers that have interrupted the cache and must not wait.
 
-It takes effect in this process at once, as far as that only removes something; the rest is left for the background
-loop, which does it as soon as it can. An invalidation so made is complete for this process when the call returns, and
-for Redis and the other processes soon after: nothing tells the caller, so nothing is counted.
+The removal of the value from this process takes effect at once. The background loop does the rest as soon as it can.
+An invalidation is therefore complete for this process when the call returns, and for Redis and the other processes soon
+after. The call returns before Redis answers, so it does not count what Redis removes.
 """
 
 import asyncio
@@ -16,9 +16,10 @@ from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.runtime.loop_end import end_with_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.store.clears import Invalidator
+from magnus_cache._engine.store.clears import Clears
+from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import KeyRef
-from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheError
 
 __all__ = ["Deferred"]
@@ -28,42 +29,45 @@ _SHOWN: Final = 3
 
 
 class Deferred:
-    """The deferred work of one cache. Its methods return at once, in whatever place they are called."""
+    """The deferred work of one cache. All methods return at once, wherever they are called."""
 
-    def __init__(self, state: State, writes: Writes, invalidator: Invalidator) -> None:
+    def __init__(self, state: State, writes: ManyWrites, clears: Clears) -> None:
         self._state = state
         self._writes = writes
-        self._clears = invalidator
+        self._clears = clears
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def writes(self) -> bool:
-        """Whether this thread's writes are to be left to the background loop, as it must not wait for them."""
+        """Whether this thread must leave its writes to the background loop, because it must not wait."""
         return self._state.portal.engaged
 
     @property
     def invalidations(self) -> bool:
-        """Whether its invalidations are: also those of a finalizer on the background loop's own thread."""
+        """Whether this thread must leave its invalidations to the background loop.
+
+        This is also so for a finalizer on the background loop's own thread.
+        """
         portal = self._state.portal
         return portal.engaged or portal.inside
 
     def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
-        """Store a value soon, and forget the present one now; see `Writes.overwrite`."""
+        """Store a value soon, and forget the old one now; see `Writes.overwrite`."""
         self._forget((ref,))
         self._later(f"set {_shown(ref)}", partial(self._writes.overwrite, ref, value, payload, ttl, tags))
 
     def remove(self, refs: Sequence[KeyRef]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""
-        held = sum(self._state.memory.get_untrusted(ref.name) is not None for ref in refs)
+        here = count_here(self._state.memory, [ref.name for ref in refs])
         self._forget(refs)
         names = ", ".join(map(_shown, refs[:_SHOWN])) + (", ..." if len(refs) > _SHOWN else "")
         self._later(f"delete {names}", partial(self._writes.remove, refs))
-        return held
+        return here
 
     def clear(self, target: str) -> None:
-        """Forget a namespace, or what matches a glob, now, and clear it everywhere soon.
+        """Forget a namespace or the values that match a glob now, and clear them everywhere soon.
 
-        :raises CacheArgumentError: for a name that is neither.
+        :raises CacheArgumentError: for an invalid name or glob.
         """
         self._forget_scope(self._state.keyspace.scope(target))
         self._later(f"clear {target}", partial(self._clears.clear, target))
@@ -72,7 +76,7 @@ class Deferred:
         flights = self._state.flights
         flights.detach_matching(scope.covers)
         self._state.memory.clear_matching(scope.prefix if scope.glob is None else scope.glob)
-        # Again, as for every clear: a load that began in between may have found here what is gone now.
+        # Again, as for every clear: a load that began in between may have read a value that is gone now.
         flights.detach_matching(scope.covers)
 
     def invalidate(self, tags: Sequence[str]) -> None:
@@ -84,10 +88,10 @@ class Deferred:
         for name in names:
             self._state.outdated(name)
 
-    # -- where there is no background loop --------------------------------------------------------------------
+    # -- without a background loop ----------------------------------------------------------------------------
 
     def removed(self, refs: Sequence[KeyRef]) -> int:
-        """Remove values everywhere, now or as soon as that can be; return how many there were, as far as is known."""
+        """Remove values everywhere, now or soon; return how many there were, as far as this is known."""
         if self.invalidations:
             return self.remove(refs)
         try:
@@ -96,21 +100,21 @@ class Deferred:
             return self.record(refs, error)
 
     def record(self, refs: Sequence[KeyRef], error: NoThreadError) -> int:
-        """Forget values, and have Redis told by the next connection; return how many this process had."""
-        held = sum(self._state.memory.get_untrusted(ref.name) is not None for ref in refs)
+        """Forget values and record them for the next connection; return how many this process had."""
+        here = count_here(self._state.memory, [ref.name for ref in refs])
         self._missed(error, lambda outbox: outbox.record([ref.name for ref in refs]))
         self._forget(refs)
-        return held
+        return here
 
     def record_overwritten(self, ref: KeyRef, error: NoThreadError) -> bool:
-        """Do what `record` does for a value that cannot be stored; return False."""
+        """Forget and record a value that a `set` cannot overwrite now, as `record` does; return False."""
         self.record((ref,), error)
         return False
 
     def record_clear(self, target: str, error: NoThreadError) -> int:
-        """Forget a namespace, or what matches a glob, and have Redis told by the next connection; return 0.
+        """Forget a namespace or the values that match a glob, and record them for the next connection; return 0.
 
-        :raises CacheArgumentError: for a name that is neither.
+        :raises CacheArgumentError: for an invalid name or glob.
         """
         scope = self._state.keyspace.scope(target)
         self._missed(error, lambda outbox: outbox.record_prefix(scope.prefix))
@@ -118,22 +122,22 @@ class Deferred:
         return 0
 
     def record_tags(self, tags: Sequence[str], error: NoThreadError) -> None:
-        """Forget the values with one of these tags, and have Redis told by the next connection."""
+        """Forget the values with one of these tags, and record the tags for the next connection."""
         names = [self._state.epochs.tag_name(tag) for tag in tags]
         self._missed(error, lambda outbox: outbox.record_tags(names))
         self._outdate(names)
 
     def _missed(self, error: NoThreadError, record: Callable[[Outbox], int]) -> None:
-        # To be called first: a read that did not see the record finds its placeholder void.
+        # Call this before the values are forgotten: a read that missed the record finds its placeholder void.
         self._state.without_loop(error)
         if self._state.endpoint is not None:
-            self._state.missed(record)
+            self._state.record_missed(record)
 
     def _forget(self, refs: Sequence[KeyRef]) -> None:
         for ref in refs:
             self._state.flights.detach(ref.name)
             self._state.memory.invalidate(ref.name)
-            # Again, as in `clear`.
+            # Again, for the reason in `_forget_scope`.
             self._state.flights.detach(ref.name)
 
     def _later(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -144,7 +148,7 @@ class Deferred:
 
     def _begin(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         task = asyncio.get_running_loop().create_task(self._run(what, work), context=Context())
-        if not task.done():  # an eager task may have ended at once
+        if not task.done():  # an eager task may already have ended
             end_with_loop(task)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -152,10 +156,10 @@ class Deferred:
     async def _run(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001  # nobody waits for it
+        except Exception as error:  # noqa: BLE001  # no caller waits for the task
             why = error if isinstance(error, CacheError) else type(error).__name__
             self._state.notices.warn(
-                "deferred", f"a call of a signal handler or finalizer came to nothing ({what}): {why}", error
+                "deferred", f"a deferred call of a signal handler or finalizer failed ({what}): {why}", error
             )
 
 

@@ -1,9 +1,9 @@
-"""What the cache knows about one key, as a record for people."""
+"""`Explanation`: what the cache knows about one key, for people."""
 
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "duration_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,17 +12,17 @@ class Explanation:
 
     :ivar namespace: the namespace's name.
     :ivar name: the value's full name in Redis.
-    :ivar level: where a `get` would find it now: ``"l1"``, ``"l2"``, or None for a miss.
-    :ivar verdict: what is stored, or why it is a miss, in words.
-    :ivar age: seconds since it was stored, or None if not known.
+    :ivar level: where a `get` would find the value now: ``"l1"``, ``"l2"``, or None for a miss.
+    :ivar verdict: what is stored, or why the key is a miss, in words.
+    :ivar age: seconds since the value was stored, or None if this is not known.
     :ivar left: remaining TTL in seconds, or None.
-    :ivar epoch: the highest epoch that the process had seen before it loaded the value, or None.
-    :ivar minimum: the epoch below which such a value is invalid, or None.
-    :ivar tags: its tags.
-    :ivar cost: seconds that its load took, or None.
+    :ivar epoch: the highest epoch that the loading process had seen before the load, or None.
+    :ivar lowest_valid_epoch: the lowest epoch of a valid value of this key, or None.
+    :ivar tags: the tags of the value.
+    :ivar cost: seconds that the load took, or None.
     :ivar size: bytes of the encoded value, or None.
-    :ivar lease_holder: what is loading it: host, process and acquisition, or None.
-    :ivar lease_left: seconds until that lease expires unless it is renewed, or None.
+    :ivar lease_holder: who is loading the value: host, process and acquisition, or None.
+    :ivar lease_left: seconds until that lease expires if it is not renewed, or None.
     """
 
     namespace: str
@@ -32,7 +32,7 @@ class Explanation:
     age: float | None = None
     left: float | None = None
     epoch: int | None = None
-    floor: int | None = None
+    lowest_valid_epoch: int | None = None
     tags: tuple[str, ...] = ()
     cost: float | None = None
     size: int | None = None
@@ -41,26 +41,28 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
-        told: list[str] = []
+        details: list[str] = []
         if self.age is not None:
-            told.append(f"stored {_duration(self.age)} ago")
+            details.append(f"stored {duration_text(self.age)} ago")
         if self.left is not None:
-            told.append(
-                f"expires in {_duration(self.left)}" if self.left > 0 else f"expired {_duration(-self.left)} ago"
+            details.append(
+                f"expires in {duration_text(self.left)}"
+                if self.left > 0
+                else f"expired {duration_text(-self.left)} ago"
             )
         if self.cost:
-            told.append(f"loaded in {_duration(self.cost)}")
+            details.append(f"loaded in {duration_text(self.cost)}")
         if self.size is not None:
-            told.append(f"size {_size(self.size)}")
+            details.append(f"size {_size(self.size)}")
         if self.tags:
-            told.append(f"tags {', '.join(self.tags)}")
-        if told:
-            lines.append(f"  {'; '.join(told)}")
+            details.append(f"tags {', '.join(self.tags)}")
+        if details:
+            lines.append(f"  {'; '.join(details)}")
         if self.epoch is not None:
-            lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.floor} on")
+            lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.lowest_valid_epoch} on")
         if self.lease_holder is not None:
             lines.append(
-                f"  being loaded by {self.lease_holder}; its lease ends in {_duration(self.lease_left or 0.0)}"
+                f"  being loaded by {self.lease_holder}; its lease ends in {duration_text(self.lease_left or 0.0)}"
             )
         return "\n".join(lines)
 
@@ -68,7 +70,7 @@ class Explanation:
 _SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration for people, with its two largest units: ``2 d 3 h``, ``1 min 5 s``, ``2.5 s``, ``350 ms``."""
     if seconds < 0.9995:
         return f"{round(seconds * 1000, 1):g} ms"

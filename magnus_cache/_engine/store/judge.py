@@ -38,7 +38,7 @@ The local cache serves a hit by the trust of the entry (`Trust`) and by what was
 While Redis is away no trust stands. Then `judge_offline` decides whether memory may serve:
 
 - Only values that were good when *this* outage began. A value from before an earlier outage may have been invalidated
-  unheard in between: nobody asked for it, so nobody was told.
+  unheard in between: the process did not ask for it then, so Redis did not announce the change.
 - Only for the namespace's `offline`, counted from the last confirmation: others may change values in a Redis that only
   this process cannot reach.
 
@@ -105,7 +105,7 @@ def judge(
     """Return whether a value that Redis has may be served now; of several reasons against it, the first in this order.
 
     :param left: seconds until the value's end; negative past it.
-    :param policy: the caller's, not that of whoever stored the value.
+    :param policy: the caller's, not that of the writer.
     :param minimum: the epoch below which such a value is invalid; None if that is not known.
     :param horizon: the highest epoch that is possible, see `RedisTime.horizon`.
     :param pending: whether an invalidation of it waits to be told to Redis.
@@ -160,8 +160,8 @@ def verdict(state: "State", ref: KeyRef, record: Record, left: float, source: "C
     # In this order, see the module.
     outbox, epochs = state.outbox, state.epochs
     pending = outbox.pending and outbox.covers(ref.name, map(epochs.tag_name, record.tags))
-    pending = pending or (asked < outbox.told_at and outbox.was_covered(ref.name, asked))
-    minimum = epochs.minimum(source.known, ref.epoch_names, record.tags)
+    pending = pending or (asked < outbox.confirmed_at and outbox.was_covered(ref.name, asked))
+    minimum = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)
 
 
@@ -176,5 +176,5 @@ def settled_verdict(
     :param asked: the monotonic second when Redis was asked for the value, or later.
     """
     pending = covered(state, ref, record.tags) or state.outbox.was_covered(ref.name, asked)
-    minimum = state.epochs.last_minimum(ref.epoch_names, record.tags)
+    minimum = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)
     return judge(record, left, ref.freshness, minimum, source.time.horizon, pending)

@@ -1,4 +1,4 @@
-"""Times to live of stored values: how much is left, and a new one."""
+"""`ttl` and `touch`: the seconds that a stored value has left, and a new TTL for it."""
 
 import asyncio
 from functools import partial
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry, pack_windows
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 __all__ = ["Lifetimes"]
 
 _REPLACEMENTS: Final = 5
-"""Attempts to replace a value. One that loses all of these races has a key that is being written all the time."""
+"""Attempts to replace a value. Only a key that is written all the time makes all of them fail."""
 
 _INFLATE_HERE: Final = 4_096
-"""Compressed bytes that may be decompressed on the event loop: at most a thousand times as many come out."""
+"""Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
 
 _COPY_HERE: Final = 1_048_576
-"""Plain bytes that may be checked or copied on the event loop: about a millisecond."""
+"""Plain bytes that are checked or copied on the event loop: about a millisecond."""
 
 
 class _Stored(NamedTuple):
-    """A value in Redis that is alive."""
+    """A value in Redis that `get` would serve."""
 
     raw: bytes
     fresh_until: int
     life: float
-    """Seconds that it was to live in all, as its header has them."""
+    """Seconds from when the value was stored to its end, as its header has them."""
 
 
 class Lifetimes:
-    """The times to live of one cache's values."""
+    """The TTLs of one cache's values."""
 
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
@@ -48,14 +48,14 @@ class Lifetimes:
         self._clock = writes.state.clock
 
     async def left(self, ref: KeyRef) -> float | None:
-        """Return the seconds a value has left to live, or None if there is none."""
+        """Return the seconds that a value has left, or None if there is no value."""
         wire = self._state.client.connection(ref.name)
         if ref.namespace.local:
             local = await self._reads.look(ref)
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await twice(lambda: self._stored(wire, ref))
+                stored = await ask_twice(lambda: self._stored(wire, ref))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
             else:
@@ -65,43 +65,44 @@ class Lifetimes:
         return None if entry is None else entry.fresh_until - self._clock()
 
     async def prolong(self, ref: KeyRef, ttl: float) -> bool:
-        """Give a stored value a new time to live, counted from now; return whether there was one.
+        """Give a stored value a new TTL, counted from now; return whether there was a value.
 
         :param ttl: seconds.
         """
         wire = self._state.client.connection(ref.name)
         if wire is not None and ref.namespace.local:
-            # Whether it is still valid has to be asked before; what it stands on stays.
+            # `look` checks first that the value is still valid. The value keeps its trust.
             entry = await self._reads.look(ref)
             return entry is not None and self._prolong_here(ref, ttl, wire)
         if wire is not None:
             try:
-                return await twice(lambda: self._replace(wire, ref, ttl))
+                return await ask_twice(lambda: self._replace(wire, ref, ttl))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
-        # What another task has in hand, such as a write that Redis did not take, is here when its lock is free.
+        # Another task may be keeping a value here that Redis refused. Its lock is free once the value is here.
         async with self._state.key_locks.hold(ref.name):
             return self._prolong_here(ref, ttl, wire)
 
     # -- without Redis --------------------------------------------------------------------------------------
 
     def _here(self, ref: KeyRef, wire: "Connection | None") -> Entry | None:
-        """Return the fresh value that this process holds, where Redis is away or none is configured."""
+        """Return the fresh value in this process, if Redis is away or not configured."""
         entry = self._memory.get_untrusted(ref.name) if wire is None else self._reads.fallback(ref)
-        # A remembered error is no value, as `get` and Redis have it.
+        # A remembered error is not a value, as for `get`.
         return None if entry is None or entry.negative else entry
 
     def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Connection | None") -> bool:
-        """Give what this process holds a new end. Between threads, the memory decides: it replaces what was looked at.
+        """Give the entry in memory a new end; return whether there is an entry.
 
-        Tags and what they are judged by stay those of the value.
+        The memory replaces only the entry that was read, so of several threads one wins and the others try again. The
+        tags of the value and their stamps stay.
         """
         grace, cap = ref.freshness.grace, ref.namespace.l1_ttl
         if cap is not None and cap < ttl:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
-            # First of all: if Redis comes back from here on, this is the trust that its coming kills.
-            offline = self._state.generations.bounded(self._state.generations.offline, ref.namespace)
+            # Taken first: if Redis comes back from here on, this trust ends.
+            offline = self._state.generations.trust_for(self._state.generations.offline, ref.namespace)
             local = ref.namespace.local
             entry = self._memory.get_untrusted(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:
@@ -115,9 +116,9 @@ class Lifetimes:
     # -- in Redis -------------------------------------------------------------------------------------------
 
     async def _stored(self, wire: "Connection", ref: KeyRef) -> _Stored | None:
-        """Return a stored value that is alive and can be read; None if there is none."""
+        """Return a value in Redis that `get` would serve; None if there is none."""
         await self._reads.caught_up(wire, ref)
-        await self._reads.epochs.settled(wire, ref.epoch_names)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names)
         asked = self._clock()
         raw = await self._state.client.get(ref.name)
         if raw is None:
@@ -127,18 +128,18 @@ class Lifetimes:
         except CacheDecodeError as error:
             self._reads.unreadable(ref, error)
             return None
-        await self._reads.epochs.settled(wire, ref.epoch_names, tags)
+        await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         now, negative = self._clock(), bool(header.flags & envelope.NEGATIVE)
-        held = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
+        record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
         left = wire.time.end(header.fresh_until, header.life, now) - now
-        # A stale value has no time left, and a remembered error is no value.
-        if negative or settled_verdict(self._state, ref, held, left, wire, asked) is not Verdict.FRESH:
+        # A stale value has no time left, and a remembered error is not a value.
+        if negative or settled_verdict(self._state, ref, record, left, wire, asked) is not Verdict.FRESH:
             return None
         return _Stored(raw, header.fresh_until, header.life)
 
     async def _replace(self, wire: "Connection", ref: KeyRef, ttl: float) -> bool:
-        # The end of a value's life stands in its envelope, so it is written anew. Another write in between wins, and
-        # is read again.
+        # The envelope has the end of the value, so the value is written again. If another write comes in between, that
+        # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
             stored = await self._stored(wire, ref)
             if stored is None:
@@ -148,21 +149,21 @@ class Lifetimes:
             renew = partial(envelope.renewed, raw, version=version, fresh_until=fresh_until, life=ttl)
             again = await self._writes.off_loop(renew, len(raw), _COPY_HERE)
             before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
-            # A read that was queued before must not store the old end after it. What is near stays until Redis has
-            # answered: if it goes away instead, that is all there is.
+            # A read that was queued before would store the old end in memory after this. The entry itself stays until
+            # Redis answers: if Redis goes away instead, the entry is the only copy.
             self._memory.void(ref.name)
             try:
                 replaced = partial(self._replaced, ref.name)
                 if await self._state.client.replace(ref.name, before, again, life, replaced):
                     break
             except asyncio.CancelledError:
-                # Sent or not: what is near may have a later end than what Redis has.
+                # Whether the command was sent is unknown: the entry may have a later end than the value in Redis.
                 self._memory.invalidate(ref.name)
                 raise
         return True
 
     def _replaced(self, name: bytes, replaced: bool, _source: "Connection", _sent: float) -> bool:
-        """Drop the entry in memory: Redis has another end for it now, or another value. Runs inside the reader."""
+        """Return `replaced`; drop the entry, because Redis has another end or value now. Runs inside the reader."""
         self._memory.invalidate(name)
         return replaced
 
@@ -172,9 +173,9 @@ class Lifetimes:
 
 
 def _checked(raw: bytes, limit: int) -> tuple[envelope.Header, tuple[str, ...]]:
-    """Return header and tags of a stored value that can be read in full.
+    """Return the header and tags of a stored value that can be read in full.
 
-    :raises CacheDecodeError: if it cannot.
+    :raises CacheDecodeError: if the value cannot be read.
     """
     header = envelope.read_header(raw)
     tags, _ = envelope.read_tags(raw, header)

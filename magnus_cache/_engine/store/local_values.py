@@ -87,7 +87,7 @@ class LocalValues:
     def __init__(self, state: State) -> None:
         self._state = state
         self._memory = state.memory
-        self._epochs = state.epoch_reads
+        self._epochs = state.epoch_sync
 
     def refusal(self, ref: KeyRef, value: Any) -> CacheEncodeError | None:
         """Return why an object cannot be kept in memory, or None."""
@@ -157,8 +157,8 @@ class LocalValues:
         :param sent: when Redis was asked, or later announcements were certain to come; monotonic seconds.
         """
         state = self._state
-        if state.epochs.minimum(wire.known, ref.epoch_names, tags) is None:
+        if state.epochs.lowest_valid(wire.known, ref.epoch_names, tags) is None:
             return None
         if wire.tracking:
             return wire.trust
-        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.now)
+        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.current)

@@ -1,14 +1,15 @@
-"""Keeping and removing objects that stay in this process."""
+"""Writes and removals in local namespaces, whose objects stay in this process."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from magnus_cache._engine.codec.envelope import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.coordination.local_lease import LocalWatch
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.coordination.local_lease import LocalLease
+from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
@@ -18,24 +19,24 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Keep", "LocalWrites"]
+__all__ = ["Keep", "LocalWrites", "count_here"]
 
 
 class Keep(Protocol):
-    """Stores a value in memory unless it is overtaken; see `Writes`."""
+    """Stores a value in memory unless it is overtaken; see `Writes._keep`."""
 
     def __call__(
-        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
-        """Store it; return whether it is stored."""
+        """Return whether the value is stored."""
         ...
 
 
 class LocalWrites:
-    """The writes to local namespaces of one cache.
+    """The writes to the local namespaces of one cache.
 
-    :param keep: stores in memory.
+    :param keep: stores a value in memory.
     """
 
     def __init__(self, reads: Reads, keep: Keep) -> None:
@@ -43,70 +44,71 @@ class LocalWrites:
         self._state = reads.state
         self._keep = keep
 
-    def held(self, value: Any, tags: tuple[str, ...]) -> Record:
-        """Return what is to be kept of an object: itself."""
+    def record(self, value: Any, tags: tuple[str, ...]) -> Record:
+        """Return the record of an object: the object itself, without a payload."""
         return Record(value, None, object_size(value), new_version(), tags=tags)
 
     async def write(
-        self, wire: "Connection", ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool]
+        self, wire: "Connection", ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool]
     ) -> bool:
-        """Keep an object that a caller gave; return whether it is kept."""
+        """Keep an object that a caller sets; return whether it is kept."""
         state = self._state
         state.local_namespaces.add(str(ref.namespace))
         trust: Trust | None = None
         try:
             await wire.renew()
             sent = state.clock()
-            await self._reads.epochs.settled(wire, ref.epoch_names, held.tags)
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
         else:
-            trust = self._trust(wire, ref, held.tags, sent)
-        held = held._replace(epoch=state.epochs.highest)
-        return self._keep(ref, held, ttl, overtaken, trust, supersedes=True)
+            trust = self._trust(wire, ref, record.tags, sent)
+        record = record._replace(epoch=state.epochs.highest)
+        return self._keep(ref, record, ttl, overtaken, trust, supersedes=True)
 
-    async def fill(self, ref: KeyRef, held: Record, ttl: float, fence: Fence) -> bool | CacheUnavailableError:
-        """Keep an object that was loaded, unless it was invalidated since; return whether it is kept.
+    async def fill(self, ref: KeyRef, record: Record, ttl: float, fence: Fence) -> bool | CacheUnavailableError:
+        """Keep a loaded object unless it was invalidated since; return whether it is kept.
 
-        Returns the error where Redis cannot be asked whether it was.
+        Returns the error if Redis cannot be asked about invalidations.
 
-        :param held: with the epoch that was known before the load.
+        :param record: with the highest epoch that was known before the load.
         """
         watch, state = fence.lease, self._state
-        assert isinstance(watch, LocalWatch)
-        wire, now = watch.connection, state.clock()
+        assert isinstance(watch, LocalLease)
         try:
+            # Not the lease's connection: a blocking load may end on another loop than it began on.
+            wire, now = state.client.current_connection(ref.name), state.clock()
             if not wire.up or wire.trust.deadline <= now:
-                # Any answer brings what was announced before.
+                # The answer comes after all earlier announcements.
                 await wire.renew()
-            await twice(lambda: self._reads.epochs.settled(wire, ref.epoch_names, held.tags))
+            await ask_twice(lambda: self._reads.epoch_sync.settled(wire, ref.epoch_names, record.tags))
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             return error
-        # In this order: what is invalidated from here on finds the entry, or its place void.
-        known = state.memory.generation, state.epochs.stamps(held.tags)
+        # Read before the verdict: a later invalidation finds an entry older than itself, or voids the placeholder.
+        known = state.memory.generation, state.epochs.stamps(record.tags)
         kept = False
-        minimum = state.epochs.last_minimum(ref.epoch_names, held.tags)
-        # What waits to be told was made before the load, or has voided its place or invalidated one of its tags.
-        judged = judge(held, ttl, ref.freshness, minimum, wire.time.horizon, pending=False)
-        if judged.serves and not state.epochs.overtaken(held.tags, fence.since):
-            trust = self._trust(wire, ref, held.tags, now)
-            entry = self._reads.entry(ref, held, trust, (now + ttl, now, None), known)
-            kept = state.memory.fill(watch.fill, entry)
+        lowest_valid = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)
+        # What waits in the outbox is older than the load, has voided the placeholder, or has invalidated a tag.
+        judged = judge(record, ttl, ref.freshness, lowest_valid, wire.time.horizon, pending=False)
+        if judged.serves and not state.epochs.overtaken(record.tags, fence.since):
+            trust = self._trust(wire, ref, record.tags, now)
+            entry = self._reads.entry(ref, record, trust, (now + ttl, now, None), known)
+            kept = state.memory.fill(watch.placeholder, entry)
         watch.close(filled=True)
         ref.counters.stores += kept
         state.stats.fenced_loads += not kept
         return kept
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
-        """Return what an object stands on; where its epochs are in doubt, nothing: then the next read judges it."""
-        suspect = Trust(float("-inf"), self._state.generations.now)
+        """Return the trust of an object: one that has ended if its epochs are in doubt, so the next read judges it."""
+        suspect = Trust(float("-inf"), self._state.generations.current)
         return self._reads.local.trust(wire, ref, tags, sent) or suspect
 
     async def remove(self, refs: Sequence[KeyRef]) -> tuple[int, list[bytes]]:
-        """Remove objects of local namespaces, here and in the other processes.
+        """Remove objects of local namespaces, in this and the other processes.
 
-        Returns how many there were here, and the names of the other values, which are not removed.
+        Returns how many this process had, and the names of the values in other namespaces, which it leaves alone.
         """
         local = [ref for ref in refs if ref.namespace.local]
         others = [ref.name for ref in refs if not ref.namespace.local]
@@ -115,13 +117,13 @@ class LocalWrites:
     async def _remove(self, refs: Sequence[KeyRef]) -> int:
         state = self._state
         names = [ref.name for ref in refs]
-        held = sum(state.memory.get_untrusted(name) is not None for name in set(names))
-        state.touch(names)
+        here = count_here(state.memory, names)
+        state.forget_names(names)
         if state.client.connection(names[0]) is None:
-            return held
+            return here
         controls = list({state.epochs.tag_name(tag): None for each in refs for tag in tagged(each, ())})
         try:
-            await twice(lambda: state.replayer.bump(controls))
+            await ask_twice(lambda: state.replayer.bump(controls))
         except asyncio.CancelledError:
             self._unsure(controls)
             raise
@@ -130,11 +132,16 @@ class LocalWrites:
             self._unsure(controls)
             if state.reachable:
                 state.notices.warn(f"refused:{error.reason}", f"{error}; other processes still use the value")
-            await state.recorded()
-        return held
+            await state.journal_written()
+        return here
 
     def _unsure(self, controls: Sequence[bytes]) -> None:
-        # In this order, as for every invalidation that Redis may not have: see `Invalidator`.
-        self._state.missed(lambda outbox: outbox.record_tags(controls))
+        # The record first, as for every invalidation that Redis may not have: see `Clears`.
+        self._state.record_missed(lambda outbox: outbox.record_tags(controls))
         for name in controls:
             self._state.outdated(name)
+
+
+def count_here(memory: LocalCache, names: Iterable[bytes]) -> int:
+    """Return how many of these values this process has, trusted or not. Count before a removal."""
+    return sum(memory.get_untrusted(name) is not None for name in set(names))

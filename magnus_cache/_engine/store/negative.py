@@ -1,9 +1,9 @@
-"""Errors as values: how an exception that is to be remembered is stored, and made again for each caller.
+"""Remembered errors: an exception is stored as a payload, and made again for each caller.
 
-What is stored is text and plain data. It becomes an exception of a class that the reader's own policy names, or of a
-subclass of one that the program has already imported; nothing is imported, and no constructor of a program is called,
-only that of the built-in class beneath. What that does not bring back as it was is not remembered at all: the caller of
-a cached function handles the errors of the function, with all their parts.
+The payload is text and plain data. A reader makes an exception only of a class that its own policy names, or of an
+imported subclass of such a class. Decoding imports nothing and calls no constructor of the program, only the
+constructor of the built-in base class. An exception that this does not restore exactly is not remembered, because
+callers handle the errors of a function with all their parts.
 """
 
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -17,14 +17,14 @@ from magnus_cache.freshness import Freshness
 __all__ = ["decode_error", "encode_error"]
 
 _DEEPEST: Final = 20
-"""Subclasses of subclasses that are looked through."""
+"""Levels of subclasses that are searched."""
 
 _BUILT: Final = 1 << 9
-"""What the type flags of every class have that was made by a `class` statement: Py_TPFLAGS_HEAPTYPE."""
+"""Py_TPFLAGS_HEAPTYPE: the type flag of every class that a `class` statement made."""
 
 
 def encode_error(error: Exception) -> bytes | None:
-    """Return an exception's payload: the name of its class, its arguments and attributes. None if it has others."""
+    """Return the payload of an exception: its class name, arguments and attributes. None if that is not all of it."""
     kind = type(error)
     try:
         args: Any = _base(kind).__reduce__(error)[1]
@@ -34,16 +34,16 @@ def encode_error(error: Exception) -> bytes | None:
         _, args, more = codec.decode(payload)
         again = _made(kind, args, more)
         same = _alike([again.args, str(again), _parts(again)], [error.args, str(error), want])
-    except Exception:  # noqa: BLE001  # a class of the program's own, or a part that cannot be stored
+    except Exception:  # noqa: BLE001  # the class may be the program's own, or a part cannot be stored
         return None
     return payload if same else None
 
 
 def decode_error(payload: bytes, freshness: Freshness, limit: int | None = None) -> Exception | None:
-    """Return the exception again, a new one; None if the policy does not name its class.
+    """Return a new exception from a payload of `encode_error`; None if the policy does not name its class.
 
-    :param limit: bytes that the payload may have.
-    :raises CacheDecodeError: for a payload that is none of `encode_error`'s.
+    :param limit: the most bytes that the payload may have.
+    :raises CacheDecodeError: for any other payload.
     """
     decoded = codec.decode(payload, limit)
     match decoded:
@@ -55,7 +55,7 @@ def decode_error(payload: bytes, freshness: Freshness, limit: int | None = None)
         return None
     try:
         return _made(kind, args, attributes)
-    except Exception as error:  # a class of the program's own, perhaps another version of it
+    except Exception as error:  # the class may be the program's own, in another version
         raise CacheDecodeError("malformed", f"the stored {kind.__name__} cannot be made again") from error
 
 
@@ -64,7 +64,7 @@ def _made(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, An
     error = base.__new__(kind, *args)
     base.__init__(error, *args)
     for name, value in attributes.items():
-        # Not the class's own way of setting attributes, which may do anything.
+        # Not `setattr`: the class may define it to do anything.
         object.__setattr__(error, name, value)
     return error
 
@@ -79,7 +79,7 @@ def _base(kind: type[BaseException]) -> type[BaseException]:
 
 
 def _parts(error: BaseException) -> dict[str, Any]:
-    """Return what an exception has beside its arguments: in its dictionary, in slots, and what its base class keeps."""
+    """Return the attributes of an exception: those in its dictionary, in slots, and in its built-in base class."""
     parts = dict(vars(error))
     for kind in type(error).__mro__:
         for name, descriptor in vars(kind).items():
@@ -101,7 +101,7 @@ def _name(kind: type) -> str:
 
 
 def _named(name: str, base: type[Exception]) -> type[Exception] | None:
-    """Return the class of that name among a class and its subclasses."""
+    """Return the class of a name among a class and its subclasses, or None."""
     generation: list[type[Exception]] = [base]
     for _ in range(_DEEPEST):
         for kind in generation:

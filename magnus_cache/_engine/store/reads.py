@@ -1,7 +1,8 @@
-"""Reads: from the near cache, from Redis, or, while that is away, from what this process still holds.
+"""Reads: from memory, from Redis, or, while that is away, from what this process still has.
 
-Coroutines read on their own loop's wire; a blocking caller's read is queued on the background loop's, without a
-task of its own. Either way a reply is judged, and kept if it may be, inside the wire's reader.
+Coroutines read on their own loop's connection. A blocking caller reads through the lane in its own thread, or else is
+queued on the background loop's connection, without a task of its own. A connection's reply is judged, and kept if it
+may be, inside its reader.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
@@ -17,20 +18,20 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.keys.versions import version_suffix
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.runtime.stats import Counters
+from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
+from magnus_cache._engine.store.key_refs import KeyRefs
+from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
-from magnus_cache.freshness import NO_POLICY, FreshnessOptions, early_by, merged
+from magnus_cache.freshness import NO_POLICY, early_by
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Comparison
@@ -47,40 +48,22 @@ answer was looked at."""
 
 
 class Reads(Coding):
-    """The reads of one `State`, and the making of entries."""
+    """The reads of one `State`, and the making of entries.
+
+    :ivar ref: returns where a value lives, see `KeyRefs.ref`.
+    :ivar address_of: returns the same, with counters and a tag of its own, see `KeyRefs.address_of`.
+    """
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._memory = state.memory
         self._compares = True
-        self.epochs = state.epoch_reads
+        self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
-
-    def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
-        """Return where a value lives.
-
-        :param options: what a single call says about freshness.
-        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
-        """
-        state = self.state
-        policy = state.namespaces.resolve(namespace)
-        return self.address_of(policy, key, state.stats.of(policy), options)
-
-    def address_of(
-        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
-    ) -> KeyRef:
-        """Return where a value lives, to be counted in counters of its own.
-
-        :param tag: what all values of the cached function have that makes this one.
-        """
-        state, freshness = self.state, namespace.freshness
-        if options:
-            freshness = merged(freshness, options)
-        name = state.keyspace.value_name(namespace, key)
-        if namespace.version is not None:
-            name += version_suffix(namespace.version, "n").encode()
-        epoch_names = state.epochs.function_realm(namespace, tag) if tag else state.epochs.epoch_names(namespace)
-        return KeyRef(namespace, name, counters, epoch_names, freshness)
+        self._batches = ValueBatches(state, self)
+        refs = KeyRefs(state)
+        self.ref, self.address_of = refs.ref, refs.address_of
+        self._lane = LaneReads(state, self.received, self._batches)
 
     def ttl(self, ref: KeyRef) -> float:
         """Return a namespace's time to live in seconds."""
@@ -88,40 +71,43 @@ class Reads(Coding):
 
     # -- read -----------------------------------------------------------------------------------------------
 
-    async def read(self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False) -> Entry | None:
-        """Return the entry of a value that the near cache could not serve: from Redis, or in an outage from here.
+    async def read(
+        self, ref: KeyRef, tags: tuple[str, ...] = (), *, again: bool = False, lost: int = 0
+    ) -> Entry | None:
+        """Return the entry of a value that memory could not serve: from Redis, or in an outage from memory.
 
-        :param tags: those that the value is known to have; their epochs are asked for with it.
-        :param again: whether it has come once before its epochs were known.
+        :param tags: those that the value is known to have; their epochs are requested with it.
+        :param again: whether it has arrived once before its epochs were known.
+        :param lost: how many requests for it were lost with their connection.
         """
-        wire = self._connection(ref.name)
-        if wire is None:
+        connection = self._connection(ref.name)
+        if connection is None:
             return self._memory.get_untrusted(ref.name)
         if ref.namespace.local:
             try:
-                return await self.local.read(wire, ref)
+                return await self.local.read(connection, ref)
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
-        outbox, lost = self.state.outbox, 0
+        outbox = self.state.outbox
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
-                    await self.caught_up(wire, ref)
-                held = self.held(ref)
-                if held is not None and held.trust is wire.trust and self._clock() < held:
-                    # Its trust has lapsed for want of talk: any answer on its wire renews that.
-                    await wire.renew()
+                    await self.caught_up(connection, ref)
+                entry_here = self.entry_here(ref)
+                if entry_here is not None and entry_here.trust is connection.trust and self._clock() < entry_here:
+                    # Its trust has lapsed because nothing was asked; any answer on its connection renews it.
+                    await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                self.epochs.prepare(wire, ref.epoch_names, tags, again=again)
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
-                waiter, fill = self.request(wire, ref, None if again else held)
+                waiter, placeholder = self.request(connection, ref, None if again else entry_here)
                 try:
                     return await waiter
                 finally:
-                    if fill is not None:
-                        self.settle(fill)
+                    if placeholder is not None:
+                        self.settle(placeholder)
             except UnsettledError as error:
                 tags, again = error.tags, True
             except CacheUnavailableError as error:
@@ -135,46 +121,72 @@ class Reads(Coding):
                     break
         return self.fallback(ref)
 
-    async def caught_up(self, wire: "Connection", ref: KeyRef) -> None:
+    async def caught_up(self, connection: "Connection", ref: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
 
         :raises CacheUnavailableError: when it went away again.
         """
         outbox = self.state.outbox
         if outbox.pending and outbox.covers(ref.name):
-            await self.state.replayer.done(wire)
+            await self.state.replayer.done(connection)
 
     # -- asking ---------------------------------------------------------------------------------------------
 
-    def held(self, ref: KeyRef) -> Entry | None:
-        """Return what is here, trusted or not, and may be near."""
+    def ask(self, ref: KeyRef) -> "asyncio.Future[bytes | Entry | None] | None":
+        """Queue the read of a value that memory never holds; return None if the connection or its epochs are not ready.
+
+        The result is the payload of a plain valid value. All else gives what `read` gives, or an error; then call
+        `read_again`.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        connection = self._connection(ref.name)
+        if connection is None or not connection.up:
+            return None
+        known = connection.known
+        if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
+            return None
+        waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
+        connection.read_value(self._batches, ref, PAYLOAD, waiter)
+        return waiter
+
+    async def read_again(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
+        """Return the entry of a value that `ask` could not read: from Redis, or in an outage from memory."""
+        if isinstance(error, UnsettledError):
+            return await self.read(ref, error.tags, again=True)
+        self.failed(ref, error)
+        return await self.read(ref, lost=1) if error.reason == "lost" else self.fallback(ref)
+
+    def entry_here(self, ref: KeyRef) -> Entry | None:
+        """Return the entry in memory, trusted or not; None if there is none or the namespace keeps nothing there."""
         return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
 
     def request(
-        self, wire: "Connection", ref: KeyRef, held: Entry | None
+        self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
     ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]:
         """Queue a read; the second item of the answer is to be settled when the first is there.
 
-        :param held: what is here, see `held`; None has Redis send the value in any case.
+        :param entry_here: see the method of this name; None has Redis send the value in any case.
         """
-        waiter: asyncio.Future[Entry | None] = wire.loop.create_future()
-        fill: Placeholder | None = None
+        waiter: asyncio.Future[Entry | None] = connection.loop.create_future()
+        placeholder: Placeholder | None = None
         try:
-            fill = self.expect(ref)
-            if held is None or not self._compares or not comparable(held, wire):
-                wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
+            placeholder = self.expect(ref)
+            if entry_here is None or not self._compares or not comparable(entry_here, connection):
+                connection.read_value(self._batches, ref, placeholder, waiter)
+                placeholder = None  # it is released with the answer, whether or not the caller still waits
             else:
-                tags = tags_of(held)
-                self.epochs.prepare(wire, ref.epoch_names, tags)
-                receive = partial(self.compared, ref, fill, held)
-                self.state.client.compare(ref.name, held.version, head_size(tags), receive, waiter)
+                tags = tags_of(entry_here)
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags)
+                receive = partial(self.compared, ref, placeholder, entry_here)
+                self.state.client.compare(ref.name, entry_here.version, head_size(tags), receive, waiter)
         except BaseException:
-            self.settle(fill)
+            self.settle(placeholder)
             raise
-        return waiter, fill
+        return waiter, placeholder
 
-    def read_blocking(self, ref: KeyRef) -> Entry | None:
-        """Do what `read` does, for a thread: through the background loop, but without a task of its own there.
+    def read_blocking(self, ref: KeyRef) -> Entry | bytes | None:
+        """Return, for a thread, what `read` returns, or a payload alone where that is enough (`KeyRef.is_far`).
 
         :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
         """
@@ -185,13 +197,12 @@ class Reads(Coding):
             return self._memory.get_untrusted(ref.name)
         if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
-        tags: tuple[str, ...] = ()
-        again = False
-        if not local and not state.outbox.pending and self.held(ref) is None:
-            fill: Placeholder | None = None
+        tags, again = tuple[str, ...](), False
+        if not local and not state.outbox.pending and self.entry_here(ref) is None:
+            placeholder: Placeholder | None = None
             try:
-                fill = self.expect(ref)
-                entry: Entry | None = portal.request(partial(self._ask_for, ref, fill))
+                placeholder = self.expect(ref)
+                entry = self._lane.answer(ref, placeholder, self._ask_for)
             except UnsettledError as error:
                 tags, again = error.tags, True
             except NoThreadError as error:
@@ -203,10 +214,10 @@ class Reads(Coding):
                 return entry
             finally:
                 try:
-                    self.settle(fill)
+                    self.settle(placeholder)
                 except BaseException:
                     # Interrupted (Ctrl-C), perhaps before it had begun. Once too often only costs another its place.
-                    self.settle(fill)
+                    self.settle(placeholder)
                     raise
         try:
             return portal.call(partial(self.read, ref, tags, again=again))
@@ -219,13 +230,13 @@ class Reads(Coding):
         self.state.without_loop(error)
         return self.fallback(ref)
 
-    def _ask_for(self, ref: KeyRef, fill: Placeholder | None, waiter: "Waiter") -> None:
+    def _ask_for(self, ref: KeyRef, placeholder: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
-            wire = self._connection(ref.name)
-            assert wire is not None
-            self.epochs.prepare(wire, ref.epoch_names)
-            wire.read(ref.name, partial(self.received, ref, fill), waiter, ref.epoch_names.value_bytes)
+            connection = self._connection(ref.name)
+            assert connection is not None
+            self.epoch_sync.prepare(connection, ref.epoch_names)
+            connection.read(ref.name, partial(self.received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
 
@@ -250,10 +261,10 @@ class Reads(Coding):
         generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
         # Whoever brought it near may have asked for another grace than this caller.
         grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
-        allowed = math.inf if offline is None else generations.ends(entry.trust, offline) - now
+        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline) - now
         return judge_offline(
             entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.generation == generations.now, allowed=allowed,
+            heard=entry.trust.generation == generations.current, allowed=allowed,
         )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
@@ -263,16 +274,16 @@ class Reads(Coding):
         return entry if good else None
 
     def expect(self, ref: KeyRef) -> Placeholder | None:
-        """Reserve the value's place in the near cache, before it is asked for."""
+        """Reserve the value's place in memory, before it is requested."""
         return self._memory.reserve(ref.name) if ref.namespace.l1 else None
 
-    def settle(self, fill: Placeholder | None) -> None:
+    def settle(self, placeholder: Placeholder | None) -> None:
         """Give back a place that was reserved, used or not."""
-        if fill is not None:
-            self._memory.release(fill)
+        if placeholder is not None:
+            self._memory.release(placeholder)
 
     def received(
-        self, ref: KeyRef, fill: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
+        self, ref: KeyRef, placeholder: Placeholder | None, raw: bytes | None, connection: "Connection", sent: float
     ) -> Entry | None:
         """Judge what Redis answered, and keep it if nothing touched the key meanwhile. Runs inside the reader.
 
@@ -282,7 +293,7 @@ class Reads(Coding):
         if size > SMALL_BYTES or not 0 < epoch_names.value_bytes <= SMALL_BYTES:
             epoch_names.sized(size)
         if raw is None:
-            self._gone(fill)
+            self._gone(placeholder)
             return None
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
@@ -290,13 +301,19 @@ class Reads(Coding):
             version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(ref))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
-            self._gone(fill)
+            self._gone(placeholder)
             return None
-        held = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
-        return self._judged(ref, fill, held, (fresh_until, life), (source, sent, generation))
+        record = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
+        return self._judged(ref, placeholder, record, (fresh_until, life), (connection, sent, generation))
 
     def compared(
-        self, ref: KeyRef, fill: Placeholder | None, near: Entry, reply: "Comparison", source: "Connection", sent: float
+        self,
+        ref: KeyRef,
+        placeholder: Placeholder | None,
+        near: Entry,
+        reply: "Comparison",
+        connection: "Connection",
+        sent: float,
     ) -> Entry | None:
         """Judge what is here anew, if Redis still has it; else what it has. Runs inside the reader.
 
@@ -304,61 +321,63 @@ class Reads(Coding):
         """
         generation = self._memory.generation
         try:
-            held, fresh_until, life, raw = recognized(near, reply)
+            record, fresh_until, life, raw = recognized(near, reply)
         except CacheDecodeError as error:
             self.unreadable(ref, error)
-            self._gone(fill)
+            self._gone(placeholder)
             return None
-        if held is None:
-            return self.received(ref, fill, raw, source, sent)
-        return self._judged(ref, fill, held, (fresh_until, life), (source, sent, generation))
+        if record is None:
+            return self.received(ref, placeholder, raw, connection, sent)
+        return self._judged(ref, placeholder, record, (fresh_until, life), (connection, sent, generation))
 
     def _judged(
-        self, ref: KeyRef, fill: Placeholder | None, held: Record, times: tuple[int, float], answer: "_Answer"
+        self, ref: KeyRef, placeholder: Placeholder | None, record: Record, times: tuple[int, float], answer: "_Answer"
     ) -> Entry | None:
         """Return the entry of what Redis has, if it is still of use, and keep it.
 
         :param times: its fresh-until and its life, as its header has them.
         """
-        source, sent, generation = answer
+        connection, sent, generation = answer
         (fresh_until, life), now = times, self._clock()
-        deadline = source.time.end(fresh_until, life, now)
-        stamps = self.state.epochs.stamps(held.tags, ref.epoch_names) if held.tags else ()
-        judged = verdict(self.state, ref, held, deadline - now, source, sent)
+        deadline = connection.time.end(fresh_until, life, now)
+        stamps = self.state.epochs.stamps(record.tags, ref.epoch_names) if record.tags else ()
+        judged = verdict(self.state, ref, record, deadline - now, connection, sent)
         if not judged.serves:
             if judged is _UNKNOWN:
-                source.known.ready.discard(ref.epoch_names.ready)
-                raise UnsettledError(tuple(held.tags))
-            if fill is not None and (judged.is_invalidated or self._is_replaced(fill, held)):
-                self._memory.drop(fill)
+                connection.known.ready.discard(ref.epoch_names.ready)
+                raise UnsettledError(tuple(record.tags))
+            if placeholder is not None and (judged.is_invalidated or self._is_replaced(placeholder, record)):
+                self._memory.drop(placeholder)
             return None
-        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(source, sent)
-        entry = self.entry(ref, held, trust, (deadline, sent, born), (generation, stamps))
-        if fill is not None:
-            self._memory.fill(fill, entry)
+        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(connection, sent)
+        entry = self.entry(ref, record, trust, (deadline, sent, born), (generation, stamps))
+        if placeholder is not None:
+            self._memory.fill(placeholder, entry)
         return entry
 
-    def _gone(self, fill: Placeholder | None) -> None:
+    def _gone(self, placeholder: Placeholder | None) -> None:
         """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
-        if fill is not None:
-            self._memory.drop(fill)
+        if placeholder is not None:
+            self._memory.drop(placeholder)
 
-    def _is_replaced(self, fill: Placeholder, held: Record) -> bool:
+    def _is_replaced(self, placeholder: Placeholder, record: Record) -> bool:
         """Return whether what is here is not what Redis has, which is of no use to this caller."""
-        near = self._memory.get_stale(fill.name, trusted=False)
-        return near is not None and near.version != held.version
+        near = self._memory.get_stale(placeholder.name, trusted=False)
+        return near is not None and near.version != record.version
 
-    def trust(self, source: "Connection", sent: float) -> Trust:
+    def trust(self, connection: "Connection", sent: float) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
-        if source.tracking:
-            return source.trust
-        return Trust(min(sent + self._settings.max_staleness, source.known.deadline), self.state.generations.now)
+        if connection.tracking:
+            return connection.trust
+        return Trust(
+            min(sent + self._settings.max_staleness, connection.known.deadline), self.state.generations.current
+        )
 
     def tag_state(self, ref: KeyRef, tags: Sequence[str]) -> TagState:
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""
         return self._memory.generation, self.state.epochs.stamps(tags, ref.epoch_names)
 
-    def entry(self, ref: KeyRef, held: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
+    def entry(self, ref: KeyRef, record: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
         """Make an entry, with the state of its tags from before its value was judged."""
         deadline, since, born = span
         generation, stamps = known
@@ -366,21 +385,21 @@ class Reads(Coding):
         if freshness is not NO_POLICY:
             # Not earlier than now, however eager.
             most = max(0.0, deadline - since)
-            early = 0.0 if held.negative else min(most, early_by(held.cost, freshness.early, random))
-            more = pack_windows(early, 0.0 if held.negative else freshness.grace, negative=held.negative)
+            early = 0.0 if record.negative else min(most, early_by(record.cost, freshness.early, random))
+            more = pack_windows(early, 0.0 if record.negative else freshness.grace, negative=record.negative)
             deadline -= early
         if (cap := ref.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        facts = pack_facts(held.version, more, born)
-        if not held.tags:
-            plain = Entry(held.value, held.payload, deadline, trust, held.size, facts)
-            plain.encoded = held.encoded
+        facts = pack_facts(record.version, more, born)
+        if not record.tags:
+            plain = Entry(record.value, record.payload, deadline, trust, record.size, facts)
+            plain.encoded = record.encoded
             return plain
-        size = held.size + room(stamps)
+        size = record.size + room(stamps)
         kind = ReferenceEntry if ref.namespace.local else TaggedEntry
-        entry = kind(held.value, held.payload, deadline, trust, size, facts)
-        entry.stamps, entry.epoch, entry.generation = stamps, held.epoch, generation
-        entry.encoded = held.encoded
+        entry = kind(record.value, record.payload, deadline, trust, size, facts)
+        entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
+        entry.encoded = record.encoded
         return entry
 
     def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:

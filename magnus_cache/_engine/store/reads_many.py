@@ -1,7 +1,8 @@
-"""Reads of many values at once: what is near at once, the others in one or a few exchanges with Redis."""
+"""Reads of many values: from memory at once, and the others in one or a few exchanges with Redis."""
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -10,117 +11,186 @@ from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledEr
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
-from magnus_cache._engine.store.batch_keys import KeyNames
+from magnus_cache._engine.store.batch_keys import KeyNames, RefMaker
+from magnus_cache._engine.store.portions import Answer, Portion
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["MANY", "addressed", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "weight"]
+__all__ = ["MANY", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "names_of", "weight"]
 
-MANY: Final = 500
-"""Values asked for, or written, at a time by one call."""
+MANY: Final = 250
+"""Values that are requested together: with their epochs, they are one MGET."""
+
+_AHEAD: Final = 2
+"""Requests on their way while the values of an earlier one are decoded."""
 
 _STEP: Final = 64
-"""Keys handled in one step, where nothing but their number counts: some hundred microseconds."""
+"""Keys handled in one step of the event loop, whatever their values: some hundred microseconds."""
+
+_ASKED: Final = 1000
+"""Values for which a blocked thread waits at a time."""
 
 _Look = tuple[Entry | None, bool]
-"""An entry, if there is one, and whether it was near."""
+"""An entry or None, and whether it was in memory."""
 
 
-async def addressed(reads: Reads, namespace: str, keys: Sequence[Any]) -> list[KeyRef]:
-    """Return where the values of many keys live.
+async def names_of(refs: RefMaker, keys: Sequence[Any]) -> list[bytes]:
+    """Return the names of many values.
 
-    :raises CacheArgumentError: for a namespace or key that cannot be used.
+    :raises CacheArgumentError: for a key that cannot be used.
     """
-    refs: list[KeyRef] = []
-    for start in range(0, len(keys), _STEP):
-        refs += [reads.ref(namespace, key) for key in keys[start : start + _STEP]]
+    names: list[bytes] = []
+    for start in range(0, len(keys), MANY):
+        names += map(refs.name, keys[start : start + MANY])
         await turn()
-    return refs
+    return names
 
 
-async def found_many(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
-    """Return the values that there are, by key.
+async def found_many(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes]) -> dict[Any, Any]:
+    """Return the stored values by key.
 
-    :raises CacheArgumentError: for keys that are equal in Python and are stored apart.
+    :raises CacheArgumentError: for keys that are equal in Python but stored separately.
     """
     found: dict[Any, Any] = {}
-    names, portion = KeyNames(), Step()
-    for start in range(0, len(keys), MANY):
-        some, step = keys[start : start + MANY], refs[start : start + MANY]
-        names.add(some, step)
-        hits = near_hits = 0
-        for key, ref, (entry, near) in zip(some, step, await look_many(reads, step), strict=True):
-            size = weight(entry)
-            value = reads.opened_here(ref, entry)
-            if value is LARGE:
-                value = await reads.open(ref, entry)
-            if value is not MISS:
-                found[key] = value
-                hits += 1
-                near_hits += near
-            if portion.done(size):
-                await turn()
-        step[0].counters.count_many(len(some), hits, near_hits)
+    distinct, portion = KeyNames(), Step()
+    ahead: deque[tuple[Sequence[Any], _Search]] = deque()
+    for start in range(0, len(keys) + _AHEAD * MANY, MANY):
+        if start < len(keys):
+            some = keys[start : start + MANY]
+            wanted = list(map(refs.ref, names[start : start + MANY]))
+            distinct.add(some, wanted)
+            search = _Search(reads, wanted)
+            search.begin()
+            ahead.append((some, search))
+            await turn()
+        if ahead and (len(ahead) > _AHEAD or start >= len(keys)):
+            some, search = ahead.popleft()
+            hits = near_hits = 0
+            for key, ref, (entry, near) in zip(some, search.refs, await search.looked(), strict=True):
+                value = reads.opened_here(ref, entry)
+                if value is LARGE:
+                    value = await reads.open(ref, entry)
+                if value is not MISS:
+                    found[key] = value
+                    hits += 1
+                    near_hits += near
+                if portion.done(weight(entry)):
+                    await turn()
+            refs.counters.count_many(len(some), hits, near_hits)
     return found
 
 
-def found_many_blocking(reads: Reads, keys: Sequence[Any], refs: Sequence[KeyRef]) -> dict[Any, Any]:
-    """Do what `found_many` does, for a thread, which decodes by itself: the loop is there for all.
+def found_many_blocking(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes]) -> dict[Any, Any]:
+    """Return the stored values by key, as `found_many`, in a blocked thread.
+
+    The thread decodes the values itself, so that the loop stays free for all threads.
 
     :raises CacheArgumentError: as `found_many` does.
     """
     found: dict[Any, Any] = {}
-    names = KeyNames()
-    for start in range(0, len(keys), MANY):
-        some, step = keys[start : start + MANY], refs[start : start + MANY]
-        names.add(some, step)
+    distinct = KeyNames()
+    for start in range(0, len(keys), _ASKED):
+        some, wanted = keys[start : start + _ASKED], list(map(refs.ref, names[start : start + _ASKED]))
+        distinct.add(some, wanted)
         hits = near_hits = 0
-        for key, ref, (entry, near) in zip(some, step, look_many_blocking(reads, step), strict=True):
+        for key, ref, (entry, near) in zip(some, wanted, look_many_blocking(reads, wanted), strict=True):
             value = reads.opened(ref, entry)
             if value is not MISS:
                 found[key] = value
                 hits += 1
                 near_hits += near
-        step[0].counters.count_many(len(some), hits, near_hits)
+        refs.counters.count_many(len(some), hits, near_hits)
     return found
 
 
 def weight(entry: Entry | None) -> int:
-    """Return the bytes that opening an entry takes to decode."""
+    """Return the bytes to decode when an entry is opened."""
     payload = entry.payload if entry is not None else None
     return len(payload) if payload is not None else 0
 
 
+class _Search:
+    """The search for some values of one call: in memory at once, then in Redis for the others.
+
+    :ivar refs: the references of the values.
+    """
+
+    __slots__ = ("_found", "_missing", "_portion", "_reads", "refs")
+
+    def __init__(self, reads: Reads, refs: Sequence[KeyRef]) -> None:
+        self._reads = reads
+        self.refs = refs
+        self._found, self._missing = _near(reads, refs)
+        self._portion: Portion | None = None
+
+    def begin(self) -> None:
+        """Queue the request for values that are not in memory, if nothing has to be done before."""
+        reads, missing = self._reads, self._missing
+        if not missing:
+            return
+        wanted = [self.refs[place] for place in missing]
+        wire = reads.state.client.connection(wanted[0].name)
+        if wire is None or not wire.up or wanted[0].namespace.local or reads.state.outbox.pending:
+            return
+        if wanted[0].namespace.l1 and any(reads.entry_here(ref) is not None for ref in wanted):
+            # To be compared with what Redis has, see `_ask_many`.
+            return
+        with contextlib.suppress(CacheUnavailableError):
+            self._portion = _requested(reads, wire, wanted)
+
+    async def looked(self) -> list[_Look]:
+        """Return the entries, each with whether it was in memory."""
+        reads, found, missing = self._reads, self._found, self._missing
+        if not missing:
+            return found
+        wanted = [self.refs[place] for place in missing]
+        if self._portion is None:
+            entries = await _read_many(reads, wanted)
+        else:
+            answers = await self._portion.answered
+            entries = await _settled(reads, wanted, answers)
+        _note(found, missing, entries)
+        return found
+
+
 async def look_many(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
-    """Return the entries of many values, each with whether it was near; Redis is asked for the others at once."""
-    found, missing = _near(reads, refs)
-    for start in range(0, len(missing), MANY):
-        await turn()
-        step = missing[start : start + MANY]
-        _note(found, step, await _read_many(reads, [refs[index] for index in step]))
-    return found
+    """Return the entries of many values, each with whether it was in memory; Redis gets one request for the others."""
+    search = _Search(reads, refs)
+    search.begin()
+    return await search.looked()
 
 
 def look_many_blocking(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
-    """Do what `look_many` does, for a thread."""
+    """Return the entries of many values, as `look_many`, in a blocked thread."""
     found, missing = _near(reads, refs)
-    for start in range(0, len(missing), MANY):
-        step = missing[start : start + MANY]
-        asked = partial(_read_many, reads, [refs[index] for index in step])
-        try:
-            entries = reads.state.portal.call(asked)
-        except NoThreadError as error:
-            entries = [reads.without_loop(refs[index], error) for index in step]
-        _note(found, step, entries)
+    if not missing:
+        return found
+    wanted = [refs[place] for place in missing]
+    try:
+        entries = reads.state.portal.call(partial(_read_all, reads, wanted))
+    except NoThreadError as error:
+        entries = [reads.without_loop(ref, error) for ref in wanted]
+    _note(found, missing, entries)
     return found
 
 
+async def _read_all(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
+    """Return the entries of values that are not in memory, with several requests on their way at a time."""
+    searches: list[_Search] = []
+    for start in range(0, len(refs), MANY):
+        search = _Search(reads, refs[start : start + MANY])
+        search.begin()
+        searches.append(search)
+        await turn()
+    return [entry for search in searches for entry, _ in await search.looked()]
+
+
 def _near(reads: Reads, refs: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
-    """Return what is near, and the places of those that are not."""
+    """Return the entries in memory, and the indexes of the values that are not in memory."""
     hit = reads.state.memory.hit
     found: list[_Look] = [(hit(ref.name), True) for ref in refs]
     return found, [index for index, (entry, _) in enumerate(found) if entry is None]
@@ -131,13 +201,29 @@ def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | N
         found[place] = (entry, False)
 
 
+def _requested(
+    reads: Reads, connection: "Connection", refs: Sequence[KeyRef], tags: Iterable[str] = (), *, again: bool = False
+) -> Portion:
+    """Queue the reads of values that are not in memory at all, with the epochs that they are judged by.
+
+    :param tags: tags that an earlier answer showed.
+    :param again: whether the values came once before their epochs were known; see `EpochSync.prepare`.
+    :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+    """
+    for names in {ref.epoch_names.ready: ref.epoch_names for ref in refs}.values():
+        reads.epoch_sync.prepare(connection, names, tuple(tags), again=again)
+    portion = Portion(reads, refs, connection.loop)
+    portion.request(connection)
+    return portion
+
+
 async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
-    """Do what `read` does for some values at once: queued together, they are one or a few MGETs."""
+    """Return the entries of values that are not in memory, as `Reads.read`; together they are one or a few MGETs."""
     if refs[0].namespace.local:
         return [await reads.read(ref) for ref in refs]
     wire = reads.state.client.connection(refs[0].name)
     if wire is None or not wire.up:
-        # The first one sees to it that the wire is up, if it can be.
+        # The first read brings the wire up, if that is possible.
         first, rest = await reads.read(refs[0]), refs[1:]
         if wire is None or not wire.up:
             return [first, *[await reads.read(ref) for ref in rest]]
@@ -147,54 +233,87 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
         with contextlib.suppress(CacheUnavailableError):
             for ref in covered[:1]:
                 await reads.caught_up(wire, ref)
-    answers: list[Entry | Exception | None] = [UnsettledError()] * len(refs)
-    tags: set[str] = set()
+    return await _settled(reads, refs, [UnsettledError()] * len(refs), first=True)
+
+
+async def _settled(
+    reads: Reads, refs: Sequence[KeyRef], answers: Sequence[Answer], *, first: bool = False
+) -> list[Entry | None]:
+    """Return the entries of values, with those requested again whose epochs were not known.
+
+    :param first: whether nothing was requested yet.
+    """
+    if not any(isinstance(answer, Exception) for answer in answers):
+        return [answer if not isinstance(answer, Exception) else None for answer in answers]
+    settled: list[Answer] = list(answers)
+    tags = {tag for answer in answers if isinstance(answer, UnsettledError) for tag in answer.tags}
     for attempt in range(JUDGEMENTS):
-        open_ = [index for index, answer in enumerate(answers) if isinstance(answer, UnsettledError)]
-        if not open_:
+        open_ = [index for index, answer in enumerate(settled) if isinstance(answer, UnsettledError)]
+        wire = reads.state.client.connection(refs[0].name)
+        if not open_ or wire is None:
             break
         wanted = [refs[index] for index in open_]
-        for index, answer in zip(open_, await _ask_many(reads, wire, wanted, tags, again=attempt > 0), strict=True):
-            answers[index] = answer
+        again = attempt > 0 or not first
+        for index, answer in zip(open_, await _ask_many(reads, wire, wanted, tags, again=again), strict=True):
+            settled[index] = answer
             if isinstance(answer, UnsettledError):
                 tags.update(answer.tags)
     # read() retries what failed, and falls back.
     return [
         await reads.read(ref) if isinstance(answer, Exception) else answer
-        for answer, ref in zip(answers, refs, strict=True)
+        for answer, ref in zip(settled, refs, strict=True)
     ]
 
 
 async def _ask_many(
     reads: Reads, wire: "Connection", refs: Sequence[KeyRef], tags: Iterable[str], *, again: bool
-) -> list[Entry | Exception | None]:
-    """Ask for some values, and for the epochs of tags that they turned out to have.
+) -> list[Answer]:
+    """Request values, together with the epochs of tags that an earlier answer showed.
 
-    :param again: whether they have come once before their epochs were known; see `EpochSync.prepare`.
+    What is in memory, but not trusted any more, is compared with what Redis has; the other values are portions.
+
+    :param again: whether the values came once before their epochs were known; see `EpochSync.prepare`.
     """
+    answers: list[Answer] = [UnsettledError()] * len(refs)
+    here = [None if again else reads.entry_here(ref) for ref in refs]
+    compared = [place for place, entry in enumerate(here) if entry is not None]
+    others = [place for place, entry in enumerate(here) if entry is None]
+    portions: list[tuple[Sequence[int], Portion]] = []
     waiters: list[asyncio.Future[Entry | None]] = []
-    refused: list[Exception] = []
-    with contextlib.ExitStack() as fills:
+    with contextlib.ExitStack() as placeholders:
         try:
             try:
-                reads.epochs.prepare(wire, refs[0].epoch_names, tuple(tags), again=again)
-                for count, ref in enumerate(refs, 1):
-                    waiter, fill = reads.request(wire, ref, None if again else reads.held(ref))
+                for start in range(0, len(others), MANY):
+                    places = others[start : start + MANY]
+                    portions.append(
+                        (places, _requested(reads, wire, [refs[place] for place in places], tags, again=again))
+                    )
+                    await turn()
+                if compared:
+                    reads.epoch_sync.prepare(wire, refs[compared[0]].epoch_names, tuple(tags))
+                for count, place in enumerate(compared, 1):
+                    waiter, placeholder = reads.request(wire, refs[place], here[place])
                     waiters.append(waiter)
-                    fills.callback(reads.settle, fill)
+                    placeholders.callback(reads.settle, placeholder)
                     if count % _STEP == 0:
                         await turn()
             except CacheUnavailableError as error:
-                refused = [error] * (len(refs) - len(waiters))
-            answers = await asyncio.gather(*waiters, return_exceptions=True)
+                # Of those that were not requested; the others get theirs below.
+                answers = [error] * len(refs)
+            for asked, portion in portions:
+                for place, answer in zip(asked, await portion.answered, strict=True):
+                    answers[place] = answer
+            outcomes = await asyncio.gather(*waiters, return_exceptions=True)
+            for place, outcome in zip(compared, outcomes, strict=False):
+                answers[place] = _no_cancellation(outcome)
         finally:
-            # Cancelled half-way, nobody is left to look at the rest.
+            # After a cancellation, no one reads the other answers.
             for waiter in waiters:
                 waiter.cancel()
-    return [*(_no_cancellation(answer) for answer in answers), *refused]
+    return answers
 
 
-def _no_cancellation(answer: Entry | BaseException | None) -> Entry | Exception | None:
-    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-        raise answer
-    return answer
+def _no_cancellation(answer: Entry | BaseException | None) -> Answer:
+    if answer is None or isinstance(answer, Entry | CacheError):
+        return answer
+    raise answer

@@ -1,19 +1,19 @@
-"""What the paths through the cache pass on: where a value lives, what is known of it, and that there is none."""
+"""Key references, records of values, and the MISS and LARGE sentinels."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from magnus_cache._engine.coherence.realms import EpochNames
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.stats import Counters
-from magnus_cache.freshness import Freshness
+from magnus_cache.freshness import NO_POLICY, Freshness
 
 __all__ = ["LARGE", "MISS", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState"]
 
 
 class Missing:
-    """The type of `MISS`, which stands for "not there": None is a value like any other."""
+    """The type of `MISS`, the result of a miss. None is a value like any other."""
 
     __slots__ = ()
 
@@ -25,7 +25,7 @@ MISS: Final = Missing()
 
 
 class Large:
-    """The type of `LARGE`, which stands for a value that takes too long to be decoded in one step."""
+    """The type of `LARGE`, which stands for a value that takes too long to decode in one step."""
 
     __slots__ = ()
 
@@ -37,12 +37,13 @@ LARGE: Final = Large()
 
 
 class KeyRef:
-    """Where a value lives: its namespace's policy and epoch, its name in Redis, and the counters it counts in.
+    """The reference of a value: its name in Redis, its namespace, and the epochs and counters of the namespace.
 
-    :ivar freshness: the namespace's policy of freshness, or the call's own.
+    :ivar freshness: the freshness policy of the namespace, or of the call.
+    :ivar is_far: whether the value is never kept in memory and has no freshness policy: a read needs its payload only.
     """
 
-    __slots__ = ("counters", "epoch_names", "freshness", "name", "namespace")
+    __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace")
 
     def __init__(
         self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness
@@ -52,35 +53,36 @@ class KeyRef:
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
+        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local
 
 
-# Plain tuples, as each read makes one of both: a named tuple takes ten times as long to make.
+# Plain tuples: each read makes one of both, and a named tuple takes ten times as long to make.
 
 Lifespan: TypeAlias = tuple[float, float, float | None]
-"""The life of a value in this process, in monotonic seconds: when it ceases to be fresh, since when its life in this
-process is counted, and when it was stored, if that is known."""
+"""The life of a value in this process, in monotonic seconds: when the value becomes stale, from when on its life in
+this process counts, and when the value was stored, or None if this is not known."""
 
 TagState: TypeAlias = tuple[int, Sequence[TagStamp]]
-"""What was known of a value's tags before it was known that none of them is invalid: the memory's generation, and the
-stamps of the tags."""
+"""The memory's generation and the stamps of a value's tags. Take them before the value is judged: an invalidation that
+comes after the verdict then finds the entry older than itself."""
 
 
 class Record(NamedTuple):
-    """What an entry is made of: the value itself where callers may share it, else its payload."""
+    """The content of an entry: the value itself if callers may share it, else its payload."""
 
     value: Any
     payload: bytes | None
     size: int
-    """Bytes of the value as it is kept, encoded or decoded."""
+    """Bytes of the value or of its payload, whichever is kept."""
     version: int
-    """The unique version in its envelope."""
+    """The unique version in the envelope."""
     epoch: int = 0
-    """The highest epoch that its maker had seen before it was loaded."""
+    """The highest epoch that the writing process had seen before the load or the write."""
     tags: tuple[str, ...] = ()
     cost: float = 0.0
-    """Seconds that its load took."""
+    """Seconds that the load took."""
     negative: bool = False
-    """Whether it stands for an error."""
+    """Whether the payload is a remembered error."""
     validator: str | None = None
     encoded: bytes | None = None
     """The payload of a decoded value, where memory may have to pack it; it counts for the size."""

@@ -1,14 +1,15 @@
-"""Warm reconnection: what is still here from before a connection was lost need not come over again.
+"""Revalidation after a reconnect: an entry from before the connection was lost is compared, not read again.
 
-Its trust is dead, so Redis has to be asked before it is served. It is asked whether it still has that very version;
-the value comes over only if it has not. So an outage costs a fleet no burst of large replies, and its sources nothing.
+The trust of such an entry has ended, so Redis is asked before the entry is served. The request has the version of the
+entry, and the reply has the value only if Redis has another version. After an outage, a fleet thus receives no burst of
+large replies and calls no loader.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust
+from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.store.records import Record
 
@@ -19,45 +20,44 @@ if TYPE_CHECKING:
 __all__ = ["comparable", "head_size", "recognized", "record_of", "tags_of"]
 
 _WORTH: Final = 1_024
-"""Bytes of a value from which on comparing is cheaper than reading: a script costs Redis some microseconds more."""
+"""Bytes from which a comparison is cheaper than a read: the script costs Redis some microseconds more than a GET."""
 
 
 def comparable(near: Entry, wire: "Connection") -> bool:
-    """Whether what is here is worth being compared: large, and known to Redis, but not on this connection yet."""
-    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, LocalTrust)
+    """Whether to compare an entry: it is large, and comes from Redis through another connection than this one."""
+    return near.size >= _WORTH and near.trust is not wire.trust and not isinstance(near.trust, UnsharedTrust)
 
 
 def tags_of(near: Entry) -> tuple[str, ...]:
-    """Return the tags of what is here."""
+    """Return the tags of an entry."""
     return tuple(stamp.tag for stamp in near.stamps) if isinstance(near, TaggedEntry) else ()
 
 
 def head_size(tags: Sequence[str]) -> int:
-    """Return how many of a value's first bytes tell all that is not here of it."""
+    """Return how many of a value's first bytes a comparison needs: header and tags."""
     return envelope.head_bytes(tags)
 
 
 def record_of(near: Entry) -> Record:
-    """Return what is known of what is here, to judge it by; without tags its epoch is not known, and counts as 0."""
+    """Return the record to judge an entry by. The epoch of an entry without tags is not known, and counts as 0."""
     epoch = near.epoch if isinstance(near, TaggedEntry) else 0
     return Record(None, None, near.length, near.version, epoch, tags_of(near), negative=near.negative)
 
 
 def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, float, bytes | None]:
-    """Return what is known of what Redis has, its fresh-until and life, and its bytes if they came over.
+    """Return the record of an entry that Redis still has, with fresh-until and life; else None, and the new bytes.
 
-    :param near: what the comparison was made with.
+    :param near: the entry that was compared.
     :raises CacheDecodeError: with the reason ``"malformed"``.
     """
     same, raw = reply
     if not same or raw is None:
         return None, 0, 0.0, raw
     header, tags = envelope.peek_header(raw)
-    # In this order: whoever opens the entry this very moment sets the value before the payload goes.
+    # The payload first: another thread that opens the entry now sets the value before it drops the payload.
     payload = near.payload
-    value = near.value if payload is None else None
-    held = Record(
-        value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative,
-        encoded=near.encoded,
-    )  # fmt: skip
-    return held, header.fresh_until, header.life, None
+    value, size = (near.value, near.length) if payload is None else (None, len(payload))
+    record = Record(
+        value, payload, size, header.version, header.epoch, tags, header.cost, near.negative, encoded=near.encoded
+    )
+    return record, header.fresh_until, header.life, None

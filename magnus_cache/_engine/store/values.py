@@ -1,7 +1,7 @@
-"""Values as callers have them, and as payloads: in the calling thread, or in turns of an event loop."""
+"""Encoding and decoding of values, in the calling thread or in turns of an event loop."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
@@ -9,18 +9,22 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.footprint import keep_decoded
+from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
+from magnus_cache._engine.store.planned import keep_planned
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["Coding"]
 
+_TEXTS: Final = (str, bytes, bytearray)
+
 
 class Coding:
-    """The encoding and decoding of one `State`'s values, each with what its namespace has to say about it."""
+    """The encoding and decoding of one cache's values, by the settings of their namespaces."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -28,17 +32,21 @@ class Coding:
         self._clock = state.clock
         self.local = LocalValues(state)
 
-    def opened(self, ref: KeyRef, entry: Entry | None) -> Any:
-        """Return an entry's value, fresh for this caller unless it is immutable.
+    def opened(self, ref: KeyRef, entry: Entry | bytes | None) -> Any:
+        """Return the fresh value of an entry, a new object for each caller unless the value is immutable or shared.
 
-        MISS for none, for an unreadable one, for one that is stale and for one that stands for an error.
+        Returns MISS for no entry, and for an entry that is stale, unreadable or a remembered error.
+
+        :param entry: or the payload alone, of a value that is in no memory.
         """
+        if isinstance(entry, bytes):
+            return self.decoded(ref, entry)
         if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         return self.opened_anyway(ref, entry)
 
     def opened_here(self, ref: KeyRef, entry: Entry | None) -> Any:
-        """Do what `opened` does, on an event loop; LARGE for a value that is to be opened by `open` there."""
+        """Return the fresh value of an entry, as `opened`; LARGE for a value that `open` has to decode in turns."""
         if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         payload = entry.payload
@@ -47,17 +55,17 @@ class Coding:
         return LARGE if len(payload) >= codec.LARGE else self.opened_anyway(ref, entry)
 
     def is_large(self, entry: Entry) -> bool:
-        """Whether an entry's value takes too long to be decoded in one step."""
+        """Whether the value of an entry takes too long to decode in one step."""
         payload = entry.payload
         return payload is not None and len(payload) >= codec.LARGE
 
     async def open(self, ref: KeyRef, entry: Entry | None) -> Any:
-        """Do what `opened` does, on an event loop, in as many of its turns as the value takes."""
+        """Return the fresh value of an entry, as `opened`; decode a large value in turns of the event loop."""
         value = self.opened_here(ref, entry)
         return await self.open_anyway(ref, entry) if value is LARGE and entry is not None else value
 
     async def open_anyway(self, ref: KeyRef, entry: Entry) -> Any:
-        """Do what `opened_anyway` does, on an event loop, in as many of its turns as the value takes."""
+        """Return the value of an entry, as `opened_anyway`; decode a large value in turns of the event loop."""
         payload = entry.payload
         if payload is None or len(payload) < codec.LARGE or entry.negative:
             return self.opened_anyway(ref, entry)
@@ -71,10 +79,12 @@ class Coding:
         return value
 
     def opened_anyway(self, ref: KeyRef, entry: Entry) -> Any:
-        """Return an entry's value, also if it is stale; MISS for one that is unreadable or stands for an error."""
-        payload = entry.payload
+        """Return the value of an entry, fresh or stale; MISS for one that is unreadable or a remembered error."""
+        payload, known = entry.payload, entry.value
         if payload is None:
             return entry.value
+        if type(known) is codec.CopyPlan:
+            return known.copy()
         if entry.negative:
             return MISS
         try:
@@ -84,10 +94,20 @@ class Coding:
             return MISS
         if ref.namespace.share or codec.is_immutable(value):
             keep_decoded(self.state.memory, ref.name, entry, value)
+        elif len(payload) <= codec.MOST_PLANNED_BYTES:
+            return keep_planned(self.state.memory, ref.name, entry, value)
         return value
 
+    def decoded(self, ref: KeyRef, payload: bytes) -> Any:
+        """Return what a small payload stands for, of a value that is in no memory; MISS for an unreadable one."""
+        try:
+            return codec.decode(payload)
+        except CacheDecodeError as error:
+            self.unreadable(ref, error)
+            return MISS
+
     def error(self, ref: KeyRef, entry: Entry) -> Exception | None:
-        """Return the error that an entry stands for, a new one for each caller; None if it stands for none of ours."""
+        """Return the remembered error of an entry, a new one for each caller; None if the policy does not name it."""
         if not entry.negative or entry.payload is None:
             return None
         try:
@@ -97,7 +117,7 @@ class Coding:
             return None
 
     def encoded(self, ref: KeyRef, value: Any) -> bytes:
-        """Return a value's payload.
+        """Return the payload of a value.
 
         :raises CacheEncodeError: naming the type that cannot be stored, and the remedy.
         :raises CacheValueTooLargeError: for more bytes than the namespace allows.
@@ -105,22 +125,38 @@ class Coding:
         if ref.namespace.local:
             return self._referred(ref, value)
         try:
-            # In steps as well: other threads get the GIL in between.
+            # In steps here too: between them, other threads get the GIL.
             payload = at_once(self.encoding(value))
         except CacheEncodeError as error:
             raise explained(value, error, "value") from error
         at_once(self.checking(ref, payload))
         return payload
 
+    def encoded_at_once(self, namespace: Namespace, value: Any) -> bytes | None:
+        """Return the payload of a value, as `encoded`; None for a value that may take several steps to encode or check.
+
+        :raises CacheEncodeError: as `encoded` does.
+        :raises CacheValueTooLargeError: as `encoded` does.
+        """
+        if namespace.local or codec.is_heavy(value) or (isinstance(value, _TEXTS) and len(value) >= codec.LARGE):
+            return None
+        try:
+            payload = _encoded(value)
+        except CacheEncodeError as error:
+            raise explained(value, error, "value") from error
+        limit = namespace.max_value_bytes or self._settings.max_value_bytes
+        # Larger ones are checked for what they take once decoded, and those beyond the limit are refused.
+        return payload if len(payload) <= min(limit, codec.LARGE) else None
+
     def encoding(self, value: Any) -> Generator[None, None, bytes]:
-        """Return a value's payload, in steps, whatever its size.
+        """Return the payload of a value of any size, in steps.
 
         :raises CacheEncodeError: as `encoded` does.
         """
         return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
 
     async def encode(self, ref: KeyRef, value: Any) -> bytes:
-        """Do what `encoded` does, on an event loop, in as many of its turns as the value takes.
+        """Return the payload of a value, as `encoded`; encode a large value in turns of the event loop.
 
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
@@ -138,7 +174,7 @@ class Coding:
         return payload
 
     def _referred(self, ref: KeyRef, value: Any) -> bytes:
-        """Return nothing, which is what is encoded of an object that is kept by reference."""
+        """Return the empty payload of an object that is kept by reference."""
         if is_unmodified(value):
             raise _for_loaders()
         if (refusal := self.local.refusal(ref, value)) is not None:
@@ -146,11 +182,14 @@ class Coding:
         return b""
 
     def check_size(self, ref: KeyRef, payload: bytes) -> None:
-        """:raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again."""
+        """Check the size of a payload.
+
+        :raises CacheValueTooLargeError: for more bytes than the namespace allows, encoded or decoded again.
+        """
         at_once(self.checking(ref, payload))
 
     def checking(self, ref: KeyRef, payload: bytes) -> Generator[None, None, None]:
-        """Do what `check_size` does, in steps.
+        """Check the size of a payload in steps, as `check_size`.
 
         :raises CacheValueTooLargeError: as `check_size` does.
         """
@@ -160,15 +199,15 @@ class Coding:
         try:
             yield from codec.size_steps(payload, limit)
         except CacheDecodeError:
-            # Here rather than at every read that follows.
+            # Refused here, because every later read would fail.
             raise CacheValueTooLargeError(ref.namespace, len(payload), limit, decoded=True) from None
 
     def limit(self, ref: KeyRef) -> int:
-        """Return the most bytes that an encoded value of this namespace may have."""
+        """Return the most bytes that a payload in this namespace may have."""
         return ref.namespace.max_value_bytes or self._settings.max_value_bytes
 
     def unreadable(self, ref: KeyRef, error: CacheDecodeError) -> None:
-        """Count a value that cannot be read, and say so; never what it is."""
+        """Count a value that cannot be read, and log a warning without the value."""
         ref.counters.unreadable += 1
         topic = f"unreadable:{ref.namespace}:{error.reason}"
         self.state.notices.warn(topic, f"a value in namespace {str(ref.namespace)!r} counts as a miss: {error}")
@@ -184,4 +223,4 @@ def _encoded(value: Any) -> bytes:
 
 
 def _for_loaders() -> CacheTypeError:
-    return CacheTypeError("value", "NOT_MODIFIED is for loaders to return; touch() keeps a value for another term")
+    return CacheTypeError("value", "NOT_MODIFIED is for loaders to return; to keep a stored value longer, call touch()")

@@ -1,7 +1,7 @@
-"""Writes: to Redis and near, and what becomes of them while Redis is away.
+"""Writes to Redis and to memory, and what happens to them while Redis is away.
 
-Nothing here raises because Redis is away: a value stays in this process, and what Redis missed is recorded, to be
-told on its return before anything it says about those keys is believed.
+A write never raises because Redis is away. The value stays in this process, and the outbox records what Redis missed.
+When Redis is back, it is told first. Only then does this process believe what Redis says about those keys.
 """
 
 import asyncio
@@ -17,20 +17,18 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.retries import twice
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.loop_end import cancel, loop_task
-from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
+from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.reads_many import MANY
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -38,34 +36,31 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Writes", "milliseconds"]
+__all__ = ["SAMPLED", "Writes", "milliseconds"]
 
 T = TypeVar("T")
 
 _Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
 
 _COMPRESS_HERE: Final = 32_768
-"""Bytes that may be compressed on the event loop itself: about a millisecond."""
+"""Bytes that are compressed on the event loop itself: about a millisecond."""
 
 _COMPRESSING: Final = 2
-"""Values of one loop that are compressed or decompressed in threads at a time."""
+"""Values of one loop that threads compress or decompress at a time."""
 
-_SAMPLED: Final = 3.0
-"""Seconds for which Redis' time is known well enough for a write."""
-
-_REMOVED: Final = 200
-"""Values removed at a time by one call; each name is looked up some times on the way, in one step."""
+SAMPLED: Final = 3.0
+"""Seconds for which an estimate of Redis' clock is exact enough for a write."""
 
 
 class _Sent(NamedTuple):
     ref: KeyRef
-    fill: Placeholder | None
-    held: Record
-    times: tuple[int, float]
+    placeholder: Placeholder | None
+    record: Record
+    times: tuple[int, float]  # its fresh-until in Redis' time, and its life in seconds
 
 
 class Writes:
-    """The writes of one `State`: store and remove."""
+    """The writes of one `State`, value by value; `ManyWrites` has those of many values, and removes."""
 
     def __init__(self, reads: Reads) -> None:
         self.state = reads.state
@@ -80,43 +75,43 @@ class Writes:
     # -- write ----------------------------------------------------------------------------------------------
 
     async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
-        """Do what `write` does, and void what is being loaded of the value.
+        """Store a value as `write` does, and void all loads of the value.
 
-        On a loop, not in a blocked thread: that may have interrupted a loop of its own, whose wire holds the lease.
+        Call it on a loop, not in a blocked thread, which may have interrupted a loop of its own that holds the lease.
         """
-        self.state.touch((ref.name,))
+        self.state.forget_names((ref.name,))
         return await self.write(ref, value, payload, ttl, tags)
 
     async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
-        """Store a value, in Redis and near; return whether it is stored anywhere.
+        """Store a value in Redis and in memory; return whether it is stored anywhere.
 
         :param ttl: seconds.
         """
         since, tags = self.state.epochs.moment(), tagged(ref, tags)
-        # An invalidation that is recorded from here on came after this write, and stays.
-        mark = self.state.outbox.position
+        # Taken first: an invalidation that is recorded from here on is newer than this write, and stays recorded.
+        position = self.state.outbox.position
         self._memory.invalidate(ref.name)
         wire = self.state.client.connection(ref.name)
-        holding = self.holding(ref, value, payload, tags)
-        held = await in_turns(holding) if len(payload) >= codec.LARGE else at_once(holding)
+        steps = self.record_steps(ref, value, payload, tags)
+        record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
         ttl = lifetime(ttl, ref.freshness.jitter, random)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
-            return self.state.epochs.overtaken(tags, since) or self.state.outbox.covers(ref.name, known, mark)
+            return self.state.epochs.overtaken(tags, since) or self.state.outbox.covers(ref.name, known, position)
 
         if wire is None:
-            return self._keep(ref, held, ttl, overtaken, supersedes=True)
+            return self._keep(ref, record, ttl, overtaken, supersedes=True)
         if ref.namespace.local:
-            return await self.local.write(wire, ref, held, ttl, overtaken)
+            return await self.local.write(wire, ref, record, ttl, overtaken)
         error: CacheUnavailableError | None = None
         kept = False
 
         async def attempt() -> None:
-            nonlocal held
-            await self.reads.epochs.settled(wire, ref.epoch_names, tags)
-            held = held._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, ref, held, payload, ttl, partial(self.state.client.store, ref.name))
+            nonlocal record
+            await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
+            record = record._replace(epoch=self.state.epochs.highest)
+            await self._send(wire, ref, record, payload, ttl, partial(self.state.client.store, ref.name))
 
         try:
             try:
@@ -126,77 +121,79 @@ class Writes:
                     error = await _again(attempt, first)
                     if error is not None:
                         late = overtaken()
-                        mark = self._refused(ref, error)
-                        kept = not late and self._keep(ref, held, ttl, overtaken, supersedes=True)
+                        position = self._refused(ref, error)
+                        kept = not late and self._keep(ref, record, ttl, overtaken, supersedes=True)
         except asyncio.CancelledError:
-            # Sent or not, nobody will learn: what Redis holds of this key is not to be believed.
+            # Whether the command was sent is unknown, so what Redis has for this key is not trusted.
             self.unsure((ref.name,))
             raise
         if error is not None:
-            await self.state.recorded()
+            await self.state.journal_written()
             return kept
-        self.state.outbox.overwritten(ref.name, mark)
-        # Through another connection, a load may have found the old value before this one replaced it.
+        self.state.outbox.overwritten(ref.name, position)
+        # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
         return True
 
-    async def fill(self, ref: KeyRef, held: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
-        """Store what was loaded, if nothing has overtaken the load; return whether it is stored anywhere.
+    async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+        """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
-        :param held: what `holding` returned for it, and whatever else is known of it.
+        :param record: what `record_steps` returned, completed with the cost of the load and the validator.
         :param ttl: seconds.
         """
-        held, tags = held._replace(epoch=fence.epoch), held.tags
+        record, tags = record._replace(epoch=fence.epoch), record.tags
         ttl = lifetime(ttl, ref.freshness.jitter, random)
-        lease, wire = fence.lease, self.state.client.connection(ref.name)
+        lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
             return fence.overtaken or self.state.epochs.overtaken(tags, fence.since)
 
         if wire is None or lease is None:
-            return await self._keep_loaded(ref, held, ttl, overtaken, fence, fence.refusal)
+            return await self._keep_loaded(ref, record, ttl, overtaken, fence, fence.refusal)
         if lease.void:
             return False
         if ref.namespace.local:
-            outcome = await self.local.fill(ref, held, ttl, fence)
+            outcome = await self.local.fill(ref, record, ttl, fence)
             if isinstance(outcome, bool):
                 return outcome
-            return await self._keep_loaded(ref, held, ttl, overtaken, fence, outcome if outcome.refused else None)
+            return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
-            self.reads.epochs.prepare(lease.connection, ref.epoch_names, tags)
+            self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
             send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await twice(lambda: self._send(lease.connection, ref, held, payload, ttl, send))
+            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, send))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
-                # What it was to replace may still be there.
+                # Redis may still have the value that this refresh was to replace.
                 self._distrust((ref.name,))
             lease.close()
-            kept = await self._keep_loaded(ref, held, ttl, overtaken, fence, error if error.refused else None)
-            await self.state.recorded()
+            kept = await self._keep_loaded(ref, record, ttl, overtaken, fence, error if error.refused else None)
+            await self.state.journal_written()
             return kept
         except asyncio.CancelledError:
             if fence.fresh:
                 self._distrust((ref.name,))
             raise
         lease.close(filled=True)
-        self.state.leases.ring(ref.name)
+        self.state.leases.notify(ref.name)
         if stored:
-            self.state.outbox.overwritten(ref.name, fence.mark)
+            self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
         else:
             self.state.stats.fenced_loads += 1
         return stored
 
-    def holding(self, ref: KeyRef, value: Any, payload: bytes, tags: tuple[str, ...]) -> Generator[None, None, Record]:
-        """Return, in steps, what is to be kept of a value, with a new version."""
+    def record_steps(
+        self, ref: KeyRef, value: Any, payload: bytes, tags: tuple[str, ...]
+    ) -> Generator[None, None, Record]:
+        """Return, in steps, the record of a value with a new version."""
         if ref.namespace.local:
-            return self.local.held(value, tags)
+            return self.local.record(value, tags)
         version = envelope.new_version()
         immutable = codec.is_immutable(value)
         if immutable or ref.namespace.share:
-            # A copy unless it is immutable: its maker may go on to change it.
+            # A copy unless the value is immutable: the caller may keep changing its own object.
             large = len(payload) >= codec.LARGE and not immutable
             kept = (yield from codec.decode_steps(payload)) if large else value if immutable else codec.decode(payload)
             encoded = payload_kept(self.state.memory, kept, payload)
@@ -206,39 +203,39 @@ class Writes:
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Connection", ref: KeyRef, held: Record, payload: bytes, ttl: float,
+        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
         send: _Send,
     ) -> bool:  # fmt: skip
-        """Send a value to Redis, and keep it near if Redis took it and nothing touched its key meanwhile.
+        """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
 
-        :param wire: the connection that it is sent through.
-        :param send: stores it, given its bytes, their life in milliseconds, and what takes the answer.
+        :param wire: the connection that carries the command.
+        :param send: stores the value, given its bytes, their life in milliseconds, and the receiver of the answer.
         """
-        if not wire.up or self._clock() - wire.time.sampled > _SAMPLED:
-            # A value's end is told in Redis' time, which is known once the wire is up. While it is used, it is asked
-            # again all the time; after a rest, the server's clock may have been set.
+        if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
+            # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
+            # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
         steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
         pack = partial(
-            envelope.pack, payload, version=held.version, epoch=held.epoch, cost=held.cost,
-            life=ttl, tags=held.tags, compress=ref.namespace.compress, validator=held.validator,
-            negative=held.negative,
+            envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
+            life=ttl, tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
+            negative=record.negative,
         )  # fmt: skip
         ref.epoch_names.sized(len(payload))
         size = len(payload) if ref.namespace.compress else 0
         raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
-        # Again, now that the command is about to be queued: a read of this process that was queued before it must
-        # not store the old value after it, as Redis does not announce our own writes to us.
+        # Once more, right before the command is queued: a read that this process queued earlier would store the old
+        # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
-        fill = self.reads.expect(ref)
-        receive = partial(self._stored, _Sent(ref, fill, held, (fresh_until, ttl)))
-        life = ttl if held.negative else ttl + ref.freshness.grace
+        placeholder = self.reads.expect(ref)
+        receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl)))
+        life = ttl if record.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await send(raw, milliseconds(life), receive)
         finally:
-            self.reads.settle(fill)
+            self.reads.settle(placeholder)
         if stored and wire.time.steps != steps:
-            # The answer that came along with it says that the server's clock was set: by that, its end was wrong.
+            # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
             fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
             self._memory.invalidate(ref.name)
@@ -248,174 +245,118 @@ class Writes:
         return stored
 
     async def off_loop(self, work: Callable[[], T], size: int, here: int = _COMPRESS_HERE) -> T:
-        """Return what a function returns that compresses or decompresses a value, called in a thread if it is large.
+        """Return the result of a function that compresses or decompresses a value; a thread calls it for a large one.
 
         :param size: bytes of the value.
-        :param here: bytes up to which it is called on the event loop.
+        :param here: bytes up to which the event loop calls the function itself.
         """
         if size <= here:
             return work()
-        # Not the limit that everybody's threads share: sync loaders that wait for this very value may use it up.
+        # A limiter of our own: synchronous loaders that wait for this very value may use up the default one.
         loop = asyncio.get_running_loop()
         limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
-        """Keep a value near that Redis has taken, if nothing touched its key meanwhile. Runs inside the reader."""
-        ref, fill, held, times = write
-        known, kept = self.reads.tag_state(ref, held.tags), False
-        # By Redis' time as it is known by now.
+        """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
+        ref, placeholder, record, times = write
+        known, kept = self.reads.tag_state(ref, record.tags), False
+        # By the newest estimate of Redis' clock.
         deadline = source.time.end(*times, sent)
-        minimum = self.state.epochs.minimum(source.known, ref.epoch_names, held.tags)
-        # What waits to be told is older than this value, or has voided its placeholder.
-        judged = judge(held, deadline - sent, ref.freshness, minimum, source.time.horizon, pending=False)
-        if stored and fill is not None and judged.serves:
+        lowest_valid = self.state.epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
+        # What waits in the outbox is older than this value, or has voided the placeholder.
+        judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending=False)
+        if stored and placeholder is not None and judged.serves:
             trust = self.reads.trust(source, sent)
-            entry = self.reads.entry(ref, held, trust, (deadline, sent, sent), known)
-            kept = self._memory.fill(fill, entry)
+            entry = self.reads.entry(ref, record, trust, (deadline, sent, sent), known)
+            kept = self._memory.fill(placeholder, entry)
         if stored and not kept:
-            # Another loop's read may have brought the old value since this was sent.
+            # A read on another loop may have brought the old value into memory since the command was sent.
             self._memory.invalidate(ref.name)
         return stored
 
     def _refused(self, ref: KeyRef, error: CacheUnavailableError) -> int:
-        """Note a write that Redis may not have: what it holds of this key is not to be believed. Return the mark."""
+        """Record a write that Redis may not have, as `unsure` does; return the position of the record."""
         self.reads.failed(ref, error)
-        mark = self.unsure((ref.name,))
+        position = self.unsure((ref.name,))
         if self.state.reachable:
             self._stays_here(ref, error)
-        return mark
+        return position
 
     def _stays_here(self, ref: KeyRef, error: CacheUnavailableError) -> None:
         ref.counters.refused += 1
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def unsure(self, names: Sequence[bytes]) -> int:
-        """Note a removal or an overwrite that Redis may not have, and let no load of these values be kept any more.
+        """Record removals or overwrites that Redis may not have, and void all loads of these values.
 
-        Returns the mark of the record. Loads that began while Redis was being asked are overtaken as well: they would
-        be kept here, after what this call came to.
+        Returns the position of the record. The loads that began while Redis was asked are void, too: otherwise this
+        process would keep their old values after this call.
         """
-        mark = self._distrust(names)
-        self.state.touch(names)
-        return mark
+        position = self._distrust(names)
+        self.state.forget_names(names)
+        return position
 
     def _distrust(self, names: Sequence[bytes]) -> int:
-        """Believe nothing that Redis says about these values until it has been told that they are gone.
+        """Distrust what Redis has for these keys until Redis knows that it is gone; return the position of the record.
 
-        Returns the mark of the record. Loads continue: this is also used for a load whose value Redis did not take.
-
-        In this order: a read that did not see the record finds its placeholder void.
+        Loads continue, because a load whose value Redis refused calls this as well.
+        The record comes first, then the invalidation: a read that missed the record finds its placeholder void.
         """
-        mark = self.state.missed(lambda outbox: outbox.record(names))
+        position = self.state.record_missed(lambda outbox: outbox.record(names))
         for name in names:
             self._memory.invalidate(name)
-        return mark
+        return position
 
     def _keep(
-        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
-        """Store a value in this process alone, unless something has overtaken it.
+        """Store a value in this process alone unless it is overtaken; return whether it is stored.
 
-        :param supersedes: whether it overtakes what another thread is about to store.
+        :param supersedes: whether the value overtakes one that another thread is about to store.
         """
         if not ref.namespace.l1:
             return False
-        now, known = self._clock(), self.reads.tag_state(ref, held.tags)
-        # Reserved before the question: what another thread does from here on voids the placeholder.
-        fill = self._memory.reserve(ref.name, anew=supersedes)
+        now, known = self._clock(), self.reads.tag_state(ref, record.tags)
+        # Reserved before `overtaken` is asked: from here on, an invalidation by another thread voids the placeholder.
+        placeholder = self._memory.reserve(ref.name, anew=supersedes)
         try:
             if overtaken():
                 return False
             trust = trust or self.state.local_trust(ref.namespace)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(ref, held, trust, (now + ttl, now, now), known)
-            kept = self._memory.fill(fill, entry)
+            entry = self.reads.entry(ref, record, trust, (now + ttl, now, now), known)
+            kept = self._memory.fill(placeholder, entry)
         finally:
-            self._memory.release(fill)
+            self._memory.release(placeholder)
         ref.counters.stores += kept
         return kept
 
     async def _keep_loaded(
-        self, ref: KeyRef, held: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,
+        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
-        """Store what was loaded in this process alone, if nobody could have overtaken it unheard.
+        """Store a loaded value in this process alone, if no unheard invalidation can have overtaken the load.
 
-        :param refusal: why Redis, being there, does not take it: then the staleness bound is its bound.
+        :param refusal: why Redis refuses the value, if it is reachable: the value is then used for `max_staleness`.
         """
         offline = self.state.generations.offline
         if fence.offline is offline and not self.state.reachable:
-            trust: Trust = self.state.generations.bounded(offline, ref.namespace)
+            trust: Trust = self.state.generations.trust_for(offline, ref.namespace)
         elif refusal is not None:
             self._stays_here(ref, refusal)
-            trust = LocalTrust(fence.at + self.state.settings.max_staleness, self.state.generations.now)
+            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.current)
         else:
             return False
-        # After what another task has in hand: it may overtake this load.
+        # After a write of the key that another task has begun: it may overtake this load.
         async with self.state.key_locks.hold(ref.name):
-            return self._keep(ref, held, ttl, overtaken, trust)
-
-    async def write_many(self, items: Sequence[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]) -> bool:
-        """Store many values, each with its address, payload, time to live in seconds, and tags.
-
-        Return whether all of them are stored, in Redis or, while that is away, in this process.
-        """
-        stored = True
-        for start in range(0, len(items), MANY):
-            writes: list[asyncio.Task[bool]] = []
-            portion = Step()
-            try:
-                for item in items[start : start + MANY]:
-                    self.state.touch((item[0].name,))
-                    writes.append(loop_task(self.write(*item)))
-                    # Some hundred bytes of a payload are packed in the time that one is decoded in.
-                    if portion.done(len(item[2]) >> 4):
-                        # One turn for those that were begun to get as far as the queue.
-                        await asyncio.sleep(0)
-                        await turn()
-                stored = all(await asyncio.gather(*writes)) and stored
-            except BaseException:
-                cancel(*writes)
-                raise
-        return stored
-
-    # -- remove ---------------------------------------------------------------------------------------------
-
-    async def remove(self, refs: Sequence[KeyRef]) -> int:
-        """Remove values everywhere and return how many there were, as far as it can be known."""
-        removed = 0
-        for start in range(0, len(refs), _REMOVED):
-            some = refs[start : start + _REMOVED]
-            count, names = await self.local.remove(some)
-            removed += count + (await self._remove(names) if names else 0)
-            await turn()
-        return removed
-
-    async def _remove(self, names: Sequence[bytes]) -> int:
-        held = sum(self._memory.get_untrusted(name) is not None for name in set(names))
-        self.state.touch(names)
-        wire = self.state.client.connection(names[0])
-        if wire is None:
-            return held
-        try:
-            return await twice(lambda: self.state.client.remove(names, self.state.touch))
-        except asyncio.CancelledError:
-            self.unsure(names)
-            raise
-        except CacheUnavailableError as error:
-            self.state.stats.failed(error.reason)
-            self.unsure(names)
-            if self.state.reachable:
-                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
-            await self.state.recorded()
-            return held
+            return self._keep(ref, record, ttl, overtaken, trust)
 
 
 async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError) -> CacheUnavailableError | None:
-    """Ask Redis once more if its connection was cut, see `twice`; return why it could not be asked, or None."""
+    """Repeat an attempt whose connection was cut, as `ask_twice`; return the error that remains, or None."""
     if error.reason != "lost":
         return error
     try:
@@ -426,5 +367,5 @@ async def _again(attempt: Callable[[], Awaitable[None]], error: CacheUnavailable
 
 
 def milliseconds(ttl: float) -> int:
-    """Return Redis' expiry for a time to live: rounded up, as judging is the envelope's business."""
+    """Return the expiry of a key in Redis, rounded up: the exact end of the value is in its envelope."""
     return max(1, math.ceil(ttl * 1000))

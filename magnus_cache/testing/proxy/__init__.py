@@ -1,7 +1,7 @@
-"""A TCP proxy that breaks the connections to a real server on demand, and the RESP frames it tells apart.
+"""A TCP proxy that breaks the connections to a real server on demand, and the RESP frames in its streams.
 
 Where to look: `proxy` accepts connections and has the controls; `links` joins a client to the server; `lanes` delivers
-the bytes of one direction; `pushes` filters what the server sends unasked; `frames` finds where a frame ends.
+the bytes of one direction; `pushes` filters the pushes of the server; `frames` finds where a frame ends.
 """
 
 from magnus_cache.testing.proxy.frames import Frame, FrameError, FrameSplitter

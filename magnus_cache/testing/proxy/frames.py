@@ -76,7 +76,7 @@ class FrameScanner:
 
     @property
     def head(self) -> bytes:
-        """The bytes that were read but not yielded, because the kind of their frame is not known: attributes."""
+        """The bytes of attributes that were read but not yielded, because the kind of their frame is not known yet."""
         return bytes(self._head)
 
     def scan(self, data: bytes) -> Iterator[Piece]:

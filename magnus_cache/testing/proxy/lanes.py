@@ -162,6 +162,6 @@ def reset(transport: asyncio.Transport | None) -> None:
     if transport is None:
         return
     with contextlib.suppress(OSError):
-        # Without it, the system sends a reset only if there are unread bytes.
+        # Without this option, the system sends a reset only if there are unread bytes.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()

@@ -60,7 +60,7 @@ class Side(asyncio.Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether it has no connection: not yet, or not any more."""
+        """Whether this side has no connection: not yet, or not any more."""
         return self.lost or self.transport is None
 
 

@@ -69,7 +69,7 @@ class PushFilter:
 
     def _ended(self, kind: str) -> bytes:
         if kind == PUSH:
-            # After those that are held, if any: pushes keep their order.
+            # Behind the pushes that are held already: pushes keep their order.
             self._held.append(bytes(self._push))
             self._rules.held += 1
             self._push.clear()

@@ -14,6 +14,7 @@ class EpochNames:
 
     :ivar prefix: the prefix of the names of the namespace's values.
     :ivar control: the name of the namespace's epoch.
+    :ivar ready: the name under which `KnownEpochs.ready` lists it: that of the tag's epoch, or else of the namespace's.
     :ivar tags: empty, or the function's tag.
     :ivar names: the names of the epochs of these tags.
     :ivar stamps: the stamps of these tags.
@@ -21,20 +22,16 @@ class EpochNames:
         writes maintain it, up to about 8 kilobytes.
     """
 
-    __slots__ = ("control", "names", "prefix", "stamps", "tags", "value_bytes")
+    __slots__ = ("control", "names", "prefix", "ready", "stamps", "tags", "value_bytes")
 
     def __init__(self, keyspace: Keyspace, namespace: str) -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
         self.control = keyspace.control_name("epoch", str.__str__(namespace))
+        self.ready = self.control
         self.tags: tuple[str, ...] = ()
         self.names: tuple[bytes, ...] = ()
         self.stamps: tuple[TagStamp, ...] = ()
         self.value_bytes = 0.0
-
-    @property
-    def ready(self) -> bytes:
-        """The name under which `KnownEpochs.ready` lists it."""
-        return self.names[0] if self.names else self.control
 
     def sized(self, size: int) -> None:
         """Note the bytes of a value that was read or written."""

@@ -1,0 +1,181 @@
+"""Replies handed over as they come, inside the callback in which their bytes arrive.
+
+redis-py reads through a stream: its bytes wake a task in the next turn of the loop, which parses them, wakes the
+callers, and these run in the turn after that. Here the bytes go to redis-py's parser at once, and the callers are woken
+in the same turn. What takes several turns (a long announcement, a reply of large values) is left to the task that reads
+from the connection, and so is all that comes meanwhile: then the bytes go through the stream, which holds up the server
+when they are too many. So there is one order of replies and pushes, whichever way they take.
+
+It needs names of redis-py and asyncio that are not public: see `connection`. Without them, the task reads everything.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+__all__ = ["Handler", "Incoming", "Rest", "read"]
+
+Rest = Callable[[], Awaitable[None]] | None
+"""What is left to do of a reply before the next one may be looked at, in turns of the loop; None for nothing."""
+
+Handler = Callable[[Any], Rest]
+"""Handles a reply or push."""
+
+_AT_ONCE: Final = 64
+"""Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
+
+_QUEUED_COUNTS: Final = 1 / 16
+"""Of a reply, what one counts for that only says that a command of a transaction was taken."""
+
+
+class _Parser(Protocol):
+    """`hiredis.Reader`, as far as it is used here."""
+
+    def feed(self, data: bytes, /) -> object: ...
+    def gets(self, decode: bool, /) -> Any: ...
+    def has_data(self) -> bool: ...
+
+
+async def _nothing_left() -> None:
+    """Return: there was nothing left but to let others run."""
+
+
+class Incoming:
+    """What comes in through one connection.
+
+    :param stream: the stream that redis-py reads from.
+    :param parser: the parser that redis-py feeds from it.
+    :param completed: called after each reply, before it is handled.
+    """
+
+    __slots__ = ("_completed", "_handle", "_nothing", "_parser", "_served", "_stream")
+
+    def __init__(self, stream: Any, parser: _Parser, completed: Callable[[], object]) -> None:
+        self._stream = stream
+        self._parser = parser
+        self._completed = completed
+        # What an empty parser returns is what it was told to return for "not enough data".
+        self._nothing = parser.gets(False)
+        self._handle: Handler | None = None
+        self._served: asyncio.Future[Rest] | None = None
+        feed_eof, set_exception = stream.feed_eof, stream.set_exception
+
+        def ended() -> None:
+            feed_eof()
+            self._leave(None)
+
+        def failed(error: BaseException) -> None:
+            set_exception(error)
+            self._leave(None)
+
+        stream.feed_eof, stream.set_exception = ended, failed
+
+    def detach(self) -> None:
+        """Leave the stream alone."""
+        # Or the two would keep each other alive.
+        del self._stream.feed_eof, self._stream.set_exception
+
+    @property
+    def is_buffered(self) -> bool:
+        """Whether there are bytes that the parser was not fed, or has not turned into replies."""
+        return bool(self._stream._buffer) or self._parser.has_data()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that came was handled, and more may come."""
+        stream = self._stream
+        return not (stream._buffer or self._parser.has_data() or stream.at_eof() or stream.exception() is not None)
+
+    async def serve(self, handle: Handler) -> Rest:
+        """Have what comes handled as it comes, while `is_idle`, until something is left for the caller; return that.
+
+        Also returns when the stream has ended; reading from it tells why.
+
+        :raises Exception: what `handle` raises.
+        """
+        self._handle = handle
+        served: asyncio.Future[Rest] = asyncio.get_running_loop().create_future()
+        self._served = served
+        try:
+            return await served
+        finally:
+            self._handle = self._served = None
+
+    def take(self, data: bytes) -> bool:
+        """Handle what has arrived; return False if it has to go through the stream."""
+        handle = self._handle
+        if handle is None:
+            return False
+        parser, nothing = self._parser, self._nothing
+        try:
+            parser.feed(data)
+            left = float(_AT_ONCE)
+            while left > 0:
+                reply = parser.gets(False)
+                if reply is nothing:
+                    return True
+                # Those within a transaction wake no task.
+                left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
+                self._completed()
+                if isinstance(reply, RedisConnectionError):
+                    raise reply
+                if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
+                    raise reply[0]
+                rest = handle(reply)
+                if rest is not None:
+                    self._leave(rest)
+                    return True
+        except BaseException as error:
+            # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
+            self._fail(error)
+            if not isinstance(error, Exception):
+                raise
+            return True
+        self._leave(_nothing_left)
+        return True
+
+    def _leave(self, rest: Rest) -> None:
+        # At once, not when the task runs: what arrives until then goes through the stream.
+        self._handle = None
+        if self._served is not None and not self._served.done():
+            self._served.set_result(rest)
+
+    def _fail(self, error: BaseException) -> None:
+        self._handle = None
+        if self._served is not None and not self._served.done():
+            is_fault = isinstance(error, Exception)
+            self._served.set_exception(error if is_fault else RedisConnectionError("a reply was handled in part"))
+
+
+async def read(
+    connection: AbstractConnection, incoming: Incoming | None, handle: Handler, completed: Callable[[], object]
+) -> None:
+    """Have replies and pushes handled in the order in which they come, until the connection ends.
+
+    :param incoming: what comes in through the connection; None where all has to be read by redis-py's coroutines.
+    :param completed: called after each reply, before it is handled.
+    :raises Exception: what ended it, be it raised by `handle`.
+    """
+    handled = 0
+    while True:
+        if incoming is not None and incoming.is_idle:
+            rest = await incoming.serve(handle)
+        else:
+            try:
+                # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.
+                reply: Any = await connection.read_response(
+                    disable_decoding=True, disconnect_on_error=False, push_request=True
+                )
+            except ResponseError as error:
+                reply = error
+            completed()
+            rest = handle(reply)
+        if rest is not None:
+            await rest()
+        handled += 1
+        if handled % _AT_ONCE == 0:
+            await asyncio.sleep(0)

@@ -1,0 +1,217 @@
+"""The connection of the lane: a blocking socket that speaks RESP3, for one exchange at a time.
+
+redis-py makes and takes apart each command and reply in Python. This one sends what is packed already: an exchange is
+one write, one read and one call of the parser.
+"""
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import hiredis
+from redis.asyncio import SSLConnection
+
+from magnus_cache._engine.redis.commands import pack
+from magnus_cache._engine.redis.elements import Elements
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.runtime.clock import Clock
+
+__all__ = ["LaneConnection"]
+
+_MORE: Final = object()
+"""What the parser returns while a reply is incomplete."""
+
+_READ_BYTES: Final = 65_536
+
+_OPENING: Final = 0.5
+"""Share of the timeout that a connection with its handshake may take: what has failed goes the long way afterwards."""
+
+_MOST_BYTES: Final = 8 << 20
+"""Bytes of one reply. Large values are not asked for here, so more than that is for the background loop to judge."""
+
+
+class LaneConnection:
+    """A blocking connection to one Redis. One thread at a time uses it; any thread may `cut` it.
+
+    :param timeout: seconds for each exchange; for the connection with its handshake, half of that.
+    :ivar busy: whether an exchange was begun and has not ended: then replies are out of step with requests.
+    :ivar broken: whether the server has said that the connection which is to hear of changes is gone.
+    """
+
+    __slots__ = (
+        "_clock", "_elements", "_endpoint", "_guard", "_reader", "_recv", "_sock", "_timeout", "broken", "busy",
+    )  # fmt: skip
+
+    def __init__(self, endpoint: "Endpoint", timeout: float, clock: "Clock") -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._clock = clock
+        # Between `cut` in one thread and `close` in another, the number of a closed socket may be another's.
+        self._guard = threading.RLock()
+        self._elements = Elements()
+        self._reader: Any = hiredis.Reader(notEnoughData=_MORE)
+        self._sock: socket.socket | None = None
+        self._recv: Callable[[int], bytes] = _closed
+        self.busy = self.broken = False
+
+    # -- its life -------------------------------------------------------------------------------------------
+
+    def open(self, *more: bytes) -> list[Any]:
+        """Connect, authenticate and select the database; return the replies to what is asked besides.
+
+        :raises OSError: if Redis is not there, does not answer in time, or refuses the login.
+        :raises ValueError: for what is no answer.
+        """
+        endpoint, deadline = self._endpoint, self._clock() + self._timeout * _OPENING
+        self.busy = True
+        if endpoint.scheme == "unix":
+            self._connect(socket.AF_UNIX, endpoint.path or "", deadline)
+        else:
+            self._connect_by_name(deadline)
+        sock = self._sock
+        assert sock is not None
+        if endpoint.scheme == "tls":
+            # Kept before the handshake: an interrupted one leaves a socket that is closed like any other.
+            context = SSLConnection(host=endpoint.host, **endpoint.tls).ssl_context.get()
+            sock = self._sock = context.wrap_socket(sock, server_hostname=endpoint.host, do_handshake_on_connect=False)
+            sock.settimeout(self._left(deadline))
+            sock.do_handshake()
+        self._recv = sock.recv
+        sock.settimeout(self._left(deadline))
+        login = self._login()
+        answers = self.ask_all(*login, *more)
+        for answer in answers[: len(login)]:
+            if type(answer) is hiredis.ReplyError:
+                raise ConnectionError("Redis refuses the login") from answer
+        # Python's own, which polls before each call: the kernel's would begin anew with each signal that comes.
+        sock.settimeout(self._timeout)
+        return answers[len(login) :]
+
+    def _connect_by_name(self, deadline: float) -> None:
+        endpoint, failure = self._endpoint, OSError("the name has no address")
+        for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
+            try:
+                self._connect(family, address, deadline)
+            except OSError as error:
+                self.close()
+                failure = error
+                continue
+            sock = self._sock
+            assert sock is not None
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return
+        raise failure
+
+    def _connect(self, family: int, address: Any, deadline: float) -> None:
+        self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.settimeout(self._left(deadline))
+        sock.connect(address)
+
+    def _left(self, deadline: float) -> float:
+        """:raises TimeoutError: when nothing is left."""
+        left = deadline - self._clock()
+        if left <= 0:
+            raise TimeoutError("Redis does not answer in time")
+        return left
+
+    def _login(self) -> list[bytes]:
+        endpoint, user = self._endpoint, list[bytes | str]()
+        if endpoint.password is not None:
+            user = [b"AUTH", endpoint.username or "default", endpoint.password.get_secret_value()]
+        hello = pack(b"HELLO", b"3", *user)
+        return [hello, pack(b"SELECT", endpoint.db)] if endpoint.db else [hello]
+
+    def cut(self) -> None:
+        """End it from any thread, without waiting: who waits for an answer learns that there will be none."""
+        with self._guard:
+            sock = self._sock
+            if sock is not None:
+                try:
+                    # Not that of a TLS socket, which forgets in the midst of a read that it was one.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass  # It is not connected yet, or not any more.
+
+    def close(self) -> None:
+        """Close it, in the thread that uses it, or when none does."""
+        with self._guard:
+            sock, self._sock, self._recv = self._sock, None, _closed
+            if sock is not None:
+                sock.close()
+
+    def abandon(self) -> None:
+        """Close it in a forked child: the connection stays its parent's, and so does the guard."""
+        self._guard = threading.RLock()
+        self.close()
+
+    # -- exchanges ------------------------------------------------------------------------------------------
+
+    def ask(self, packed: bytes) -> Any:
+        """Send a command and return the reply, which may be an error.
+
+        :raises OSError: if the connection ends, or no answer comes in time.
+        :raises ValueError: for what is no answer, and for one that is too large.
+        """
+        sock = self._sock
+        if sock is None:
+            _closed(0)
+        self.busy = True
+        try:
+            sock.sendall(packed)  # type: ignore[union-attr]  # it is there, as was just looked at
+            data = self._recv(_READ_BYTES)
+            # Most replies come as one piece, and are taken apart by one call.
+            if data and not self._elements.too_many(data):
+                self._reader.feed(data)
+                reply = self._reader.gets()
+                if reply is not _MORE and type(reply) is not hiredis.PushNotification:
+                    self._elements.restart()
+                    self.busy = False
+                    return reply
+                reply = self._rest(reply, len(data))
+            else:
+                raise ConnectionError("Redis has closed the connection, or a reply is too large")
+        except hiredis.HiredisError as error:
+            raise ValueError("what came is no answer") from error
+        self.busy = False
+        return reply
+
+    def ask_all(self, *packed: bytes) -> list[Any]:
+        """Send some commands and return the replies, errors among them.
+
+        :raises OSError: as `ask` does.
+        :raises ValueError: as `ask` does.
+        """
+        first = self.ask(b"".join(packed))
+        try:
+            return [first, *[self._rest(self._reader.gets(), 0) for _ in packed[1:]]]
+        except hiredis.HiredisError as error:
+            raise ValueError("what came is no answer") from error
+
+    def _rest(self, reply: Any, size: int) -> Any:
+        """Return the reply whose first bytes were not all, or the one that follows an announcement."""
+        # In parts: each comes in time, and so must all of them.
+        deadline = self._clock() + self._timeout
+        while reply is _MORE or type(reply) is hiredis.PushNotification:
+            if reply is not _MORE:
+                # The only one that comes here: where announcements go is gone.
+                self.broken = True
+                reply = self._reader.gets()
+                continue
+            data = self._recv(_READ_BYTES)
+            size += len(data)
+            if not data or self._elements.too_many(data) or size > _MOST_BYTES:
+                raise ConnectionError("Redis has closed the connection, or a reply is too large")
+            self._reader.feed(data)
+            reply = self._reader.gets()
+            self._left(deadline)
+        self._elements.restart()
+        return reply
+
+
+def _closed(_: int) -> bytes:
+    """:raises ConnectionError: always."""
+    raise ConnectionError("the connection is closed")

@@ -1,0 +1,117 @@
+"""When what is queued for a connection is sent, and how.
+
+All that callers queue in one turn of the loop leaves as one piece, at the end of that turn. Two cases do not wait for
+it. A caller that seems to be alone is served at once: its request would gain nothing from the wait. And once a batch
+has `EARLY` reads while the server has nothing to do, they are sent, so that the server works while we queue the rest.
+
+Most pieces are written right there, in the callback or by the caller that queued them: no task has to be woken. What
+the socket does not take at once is left to the task `run`, which waits until it does.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextvars import Context
+from typing import Final
+
+from redis.asyncio.connection import AbstractConnection
+
+from magnus_cache._engine.redis.pipeline import Pipeline
+
+__all__ = ["EARLY", "Sender"]
+
+EARLY: Final = 32
+"""Reads in a batch that are sent at once if the server is idle: below, a reply costs more than the wait saves."""
+
+
+class Sender:
+    """Sends what is queued in a pipeline. Everything is called on the connection's loop.
+
+    :param pack: takes what is to be sent from the pipeline and returns its bytes.
+    :ivar is_scheduled: whether what is queued will be sent at the end of this turn of the loop.
+    """
+
+    __slots__ = (
+        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_writer", "is_scheduled",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pipeline: Pipeline, pack: Callable[[], list[bytes | memoryview]]
+    ) -> None:
+        self._loop = loop
+        self._pipeline = pipeline
+        self._pack = pack
+        # Of its own: timers that are set while something is sent outlive the call that happened to queue it.
+        self._context = Context()
+        self._writer: asyncio.StreamWriter | None = None
+        self._bell: asyncio.Future[None] | None = None
+        self._is_alone = True
+        self.is_scheduled = False
+        self._is_waiting = False
+
+    def attach(self, writer: asyncio.StreamWriter | None) -> None:
+        """Send through this writer from now on; without one, everything is left to `run`."""
+        self._writer = writer
+        self.kick()
+
+    def detach(self) -> None:
+        """Send nothing any more: the connection ends."""
+        self._writer = None
+        self._is_waiting = False
+
+    def kick(self) -> None:
+        """See to it that what is queued is sent."""
+        if self.is_scheduled:
+            return
+        if self._is_alone and not self._pipeline.owed:
+            self._context.run(self._send)
+        else:
+            self.is_scheduled = True
+            self._loop.call_soon(self._turn_ended, context=self._context)
+
+    def send_now(self) -> None:
+        """Send what is queued, without waiting for what may follow."""
+        self._context.run(self._send)
+
+    def _turn_ended(self) -> None:
+        self.is_scheduled = False
+        self._send()
+
+    def _send(self) -> None:
+        pipeline, writer = self._pipeline, self._writer
+        if not pipeline.is_ready:
+            return
+        if writer is None or self._is_waiting or writer.transport.get_write_buffer_size():
+            self._ring()
+            return
+        self._is_alone = pipeline.is_single
+        chunks = self._pack()
+        try:
+            writer.writelines(chunks)
+        except Exception:  # noqa: BLE001  # uvloop refuses to write where asyncio does not; the reader sees the end
+            with contextlib.suppress(RuntimeError):
+                writer.transport.abort()
+        if pipeline.is_ready:
+            self._ring()
+
+    def _ring(self) -> None:
+        # Done without being rung: a task that was cancelled with its connection, and has not run since.
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    async def run(self, connection: AbstractConnection) -> None:
+        """Send what cannot be sent at once, waiting for the socket; never return."""
+        pipeline = self._pipeline
+        while True:
+            if not pipeline.is_ready:
+                self._bell = self._loop.create_future()
+                try:
+                    await self._bell
+                finally:
+                    self._bell = None
+            self._is_waiting = True
+            while pipeline.is_ready:
+                self._is_alone = pipeline.is_single
+                # A failure here closes the transport, which the reader sees and reports.
+                await connection.send_packed_command(self._pack(), check_health=False)  # type: ignore[arg-type]  # any buffers
+            self._is_waiting = False

@@ -1,0 +1,99 @@
+"""Key references: where values live; those of recently used keys are remembered."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.runtime.forks import on_fork_child
+from magnus_cache._engine.runtime.stats import Counters
+from magnus_cache._engine.store.records import KeyRef
+from magnus_cache.freshness import FreshnessOptions, merged
+
+__all__ = ["KeyRefs"]
+
+_MOST: Final = 16_384
+"""References that are remembered; about 4 MB. Past that, all of them are forgotten."""
+
+_KINDS: Final = frozenset((str, Namespace))
+
+
+class _Refs:
+    """The references of one namespace, as callers named it, and as long as the name means the same."""
+
+    __slots__ = ("by_key", "generation", "given")
+
+    def __init__(self, given: str, generation: int) -> None:
+        self.given = given
+        self.generation = generation
+        self.by_key: dict[str, KeyRef] = {}
+
+
+class KeyRefs:
+    """Makes the references of one cache, and remembers those of keys that are plain text.
+
+    To make one takes ten times as long as to find it: the namespace is resolved, the key escaped and encoded, the names
+    of its epochs and its counters are looked up.
+    """
+
+    __slots__ = ("__weakref__", "_count", "_namespaces", "_registry", "_state")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._registry = state.namespaces
+        self.after_fork()
+        on_fork_child(self)
+
+    def after_fork(self) -> None:
+        """Forget everything: a forked child has epochs of its own."""
+        self._namespaces: dict[str, _Refs] = {}
+        self._count = 0
+
+    def ref(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
+        """Return where a value lives.
+
+        :param options: what a single call says about freshness.
+        :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
+        """
+        # Of exact types: an enumeration's members, and other subclasses, may be equal to names that they do not have.
+        if type(key) is not str or type(namespace) not in _KINDS or options:
+            return self._make(namespace, key, options)
+        refs = self._namespaces.get(namespace)
+        # By identity: a `Namespace` equals the plain name and other policies of the same name.
+        if refs is not None and refs.given is namespace and refs.generation == self._registry.generation:
+            ref = refs.by_key.get(key)
+            if ref is not None:
+                return ref
+        else:
+            refs = None
+        # Before the reference is made: if a namespace is registered meanwhile, it is found to be older.
+        generation = self._registry.generation
+        ref = self._make(namespace, key)
+        if self._count >= _MOST:
+            self.after_fork()
+            refs = None
+        if refs is None:
+            refs = self._namespaces[namespace] = _Refs(namespace, generation)
+        refs.by_key[key] = ref
+        self._count += 1
+        return ref
+
+    def _make(self, namespace: str, key: Any, options: FreshnessOptions | None = None) -> KeyRef:
+        policy = self._registry.resolve(namespace)
+        return self.address_of(policy, key, self._state.stats.of(policy), options)
+
+    def address_of(
+        self, namespace: Namespace, key: Any, counters: Counters, options: FreshnessOptions | None = None, tag: str = ""
+    ) -> KeyRef:
+        """Return where a value lives, to be counted in counters of its own.
+
+        :param tag: the tag that all values of the calling function have.
+        """
+        state, freshness = self._state, namespace.freshness
+        if options:
+            freshness = merged(freshness, options)
+        name = state.keyspace.value_name(namespace, key)
+        if namespace.version is not None:
+            name += version_suffix(namespace.version, "n").encode()
+        epoch_names = state.epochs.function_epoch_names(namespace, tag) if tag else state.epochs.epoch_names(namespace)
+        return KeyRef(namespace, name, counters, epoch_names, freshness)

@@ -1,0 +1,349 @@
+"""Writes and removals of many values: some at a time, in one exchange and one step of the event loop.
+
+Most calls for many values write small values of one namespace. Some hundred of them are one transaction, one future and
+one look at what they are judged by, and the locks of the memory and of the loads are taken once for all.
+
+A transaction says what became of each value. Everything but "stored" (a refusal, a lost connection, a clock that was
+set meanwhile) is left to `Writes.write`, value by value, so there is one set of rules for what is retried, recorded for
+Redis, kept in this process and told. The same goes for values that are unusual from the start: large or compressed
+ones, and objects of local namespaces. A call for many values is not atomic, but each of its values is: it is stored,
+its lease is voided and its change is announced in one step of the server.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from random import random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from magnus_cache._engine import codec
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.memory.placeholder import Placeholder
+from magnus_cache._engine.redis.client import Stored
+from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.loop_end import cancel, loop_task
+from magnus_cache._engine.runtime.turns import Step, at_once, turn
+from magnus_cache._engine.store.batch_keys import RefMaker
+from magnus_cache._engine.store.judge import judge
+from magnus_cache._engine.store.local_writes import count_here
+from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.writes import SAMPLED, Writes, milliseconds
+from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.freshness import lifetime
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.exchange import Connection
+
+__all__ = ["ManyWrites", "ValuesToWrite"]
+
+_TOGETHER: Final = 100
+"""Values of one transaction: a few hundred microseconds of the server's time, and as much of the event loop's."""
+
+_BYTES: Final = 131_072
+"""Bytes of one transaction, about."""
+
+_IN_FLIGHT: Final = 3
+"""Transactions that are on their way at a time: the server works on one while the next one is packed."""
+
+_EACH: Final = 500
+"""Values that are written one by one at a time."""
+
+_REMOVED: Final = 250
+"""Values that one call removes at a time."""
+
+
+class ValuesToWrite(NamedTuple):
+    """Values of one namespace to be written, in parallel lists: a record for each would cost more than its write.
+
+    :ivar refs: makes their references.
+    :ivar ttl: seconds.
+    :ivar tags: the tags of each value.
+    """
+
+    refs: RefMaker
+    names: Sequence[bytes]
+    values: Sequence[Any]
+    payloads: Sequence[bytes]
+    ttl: float
+    tags: tuple[str, ...]
+
+    def part(self, start: int, end: int) -> "ValuesToWrite":
+        """Return some of them."""
+        return self._replace(
+            names=self.names[start:end], values=self.values[start:end], payloads=self.payloads[start:end]
+        )
+
+    def only(self, places: Sequence[int]) -> "ValuesToWrite":
+        """Return those at some places."""
+        return self._replace(
+            names=[self.names[place] for place in places],
+            values=[self.values[place] for place in places],
+            payloads=[self.payloads[place] for place in places],
+        )
+
+    def parts(self) -> "Iterator[tuple[ValuesToWrite, bool]]":
+        """Yield them in portions, in their order, each with whether it may be one transaction."""
+        namespace, payloads = self.refs.namespace, self.payloads
+        together = not (namespace.local or namespace.compress)
+        start, count = 0, len(payloads)
+        while start < count:
+            small = together and len(payloads[start]) < codec.LARGE
+            end, size, most = start, 0, _TOGETHER if together else _EACH
+            while end < count and end - start < most and size < _BYTES:
+                length = len(payloads[end])
+                if together and (length < codec.LARGE) is not small:
+                    break
+                size += length if together else 0
+                end += 1
+            yield self.part(start, end), small
+            start = end
+
+    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]":
+        """Yield the arguments of `Writes.write` for each value."""
+        for name, value, payload in zip(self.names, self.values, self.payloads, strict=True):
+            yield self.refs.ref(name), value, payload, self.ttl, self.tags
+
+
+class _Transaction:
+    """Values on their way to Redis.
+
+    :ivar unconfirmed: the places of the values that Redis may have or not.
+    """
+
+    __slots__ = ("part", "placeholders", "position", "records", "steps", "times", "unconfirmed", "waiter", "wire")
+
+    def __init__(self, part: ValuesToWrite, wire: "Connection", position: int) -> None:
+        self.part = part
+        self.wire = wire
+        self.position = position
+        self.steps = wire.time.steps
+        self.unconfirmed: Sequence[int] = range(len(part.names))
+        self.records: list[Record] = []
+        # For each value, its end in Redis' time, and its life in seconds.
+        self.times: tuple[list[int], list[float]] = [], []
+        self.placeholders: list[Placeholder] = []
+        self.waiter: asyncio.Future[Sequence[int]] = wire.loop.create_future()
+
+
+class ManyWrites(Writes):
+    """The writes of one `State`, of single values and of many."""
+
+    async def write_many(self, items: ValuesToWrite) -> bool:
+        """Return whether all of many values are stored: in Redis or, while Redis is away, in this process.
+
+        :param items: values whose names differ.
+        """
+        stored = True
+        sent: deque[_Transaction] = deque()
+        try:
+            for part, together in items.parts():
+                if together and (transaction := await self._begun(part)) is not None:
+                    sent.append(transaction)
+                    self._send_together(transaction)
+                    if len(sent) >= _IN_FLIGHT:
+                        stored = await self._confirmed(sent) and stored
+                else:
+                    stored = await self._write_each(part) and stored
+                await turn()
+            while sent:
+                stored = await self._confirmed(sent) and stored
+        finally:
+            if sent:
+                self._give_up(sent)
+        return stored
+
+    async def _begun(self, part: ValuesToWrite) -> _Transaction | None:
+        """Return a transaction that may be sent at once; None if the values are to be written one by one."""
+        names, refs = part.names, part.refs
+        wire = self.state.client.connection(names[0])
+        if wire is None:
+            return None
+        self.state.forget_names(names)
+        position = self.state.outbox.position
+        try:
+            await self.reads.epoch_sync.settled(wire, refs.epoch_names, part.tags)
+            if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
+                # For the same reasons as in `Writes`.
+                await wire.renew()
+        except CacheUnavailableError:
+            return None
+        return _Transaction(part, wire, position)
+
+    def _send_together(self, transaction: _Transaction) -> None:
+        """Queue a transaction. No step of the loop in between, and nothing that it asks for can be stored before."""
+        part, wire = transaction.part, transaction.wire
+        refs, names, payloads, state = part.refs, part.names, part.payloads, self.state
+        epoch, now, life, policy = state.epochs.highest, wire.time.at(self._clock()), part.ttl, refs.freshness
+        if policy.jitter:
+            lives = [lifetime(life, policy.jitter, random) for _ in names]
+            ends = [now + int(each * MICROSECONDS) for each in lives]
+        else:
+            lives, ends = [life] * len(names), [now + int(life * MICROSECONDS)] * len(names)
+        transaction.times = ends, lives
+        near = refs.namespace.l1
+        if near:
+            transaction.records = self._records(part, epoch)
+            versions = [record.version for record in transaction.records]
+        else:
+            versions = [envelope.new_version() for _ in names]
+        raws = envelope.pack_many(payloads, versions, ends, lives, epoch=epoch, tags=part.tags)
+        refs.epoch_names.sized(max(map(len, payloads)))
+        expiries = [milliseconds(each + policy.grace) for each in lives]
+        # Right before the command is queued: a read that this process queued earlier would store the old value in
+        # memory after the write, and Redis does not announce our own writes to us.
+        self._memory.invalidate_many(names)
+        if near:
+            self._memory.reserve_many(names, transaction.placeholders)
+        receive = partial(self._received, transaction)
+        try:
+            state.client.store_many(names, raws, expiries, receive, transaction.waiter)
+        except CacheUnavailableError as error:
+            transaction.waiter.set_exception(error)
+
+    def _records(self, part: ValuesToWrite, epoch: int) -> list[Record]:
+        """Return what memory is to keep of each value."""
+        ref, tags, share = part.refs.ref(b""), part.tags, part.refs.namespace.share
+        records: list[Record] = []
+        for value, payload in zip(part.values, part.payloads, strict=True):
+            kind = type(value)
+            if (kind is dict or kind is list) and not share:
+                # What `record_steps` makes of it, without its steps.
+                records.append(Record(None, payload, len(payload), envelope.new_version(), epoch, tags))
+            else:
+                # A small value takes one step.
+                record = at_once(self.record_steps(ref, value, payload, tags))
+                records.append(record._replace(epoch=epoch))
+        return records
+
+    def _received(
+        self, transaction: _Transaction, stored: Stored, connection: "Connection", sent: float
+    ) -> Sequence[int]:
+        """Keep stored values in memory; return the places of those that are not stored. Runs inside the reader."""
+        good = stored.present and not stored.refused and bool(transaction.placeholders)
+        if not (good and self._kept(transaction, connection, sent)):
+            # A read on another loop may have brought old values into memory since the command was sent.
+            self._memory.invalidate_many(transaction.part.names)
+        return stored.refused
+
+    def _kept(self, transaction: _Transaction, connection: "Connection", sent: float) -> bool:
+        """Keep the values of a transaction in memory; return False if their epochs or their ends forbid it."""
+        part, records = transaction.part, transaction.records
+        names, ref, memory = part.names, part.refs.ref(part.names[0]), self._memory
+        known = self.reads.tag_state(ref, part.tags)
+        # By the newest estimate of Redis' clock.
+        end = connection.time.end
+        deadlines = [end(until, life, sent) for until, life in zip(*transaction.times, strict=True)]
+        lowest_valid = self.state.epochs.lowest_valid(connection.known, ref.epoch_names, part.tags)
+        # They are judged alike but for their ends, so the one that ends first is judged for all.
+        # What waits in the outbox is older than these values, or has voided the placeholders.
+        left = min(deadlines) - sent
+        judged = judge(records[0], left, ref.freshness, lowest_valid, connection.time.horizon, pending=False)
+        if not judged.serves:
+            return False
+        trust, make = self.reads.trust(connection, sent), self.reads.entry
+        entries = [
+            make(ref, record, trust, (deadline, sent, sent), known)
+            for record, deadline in zip(records, deadlines, strict=True)
+        ]
+        kept = memory.fill_many(transaction.placeholders, entries)
+        if not all(kept):
+            memory.invalidate_many([name for name, done in zip(names, kept, strict=True) if not done])
+        return True
+
+    async def _confirmed(self, sent: "deque[_Transaction]") -> bool:
+        """Wait for the oldest transaction, and write what it did not store one by one; return whether all is stored."""
+        transaction = sent[0]
+        part, wire, refused = transaction.part, transaction.wire, transaction.unconfirmed
+        try:
+            refused = await transaction.waiter
+        except CacheUnavailableError:
+            pass  # All of them.
+        finally:
+            self._memory.release_many(transaction.placeholders)
+            transaction.placeholders = []
+        if wire.time.steps != transaction.steps:
+            # The answer shows that the server's clock was set meanwhile, so the ends in the envelopes are wrong.
+            refused = range(len(part.names))
+        failed = set(refused)
+        done = part.only([place for place in range(len(part.names)) if place not in failed]) if failed else part
+        transaction.unconfirmed = refused
+        if done.names:
+            if self.state.outbox.pending:
+                for name in done.names:
+                    self.state.outbox.overwritten(name, transaction.position)
+            # A load through another connection may have read an old value before this write replaced it.
+            self.state.flights.detach_many(done.names)
+            part.refs.counters.stores += len(done.names)
+        stored = await self._write_each(part.only(refused)) if failed else True
+        sent.popleft()
+        return stored
+
+    def _give_up(self, sent: "deque[_Transaction]") -> None:
+        """Record what an interrupted call leaves behind: Redis may have these values or not."""
+        for transaction in sent:
+            cancel(transaction.waiter)
+            names = transaction.part.names
+            self.unsure([names[place] for place in transaction.unconfirmed])
+            self._memory.release_many(transaction.placeholders)
+        sent.clear()
+
+    async def _write_each(self, items: ValuesToWrite) -> bool:
+        """Write values one by one, many at a time; return whether all of them are stored."""
+        writes: list[asyncio.Task[bool]] = []
+        portion = Step()
+        try:
+            for item in items.items():
+                self.state.forget_names((item[0].name,))
+                writes.append(loop_task(self.write(*item)))
+                # `Step` counts bytes to decode. Packing takes a small part of that time.
+                if portion.done(len(item[2]) >> 4):
+                    # In this turn, the writes that were begun reach the queue.
+                    await asyncio.sleep(0)
+                    await turn()
+            return all(await asyncio.gather(*writes))
+        except BaseException:
+            cancel(*writes)
+            raise
+
+    # -- remove ---------------------------------------------------------------------------------------------
+
+    async def remove(self, refs: Sequence[KeyRef]) -> int:
+        """Remove values everywhere; return how many there were, as far as this can be known."""
+        removed = 0
+        for start in range(0, len(refs), _REMOVED):
+            some = refs[start : start + _REMOVED]
+            count, names = await self.local.remove(some)
+            removed += count + (await self._remove(names) if names else 0)
+            await turn()
+        return removed
+
+    async def remove_names(self, refs: RefMaker, names: Sequence[bytes]) -> int:
+        """Remove values of one namespace by their names, as `remove` does."""
+        if refs.namespace.local:
+            return await self.remove(list(map(refs.ref, names)))
+        removed = 0
+        for start in range(0, len(names), _REMOVED):
+            removed += await self._remove(names[start : start + _REMOVED])
+            await turn()
+        return removed
+
+    async def _remove(self, names: Sequence[bytes]) -> int:
+        here = count_here(self._memory, names)
+        self.state.forget_names(names)
+        wire = self.state.client.connection(names[0])
+        if wire is None:
+            return here
+        try:
+            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
+        except asyncio.CancelledError:
+            self.unsure(names)
+            raise
+        except CacheUnavailableError as error:
+            self.state.stats.failed(error.reason)
+            self.unsure(names)
+            if self.state.reachable:
+                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
+            await self.state.journal_written()
+            return here

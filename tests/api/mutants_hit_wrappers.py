@@ -1,0 +1,95 @@
+"""The guards that `test_hit_wrappers` sees missing."""
+
+import re
+from typing import Any, Final
+
+from magnus_cache._engine.api import cached, call_memos, hit_wrappers
+from magnus_cache._engine.keys import call_shapes
+from tests.support.guards import guard, nothing, put, rewrite
+
+HERE: Final = "tests/api/test_hit_wrappers.py"
+
+
+def _template(old: str, new: str = "") -> None:
+    assert hit_wrappers._TEMPLATE.count(old) == 1, f"the template has no such line: {old}"
+    put(hit_wrappers, "_TEMPLATE", hit_wrappers._TEMPLATE.replace(old, new))
+
+
+@guard(f"{HERE}::test_equal_arguments_of_other_types_and_signs_are_told_apart")
+def without_the_types_of_arguments_in_what_is_remembered() -> None:
+    text, keep = hit_wrappers._text, call_memos.CallMemo.keep
+    put(hit_wrappers, "_text", lambda *args, **kwargs: re.sub(r"type\(p\d\)", "None", text(*args, **kwargs)))
+
+    def keep_all(self: Any, types: Any, arguments: Any, entry: Any) -> None:
+        keep(self, (None,) * len(types) if isinstance(types, tuple) else None, arguments, entry)
+
+    put(call_memos.CallMemo, "keep", keep_all)
+
+
+@guard(f"{HERE}::test_equal_arguments_of_other_types_and_signs_are_told_apart")
+def without_care_for_the_sign_of_zero() -> None:
+    rewrite(call_shapes.exact_types, "kind is float and value != 0.0", "kind is float")
+
+
+@guard(f"{HERE}::test_a_hit_notices_what_was_invalidated[delete]")
+def without_a_look_at_the_trust_of_what_is_remembered() -> None:
+    _template(" and now_ < trust_.deadline")
+
+
+@guard(f"{HERE}::test_a_hit_notices_what_was_invalidated[tag]")
+def without_a_look_at_the_generation_of_what_is_remembered() -> None:
+    _template("                and entry_.generation is memory.generation\n")
+
+
+@guard(f"{HERE}::test_a_hit_notices_its_end")
+def without_a_look_at_the_deadline_of_what_is_remembered() -> None:
+    _template("now_ < entry_ and ")
+
+
+@guard(f"{HERE}::test_a_hit_notices_how_the_cache_is_to_be_treated")
+def without_a_look_at_the_mode_in_wrappers() -> None:
+    _template("                and not state.special\n")
+
+
+@guard(f"{HERE}::test_a_namespace_that_is_registered_anew_counts_for_hits")
+def without_forgetting_hits_of_a_namespace_that_changed() -> None:
+    put(cached.FunctionCache, "namespaces_changed", lambda self: self.memo.clear())
+
+
+@guard(f"{HERE}::test_an_exact_lru_hears_of_every_hit")
+def without_a_look_whether_a_mark_is_enough() -> None:
+    put(call_memos.CallMemos, "keeps", lambda self, entry: entry.payload is None)
+
+
+@guard(f"{HERE}::test_an_instance_at_the_address_of_another_does_not_get_its_hits")
+def without_a_look_whether_an_instance_is_the_same() -> None:
+    rewrite(call_memos._OfInstances._finder, "if where() is not instance:", "if where is None:")
+
+
+@guard(f"{HERE}::test_instances_are_told_apart_by_what_they_are")
+def without_asking_again_what_an_instance_is() -> None:
+    put(call_memos._OfInstances, "_finder", lambda self, one: lambda _: self._of_part(self._own(one)).by_types)
+
+
+@guard(f"{HERE}::test_what_a_function_closes_over_is_read_at_each_hit")
+def without_a_fresh_look_at_closures_in_wrappers() -> None:
+    real = call_shapes.shape_by_arguments
+
+    def shape(*args: Any) -> Any:
+        found = real(*args)
+        return None if found is None else found._replace(closure=None)
+
+    put(cached.CallKeyBuilder, "bare", True)
+    from magnus_cache._engine.keys import calls
+
+    put(calls, "shape_by_arguments", shape)
+
+
+@guard(f"{HERE}::test_values_that_left_the_cache_are_not_kept_alive_by_those_who_remember_them")
+def without_visits_to_what_is_remembered() -> None:
+    put(call_memos.CallMemos, "tidy", nothing)
+
+
+@guard(f"{HERE}::test_key_func_is_called_once_for_each_call")
+def without_handing_on_what_key_func_returned() -> None:
+    put(cached.FunctionCache, "find", lambda self, args, kwargs, made=None: self.ref(args, kwargs))
