@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
-from magnus_cache._engine.coherence.trust import LocalTrust, Trust
+from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.memory import records
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
@@ -228,7 +228,7 @@ def test_a_tag_reaches_records_when_nothing_else_has_its_stamp() -> None:
 
 
 def test_a_lost_connection_reaches_records() -> None:
-    memory, trusts = small(), [Trust(math.inf, 3), LocalTrust(math.inf), Trust(math.inf)]
+    memory, trusts = small(), [Trust(math.inf, 3), UnsharedTrust(math.inf), Trust(math.inf)]
     for number, trust in enumerate(trusts):
         put(memory, b"n:%d" % number, entry(number, trust=trust))
     crowd(memory)
@@ -240,7 +240,7 @@ def test_a_lost_connection_reaches_records() -> None:
     crowd(memory)
     kept = memory.get_stale(b"n:1", trusted=True)
     assert kept is not None
-    assert isinstance(kept.trust, LocalTrust)
+    assert isinstance(kept.trust, UnsharedTrust)
     assert value_of(memory, b"n:2") == 2
 
 
