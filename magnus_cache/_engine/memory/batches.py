@@ -62,9 +62,7 @@ class BatchCache(LocalCache):
     def invalidate_many(self, names: Sequence[bytes]) -> None:
         """Remove the entries of names and void their placeholders, as `invalidate` does."""
         with self._lock:
-            get = self._table.get
             for name in names:
                 self._pending.pop(name, None)
-                if (entry := get(name)) is not None:
-                    self._remove(name, entry)
+                if self._forget(name):
                     self._collect()

@@ -57,13 +57,13 @@ class Basis(NamedTuple):
 class Bases:
     """The bases of all records, by number."""
 
-    __slots__ = ("_last", "_numbers", "_sweep_at", "known", "uses")
+    __slots__ = ("_last", "_numbers", "_refused", "_sweep_at", "known", "uses")
 
     def __init__(self) -> None:
         self.known: dict[int, Basis] = {}
         self.uses: dict[int, int] = {}
         self._numbers: dict[tuple[Trust, tuple[TagStamp, ...]], int] = {}
-        self._last = 0
+        self._last = self._refused = 0
         self._sweep_at = 64
 
     def number(self, trust: Trust, stamps: Sequence[TagStamp]) -> int:
@@ -72,8 +72,12 @@ class Bases:
         number = self._numbers.get(key)
         if number is None:
             if len(self.known) >= self._sweep_at:
-                self._forget_unused()
+                # Not for each one that is refused: that would take as many steps as there are bases.
+                if len(self.known) < MOST_BASES or self._refused >= MOST_BASES // 4:
+                    self._forget_unused()
+                    self._refused = 0
                 if len(self.known) >= MOST_BASES:
+                    self._refused += 1
                     return 0
             number = self._last = self._last + 1
             self.uses[number] = 0
