@@ -23,7 +23,7 @@ from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import Proxy, virtual_clock
-from tests.support.inside import pipeline_of, put_off_replays, wire_of
+from tests.support.inside import pipeline_of, put_off_replays, value_batches, wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -90,8 +90,8 @@ PLAIN = Value(0, False, (), 5, 100 * SECOND, 60.0, 30, False, None, False, None,
 
 
 def different(key: int, tagged: bool, oddities: list[tuple[str, Any]]) -> Value:
-    plain = PLAIN._replace(key=key, tagged=tagged, tags=("f",) if tagged else ())
-    return plain._replace(**dict(oddities))
+    base = {"key": key, "tagged": tagged, "tags": ("f",) if tagged else ()}
+    return PLAIN._replace(**(base | dict(oddities)))
 
 
 VALUES = st.builds(
@@ -164,12 +164,12 @@ def test_a_batch_is_judged_as_its_values_are_one_by_one(
             ref.epoch_names.value_bytes = expected
             refs.append(ref)
         raws = [stored(value) for value in values]
-        batch = ReadBatch(reads._batches)
+        batch = ReadBatch(value_batches(reads))
         for ref in refs:
             batch.wanted.append(ref)
             batch.places.append(PAYLOAD)
             batch.waiters.append(Answer())
-        reads._batches.received(batch, slice(0, len(batch)), raws, connection, now)
+        value_batches(reads).received(batch, slice(0, len(batch)), raws, connection, now)
         for ref, raw, answer in zip(refs, raws, batch.waiters, strict=True):
             try:
                 alone: Any = reads.received(ref, None, raw, connection, now)

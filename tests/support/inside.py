@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.portal import Portal
     from magnus_cache._engine.runtime.portal_thread import PortalThread
     from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache._engine.store.batches import ValueBatches
     from magnus_cache._engine.store.lane_reads import LaneReads
+    from magnus_cache._engine.store.reads import Reads
     from magnus_cache.errors import CacheUnavailableError
 
     Cache: TypeAlias = AsyncOperations | BlockingOperations
@@ -410,6 +412,11 @@ def background_wire(cache: "Cache | State") -> "Wire":
 def lane_reads(cache: "BlockingOperations") -> "LaneReads":
     """Return the part that judges and keeps what came through it."""
     return cache._reads._lane
+
+
+def value_batches(reads: "Reads") -> "ValueBatches":
+    """Return the part that judges a batch of values together."""
+    return reads._batches
 
 
 def interrupt_after_sending(cache: "Cache | State") -> None:

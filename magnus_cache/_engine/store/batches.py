@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epoch_names import EpochNames
     from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 
+    _Reply = tuple[Connection, float, bool]
+    """Where a reply came from, when its request was sent, and whether an invalidation may wait that covers it."""
+
 __all__ = ["LEAST_LIFE", "NEVER", "PAYLOAD", "ValueBatches", "bounds"]
 
 PAYLOAD: Final = object()
@@ -94,6 +97,7 @@ class ValueBatches:
         """Judge a part of a batch, and settle its waiters. Runs inside the reader."""
         outbox, time = self._state.outbox, connection.time
         doubtful = outbox.pending or sent < outbox.confirmed_at
+        reply: _Reply = (connection, sent, doubtful)
         past, horizon = time.past(self._clock()), time.horizon
         epoch_names: EpochNames | None = None
         namespace: Any = None
@@ -126,13 +130,11 @@ class ValueBatches:
                         if not waiter.done():
                             waiter.set_result(payload)
                         continue
-            self._settle(ref, place, waiter, raw, connection, sent, doubtful=doubtful)
+            self._settle(ref, place, waiter, raw, reply)
 
-    def _settle(
-        self, ref: KeyRef, place: Any, waiter: Any, raw: bytes | None, connection: "Connection", sent: float, *,
-        doubtful: bool,
-    ) -> None:  # fmt: skip
+    def _settle(self, ref: KeyRef, place: Any, waiter: Any, raw: bytes | None, reply: "_Reply") -> None:
         """Judge one value the readable way."""
+        connection, sent, doubtful = reply
         placeholder: Placeholder | None = None if place is PAYLOAD else place
         problem: CacheError | None = None
         entry: Entry | None = None
