@@ -73,6 +73,14 @@ def test_an_entry_ends_with_its_deadline_its_trust_or_a_clear() -> None:
     assert store.hit(b"n:c") is not None, "a clear covers what was there, not what comes after"
 
 
+def test_an_empty_prefix_clears_everything() -> None:
+    store = memory()
+    for name in (b"cache:n:a", b"cache:m:b", b"other"):
+        put(store, name, entry())
+    store.clear()
+    assert [store.get_untrusted(name) for name in (b"cache:n:a", b"cache:m:b", b"other")] == [None] * 3
+
+
 def test_a_pattern_clears_what_it_matches() -> None:
     store = memory()
     for name in (b"n:user1", b"n:user2", b"n:other"):

@@ -79,7 +79,8 @@ class ClearLog:
         """Add a clear and return it as it was stored; this drops older clears within its scope."""
         scope = clear.scope
         # Repeats if a signal handler has added a clear in between. No call stands between the check and the store.
-        while isinstance(scope, bytes) and _namespace_of(scope) == scope:
+        # An empty prefix is no namespace: it covers all of them.
+        while isinstance(scope, bytes) and scope and _namespace_of(scope) == scope:
             before_it = self._namespaces
             after_it: dict[bytes, Clear] = {**before_it, scope: clear}
             if len(after_it) > _MOST_NAMESPACES:
@@ -129,10 +130,10 @@ class ClearLog:
 
     def prune(self, now: int) -> None:
         """Remove the clears that the collector is done with, given its round."""
-        floors = self._clears
-        if floors and floors[0].done <= now:
-            left = tuple(clear for clear in floors if clear.done > now)
-            if self._clears is floors:
+        before = self._clears
+        if before and before[0].done <= now:
+            left = tuple(clear for clear in before if clear.done > now)
+            if self._clears is before:
                 self._clears = left
         if self._next_done <= now:
             spaces = self._namespaces
