@@ -27,6 +27,10 @@ def without_a_look_at_the_end_of_the_stream() -> None:
 @guard(f"{HERE}::test_a_server_that_serves_nobody_ends_the_connection")
 def without_a_look_at_errors_that_mean_the_connection() -> None:
     rewrite(incoming.Incoming.take, "isinstance(reply, RedisConnectionError)", "False")
+
+
+@guard(f"{HERE}::test_a_server_that_serves_nobody_ends_the_connection")
+def without_a_look_at_errors_in_lists_that_mean_the_connection() -> None:
     rewrite(incoming.Incoming.take, "isinstance(reply[0], RedisConnectionError)", "False")
 
 

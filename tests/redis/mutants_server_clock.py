@@ -6,7 +6,7 @@ from typing import Any, Final
 from magnus_cache._engine.redis import heartbeat, wire
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.runtime.durations import LONGEST
-from magnus_cache._engine.store import writes
+from magnus_cache._engine.store import writes, writes_many
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/redis/test_server_clock.py"
@@ -22,7 +22,12 @@ def without_a_heartbeat_before_what_is_sent() -> None:
 
 @guard(f"{HERE}::test_a_write_after_a_rest_goes_by_the_present_clock")
 def without_asking_the_time_after_a_rest() -> None:
-    put(writes, "_SAMPLED", math.inf)
+    put(writes, "SAMPLED", math.inf)
+
+
+@guard(f"{HERE}::test_writes_of_many_after_a_rest_go_by_the_present_clock")
+def without_asking_the_time_before_many_writes_after_a_rest() -> None:
+    put(writes_many, "SAMPLED", math.inf)
 
 
 @guard(f"{HERE}::test_a_write_that_meets_the_new_clock_is_corrected")

@@ -58,6 +58,22 @@ async def test_a_write_after_a_rest_goes_by_the_present_clock(
 
 
 @pytest.mark.parametrize("step", STEPS)
+async def test_writes_of_many_after_a_rest_go_by_the_present_clock(
+    server: EmbeddedServer, raw: redis.Redis, step: int
+) -> None:
+    async with relayed(server) as (relay, clock, writer):
+        assert await writer.set_many(GRACE, {"k": 0, "l": 0})
+        relay.ahead = step
+        clock.advance(5)
+        writes = raw.info("commandstats")["cmdstat_set"]["calls"]
+        assert await writer.set_many(GRACE, {"k": 1, "l": 1})
+        assert raw.info("commandstats")["cmdstat_set"]["calls"] == writes + 2
+        for key in "kl":
+            assert 0 < end(raw, f"magnus:graceful:{key}", relay) - clock.ahead <= LATEST
+        assert await writer.get_many(GRACE, ["k", "l"]) == {"k": 1, "l": 1}
+
+
+@pytest.mark.parametrize("step", STEPS)
 async def test_a_process_that_only_writes_notices(server: EmbeddedServer, raw: redis.Redis, step: int) -> None:
     """It never comes to rest, and reads nothing: the question goes along with its writes."""
     async with ClockRelay(server.port) as relay, fleet(relay.url, 1) as (writer,):

@@ -75,7 +75,7 @@ def without_a_look_whether_the_loop_of_writes_that_are_cancelled_is_closed() -> 
     put(writes_many, "cancel", _cancel)
 
 
-@guard(f"{HERE}::test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly[set many]")
+@guard(f"{HERE}::test_calls_that_wait_for_redis_on_a_loop_closed_by_hand_end_quietly[set many, packed]")
 def without_ending_the_writes_of_one_call_with_their_loop() -> None:
     put(writes_many, "loop_task", asyncio.ensure_future)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis
@@ -576,12 +576,16 @@ def test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free(
     cache.sync.close()
 
 
+PACKED: Final = magnus_cache.Namespace("packed", compress=True)
+"""Its values are written one by one."""
+
 SILENT: dict[str, Callable[[magnus_cache.AsyncCacheManager], Any]] = {
     "get": lambda cache: cache.get("t", "k"),
     "set": lambda cache: cache.set("t", "k", 1),
     "load": lambda cache: cache.get_or_set("t", "k", lambda: 1),
     "get many": lambda cache: cache.get_many("t", ["k", "l"]),
     "set many": lambda cache: cache.set_many("t", {"k": 1, "l": 2}),
+    "set many, packed": lambda cache: cache.set_many(PACKED, {"k": 1, "l": 2}),
     "load many": lambda cache: cache.get_or_set_many("t", ["k", "l"], lambda keys: dict.fromkeys(keys, 1)),
     "delete many": lambda cache: cache.delete_many("t", ["k", "l"]),
 }

@@ -149,7 +149,7 @@ def without_judging_what_is_kept_of_a_write() -> None:
 def without_letting_go_of_what_an_unreadable_value_replaced() -> None:
     rewrite(
         reads.Reads.received,
-        "        self.unreadable(ref, error)\n        self._gone(fill)\n",
+        "        self.unreadable(ref, error)\n        self._gone(placeholder)\n",
         "        self.unreadable(ref, error)\n",
     )
 
