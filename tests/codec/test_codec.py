@@ -652,4 +652,5 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 def test_public_names() -> None:
     steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "size_steps"]
     types = ["changed_so_far", "on_replaced", "register_hint", "register_result", "register_type", "renewed"]
-    assert sorted(codec.__all__) == sorted([*steps, *types, "decode", "encode", "is_immutable"])
+    plans = ["CopyPlan", "MOST_PLANNED_BYTES", "plan_for"]
+    assert sorted(codec.__all__) == sorted([*steps, *types, *plans, "decode", "encode", "is_immutable"])

@@ -128,7 +128,7 @@ def test_bytes_of_others_give_the_reason(raw: bytes, reason: str) -> None:
 
 def _forged(flags: int, body: bytes) -> bytes:
     rest = envelope._FIELDS.pack(flags, 1, 2, 3, 0.0, 0.0, len(body)) + body
-    return envelope._SUM.pack(envelope._PREFIX, zlib.crc32(rest)) + rest
+    return envelope._SUM.pack(envelope.PREFIX, zlib.crc32(rest)) + rest
 
 
 @pytest.mark.parametrize("bit", [2, 5, 6, 7])

@@ -399,7 +399,9 @@ def test_clears_of_namespaces_are_one_look_up() -> None:
     assert memory._clears.comparisons == 0
     assert all(memory.get_untrusted(b"m:n%d:5" % number) is None for number in range(150))
     assert all(memory.get_untrusted(b"m:n%d:5" % number) is not None for number in range(150, 200))
-    memory.sweep(10**6)
+    # The collector may be half-way round when the last clear comes, and forgets a clear after a full round.
+    for _ in range(2):
+        memory.sweep(10**6)
     assert len(memory) == 50 * 100
     assert len(memory._clears) == 0
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
-from magnus_cache._engine.flights.flight import SERVING, Flight
+from magnus_cache._engine.flights.flight import SERVING, Flight, ServedThread
 from magnus_cache._engine.loading.batch import Batch, CallLoader
 from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
 from magnus_cache._engine.loading.results import PreparedValue
@@ -295,7 +295,8 @@ class _BlockingBatch:
 
     def run(self, batch: Callable[[CallLoader], Awaitable[T]]) -> T:
         context = copy_context()
-        context.run(SERVING.set, threading.get_ident())
+        serving = ServedThread(threading.get_ident())
+        context.run(SERVING.set, serving)
         try:
             self._portal.submit(self._begin, partial(batch, self._call), context)
             while True:
@@ -312,6 +313,8 @@ class _BlockingBatch:
         except BaseException:
             # First, and without a call: near the recursion limit the next call may fail as well.
             self._abandoned = True
+            # Until the loop has cancelled the batch, this thread may join its loads: they wait for it no longer.
+            serving.thread = 0
             # After an interrupt (Ctrl-C) this cancels the batch; after a failure of the batch it does nothing.
             self._give_up()
             raise

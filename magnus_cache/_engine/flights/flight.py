@@ -8,13 +8,26 @@ from typing import Final
 from magnus_cache._engine.flights.callers import Look
 from magnus_cache._engine.runtime.waiters import Waiter
 
-__all__ = ["LOADING", "SERVING", "Flight"]
+__all__ = ["LOADING", "SERVING", "Flight", "ServedThread"]
 
 LOADING: Final[ContextVar["Flight | None"]] = ContextVar("magnus_cache_loading", default=None)
 """The innermost load that the running code is part of."""
 
-SERVING: Final[ContextVar[int]] = ContextVar("magnus_cache_serving", default=0)
-"""The blocked thread that the running code works for on another thread's loop, and will call back; 0 for none."""
+
+class ServedThread:
+    """A blocked thread that other code works for on its loop, and will call back.
+
+    :ivar thread: its identifier; 0 for none, and once it has given up (Ctrl-C) and waits no longer.
+    """
+
+    __slots__ = ("thread",)
+
+    def __init__(self, thread: int = 0) -> None:
+        self.thread = thread
+
+
+SERVING: Final[ContextVar[ServedThread]] = ContextVar("magnus_cache_serving", default=ServedThread())  # noqa: B039
+"""The blocked thread that the running code works for."""
 
 _TOLERANCE: Final = 2.0
 """Multiple of `wait_timeout` after which a load counts as hung. By then, late callers have waited that long, too."""
@@ -38,7 +51,7 @@ class Flight:
     :ivar look: when it looked at its source: with this, each caller that joined decides whether to accept the outcome.
     :ivar loader: the loader, for messages; None once the load has ended.
     :ivar failure_logged: whether its failure was logged.
-    :ivar served_by: the blocked thread that will call the loader, although an event loop runs the load; 0 for none.
+    :ivar served_by: the blocked thread that will call the loader, although an event loop runs the load.
     :ivar outer: the load that the leader is part of. The other attributes belong to the registry, under its lock.
     """
 

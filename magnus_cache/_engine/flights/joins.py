@@ -95,7 +95,7 @@ class Joins(FlightRegistry):
                     replaced = self._enter(flight)
             else:
                 check_cycle(flight, inner, blocks, self._blocked)
-                if loop is None and flight.served_by == threading.get_ident():
+                if loop is None and flight.served_by.thread == threading.get_ident():
                     raise CacheDeadlockError(
                         "a signal handler or a finalizer needs a key that its own thread is about to load for a batch"
                     )
