@@ -235,5 +235,4 @@ def without_a_switch_that_can_be_interrupted() -> None:
 
 @guard(f"{HERE}::test_a_handler_that_calls_the_cache_at_any_place_waits_for_nothing")
 def without_a_look_which_thread_a_batch_needs() -> None:
-    serving: ContextVar[int] = ContextVar("nobody", default=0)
-    put(flight, "SERVING", serving)
+    put(flight, "SERVING", ContextVar("no thread", default=flight.ServedThread()))  # noqa: B039  # one for all

@@ -362,12 +362,14 @@ class Lane:
             call_on_loop(wire.loop, wire.give_up)
 
     def _drop(self) -> None:
-        session, opening = self._session, self._opening
-        self._session, self._opening = None, None
-        if session is not None:
-            session.end()
-        if opening is not None:
-            opening.close()
+        # Ended first and forgotten then: what an interrupt leaves here is ended again by the next one. The other way
+        # round, entries would keep the trust of a connection that nothing is announced for any more.
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+        if self._opening is not None:
+            self._opening.close()
+            self._opening = None
 
 
 def _orderly(server: Any) -> bool:

@@ -139,9 +139,11 @@ class LaneConnection:
     def close(self) -> None:
         """Close it, in the thread that uses it, or when none does."""
         with self._guard:
-            sock, self._sock, self._recv = self._sock, None, _closed
-            if sock is not None:
-                sock.close()
+            self._recv = _closed
+            if self._sock is not None:
+                # In this order: interrupted in between, it is closed again, and not left to the collector.
+                self._sock.close()
+                self._sock = None
 
     def abandon(self) -> None:
         """Close it in a forked child: the connection stays its parent's, and so does the guard."""
@@ -194,20 +196,29 @@ class LaneConnection:
     def _rest(self, reply: Any, size: int) -> Any:
         """Return the reply whose first bytes were not all, or the one that follows an announcement."""
         # In parts: each comes in time, and so must all of them.
-        deadline = self._clock() + self._timeout
+        deadline, sock = self._clock() + self._timeout, self._sock
+        try:
+            return self._parts(reply, size, deadline)
+        finally:
+            # Closed meanwhile, it takes no timeout, and needs none.
+            if sock is not None and self._sock is sock:
+                sock.settimeout(self._timeout)
+
+    def _parts(self, reply: Any, size: int, deadline: float) -> Any:
         while reply is _MORE or type(reply) is hiredis.PushNotification:
             if reply is not _MORE:
                 # The only one that comes here: where announcements go is gone.
                 self.broken = True
                 reply = self._reader.gets()
                 continue
+            if self._sock is not None:
+                self._sock.settimeout(self._left(deadline))
             data = self._recv(_READ_BYTES)
             size += len(data)
             if not data or self._elements.too_many(data) or size > _MOST_BYTES:
                 raise ConnectionError("Redis has closed the connection, or a reply is too large")
             self._reader.feed(data)
             reply = self._reader.gets()
-            self._left(deadline)
         self._elements.restart()
         return reply
 

@@ -286,7 +286,8 @@ class ManyWrites(Writes):
             cancel(transaction.waiter)
             names = transaction.part.names
             self.unsure([names[place] for place in transaction.unconfirmed])
-            self._memory.release_many(transaction.placeholders)
+            placeholders, transaction.placeholders = transaction.placeholders, []
+            self._memory.release_many(placeholders)
         sent.clear()
 
     async def _write_each(self, items: ValuesToWrite) -> bool:

@@ -117,7 +117,9 @@ class Lane:
         self.ended = True
         if self.sink is not None and not self.sink.is_closing():
             if self.sink.can_write_eof():
-                self.sink.write_eof()
+                # The peer may have reset it, and asyncio not know yet.
+                with contextlib.suppress(OSError):
+                    self.sink.write_eof()
             else:
                 # TLS has no half-closed connections.
                 self.sink.close()
