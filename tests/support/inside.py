@@ -439,6 +439,13 @@ def remembered_calls(cache: "Cache") -> int:
     return cache._engine.memos.size
 
 
+def forget_dead_calls(cache: "Cache") -> None:
+    """Have a cache forget the calls of dead entries, as it does bit by bit while it remembers new ones."""
+    memos = cache._engine.memos
+    for _ in range(2 * memos.size + 100):
+        memos.tidy()
+
+
 def texts_compiled() -> int:
     """Return how many wrappers of different text were compiled."""
     from magnus_cache._engine.api.hit_wrappers import _maker
