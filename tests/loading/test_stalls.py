@@ -250,8 +250,8 @@ async def test_each_who_joined_a_large_load_decodes_in_steps(
 async def test_calls_for_many_values_count_bytes(cache: AsyncCacheManager, far: AsyncCacheManager) -> None:
     keys = list(range(100))
     values = {key: rows(50) for key in keys}
-    # More than half a megabyte: sixteen steps of 32 kilobytes at least; of writes a sixteenth of the bytes counts.
-    assert await turns(cache.set_many("t", values)) >= 12
+    # More than half a megabyte: sixteen steps of 32 kilobytes; some of them share a turn when they are written.
+    assert await turns(cache.set_many("t", values)) >= 8
     assert await turns(cache.get_many("t", keys)) >= 8
     assert await turns(far.get_many("t", keys)) >= 8
     assert await turns(cache.get_or_set_many("t", keys, lambda missing: {})) >= 8
