@@ -51,6 +51,14 @@ def without_the_trust_of_records() -> None:
     rewrite(records.Bases.number, "Basis(trust, stamps, room(stamps))", "Basis(Trust(1e300), stamps, room(stamps))")
 
 
+@guard(
+    f"{HERE}::test_a_plain_value_counts_for_as_much_as_before_it_was_packed",
+    f"{HERE}::test_values_that_are_larger_when_they_come_back_stay_within_the_bound",
+)
+def without_the_size_of_a_plain_value_in_its_record() -> None:
+    rewrite(records.unpack, 'int.from_bytes(record[start : start + _SIZE], "little")', "len(record) - start - _SIZE")
+
+
 @guard(f"{HERE}::test_a_fill_replaces_a_record")
 def without_removing_the_record_that_a_fill_supersedes() -> None:
     from magnus_cache._engine.memory import store

@@ -20,6 +20,7 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.memory import records
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
+from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.records import OBJECT, Bases, head_of, is_plain, pack, unpack
 from magnus_cache._engine.memory.store import LocalCache
@@ -107,6 +108,20 @@ def test_plain_values_are_packed_without_their_payload(value: object) -> None:
     assert again.value == value
     assert type(again.value) is type(value)
     assert again.payload is None
+
+
+@pytest.mark.parametrize("value", ["a" * 1_000 + "\U0001f600", "\xe9" * 1_000, tuple(range(10**6, 10**6 + 32)), b"x"])
+@pytest.mark.parametrize("with_tags", [False, True])
+def test_a_plain_value_counts_for_as_much_as_before_it_was_packed(value: object, with_tags: bool) -> None:
+    size, bases = footprint(value, 0), Bases()
+    made = Entry(value, None, math.inf, FOREVER, size)
+    if with_tags:
+        stamps = [TagStamp("x")]
+        made = TaggedEntry(value, None, math.inf, FOREVER, size + room(stamps))
+        made.stamps, made.epoch = stamps, 0
+    again = unpack(pack(made, bases), bases)
+    assert again.value == value
+    assert (again.size, again.length) == (made.size, size)
 
 
 class Text(str):
@@ -341,6 +356,20 @@ def test_bytes_stay_within_their_bound() -> None:
         value_of(memory, b"n:%d" % (number // 2))
         assert memory.bytes <= 100_000
     assert memory.evictions > 1_000
+
+
+def test_values_that_are_larger_when_they_come_back_stay_within_the_bound() -> None:
+    memory = LocalCache(10_000, 100_000, Clock(), policy="lru", hot=20)
+    names = [b"n:%d" % number for number in range(20)]
+    for number, name in enumerate(names):
+        value = f"{number}" + "a" * 2_000 + "\U0001f600"
+        put(memory, name, Entry(value, None, math.inf, FOREVER, footprint(value, 0)))
+        crowd(memory, 20)
+    for name in 2 * names:
+        memory.hit(name)
+        values = [held.value for other in names if is_hot(memory, other) and (held := memory.hit(other)) is not None]
+        assert sum(map(sys.getsizeof, values)) <= memory.bytes <= 100_000
+    assert memory.evictions > 0
 
 
 def test_a_handler_in_the_midst_of_a_section_finds_no_record() -> None:
