@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.memory import cold, collector, records, tiers
+from magnus_cache._engine.memory import cold, collector, records, store, tiers
 from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/memory/test_tiers.py"
@@ -59,10 +59,22 @@ def without_the_size_of_a_plain_value_in_its_record() -> None:
     rewrite(records.unpack, 'int.from_bytes(record[start : start + _SIZE], "little")', "len(record) - start - _SIZE")
 
 
+@guard(f"{HERE}::test_a_hit_finds_what_another_thread_has_just_packed")
+def without_a_second_look_after_an_entry_was_packed() -> None:
+    rewrite(
+        store.LocalCache._make_hit,
+        "None if successor is entry else hit(name)",
+        "None if successor in (None, entry) else hit(name)",
+    )
+
+
+@guard(f"{HERE}::test_a_reset_waits_for_a_promotion")
+def without_the_lock_in_a_reset() -> None:
+    rewrite(store.LocalCache.reset, "with self._lock:", "if True:")
+
+
 @guard(f"{HERE}::test_a_fill_replaces_a_record")
 def without_removing_the_record_that_a_fill_supersedes() -> None:
-    from magnus_cache._engine.memory import store
-
     rewrite(store.LocalCache._store, "self._cold.discard(name)", "pass")
 
 

@@ -499,6 +499,48 @@ def test_threads_never_get_what_was_invalidated_before() -> None:
     assert not any(bases_of(memory).uses.values())
 
 
+def test_a_hit_finds_what_another_thread_has_just_packed() -> None:
+    memory: LocalCache
+
+    class Packing(Clock):
+        due = False
+
+        def __call__(self) -> float:
+            # Between the look into the table and the one at the entry.
+            if self.due:
+                self.due = False
+                packing = threading.Thread(target=crowd, args=(memory,))
+                packing.start()
+                packing.join()
+            return self.now
+
+    clock = Packing()
+    memory = small(clock=clock)
+    put(memory, b"n:1", entry("v"))
+    clock.due = True
+    assert value_of(memory, b"n:1") == "v"
+    assert not clock.due
+
+
+def test_a_reset_waits_for_a_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = small()
+    put(memory, b"n:1", entry("v"))
+    crowd(memory)
+    resetting = threading.Thread(target=memory.reset)
+
+    def unpack_during_reset(record: bytes, bases: Bases) -> Entry:
+        resetting.start()
+        # Without a lock it ends within this time, and the basis is gone.
+        resetting.join(0.2)
+        return unpack(record, bases)
+
+    monkeypatch.setattr("magnus_cache._engine.memory.cold.unpack", unpack_during_reset)
+    memory.hit(b"n:1")
+    resetting.join()
+    assert (len(memory), memory.bytes) == (0, 0)
+    assert not any(bases_of(memory).uses.values())
+
+
 # -- a model ----------------------------------------------------------------------------------------------------
 
 ALL = [space + b":%d" % number for space in (b"a", b"b") for number in range(6)]

@@ -253,7 +253,7 @@ class Tiers(Reservations):
             self._forget(name)
 
     def _forget_all(self) -> None:
-        """Remove everything, in place and without the lock."""
+        """Remove everything, in place."""
         for entry in list(self._table.values()):
             entry.trust = DEAD
         self._table.clear()
