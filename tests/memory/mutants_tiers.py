@@ -63,9 +63,19 @@ def without_the_size_of_a_plain_value_in_its_record() -> None:
 def without_a_second_look_after_an_entry_was_packed() -> None:
     rewrite(
         store.LocalCache._make_hit,
-        "None if successor is entry else hit(name)",
-        "None if successor in (None, entry) else hit(name)",
+        "None if removed else hit(name)",
+        "None if removed or get(name) is None else hit(name)",
     )
+
+
+@guard(f"{HERE}::test_an_object_in_use_through_those_who_hold_it_is_not_evicted")
+def without_a_dead_trust_of_a_packed_object() -> None:
+    rewrite(tiers.Tiers._demote, "    entry.trust = DEAD", "    entry.trust = DEAD if record else entry.trust")
+
+
+@guard(f"{HERE}::test_an_object_that_comes_again_is_the_last_to_be_evicted")
+def without_the_turn_that_an_object_loses_when_it_is_used() -> None:
+    rewrite(cold.ColdStore.left, "if pair[0] != name", "")
 
 
 @guard(f"{HERE}::test_a_reset_waits_for_a_promotion")

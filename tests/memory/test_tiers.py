@@ -348,6 +348,37 @@ def test_what_was_not_used_for_the_longest_time_is_evicted() -> None:
     assert sum(memory.get_stale(b"n:%d" % number, trusted=False) is not None for number in range(300, 800)) <= 10
 
 
+def test_an_object_in_use_through_those_who_hold_it_is_not_evicted() -> None:
+    """As cached functions do: they mark the entry that they hold while it is trusted, and ask for it once it is not."""
+    memory, value = small(40), object()
+    put(memory, b"n:1", entry(value))
+    held = memory.hit(b"n:1")
+    assert held is not None
+    for number in range(200):
+        put(memory, b"later:%d" % number, entry(number))
+        if held.trust is DEAD:
+            held = memory.hit(b"n:1")
+            assert held is not None, number
+        held.seen = True
+        assert held.value is value
+    assert memory.hit(b"n:1") is held
+
+
+def test_an_object_that_comes_again_is_the_last_to_be_evicted() -> None:
+    memory = small(20)
+    for number in range(20):
+        put(memory, b"n:%d" % number, entry([number]))
+    # The first one goes, and the next ones are looked up with it.
+    put(memory, b"new:0", entry([0]))
+    for number in (1, 10, 11, 12):
+        assert value_of(memory, b"n:%d" % number) == [number]
+    assert not is_hot(memory, b"n:1")
+    for number in range(1, 5):
+        put(memory, b"new:%d" % number, entry([number]))
+    assert value_of(memory, b"n:1") == [1]
+    assert value_of(memory, b"n:2") is None
+
+
 def test_bytes_stay_within_their_bound() -> None:
     memory = LocalCache(10_000, 100_000, Clock(), hot=50)
     for number in range(3_000):

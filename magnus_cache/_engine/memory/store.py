@@ -105,8 +105,8 @@ class LocalCache(Collecting):
                     # Replaced, packed or removed at this moment, by another thread: its successor or record may be
                     # there. It is there once that thread has left its section.
                     with self._lock:
-                        successor = get(name)
-                    return None if successor is entry else hit(name)
+                        removed = get(name) is entry and entry.trust is DEAD
+                    return None if removed else hit(name)
             else:
                 self._drop_dead(name, entry, now)
             return None
