@@ -44,7 +44,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from magnus_cache._engine.runtime.workers import LoaderThreads
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheSettingsError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.outage.journal import Journal
@@ -60,6 +60,8 @@ class State(LifeCycle, OfflineBounds):
         self.settings = settings
         self.clock = current_clock()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
+        if self.endpoint is not None and (kind := settings.deployment().kind) != "standalone":
+            raise CacheSettingsError(f"this version connects to a single server, not to a {kind} deployment yet")
         database = self.endpoint.db if self.endpoint else 0
         self.keyspace = Keyspace(settings.prefix, database, default_registry)
         self.namespaces = default_registry

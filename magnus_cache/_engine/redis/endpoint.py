@@ -7,15 +7,18 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
-__all__ = ["Endpoint", "EndpointError", "parse_url"]
+__all__ = ["ESCAPES", "Endpoint", "EndpointError", "credentials", "database_of", "parse_url", "query_of", "tls_of"]
 
 _SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {
     "redis": "tcp", "valkey": "tcp", "rediss": "tls", "valkeys": "tls", "unix": "unix",
 }  # fmt: skip
-_IN_URL: Final = frozenset({"redis_host", "redis_port", "redis_db", "redis_ssl", "redis_username", "redis_password"})
+_IN_URL: Final = frozenset({
+    "redis_host", "redis_port", "redis_db", "redis_ssl", "redis_username", "redis_password", "redis_cluster",
+    "redis_sentinels", "redis_sentinel_service",
+})  # fmt: skip
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _CERT_REQS: Final = ("required", "optional", "none")
-_ESCAPES: Final = "in a user or password write / ? # @ : as %2F %3F %23 %40 %3A"
+ESCAPES: Final = "in a user or password write / ? # @ : as %2F %3F %23 %40 %3A"
 _FLAGS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
@@ -77,23 +80,32 @@ def parse_url(url: str) -> dict[str, Any]:
         split = urlsplit(url.strip())
         port = split.port
     except ValueError:
-        raise EndpointError(f"it is no URL: the port must be a number up to 65535, and {_ESCAPES}") from None
+        raise EndpointError(f"it is no URL: the port must be a number up to 65535, and {ESCAPES}") from None
     scheme = _SCHEMES.get(split.scheme)
     if scheme is None:
-        raise EndpointError("it must begin with redis:// (or valkey://), rediss:// (TLS; or valkeys://), or unix://")
+        raise EndpointError(
+            "it must begin with redis:// (or valkey://), rediss:// (TLS; or valkeys://), unix://, redis+cluster:// or "
+            "redis+sentinel://"
+        )
     if scheme != "unix" and "@" in split.path:
-        raise EndpointError(f"there is an '@' after the slash; {_ESCAPES}")
-    query = _query(split)
-    parts: dict[str, Any] = {"scheme": scheme}
-    if split.username:
-        parts["username"] = unquote(split.username)
-    if split.password:
-        parts["password"] = SecretStr(unquote(split.password))
+        raise EndpointError(f"there is an '@' after the slash; {ESCAPES}")
+    query = query_of(split)
+    parts: dict[str, Any] = {"scheme": scheme, **credentials(split.username or "", split.password or "")}
     parts |= _place(split, port, query)
     db = query.pop("db", None)
     if db is not None:
-        parts["db"] = _db(db)
-    parts["tls"] = _tls(query, scheme)
+        parts["db"] = database_of(db)
+    parts["tls"] = tls_of(query, scheme)
+    return parts
+
+
+def credentials(username: str, password: str) -> dict[str, Any]:
+    """Return those of both that a URL has, unescaped."""
+    parts: dict[str, Any] = {}
+    if username:
+        parts["username"] = unquote(username)
+    if password:
+        parts["password"] = SecretStr(unquote(password))
     return parts
 
 
@@ -109,11 +121,15 @@ def _place(split: SplitResult, port: int | None, query: Mapping[str, str]) -> di
     if database:
         if "db" in query:
             raise EndpointError("it gives the database twice, in the path and as ?db=")
-        place["db"] = _db(database)
+        place["db"] = database_of(database)
     return place
 
 
-def _query(split: SplitResult) -> dict[str, str]:
+def query_of(split: SplitResult) -> dict[str, str]:
+    """Return the options after the question mark: those of TLS, and `db`.
+
+    :raises EndpointError: for others.
+    """
     query = dict(parse_qsl(split.query, keep_blank_values=True))
     unknown = [name for name in query if name not in _TLS_OPTIONS and name != "db"]
     if unknown:
@@ -123,13 +139,21 @@ def _query(split: SplitResult) -> dict[str, str]:
     return query
 
 
-def _db(text: str) -> int:
+def database_of(text: str) -> int:
+    """Return the number of a database.
+
+    :raises EndpointError: for anything else.
+    """
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise EndpointError("the database after the slash must be 0 or more")
     return int(text)
 
 
-def _tls(query: Mapping[str, str], scheme: str) -> dict[str, Any]:
+def tls_of(query: Mapping[str, str], scheme: str) -> dict[str, Any]:
+    """Return the options of TLS in a URL, checked.
+
+    :raises EndpointError: for a wrong one.
+    """
     options: dict[str, Any] = dict(query)
     if options and scheme != "tls":
         raise EndpointError("options of TLS need rediss://")

@@ -1,5 +1,6 @@
 """The settings as keywords, for editors and type checkers; `CacheSettings` has their meaning and defaults."""
 
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -26,6 +27,12 @@ class SettingsOptions(TypedDict, total=False):
     redis_ssl_certfile: str | None
     redis_ssl_keyfile: str | None
     redis_ssl_check_hostname: bool
+    redis_cluster: bool
+    redis_sentinels: "str | tuple[str, ...] | list[str] | None"
+    redis_sentinel_service: str | None
+    redis_sentinel_username: str | None
+    redis_sentinel_password: "str | SecretStr | None"
+    address_remap: "str | Mapping[str, str] | Callable[[tuple[str, int]], tuple[str, int]] | None"
     redis_enabled: bool
     prefix: str
     default_ttl: Duration

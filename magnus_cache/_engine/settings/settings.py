@@ -8,8 +8,7 @@ import difflib
 import inspect
 import os
 import re
-import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, Unpack
 
@@ -18,10 +17,19 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationE
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from magnus_cache._engine.keys.names import check_name
+from magnus_cache._engine.redis.deployment import (
+    Deployment,
+    addresses,
+    is_deployment_url,
+    parse_deployment_url,
+    remap_of,
+)
 from magnus_cache._engine.redis.endpoint import Endpoint, parse_url
 from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.log import say
 from magnus_cache._engine.runtime.numbers import whole
+from magnus_cache._engine.settings.certificates import check_certificates, check_file
+from magnus_cache._engine.settings.combinations import deployment_problem
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 
@@ -32,6 +40,11 @@ _DOTENV = ".env"
 _PLACE: Final = frozenset({"redis_host", "redis_port", "redis_db", "redis_ssl"})
 _NUMBERS: Final = ("redis_port", "redis_db", "l1_max_entries", "l1_max_bytes", "max_value_bytes", "max_pending")
 _LOGIN: Final = frozenset({"redis_username", "redis_password"})
+_SENTINEL: Final = frozenset({
+    "redis_sentinels", "redis_sentinel_service", "redis_sentinel_username", "redis_sentinel_password",
+})  # fmt: skip
+_SECRETS: Final = (*_LOGIN, "redis_sentinel_username", "redis_sentinel_password")
+_SENTINEL_PORT: Final = 26_379
 _ADDRESS: Final = re.compile(r"tcp://(?P<host>[^/@\s]+):(?P<port>\d+)")
 _OURS: Final = "MAGNUS_CACHE_"
 _told: Final[set[str]] = set()
@@ -60,7 +73,9 @@ def _variable(field: str) -> str:
 def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, Any]:
     """Return the settings among some variables. An empty variable, as in ``REDIS_PASSWORD=``, counts as not set."""
     # A file with a secret ends with a line break that is not part of it. Blanks may be part of it.
-    values = {field: (found.get(_variable(field)) or "").strip("\r\n" if field in _LOGIN else None) for field in fields}
+    values = {
+        field: (found.get(_variable(field)) or "").strip("\r\n" if field in _SECRETS else None) for field in fields
+    }
     layer: dict[str, Any] = {field: value for field, value in values.items() if value}
     if _ADDRESS.fullmatch(layer.get("redis_port", "")):
         # Kubernetes has set this, not a person; see `_injected`.
@@ -104,14 +119,17 @@ def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
     """Return one layer of settings merged over another.
 
     The address of Redis comes from one layer as a whole. A URL is not combined with the other layer's host, nor with
-    the password for that host. A host is not combined with the other layer's URL.
+    the password for that host. A host is not combined with the other layer's URL, and neither with its sentinels.
     """
-    below = dict(lower)
     if upper.get("redis_url"):
-        below = {name: value for name, value in below.items() if name not in {*_PLACE, *_LOGIN}}
+        replaced = _PLACE | _LOGIN | _SENTINEL | {"redis_cluster"}
+    elif upper.get("redis_sentinels"):
+        replaced = _SENTINEL | {"redis_url", "redis_host", "redis_port", "redis_cluster"}
     elif _PLACE & upper.keys():
-        below.pop("redis_url", None)
-    return below | dict(upper)
+        replaced = _SENTINEL | {"redis_url"}
+    else:
+        replaced = frozenset()
+    return {name: value for name, value in lower.items() if name not in replaced} | dict(upper)
 
 
 class CacheSettings(BaseSettings):
@@ -123,7 +141,9 @@ class CacheSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: SecretStr | None = Field(
-        None, description="redis://, valkey://, rediss:// (TLS), valkeys:// or unix://; use it instead of the next five"
+        None,
+        description="redis://, valkey://, rediss:// (TLS), valkeys://, unix://, redis+cluster:// or redis+sentinel://; "
+        "use it instead of the next five",
     )
     redis_host: str = Field("localhost", min_length=1)
     redis_port: int = Field(6379, ge=1, le=65_535)
@@ -137,6 +157,18 @@ class CacheSettings(BaseSettings):
     redis_ssl_certfile: str | None = Field(None, description="file with this client's certificate")
     redis_ssl_keyfile: str | None = Field(None, description="file with this client's key")
     redis_ssl_check_hostname: bool = True
+    redis_cluster: bool = Field(False, description="whether the address is that of a node of a Redis Cluster")
+    redis_sentinels: str | tuple[str, ...] | None = Field(
+        None, description="addresses of the sentinels, host:port with commas; they name the primary"
+    )
+    redis_sentinel_service: str | None = Field(None, description="the name under which the sentinels know the primary")
+    redis_sentinel_username: str | None = None
+    redis_sentinel_password: SecretStr | None = None
+    address_remap: str | Mapping[str, str] | Callable[[tuple[str, int]], tuple[str, int]] | None = Field(
+        None,
+        description="addresses at which this process reaches nodes that announce other ones, as behind a NAT: a "
+        "function, a mapping, or text such as 10.0.0.1:6379=127.0.0.1:7001,10.0.0.2=gateway",
+    )
     redis_enabled: bool = Field(True, description="False: use the memory of this process only")
     prefix: str = Field("magnus", description="prefix of every Redis key")
     default_ttl: _Seconds = Field(300.0, description="TTL in seconds, if neither the call nor the namespace has one")
@@ -172,7 +204,7 @@ class CacheSettings(BaseSettings):
         _warn_of_unknown(file, fields, f"in {_DOTENV}")
         surroundings = _over(_layer(os.environ, fields), _layer(file, fields))
         given = _over(values, surroundings)
-        injected = {} if given.get("redis_url") else _injected(os.environ)
+        injected = {} if given.get("redis_url") or given.get("redis_sentinels") else _injected(os.environ)
         names = dict.fromkeys(injected, "REDIS_PORT")
         names |= {field: field if field in values else _variable(field) for field in given}
         given = injected | given
@@ -214,7 +246,7 @@ class CacheSettings(BaseSettings):
         """
         return (init_settings,)
 
-    @field_validator("redis_url", "redis_password", "redis_username", "recovery_path", mode="before")
+    @field_validator("redis_url", *_SECRETS, "redis_sentinel_service", "address_remap", "recovery_path", mode="before")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -271,8 +303,31 @@ class CacheSettings(BaseSettings):
     @classmethod
     def _readable_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            parse_url(value.get_secret_value())
+            url = value.get_secret_value()
+            (parse_deployment_url if is_deployment_url(url) else parse_url)(url)
         return value
+
+    @field_validator("redis_sentinels")
+    @classmethod
+    def _usable_sentinels(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if not value:
+            return None
+        addresses(value, _SENTINEL_PORT)
+        return value
+
+    @field_validator("address_remap")
+    @classmethod
+    def _usable_remap(cls, value: Any) -> Any:
+        remap_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_deployment(self) -> Self:
+        if self.redis_enabled and (
+            problem := deployment_problem(self.deployment(), self.model_dump(exclude_unset=True))
+        ):
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _whole_pair(self) -> Self:
@@ -287,65 +342,49 @@ class CacheSettings(BaseSettings):
         if self.redis_enabled and (tls := self.endpoint().tls):
             for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
                 if tls.get(name):
-                    _check_file(f"redis_{name} ({_variable(f'redis_{name}')})", tls[name])
-            _check_certificates(tls)
+                    check_file(f"redis_{name} ({_variable(f'redis_{name}')})", tls[name])
+            check_certificates(tls)
         return self
 
     def endpoint(self) -> Endpoint:
-        """Return the address of Redis: that of `redis_url`, or else that of the single settings."""
+        """Return the address of Redis: that of `redis_url`, or else that of the single settings.
+
+        Of a cluster it is the first known node. With Sentinel it has only what all servers have in common.
+        """
+        return self.deployment().endpoint
+
+    def deployment(self) -> Deployment:
+        """Return where Redis is, and how its servers are found."""
         files = {
             "ssl_ca_certs": self.redis_ssl_ca_certs, "ssl_certfile": self.redis_ssl_certfile,
             "ssl_keyfile": self.redis_ssl_keyfile, "ssl_check_hostname": self.redis_ssl_check_hostname,
         }  # fmt: skip
-        tls = {name: value for name, value in files.items() if value is not None}
-        if self.redis_url is None:
-            return Endpoint(
-                scheme="tls" if self.redis_ssl else "tcp", host=self.redis_host, port=self.redis_port, db=self.redis_db,
-                username=self.redis_username, password=self.redis_password, tls=tls if self.redis_ssl else {},
-                names=self._names,
-            )  # fmt: skip
-        parts = parse_url(self.redis_url.get_secret_value())
+        parts: dict[str, Any] = {
+            "scheme": "tls" if self.redis_ssl else "tcp", "host": self.redis_host, "port": self.redis_port,
+            "db": self.redis_db, "tls": {},
+        }  # fmt: skip
+        if self.redis_url is not None:
+            url = self.redis_url.get_secret_value()
+            parts = parse_deployment_url(url) if is_deployment_url(url) else parse_url(url)
         if parts["scheme"] == "tls":
-            parts["tls"] = {**tls, **parts["tls"]}
+            parts["tls"] = {name: value for name, value in files.items() if value is not None} | parts["tls"]
         known: dict[str, Any] = {"username": self.redis_username, "password": self.redis_password}
-        return Endpoint(**(known | parts), names=self._names)
-
-
-def _check_file(name: str, path: str) -> None:
-    """:raises ValueError: naming the setting, if its file cannot be read."""
-    try:
-        with open(path, "rb"):
-            return
-    except OSError as error:
-        problem = "the file does not exist" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
-    raise ValueError(f"{name}: {path}: {problem}")
-
-
-def _no_passphrase() -> str:
-    raise ValueError("the key has a passphrase")
-
-
-def _check_certificates(tls: Mapping[str, Any]) -> None:
-    """Load the files as a connection would, so that a mistake is found now and not in an outage.
-
-    :raises ValueError: naming the setting.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    what = "redis_ssl_ca_certs (REDIS_SSL_CA_CERTS)"
-    try:
-        if tls.get("ssl_ca_certs"):
-            context.load_verify_locations(cafile=tls["ssl_ca_certs"])
-        if tls.get("ssl_certfile"):
-            what = "redis_ssl_certfile and redis_ssl_keyfile (REDIS_SSL_CERTFILE, REDIS_SSL_KEYFILE)"
-            # Without a function, OpenSSL would ask for a passphrase on the terminal.
-            context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"), password=_no_passphrase)
-    except ssl.SSLError:
-        problem = f"not a certificate{' and the key that belongs to it' if 'keyfile' in what else ''} in PEM form"
-    except ValueError as error:
-        problem = f"{error}; decrypt it for the cache"
-    else:
-        return
-    raise ValueError(f"{what}: {problem}")
+        found = {name: parts.pop(name) for name in ("kind", "seeds", "service") if name in parts}
+        if self.redis_sentinels:
+            found |= {"kind": "sentinel", "seeds": addresses(self.redis_sentinels, _SENTINEL_PORT)}
+        if self.redis_sentinel_service:
+            found["service"] = self.redis_sentinel_service
+        if self.redis_cluster:
+            found.setdefault("kind", "cluster")
+        if "kind" in found and "seeds" in found:
+            parts["host"], parts["port"] = found["seeds"][0]
+        endpoint = Endpoint(**(known | parts), names=self._names)
+        if found.get("kind") == "cluster":
+            found.setdefault("seeds", ((endpoint.host, endpoint.port),))
+        return Deployment(
+            endpoint=endpoint, **found, sentinel_username=self.redis_sentinel_username,
+            sentinel_password=self.redis_sentinel_password, remap=remap_of(self.address_remap),
+        )  # fmt: skip
 
 
 def _unknown(name: str, known: list[str]) -> str:
