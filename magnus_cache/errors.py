@@ -29,8 +29,8 @@ __all__ = [
 
 Reason = Literal[
     "auth", "busy", "closed", "clusterdown", "database", "down", "error", "loading", "lost", "masterdown", "no_thread",
-    "noperm", "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "unknown_host",
-    "version",
+    "noperm", "oom", "overloaded", "protocol", "readonly", "refused", "timeout", "tls", "topology",
+    "unknown_host", "version",
 ]  # fmt: skip
 """Why an exchange with Redis failed. The page on outages in the documentation explains each reason.
 

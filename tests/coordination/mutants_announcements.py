@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coherence import epochs, known_epochs
 from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
 from magnus_cache._engine.flights import callers
 from magnus_cache._engine.loading import acquire, joining
@@ -88,7 +88,7 @@ def without_acting_on_an_epoch_that_rose() -> None:
 
 @guard(f"{HERE}::test_invariant_1_no_answer_extends_trust_past_an_open_question")
 def without_holding_trust_while_an_epoch_is_in_doubt() -> None:
-    put(epochs.KnownEpochs, "trusted_from", property(lambda self: self.confirmed))
+    put(known_epochs.KnownEpochs, "trusted_from", property(lambda self: self.confirmed))
 
 
 @guard(f"{HERE}::test_invariant_7_what_was_announced_and_not_followed_up_is_no_fallback")
@@ -143,7 +143,7 @@ def without_keeping_other_epochs_when_the_root_is_announced() -> None:
         self.discard(name)
         self.doubts.setdefault(name, doubt)
 
-    put(epochs.KnownEpochs, "doubt", doubt)
+    put(known_epochs.KnownEpochs, "doubt", doubt)
 
 
 @guard(f"{HERE}::test_an_announced_root_leaves_the_other_epochs_known_and_heard")

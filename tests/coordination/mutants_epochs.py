@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coherence import epochs, known_epochs
 from magnus_cache._engine.coordination import epoch_sync, state
 from magnus_cache._engine.loading import acquire
 from magnus_cache._engine.memory import store as memory
@@ -85,7 +85,7 @@ def without_last_plus_one() -> None:
 
 @guard(HERE)
 def without_an_end_of_epochs_nobody_announces() -> None:
-    put(epochs.KnownEpochs, "forget", nothing)
+    put(known_epochs.KnownEpochs, "forget", nothing)
 
 
 @guard(HERE)

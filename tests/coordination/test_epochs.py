@@ -9,7 +9,8 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import Epochs, KnownEpochs
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.loading.acquire import _Acquisition
 from magnus_cache._engine.redis import scripts

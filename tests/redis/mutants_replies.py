@@ -50,4 +50,4 @@ def without_a_bound_on_the_steps_of_a_scan() -> None:
             cursor, names = await wire.execute(commands.scan(cursor or b"0", pattern, 500), replies.step)
             yield names
 
-    put(bulk, "_scanned", scanned)
+    put(bulk, "scanned", scanned)

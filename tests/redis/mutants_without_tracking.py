@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.coherence import epochs
+from magnus_cache._engine.coherence import known_epochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination import epoch_sync
 from magnus_cache._engine.store import reads
@@ -35,14 +35,14 @@ def without_asking_for_epochs_half_way() -> None:
 
 @guard(f"{HERE}::test_what_was_asked_before_counts_for_nothing")
 def without_the_beginning_of_known_epochs() -> None:
-    def learned(self: epochs.KnownEpochs, name: bytes, epoch: int, _sent: float) -> None:
+    def learned(self: known_epochs.KnownEpochs, name: bytes, epoch: int, _sent: float) -> None:
         if name == self._marker:
             self.marker_epoch = epoch
         self.current.add(name)
 
-    put(epochs.KnownEpochs, "learned", learned)
+    put(known_epochs.KnownEpochs, "learned", learned)
 
 
 @guard(f"{HERE}::test_invariant_1_what_a_full_server_invalidates_is_invalid_on_all_loops")
 def without_forgetting_removed_epochs_on_all_connections() -> None:
-    put(epochs.KnownEpochs, "removed", nothing)
+    put(known_epochs.KnownEpochs, "removed", nothing)

@@ -71,7 +71,7 @@ def test_an_inspection_knows_no_lease_without_a_holder() -> None:
 @pytest.mark.parametrize("reply", [[0, "OK", ValueError("no")], [ValueError("no"), b"OK", 1]])
 def test_an_error_within_a_transaction_is_its_error(reply: Any) -> None:
     with pytest.raises(ValueError, match="no"):
-        client._done(_taken, reply, NOWHERE, 0.0)
+        client.done(_taken, reply, NOWHERE, 0.0)
 
 
 def test_a_callback_takes_an_answer_however_late() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import KnownEpochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.redis.exchange import ReadBatch

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import Epochs, KnownEpochs
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.outage.outbox import Outbox

@@ -13,20 +13,24 @@ class EpochNames:
     not apply to values that `set` has stored under the function's keys.
 
     :ivar prefix: the prefix of the names of the namespace's values.
+    :ivar root: the name of the whole prefix' epoch.
     :ivar control: the name of the namespace's epoch.
     :ivar ready: the name under which `KnownEpochs.ready` lists it: that of the tag's epoch, or else of the namespace's.
     :ivar tags: empty, or the function's tag.
     :ivar names: the names of the epochs of these tags.
     :ivar stamps: the stamps of these tags.
+    :ivar suffix: ends the names of these epochs on a cluster: the anchor tag of a group, in braces.
     :ivar value_bytes: the recent size of its values, in which large ones count more; 0 before the first. Reads and
         writes maintain it, up to about 8 kilobytes.
     """
 
-    __slots__ = ("control", "names", "prefix", "ready", "stamps", "tags", "value_bytes")
+    __slots__ = ("control", "names", "prefix", "ready", "root", "stamps", "suffix", "tags", "value_bytes")
 
-    def __init__(self, keyspace: Keyspace, namespace: str) -> None:
+    def __init__(self, keyspace: Keyspace, namespace: str, suffix: bytes = b"") -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
-        self.control = keyspace.control_name("epoch", str.__str__(namespace))
+        self.root = keyspace.control_name("epoch") + suffix
+        self.control = keyspace.control_name("epoch", str.__str__(namespace)) + suffix
+        self.suffix = suffix
         self.ready = self.control
         self.tags: tuple[str, ...] = ()
         self.names: tuple[bytes, ...] = ()

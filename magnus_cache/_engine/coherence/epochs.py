@@ -26,23 +26,21 @@ one", never "valid". If a server has lower epochs than this process knows, they 
 down: the clock issues the maximum of its own value plus one, the server's time and the key at hand.
 """
 
-import asyncio
 import itertools
 import math
 import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
-from magnus_cache._engine.runtime.backoff import Pace
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Doubt", "Epochs", "KnownEpochs", "epoch_of"]
+__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Epochs", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest possible epoch: the year 2255. This cache never writes a higher one."""
@@ -106,103 +104,6 @@ class ControlNames:
         if control.startswith(self.tags):
             return b"%d" % (zlib.crc32(control) % _BUCKETS)
         return b"" if control == self.root else b"-"
-
-
-class Doubt(NamedTuple):
-    """An announcement of an epoch that was not read again yet."""
-
-    confirmed: float
-    """The monotonic second from which the trust of its connection was counted when it arrived."""
-    moment: int
-    """When it arrived, see `Epochs.moment`."""
-
-
-class KnownEpochs:
-    """The epochs that one connection has read and gets announcements about: these need no request.
-
-    :ivar current: the names of the control keys.
-    :ivar asked: the names being requested, each with a future that is done when the request has ended: its result is
-        the error, or None.
-    :ivar doubts: the names that were announced and not read again yet, the oldest first.
-    :ivar confirmed: the monotonic second from which the trust of the connection is counted, if nothing is in doubt.
-    :ivar pace: the pace of the requests that announcements cause.
-    :ivar ready: the `EpochNames` whose values without further tags can be judged; saves most reads a closer look.
-    :ivar deadline: monotonic seconds until which these epochs are valid, if the server announces nothing.
-    :ivar suspended: whether no value may be judged by them, because they may belong to another server history.
-    :ivar refusal: why Redis last refused to return an epoch, or to issue a new one.
-    :ivar marker_epoch: the epoch of the marker, which distinguishes databases.
-    :ivar since: monotonic seconds; answers to earlier requests are ignored.
-    """
-
-    __slots__ = (
-        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "marker_epoch", "pace", "ready", "refusal",
-        "since", "suspended",
-    )  # fmt: skip
-
-    def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
-        self._marker = marker
-        self.confirmed = confirmed
-        self.marker_epoch = 0
-        self.since = -math.inf
-        self.current: set[bytes] = set()
-        self.asked: dict[bytes, asyncio.Future[BaseException | None]] = {}
-        self.doubts: dict[bytes, Doubt] = {}
-        self.pace = Pace()
-        self.ready: set[bytes] = set()
-        self.deadline = math.inf
-        self.suspended = False
-        self.refusal: CacheUnavailableError | None = None
-
-    @property
-    def trusted_from(self) -> float:
-        """The monotonic second from which the trust of the connection is counted.
-
-        While an announced epoch has not been read again, this does not advance.
-        """
-        doubt = next(iter(self.doubts.values()), None)
-        return self.confirmed if doubt is None else doubt.confirmed
-
-    def learned(self, name: bytes, epoch: int, sent: float) -> None:
-        """Note that an epoch arrived, which was requested at this monotonic second."""
-        if sent < self.since:
-            return
-        if name == self._marker:
-            if self.marker_epoch and epoch != self.marker_epoch:
-                # This may be another database's marker: then all other epochs may have changed, too.
-                self.ready.clear()
-                self.current.clear()
-            self.marker_epoch = epoch
-        if len(self.current) >= _MOST:
-            self.forget()
-        self.current.add(name)
-
-    def forget(self) -> None:
-        """Make every epoch be requested again."""
-        self.ready.clear()
-        self.current.clear()
-        self.asked.clear()
-
-    def doubt(self, name: bytes, doubt: Doubt) -> None:
-        """Make an announced epoch be requested again; if it is unchanged, nothing else is in doubt."""
-        self.ready.clear()
-        self.current.discard(name)
-        self.doubts.setdefault(name, doubt)
-
-    def discard(self, name: bytes) -> None:
-        """Make one epoch be requested again. The marker's makes all of them: they may be another database's."""
-        self.ready.clear()
-        if name == self._marker:
-            self.current.clear()
-        self.current.discard(name)
-
-    def removed(self, names: Iterable[bytes], now: float) -> None:
-        """Make epochs be requested again that were removed through another connection; from any thread.
-
-        :param now: the current monotonic second. A request that was sent before may be answered with a removed epoch.
-        """
-        self.since = now
-        for name in names:
-            self.discard(name)
 
 
 class Epochs:
@@ -272,6 +173,21 @@ class Epochs:
             name = self._names_of_tags[str.__str__(tag)] = self._keyspace.control_name("tag", tag)
         return name
 
+    def names_for(self, namespace: str, name: bytes) -> EpochNames:
+        """Return the names of the epochs that a value of a namespace is judged by.
+
+        :param name: the value's; on a single server, it makes no difference.
+        """
+        return self.epoch_names(namespace)
+
+    def function_names_for(self, namespace: str, tag: str, name: bytes) -> EpochNames:
+        """Return the same for a value of one cached function, all of which have this tag."""
+        return self.function_epoch_names(namespace, tag)
+
+    def tag_name_for(self, tag: str, name: bytes) -> bytes:
+        """Return the name of a tag's epoch that a value with this name is judged by."""
+        return self.tag_name(tag)
+
     def control_of(self, prefix: bytes) -> bytes:
         """Return the name of the epoch of the values with this prefix: of a namespace, or of everything."""
         namespace = prefix[len(self._keyspace.prefix) + 1 : -1]
@@ -339,10 +255,11 @@ class Epochs:
 
     def names_of(self, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names of the epochs that decide whether a value is valid."""
-        return [self.root, epoch_names.control, *self._tag_names(epoch_names, tags)]
+        others = epoch_names.names if tags == epoch_names.tags else self._other_tags(epoch_names, tags)
+        return [epoch_names.root, epoch_names.control, *others]
 
-    def _tag_names(self, epoch_names: EpochNames, tags: Iterable[str]) -> Iterable[bytes]:
-        return epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags)
+    def _other_tags(self, epoch_names: EpochNames, tags: Iterable[str]) -> Iterable[bytes]:
+        return map(self.tag_name, tags)
 
     def missing(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> list[bytes]:
         """Return the names whose epochs a connection has to request before a value can be judged."""
@@ -353,14 +270,14 @@ class Epochs:
     def lowest_valid(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
         """Return the lowest epoch of a valid value with these tags; None if that is not known."""
         current, latest = known.current, self._latest
-        if known.suspended or epoch_names.control not in current or self.root not in current:
+        if known.suspended or epoch_names.control not in current or epoch_names.root not in current:
             return None
         # The process may know more than the connection, whose announcement is still on its way.
-        lowest_valid, other = latest.get(epoch_names.control), latest.get(self.root)
+        lowest_valid, other = latest.get(epoch_names.control), latest.get(epoch_names.root)
         if lowest_valid is None or other is None:
             return None
         lowest_valid = max(lowest_valid, other)
-        for name in epoch_names.names if tags == epoch_names.tags else map(self.tag_name, tags):
+        for name in epoch_names.names if tags == epoch_names.tags else self._other_tags(epoch_names, tags):
             epoch = latest.get(name)
             if epoch is None or name not in current:
                 return None

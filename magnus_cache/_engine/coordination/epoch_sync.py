@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
-from magnus_cache._engine.coherence.epochs import Doubt, Epochs, KnownEpochs, epoch_of
+from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
+from magnus_cache._engine.coherence.known_epochs import Doubt, KnownEpochs
 from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -124,6 +125,8 @@ class EpochSync:
         Such epochs are valid for `max_staleness` seconds after their request, and values judged by them until the same
         moment (`KnownEpochs.deadline`). They are renewed half-way: at the end, a value would be valid for no time.
         """
+        if known.lent:
+            known.lapse(self._clock())
         if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
             known.forget()
             known.since = now
@@ -199,15 +202,16 @@ class EpochSync:
 
     # -- waited for -------------------------------------------------------------------------------------------
 
-    async def adopt(self, connection: "Connection", tags: Sequence[str], epoch: int) -> None:
+    async def adopt(self, connection: "Connection", tags: Sequence[str], epoch: int, value: bytes) -> None:
         """Learn the epochs of tags that a load has made.
 
+        :param value: the name of the loaded value.
         :param epoch: the highest epoch that this process had seen before the load. It becomes the epoch of a new tag.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         epochs = self._epochs
-        names = [epochs.tag_name(tag) for tag in tags]
+        names = [epochs.tag_name_for(tag, value) for tag in tags]
         waiters: list[asyncio.Future[bool]] = []
         for name in names:
             if name not in connection.known.current or not epochs.latest(name):

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
@@ -53,6 +53,27 @@ if TYPE_CHECKING:
 __all__ = ["State"]
 
 
+def _cluster_epochs(keyspace: Keyspace) -> Epochs:
+    # Deferred, like those below: redis-py is imported for it.
+    from magnus_cache._engine.redis.cluster import cluster_epochs
+
+    return cluster_epochs(keyspace)
+
+
+def _cluster_topology(*parts: Any) -> Topology:
+    from magnus_cache._engine.redis.cluster import ClusterTopology
+
+    return ClusterTopology(*parts)
+
+
+def _cluster_client(state: "State") -> Client:
+    from magnus_cache._engine.redis.cluster import ClusterClient, ClusterTopology, GroupEpochs
+
+    assert isinstance(state.topology, ClusterTopology)
+    assert isinstance(state.epochs, GroupEpochs)
+    return ClusterClient(state.topology, state.epochs)
+
+
 class State(LifeCycle, OfflineBounds):
     """Owns all parts of one cache. Thread-safe; nothing is connected or started before the first call."""
 
@@ -60,8 +81,10 @@ class State(LifeCycle, OfflineBounds):
         self.settings = settings
         self.clock = current_clock()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
-        if self.endpoint is not None and (kind := settings.deployment().kind) != "standalone":
-            raise CacheSettingsError(f"this version connects to a single server, not to a {kind} deployment yet")
+        deployment = settings.deployment() if settings.redis_enabled else None
+        if deployment is not None and deployment.kind == "sentinel":
+            raise CacheSettingsError("this version does not connect to a primary that Sentinel names yet")
+        is_cluster = deployment is not None and deployment.kind == "cluster"
         database = self.endpoint.db if self.endpoint else 0
         self.keyspace = Keyspace(settings.prefix, database, default_registry)
         self.namespaces = default_registry
@@ -78,13 +101,14 @@ class State(LifeCycle, OfflineBounds):
         self.notices = RateLimitedLog(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
-        self.epochs = Epochs(self.keyspace)
+        self.epochs = _cluster_epochs(self.keyspace) if is_cluster else Epochs(self.keyspace)
         self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
         self.events = ConnectionEvents(self, self.abandoned)
         limits = self._limits()
-        self.topology = Topology(self.endpoint, limits, self.breaker, self.events, self.clock, self.check_open)
+        parts = (limits, self.breaker, self.events, self.clock, self.check_open)
+        self.topology = _cluster_topology(deployment, *parts) if is_cluster else Topology(self.endpoint, *parts)
         self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
-        self.client = Client(self.topology, database)
+        self.client = _cluster_client(self) if is_cluster else Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
         self.generations = OutageGenerations(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
@@ -149,7 +173,7 @@ class State(LifeCycle, OfflineBounds):
     def doubts(self, epoch_names: EpochNames) -> bool:
         """Whether on some connection the epoch of a namespace, or the root's, was announced and not read again yet."""
         known = [connection.known.doubts for connection in self.topology.connections()]
-        return any(epoch_names.control in names or self.epochs.root in names for names in known if names)
+        return any(epoch_names.control in names or epoch_names.root in names for names in known if names)
 
     @property
     def used(self) -> bool:

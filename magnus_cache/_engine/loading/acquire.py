@@ -201,7 +201,7 @@ class LeaseAcquirer:
             try:
                 # Not the lease's connection: a blocking load may end on another loop than it began on.
                 connection = self._state.client.current_connection(fence.lease.name)
-                await self._reads.epoch_sync.adopt(connection, tags, fence.epoch)
+                await self._reads.epoch_sync.adopt(connection, tags, fence.epoch, fence.lease.name)
             except CacheUnavailableError as error:
                 self._state.stats.failed(error.reason)
 

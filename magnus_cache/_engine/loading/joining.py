@@ -57,7 +57,7 @@ class JoinRules:
         began, lease, doubts = monotonic(), self._state.leases.doubted(ref.name), wire.known.doubts
         try:
             async with asyncio.timeout(caller.max_wait):
-                if ref.epoch_names.control in doubts or self._state.epochs.root in doubts:
+                if ref.epoch_names.control in doubts or ref.epoch_names.root in doubts:
                     await self._epochs.settled(wire, ref.epoch_names)
                 if lease is not None:
                     waiter: asyncio.Future[None] = wire.loop.create_future()

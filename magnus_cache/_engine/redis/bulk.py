@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["BeforeRemoval", "Reclaimed", "reclaim", "remove_matching", "remove_names"]
+__all__ = ["BeforeRemoval", "Reclaimed", "reclaim", "remove_matching", "remove_names", "scanned"]
 
 _STEP = 250
 """Keys that one command scans or removes: some hundred microseconds of the server's time."""
@@ -57,11 +57,11 @@ async def remove_matching(wire: "Wire", scope: ClearScope, before: BeforeRemoval
 
     :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
     """
-    async for leases in _scanned(wire, lease_name(scope.pattern, wire.database)):
+    async for leases in scanned(wire, lease_name(scope.pattern, wire.database)):
         names = list(filter(scope.covers, map(value_name, leases)))
         await remove_names(wire, names, before)
     removed = 0
-    async for names in _scanned(wire, scope.pattern):
+    async for names in scanned(wire, scope.pattern):
         removed += await remove_names(wire, filter(scope.covers, names), before)
     return removed
 
@@ -84,7 +84,7 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
     """
     removed = 0
     try:
-        async for names in _scanned(wire, pattern):
+        async for names in scanned(wire, pattern):
             for start in range(0, len(names), _RECLAIMED):
                 some = names[start : start + _RECLAIMED]
                 removed += await wire.execute(scripts.reclaim(some, epoch), partial(_removed, _untouched, some))
@@ -93,7 +93,7 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
     return Reclaimed(removed, None)
 
 
-async def _scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
+async def scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
     """Yield the names that match a glob.
 
     :raises CacheUnavailableError: when Redis goes away, refuses, or never ends the SCAN.

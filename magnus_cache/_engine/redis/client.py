@@ -28,7 +28,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping", "Stored"]
+__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping", "Stored", "done", "issued"]
 
 
 class LeaseRequest(NamedTuple):
@@ -137,7 +137,7 @@ class Client:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = commands.store(key, raw, milliseconds, database=self._database)
-        return await self._wire(key).execute(command, partial(_done, receive))
+        return await self._wire(key).execute(command, partial(done, receive))
 
     def store_many(
         self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
@@ -160,7 +160,7 @@ class Client:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = scripts.replace(key, header, raw, milliseconds)
-        return await self._wire(key).execute(command, partial(_done, receive or as_it_is))
+        return await self._wire(key).execute(command, partial(done, receive or as_it_is))
 
     def compare(self, key: bytes, version: int, size: int, receive: Receive[Comparison], waiter: Waiter) -> None:
         """Read a value of which the caller has one version.
@@ -232,7 +232,7 @@ class Client:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = scripts.fill(key, token, raw, milliseconds, database=self._database)
-        return await self._wire(key).execute(command, partial(_done, receive))
+        return await self._wire(key).execute(command, partial(done, receive))
 
     def renew(self, key: bytes, token: bytes, milliseconds: int, receive: Receive[bool]) -> None:
         """Renew the lease of a value; `receive` gets whether it is still ours.
@@ -240,7 +240,7 @@ class Client:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         command = scripts.renew(key, token, milliseconds, database=self._database)
-        self._wire(key).call(command, partial(_done, receive), IGNORED)
+        self._wire(key).call(command, partial(done, receive), IGNORED)
 
     def release(
         self, key: bytes, token: bytes, on_result: Callable[[Any], object], on_error: Callable[[Any], object], *,
@@ -272,7 +272,7 @@ class Client:
         """
         names = self._topology.group(controls[0]).controls
         command = scripts.bump(names, controls, known)
-        return await self._wire(names.clock).execute(command, partial(_issued, receive))
+        return await self._wire(names.clock).execute(command, partial(issued, receive))
 
     def learn(self, control: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
         """Read an epoch; a new one is issued if it is missing or below `known`.
@@ -280,7 +280,7 @@ class Client:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         command = scripts.learn(self._topology.group(control).controls, control, known)
-        self._wire(control).call(command, partial(_issued, receive), waiter)
+        self._wire(control).call(command, partial(issued, receive), waiter)
 
     def adopt(self, control: bytes, known: int, captured: int, receive: Receive[int], waiter: Waiter) -> None:
         """Read a tag's epoch; if it is missing, the epoch of the load that made the tag becomes it, if that is safe.
@@ -289,7 +289,7 @@ class Client:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         command = scripts.adopt(self._topology.group(control).controls, control, known, captured)
-        self._wire(control).call(command, partial(_issued, receive), waiter)
+        self._wire(control).call(command, partial(issued, receive), waiter)
 
     async def forget_epochs(self, controls: Sequence[bytes], receive: Receive[Any]) -> None:
         """Remove some epochs for which Redis has no memory left, and the guard, so that no older load adopts a tag.
@@ -370,7 +370,7 @@ class Client:
 # -- checks of the answers; all run inside the reader ---------------------------------------------------------------
 
 
-def _done(receive: Receive[bool], reply: Any, connection: Connection, sent: float) -> Any:
+def done(receive: Receive[bool], reply: Any, connection: Connection, sent: float) -> Any:
     """Take the answer of a script, or of a transaction that ends with EXISTS: whether it did its work."""
     parts = reply if isinstance(reply, list) and reply else [reply]
     for part in parts:
@@ -409,7 +409,11 @@ def _compared(receive: Receive[Comparison], reply: Any, connection: Connection, 
     return receive(Comparison(replies.yes(same), replies.single([raw])), connection, sent)
 
 
-def _issued(receive: Receive[int], reply: Any, connection: Connection, sent: float) -> Any:
+def issued(receive: Receive[int], reply: Any, connection: Connection, sent: float) -> Any:
+    """Take the answer of a script that has issued an epoch, or found one.
+
+    :raises CacheUnavailableError: for anything else.
+    """
     epoch = epoch_of(reply, connection.time.horizon)
     if not epoch:
         raise CacheUnavailableError("protocol", "Redis issued an invalid epoch")

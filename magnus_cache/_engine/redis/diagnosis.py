@@ -11,7 +11,11 @@ from magnus_cache.errors import CacheUnavailableError, Reason
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["explain", "refused", "unable"]
+__all__ = ["TopologyError", "explain", "refused", "unable"]
+
+
+class TopologyError(Exception):
+    """A server is not what the settings say: one of a cluster, or a single one. The message has the remedy."""
 
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:
@@ -100,6 +104,8 @@ def _diagnose(error: BaseException, endpoint: "Endpoint", worked: bool) -> tuple
     if _any(chain, errors.AuthenticationError) or any(code in text for code in ("WRONGPASS", "NOAUTH", "AUTH failed")):
         return "auth", f"it refused the user or password; {_login(endpoint)}"
     for link in chain:
+        if isinstance(link, TopologyError):
+            return "topology", str(link)
         if isinstance(link, Exception) and (why := unable(link)) is not None:
             return why
         if isinstance(link, errors.NoPermissionError):

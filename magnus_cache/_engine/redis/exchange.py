@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epoch_names import EpochNames
-    from magnus_cache._engine.coherence.epochs import KnownEpochs
+    from magnus_cache._engine.coherence.known_epochs import KnownEpochs
     from magnus_cache._engine.coherence.trust import Trust
     from magnus_cache._engine.redis.announced import Questions
     from magnus_cache._engine.redis.server_time import RedisTime

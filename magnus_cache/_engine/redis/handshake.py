@@ -6,10 +6,12 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError
 
-from magnus_cache._engine.coherence.epochs import ControlNames, KnownEpochs, epoch_of
+from magnus_cache._engine.coherence.epochs import ControlNames, epoch_of
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.connection import answers, is_orphan, server_identity
+from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache.errors import CacheUnavailableError
@@ -51,10 +53,12 @@ UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", b"", b"", 0, set())
 """Before the first handshake."""
 
 
-async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
+async def introduce(connection: AbstractConnection, probe: bytes, *, cluster: bool = False) -> ServerInfo:
     """Switch tracking on, and return facts about the server.
 
     :param probe: any key; it need not exist.
+    :param cluster: whether it is to be a node of a cluster.
+    :raises TopologyError: if it is a node of a cluster, and was not to be one.
     """
     tracking, *_, switched, time, _, server, replication, client = await answers(
         connection,
@@ -71,6 +75,11 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
     )
     if isinstance(time, Exception):
         raise time
+    if not cluster and info(server, b"redis_mode") == "cluster":
+        raise TopologyError(
+            "it is a node of a Redis Cluster, and the settings say a single server; set REDIS_CLUSTER=true, or use a "
+            "redis+cluster:// URL"
+        )
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
     tracks = not isinstance(tracking, Exception)

@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
-from magnus_cache._engine.coherence.epochs import Epochs, KnownEpochs
+from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.redis.exchange import Connection
 

@@ -146,8 +146,7 @@ class Pipeline:
                 parts, names = self._gather(asked)
                 if not parts:
                     continue
-                packed = commands.get_many(names)
-                self.owed.append(InFlight(now, 1, parts, len(names)))
+                packed = self._pack_reads(now, parts, names)
             chunks.append(packed)
             size += len(packed)
         if self.large and not self._large_owed:
@@ -164,9 +163,13 @@ class Pipeline:
                 self.large.appendleft(batch.split(len(names)))
                 break
             names.append(wanted.name)
-        request = InFlight(now, 1, [batch], len(names))
-        request.is_large = self._large_owed = True
-        self.owed.append(request)
+        packed = self._pack_reads(now, [batch], names)
+        self.owed[-1].is_large = self._large_owed = True
+        return packed
+
+    def _pack_reads(self, now: float, parts: ReadParts, names: list[bytes]) -> bytes:
+        """Pack some reads, and expect the answer."""
+        self.owed.append(InFlight(now, 1, parts, len(names)))
         return commands.get_many(names)
 
     def _gather(self, first: Read | ReadBatch) -> tuple[ReadParts, list[bytes]]:

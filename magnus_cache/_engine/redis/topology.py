@@ -21,7 +21,10 @@ from magnus_cache._engine.runtime.loops import loop_error
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
+    from magnus_cache._engine.coherence.trust import Trust
     from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["Group", "Topology", "import_driver"]
@@ -47,6 +50,12 @@ class Topology:
     :param endpoint: the server, or None.
     :param check_open: raises `CacheClosedError` when no connection may be created any more.
     """
+
+    is_cluster = False
+    """Whether keys are on several servers."""
+
+    trust_by_key: "Callable[[bytes, EpochNames, Connection, float], Trust] | None" = None
+    """Returns what a value stands on that a connection has brought; None where that is the connection's own trust."""
 
     def __init__(
         self,
@@ -178,9 +187,13 @@ class Topology:
     def reset(self) -> None:
         """Start empty in a forked child: the sockets belong to its parent."""
         # Kept: if it were collected, a connection would warn, and close a transport of the parent's loop.
-        _abandoned.append(self._wires)
+        self._keep(self._wires)
         self._lock = section()
         self._wires = {}
+
+    @staticmethod
+    def _keep(wires: object) -> None:
+        _abandoned.append(wires)
 
 
 def _lives(wire: "Wire") -> bool:

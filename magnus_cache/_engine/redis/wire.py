@@ -22,7 +22,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
-from magnus_cache._engine.coherence.epochs import KnownEpochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.turn import wait_turn as trial
@@ -67,6 +67,8 @@ class Wire:
     :ivar ended: done when it is closed, for waiters in other threads.
     """
 
+    _pipeline_type, _heartbeat_type, _unable = Pipeline, Heartbeat, staticmethod(unable)
+
     def __init__(
         self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener,
         clock: Clock = monotonic,
@@ -80,20 +82,18 @@ class Wire:
         self.leases_held, self.time, self.tracking = 0, RedisTime(), False
         self._endpoint, self._limits = endpoint, limits
         self._breaker, self._observer = breaker, observer
-        self._pipeline = Pipeline(observer.measured)
+        self._pipeline = self._pipeline_type(observer.measured)
         self._sender = Sender(self.loop, self._pipeline, self._pack)
-        self._most_pending = limits.max_pending
-        self.over, self.ended = False, Future[None]()
-        self.up, self.server = False, UNKNOWN_SERVER
+        self._most_pending, self._moved = limits.max_pending, -math.inf
+        self.over, self.up, self.ended, self.server = False, False, Future[None](), UNKNOWN_SERVER
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
-        self._moved = -math.inf
         self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._beat: asyncio.TimerHandle | None = None
-        self._heartbeat = Heartbeat(clock, limits.max_staleness, limits.controls.root, self._exchanged)
+        self._heartbeat = self._heartbeat_type(clock, limits.max_staleness, limits.controls.root, self._exchanged)
 
     # -- what callers use -----------------------------------------------------------------------------------
 
@@ -385,7 +385,7 @@ class Wire:
     def _answered(self, reply: Any) -> None:
         if not self._pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply without a request")
-        if isinstance(reply, Exception) and unable(reply) is not None:
+        if isinstance(reply, Exception) and self._unable(reply) is not None:
             raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
         self._intake.heard = now = self.clock()

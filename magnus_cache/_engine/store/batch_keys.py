@@ -49,13 +49,15 @@ class RefMaker:
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
 
-    __slots__ = ("_name", "_suffix", "counters", "epoch_names", "freshness", "namespace")
+    __slots__ = ("_name", "_suffix", "counters", "epoch_names", "epochs", "freshness", "namespace")
 
     def __init__(self, reads: Reads, namespace: str) -> None:
         state = reads.state
         self.namespace = policy = state.namespaces.resolve(namespace)
         self.counters = state.stats.of(policy)
         self.epoch_names = state.epochs.epoch_names(policy)
+        # On a cluster, they depend on the key.
+        self.epochs = state.epochs if state.topology.is_cluster else None
         self.freshness = policy.freshness
         self._name = state.keyspace.value_name
         self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
@@ -69,7 +71,8 @@ class RefMaker:
 
     def ref(self, name: bytes) -> KeyRef:
         """Return the reference of a value by its name."""
-        return KeyRef(self.namespace, name, self.counters, self.epoch_names, self.freshness)
+        names = self.epoch_names if self.epochs is None else self.epochs.names_for(self.namespace, name)
+        return KeyRef(self.namespace, name, self.counters, names, self.freshness)
 
 
 class KeyNames:

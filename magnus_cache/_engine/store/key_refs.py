@@ -95,5 +95,6 @@ class KeyRefs:
         name = state.keyspace.value_name(namespace, key)
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
-        epoch_names = state.epochs.function_epoch_names(namespace, tag) if tag else state.epochs.epoch_names(namespace)
+        epochs = state.epochs
+        epoch_names = epochs.function_names_for(namespace, tag, name) if tag else epochs.names_for(namespace, name)
         return KeyRef(namespace, name, counters, epoch_names, freshness)

@@ -133,7 +133,7 @@ class Portion:
         judged_by: tuple[object, ...] = ()
         minimum = minimum_tagged = largest = NEVER
         head, kept, gone, is_small = b"", list[int](), list[int](), False
-        trust, end = reads.trust(connection, sent), time.end
+        trust, end = reads.trust(connection, sent, refs[0]), time.end
         # Looked up once: the loop is the cost of a read through Redis.
         small, prefix, fields, crc = SMALL_VALUE, PREFIX, HEADER_FIELDS.unpack_from, zlib.crc32
         for ref, place, raw in zip(refs, places, values, strict=True):

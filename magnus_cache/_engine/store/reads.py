@@ -58,6 +58,8 @@ class Reads(Coding):
         super().__init__(state)
         self._memory = state.memory
         self._compares = True
+        # On a cluster, what a value stands on depends on its slot, too.
+        self._trust_by_key = state.topology.trust_by_key
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
         self._batches = ValueBatches(state, self)
@@ -110,8 +112,10 @@ class Reads(Coding):
                         self.settle(placeholder)
             except UnsettledError as error:
                 tags, again = error.tags, True
+                connection = self._owner(ref, connection)
             except CacheUnavailableError as error:
                 self.failed(ref, error)
+                connection = self._owner(ref, connection)
                 if error.reason == "noperm" and self._compares:
                     # Perhaps it was the script; what is not permitted has to be read in full.
                     self._compares = False
@@ -120,6 +124,10 @@ class Reads(Coding):
                 if error.reason != "lost" or lost == ATTEMPTS:
                     break
         return self.fallback(ref)
+
+    def _owner(self, ref: KeyRef, connection: "Connection") -> "Connection":
+        """Return the connection for another attempt: on a cluster, the value may have moved."""
+        return connection if self._trust_by_key is None else self.state.client.current_connection(ref.name)
 
     async def caught_up(self, connection: "Connection", ref: KeyRef) -> None:
         """Return once Redis knows of this process's invalidations of a value, if that comes soon.
@@ -349,7 +357,7 @@ class Reads(Coding):
             if placeholder is not None and (judged.is_invalidated or self._is_replaced(placeholder, record)):
                 self._memory.drop(placeholder)
             return None
-        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(connection, sent)
+        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(connection, sent, ref)
         entry = self.entry(ref, record, trust, (deadline, sent, born), (generation, stamps))
         if placeholder is not None:
             self._memory.fill(placeholder, entry)
@@ -365,8 +373,10 @@ class Reads(Coding):
         near = self._memory.get_stale(placeholder.name, trusted=False)
         return near is not None and near.version != record.version
 
-    def trust(self, connection: "Connection", sent: float) -> Trust:
+    def trust(self, connection: "Connection", sent: float, ref: KeyRef) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
+        if self._trust_by_key is not None:
+            return self._trust_by_key(ref.name, ref.epoch_names, connection, sent)
         if connection.tracking:
             return connection.trust
         return Trust(

@@ -130,7 +130,7 @@ class _Search:
     def begin(self) -> None:
         """Queue the request for values that are not in memory, if nothing has to be done before."""
         reads, missing = self._reads, self._missing
-        if not missing:
+        if not missing or reads.state.topology.is_cluster:
             return
         wanted = [self.refs[place] for place in missing]
         wire = reads.state.client.connection(wanted[0].name)
@@ -221,6 +221,9 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
     """Return the entries of values that are not in memory, as `Reads.read`; together they are one or a few MGETs."""
     if refs[0].namespace.local:
         return [await reads.read(ref) for ref in refs]
+    if reads.state.topology.is_cluster:
+        # Each joins the batch of its own server.
+        return list(await asyncio.gather(*map(reads.read, refs)))
     wire = reads.state.client.connection(refs[0].name)
     if wire is None or not wire.up:
         # The first read brings the wire up, if that is possible.

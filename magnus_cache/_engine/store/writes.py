@@ -267,7 +267,7 @@ class Writes:
         # What waits in the outbox is older than this value, or has voided the placeholder.
         judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending=False)
         if stored and placeholder is not None and judged.serves:
-            trust = self.reads.trust(source, sent)
+            trust = self.reads.trust(source, sent, ref)
             entry = self.reads.entry(ref, record, trust, (deadline, sent, sent), known)
             kept = self._memory.fill(placeholder, entry)
         if stored and not kept:

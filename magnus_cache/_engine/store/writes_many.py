@@ -158,8 +158,8 @@ class ManyWrites(Writes):
         """Return a transaction that may be sent at once; None if the values are to be written one by one."""
         names, refs = part.names, part.refs
         wire = self.state.client.connection(names[0])
-        if wire is None:
-            return None
+        if wire is None or self.state.topology.is_cluster:
+            return None  # a transaction has the keys of one slot
         self.state.forget_names(names)
         position = self.state.outbox.position
         try:
@@ -242,7 +242,7 @@ class ManyWrites(Writes):
         judged = judge(records[0], left, ref.freshness, lowest_valid, connection.time.horizon, pending=False)
         if not judged.serves:
             return False
-        trust, make = self.reads.trust(connection, sent), self.reads.entry
+        trust, make = self.reads.trust(connection, sent, ref), self.reads.entry
         entries = [
             make(ref, record, trust, (deadline, sent, sent), known)
             for record, deadline in zip(records, deadlines, strict=True)

@@ -1,0 +1,259 @@
+"""The operations of a cluster that differ from those on a single server: what concerns several slots, and epochs.
+
+An epoch on a cluster
+---------------------
+One clock issues all epochs, so any two of them compare. Each epoch then has to reach a copy in every group, which is
+raised to it and never lowered. A bump is complete when all groups have answered; until then the caller has not been told
+that it has happened, and after a failure the outbox repeats it.
+
+The races that this excludes
+----------------------------
+- Two bumps at the same time: each copy ends with the higher epoch, in whatever order they come.
+- A copy is already higher than what the clock has issued: the clock's node was replaced by one that lacks the latest
+  epochs, and whose time is behind. Values may carry the higher epoch already, and the lower one would not invalidate
+  them. So the clock issues another one, above the copy.
+- The clock was moved to another server, or restarted: before it issues, it learns the highest epoch of all groups.
+- Groups issue epochs by themselves: then a value could carry one that a busy node issued ahead of time, and outlive a
+  clear that another node issues later. So a copy is only ever raised to what the clock has issued.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from magnus_cache._engine.coherence.epochs import epoch_of
+from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_name
+from magnus_cache._engine.keys.globs import ClearScope
+from magnus_cache._engine.keys.names import lease_name, value_name
+from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
+from magnus_cache._engine.redis.bulk import BeforeRemoval
+from magnus_cache._engine.redis.client import Client, done, issued
+from magnus_cache._engine.redis.cluster_scripts import NOTHING
+from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.runtime.loop_end import loop_task
+from magnus_cache.errors import CacheUnavailableError
+
+__all__ = ["ClusterClient"]
+
+_ATTEMPTS: Final = 5
+"""Epochs issued for one bump until all copies take it."""
+
+_AT_ONCE: Final = 1_000
+"""Commands of one operation that are under way at a time."""
+
+
+class ClusterClient(Client):
+    """Sends the commands of one cache to a cluster, on the running event loop."""
+
+    def __init__(self, topology: ClusterTopology, epochs: GroupEpochs) -> None:
+        super().__init__(topology, 0)
+        self._epochs = epochs
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- values ---------------------------------------------------------------------------------------------
+
+    async def get(self, key: bytes) -> bytes | None:
+        """Return one value, read outside the batches.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        value = await self._wire(key).execute(commands.Command("GET", commands.pack(b"GET", key)))
+        return replies.single([value])
+
+    async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
+        """Store a value, void its lease, and return what `receive` makes of True.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        command = cluster_scripts.store_one(key, raw, milliseconds)
+        return await self._wire(key).execute(command, partial(done, receive))
+
+    async def remove(self, keys: Iterable[bytes], before: BeforeRemoval) -> int:
+        """Remove these values and their leases, and return how many values there were.
+
+        :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
+        """
+        removed, rest = 0, list(keys)
+        for start in range(0, len(rest), _AT_ONCE):
+            some = rest[start : start + _AT_ONCE]
+            before(some)
+            removed += sum(await _all([self._remove_one(key, before) for key in some]))
+        return removed
+
+    def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
+        def removed(reply: Any, _connection: Connection, _sent: float) -> int:
+            # Again: a read on another loop may have brought the old value in before the removal.
+            before([key])
+            return replies.number(reply, 1)
+
+        return self._wire(key).execute(cluster_scripts.remove_one(key), removed)
+
+    async def remove_matching(self, scope: ClearScope, before: BeforeRemoval) -> int:
+        """Remove all values within a scope, void the leases of running loads; return how many values there were.
+
+        :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
+        """
+        removed = 0
+        for wire in self._topology.servers():
+            async for leases in bulk.scanned(wire, lease_name(scope.pattern)):
+                await self.remove(filter(scope.covers, map(value_name, leases)), before)
+            async for names in bulk.scanned(wire, scope.pattern):
+                removed += await self.remove(filter(scope.covers, names), before)
+        return removed
+
+    async def count(self, keys: Sequence[bytes]) -> int:
+        """Return how many of some keys exist.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found = 0
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            found += sum(await _all([self._wire(key).execute(commands.count([key]), replies.answer) for key in some]))
+        return found
+
+    # -- epochs -----------------------------------------------------------------------------------------------
+
+    async def issue(self, controls: Sequence[bytes], known: int, receive: Receive[int]) -> Any:
+        """Issue a new epoch, higher than `known`, to all copies of some control keys.
+
+        :raises CacheUnavailableError: when a group does not answer, or refuses; others may have it.
+        """
+        for _ in range(_ATTEMPTS):
+            epoch, clock, sent = await self._issued(known)
+            suffixes = self._epochs.copies(b"")
+            highest = await _all([
+                self._raise([control + suffix for control in controls], suffix, epoch, make=False)
+                for suffix in suffixes
+            ])  # fmt: skip
+            known = max(highest)
+            if known <= epoch:
+                return receive(epoch, clock, sent)
+        raise CacheUnavailableError("error", "the epochs rise faster than they are issued")
+
+    async def _issued(self, known: int) -> tuple[int, Connection, float]:
+        """Return a new epoch of the clock, with the connection that has brought it.
+
+        :raises CacheUnavailableError: when the clock does not answer, or refuses.
+        """
+        clock = self._epochs.names.clock
+
+        def took(reply: Any, connection: Connection, sent: float) -> tuple[int, Connection, float]:
+            return 0 if reply == NOTHING else _epoch(reply, connection), connection, sent
+
+        wire = self._wire(clock)
+        answer: tuple[int, Connection, float] = await wire.execute(
+            cluster_scripts.issue(clock, known, wire.identity), took
+        )
+        if not answer[0]:
+            guards = self._epochs.copies(self._epochs.names.guard)
+            last = await _all([self._wire(guard).execute(cluster_scripts.last_issued(guard)) for guard in guards])
+            # Whatever is no epoch counts as none.
+            known = max(known, *map(epoch_of, last))
+            wire = self._wire(clock)
+            answer = await wire.execute(cluster_scripts.issue(clock, known, wire.identity, adopt=True), took)
+        return answer
+
+    def _raise(
+        self, copies: Sequence[bytes], suffix: bytes, epoch: int, *, make: bool, receive: Receive[int] | None = None
+    ) -> Awaitable[int]:
+        command = cluster_scripts.raise_copies(self._epochs.names, copies, suffix, epoch, make=make)
+
+        def took(reply: Any, connection: Connection, sent: float) -> Any:
+            found = _epoch(reply, connection)
+            return found if receive is None else receive(found, connection, sent)
+
+        return self._wire(copies[0]).execute(command, took)
+
+    def learn(self, control: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Read a copy of an epoch; it is raised if it is below `known`, and a new one is issued if it is missing.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = cluster_scripts.learn_copy(self._epochs.names, control, known)
+        self._decide(command, control, known, receive, waiter)
+
+    def adopt(self, control: bytes, known: int, captured: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Read a copy of a tag's epoch; if it is missing, the load's epoch becomes it, if that is safe.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = cluster_scripts.adopt_copy(self._epochs.names, control, known, captured)
+        self._decide(command, control, known, receive, waiter)
+
+    def _decide(
+        self, command: commands.Command, copy: bytes, known: int, receive: Receive[int], waiter: Waiter
+    ) -> None:
+        """Ask a group about a copy; if it cannot tell, issue a new epoch for it."""
+
+        def took(reply: Any, connection: Connection, sent: float) -> tuple[Any] | None:
+            return None if reply == NOTHING else (issued(receive, reply, connection, sent),)
+
+        def answered(outcome: tuple[Any] | None) -> None:
+            if outcome is not None:
+                if not waiter.done():
+                    waiter.set_result(outcome[0])
+                return
+            task = loop_task(self._made(copy, known, receive, waiter))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        def failed(error: BaseException) -> None:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+        self._wire(copy).call(command, took, Callback(answered, failed))
+
+    async def _made(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Issue an epoch for one missing copy, and settle the waiter."""
+        try:
+            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            suffix = copy[len(logical_name(copy)) :]
+            result = await self._raise([copy], suffix, epoch, make=True, receive=receive)
+        except BaseException as error:
+            if not waiter.done():
+                problem = CacheUnavailableError("lost", "an epoch was not issued")
+                waiter.set_exception(problem if isinstance(error, asyncio.CancelledError) else error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not waiter.done():
+                waiter.set_result(result)
+
+    async def forget_epochs(self, controls: Sequence[bytes], receive: Receive[Any]) -> None:
+        """Remove all copies of some epochs, and the guards, so that no older load adopts a tag.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        names = [copy for name in (self._epochs.names.guard, *controls) for copy in self._epochs.copies(name)]
+        answered: list[tuple[Connection, float]] = []
+
+        def took(_reply: Any, connection: Connection, sent: float) -> None:
+            answered.append((connection, sent))
+
+        await _all([self._wire(name).execute(commands.remove_keys([name]), took) for name in names])
+        receive(None, *answered[0])
+
+
+def _epoch(reply: Any, connection: Connection) -> int:
+    """Return an epoch that a script has answered.
+
+    :raises CacheUnavailableError: for anything else.
+    """
+    found: int = issued(_itself, reply, connection, 0.0)
+    return found
+
+
+def _itself(epoch: int, _connection: Connection, _sent: float) -> int:
+    return epoch
+
+
+async def _all(asked: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Return all answers, or raise the first error after all have ended."""
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return list(outcomes)

@@ -1,0 +1,197 @@
+"""The pipeline of a connection to a node of a cluster.
+
+It differs from that of a single server in three ways:
+
+- Reads are single GETs, sent together: an MGET with keys of two slots is refused.
+- An answer that sends us elsewhere (MOVED, ASK, TRYAGAIN, a slot without an owner) reaches no caller. Its request is
+  given to `redirect`, which queues it again where it belongs.
+- An answer counts only while another node confirms that this one is the primary of its slots. Until then, answers and
+  announcements are held back, in their order, and only answers about the cluster itself are taken.
+
+The races that holding back excludes
+------------------------------------
+- A primary was cut off from the others, and they have put its replica in its place. It goes on to answer all that it is
+  asked, with what it had. Its own word about its role is worth nothing, another node's is.
+- The announcement of an epoch overtakes the answer that is held back and has the old epoch: the old one would count as
+  current, without an announcement to come. So what arrives after an answer that is held back waits behind it.
+- Two connections wait for each other's word. So answers to `Question` are never held back.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from redis.exceptions import AskError, ClusterDownError, MasterDownError, ResponseError, TryAgainError
+
+from magnus_cache._engine.redis.commands import pack
+from magnus_cache._engine.redis.diagnosis import unable
+from magnus_cache._engine.redis.exchange import Connection, ReadBatch
+from magnus_cache._engine.redis.pipeline import Pipeline
+from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts
+from magnus_cache.errors import CacheUnavailableError
+
+__all__ = ["ClusterPipeline", "Question", "is_redirection", "unable_node"]
+
+
+class Question(Call):
+    """A question about the cluster itself."""
+
+    __slots__ = ()
+
+
+class _Gets(InFlight):
+    """Some GETs that were sent together.
+
+    :ivar values: the answers so far.
+    :ivar wanted: how many there will be.
+    """
+
+    __slots__ = ("values", "wanted")
+
+    def __init__(self, sent: float, asked: ReadParts, wanted: int) -> None:
+        super().__init__(sent, 1, asked)
+        self.values: list[Any] = []
+        self.wanted = wanted
+
+
+def is_redirection(error: BaseException) -> bool:
+    """Return whether an error reply only says that the command belongs elsewhere, or has to wait."""
+    if isinstance(error, MasterDownError):
+        return False
+    if isinstance(error, ClusterDownError):
+        # One slot has no owner; the others work.
+        return "slot" in str(error).lower()
+    return isinstance(error, AskError | TryAgainError)  # MovedError is an AskError
+
+
+def unable_node(error: Exception) -> Any:
+    """Return why a node serves no command at all, see `diagnosis.unable`."""
+    return None if is_redirection(error) else unable(error)
+
+
+class ClusterPipeline(Pipeline):
+    """See the module.
+
+    :ivar believes: returns whether another node has confirmed this one lately.
+    :ivar redirect: queues a request again, given the error; it settles the request in any case.
+    :ivar held: what is held back, in order.
+    """
+
+    __slots__ = ("believes", "held", "redirect")
+
+    def __init__(self, measure: Measure) -> None:
+        super().__init__(measure)
+        self.held: deque[Callable[[], object]] = deque()
+        self.believes: Callable[[], bool] = bool
+        self.redirect: Callable[[Read | ReadBatch | Call, Exception], None]
+
+    def _pack_reads(self, now: float, parts: ReadParts, names: list[bytes]) -> bytes:
+        self.owed.append(_Gets(now, parts, len(names)))
+        return b"".join([pack(b"GET", name) for name in names])
+
+    def skipped(self) -> bool:
+        """Count a reply that only queues a command of a transaction; return False if none is due."""
+        # A value may have these bytes.
+        return False if self.owed and isinstance(self.owed[0], _Gets) else super().skipped()
+
+    def answered(self, reply: Any, connection: Connection) -> Any:
+        """Hand a reply to the oldest request; there must be one."""
+        request = self.owed[0]
+        if not isinstance(request, _Gets):
+            return super().answered(reply, connection)
+        request.values.append(reply)
+        if len(request.values) == request.wanted:
+            self.owed.popleft()
+            if request.is_large:
+                self._large_owed = False
+            if self.held or not self.believes():
+                self.held.append(partial(self._take, request, connection))
+            else:
+                self._take(request, connection)
+        return reply
+
+    def _take(self, request: _Gets, connection: Connection) -> None:
+        """Hand out the answers to some GETs, and queue those again that were sent elsewhere."""
+        values, parts = request.values, request.asked
+        assert isinstance(parts, list)
+        if any(map(_is_no_value, values)):
+            parts, values = self._sorted_out(parts, values, connection, request.sent)
+            if not parts:
+                return
+        self.unfinished = HandOut(parts, values, connection, request.sent)
+        self.hand_out()
+
+    def _sorted_out(
+        self, parts: ReadParts, values: list[Any], connection: Connection, sent: float
+    ) -> tuple[ReadParts, list[Any]]:
+        """Return the reads that have an answer, with their values; see to the others."""
+        good, kept, begin = ReadParts(), list[Any](), 0
+        for part in parts:
+            count = len(part) if isinstance(part, ReadBatch) else 1
+            some, begin = values[begin : begin + count], begin + count
+            if isinstance(part, Read):
+                if _is_no_value(some[0]):
+                    self._elsewhere(part, some[0], connection, sent)
+                else:
+                    good.append(part)
+                    kept += some
+                continue
+            answered, others = part.divided([not _is_no_value(value) for value in some])
+            for place, value in enumerate(filter(_is_no_value, some)):
+                one = ReadBatch(part.receiver)
+                one.add(others.wanted[place], others.places[place], others.waiters[place])
+                self._elsewhere(one, value, connection, sent)
+            if len(answered):
+                good.append(answered)
+                kept += [value for value in some if not _is_no_value(value)]
+        return good, kept
+
+    def _elsewhere(self, asked: Read | ReadBatch, reply: Any, connection: Connection, sent: float) -> None:
+        error = reply if isinstance(reply, Exception) else ResponseError("Protocol error: no answer to GET")
+        if is_redirection(error):
+            self.pending -= 1
+            self.redirect(asked, error)
+        elif isinstance(asked, ReadBatch) and getattr(error, "args", ("",))[0:1] and "WRONGTYPE" in str(error):
+            # As MGET does: a key of another type is no value.
+            self._receive(asked, slice(0, 1), [None], HandOut([asked], [None], connection, sent))
+        else:
+            self._refuse([asked], error, connection, sent)
+
+    def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
+        if not isinstance(asked, Question) and (self.held or not self.believes()):
+            self.held.append(partial(self._settle_now, asked, reply, connection, sent))
+        else:
+            self._settle_now(asked, reply, connection, sent)
+
+    def _settle_now(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
+        if isinstance(reply, Exception) and is_redirection(reply):
+            self.pending -= 1
+            self.redirect(asked, reply)
+        else:
+            super()._settle(asked, reply, connection, sent)
+
+    def release(self) -> None:
+        """Take all that was held back: another node has confirmed this one."""
+        while self.held and self.believes():
+            self.held.popleft()()
+
+    def fail_sent(self, error: CacheUnavailableError) -> None:
+        """Tell all who are owed an answer that it will not come, also those whose answer was held back."""
+        held, self.held = self.held, deque()
+        for each in held:
+            if isinstance(each, partial) and each.args:
+                self._fail_held(each.args[0], error)
+        super().fail_sent(error)
+
+    def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:
+        if isinstance(asked, _Gets):
+            assert isinstance(asked.asked, list)
+            for part in asked.asked:
+                self._fail(part, error)
+        elif isinstance(asked, Read | Call):
+            self._fail(asked, error)
+
+
+def _is_no_value(value: Any) -> bool:
+    return value is not None and type(value) is not bytes

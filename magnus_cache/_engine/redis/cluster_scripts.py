@@ -1,0 +1,232 @@
+"""The commands of a cluster: each touches the keys of one slot, and most touch one key.
+
+While a slot is migrated key by key, a command with two keys of it is refused with TRYAGAIN as long as one of them is
+missing, which may be for the whole migration. A command with one key works, at one of the two nodes.
+
+An epoch is issued once, at the clock, and then raised in each group. Raising never lowers, so the order in which the
+nodes are told makes no difference, and telling one of them twice does no harm.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
+from magnus_cache._engine.coherence.group_epochs import logical_name
+from magnus_cache._engine.keys.names import lease_name
+from magnus_cache._engine.redis.commands import Command, pack
+from magnus_cache._engine.redis.scripts import EPOCH_LIFE, Script
+from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.durations import LONGEST
+
+__all__ = [
+    "CLUSTER_INFO",
+    "CLUSTER_SHARDS",
+    "CLUSTER_SLOTS",
+    "MY_ID",
+    "NOTHING",
+    "Steps",
+    "adopt_copy",
+    "asking",
+    "issue",
+    "last_issued",
+    "learn_copy",
+    "raise_copies",
+    "remove_one",
+    "store_one",
+]
+
+CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
+CLUSTER_SHARDS: Final = Command("CLUSTER SHARDS", pack(b"CLUSTER", b"SHARDS"))
+CLUSTER_SLOTS: Final = Command("CLUSTER SLOTS", pack(b"CLUSTER", b"SLOTS"))
+MY_ID: Final = Command("CLUSTER MYID", pack(b"CLUSTER", b"MYID"))
+
+NOTHING: Final = b""
+"""The answer of a script that cannot decide without a new epoch."""
+
+_ASKING: Final = pack(b"ASKING")
+
+_NUMBERS: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local latest = math.min(now + {int(LONGEST * MICROSECONDS)}, {LATEST_EPOCH})
+local function number(text)
+  local epoch = type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') and tonumber(text)
+  return epoch and epoch <= latest and epoch or 0
+end
+local function put(name, text, bucket)
+  redis.call('SET', name, text)
+  if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
+end
+"""
+
+# The clock's value ends with the identity of the server that issued it. Another one may have lost the latest writes, so
+# it has to learn the highest epoch of all groups before it issues one.
+_ISSUE: Final = Script(
+    "ISSUE",
+    _NUMBERS
+    + f"""
+local digits, identity
+local text = redis.pcall('GET', KEYS[1])
+if type(text) == 'string' then digits, identity = string.match(text, '^(%d+) (.*)$') end
+if identity ~= ARGV[2] and ARGV[3] == '' then return '' end
+local epoch = math.max(now, number(digits) + 1, number(ARGV[1]) + 1)
+if epoch > {LATEST_EPOCH} then return redis.error_reply('EPOCHS end before the time of the clock') end
+text = string.format('%016.0f', epoch)
+redis.call('SET', KEYS[1], text .. ' ' .. ARGV[2])
+return text
+""",
+)
+
+# The copy of a tag that the group does not have needs no epoch: no value of the group has the tag, and a later one is
+# checked against the guard. It is made only if a value needs it now (ARGV[2]).
+_RAISE: Final = Script(
+    "RAISE",
+    _NUMBERS
+    + """
+local epoch, highest, copies = tonumber(ARGV[1]), 0, {}
+redis.pcall('HSETNX', KEYS[1], 'since', ARGV[1])
+if number(redis.pcall('HGET', KEYS[1], 'last')) < epoch then redis.pcall('HSET', KEYS[1], 'last', ARGV[1]) end
+for index = 2, #KEYS do
+  local bucket = ARGV[index + 1]
+  local last = number(redis.pcall('GET', KEYS[index]))
+  if last >= epoch then
+    if last > highest then highest = last end
+  elseif last > 0 or bucket == '' or bucket == '-' or ARGV[2] ~= '' then
+    put(KEYS[index], ARGV[1], bucket)
+  end
+  if bucket ~= '' and bucket ~= '-' and number(redis.pcall('HGET', KEYS[1], bucket)) < epoch then
+    redis.pcall('HSET', KEYS[1], bucket, ARGV[1])
+  end
+  copies[#copies + 1] = KEYS[index]
+end
+redis.call('EXISTS', unpack(copies))
+return string.format('%016.0f', math.max(highest, epoch))
+""",
+)
+
+_LEARN: Final = Script(
+    "LEARN",
+    _NUMBERS
+    + """
+local text = redis.pcall('GET', KEYS[1])
+local epoch, known = number(text), number(ARGV[1])
+if epoch == 0 then return '' end
+if epoch < known then
+  text = string.format('%016.0f', known)
+  put(KEYS[1], text, ARGV[2])
+end
+redis.call('EXISTS', KEYS[1])
+return text
+""",
+)
+
+_ADOPT: Final = Script(
+    "ADOPT",
+    _NUMBERS
+    + """
+local text = redis.pcall('GET', KEYS[2])
+local epoch, known = number(text), number(ARGV[1])
+if epoch > 0 and epoch >= known then return text end
+local captured = tonumber(ARGV[2])
+local guard = redis.pcall('HMGET', KEYS[1], 'since', ARGV[3])
+local since, last = tonumber(guard[1] or ''), tonumber(guard[2] or '0')
+if captured <= latest and since and since <= captured and last and last <= captured and known <= captured then
+  text = string.format('%016.0f', captured)
+  put(KEYS[2], text, ARGV[3])
+  redis.call('EXISTS', KEYS[2])
+  return text
+end
+return ''
+""",
+)
+
+_STORE: Final = Script(
+    "SET",
+    """
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return redis.call('EXISTS', KEYS[1])
+""",
+)
+
+
+class Steps(Command):
+    """Several commands, each of one key, that are sent together; the reply is that of the last one.
+
+    :ivar parts: the commands.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, name: str, parts: Sequence[Command], writes: int) -> None:
+        last = parts[-1]
+        super().__init__(name, b"".join(part.packed for part in parts), len(parts), last.again, writes)
+        self.parts = parts
+
+
+def asking(command: Command) -> Command | None:
+    """Return a command as it is sent to the node that a slot is being moved to; None for a transaction.
+
+    Each of its parts is preceded by ASKING, which is about one command only.
+    """
+    parts = command.parts if isinstance(command, Steps) else (command,)
+    if any(part.replies > 1 for part in parts):
+        return None
+    again = command.again
+    packed = b"".join(_ASKING + part.packed for part in parts)
+
+    def said_again() -> Command:
+        assert again is not None
+        return Command(command.name, _ASKING + again().packed, 2)
+
+    return Command(command.name, packed, 2 * len(parts), None if again is None else said_again)
+
+
+def issue(clock: bytes, known: int, identity: bytes, *, adopt: bool = False) -> Command:
+    """Pack the issue of an epoch higher than `known`; the reply has its digits, or is `NOTHING` for an unknown server.
+
+    :param identity: identifies the server's history.
+    :param adopt: whether `known` is at least the highest epoch of all groups, so that any server may issue.
+    """
+    return _ISSUE.command((clock,), known, identity, b"1" if adopt else b"")
+
+
+def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, epoch: int, *, make: bool) -> Command:
+    """Pack the raising of one group's copies to an epoch; the reply has the digits of the highest that they have now.
+
+    :param suffix: the anchor tag of the group, in braces.
+    :param make: whether to make the copies of tags that the group does not have.
+    """
+    buckets = [names.bucket(logical_name(copy)) for copy in copies]
+    return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)
+
+
+def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:
+    """Pack the read of a copy, which is raised if it is below `known`; the reply has its digits, or is `NOTHING`."""
+    return _LEARN.command((copy,), known, names.bucket(logical_name(copy)))
+
+
+def adopt_copy(names: ControlNames, copy: bytes, known: int, captured: int) -> Command:
+    """Pack the read of a tag's copy; if it is missing, a load's epoch becomes it if that is safe, else `NOTHING`."""
+    logical = logical_name(copy)
+    return _ADOPT.command((names.guard + copy[len(logical) :], copy), known, captured, names.bucket(logical))
+
+
+def last_issued(guard: bytes) -> Command:
+    """Pack the question for the last epoch that was raised in a group; the reply has its digits, or is nil."""
+    return Command("HGET", pack(b"HGET", guard, b"last"))
+
+
+def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:
+    """Pack the write of a value, which voids its lease first; the reply is 1.
+
+    A load that takes the lease in between began after the caller's write of the source, so it may store.
+    """
+    lease = Command("DEL", pack(b"DEL", lease_name(name)))
+    return Steps("SET", (lease, _STORE.command((name,), raw, milliseconds)), 2)
+
+
+def remove_one(name: bytes) -> Command:
+    """Pack the removal of a value and its lease, the lease first; the reply is 1 if there was a value."""
+    return Steps(
+        "UNLINK", (Command("DEL", pack(b"DEL", lease_name(name))), Command("UNLINK", pack(b"UNLINK", name))), 0
+    )

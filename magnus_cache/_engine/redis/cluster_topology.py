@@ -1,0 +1,245 @@
+"""The topology of a Redis Cluster: the connections of all event loops to its nodes; see `.docs/cluster.md`.
+
+Each loop has one connection to each primary, whatever the number of concurrent calls, and a `ClusterLoop` that knows
+which one a key goes through. What all of them share is the `ClusterView`.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_view import ClusterView
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.deployment import Deployment
+from magnus_cache._engine.redis.events import WireLimits, WireListener
+from magnus_cache._engine.redis.slots import key_slot
+from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.runtime.clock import Clock
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.loops import loop_error
+from magnus_cache.errors import CacheClosedError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
+    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["ClusterTopology"]
+
+
+class _NodeBreaker(Breaker):
+    """The breaker of one node. The cluster's own is closed while any node answers."""
+
+    __slots__ = ("_any_up", "_whole")
+
+    def __init__(self, whole: Breaker, trial: float, any_up: Callable[[], bool]) -> None:
+        super().__init__(trial)
+        self._whole = whole
+        self._any_up = any_up
+
+    def succeeded(self, now: float) -> None:
+        super().succeeded(now)
+        self._whole.succeeded(now)
+
+    def failed(self, now: float, reason: str = "") -> float:
+        if not self._any_up():
+            self._whole.failed(now, reason)
+        return super().failed(now, reason)
+
+
+class ClusterTopology(Topology):
+    """See the module. Thread-safe; the first use creates a connection.
+
+    :ivar view: what is known of the cluster.
+    :ivar deployment: how nodes are reached.
+    """
+
+    is_cluster = True
+
+    def __init__(
+        self, deployment: Deployment, limits: WireLimits, breaker: Breaker, listener: WireListener, clock: Clock,
+        check_open: Callable[[], None],
+    ) -> None:  # fmt: skip
+        super().__init__(deployment.endpoint, limits, breaker, listener, clock, check_open)
+        self.deployment = deployment
+        self.clock = clock
+        self.max_staleness, self.op_timeout = limits.max_staleness, limits.op_timeout
+        self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
+        self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
+        self._breakers: dict[str, Breaker] = {}
+        self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
+
+    # -- by key ---------------------------------------------------------------------------------------------
+
+    def connection(self, key: bytes) -> "ClusterWire | None":
+        """Return the running loop's connection to the server of a key, created if needed.
+
+        :raises CacheClosedError: after `aclose`.
+        :raises CacheLoopError: without a running event loop of asyncio.
+        """
+        return self.here().wire_of(key)
+
+    def here(self) -> ClusterLoop:
+        """Return the connections of the running loop.
+
+        :raises CacheClosedError: after `aclose`.
+        :raises CacheLoopError: without a running event loop of asyncio.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise loop_error() from None
+        found = self._loops.get(loop)
+        if found is None:
+            self._check_open()
+            found = self._new_loop(loop)
+        return found
+
+    def connection_on(self, loop: asyncio.AbstractEventLoop | None) -> "Wire | None":
+        """Return None: a thread asks through the background loop, which knows the node of each key."""
+        return None
+
+    def by_server(self, keys: Iterable[bytes]) -> "list[tuple[Wire, Iterable[bytes]]]":
+        """Return some keys grouped by server, each group with the connection to its server.
+
+        :raises CacheUnavailableError: after `aclose`.
+        """
+        groups: dict[Wire, list[bytes]] = {}
+        for key in keys:
+            groups.setdefault(self.wire(key), []).append(key)
+        return list(groups.items())
+
+    def servers(self) -> "list[Wire]":
+        """Return the running loop's connections, one to each primary.
+
+        :raises CacheUnavailableError: after `aclose`.
+        """
+        try:
+            return list(self.here().primaries())
+        except CacheClosedError:
+            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
+
+    def trust_by_key(  # type: ignore[override]  # a method in place of None
+        self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float
+    ) -> Trust:
+        """Return what a value stands on that a connection has brought.
+
+        :param name: the value's.
+        :param sent: the monotonic second when its request left.
+        """
+        if self.view.moved_at[key_slot(name)] >= sent:
+            # Whoever owned the slot then announces nothing about it any more.
+            return Trust(-math.inf, connection.trust.generation)
+        until = math.inf
+        if lent := connection.known.lent:
+            names = (epoch_names.root, epoch_names.control, *epoch_names.names)
+            until = min((lent[each] for each in names if each in lent), default=math.inf)
+        if until == math.inf and connection.tracking:
+            return connection.trust
+        until = min(until, sent + self.max_staleness, connection.known.deadline)
+        return Trust(min(until, connection.known.vouched + self.max_staleness), connection.trust.generation)
+
+    # -- all of them ------------------------------------------------------------------------------------------
+
+    def connections(self) -> "list[Wire]":
+        """Return the connections of all loops."""
+        return [wire for loop in list(self._loops.values()) for wire in loop.all_wires()]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections may still be created."""
+        try:
+            self._check_open()
+        except CacheClosedError:
+            return False
+        return True
+
+    # -- what the loops share -----------------------------------------------------------------------------------
+
+    def new_wire(self, endpoint: "Endpoint", node_id: str) -> ClusterWire:
+        """Return a new connection of the running loop.
+
+        :param node_id: of the node; empty for a seed.
+        :raises CacheClosedError: after `aclose`.
+        """
+        self._check_open()
+        breaker = self._breakers.get(node_id)
+        if breaker is None:
+            breaker = self._breakers[node_id] = _NodeBreaker(
+                self._breaker, 2 * self.op_timeout, lambda: any(wire.up for wire in self.connections())
+            )
+        return ClusterWire(endpoint, self._limits, breaker, self._listener, self._clock)
+
+    def is_control(self, name: bytes) -> bool:
+        """Whether a name is that of a control key."""
+        return name.startswith(self._prefix)
+
+    def _new_loop(self, loop: asyncio.AbstractEventLoop) -> ClusterLoop:
+        found = ClusterLoop(self, loop)
+        with self._lock:
+            self._check_open()
+            for old_loop, old in list(self._loops.items()):
+                if old_loop.is_closed():
+                    for wire in old.all_wires():
+                        self._listener.vanished(wire)
+                    del self._loops[old_loop]
+            self._loops[loop] = found
+        return found
+
+    def _lives(self, node_id: str) -> bool:
+        wires = [each.wires.get(node_id) for each in list(self._loops.values())]
+        return any(wire is not None and wire.up for wire in wires)
+
+    def _map_changed(self, affected: set[str]) -> None:
+        for each in list(self._loops.values()):
+            if each.loop is not _running():
+                # Its loop may be busy: what it has read ends now, and is renewed there.
+                for wire in each.all_wires():
+                    if wire.node_id in affected:
+                        wire.trust.kill()
+                call_on_loop(each.loop, each.apply, affected)
+            else:
+                each.apply(affected)
+
+    def _confirmed(self, node_id: str, at: float) -> None:
+        for each in list(self._loops.values()):
+            if each.loop is _running():
+                each.vouch(node_id, at)
+            else:
+                call_on_loop(each.loop, each.vouch, node_id, at)
+
+    # -- their life -------------------------------------------------------------------------------------------
+
+    def stop(self) -> list[tuple[asyncio.AbstractEventLoop, Future[None]]]:
+        """Begin to close all connections; return the loop of each, and a future of its end."""
+        with self._lock:
+            loops, self._loops = list(self._loops.values()), {}
+        error = CacheUnavailableError("closed", "the connection to Redis was closed")
+        wires = [wire for each in loops for wire in each.all_wires()]
+        for each in loops:
+            call_on_loop(each.loop, each.end, error)
+        for wire in wires:
+            call_on_loop(wire.loop, wire.stop)
+        return [(wire.loop, wire.ended) for wire in wires if wire.started and not wire.closed]
+
+    def reset(self) -> None:
+        """Start empty in a forked child: the sockets belong to its parent."""
+        super().reset()
+        self._keep(self._loops)
+        self._loops, self._breakers = {}, {}
+        self.view.reset()
+        self._lock = section()
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,282 @@
+"""The connection of one event loop to one node of a cluster.
+
+It is a `Wire` that knows which node it leads to, answers for that node only while another one confirms it, and passes
+on what belongs elsewhere; see `cluster_pipeline`. A cluster has one database, so its heartbeat needs no marker of it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, Question, unable_node
+from magnus_cache._engine.redis.connection import answers, push_of
+from magnus_cache._engine.redis.diagnosis import TopologyError
+from magnus_cache._engine.redis.events import WireLimits, WireListener
+from magnus_cache._engine.redis.exchange import Callback, ReadBatch
+from magnus_cache._engine.redis.handshake import introduce
+from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.incoming import Rest
+from magnus_cache._engine.redis.requests import Call, Read
+from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
+from magnus_cache._engine.redis.wire import Wire
+from magnus_cache._engine.runtime.clock import Clock
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.deployment import Deployment
+    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.exchange import Connection
+
+__all__ = ["ClusterWire", "Neighbours"]
+
+_PING: Final = commands.Command("PING", commands.pack(b"PING"))
+_ID_BYTES: Final = 64
+
+
+class Neighbours(Protocol):
+    """The connections of one loop to all nodes, as one of them sees them.
+
+    :ivar deployment: how the nodes are reached.
+    """
+
+    deployment: "Deployment"
+
+    def introduced(self, wire: "ClusterWire", found: SlotMap) -> None:
+        """Note what a node has answered in the handshake: its id, and its map."""
+
+    def redirected(self, wire: "ClusterWire", asked: Read | ReadBatch | Call, error: Exception) -> None:
+        """Queue a request again that a node has sent elsewhere."""
+
+    def confirmed_at(self, wire: "ClusterWire") -> float:
+        """Return the monotonic second at which another node was asked that has confirmed this one."""
+        ...
+
+    def confirm(self, *, urgent: bool = False) -> None:
+        """Ask other nodes about the map, unless that is under way or was done just now."""
+
+    def went_away(self, wire: "ClusterWire") -> None:
+        """Note that a connection was lost: its node's replica may take over."""
+
+    def told(self, wire: "ClusterWire", state: Any, reply: Any, sent: float) -> None:
+        """Take a node's answer about the state of the cluster and its map."""
+
+
+class _ClusterHeartbeat(Heartbeat):
+    """Asks for the time, and for any answer: in a cluster there is no second database to be swapped for this one."""
+
+    def __init__(self, clock: Clock, max_staleness: float, marker: bytes, exchanged: Callable[[], object]) -> None:
+        super().__init__(clock, max_staleness, marker, exchanged)
+        self._marker = _PING
+
+    def _marked(self, reply: Any, connection: "Connection", sent: float) -> None:
+        connection.known.confirmed = sent
+        connection.trust.deadline = connection.known.trusted_from + self._max_staleness
+
+
+class ClusterWire(Wire):
+    """See the module.
+
+    :ivar node_id: the node's id, once it has told it.
+    :ivar address: at which the map has the node.
+    :ivar seeds: the endpoints that it tries, if it may lead to any node.
+    """
+
+    _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
+    _pipeline: ClusterPipeline
+
+    def __init__(
+        self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
+    ) -> None:  # fmt: skip
+        super().__init__(endpoint, limits, breaker, observer, clock)
+        self.node_id, self.address = "", (endpoint.host, endpoint.port)
+        self.seeds: tuple[Endpoint, ...] = ()
+        self._neighbours: Neighbours
+        self._waiting: asyncio.TimerHandle | None = None
+        self._shards = True
+
+    def join(self, neighbours: Neighbours, node_id: str = "", seeds: "tuple[Endpoint, ...]" = ()) -> None:
+        """Become one of a loop's connections; call this once, before it is used.
+
+        :param node_id: the node that it is expected to lead to; empty for a seed.
+        :param seeds: the endpoints that it tries one after the other, if it may lead to any of them.
+        """
+        self._neighbours, self.node_id, self.seeds = neighbours, node_id, seeds
+        self._pipeline.believes = self._is_believed
+        self._pipeline.redirect = partial(neighbours.redirected, self)
+
+    # -- the handshake ----------------------------------------------------------------------------------------
+
+    async def _connection(self) -> CacheUnavailableError:
+        if not self.seeds:
+            return await super()._connection()
+        error: CacheUnavailableError | None = None
+        for endpoint in self.seeds:
+            self._endpoint = endpoint
+            error = await super()._connection()
+            if self._stood:
+                # The one that has worked comes first.
+                self.seeds = (endpoint, *(each for each in self.seeds if each is not endpoint))
+                return error
+        assert error is not None
+        return error
+
+    async def _introduce(self, connection: AbstractConnection) -> None:
+        sent = self.clock()
+        server = await introduce(connection, self.probe, cluster=True)
+        who, shards, slots = await answers(
+            connection, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_SHARDS.packed,
+            cluster_scripts.CLUSTER_SLOTS.packed,
+        )  # fmt: skip
+        found = self._map_of(shards, slots)
+        node_id = who.decode("ascii", "replace") if type(who) is bytes and 0 < len(who) <= _ID_BYTES else ""
+        if not node_id:
+            raise RedisConnectionError("Protocol error: what came is no answer to CLUSTER MYID")
+        self.tracking = server.tracking
+        self.time = RedisTime()
+        take_time(server.time, self, sent, self.clock)
+        # Of its role it is told by the other nodes.
+        self._heartbeat.begin(sent, replication=False)
+        self.node_id, self.server = node_id, server
+        self._neighbours.introduced(self, found)
+        self.known = KnownEpochs(self._limits.controls.root, sent)
+        self.known.vouched = self._neighbours.confirmed_at(self)
+        self.trust = Trust(self.known.trusted_from + self.max_staleness)
+        if not self.tracking:
+            self.known.deadline = sent + self.max_staleness
+
+    def _map_of(self, shards: Any, slots: Any) -> SlotMap:
+        """Return the map in the answers to CLUSTER SHARDS and SLOTS, of which a server may know one only.
+
+        :raises TopologyError: if the server is no node of a cluster.
+        """
+        if isinstance(slots, Exception):
+            if "cluster support disabled" in str(slots):
+                raise TopologyError(
+                    "it is a single server, and the settings say cluster; use a redis:// URL, or unset REDIS_CLUSTER"
+                )
+            if isinstance(shards, Exception):
+                raise slots
+        self._shards = not isinstance(shards, Exception)
+        here = Respondent(
+            self._endpoint.host, tls=self._endpoint.scheme == "tls", remap=self._neighbours.deployment.remap
+        )
+        try:
+            return from_shards(shards, here) if self._shards else from_slots(slots, here)
+        except SlotMapError as error:
+            raise TopologyError(f"its slot map cannot be used: {error}") from error
+
+    def map_in(self, reply: Any) -> SlotMap:
+        """Return the map in an answer to `ask_about_cluster`.
+
+        :raises SlotMapError: for anything else.
+        """
+        host, tls = self._endpoint.host, self._endpoint.scheme == "tls"
+        here = Respondent(host, tls=tls, remap=self._neighbours.deployment.remap)
+        return from_shards(reply, here) if self._shards else from_slots(reply, here)
+
+    # -- another node's word ------------------------------------------------------------------------------------
+
+    def _is_believed(self) -> bool:
+        return self.clock() <= self.known.vouched + self.max_staleness
+
+    def ask_about_cluster(self) -> None:
+        """Ask for the state of the cluster and the map, before all else that is queued.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away.
+        """
+        self._admit()
+        state: list[Any] = []
+        which = cluster_scripts.CLUSTER_SHARDS if self._shards else cluster_scripts.CLUSTER_SLOTS
+
+        def took_state(reply: Any, _connection: "Connection", _sent: float) -> None:
+            state.append(reply)
+
+        def took_map(reply: Any, _connection: "Connection", sent: float) -> None:
+            self._neighbours.told(self, state[0] if state else None, reply, sent)
+
+        # A refusal confirms nothing.
+        self._pipeline.add_first(Question(which, took_map, Callback()))
+        self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
+        self._sender.kick()
+
+    def vouched(self, at: float) -> None:
+        """Note that another node, asked at a monotonic second, has confirmed this one as the primary of its slots."""
+        if not self.up or at <= self.known.vouched:
+            return
+        self.known.vouched = at
+        self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
+        if self._pipeline.held:
+            self._pipeline.release()
+        if not self._pipeline.held and self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def suspect(self) -> None:
+        """Trust nothing that was read through this connection until now: slots of its node have moved."""
+        before = self.trust.deadline, self.trust.generation
+        self.trust.kill()
+        self.trust = Trust(*before)
+        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
+        self.known.vouched, self.known.deadline = known.vouched, known.deadline
+        self._observer.flushed(self)
+
+    def enqueue(self, asked: Read | ReadBatch | Call) -> None:
+        """Queue a request that another node was asked before.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away or the queue is full.
+        """
+        if isinstance(asked, ReadBatch):
+            self.read_batch(asked)
+        else:
+            self._enqueue(asked)
+
+    @property
+    def host(self) -> str:
+        """The host that it leads to."""
+        return self._endpoint.host
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is asked of it."""
+        return not self._pipeline.pending
+
+    # -- as `Wire` does them ---------------------------------------------------------------------------------
+
+    def _pack(self) -> list[bytes | memoryview]:
+        self._neighbours.confirm()
+        return super()._pack()
+
+    def _handle(self, reply: Any) -> Rest:
+        if self._pipeline.held and (frame := push_of(reply)) is not None:
+            self._pipeline.held.append(partial(self._take_push, frame))
+            return None
+        rest = super()._handle(reply)
+        if self._pipeline.held and self._waiting is None:
+            self._neighbours.confirm(urgent=True)
+            self._waiting = self.loop.call_later(self._limits.op_timeout, self.give_up)
+        return rest
+
+    def _take_push(self, frame: list[Any]) -> None:
+        if frame[0] == b"invalidate":
+            if frame[1] is None:
+                self._flushed()
+            else:
+                self._observer.invalidated(frame[1], self)
+
+    def _lost(self, error: CacheUnavailableError) -> None:
+        was_up = self.up
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        super()._lost(error)
+        if was_up:
+            self._neighbours.went_away(self)
