@@ -158,9 +158,9 @@ class Wire:
         return await waiter
 
     async def renew(self) -> None:
-        """Return after an answer has come that was asked for now: every push due before it has been handled.
+        """Return after a heartbeat was answered: every push that is due before that answer has been handled.
 
-        One exchange serves all who wait for it.
+        One heartbeat serves all who wait for it, also if it is under way already.
 
         :raises CacheUnavailableError: when Redis does not answer.
         """
