@@ -278,7 +278,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self.probe)
+        server = await introduce(connection, self._limits.controls.server)
         # The staleness bound holds without.
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
@@ -291,7 +291,7 @@ class Wire:
             self.known.deadline = sent + self.max_staleness
         known = self._observer.knows(server.identity) if server.identity else None
         if known is not None:
-            arrival = await arrive(connection, self._limits.controls, server.identity, known)
+            arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
         self.server = server
 
