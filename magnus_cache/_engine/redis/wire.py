@@ -348,7 +348,7 @@ class Wire:
 
     def _handle(self, reply: Any) -> Rest:
         """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
-        if reply == b"QUEUED" and self._pipeline.skipped():
+        if (reply == b"QUEUED" or reply == b"OK") and self._pipeline.skipped():
             return None
         frame = push_of(reply)
         if frame is None:
@@ -390,7 +390,7 @@ class Wire:
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
-        if self._pipeline.is_ready:
+        if (self._pipeline.queue or self._pipeline.large) and self._pipeline.is_ready:
             self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault
