@@ -32,7 +32,7 @@ _LONGEST_PAUSE: Final = 0.1
 _PART: Final = 4
 """Other nodes are asked for their word after 1/`_PART` of the staleness bound."""
 
-_REFRESH: Final = 0.1
+_REFRESH: Final = 0.04
 """Seconds between two urgent questions about the map."""
 
 _WORDS: Final = 2

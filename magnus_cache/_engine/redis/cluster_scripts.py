@@ -78,7 +78,9 @@ return text
 )
 
 # The copy of a tag that the group does not have needs no epoch: no value of the group has the tag, and a later one is
-# checked against the guard. It is made only if a value needs it now (ARGV[2]).
+# checked against the guard. It is made only if a value needs it now (ARGV[2]). Two that miss a copy at the same time
+# both issue an epoch for it: the second one takes the first one's, or values stored in between would be invalid. A bump
+# may have come in between as well, and has told the guard alone.
 _RAISE: Final = Script(
     "RAISE",
     _NUMBERS
@@ -89,18 +91,22 @@ if number(redis.pcall('HGET', KEYS[1], 'last')) < epoch then redis.pcall('HSET',
 for index = 2, #KEYS do
   local bucket = ARGV[index + 1]
   local last = number(redis.pcall('GET', KEYS[index]))
-  if last >= epoch then
-    if last > highest then highest = last end
-  elseif last > 0 or bucket == '' or bucket == '-' or ARGV[2] ~= '' then
-    put(KEYS[index], ARGV[1], bucket)
+  local told = bucket ~= '' and bucket ~= '-' and number(redis.pcall('HGET', KEYS[1], bucket)) or 0
+  if ARGV[2] ~= '' then
+    if last == 0 then
+      last = math.max(epoch, told)
+      put(KEYS[index], string.format('%016.0f', last), bucket)
+    end
+  else
+    if last < epoch and (last > 0 or bucket == '' or bucket == '-') then put(KEYS[index], ARGV[1], bucket) end
+    if bucket ~= '' and bucket ~= '-' and told < epoch then redis.pcall('HSET', KEYS[1], bucket, ARGV[1]) end
   end
-  if bucket ~= '' and bucket ~= '-' and number(redis.pcall('HGET', KEYS[1], bucket)) < epoch then
-    redis.pcall('HSET', KEYS[1], bucket, ARGV[1])
-  end
+  highest = math.max(highest, last)
   copies[#copies + 1] = KEYS[index]
 end
 redis.call('EXISTS', unpack(copies))
-return string.format('%016.0f', math.max(highest, epoch))
+if ARGV[2] == '' then highest = math.max(highest, epoch) end
+return string.format('%016.0f', highest)
 """,
 )
 
@@ -194,7 +200,7 @@ def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, ep
     """Pack the raising of one group's copies to an epoch; the reply has the digits of the highest that they have now.
 
     :param suffix: the anchor tag of the group, in braces.
-    :param make: whether to make the copies of tags that the group does not have.
+    :param make: whether to make copies that the group does not have, and leave the others as they are.
     """
     buckets = [names.bucket(logical_name(copy)) for copy in copies]
     return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)

@@ -41,6 +41,9 @@ __all__ = ["ClusterWire", "Neighbours"]
 _PING: Final = commands.Command("PING", commands.pack(b"PING"))
 _ID_BYTES: Final = 64
 
+_ASK_AGAIN: Final = 0.05
+"""Seconds after which the others are asked again for their word while answers wait for it."""
+
 
 class Neighbours(Protocol):
     """The connections of one loop to all nodes, as one of them sees them.
@@ -261,9 +264,19 @@ class ClusterWire(Wire):
             return None
         rest = super()._handle(reply)
         if self._pipeline.held and self._waiting is None:
-            self._neighbours.confirm(urgent=True)
-            self._waiting = self.loop.call_later(self._limits.op_timeout, self.give_up)
+            self._wait_for_word(self.clock() + self._limits.op_timeout)
         return rest
+
+    def _wait_for_word(self, until: float) -> None:
+        """Ask the others for their word until it comes, or until a monotonic second: then the connection ends."""
+        self._waiting = None
+        if not self._pipeline.held:
+            return
+        if self.clock() >= until:
+            self.give_up()
+            return
+        self._neighbours.confirm(urgent=True)
+        self._waiting = self.loop.call_later(_ASK_AGAIN, self._wait_for_word, until)
 
     def _take_push(self, frame: list[Any]) -> None:
         if frame[0] == b"invalidate":

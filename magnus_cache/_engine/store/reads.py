@@ -102,6 +102,9 @@ class Reads(Coding):
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
+                if again and self._trust_by_key is not None:
+                    # They may come from another server, and take longer than the value.
+                    await self.epoch_sync.settled(connection, ref.epoch_names, tags)
                 self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
                 waiter, placeholder = self.request(connection, ref, None if again else entry_here)
