@@ -178,8 +178,8 @@ def test_no_secret_is_in_an_error(url: str) -> None:
 
 
 def test_what_is_not_built_yet_is_told() -> None:
-    with pytest.raises(CacheSettingsError, match="cluster"):
-        CacheManager(redis_url="redis+cluster://h").get("t", "k")
+    with pytest.raises(CacheSettingsError, match="Sentinel"):
+        CacheManager(redis_url="redis+sentinel://h/m").get("t", "k")
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.memory.store import LocalCache
     from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.outage.journal import Journal
+    from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.frame_limits import Intake
     from magnus_cache._engine.redis.lane_connection import LaneConnection
     from magnus_cache._engine.redis.lane_session import Session
@@ -480,3 +481,13 @@ def plan_of(cache: "Cache", name: bytes) -> Any:
 
     entry = state_of(cache).memory.hit(name)
     return entry.value if entry is not None and type(entry.value) is CopyPlan else None
+
+
+# -- clusters -----------------------------------------------------------------------------------------------------
+
+
+def cluster_view_of(cache: "Cache | State") -> "ClusterView":
+    """Return what a cache knows of its cluster."""
+    topology: Any = state_of(cache).topology
+    view: ClusterView = topology.view
+    return view

@@ -1,8 +1,8 @@
 """Epochs on a cluster: one copy of each for every group of slots, beside the values that it covers.
 
-The names of single servers, such as ``magnus!epoch:portfolio``, are *logical* names here: what a caller clears, what the
-outbox records. In Redis there are copies, ``magnus!epoch:portfolio{53}``, one in each group; `{53}` is the group's
-anchor tag. A value is judged by the copies of its own group.
+The names of single servers, such as ``magnus!epoch:portfolio``, are *logical* names here: what a caller clears, what
+the outbox records. In Redis there are copies, ``magnus!epoch:portfolio{53}``, one in each group; `{53}` is the anchor
+tag of a group. A value is judged by the copies of its own group.
 
 Why the copies of a group, and not one key
 ------------------------------------------

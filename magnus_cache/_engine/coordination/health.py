@@ -82,9 +82,17 @@ async def _by_connecting(state: "State") -> Health:
     from magnus_cache._engine.redis.single_connection import connect_once
 
     assert state.endpoint is not None
-    settings = state.settings
-    took, server, tracking = await connect_once(state.endpoint, settings.op_timeout, state.epochs.root)
-    return _healthy(took, server, tracking=tracking)
+    timeout, probe, is_cluster = state.settings.op_timeout, state.epochs.root, state.topology.is_cluster
+    error: CacheUnavailableError | None = None
+    for endpoint in state.settings.deployment().endpoints:
+        try:
+            took, server, tracking = await connect_once(endpoint, timeout, probe, cluster=is_cluster)
+        except CacheUnavailableError as failure:
+            error = failure
+        else:
+            return _healthy(took, server, tracking=tracking)
+    assert error is not None
+    raise error
 
 
 def _healthy(took: float, server: "ServerFacts", *, tracking: bool) -> Health:

@@ -3,8 +3,8 @@
 An epoch on a cluster
 ---------------------
 One clock issues all epochs, so any two of them compare. Each epoch then has to reach a copy in every group, which is
-raised to it and never lowered. A bump is complete when all groups have answered; until then the caller has not been told
-that it has happened, and after a failure the outbox repeats it.
+raised to it and never lowered. A bump is complete when all groups have answered; until then the caller has not been
+told that it has happened, and after a failure the outbox repeats it.
 
 The races that this excludes
 ----------------------------

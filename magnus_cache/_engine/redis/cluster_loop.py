@@ -1,19 +1,22 @@
 """The connections of one event loop to the nodes of a cluster: which one has a key, and what a node sends elsewhere.
 
-Everything here runs on that loop. What all loops share is the `ClusterView`: the map, and which node was confirmed when.
+Everything here runs on that loop. What all loops share is the `ClusterView`: the map, and which node was confirmed at
+what time.
 """
 
 import asyncio
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import AskError, MovedError, ResponseError
 
 from magnus_cache._engine.redis import cluster_scripts
+from magnus_cache._engine.redis.cluster_scripts import Steps
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import Command, info, pack
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, SlotMapError, key_slot, redirected
 from magnus_cache.errors import CacheUnavailableError
@@ -241,6 +244,9 @@ class ClusterLoop:
         if now > journey.began + self._topology.op_timeout or not self._topology.is_open:
             self._fail(asked, _unsettled(error))
             return
+        if isinstance(asked, Call) and isinstance(asked.command, Steps) and not isinstance(error, MovedError):
+            self._one_by_one(asked, asked.command.parts, journey, self._node_of(wire))
+            return
         node: ClusterNode | None = None
         if isinstance(error, AskError):
             try:
@@ -309,6 +315,26 @@ class ClusterLoop:
         timer = self.loop.call_later(pause, due)
         self._timers.add(timer)
         self._postponed[timer] = asked
+
+    def _one_by_one(self, asked: Call, parts: Sequence[Command], journey: _Journey, node: ClusterNode) -> None:
+        """Send the parts of a command one after the other: their keys may be on two nodes while the slot is moved.
+
+        Together they would be refused; and sent together to the target, they would create a key there that the source
+        still has.
+        """
+        first, *others = parts
+        if not others:
+            self._send(_RedirectedCall(Call(first, asked.receive, asked.waiter), journey), node)
+            return
+
+        def answered(_reply: object) -> None:
+            self._one_by_one(asked, others, journey, self._topology.view.map.nodes.get(node.id, node))
+
+        def failed(error: BaseException) -> None:
+            if not asked.waiter.done():
+                asked.waiter.set_exception(error)
+
+        self._send(_RedirectedCall(Call(first, as_it_is, Callback(answered, failed)), journey), node)
 
     def _by_slot(self, asked: _Asked, node: ClusterNode) -> ClusterNode:
         """Return the owner of what is asked for, as known by now; of a command, the node that was named."""

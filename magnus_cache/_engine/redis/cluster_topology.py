@@ -126,9 +126,7 @@ class ClusterTopology(Topology):
         except CacheClosedError:
             raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
 
-    def trust_by_key(  # type: ignore[override]  # a method in place of None
-        self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float
-    ) -> Trust:
+    def trust_by_key(self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float) -> Trust:
         """Return what a value stands on that a connection has brought.
 
         :param name: the value's.

@@ -21,7 +21,7 @@ from magnus_cache._engine.redis.connection import answers, push_of
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, ReadBatch
-from magnus_cache._engine.redis.handshake import introduce
+from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
@@ -162,10 +162,8 @@ class ClusterWire(Wire):
         :raises TopologyError: if the server is no node of a cluster.
         """
         if isinstance(slots, Exception):
-            if "cluster support disabled" in str(slots):
-                raise TopologyError(
-                    "it is a single server, and the settings say cluster; use a redis:// URL, or unset REDIS_CLUSTER"
-                )
+            # A server that does not tell its mode.
+            check_mode(b"redis_mode:standalone" if "cluster support disabled" in str(slots) else None, cluster=True)
             if isinstance(shards, Exception):
                 raise slots
         self._shards = not isinstance(shards, Exception)

@@ -71,6 +71,11 @@ class Deployment:
         return replace(self.endpoint, host=host, port=port)
 
     @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The server, or the nodes of the cluster that the settings name."""
+        return tuple(self.at(*seed) for seed in self.seeds) if self.kind == "cluster" else (self.endpoint,)
+
+    @property
     def display(self) -> str:
         """All of it as a URL without credentials, for people."""
         if self.kind == "standalone":

@@ -17,7 +17,7 @@ from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "history_check", "introduce"]
+__all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "check_mode", "history_check", "introduce"]
 
 _NAME_LIBRARY: Final = (
     commands.pack(b"CLIENT", b"SETINFO", b"LIB-NAME", b"redis-py"),
@@ -67,7 +67,7 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
 
     :param key: read along, as `ServerInfo.stored`: that of the identity, or any key if no value is to be trusted.
     :param cluster: whether it is to be a node of a cluster.
-    :raises TopologyError: if it is a node of a cluster, and was not to be one.
+    :raises TopologyError: if it is not.
     """
     *_, tracking, _, _, switched, time, stored, server, replication, client = await answers(
         connection,
@@ -85,11 +85,7 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
     )
     if isinstance(time, Exception):
         raise time
-    if not cluster and info(server, b"redis_mode") == "cluster":
-        raise TopologyError(
-            "it is a node of a Redis Cluster, and the settings say a single server; set REDIS_CLUSTER=true, or use a "
-            "redis+cluster:// URL"
-        )
+    check_mode(server, cluster=cluster)
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
     tracks = not isinstance(tracking, Exception)
@@ -109,6 +105,23 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
         client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
         ended=set(),
     )
+
+
+def check_mode(server: Any, *, cluster: bool) -> None:
+    """Check that a server is what the settings say, by its reply to INFO server, if it tells.
+
+    :raises TopologyError: if it is not.
+    """
+    mode = info(server, b"server_mode") or info(server, b"redis_mode")
+    if mode == "cluster" and not cluster:
+        raise TopologyError(
+            "it is a node of a Redis Cluster, and the settings say a single server; set REDIS_CLUSTER=true, or use a "
+            "redis+cluster:// URL"
+        )
+    if mode == "standalone" and cluster:
+        raise TopologyError(
+            "it is a single server, and the settings say a cluster; use a redis:// URL, or unset REDIS_CLUSTER"
+        )
 
 
 def _orderly(server: Any) -> bool:

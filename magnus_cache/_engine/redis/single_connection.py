@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
+from redis.exceptions import AskError
+
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.redis.connection import answers, opened
 from magnus_cache._engine.redis.diagnosis import explain
@@ -20,24 +22,28 @@ _STEP: Final = 500
 """Keys that one command scans: some hundred microseconds of the server's time."""
 
 
-async def connect_once(endpoint: "Endpoint", timeout: float, probe: bytes) -> tuple[float, ServerFacts, bool]:
+async def connect_once(
+    endpoint: "Endpoint", timeout: float, probe: bytes, *, cluster: bool = False
+) -> tuple[float, ServerFacts, bool]:
     """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
 
     The handshake and the read are those of any connection of the cache.
 
     :param timeout: seconds for the connection and for each answer.
     :param probe: any key; it need not exist.
+    :param cluster: whether the server is to be a node of a cluster.
     :raises CacheUnavailableError: when Redis does not answer, or cannot serve.
     """
     intake = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES)
     try:
         async with opened(endpoint, timeout, intake, lambda: True) as connection:
-            met = await introduce(connection, probe)
+            met = await introduce(connection, probe, cluster=cluster)
             intake.completed()
             began = monotonic()
             (reply,) = await answers(connection, commands.get_many((probe,)))
             took = monotonic() - began
-            if isinstance(reply, Exception):
+            # In a cluster, the key may be on another node: that is an answer, too.
+            if isinstance(reply, Exception) and not isinstance(reply, AskError):
                 raise reply
             (about,) = await answers(connection, commands.INFO_SERVER.packed)
     # The errors of redis-py, sockets and TLS have no common base class below Exception.

@@ -19,8 +19,8 @@ Groups
 ------
 Control keys, such as epochs, exist once for each of 64 groups of 256 slots, in the slot of the group's anchor. They
 move with their slots. If they belonged to nodes, a value that was invalidated on one node would be valid again on
-another node after a migration. All processes of a fleet have to agree on the anchors: they are the smallest numbers that hash
-into each group.
+another node after a migration. All processes of a fleet have to agree on the anchors: they are the smallest numbers
+that hash into each group.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

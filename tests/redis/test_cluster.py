@@ -1,0 +1,249 @@
+"""A cache on a Redis Cluster: the same operations and promises as on one server."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache._engine.redis.slots import GROUPS, group_of, key_slot
+from magnus_cache.embedded import EmbeddedServer
+from magnus_cache.testing import EmbeddedCluster
+from tests.support.inside import cluster_view_of, state_of
+from tests.support.wait import wait_until_async
+
+pytestmark = pytest.mark.anyio
+
+KEYS = [f"k{number}" for number in range(200)]
+
+
+def url_of(cluster: EmbeddedCluster) -> str:
+    return "redis+cluster://" + ",".join(node.address for node in cluster.nodes if node.running)
+
+
+def cache_of(cluster: EmbeddedCluster, **options: Any) -> AsyncCacheManager:
+    return AsyncCacheManager(redis_url=url_of(cluster), **options)
+
+
+async def test_values_are_stored_on_all_nodes(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for number, key in enumerate(KEYS):
+            assert await one.set("t", key, number)
+        assert [await other.get("t", key) for key in KEYS] == list(range(len(KEYS)))
+        assert await asyncio.gather(*(other.get("t", key) for key in KEYS)) == list(range(len(KEYS)))
+        stored = [node for node in cluster.primaries if int(node.ask("DBSIZE")) > len(KEYS) // 6]
+        assert len(stored) == 3
+        assert await other.contains("t", KEYS[0])
+        assert await other.touch("t", KEYS[0], 60)
+        left = await other.ttl("t", KEYS[0])
+        assert left is not None
+        assert 55 < left <= 60
+        assert await other.delete("t", KEYS[0])
+        assert not await other.delete("t", KEYS[0])
+        assert await one.get("t", KEYS[0]) is None
+
+
+async def test_many_values_at_once(cluster: EmbeddedCluster) -> None:
+    values: dict[Any, Any] = {key: number for number, key in enumerate(KEYS)}
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set_many("t", values)
+        assert await other.get_many("t", [*KEYS, "missing"]) == values
+        assert await other.delete_many("t", KEYS[:50]) == 50
+        assert await one.get_many("t", KEYS) == {key: values[key] for key in KEYS[50:]}
+        loaded: list[Any] = []
+
+        async def load(keys: Any) -> dict[Any, Any]:
+            loaded.extend(keys)
+            return {key: values[key] for key in keys}
+
+        assert await other.get_or_set_many("t", KEYS, load) == values
+        assert sorted(loaded) == sorted(KEYS[:50])
+
+
+async def test_a_clear_reaches_every_group(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for key in KEYS:
+            await one.set("t", key, 1)
+            await one.set("u", key, 2)
+        assert len({group_of(key_slot(f"magnus:t:{key}".encode())) for key in KEYS}) > GROUPS * 0.9
+        assert await other.clear("t") == len(KEYS)
+        assert [await one.get("t", key) for key in KEYS] == [None] * len(KEYS)
+        assert await other.get_many("u", KEYS) == dict.fromkeys(KEYS, 2)
+        assert await one.clear("magnus:u:k1*") == len([key for key in KEYS if key.startswith("k1")])
+        assert await one.clear("magnus:*") == len([key for key in KEYS if not key.startswith("k1")])
+        assert await other.get_many("u", KEYS) == {}
+
+
+async def test_tags_reach_every_group(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for number, key in enumerate(KEYS):
+            await one.set("t", key, number, tags=["odd" if number % 2 else "even"])
+        await other.invalidate_tags("odd")
+        assert await other.get_many("t", KEYS) == {key: number for number, key in enumerate(KEYS) if number % 2 == 0}
+        await one.set("t", KEYS[1], "new", tags=["odd"])
+        assert await other.get("t", KEYS[1]) == "new"
+
+
+async def test_a_change_elsewhere_is_announced(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for key in KEYS[:30]:
+            await one.set("t", key, "old")
+            assert await other.get("t", key) == "old"
+        before = state_of(other).stats.l2_latency.count
+        assert [await other.get("t", key) for key in KEYS[:30]] == ["old"] * 30
+        assert state_of(other).stats.l2_latency.count == before  # from memory
+        for key in KEYS[:30]:
+            await one.set("t", key, "new")
+
+        async def all_new() -> bool:
+            return [await other.get("t", key) for key in KEYS[:30]] == ["new"] * 30
+
+        while not await all_new():
+            await asyncio.sleep(0.001)
+
+
+async def test_invariant_3_one_load_for_the_fleet(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        loads: list[str] = []
+
+        def loader(key: str) -> Callable[[], Any]:
+            async def load() -> str:
+                loads.append(key)
+                await asyncio.sleep(0.05)
+                return f"value of {key}"
+
+            return load
+
+        calls = [cache.get_or_set("t", key, loader(key)) for key in KEYS[:20] for cache in (one, other, one)]
+        values = await asyncio.gather(*calls)
+        assert values == [f"value of {key}" for key in KEYS[:20] for _ in range(3)]
+        assert sorted(loads) == sorted(KEYS[:20])
+
+
+async def test_invariant_2_an_overtaken_load_is_not_stored(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for key in KEYS[:5]:
+            began, finish = asyncio.Event(), asyncio.Event()
+
+            async def load(began: asyncio.Event = began, finish: asyncio.Event = finish) -> str:
+                began.set()
+                await finish.wait()
+                return "old"
+
+            call = asyncio.create_task(one.get_or_set("t", key, load))
+            await began.wait()
+            await other.delete("t", key)
+            finish.set()
+            assert await call == "old"
+            assert await one.get("t", key) is None
+            assert await other.get("t", key) is None
+
+
+async def test_one_connection_for_each_loop_and_primary(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as cache:
+        await asyncio.gather(*(cache.get("t", f"x{number}") for number in range(1000)))
+        wires = state_of(cache).topology.connections()
+        assert len([wire for wire in wires if wire.up]) == 3
+        assert sorted(node.id for node in cluster.primaries) == sorted(cluster_view_of(cache).map.nodes)
+
+
+def test_blocking_callers(cluster: EmbeddedCluster) -> None:
+    with CacheManager(redis_url=url_of(cluster)) as cache:
+        for number, key in enumerate(KEYS[:40]):
+            assert cache.set("t", key, number)
+        assert cache.get_many("t", KEYS[:40]) == {key: number for number, key in enumerate(KEYS[:40])}
+        calls: list[int] = []
+
+        @cache.cached("t", key="f{number}")
+        def function(number: int) -> int:
+            calls.append(number)
+            return number
+
+        assert [function(number) for number in (1, 2, 1)] == [1, 2, 1]
+        assert calls == [1, 2]
+        assert cache.clear("t") == 42
+        assert cache.get("t", KEYS[0]) is None
+        health = cache.ping()
+        assert (health.ok, health.mode) == (True, "cluster")
+
+
+async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
+    """Any of the nodes that the settings name leads to the others, a replica as well."""
+    down = "127.0.0.1:1"
+    for node in (cluster.primaries[1], cluster.replicas[0]):
+        url = f"redis+cluster://{down},{node.address}"
+        async with AsyncCacheManager(redis_url=url) as cache:
+            for key in KEYS[:20]:
+                assert await cache.set("t", key, key)
+            assert await cache.get_many("t", KEYS[:20]) == {key: key for key in KEYS[:20]}
+            assert len(cluster_view_of(cache).map.nodes) == 3
+
+
+# -- what is not what the settings say --------------------------------------------------------------------------------
+
+
+async def test_a_clusters_url_for_a_single_server(server: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncCacheManager(redis_url=f"redis+cluster://127.0.0.1:{server.port}") as cache:
+        assert await cache.get("t", "k", "default") == "default"
+        health = await cache.ping()
+    assert health.reason is not None
+    assert health.reason.startswith("topology: ")
+    assert "use a redis:// URL, or unset REDIS_CLUSTER" in health.reason
+    assert [line for line in caplog.messages if "unset REDIS_CLUSTER" in line]
+
+
+async def test_a_single_servers_url_for_a_cluster(cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncCacheManager(redis_url=f"redis://{cluster.nodes[0].address}") as cache:
+        assert await cache.get_or_set("t", "k", lambda: "loaded") == "loaded"
+        health = await cache.ping()
+    assert health.reason is not None
+    assert "set REDIS_CLUSTER=true, or use a redis+cluster:// URL" in health.reason
+    assert [line for line in caplog.messages if "REDIS_CLUSTER=true" in line]
+
+
+# -- migrations -------------------------------------------------------------------------------------------------------
+
+
+async def test_slots_that_have_moved_are_found(cluster: EmbeddedCluster) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for number, key in enumerate(KEYS):
+            await one.set("t", key, number)
+            assert await other.get("t", key) == number
+        source = cluster.primaries[0]
+        slots = sorted({key_slot(f"magnus:t:{key}".encode()) for key in KEYS} & set(cluster.slots_of(source)))
+        target = next(node for node in cluster.primaries if node is not source)
+        await asyncio.to_thread(cluster.migrate, slots, target)
+        moved = [key for key in KEYS if key_slot(f"magnus:t:{key}".encode()) in slots]
+        assert len(moved) > 30
+        for key in moved:
+            await one.set("t", key, "new")
+            assert await one.get("t", key) == "new"
+        await wait_until_async(lambda: all(cluster_view_of(other).map.owner(slot) is not None for slot in slots))
+        for key in moved:
+            assert await other.delete("t", key)
+            assert await other.get("t", key) is None
+
+
+async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
+    """Keys that are still at the source, keys that are at the target, and keys that do not exist."""
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        source, target = cluster.primaries[:2]
+        key = cluster.key_on(source, prefix="magnus:t:").removeprefix("magnus:t:")
+        slot = key_slot(f"magnus:t:{key}".encode())
+        await one.set("t", key, "old")
+        assert await other.get("t", key) == "old"
+        migration = cluster.migration([slot], target)
+        await asyncio.to_thread(migration.begin)
+        assert await one.get("t", key) == "old"
+        await one.set("t", key, "at the source")
+        await asyncio.to_thread(migration.move_keys)
+        assert await asyncio.wait_for(other.get("t", key), 1) == "at the source"
+        assert await one.set("t", key, "at the target")
+        assert await one.get("t", key) == "at the target"
+        assert await other.delete("t", key)
+        assert await one.get("t", key) is None
+        assert await one.get_or_set("t", key, lambda: "loaded") == "loaded"
+        await asyncio.to_thread(migration.complete)
+        assert await one.set("t", key, "moved")
+        assert await other.get("t", key) == "moved"
