@@ -247,3 +247,56 @@ async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
         await asyncio.to_thread(migration.complete)
         assert await one.set("t", key, "moved")
         assert await other.get("t", key) == "moved"
+
+
+# -- lost writes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["set", "delete", "clear", "tag"])
+async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: EmbeddedCluster, change: str) -> None:
+    """A change was acknowledged by a primary that is gone, and its replica has never heard of it."""
+    primary = cluster.primaries[0]
+    replica = cluster.replicas_of(primary)[0]
+    key = cluster.key_on(primary, prefix="magnus:t:").removeprefix("magnus:t:")
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "old", tags=["tag"])
+        assert await other.get("t", key) == "old"
+        await asyncio.to_thread(cluster.settle)
+        await asyncio.to_thread(cluster.pause, replica)
+        # Or the kernel would keep for it what the primary sends.
+        primary.ask("CLIENT", "KILL", "TYPE", "replica")
+        if change == "set":
+            await one.set("t", key, "new", tags=["tag"])
+        elif change == "delete":
+            await one.delete("t", key)
+        elif change == "clear":
+            await one.clear("t")
+        else:
+            await one.invalidate_tags("tag")
+        await asyncio.to_thread(cluster.kill, primary)
+        await asyncio.to_thread(cluster.resume, replica)
+        await asyncio.to_thread(cluster.promote, replica, "takeover")
+        assert "old" in replica.ask("GET", f"magnus:t:{key}")
+        async with cache_of(cluster) as fresh:
+            for cache in (fresh, one, other):
+
+                async def stored(cache: AsyncCacheManager = cache) -> bool:
+                    assert await cache.get("t", key) != "old"
+                    return await cache.set("t", f"{key}", "newer") and await cache.get("t", key) == "newer"
+
+                while not await stored():
+                    await asyncio.sleep(0.01)
+
+
+async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: EmbeddedCluster) -> None:
+    source, target = cluster.primaries[:2]
+    key = cluster.key_on(source, prefix="magnus:t:").removeprefix("magnus:t:")
+    group = group_of(key_slot(f"magnus:t:{key}".encode()))
+    slots = [slot for slot in cluster.slots_of(source) if group_of(slot) == group]
+    async with cache_of(cluster) as one:
+        await one.set("t", key, "kept")
+        await asyncio.to_thread(cluster.migrate, slots, target)
+        async with cache_of(cluster) as fresh:
+            assert await fresh.get("t", key) == "kept"
+            await one.clear("t")
+            assert await fresh.get("t", key) is None

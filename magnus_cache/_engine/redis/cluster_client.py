@@ -18,7 +18,7 @@ The races that this excludes
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from magnus_cache._engine.redis.bulk import BeforeRemoval
 from magnus_cache._engine.redis.client import Client, done, issued
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
 from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache.errors import CacheUnavailableError
@@ -172,6 +173,11 @@ class ClusterClient(Client):
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
+        suffix = control[len(logical_name(control)) :]
+        wire = self._wire(control)
+        if isinstance(wire, ClusterWire) and logical_name(control) == self._epochs.root and wire.is_unknown(suffix):
+            self._begin(self._arrived(wire, control, known, receive, waiter))
+            return
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
         self._decide(command, control, known, receive, waiter)
 
@@ -196,9 +202,7 @@ class ClusterClient(Client):
                 if not waiter.done():
                     waiter.set_result(outcome[0])
                 return
-            task = loop_task(self._made(copy, known, receive, waiter))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._made(copy, known, receive, waiter))
 
         def failed(error: BaseException) -> None:
             if not waiter.done():
@@ -206,12 +210,41 @@ class ClusterClient(Client):
 
         self._wire(copy).call(command, took, Callback(answered, failed))
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = loop_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _made(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
         """Issue an epoch for one missing copy, and settle the waiter."""
-        try:
+
+        async def work() -> Any:
             epoch, _, _ = await self._issued(max(known, self._epochs.highest))
-            suffix = copy[len(logical_name(copy)) :]
-            result = await self._raise([copy], suffix, epoch, make=True, receive=receive)
+            return await self._raise([copy], copy[len(logical_name(copy)) :], epoch, make=True, receive=receive)
+
+        await self._settle(work, waiter)
+
+    async def _arrived(self, wire: ClusterWire, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Invalidate a group whose server may lack writes, and settle the waiter."""
+        suffix = copy[len(logical_name(copy)) :]
+
+        def took(epoch: int, connection: Connection, sent: float) -> Any:
+            # What is here of the group was read through another connection, and is not trusted any more. What is here
+            # of other groups stays.
+            self._epochs.seen(copy, epoch)
+            if connection is wire:
+                wire.met(suffix)
+            return receive(epoch, connection, sent)
+
+        async def work() -> Any:
+            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            return await self._raise([copy], suffix, epoch, make=False, receive=took)
+
+        await self._settle(work, waiter)
+
+    async def _settle(self, work: Callable[[], Awaitable[Any]], waiter: Waiter) -> None:
+        try:
+            result = await work()
         except BaseException as error:
             if not waiter.done():
                 problem = CacheUnavailableError("lost", "an epoch was not issued")

@@ -161,6 +161,10 @@ class ClusterLoop:
             self.wires[node.id] = wire
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
 
+    def identities(self) -> set[bytes]:
+        """Return the identities of all nodes that a connection leads to now."""
+        return {wire.identity for wire in self.wires.values() if wire.up and wire.identity}
+
     def confirmed_at(self, wire: ClusterWire) -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""
         return self._topology.view.vouched.get(wire.node_id, -math.inf)

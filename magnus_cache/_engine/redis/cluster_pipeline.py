@@ -14,7 +14,8 @@ The races that holding back excludes
   asked, with what it had. Its own word about its role is worth nothing, another node's is.
 - The announcement of an epoch overtakes the answer that is held back and has the old epoch: the old one would count as
   current, without an announcement to come. So what arrives after an answer that is held back waits behind it.
-- Two connections wait for each other's word. So answers to `Question` are never held back.
+- Two connections wait for each other's word. So answers to `Question` are never held back. Neither is an answer that
+  sends us elsewhere: it brings nothing, and a replica, which has no other ones, is confirmed by no node.
 """
 
 from collections import deque
@@ -35,7 +36,7 @@ __all__ = ["ClusterPipeline", "Question", "is_redirection", "unable_node"]
 
 
 class Question(Call):
-    """A question about the cluster itself."""
+    """A question to this very node: about the cluster, or about itself."""
 
     __slots__ = ()
 
@@ -105,7 +106,7 @@ class ClusterPipeline(Pipeline):
             self.owed.popleft()
             if request.is_large:
                 self._large_owed = False
-            if self.held or not self.believes():
+            if (self.held or not self.believes()) and not all(map(_is_redirection, request.values)):
                 self.held.append(partial(self._take, request, connection))
             else:
                 self._take(request, connection)
@@ -159,13 +160,17 @@ class ClusterPipeline(Pipeline):
             self._refuse([asked], error, connection, sent)
 
     def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
-        if not isinstance(asked, Question) and (self.held or not self.believes()):
+        if isinstance(asked, Question):
+            super()._settle(asked, reply, connection, sent)
+        elif _is_redirection(reply):
+            self._settle_now(asked, reply, connection, sent)
+        elif self.held or not self.believes():
             self.held.append(partial(self._settle_now, asked, reply, connection, sent))
         else:
             self._settle_now(asked, reply, connection, sent)
 
     def _settle_now(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
-        if isinstance(reply, Exception) and is_redirection(reply):
+        if _is_redirection(reply):
             self.pending -= 1
             self.redirect(asked, reply)
         else:
@@ -191,6 +196,10 @@ class ClusterPipeline(Pipeline):
                 self._fail(part, error)
         elif isinstance(asked, Read | Call):
             self._fail(asked, error)
+
+
+def _is_redirection(reply: Any) -> bool:
+    return isinstance(reply, Exception) and is_redirection(reply)
 
 
 def _is_no_value(value: Any) -> bool:

@@ -2,6 +2,25 @@
 
 It is a `Wire` that knows which node it leads to, answers for that node only while another one confirms it, and passes
 on what belongs elsewhere; see `cluster_pipeline`. A cluster has one database, so its heartbeat needs no marker of it.
+
+Whether a node may have lost writes
+-----------------------------------
+A replica that was put in the place of its primary, or a node that was started anew, may lack the latest writes: deleted
+values may be back, and so may old epochs. The key `magnus!server` of each group has the identity of the server whose
+writes the group's data consists of. A connection reads it together with the root epoch of the group, before the first
+value is judged by that epoch. If it is the identity of this server, or of another present primary, from which the slot
+was moved, all is well. Else the root epoch counts as missing: a new one is issued, which invalidates the whole group,
+and only then the group has the identity of this server. So the first process that meets it pays with a cold group, and
+the others find the identity.
+
+The races that this excludes
+----------------------------
+- A delete, an overwrite or a bump was acknowledged by a primary and lost with it. Whatever came back with the replica
+  is older than the new root epoch of the group.
+- Two processes meet the server at the same time: both issue an epoch. The second one invalidates what was stored after
+  the first one, which costs misses only.
+- The identity is stored and the epoch is not: the other way round, so a process that ends in between leaves a server
+  that still counts as unknown.
 """
 
 import asyncio
@@ -17,11 +36,12 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_scripts, commands
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, Question, unable_node
-from magnus_cache._engine.redis.connection import answers, push_of
+from magnus_cache._engine.redis.commands import info
+from magnus_cache._engine.redis.connection import answers, push_of, server_identity
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Callback, ReadBatch
-from magnus_cache._engine.redis.handshake import check_mode, introduce
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.handshake import check_mode, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
@@ -34,7 +54,6 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.deployment import Deployment
     from magnus_cache._engine.redis.endpoint import Endpoint
-    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["ClusterWire", "Neighbours"]
 
@@ -59,6 +78,10 @@ class Neighbours(Protocol):
     def redirected(self, wire: "ClusterWire", asked: Read | ReadBatch | Call, error: Exception) -> None:
         """Queue a request again that a node has sent elsewhere."""
 
+    def identities(self) -> set[bytes]:
+        """Return the identities of all nodes that a connection leads to now."""
+        ...
+
     def confirmed_at(self, wire: "ClusterWire") -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""
         ...
@@ -80,7 +103,12 @@ class _ClusterHeartbeat(Heartbeat):
         super().__init__(clock, max_staleness, marker, exchanged)
         self._marker = _PING
 
-    def _marked(self, reply: Any, connection: "Connection", sent: float) -> None:
+    def _took_replication(self, reply: Any, connection: Connection, _sent: float) -> None:
+        history = server_identity(None, reply)
+        if info(reply, b"role") == "slave" or (history and not connection.identity.endswith(history)):
+            self._fail("the node has become a replica, or has taken over another one's data")
+
+    def _marked(self, reply: Any, connection: Connection, sent: float) -> None:
         connection.known.confirmed = sent
         connection.trust.deadline = connection.known.trusted_from + self._max_staleness
 
@@ -105,6 +133,7 @@ class ClusterWire(Wire):
         self._neighbours: Neighbours
         self._waiting: asyncio.TimerHandle | None = None
         self._shards = True
+        self._vetted, self._unknown = set[bytes](), set[bytes]()
 
     def join(self, neighbours: Neighbours, node_id: str = "", seeds: "tuple[Endpoint, ...]" = ()) -> None:
         """Become one of a loop's connections; call this once, before it is used.
@@ -146,9 +175,9 @@ class ClusterWire(Wire):
         self.tracking = server.tracking
         self.time = RedisTime()
         take_time(server.time, self, sent, self.clock)
-        # Of its role it is told by the other nodes.
-        self._heartbeat.begin(sent, replication=False)
+        self._heartbeat.begin(sent, replication=bool(server.history))
         self.node_id, self.server = node_id, server
+        self._vetted, self._unknown = set(), set()
         self._neighbours.introduced(self, found)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
@@ -198,10 +227,10 @@ class ClusterWire(Wire):
         state: list[Any] = []
         which = cluster_scripts.CLUSTER_SHARDS if self._shards else cluster_scripts.CLUSTER_SLOTS
 
-        def took_state(reply: Any, _connection: "Connection", _sent: float) -> None:
+        def took_state(reply: Any, _connection: Connection, _sent: float) -> None:
             state.append(reply)
 
-        def took_map(reply: Any, _connection: "Connection", sent: float) -> None:
+        def took_map(reply: Any, _connection: Connection, sent: float) -> None:
             self._neighbours.told(self, state[0] if state else None, reply, sent)
 
         # A refusal confirms nothing.
@@ -238,7 +267,7 @@ class ClusterWire(Wire):
         if isinstance(asked, ReadBatch):
             self.read_batch(asked)
         else:
-            self._enqueue(asked)
+            self._enqueue(*(self._vetting(asked) if isinstance(asked, Read) else (asked,)))
 
     @property
     def host(self) -> str:
@@ -249,6 +278,56 @@ class ClusterWire(Wire):
     def is_idle(self) -> bool:
         """Whether nothing is asked of it."""
         return not self._pipeline.pending
+
+    # -- lost writes ----------------------------------------------------------------------------------------------
+
+    def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
+        """Queue the read of one value, see `Connection.read`.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away or the queue is full.
+        """
+        self._enqueue(*self._vetting(Read(name, receive, waiter, expected)))
+
+    def _vetting(self, asked: Read) -> tuple[Read | Call, ...]:
+        """Return a read, and before it the question for the group's identity if it is for an unvetted root epoch."""
+        root = self._limits.controls.root
+        suffix = asked.name[len(root) :]
+        if not suffix.startswith(b"{") or not asked.name.startswith(root) or suffix in self._vetted:
+            return (asked,)
+        receive = asked.receive
+
+        def took(stored: Any, _connection: Connection, _sent: float) -> None:
+            self._vet(suffix, stored)
+
+        def received(raw: bytes | None, connection: Connection, sent: float) -> Any:
+            return receive(None if suffix in self._unknown else raw, connection, sent)
+
+        asked.receive = received
+        command = commands.Command("GET", commands.pack(b"GET", self._limits.controls.server + suffix))
+        # A node that does not have the group refuses, and passes the read on to the one that does.
+        return Question(command, took, Callback()), asked
+
+    def _vet(self, suffix: bytes, stored: Any) -> None:
+        if not self.identity or stored == self.identity:
+            self._unknown.discard(suffix)
+            self._vetted.add(suffix)
+        elif stored in self._neighbours.identities():
+            # The slot was moved from there, with all that it has.
+            self.met(suffix)
+        else:
+            self._unknown.add(suffix)
+
+    def is_unknown(self, suffix: bytes) -> bool:
+        """Whether this server may lack writes of a group: its root epoch is to be issued anew."""
+        return suffix in self._unknown
+
+    def met(self, suffix: bytes) -> None:
+        """Note that whatever this server may lack of a group is invalid now, and store its identity there."""
+        self._unknown.discard(suffix)
+        self._vetted.add(suffix)
+        command = commands.Command("SET", commands.pack(b"SET", self._limits.controls.server + suffix, self.identity))
+        # If it fails, another process takes the server for an unknown one.
+        self._enqueue(Question(command, as_it_is, Callback()))
 
     # -- as `Wire` does them ---------------------------------------------------------------------------------
 
@@ -275,6 +354,19 @@ class ClusterWire(Wire):
             return
         self._neighbours.confirm(urgent=True)
         self._waiting = self.loop.call_later(_ASK_AGAIN, self._wait_for_word, until)
+
+    def _flushed(self) -> None:
+        before = self.trust.deadline, self.trust.generation
+        self.trust.retire()
+        self.trust = Trust(*before)
+        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
+        self.known.vouched = known.vouched
+        self._vetted.clear()
+        if self.server.history:
+            check = history_check(self.known, self.server.history)
+            self._pipeline.add_first(Question(commands.INFO_REPLICATION, as_it_is, check))
+            self._sender.kick()
+        self._observer.flushed(self)
 
     def _take_push(self, frame: list[Any]) -> None:
         if frame[0] == b"invalidate":
