@@ -8,6 +8,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.redis.slots import GROUPS, group_of, key_slot
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster
 from tests.support.inside import cluster_view_of, state_of
@@ -300,3 +301,46 @@ async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: Em
             assert await fresh.get("t", key) == "kept"
             await one.clear("t")
             assert await fresh.get("t", key) is None
+
+
+# -- another node's word ----------------------------------------------------------------------------------------------
+
+
+async def test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed(
+    private_cluster_with: Callable[..., EmbeddedCluster],
+) -> None:
+    """It goes on to answer; but if it were cut off, the others might have put another one in its place by now."""
+    cluster = private_cluster_with(3, 0, node_timeout=30.0)
+    primary, *others = cluster.primaries
+    key = cluster.key_on(primary, prefix="magnus:t:").removeprefix("magnus:t:")
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "value")
+        await other.get_many("t", KEYS)
+        for node in others:
+            await asyncio.to_thread(cluster.pause, node)
+        try:
+            view = cluster_view_of(other)
+            await wait_until_async(lambda: monotonic() > view.vouched[primary.id] + 1.0)
+            assert await other.get("t", key, "nothing") == "nothing"
+        finally:
+            for node in others:
+                await asyncio.to_thread(cluster.resume, node)
+        while await other.get("t", key) != "value":
+            await asyncio.sleep(0.01)
+
+
+async def test_invariant_1_a_slot_that_is_given_away_with_its_keys(cluster: EmbeddedCluster) -> None:
+    """Redis 7 deletes the keys that it has left without a word to those who have read them."""
+    source, target = cluster.primaries[:2]
+    key = cluster.key_on(source, prefix="magnus:t:").removeprefix("magnus:t:")
+    slot = key_slot(f"magnus:t:{key}".encode())
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "old", ttl=3600)
+        assert await other.get("t", key) == "old"
+        await asyncio.to_thread(cluster.give_away, [slot], target)
+        await one.set("t", key, "new")
+        began = monotonic()
+        while await other.get("t", key) != "new":
+            await other.get("t", "another")  # it is a busy process
+            await asyncio.sleep(0.01)
+        assert monotonic() - began < 2

@@ -1,0 +1,61 @@
+"""The guards that `test_cluster` and `test_cluster_view` see missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.redis import cluster_pipeline
+from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_view import ClusterView
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.slots import SlotMap
+from tests.support.guards import guard, put
+
+HERE: Final = "tests/redis/test_cluster.py"
+VIEW: Final = "tests/redis/test_cluster_view.py"
+
+
+@guard(f"{HERE}::test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed")
+def without_another_nodes_word() -> None:
+    def believed(_wire: ClusterWire) -> bool:
+        return True
+
+    put(ClusterWire, "_is_believed", believed)
+
+
+@guard(f"{HERE}::test_invariant_7_what_a_replica_lacks_does_not_come_back")
+def without_the_identity_of_a_groups_server() -> None:
+    def vet(wire: Any, suffix: bytes, _stored: Any) -> None:
+        wire._vetted.add(suffix)
+
+    put(ClusterWire, "_vet", vet)
+
+
+@guard(f"{HERE}::test_invariant_7_a_group_that_was_moved_is_not_invalidated")
+def without_the_identities_of_the_other_primaries() -> None:
+    def none(_loop: ClusterLoop) -> set[bytes]:
+        return set()
+
+    put(ClusterLoop, "identities", none)
+
+
+@guard(f"{HERE}::test_invariant_1_a_slot_that_is_given_away_with_its_keys")
+def without_distrust_of_nodes_whose_slots_move() -> None:
+    def nothing(_wire: ClusterWire) -> None:
+        return None
+
+    put(ClusterWire, "suspect", nothing)
+
+
+@guard(f"{VIEW}::test_a_node_takes_nothing_from_another_one_by_its_own_word")
+def without_a_second_nodes_word_about_slots() -> None:
+    def merged(_view: ClusterView, _before: SlotMap, found: SlotMap, _teller: str) -> SlotMap:
+        return found
+
+    put(ClusterView, "_merged", merged)
+
+
+@guard(f"{HERE}::test_the_first_node_is_down")
+def without_redirections_by_nodes_that_none_confirms() -> None:
+    def never(_reply: Any) -> bool:
+        return False
+
+    put(cluster_pipeline, "_is_redirection", never)
