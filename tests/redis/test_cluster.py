@@ -177,6 +177,8 @@ async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
         async with AsyncCacheManager(redis_url=url) as cache:
             for key in KEYS[:20]:
                 assert await cache.set("t", key, key)
+            names = [f"magnus:t:{key}" for key in KEYS[:20]]
+            assert [cluster.owner(name).ask("EXISTS", name) for name in names] == [1] * 20
             assert await cache.get_many("t", KEYS[:20]) == {key: key for key in KEYS[:20]}
             assert len(cluster_view_of(cache).map.nodes) == 3
 

@@ -74,6 +74,7 @@ class ClusterTopology(Topology):
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
+        self.trust_by_key = self._trust_of
         self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
 
     # -- by key ---------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class ClusterTopology(Topology):
         except CacheClosedError:
             raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
 
-    def trust_by_key(self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float) -> Trust:
+    def _trust_of(self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float) -> Trust:
         """Return what a value stands on that a connection has brought.
 
         :param name: the value's.
