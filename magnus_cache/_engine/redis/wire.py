@@ -148,14 +148,14 @@ class Wire:
         """
         self._enqueue(Call(command, receive, waiter))
 
-    async def execute(self, command: Command, receive: Receive[Any] | None = None) -> Any:
-        """Send a command and return its last reply, or what `receive` makes of it.
+    def execute(self, command: Command, receive: Receive[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a command; to be awaited for its last reply, or what `receive` makes of it.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         waiter = self.loop.create_future()
         self.call(command, receive or as_it_is, waiter)
-        return await waiter
+        return waiter
 
     async def renew(self) -> None:
         """Return after a heartbeat was answered: every push that is due before that answer has been handled.
