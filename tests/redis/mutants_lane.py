@@ -28,6 +28,12 @@ def without_a_new_leader_where_one_was_interrupted() -> None:
     rewrite(Lane._ask_together, "while ticket.answer is None:", "if ticket is batch.tickets[0]:")
 
 
+@guard(f"{HERE}::test_ctrl_c_while_a_connection_is_replaced_leaves_no_trust_in_it")
+def without_an_end_of_the_connection_before_it_is_forgotten() -> None:
+    ended = "self._session.end()\n        self._session = None"
+    rewrite(Lane._drop, ended, "session, self._session = self._session, None\n        session.end()")
+
+
 @guard(f"{HERE}::test_an_interrupted_exchange_is_not_taken_for_the_next")
 def without_a_look_whether_the_lane_is_in_step() -> None:
     rewrite(Session.stands, "not connection.busy and ", "")
@@ -42,6 +48,11 @@ def without_a_lane_that_its_own_thread_can_enter_again() -> None:
 @guard(f"{HERE}::test_silence_costs_one_timeout")
 def without_silence_of_the_lane_told_to_the_wire() -> None:
     put(lane, "call_on_loop", nothing)
+
+
+@guard(f"{HERE}::test_silence_ends_no_connection_that_was_made_since")
+def without_a_look_whether_the_wire_is_connected_anew() -> None:
+    rewrite(lane._give_up, "if wire.time.sampled < asked:", "if True:")
 
 
 @guard(f"{HERE}::test_silence_costs_all_threads_one_timeout")

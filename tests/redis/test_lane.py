@@ -1,5 +1,6 @@
 """The lane: threads that read from Redis by themselves, alone and together, and when it must not be used."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -304,6 +305,22 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def test_ctrl_c_while_a_connection_is_replaced_leaves_no_trust_in_it(valkey: CacheManager) -> None:
+    """What it has read is not announced any more, so it may be trusted only as long as it is in use."""
+    for place in range(1, 100_000):
+        valkey.set(FAR, "k", place)
+        replaced = lane_session(valkey)
+        lane_connection(valkey).busy = True
+        with contextlib.suppress(KeyboardInterrupt), interrupted(place, interrupt) as interruption:
+            valkey.get(FAR, "k")
+        if not valkey._state.lane.connected or lane_session(valkey) is not replaced:
+            assert replaced.trust.deadline == float("-inf"), interruption.where
+        if not interruption.done:
+            break
+        through_the_lane(valkey)
+    assert place > 30
+
+
 def test_an_interrupted_exchange_is_not_taken_for_the_next(cache: CacheManager) -> None:
     cache.set(FAR, "one", 1)
     cache.set(FAR, "two", 2)
@@ -374,6 +391,24 @@ def test_silence_costs_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:
     started = time.monotonic()
     assert far_off.get(FAR, "k", "none") == "none"
     assert time.monotonic() - started < 0.8 * TIMEOUT, "it is known by now"
+
+
+def test_silence_ends_no_connection_that_was_made_since(
+    far_off: CacheManager, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(lane_module, "call_on_loop", lambda _loop, *call: calls.append(call))
+    interrupt_after_sending(far_off, TimeoutError)
+    assert far_off.get(FAR, "k") == 1
+    wire, portal = background_wire(far_off), far_off._state.portal
+    before = wire.trust
+    proxy.cut()
+    wait_until(lambda: far_off.get(FAR, "k") == 1 and wire.up and wire.trust is not before)
+    made = wire.trust
+    ((late, *arguments),) = calls
+    portal.submit(late, *arguments)
+    portal.call(wire.renew)
+    assert wire.trust is made
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers that send signals on this system")

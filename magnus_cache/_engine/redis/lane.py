@@ -224,7 +224,8 @@ class Lane:
         if plan is None:
             return
         name = ticket.wanted.name
-        values = session.connection.ask(b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end))
+        packed = b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end)
+        values = session.connection.ask(packed, now + self._limits.op_timeout)
         if type(values) is not list or len(values) != plan.size:
             raise ValueError("what came is no answer to MGET")
         value = values[0]
@@ -247,7 +248,7 @@ class Lane:
         parts += [bulk(ticket.wanted.name) for ticket, _ in wanted]
         parts.append(self._head)
         parts += [plan.packed for plan in plans]
-        values = session.connection.ask(b"".join(parts))
+        values = session.connection.ask(b"".join(parts), now + self._limits.op_timeout)
         if type(values) is not list or len(values) != size or not set(map(type, values[:count])) <= _VALUE_TYPES:
             raise ValueError("what came is no answer to MGET")
         session.prove(now, self._clock())
@@ -292,7 +293,8 @@ class Lane:
             client = session.server.client
             session.announces = False
             if session.orderly and session.wire.tracking and client:
-                reply = session.connection.ask(commands.announce_to(client).packed)
+                deadline = self._clock() + self._limits.op_timeout
+                reply = session.connection.ask(commands.announce_to(client).packed, deadline)
                 session.announces = not isinstance(reply, Exception)
         return session.announces
 
@@ -353,13 +355,12 @@ class Lane:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _failed(self, error: Exception, wire: "Wire", asked: float) -> None:
-        """Let go of a connection that has failed."""
+        """Close a connection that has failed."""
         served = self._opening is None
         self._wait(self._clock())
-        # Silence means what it means on the wire, unless the wire was answered meanwhile: then only this connection is
-        # at fault. The long way, which is next, fails at once, and nobody waits twice.
-        if served and isinstance(error, TimeoutError) and wire.time.sampled < asked:
-            call_on_loop(wire.loop, wire.give_up)
+        # The long way, which is next, then fails at once, and no caller waits twice.
+        if served and isinstance(error, TimeoutError):
+            call_on_loop(wire.loop, _give_up, wire, asked)
 
     def _drop(self) -> None:
         # Ended first and forgotten then: what an interrupt leaves here is ended again by the next one. The other way
@@ -370,6 +371,15 @@ class Lane:
         if self._opening is not None:
             self._opening.close()
             self._opening = None
+
+
+def _give_up(wire: "Wire", asked: float) -> None:
+    """End a wire's connection, on its loop, unless it was answered after the lane asked: then only the lane is silent.
+
+    A connection that the wire has made since was answered in its handshake.
+    """
+    if wire.time.sampled < asked:
+        wire.give_up()
 
 
 def _orderly(server: Any) -> bool:

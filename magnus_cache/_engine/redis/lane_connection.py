@@ -32,6 +32,8 @@ _OPENING: Final = 0.5
 _MOST_BYTES: Final = 8 << 20
 """Bytes of one reply. Large values are not asked for here, so more than that is for the background loop to judge."""
 
+_ENDED: Final = "Redis has closed the connection, or a reply is too large"
+
 
 class LaneConnection:
     """A blocking connection to one Redis. One thread at a time uses it; any thread may `cut` it.
@@ -82,7 +84,7 @@ class LaneConnection:
         self._recv = sock.recv
         sock.settimeout(self._left(deadline))
         login = self._login()
-        answers = self.ask_all(*login, *more)
+        answers = self.ask_all([*login, *more], deadline)
         for answer in answers[: len(login)]:
             if type(answer) is hiredis.ReplyError:
                 raise ConnectionError("Redis refuses the login") from answer
@@ -152,9 +154,10 @@ class LaneConnection:
 
     # -- exchanges ------------------------------------------------------------------------------------------
 
-    def ask(self, packed: bytes) -> Any:
+    def ask(self, packed: bytes, deadline: float) -> Any:
         """Send a command and return the reply, which may be an error.
 
+        :param deadline: on the connection's clock, the timeout from now: the whole exchange has to end by then.
         :raises OSError: if the connection ends, or no answer comes in time.
         :raises ValueError: for what is no answer, and for one that is too large.
         """
@@ -163,63 +166,68 @@ class LaneConnection:
             _closed(0)
         self.busy = True
         try:
-            sock.sendall(packed)  # type: ignore[union-attr]  # it is there, as was just looked at
-            data = self._recv(_READ_BYTES)
-            # Most replies come as one piece, and are taken apart by one call.
-            if data and not self._elements.too_many(data):
+            sent, reply, size = sock.send(packed), _MORE, 0  # type: ignore[union-attr]  # as was just looked at
+            # Sent as a whole, it has not waited: the buffer is empty between exchanges. So the answer may take the
+            # timeout that the socket has. Else all that is left is waited for until the deadline.
+            if sent == len(packed):
+                data = self._recv(_READ_BYTES)
+                size = len(data)
+                if not data or self._elements.too_many(data):
+                    raise ConnectionError(_ENDED)
+                # Most replies come as one piece, and are taken apart by one call.
                 self._reader.feed(data)
                 reply = self._reader.gets()
-                if reply is not _MORE and type(reply) is not hiredis.PushNotification:
-                    self._elements.restart()
-                    self.busy = False
-                    return reply
-                reply = self._rest(reply, len(data))
+            if reply is _MORE or type(reply) is hiredis.PushNotification:
+                reply = self._rest(reply, size, packed[sent:], deadline)
             else:
-                raise ConnectionError("Redis has closed the connection, or a reply is too large")
+                self._elements.restart()
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
         self.busy = False
         return reply
 
-    def ask_all(self, *packed: bytes) -> list[Any]:
+    def ask_all(self, packed: list[bytes], deadline: float) -> list[Any]:
         """Send some commands and return the replies, errors among them.
 
         :raises OSError: as `ask` does.
         :raises ValueError: as `ask` does.
         """
-        first = self.ask(b"".join(packed))
+        first = self.ask(b"".join(packed), deadline)
         try:
-            return [first, *[self._rest(self._reader.gets(), 0) for _ in packed[1:]]]
+            return [first, *[self._rest(self._reader.gets(), 0, b"", deadline) for _ in packed[1:]]]
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
 
-    def _rest(self, reply: Any, size: int) -> Any:
-        """Return the reply whose first bytes were not all, or the one that follows an announcement."""
-        # In parts: each comes in time, and so must all of them.
-        deadline, sock = self._clock() + self._timeout, self._sock
-        try:
-            return self._parts(reply, size, deadline)
-        finally:
-            # Closed meanwhile, it takes no timeout, and needs none.
-            if sock is not None and self._sock is sock:
-                sock.settimeout(self._timeout)
+    def _rest(self, reply: Any, size: int, unsent: bytes, deadline: float) -> Any:
+        """Send the rest of a command, and return the reply: the rest of it, or the one that follows an announcement.
 
-    def _parts(self, reply: Any, size: int, deadline: float) -> Any:
+        :param size: how many bytes of the reply have come.
+        """
+        sock = self._sock
+        if sock is None:
+            # A signal handler has closed it.
+            _closed(0)
+        assert sock is not None
+        left = memoryview(unsent)
+        while left:
+            sock.settimeout(self._left(deadline))
+            left = left[sock.send(left) :]
         while reply is _MORE or type(reply) is hiredis.PushNotification:
             if reply is not _MORE:
                 # The only one that comes here: where announcements go is gone.
                 self.broken = True
                 reply = self._reader.gets()
                 continue
-            if self._sock is not None:
-                self._sock.settimeout(self._left(deadline))
+            sock.settimeout(self._left(deadline))
             data = self._recv(_READ_BYTES)
             size += len(data)
             if not data or self._elements.too_many(data) or size > _MOST_BYTES:
-                raise ConnectionError("Redis has closed the connection, or a reply is too large")
+                raise ConnectionError(_ENDED)
             self._reader.feed(data)
             reply = self._reader.gets()
         self._elements.restart()
+        # After a failure it is not used again.
+        sock.settimeout(self._timeout)
         return reply
 
 

@@ -1,0 +1,44 @@
+"""The guards that `test_lane_connection` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.redis.lane_connection import LaneConnection
+from tests.support.guards import guard, put, rewrite
+
+HERE: Final = "tests/redis/test_lane_connection.py"
+DEADLINES: Final = f"{HERE}::test_all_of_an_exchange_has_one_deadline"
+
+
+@guard(f"{DEADLINES}[a reply in parts]", f"{DEADLINES}[a greeting in parts]")
+def without_a_deadline_for_the_parts_of_a_reply() -> None:
+    rewrite(LaneConnection._rest, "sock.settimeout(self._left(deadline))\n        data", "data")
+
+
+@guard(f"{DEADLINES}[a reply in parts]")
+def without_a_deadline_that_begins_with_the_request() -> None:
+    rewrite(LaneConnection._rest, "while left:", "deadline = self._clock() + self._timeout\n    while left:")
+
+
+@guard(f"{DEADLINES}[a reply to what was sent slowly]")
+def without_one_deadline_for_request_and_reply() -> None:
+    rewrite(LaneConnection.ask, "sock.send(packed)", "sock.sendall(packed) or len(packed)")
+
+
+@guard(f"{DEADLINES}[a server that does not read]")
+def without_a_deadline_for_sending() -> None:
+    rewrite(LaneConnection._rest, "sock.settimeout(self._left(deadline))\n        left", "left")
+
+
+@guard(f"{HERE}::test_after_a_reply_in_parts_the_next_exchange_has_all_its_time")
+def without_all_of_the_time_for_the_next_exchange() -> None:
+    rewrite(LaneConnection._rest, "sock.settimeout(self._timeout)", "pass")
+
+
+@guard(f"{HERE}::test_ctrl_c_while_it_is_closed_leaves_no_socket")
+def without_a_socket_that_is_closed_before_it_is_forgotten() -> None:
+    def close(self: Any) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    put(LaneConnection, "close", close)
