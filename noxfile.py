@@ -52,7 +52,7 @@ def install(session: nox.Session, *groups: str, extras: str = "embedded") -> Non
 
 def run_tests(session: nox.Session) -> None:
     """Run all tests, or those that the arguments of the command name."""
-    install(session, "test")
+    install(session, "test", "bench")
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return

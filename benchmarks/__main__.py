@@ -35,7 +35,7 @@ _FULL: Final = {
 _QUICK: Final = {
     "rounds": 3, "turn": 0.05, "entries": 12_500, "cleared": 50_000, "large": 10_000, "many": 10_000,
 }  # fmt: skip
-"""What `Plan` says of them. An eighth of the entries fills a dict's memory as much as all of them do."""
+"""What `Plan` says of them. The budget of an entry's memory is for the entries of a full run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

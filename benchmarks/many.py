@@ -11,7 +11,7 @@ import msgpack
 
 from benchmarks.contenders import if_installed
 from benchmarks.plan import PREFIX, SMALL_DICT, Plan, checked, settle
-from benchmarks.redis_peers import CONNECTIONS, connected
+from benchmarks.redis_peers import aiocache_client, cashews_client, connected
 from benchmarks.stalls import lateness
 from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, Namespace
@@ -119,45 +119,29 @@ async def _ours(plan: Plan) -> AsyncIterator[Mapping[str, Call]]:
 
 @asynccontextmanager
 async def _aiocache(plan: Plan) -> AsyncIterator[Mapping[str, Call]]:
-    import aiocache
-    import redis.asyncio
-    from aiocache.serializers import JsonSerializer
+    async with aiocache_client(plan) as cache:
 
-    cache = aiocache.RedisCache(
-        endpoint=plan.host, port=plan.port, serializer=JsonSerializer(), namespace=f"{PREFIX}-aiocache",
-        connection_pool_class=redis.asyncio.BlockingConnectionPool, pool_max_size=CONNECTIONS,
-    )  # fmt: skip
+        async def get_many(keys: Keys) -> dict[str, Any]:
+            return dict(zip(keys, await cache.multi_get(keys), strict=True))
 
-    async def get_many(keys: Keys) -> dict[str, Any]:
-        return dict(zip(keys, await cache.multi_get(keys), strict=True))
-
-    try:
         yield {
             "get_many": get_many,
             "set_many": lambda keys: cache.multi_set([(key, SMALL_DICT) for key in keys], ttl=_TTL),
         }
-    finally:
-        await cache.client.connection_pool.disconnect()
 
 
 @asynccontextmanager
 async def _cashews(plan: Plan) -> AsyncIterator[Mapping[str, Call]]:
-    import cashews
+    async with cashews_client(plan) as cache:
 
-    cache = cashews.Cache()
-    cache.setup(plan.url, client_side=False, max_connections=CONNECTIONS)
+        async def get_many(keys: Keys) -> dict[str, Any]:
+            return dict(zip(keys, await cache.get_many(*keys), strict=True))
 
-    async def get_many(keys: Keys) -> dict[str, Any]:
-        return dict(zip(keys, await cache.get_many(*keys), strict=True))
-
-    try:
         yield {
             "get_many": get_many,
             "set_many": lambda keys: cache.set_many(_values(keys), expire=_TTL),
             "delete_many": lambda keys: cache.delete_many(*keys),
         }
-    finally:
-        await cache.close()
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from benchmarks.contenders import if_installed
 from benchmarks.memory_peers import (
     SHARED,
     AsyncFunction,
+    Case,
     Function,
     Make,
     Quotes,
@@ -36,7 +37,6 @@ Timer = Callable[[Any, Sequence[str]], Coroutine[Any, Any, int]]
 _SHORTER: Final = 4
 """A turn is a fraction of that of others: there is no scheduler and no network to average over."""
 
-_SIZE: Final = 10_000
 _ONE: Final = ("AAPL",)
 _THOUSAND: Final = tuple(f"user:{number:06}" for number in range(1000))
 _SAMPLE: Final = 50_000
@@ -133,19 +133,19 @@ async def _async_hits(plan: Plan, table: Table) -> None:
     async with AsyncExitStack() as stack:
         manager = await stack.enter_async_context(AsyncCacheManager(redis_url=plan.url, prefix=PREFIX))
         for column, make in _VALUES.items():
-            contenders = async_functions(manager, table, column, make, _SIZE)
+            contenders = async_functions(manager, table, Case(column, make))
             if column == "dict":
-                contenders[SHARED] = async_functions(manager, table, "shared", make, _SIZE, share=True)[OURS]
+                contenders[SHARED] = async_functions(manager, table, Case("shared", make, share=True))[OURS]
             for name, function in contenders.items():
                 expected = _ONE[0] if name == "(no cache)" else make(_ONE[0])
                 checked(await function(_ONE[0]), expected, name)
                 checked(await function(_ONE[0]), expected, name)
             await _compare(plan, table, column, contenders, _await, _ONE)
-        thousand = async_functions(manager, table, "thousand", _quote, _SIZE)
+        thousand = async_functions(manager, table, Case("thousand", _quote))
         await _compare(plan, table, "1,000 keys", thousand, _await, _THOUSAND)
-        made = async_methods(manager, table, "method", _quote, _SIZE)
+        made = async_methods(manager, table, Case("method", _quote))
         await _compare(plan, table, "method", made, _await_method, _THOUSAND)
-        keyed = async_functions(manager, table, "key-func", _quote, _SIZE, key_func=True)
+        keyed = async_functions(manager, table, Case("key-func", _quote, key_func=True))
         await _compare(plan, table, "key_func", keyed, _await, _THOUSAND)
 
 
@@ -160,17 +160,18 @@ def blocking_hits(plan: Plan) -> Table:
 async def _blocking_hits(plan: Plan, table: Table) -> None:
     with CacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
         for column, make in _VALUES.items():
-            contenders = functions(manager, table, column, make, _SIZE)
+            contenders = functions(manager, table, Case(column, make))
             if column == "dict":
-                contenders[SHARED] = functions(manager, table, "shared", make, _SIZE, share=True)[OURS]
+                contenders[SHARED] = functions(manager, table, Case("shared", make, share=True))[OURS]
             for name, function in contenders.items():
                 checked(function(_ONE[0]), make(_ONE[0]), name)
                 checked(function(_ONE[0]), make(_ONE[0]), name)
             await _compare(plan, table, column, contenders, _call, _ONE)
-        thousand = functions(manager, table, "thousand", _quote, _SIZE)
+        thousand = functions(manager, table, Case("thousand", _quote))
         await _compare(plan, table, "1,000 keys", thousand, _call, _THOUSAND)
-        await _compare(plan, table, "method", methods(manager, table, "method", _quote, _SIZE), _call_method, _THOUSAND)
-        keyed = functions(manager, table, "key-func", _quote, _SIZE, key_func=True)
+        made = methods(manager, table, Case("method", _quote))
+        await _compare(plan, table, "method", made, _call_method, _THOUSAND)
+        keyed = functions(manager, table, Case("key-func", _quote, key_func=True))
         await _compare(plan, table, "key_func", keyed, _call, _THOUSAND)
 
 
@@ -213,7 +214,7 @@ def large_hits(plan: Plan) -> Table:
 
 async def _large_async_hits(plan: Plan, table: Table, keys: list[str]) -> None:
     async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX, **_room(keys)) as manager:
-        made = async_functions(manager, table, "large", _quote, 2 * len(keys))
+        made = async_functions(manager, table, Case("large", _quote, 2 * len(keys)))
         names = (OURS, "async-lru", "cachebox", "theine")
         contenders: dict[str, AsyncFunction] = {name: made[name] for name in names if name in made}
         for values in _values(plan, contenders[OURS], keys):
@@ -226,7 +227,7 @@ async def _large_async_hits(plan: Plan, table: Table, keys: list[str]) -> None:
 
 async def _large_blocking_hits(plan: Plan, table: Table, keys: list[str]) -> None:
     with CacheManager(redis_url=plan.url, prefix=PREFIX, **_room(keys)) as manager:
-        made = functions(manager, table, "large", _quote, 2 * len(keys))
+        made = functions(manager, table, Case("large", _quote, 2 * len(keys)))
         names = (OURS, "cachetools", "functools.lru_cache", "cachebox", "theine")
         contenders: dict[str, Function] = {name: made[name] for name in names if name in made}
         for values in _values(plan, contenders[OURS], keys):

@@ -10,14 +10,15 @@ from datetime import timedelta
 from functools import lru_cache
 from itertools import count
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from benchmarks.contenders import if_installed
 from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 
 __all__ = [
-    "SHARED", "AsyncFunction", "Function", "Make", "Quotes", "async_functions", "async_methods", "functions", "methods",
+    "SHARED", "AsyncFunction", "Case", "Function", "Make", "Quotes", "async_functions", "async_methods", "functions",
+    "methods",
 ]  # fmt: skip
 
 AsyncFunction = Callable[[str], Coroutine[Any, Any, Any]]
@@ -82,27 +83,33 @@ def _ticker(ticker: str) -> str:
 # -- functions --------------------------------------------------------------------------------------------------
 
 
-def async_functions(
-    manager: AsyncCacheManager,
-    table: Table,
-    name: str,
-    make: Make,
-    size: int,
-    *,
-    share: bool = False,
-    key_func: bool = False,
-) -> dict[str, AsyncFunction]:
-    """Return decorated coroutine functions by contender.
+class Case(NamedTuple):
+    """What is decorated.
 
-    :param name: of the case: ours uses it as a namespace.
-    :param make: makes the value of a key.
-    :param size: entries for which each cache must have room.
-    :param share: whether ours gives the same object to all callers.
-    :param key_func: whether the caller gives a function for the key; contenders that cannot are left out.
+    :ivar name: ours uses it as a namespace.
+    :ivar make: makes the value of a key.
+    :ivar size: entries for which each cache must have room.
+    :ivar share: whether ours gives the same object to all callers.
+    :ivar key_func: whether the caller gives a function for the key; contenders that cannot are left out.
     """
-    options: dict[str, Any] = {"key_func": _ticker} if key_func else {}
-    ours = manager.cached(Namespace(f"async-{name}", ttl=_TTL, share=share), **options)
-    found: dict[str, AsyncFunction] = {OURS: _function(ours, make, awaited=True)}
+
+    name: str
+    make: Make
+    size: int = 10_000
+    share: bool = False
+    key_func: bool = False
+
+    def ours(self, manager: AsyncCacheManager | CacheManager, callers: str) -> Callable[[Any], Any]:
+        """Return our decorator."""
+        namespace = Namespace(f"{callers}-{self.name}", ttl=_TTL, share=self.share)
+        options: dict[str, Any] = {"key_func": _ticker} if self.key_func else {}
+        return manager.cached(namespace, **options)
+
+
+def async_functions(manager: AsyncCacheManager, table: Table, case: Case) -> dict[str, AsyncFunction]:
+    """Return decorated coroutine functions by contender."""
+    name, make, size, _, key_func = case
+    found: dict[str, AsyncFunction] = {OURS: _function(case.ours(manager, "async"), make, awaited=True)}
     with if_installed(table, "async-lru"):
         import async_lru
 
@@ -121,7 +128,7 @@ def async_functions(
         cache.setup("mem://", size=size)
         # Its documentation gives every function a template for its key.
         found["cashews"] = _function(cache(ttl=_TTL, key="{ticker}"), make, awaited=True)
-    _add_rust(table, found, make, size, awaited=True, key_func=key_func)
+    _add_rust(table, found, case, awaited=True)
     found["(no cache)"] = _uncached
     return found
 
@@ -130,20 +137,10 @@ async def _uncached(ticker: str) -> object:
     return ticker
 
 
-def functions(
-    manager: CacheManager,
-    table: Table,
-    name: str,
-    make: Make,
-    size: int,
-    *,
-    share: bool = False,
-    key_func: bool = False,
-) -> dict[str, Function]:
-    """Return decorated functions by contender; the parameters are those of `async_functions`."""
-    options: dict[str, Any] = {"key_func": _ticker} if key_func else {}
-    ours = manager.cached(Namespace(f"sync-{name}", ttl=_TTL, share=share), **options)
-    found: dict[str, Function] = {OURS: _function(ours, make, awaited=False)}
+def functions(manager: CacheManager, table: Table, case: Case) -> dict[str, Function]:
+    """Return decorated functions by contender."""
+    _, make, size, _, key_func = case
+    found: dict[str, Function] = {OURS: _function(case.ours(manager, "sync"), make, awaited=False)}
     with if_installed(table, "cachetools"):
         import cachetools
 
@@ -159,7 +156,7 @@ def functions(
         region = make_region().configure("dogpile.cache.memory", expiration_time=_TTL)
         generator: dict[str, Any] = {"function_key_generator": _dogpile_key} if key_func else {}
         found["dogpile.cache"] = _function(region.cache_on_arguments(**generator), make, awaited=False)
-    _add_rust(table, found, make, size, awaited=False, key_func=key_func)
+    _add_rust(table, found, case, awaited=False)
     if not key_func:
         found["functools.lru_cache"] = _function(lru_cache(size), make, awaited=False)
     return found
@@ -169,8 +166,9 @@ def _dogpile_key(namespace: object, function: object) -> Callable[[str], str]:
     return _ticker
 
 
-def _add_rust(table: Table, found: dict[str, Any], make: Make, size: int, *, awaited: bool, key_func: bool) -> None:
+def _add_rust(table: Table, found: dict[str, Any], case: Case, *, awaited: bool) -> None:
     """Add the libraries that are written in Rust, whose one decorator is for both kinds of functions."""
+    _, make, size, _, key_func = case
     with if_installed(table, "cachebox"):
         import cachebox
 
@@ -199,10 +197,10 @@ class Quotes(Protocol):
     quote: Function
 
 
-def async_methods(manager: AsyncCacheManager, table: Table, name: str, make: Make, size: int) -> dict[str, Quotes]:
-    """Return instances with a decorated coroutine method by contender; the parameters are `async_functions`'."""
-    ours = manager.cached(Namespace(f"async-{name}", ttl=_TTL))
-    found = {OURS: _instance(ours, make, awaited=True)}
+def async_methods(manager: AsyncCacheManager, table: Table, case: Case) -> dict[str, Quotes]:
+    """Return instances with a decorated coroutine method by contender."""
+    make, size = case.make, case.size
+    found = {OURS: _instance(case.ours(manager, "async"), make, awaited=True)}
     with if_installed(table, "async-lru"):
         import async_lru
 
@@ -214,10 +212,10 @@ def async_methods(manager: AsyncCacheManager, table: Table, name: str, make: Mak
     return found
 
 
-def methods(manager: CacheManager, table: Table, name: str, make: Make, size: int) -> dict[str, Quotes]:
-    """Return instances with a decorated method by contender; the parameters are those of `async_functions`."""
-    ours = manager.cached(Namespace(f"sync-{name}", ttl=_TTL))
-    found = {OURS: _instance(ours, make, awaited=False)}
+def methods(manager: CacheManager, table: Table, case: Case) -> dict[str, Quotes]:
+    """Return instances with a decorated method by contender."""
+    make, size = case.make, case.size
+    found = {OURS: _instance(case.ours(manager, "sync"), make, awaited=False)}
     with if_installed(table, "cachetools"):
         import cachetools
 

@@ -20,7 +20,10 @@ from benchmarks.raw import RawClient
 from benchmarks.tables import OURS, Table
 from magnus_cache import AsyncCacheManager, Namespace
 
-__all__ = ["CONNECTIONS", "KEYS", "NO_L1", "PACKED", "Get", "connected", "contenders", "django_cache", "glide_client"]
+__all__ = [
+    "CONNECTIONS", "KEYS", "NO_L1", "PACKED", "Get", "aiocache_client", "cashews_client", "connected", "contenders",
+    "django_cache", "glide_client",
+]  # fmt: skip
 
 Get = Callable[[str], Awaitable[Any]]
 
@@ -65,7 +68,11 @@ async def _ours(plan: Plan) -> AsyncIterator[Get]:
 
 
 @asynccontextmanager
-async def _aiocache(plan: Plan) -> AsyncIterator[Get]:
+async def aiocache_client(plan: Plan) -> AsyncIterator[Any]:
+    """Yield a cache of aiocache in Redis.
+
+    :raises ImportError: where it is not installed.
+    """
     import aiocache
     from aiocache.serializers import JsonSerializer
 
@@ -75,24 +82,40 @@ async def _aiocache(plan: Plan) -> AsyncIterator[Get]:
         connection_pool_class=redis.asyncio.BlockingConnectionPool, pool_max_size=CONNECTIONS,
     )  # fmt: skip
     try:
-        await cache.multi_set([(key, SMALL_DICT) for key in KEYS], ttl=3600)
-        yield cache.get
+        yield cache
     finally:
         # Its own `close` calls what redis-py has deprecated, and leaves the pool open.
         await cache.client.connection_pool.disconnect()
 
 
 @asynccontextmanager
-async def _cashews(plan: Plan) -> AsyncIterator[Get]:
+async def _aiocache(plan: Plan) -> AsyncIterator[Get]:
+    async with aiocache_client(plan) as cache:
+        await cache.multi_set([(key, SMALL_DICT) for key in KEYS], ttl=3600)
+        yield cache.get
+
+
+@asynccontextmanager
+async def cashews_client(plan: Plan) -> AsyncIterator[Any]:
+    """Yield a cache of cashews in Redis, without its memory.
+
+    :raises ImportError: where it is not installed.
+    """
     import cashews
 
     cache = cashews.Cache()
     cache.setup(plan.url, client_side=False, max_connections=CONNECTIONS)
     try:
-        await cache.set_many({f"{PREFIX}-cashews:{key}": SMALL_DICT for key in KEYS}, expire=3600)
-        yield lambda key: cache.get(f"{PREFIX}-cashews:{key}")
+        yield cache
     finally:
         await cache.close()
+
+
+@asynccontextmanager
+async def _cashews(plan: Plan) -> AsyncIterator[Get]:
+    async with cashews_client(plan) as cache:
+        await cache.set_many({f"{PREFIX}-cashews:{key}": SMALL_DICT for key in KEYS}, expire=3600)
+        yield lambda key: cache.get(f"{PREFIX}-cashews:{key}")
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ from benchmarks.coherence import clears, invalidations
 from benchmarks.cold_key import cold_key
 from benchmarks.costs import entry_memory, first_get, import_time, misses, pauses
 from benchmarks.guide import guide
-from benchmarks.lane import costs
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
 from benchmarks.memory_hits import async_hits, blocking_hits, call_kinds, large_hits
@@ -21,7 +20,7 @@ from benchmarks.policies import policies
 from benchmarks.redis_hits import async_redis_hits
 from benchmarks.stalls import stalls
 from benchmarks.tables import Table
-from benchmarks.thread_hits import blocking_redis_hits, decorated_redis_hits
+from benchmarks.thread_hits import blocking_redis_hits, costs, decorated_redis_hits
 
 __all__ = ["SUITES", "Suite", "tables_of"]
 

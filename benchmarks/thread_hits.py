@@ -2,25 +2,20 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Final
 
 from benchmarks.plan import SMALL_DICT, Plan, checked, settle
 from benchmarks.tables import Table
-from benchmarks.thread_peers import (
-    L1_ON,
-    THREAD_KEYS,
-    BlockingGet,
-    decorated,
-    dogpile_region,
-    getters,
-    redis_py,
-)
+from benchmarks.thread_peers import L1_ON, THREAD_KEYS, BlockingGet, decorated, getters
 
-__all__ = ["ThreadReader", "blocking_redis_hits", "decorated_redis_hits", "dogpile_region", "rate", "redis_py"]
+__all__ = ["ThreadReader", "blocking_redis_hits", "costs", "decorated_redis_hits"]
 
 _THREADS: Final = (1, 16, 64)
+_GETS: Final = 512
+"""Gets of one thread whose CPU time is measured at a time."""
+
 _NOTE: Final = f"'{L1_ON}': with a near cache that has room for a few of the keys, so that it has none of those read."
 
 
@@ -39,6 +34,25 @@ def decorated_redis_hits(plan: Plan) -> Table:
     with ExitStack() as stack:
         _measure(plan, table, decorated(plan, table, stack))
     return table
+
+
+def costs(plan: Plan) -> Table:
+    """Return microseconds of CPU for one get of one thread."""
+    table = Table("l2-thread-cpu", "CPU of one get by one thread", "us", less_is_better=True)
+    with ExitStack() as stack:
+        contenders = getters(plan, table, stack)
+        for get in contenders.values():
+            _cost(get)
+        for name in plan.turns(contenders, "cpu"):
+            table.add("cpu", name, _cost(contenders[name]))
+    return table
+
+
+def _cost(get: BlockingGet) -> float:
+    began = time.process_time_ns()
+    for key in THREAD_KEYS[:_GETS]:
+        get(key)
+    return (time.process_time_ns() - began) / _GETS / 1000
 
 
 def _measure(plan: Plan, table: Table, contenders: Mapping[str, BlockingGet]) -> None:
@@ -68,37 +82,31 @@ class ThreadReader:
         return each
 
     def rate(self, threads: int, each: int) -> float:
-        """Return gets a second."""
-        start, self._next = self._next, self._next + each
-        return rate(self._get, threads, each, THREAD_KEYS, start)
+        """Return gets a second while `threads` threads make `each` of them, one after the other.
 
+        :raises BaseException: what the first failing thread raised.
+        """
+        start, ends, errors = threading.Barrier(threads + 1), list[float](), list[BaseException]()
+        start_at, self._next = self._next, self._next + each
 
-def rate(get: BlockingGet, threads: int, each: int, keys: Sequence[str], start_at: int = 0) -> float:
-    """Return gets a second while `threads` threads make `each` of them, one after the other.
+        def reads(number: int) -> None:
+            # Far from each other: no thread reads what another has just read.
+            first = start_at + number * len(THREAD_KEYS) // threads
+            start.wait()
+            try:
+                for turn in range(each):
+                    self._get(THREAD_KEYS[(first + turn) % len(THREAD_KEYS)])
+            except BaseException as error:
+                errors.append(error)
+            ends.append(time.perf_counter())
 
-    :param start_at: the number of the key with which the first thread begins; the others begin far from it.
-    :raises BaseException: what the first failing thread raised.
-    """
-    start, ends, errors = threading.Barrier(threads + 1), list[float](), list[BaseException]()
-
-    def reads(number: int) -> None:
-        # Far from each other: no thread reads what another has just read.
-        first = start_at + number * len(keys) // threads
+        crew = [threading.Thread(target=reads, args=(number,)) for number in range(threads)]
+        for thread in crew:
+            thread.start()
         start.wait()
-        try:
-            for turn in range(each):
-                get(keys[(first + turn) % len(keys)])
-        except BaseException as error:
-            errors.append(error)
-        ends.append(time.perf_counter())
-
-    crew = [threading.Thread(target=reads, args=(number,)) for number in range(threads)]
-    for thread in crew:
-        thread.start()
-    start.wait()
-    began = time.perf_counter()
-    for thread in crew:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return threads * each / (max(ends) - began)
+        began = time.perf_counter()
+        for thread in crew:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return threads * each / (max(ends) - began)

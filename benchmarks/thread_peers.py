@@ -1,6 +1,6 @@
 """The contenders of hits in Redis from threads, by plain gets and by decorated functions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from benchmarks.redis_peers import NO_L1, django_cache
 from benchmarks.tables import OURS, Table
 from magnus_cache import CacheManager, Namespace
 
-__all__ = ["L1_ON", "THREAD_KEYS", "BlockingGet", "decorated", "dogpile_region", "getters", "redis_py"]
+__all__ = ["L1_ON", "THREAD_KEYS", "BlockingGet", "decorated", "getters"]
 
 BlockingGet = Callable[[str], Any]
 
@@ -33,9 +33,9 @@ def getters(plan: Plan, table: Table, stack: ExitStack) -> dict[str, BlockingGet
     offered: Mapping[str, Callable[[Plan], AbstractContextManager[BlockingGet]]] = {
         OURS: _ours,
         L1_ON: _ours_near,
-        "dogpile.cache": dogpile_region,
+        "dogpile.cache": _dogpile,
         "django-cachex": _django_cachex,
-        "redis-py": redis_py,
+        "redis-py": _redis_py,
         "valkey-glide-sync": _glide,
     }
     return _entered(plan, table, stack, offered)
@@ -95,10 +95,9 @@ def _region(plan: Plan) -> Iterator[Any]:
 
 
 @contextmanager
-def dogpile_region(plan: Plan, keys: Sequence[str] = THREAD_KEYS) -> Iterator[BlockingGet]:
-    """Yield the get of dogpile.cache, with a value under each key."""
+def _dogpile(plan: Plan) -> Iterator[BlockingGet]:
     with _region(plan) as region:
-        region.set_multi(dict.fromkeys(keys, SMALL_DICT))
+        region.set_multi(dict.fromkeys(THREAD_KEYS, SMALL_DICT))
         yield region.get
 
 
@@ -110,16 +109,15 @@ def _django_cachex(plan: Plan) -> Iterator[BlockingGet]:
 
 
 @contextmanager
-def redis_py(plan: Plan, keys: Sequence[str] = THREAD_KEYS) -> Iterator[BlockingGet]:
-    """Yield the get of blocking redis-py, decoding included, with a value under each key."""
+def _redis_py(plan: Plan) -> Iterator[BlockingGet]:
     with redis.Redis.from_url(plan.url) as client:
-        client.mset(dict.fromkeys(keys, msgpack.packb(SMALL_DICT)))
+        client.mset(dict.fromkeys(THREAD_KEYS, msgpack.packb(SMALL_DICT)))
         yield lambda key: msgpack.unpackb(client.get(key))
 
 
 @contextmanager
 def _glide(plan: Plan) -> Iterator[BlockingGet]:
-    """Read what `redis_py` has written."""
+    """Read what `_redis_py` has written."""
     import glide_sync
 
     config = glide_sync.GlideClientConfiguration(

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.memory import cold, collector, records, tiers
+from magnus_cache._engine.memory import cold, collector, records, store, tiers
 from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/memory/test_tiers.py"
@@ -51,10 +51,40 @@ def without_the_trust_of_records() -> None:
     rewrite(records.Bases.number, "Basis(trust, stamps, room(stamps))", "Basis(Trust(1e300), stamps, room(stamps))")
 
 
+@guard(
+    f"{HERE}::test_a_plain_value_counts_for_as_much_as_before_it_was_packed",
+    f"{HERE}::test_values_that_are_larger_when_they_come_back_stay_within_the_bound",
+)
+def without_the_size_of_a_plain_value_in_its_record() -> None:
+    rewrite(records.unpack, 'int.from_bytes(record[start : start + _SIZE], "little")', "len(record) - start - _SIZE")
+
+
+@guard(f"{HERE}::test_a_hit_finds_what_another_thread_has_just_packed")
+def without_a_second_look_after_an_entry_was_packed() -> None:
+    rewrite(
+        store.LocalCache._make_hit,
+        "None if removed else hit(name)",
+        "None if removed or get(name) is None else hit(name)",
+    )
+
+
+@guard(f"{HERE}::test_an_object_in_use_through_those_who_hold_it_is_not_evicted")
+def without_a_dead_trust_of_a_packed_object() -> None:
+    rewrite(tiers.Tiers._demote, "    entry.trust = DEAD", "    entry.trust = DEAD if record else entry.trust")
+
+
+@guard(f"{HERE}::test_an_object_that_comes_again_is_the_last_to_be_evicted")
+def without_the_turn_that_an_object_loses_when_it_is_used() -> None:
+    rewrite(cold.ColdStore.left, "if pair[0] != name", "")
+
+
+@guard(f"{HERE}::test_a_reset_waits_for_a_promotion")
+def without_the_lock_in_a_reset() -> None:
+    rewrite(store.LocalCache.reset, "with self._lock:", "if True:")
+
+
 @guard(f"{HERE}::test_a_fill_replaces_a_record")
 def without_removing_the_record_that_a_fill_supersedes() -> None:
-    from magnus_cache._engine.memory import store
-
     rewrite(store.LocalCache._store, "self._cold.discard(name)", "pass")
 
 

@@ -20,6 +20,7 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.memory import records
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
+from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.records import OBJECT, Bases, head_of, is_plain, pack, unpack
 from magnus_cache._engine.memory.store import LocalCache
@@ -107,6 +108,20 @@ def test_plain_values_are_packed_without_their_payload(value: object) -> None:
     assert again.value == value
     assert type(again.value) is type(value)
     assert again.payload is None
+
+
+@pytest.mark.parametrize("value", ["a" * 1_000 + "\U0001f600", "\xe9" * 1_000, tuple(range(10**6, 10**6 + 32)), b"x"])
+@pytest.mark.parametrize("with_tags", [False, True])
+def test_a_plain_value_counts_for_as_much_as_before_it_was_packed(value: object, with_tags: bool) -> None:
+    size, bases = footprint(value, 0), Bases()
+    made = Entry(value, None, math.inf, FOREVER, size)
+    if with_tags:
+        stamps = [TagStamp("x")]
+        made = TaggedEntry(value, None, math.inf, FOREVER, size + room(stamps))
+        made.stamps, made.epoch = stamps, 0
+    again = unpack(pack(made, bases), bases)
+    assert again.value == value
+    assert (again.size, again.length) == (made.size, size)
 
 
 class Text(str):
@@ -333,6 +348,37 @@ def test_what_was_not_used_for_the_longest_time_is_evicted() -> None:
     assert sum(memory.get_stale(b"n:%d" % number, trusted=False) is not None for number in range(300, 800)) <= 10
 
 
+def test_an_object_in_use_through_those_who_hold_it_is_not_evicted() -> None:
+    """As cached functions do: they mark the entry that they hold while it is trusted, and ask for it once it is not."""
+    memory, value = small(40), object()
+    put(memory, b"n:1", entry(value))
+    held = memory.hit(b"n:1")
+    assert held is not None
+    for number in range(200):
+        put(memory, b"later:%d" % number, entry(number))
+        if held.trust is DEAD:
+            held = memory.hit(b"n:1")
+            assert held is not None, number
+        held.seen = True
+        assert held.value is value
+    assert memory.hit(b"n:1") is held
+
+
+def test_an_object_that_comes_again_is_the_last_to_be_evicted() -> None:
+    memory = small(20)
+    for number in range(20):
+        put(memory, b"n:%d" % number, entry([number]))
+    # The first one goes, and the next ones are looked up with it.
+    put(memory, b"new:0", entry([0]))
+    for number in (1, 10, 11, 12):
+        assert value_of(memory, b"n:%d" % number) == [number]
+    assert not is_hot(memory, b"n:1")
+    for number in range(1, 5):
+        put(memory, b"new:%d" % number, entry([number]))
+    assert value_of(memory, b"n:1") == [1]
+    assert value_of(memory, b"n:2") is None
+
+
 def test_bytes_stay_within_their_bound() -> None:
     memory = LocalCache(10_000, 100_000, Clock(), hot=50)
     for number in range(3_000):
@@ -341,6 +387,20 @@ def test_bytes_stay_within_their_bound() -> None:
         value_of(memory, b"n:%d" % (number // 2))
         assert memory.bytes <= 100_000
     assert memory.evictions > 1_000
+
+
+def test_values_that_are_larger_when_they_come_back_stay_within_the_bound() -> None:
+    memory = LocalCache(10_000, 100_000, Clock(), policy="lru", hot=20)
+    names = [b"n:%d" % number for number in range(20)]
+    for number, name in enumerate(names):
+        value = f"{number}" + "a" * 2_000 + "\U0001f600"
+        put(memory, name, Entry(value, None, math.inf, FOREVER, footprint(value, 0)))
+        crowd(memory, 20)
+    for name in 2 * names:
+        memory.hit(name)
+        values = [held.value for other in names if is_hot(memory, other) and (held := memory.hit(other)) is not None]
+        assert sum(map(sys.getsizeof, values)) <= memory.bytes <= 100_000
+    assert memory.evictions > 0
 
 
 def test_a_handler_in_the_midst_of_a_section_finds_no_record() -> None:
@@ -466,6 +526,48 @@ def test_threads_never_get_what_was_invalidated_before() -> None:
         pass
     while memory.shrink():
         pass
+    assert (len(memory), memory.bytes) == (0, 0)
+    assert not any(bases_of(memory).uses.values())
+
+
+def test_a_hit_finds_what_another_thread_has_just_packed() -> None:
+    memory: LocalCache
+
+    class Packing(Clock):
+        due = False
+
+        def __call__(self) -> float:
+            # Between the look into the table and the one at the entry.
+            if self.due:
+                self.due = False
+                packing = threading.Thread(target=crowd, args=(memory,))
+                packing.start()
+                packing.join()
+            return self.now
+
+    clock = Packing()
+    memory = small(clock=clock)
+    put(memory, b"n:1", entry("v"))
+    clock.due = True
+    assert value_of(memory, b"n:1") == "v"
+    assert not clock.due
+
+
+def test_a_reset_waits_for_a_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = small()
+    put(memory, b"n:1", entry("v"))
+    crowd(memory)
+    resetting = threading.Thread(target=memory.reset)
+
+    def unpack_during_reset(record: bytes, bases: Bases) -> Entry:
+        resetting.start()
+        # Without a lock it ends within this time, and the basis is gone.
+        resetting.join(0.2)
+        return unpack(record, bases)
+
+    monkeypatch.setattr("magnus_cache._engine.memory.cold.unpack", unpack_during_reset)
+    memory.hit(b"n:1")
+    resetting.join()
     assert (len(memory), memory.bytes) == (0, 0)
     assert not any(bases_of(memory).uses.values())
 

@@ -5,7 +5,8 @@ rebuilding, when it grows, would stall a caller. A dictionary keeps the order in
 are those that were demoted longest ago and not used since, and are evicted first.
 
 An entry that cannot be packed (an object of a local namespace, or one decoded value whose payload is not known) stays
-an object, in a dictionary beside its shard. The collector walks those.
+an object, in a dictionary beside its shard, with its trust. Until it is promoted its own trust is `DEAD`, so that code
+that remembers it asks the cache, and the cache learns of the use. The collector walks those objects.
 
 CPython 3.11 to 3.13 do not track a dictionary of atoms at all. From 3.14 on they track each dictionary, and walk it.
 """
@@ -13,7 +14,8 @@ CPython 3.11 to 3.13 do not track a dictionary of atoms at all. From 3.14 on the
 from itertools import islice
 from typing import Final
 
-from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.records import Bases, head_of, pack, unpack
 
 __all__ = ["COLD_OVERHEAD", "ColdStore"]
@@ -34,7 +36,7 @@ class ColdStore:
     """Records by name. All but `get` are called with the lock of the local cache held.
 
     :ivar shards: the dictionaries; a name's hash selects one.
-    :ivar objects: the entries that stay objects, for each dictionary.
+    :ivar objects: the entries that stay objects and their trusts, for each dictionary.
     :ivar count: how many names there are.
     :ivar size: bytes that they take, with names and overheads.
     :ivar bases: what the records depend on.
@@ -45,7 +47,7 @@ class ColdStore:
     def __init__(self, entries: int) -> None:
         count = -(-entries // _SHARD)
         self.shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(count))
-        self.objects: tuple[dict[bytes, Entry], ...] = tuple({} for _ in range(count))
+        self.objects: tuple[dict[bytes, tuple[Entry, Trust]], ...] = tuple({} for _ in range(count))
         self.bases = Bases()
         self._ahead: list[list[tuple[bytes, bytes]]] = [[] for _ in range(count)]
         self.count = self.size = self._next = 0
@@ -69,8 +71,8 @@ class ColdStore:
             return None
         if record:
             return record, unpack(record, self.bases)
-        entry = self.objects[place].get(name)
-        return None if entry is None else (record, entry)
+        kept = self.objects[place].get(name)
+        return None if kept is None else (record, kept[0])
 
     def charge(self, name: bytes, record: bytes, entry: Entry | None) -> int:
         """Return the bytes that a name counts for.
@@ -97,9 +99,13 @@ class ColdStore:
         self.size -= charge
         if record:
             self.bases.uses[head_of(record).basis] -= 1
+        else:
+            # It may be back, as the last one, before its turn. `oldest` knows a record by its identity, but not this.
+            ahead = self._ahead[hash(name) % len(self.shards)]
+            ahead[:] = [pair for pair in ahead if pair[0] != name]
 
     def discard(self, name: bytes) -> bool:
-        """Remove a name; return whether it was there. Its entry, if it is an object, is dead from then on."""
+        """Remove a name; return whether it was there."""
         place = hash(name) % len(self.shards)
         shard, objects = self.shards[place], self.objects[place]
         entry: Entry | None = None
@@ -108,8 +114,7 @@ class ColdStore:
             return False
         record = shard[name]
         if not record and name in objects:
-            entry = objects[name]
-            entry.trust = DEAD
+            entry = objects[name][0]
             del objects[name]
         del shard[name]
         self.left(name, record, entry)
@@ -136,10 +141,6 @@ class ColdStore:
         """Return the record of a name, or None."""
         return self.shards[hash(name) % len(self.shards)].get(name)
 
-    def is_object(self, name: bytes, entry: Entry) -> bool:
-        """Return whether a name has this very entry, as an object."""
-        return self.objects[hash(name) % len(self.shards)].get(name) is entry
-
     def some(self, limit: int) -> list[bytes]:
         """Return some names, at most `limit`."""
         names: list[bytes] = []
@@ -156,8 +157,6 @@ class ColdStore:
     def clear(self) -> None:
         """Remove everything."""
         for objects in self.objects:
-            for entry in list(objects.values()):
-                entry.trust = DEAD
             objects.clear()
         for shard, ahead in zip(self.shards, self._ahead, strict=True):
             shard.clear()

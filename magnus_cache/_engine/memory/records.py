@@ -6,7 +6,8 @@ it has a number, its *basis*; `Bases` has the objects. A number is never used ag
 while one record has its number, so a tag's stamp does too, and no invalidation of a tag can be missed.
 
 Layout of a record: deadline, generation, basis, flags; the facts of the entry; its epoch, if it has tags; the payload,
-or a plain value by `marshal`, which is decoded at once when the entry is made again.
+or the entry's size and a plain value by `marshal`. That value is decoded at once when the entry is made again, and may
+then take four times the bytes that it has here.
 """
 
 import marshal
@@ -33,6 +34,7 @@ _SHORT: Final = 14
 """Bytes of an entry's facts without windows after the deadline."""
 _LONG: Final = 25
 _EPOCH: Final = 8
+_SIZE: Final = 5
 _TAGGED: Final = 1
 _WINDOWS: Final = 2
 _PLAIN: Final = 4
@@ -107,16 +109,15 @@ def is_plain(value: Any) -> bool:
 
 def pack(entry: Entry, bases: Bases) -> bytes:
     """Return the record of an entry; `OBJECT` for an entry that has to stay an object."""
-    kind, flags = type(entry), 0
+    kind, flags, epoch, size = type(entry), 0, b"", b""
     # Payload first: a caller that decodes the entry at this moment sets the value before it drops the payload.
     body = entry.payload
     if body is None and (body := entry.encoded) is None:
         value = entry.value
         if not is_plain(value):
             return OBJECT
-        body, flags = marshal.dumps(value, _VERSION), _PLAIN
+        body, flags, size = marshal.dumps(value, _VERSION), _PLAIN, entry.size.to_bytes(_SIZE, "little")
     stamps: Sequence[TagStamp] = ()
-    epoch = b""
     if isinstance(entry, TaggedEntry):
         if kind is not TaggedEntry:
             return OBJECT
@@ -129,7 +130,7 @@ def pack(entry: Entry, bases: Bases) -> bytes:
     if facts >> 8 * _SHORT:
         length, flags = _LONG, flags | _WINDOWS
     head = _HEAD.pack(entry.real, entry.generation, number, flags)
-    return b"%b%b%b%b" % (head, facts.to_bytes(length, "little"), epoch, body)
+    return b"%b%b%b%b%b" % (head, facts.to_bytes(length, "little"), epoch, size, body)
 
 
 def unpack(record: bytes, bases: Bases) -> Entry:
@@ -145,10 +146,11 @@ def unpack(record: bytes, bases: Bases) -> Entry:
         start += _EPOCH
         epoch = int.from_bytes(record[end:start], "little")
     if flags & _PLAIN:
-        value = marshal.loads(memoryview(record)[start:])
+        size = int.from_bytes(record[start : start + _SIZE], "little")
+        value = marshal.loads(memoryview(record)[start + _SIZE :])
     else:
         payload = record[start:]
-    size = len(record) - start + basis.room
+        size = len(payload) + basis.room
     entry: Entry
     if flags & _TAGGED:
         tagged = TaggedEntry(value, payload, deadline, basis.trust, size, facts)

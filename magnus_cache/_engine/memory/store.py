@@ -72,14 +72,15 @@ class LocalCache(Collecting):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, in place and without waiting for the lock, which may be held forever in a forked child."""
+        """Forget everything, in place. A forked child has a lock of its own: that of its parent may be held forever."""
         self._lock = section()
-        self.generation += 1
-        self._forget_all()
-        self._pending = {}
-        self._clears.reset()
-        self._start_over()
-        self.evictions = self.expirations = self.fenced = 0
+        with self._lock:
+            self.generation += 1
+            self._forget_all()
+            self._pending = {}
+            self._clears.reset()
+            self._start_over()
+            self.evictions = self.expirations = self.fenced = 0
 
     # -- read -----------------------------------------------------------------------------------------------
 
@@ -101,10 +102,11 @@ class LocalCache(Collecting):
                         used(name)
                     return entry
                 if trust is DEAD:
-                    # Replaced or removed at this moment, by another thread: its successor may be there.
+                    # Replaced, packed or removed at this moment, by another thread: its successor or record may be
+                    # there. It is there once that thread has left its section.
                     with self._lock:
-                        successor = get(name)
-                    return hit(name) if successor is not None and successor is not entry else None
+                        removed = get(name) is entry and entry.trust is DEAD
+                    return None if removed else hit(name)
             else:
                 self._drop_dead(name, entry, now)
             return None

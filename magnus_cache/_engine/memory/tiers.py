@@ -144,8 +144,9 @@ class Tiers(Reservations):
             if name not in shard or shard[name] is not record:
                 return None
             if not record:
-                if name not in objects or objects[name] is not entry:
+                if name not in objects or objects[name][0] is not entry:
                     return None
+                entry.trust = objects[name][1]
                 del objects[name]
             # In this order, for those who look without the lock: first in both, then in one.
             table[name] = entry
@@ -170,9 +171,8 @@ class Tiers(Reservations):
         if name not in table or table[name] is not entry:
             return
         if record is OBJECT:
-            objects[name] = entry
-        else:
-            entry.trust = DEAD
+            objects[name] = entry, entry.trust
+        entry.trust = DEAD
         shard[name] = record
         del table[name]
         # The end of the step.
@@ -232,7 +232,7 @@ class Tiers(Reservations):
         entry.trust = DEAD
         # No call between the check and the removal: a signal handler may remove the name.
         if name not in table or table[name] is not entry:
-            return self._cold is not None and self._cold.is_object(name, entry) and self._cold.discard(name)
+            return False
         del table[name]
         self._hot_bytes -= size
         self._policy.removed(name, entry)
@@ -253,7 +253,7 @@ class Tiers(Reservations):
             self._forget(name)
 
     def _forget_all(self) -> None:
-        """Remove everything, in place and without the lock."""
+        """Remove everything, in place."""
         for entry in list(self._table.values()):
             entry.trust = DEAD
         self._table.clear()
