@@ -1,14 +1,24 @@
-"""The socket of the lane: one deadline for each exchange, however its bytes come, and its end."""
+"""The socket of the lane: one deadline for each exchange, however its bytes come, its interruptions and its end."""
 
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import trustme
 
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache._engine.redis.lane_connection import LaneConnection
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache.embedded import EmbeddedServer
+from tests.support.interrupts import interrupted
+from tests.support.leaks import sockets
+from tests.support.wait import wait_until
 
 TIMEOUT = 30.0
 """Seconds: a test that waits for all of them has failed before."""
@@ -24,15 +34,22 @@ SOON = 10.0
 class SlowServer:
     """A server of one connection, and its clock, which stands still between two steps of its script.
 
+    :param authority: who vouches for it, and the file that says so; without it, there is no TLS.
     :ivar given_up: set when the client waits no more.
     :ivar looked: set when the client looks at the clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, authority: tuple[trustme.CA, Path] | None = None) -> None:
         self.now = 0.0
+        self._context: ssl.SSLContext | None = None
         self.given_up, self.looked = threading.Event(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._endpoint = Endpoint(host="127.0.0.1", port=self._listener.getsockname()[1])
+        if authority is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority[0].issue_cert("127.0.0.1").configure_cert(self._context)
+            tls = {"ssl_ca_certs": str(authority[1])}
+            self._endpoint = replace(self._endpoint, scheme="tls", tls=tls)
 
     def clock(self) -> float:
         self.looked.set()
@@ -43,10 +60,14 @@ class SlowServer:
         """Give a connection that is not open yet; it is closed in the end."""
 
         def serve() -> None:
-            with self._listener, self._listener.accept()[0] as peer:
-                peer.settimeout(SOON)
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                script(self, peer)
+            with self._listener, self._listener.accept()[0] as accepted:
+                accepted.settimeout(SOON)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._context is None:
+                    script(self, accepted)
+                else:
+                    with self._context.wrap_socket(accepted, server_side=True) as peer:
+                        script(self, peer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -118,6 +139,7 @@ def a_greeting_in_parts(server: SlowServer, peer: socket.socket) -> None:
     server.send_the_rest_late(peer, b"OK\r\n")
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
 @pytest.mark.parametrize(
     ("script", "packed"),
     [
@@ -128,9 +150,13 @@ def a_greeting_in_parts(server: SlowServer, peer: socket.socket) -> None:
     ],
 )
 def test_all_of_an_exchange_has_one_deadline(
-    script: Callable[[SlowServer, socket.socket], None], packed: bytes
+    script: Callable[[SlowServer, socket.socket], None],
+    packed: bytes,
+    scheme: str,
+    authority: trustme.CA,
+    authority_file: Path,
 ) -> None:
-    server = SlowServer()
+    server = SlowServer((authority, authority_file) if scheme == "tls" else None)
     with server.serving(script) as connection, pytest.raises(TimeoutError):
         connection.open()
         connection.ask(packed, TIMEOUT)
@@ -159,26 +185,73 @@ def test_after_a_reply_in_parts_the_next_exchange_has_all_its_time() -> None:
         assert connection.ask(b"PING\r\n", 2 * TIMEOUT) == b"OK"
 
 
-def test_ctrl_c_while_it_is_closed_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: socket.socket) -> None:
-        raise KeyboardInterrupt
+# -- interruptions ----------------------------------------------------------------------------------------------
 
-    def script(server: SlowServer, peer: socket.socket) -> None:
-        server.greet(peer)
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(params=["tcp", "tls", "unix"])
+def endpoint(
+    request: pytest.FixtureRequest,
+    authority: trustme.CA,
+    authority_file: Path,
+    private_server_with: Callable[..., EmbeddedServer],
+) -> Iterator[Endpoint]:
+    if request.param == "tls":
+        with tls_server(authority) as port:
+            tls = {"ssl_ca_certs": str(authority_file)}
+            yield Endpoint(scheme="tls", host="127.0.0.1", port=port, tls=tls)
+    else:
+        path = f"/tmp/magnus-lane-{os.getpid()}.sock"
+        server = private_server_with(unixsocket=path)
+        unix = Endpoint(scheme="unix", path=path)
+        yield unix if request.param == "unix" else Endpoint(host="127.0.0.1", port=server.port)
+
+
+@contextmanager
+def tls_server(authority: trustme.CA) -> Iterator[int]:
+    """Serve one client after the other, however it leaves."""
+    context, over = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), threading.Event()
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def serve() -> None:
+        while not over.is_set():
+            with suppress(OSError), listener.accept()[0] as accepted:
+                if not over.is_set():
+                    with context.wrap_socket(accepted, server_side=True) as peer:
+                        while peer.recv(1 << 16):
+                            peer.sendall(b"+OK\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
         try:
-            seen.append(peer.recv(1))
+            yield listener.getsockname()[1]
         finally:
-            ended.set()
+            over.set()
+            socket.create_connection(listener.getsockname()).close()
+            thread.join()
 
-    seen, ended, server = list[bytes](), threading.Event(), SlowServer()
-    with server.serving(script) as connection:
-        connection.open()
-        with monkeypatch.context() as patch:
-            patch.setattr(socket.socket, "close", interrupt)
-            with pytest.raises(KeyboardInterrupt) as raised:
-                connection.close()
-        # The traceback keeps what the interrupted call had: only a second call can close the socket.
+
+@pytest.mark.parametrize("step", ["open", "close"])
+def test_ctrl_c_leaves_no_socket(endpoint: Endpoint, step: str) -> None:
+    before = sockets()
+    for place in range(1, 100_000):
+        connection = LaneConnection(endpoint, TIMEOUT, monotonic)
+        if step == "close":
+            connection.open()
+        kept: list[BaseException] = []
+        try:
+            with interrupted(place, interrupt) as interruption:
+                connection.open() if step == "open" else connection.close()
+        except KeyboardInterrupt as error:
+            # Its traceback keeps what the interrupted calls had, so that the collector closes nothing in time.
+            kept.append(error)
         connection.close()
-        ended.wait(SOON)
-        del raised
-    assert seen == [b""]
+        # Those of the TLS server in this process end after ours.
+        wait_until(lambda: sockets() <= before)
+        if not interruption.done:
+            break
+    assert place > (10 if step == "open" else 1)

@@ -76,8 +76,8 @@ def after_the_answer(monkeypatch: pytest.MonkeyPatch, cache: CacheManager, then:
     kind = type(lane_connection(cache))
     ask, left = kind.ask, [then]
 
-    def asked(self: Any, packed: bytes) -> Any:
-        answer = ask(self, packed)
+    def asked(self: Any, *request: Any) -> Any:
+        answer = ask(self, *request)
         if left:
             left.pop()()
         return answer

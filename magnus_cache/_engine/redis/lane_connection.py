@@ -14,6 +14,7 @@ from redis.asyncio import SSLConnection
 
 from magnus_cache._engine.redis.commands import pack
 from magnus_cache._engine.redis.elements import Elements
+from magnus_cache._engine.redis.lane_tls import LaneTls
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
@@ -44,7 +45,8 @@ class LaneConnection:
     """
 
     __slots__ = (
-        "_clock", "_elements", "_endpoint", "_guard", "_reader", "_recv", "_sock", "_timeout", "broken", "busy",
+        "_clock", "_elements", "_endpoint", "_guard", "_reader", "_recv", "_sock", "_timeout", "_tls", "broken",
+        "busy",
     )  # fmt: skip
 
     def __init__(self, endpoint: "Endpoint", timeout: float, clock: "Clock") -> None:
@@ -55,7 +57,8 @@ class LaneConnection:
         self._guard = threading.RLock()
         self._elements = Elements()
         self._reader: Any = hiredis.Reader(notEnoughData=_MORE)
-        self._sock: socket.socket | None = None
+        self._sock: socket.SocketType | None = None
+        self._tls: LaneTls | None = None
         self._recv: Callable[[int], bytes] = _closed
         self.busy = self.broken = False
 
@@ -75,13 +78,10 @@ class LaneConnection:
             self._connect_by_name(deadline)
         sock = self._sock
         assert sock is not None
-        if endpoint.scheme == "tls":
-            # Kept before the handshake: an interrupted one leaves a socket that is closed like any other.
-            context = SSLConnection(host=endpoint.host, **endpoint.tls).ssl_context.get()
-            sock = self._sock = context.wrap_socket(sock, server_hostname=endpoint.host, do_handshake_on_connect=False)
-            sock.settimeout(self._left(deadline))
-            sock.do_handshake()
         self._recv = sock.recv
+        if endpoint.scheme == "tls":
+            context = SSLConnection(host=endpoint.host, **endpoint.tls).ssl_context.get()
+            self._secure(sock, LaneTls(context, endpoint.host), deadline)
         sock.settimeout(self._left(deadline))
         login = self._login()
         answers = self.ask_all([*login, *more], deadline)
@@ -109,9 +109,32 @@ class LaneConnection:
         raise failure
 
     def _connect(self, family: int, address: Any, deadline: float) -> None:
-        self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
+        # Kept before it has a file descriptor: what an interrupt (Ctrl-C) leaves here is closed like any other.
+        self._sock = sock = socket.SocketType.__new__(socket.SocketType)
+        socket.SocketType.__init__(sock, family, socket.SOCK_STREAM)
         sock.settimeout(self._left(deadline))
         sock.connect(address)
+
+    def _secure(self, sock: socket.SocketType, tls: LaneTls, deadline: float) -> None:
+        """Complete the TLS handshake."""
+        unsent, done = tls.handshake(b"")
+        while True:
+            self._send(sock, unsent, deadline)
+            if done:
+                self._tls = tls
+                return
+            sock.settimeout(self._left(deadline))
+            received = self._recv(_READ_BYTES)
+            if not received:
+                raise ConnectionError(_ENDED)
+            unsent, done = tls.handshake(received)
+
+    def _send(self, sock: socket.SocketType, unsent: bytes, deadline: float) -> None:
+        """Send all of it in time."""
+        left = memoryview(unsent)
+        while left:
+            sock.settimeout(self._left(deadline))
+            left = left[sock.send(left) :]
 
     def _left(self, deadline: float) -> float:
         """:raises TimeoutError: when nothing is left."""
@@ -133,8 +156,7 @@ class LaneConnection:
             sock = self._sock
             if sock is not None:
                 try:
-                    # Not that of a TLS socket, which forgets in the midst of a read that it was one.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # It is not connected yet, or not any more.
 
@@ -143,7 +165,7 @@ class LaneConnection:
         with self._guard:
             self._recv = _closed
             if self._sock is not None:
-                # In this order: interrupted in between, it is closed again, and not left to the collector.
+                # In this order: what an interrupt leaves is closed again.
                 self._sock.close()
                 self._sock = None
 
@@ -161,15 +183,18 @@ class LaneConnection:
         :raises OSError: if the connection ends, or no answer comes in time.
         :raises ValueError: for what is no answer, and for one that is too large.
         """
-        sock = self._sock
+        sock, tls = self._sock, self._tls
         if sock is None:
             _closed(0)
+        assert sock is not None
         self.busy = True
+        if tls is not None:
+            packed = tls.encrypted(packed)
         try:
-            sent, reply, size = sock.send(packed), _MORE, 0  # type: ignore[union-attr]  # as was just looked at
+            sent, reply, size = sock.send(packed), _MORE, 0
             # Sent as a whole, it has not waited: the buffer is empty between exchanges. So the answer may take the
-            # timeout that the socket has. Else all that is left is waited for until the deadline.
-            if sent == len(packed):
+            # timeout that the socket has. Else, and for TLS, whose records may come in parts, the deadline is checked.
+            if sent == len(packed) and tls is None:
                 data = self._recv(_READ_BYTES)
                 size = len(data)
                 if not data or self._elements.too_many(data):
@@ -203,15 +228,12 @@ class LaneConnection:
 
         :param size: how many bytes of the reply have come.
         """
-        sock = self._sock
+        sock, tls = self._sock, self._tls
         if sock is None:
             # A signal handler has closed it.
             _closed(0)
         assert sock is not None
-        left = memoryview(unsent)
-        while left:
-            sock.settimeout(self._left(deadline))
-            left = left[sock.send(left) :]
+        self._send(sock, unsent, deadline)
         while reply is _MORE or type(reply) is hiredis.PushNotification:
             if reply is not _MORE:
                 # The only one that comes here: where announcements go is gone.
@@ -220,6 +242,10 @@ class LaneConnection:
                 continue
             sock.settimeout(self._left(deadline))
             data = self._recv(_READ_BYTES)
+            if tls is not None and data:
+                data = tls.decrypted(data)
+                if not data:
+                    continue
             size += len(data)
             if not data or self._elements.too_many(data) or size > _MOST_BYTES:
                 raise ConnectionError(_ENDED)
