@@ -121,10 +121,10 @@ class Lane:
         """Whether it has a connection."""
         return self._session is not None
 
-    def cut(self, wire: Connection) -> None:
-        """End the exchange that is under way if this wire was to hear of changes. On the wire's loop; does not wait."""
+    def cut(self, connection: Connection) -> None:
+        """End the exchange under way if this connection was to hear of changes. On its loop; does not wait."""
         session = self._session
-        if session is not None and session.wire is wire:
+        if session is not None and session.wire is connection:
             session.connection.cut()
 
     def end(self) -> None:

@@ -40,25 +40,25 @@ class LaneReads:
         self._judge = judge
         self._batches = batches
 
-    def answer(self, ref: KeyRef, fill: Placeholder | None, ask: "_Ask") -> Entry | bytes | None:
+    def answer(self, ref: KeyRef, placeholder: Placeholder | None, ask: "_Ask") -> Entry | bytes | None:
         """Return what `read` does, or what the background loop finds.
 
         :param ask: queues the read there.
         :raises CacheUnavailableError: when Redis does not answer, and as `read` does.
         :raises CacheClosedError: if the cache is closed meanwhile.
         """
-        answer = self.read(ref, fill)
+        answer = self.read(ref, placeholder)
         if not isinstance(answer, LongWay):
             return answer
-        entry: Entry | None = self._state.portal.request(partial(ask, ref, fill))
+        entry: Entry | None = self._state.portal.request(partial(ask, ref, placeholder))
         return entry
 
-    def read(self, ref: KeyRef, fill: Placeholder | None) -> Entry | bytes | LongWay | None:
+    def read(self, ref: KeyRef, placeholder: Placeholder | None) -> Entry | bytes | LongWay | None:
         """Return the entry of a value in Redis, or None for none; `LONG_WAY` if the background loop has to be asked.
 
         Of a value that is never kept it may be the payload alone.
 
-        :param fill: its place in memory, reserved before; None for a value that is not kept.
+        :param placeholder: its place in memory, reserved before; None for a value that is not kept.
         :raises CacheUnavailableError: an `UnsettledError` for a value whose epochs are not known.
         """
         state, epoch_names = self._state, ref.epoch_names
@@ -69,7 +69,7 @@ class LaneReads:
         if not 0 < epoch_names.value_bytes <= SMALL_BYTES:
             return LONG_WAY
         receiver = self._batches if ref.is_far else None
-        answer = state.lane.ask(Ticket(ref, near=fill is not None, receiver=receiver, place=PAYLOAD), wire)
+        answer = state.lane.ask(Ticket(ref, near=placeholder is not None, receiver=receiver, place=PAYLOAD), wire)
         if isinstance(answer, LongWay):
             return answer
         if isinstance(answer, Judged):
@@ -78,10 +78,10 @@ class LaneReads:
             judged: Entry | bytes | None = answer.result
             return judged
         raw, source, sent = answer
-        if fill is None or source.trust.deadline == _DEAD:
+        if placeholder is None or source.trust.deadline == _DEAD:
             # What the wire does not hear of any more is served, as it came with its epochs, but not kept.
             return self._judge(ref, None, raw, source, sent)
-        entry = self._judge(ref, fill, raw, source, sent)
+        entry = self._judge(ref, placeholder, raw, source, sent)
         # Another thread was answered before or after this one, and what it has kept, or is about to, may be older than
         # what is returned here: its announcement may still be on the way to the wire. Nobody is to go back in time.
         memory = state.memory
