@@ -1,9 +1,9 @@
 """The guards that `test_lane_connection` sees missing."""
 
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache._engine.redis.lane_connection import LaneConnection
-from tests.support.guards import guard, rewrite
+from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/redis/test_lane_connection.py"
 DEADLINES: Final = f"{HERE}::test_all_of_an_exchange_has_one_deadline"
@@ -17,6 +17,14 @@ def without_a_deadline_for_the_parts_of_a_reply() -> None:
 @guard(f"{DEADLINES}[a reply in parts-tcp]")
 def without_a_deadline_that_begins_with_the_request() -> None:
     rewrite(LaneConnection._rest, "self._send(", "deadline = self._clock() + self._timeout\n    self._send(")
+
+
+@guard(f"{HERE}::test_what_comes_before_an_exchange_has_its_own_deadline")
+def without_a_deadline_for_what_comes_before_an_exchange() -> None:
+    def ask_all(self: Any, packed: list[bytes], deadline: float) -> list[Any]:
+        return [self.ask(command, deadline) for command in packed]
+
+    put(LaneConnection, "ask_all", ask_all)
 
 
 @guard(f"{DEADLINES}[a reply to what was sent slowly-tcp]")

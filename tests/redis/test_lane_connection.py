@@ -162,6 +162,20 @@ def test_all_of_an_exchange_has_one_deadline(
         connection.ask(packed, TIMEOUT)
 
 
+def test_what_comes_before_an_exchange_has_its_own_deadline() -> None:
+    def script(server: SlowServer, peer: socket.socket) -> None:
+        server.greet(peer)
+        peer.recv(1 << 16)
+        server.send_the_rest_late(peer, b"+OK\r\n")
+
+    server = SlowServer()
+    with server.serving(script) as connection:
+        connection.open()
+        with pytest.raises(TimeoutError):
+            connection.ask_all([b"PING\r\n"], LEFT)
+        assert connection.busy
+
+
 def test_after_a_reply_in_parts_the_next_exchange_has_all_its_time() -> None:
     enough = 0.5
 

@@ -145,6 +145,8 @@ class Lane:
     def ask(self, ticket: Ticket, wire: "Wire") -> Answer:
         """Return the answer to a ticket, in `op_timeout` at most for each of two exchanges.
 
+        A new connection, and the first request for announcements, take half of that each.
+
         :param wire: the connection of the background loop.
         """
         session, batch = self._session, self._open
@@ -293,8 +295,9 @@ class Lane:
             client = session.server.client
             session.announces = False
             if session.orderly and session.wire.tracking and client:
-                deadline = self._clock() + self._limits.op_timeout
-                reply = session.connection.ask(commands.announce_to(client).packed, deadline)
+                connection = session.connection
+                deadline = self._clock() + connection.opening
+                (reply,) = connection.ask_all([commands.announce_to(client).packed], deadline)
                 session.announces = not isinstance(reply, Exception)
         return session.announces
 

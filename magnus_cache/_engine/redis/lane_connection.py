@@ -28,7 +28,7 @@ _MORE: Final = object()
 _READ_BYTES: Final = 65_536
 
 _OPENING: Final = 0.5
-"""Share of the timeout that a connection with its handshake may take: what has failed goes the long way afterwards."""
+"""Share of the timeout for what comes before an exchange: what has failed goes the long way afterwards."""
 
 _MOST_BYTES: Final = 8 << 20
 """Bytes of one reply. Large values are not asked for here, so more than that is for the background loop to judge."""
@@ -39,19 +39,20 @@ _ENDED: Final = "Redis has closed the connection, or a reply is too large"
 class LaneConnection:
     """A blocking connection to one Redis. One thread at a time uses it; any thread may `cut` it.
 
-    :param timeout: seconds for each exchange; for the connection with its handshake, half of that.
+    :param timeout: seconds for each exchange; for what has to come before it, half of that.
+    :ivar opening: seconds that the connection with its handshake may take, or whatever else comes before an exchange.
     :ivar busy: whether an exchange was begun and has not ended: then replies are out of step with requests.
     :ivar broken: whether the server has said that the connection which is to hear of changes is gone.
     """
 
     __slots__ = (
         "_clock", "_elements", "_endpoint", "_guard", "_reader", "_recv", "_sock", "_timeout", "_tls", "broken",
-        "busy",
+        "busy", "opening",
     )  # fmt: skip
 
     def __init__(self, endpoint: "Endpoint", timeout: float, clock: "Clock") -> None:
         self._endpoint = endpoint
-        self._timeout = timeout
+        self._timeout, self.opening = timeout, timeout * _OPENING
         self._clock = clock
         # Between `cut` in one thread and `close` in another, the number of a closed socket may be another's.
         self._guard = threading.RLock()
@@ -70,7 +71,7 @@ class LaneConnection:
         :raises OSError: if Redis is not there, does not answer in time, or refuses the login.
         :raises ValueError: for what is no answer.
         """
-        endpoint, deadline = self._endpoint, self._clock() + self._timeout * _OPENING
+        endpoint, deadline = self._endpoint, self._clock() + self.opening
         self.busy = True
         if endpoint.scheme == "unix":
             self._connect(socket.AF_UNIX, endpoint.path or "", deadline)
@@ -82,14 +83,11 @@ class LaneConnection:
         if endpoint.scheme == "tls":
             context = SSLConnection(host=endpoint.host, **endpoint.tls).ssl_context.get()
             self._secure(sock, LaneTls(context, endpoint.host), deadline)
-        sock.settimeout(self._left(deadline))
         login = self._login()
         answers = self.ask_all([*login, *more], deadline)
         for answer in answers[: len(login)]:
             if type(answer) is hiredis.ReplyError:
                 raise ConnectionError("Redis refuses the login") from answer
-        # Python's own, which polls before each call: the kernel's would begin anew with each signal that comes.
-        sock.settimeout(self._timeout)
         return answers[len(login) :]
 
     def _connect_by_name(self, deadline: float) -> None:
@@ -214,14 +212,21 @@ class LaneConnection:
     def ask_all(self, packed: list[bytes], deadline: float) -> list[Any]:
         """Send some commands and return the replies, errors among them.
 
+        :param deadline: on the connection's clock, any.
         :raises OSError: as `ask` does.
         :raises ValueError: as `ask` does.
         """
-        first = self.ask(b"".join(packed), deadline)
+        self.busy = True
+        unsent = b"".join(packed)
+        if self._tls is not None:
+            unsent = self._tls.encrypted(unsent)
         try:
-            return [first, *[self._rest(self._reader.gets(), 0, b"", deadline) for _ in packed[1:]]]
+            replies = [self._rest(_MORE, 0, unsent, deadline)]
+            replies += [self._rest(self._reader.gets(), 0, b"", deadline) for _ in packed[1:]]
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
+        self.busy = False
+        return replies
 
     def _rest(self, reply: Any, size: int, unsent: bytes, deadline: float) -> Any:
         """Send the rest of a command, and return the reply: the rest of it, or the one that follows an announcement.
@@ -252,7 +257,8 @@ class LaneConnection:
             self._reader.feed(data)
             reply = self._reader.gets()
         self._elements.restart()
-        # After a failure it is not used again.
+        # After a failure it is not used again. This is Python's own timeout, which polls before each call: the kernel's
+        # would begin anew with each signal that comes.
         sock.settimeout(self._timeout)
         return reply
 
