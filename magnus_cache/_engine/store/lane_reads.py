@@ -78,6 +78,10 @@ class LaneReads:
             judged: Entry | bytes | None = answer.result
             return judged
         raw, source, sent = answer
+        if receiver is not None and raw is not None:
+            payload = receiver.payload(ref, raw, source, sent)
+            if payload is not None:
+                return payload
         if placeholder is None or source.trust.deadline == _DEAD:
             # What the wire does not hear of any more is served, as it came with its epochs, but not kept.
             return self._judge(ref, None, raw, source, sent)
