@@ -8,6 +8,7 @@ from magnus_cache._engine.redis import lane
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.lane_connection import LaneConnection
 from magnus_cache._engine.redis.lane_session import Session
+from magnus_cache._engine.store.records import Record
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_lane.py"
@@ -98,6 +99,26 @@ def without_a_bound_on_values_of_the_lane() -> None:
 @guard(f"{HERE}::test_a_server_that_announces_within_replies_keeps_what_it_read_the_long_way")
 def without_a_look_whether_announcements_come_in_order() -> None:
     put(lane, "_orderly", lambda _: True)
+
+
+@guard(f"{HERE}::test_pending_invalidations_are_told_to_redis_first")
+def without_a_look_at_what_waits_before_the_lane_reads() -> None:
+    from magnus_cache._engine.store.reads import Reads
+
+    rewrite(Reads.read_blocking, "(state.outbox.pending and state.outbox.covers(ref.name))", "False")
+
+
+@guard(f"{HERE}::test_a_value_with_tags_of_its_own_is_judged_with_them")
+def without_a_judgement_by_tags_in_the_lane() -> None:
+    """Of all values as of those without."""
+    from magnus_cache._engine.store import reads
+
+    put(reads, "Record", lambda *fields: Record(*fields)._replace(tags=()))
+
+
+@guard(f"{HERE}::test_a_tag_that_redis_has_lost_holds_up_no_value_without_it")
+def without_a_look_which_tags_the_wire_knows() -> None:
+    rewrite(Session.plan, "if not self.wire_known.current.issuperset(names):", "if False:")
 
 
 @guard(f"{HERE}::test_only_many_reads_are_worth_a_connection")

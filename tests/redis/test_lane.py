@@ -162,11 +162,60 @@ def test_large_values_are_left_to_the_background_loop(cache: CacheManager) -> No
 
 
 def test_a_value_with_tags_of_its_own_is_judged_with_them(cache: CacheManager) -> None:
-    cache.set(FAR, "tagged", 7, tags=("a",))
-    assert cache.get(FAR, "tagged") == 7
+    for key, tags in {"one": ("a",), "both": ("b", "a"), "none": ()}.items():
+        cache.set(FAR, key, 7, tags=tags)
+        # The background loop reads the epochs of tags that are new to it.
+        assert cache.get(FAR, key) == 7
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, key) == 7
+        assert served_by_lane(answers)
+    for key in ("one", "both", "none"):
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, key) == 7
+        assert served_by_lane(answers)
+        assert len(answers) == 1, "the epochs of all tags have come along"
     with CacheManager(settings=cache._state.settings) as other:
         other.invalidate_tags("a")
-        assert cache.get(FAR, "tagged") is None
+        assert cache.get(FAR, "one") is None
+        assert cache.get(FAR, "both") is None
+        assert cache.get(FAR, "none") == 7
+
+
+def test_values_with_tags_of_their_own_are_read_by_many_threads(cache: CacheManager) -> None:
+    for number in range(40):
+        cache.set(FAR, str(number), number, tags=(f"t{number}", "all"))
+        assert cache.get(FAR, str(number)) == number
+
+    def reads(first: int) -> None:
+        for turn in range(80):
+            number = (first + turn) % 40
+            assert cache.get(FAR, str(number)) == number
+
+    threads, errors = crew(THREADS, reads)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    cache.invalidate_tags("t7")
+    assert cache.get(FAR, "7") is None
+    assert cache.get(FAR, "8") == 8
+
+
+def test_a_tag_that_redis_has_lost_holds_up_no_value_without_it(cache: CacheManager, raw: redis.Redis) -> None:
+    cache.set(FAR, "tagged", 7, tags=("a",))
+    cache.set(FAR, "plain", 8)
+    assert [cache.get(FAR, "tagged") for _ in range(3)] == [7] * 3
+    state, wire = cache._state, background_wire(cache)
+    name = state.epochs.tag_name("a")
+    assert name in wire.known.current
+    raw.delete(name)
+
+    def is_served() -> bool:
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, "plain") == 8
+        return served_by_lane(answers)
+
+    wait_until(lambda: name not in wire.known.current)
+    wait_until(is_served)
 
 
 @pytest.mark.parametrize("what", ["namespace", "everything"])
@@ -210,6 +259,16 @@ def test_pending_invalidations_are_told_to_redis_first(cache: CacheManager) -> N
     with lane_answers(cache) as answers:
         assert cache.get(FAR, "k") is None
     assert not answers
+
+
+def test_invalidations_of_other_values_that_wait_hold_up_no_read(proxy: Proxy) -> None:
+    with CacheManager(redis_url=proxy.url, max_staleness=60) as cache:
+        through_the_lane(cache)
+        cache.set(FAR, "k", 1)
+        cache._state.outbox.record([cache._reads.ref(FAR, "another").name])
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, "k") == 1
+        assert served_by_lane(answers)
 
 
 # -- many threads -----------------------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ class Lane:
             return None
         if ticket.near and not (session.announces or self._announced(session)):
             return None
-        return session.plan(self._epochs, epoch_names)
+        return session.plan(self._epochs, epoch_names, ticket.tags)
 
     def _announced(self, session: Session) -> bool:
         """Return whether what is read from here on is announced to the wire; asked for with the first such value."""

@@ -150,7 +150,7 @@ class ValueBatches:
             and zlib.crc32(raw[SUMMED_FROM:]) == checksum and 0 < names.value_bytes <= SMALL_BYTES
         ):  # fmt: skip
             return None
-        head, tags = b"", ()
+        head, tags = b"", tuple[str, ...]()
         if flags == TAGGED:
             head, tags = head_of(names.tags), names.tags
             if not head or not raw.startswith(head, HEADER_BYTES):

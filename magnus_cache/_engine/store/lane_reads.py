@@ -1,10 +1,10 @@
 """Reads of blocking callers through the lane: which may go that way, and what becomes of their answers."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
+from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
@@ -13,17 +13,17 @@ from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.records import KeyRef
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.exchange import Connection, Waiter
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LaneReads"]
 
 _DEAD: Final = float("-inf")
 
+_MOST_TAGS: Final = 8
+"""Further tags whose epochs are requested along with each value of a namespace or function."""
+
 _Judge: TypeAlias = "Callable[[KeyRef, Placeholder | None, bytes | None, Connection, float], Entry | None]"
 """What judges an answer and keeps it, on whatever way it came; see `Reads.received`."""
-
-_Ask: TypeAlias = "Callable[[KeyRef, Placeholder | None, Waiter], None]"
-"""Queues a read on the background loop; see `Portal.request`."""
 
 
 class LaneReads:
@@ -40,19 +40,6 @@ class LaneReads:
         self._judge = judge
         self._batches = batches
 
-    def answer(self, ref: KeyRef, placeholder: Placeholder | None, ask: "_Ask") -> Entry | bytes | None:
-        """Return what `read` does, or what the background loop finds.
-
-        :param ask: queues the read there.
-        :raises CacheUnavailableError: when Redis does not answer, and as `read` does.
-        :raises CacheClosedError: if the cache is closed meanwhile.
-        """
-        answer = self.read(ref, placeholder)
-        if not isinstance(answer, LongWay):
-            return answer
-        entry: Entry | None = self._state.portal.request(partial(ask, ref, placeholder))
-        return entry
-
     def read(self, ref: KeyRef, placeholder: Placeholder | None) -> Entry | bytes | LongWay | None:
         """Return the entry of a value in Redis, or None for none; `LONG_WAY` if the background loop has to be asked.
 
@@ -61,6 +48,24 @@ class LaneReads:
         :param placeholder: its place in memory, reserved before; None for a value that is not kept.
         :raises CacheUnavailableError: an `UnsettledError` for a value whose epochs are not known.
         """
+        names, tags = ref.epoch_names, ref.epoch_names.value_tags
+        try:
+            return self._read(ref, placeholder, tags)
+        except UnsettledError as error:
+            if set(error.tags) <= {*tags, *names.tags}:
+                raise
+            # The next ones most likely have them, too. In this order: those of this value must come along.
+            most = max(_MOST_TAGS, len(error.tags))
+            names.value_tags = tuple(dict.fromkeys((*error.tags, *tags)))[:most]
+            answer = self._read(ref, placeholder, names.value_tags)
+            if isinstance(answer, LongWay):
+                raise
+            return answer
+
+    def _read(
+        self, ref: KeyRef, placeholder: Placeholder | None, tags: tuple[str, ...]
+    ) -> Entry | bytes | LongWay | None:  # fmt: skip
+        """Do what `read` does, with the epochs of some further tags."""
         state, epoch_names = self._state, ref.epoch_names
         wire = state.topology.connection_on(state.portal.loop)
         if wire is None or not wire.up or epoch_names.ready not in wire.known.ready:
@@ -69,7 +74,8 @@ class LaneReads:
         if not 0 < epoch_names.value_bytes <= SMALL_BYTES:
             return LONG_WAY
         receiver = self._batches if ref.is_far else None
-        answer = state.lane.ask(Ticket(ref, near=placeholder is not None, receiver=receiver, place=PAYLOAD), wire)
+        near = placeholder is not None
+        answer = state.lane.ask(Ticket(ref, near=near, receiver=receiver, place=PAYLOAD, tags=tags), wire)
         if isinstance(answer, LongWay):
             return answer
         if isinstance(answer, Judged):
