@@ -96,11 +96,6 @@ def without_a_bound_on_values_of_the_lane() -> None:
     put(lane_reads, "SMALL_BYTES", 1 << 40)
 
 
-@guard(f"{HERE}::test_a_server_that_announces_within_replies_keeps_what_it_read_the_long_way")
-def without_a_look_whether_announcements_come_in_order() -> None:
-    put(lane, "_orderly", lambda _: True)
-
-
 @guard(f"{HERE}::test_pending_invalidations_are_told_to_redis_first")
 def without_a_look_at_what_waits_before_the_lane_reads() -> None:
     from magnus_cache._engine.store.reads import Reads

@@ -130,29 +130,6 @@ def keeps(cache: CacheManager, key: str) -> bool:
     return entry is not None and entry.trust is lane_session(cache).trust
 
 
-def test_a_server_that_announces_within_replies_keeps_what_it_read_the_long_way(
-    running: Callable[[str], EmbeddedServer],
-) -> None:
-    """Redis before 7.2 would announce what a transaction of ours changes in the midst of its reply."""
-    server = running("redis")
-    with redis.Redis(port=server.port) as client:
-        version = tuple(map(int, client.info("server")["redis_version"].split(".")[:2]))
-    if version >= (7, 2):
-        pytest.skip(f"this is Redis {version}")
-    with CacheManager(redis_url=server.url) as cache:
-        through_the_lane(cache)
-        for number in range(20):
-            cache.set(NEAR, str(number), number)
-            forget(cache, NEAR, str(number))
-            assert cache.get(NEAR, str(number)) == number
-            cache.set(NEAR, str(number), -number)
-            assert cache.get(NEAR, str(number)) == -number
-            forget(cache, NEAR, str(number))
-            assert cache.get(NEAR, str(number)) == -number
-        assert lane_session(cache).announces is False
-        assert cache._state.breaker.outages == 0
-
-
 def test_large_values_are_left_to_the_background_loop(cache: CacheManager) -> None:
     cache.set(FAR, "large", "x" * 100_000)
     assert cache.get(FAR, "large") == "x" * 100_000

@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 from magnus_cache._engine.redis.lane_session import Plan, Session, bulk
 from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Answer, Ticket
@@ -63,10 +62,6 @@ _MOST: Final = 256
 _PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 """Seconds until the next attempt to connect, after the first failure and at most."""
-
-_ORDERLY: Final = (7, 2)
-_DIGITS: Final = 9
-"""Digits that no version has."""
 
 _VALUE_TYPES: Final = {bytes, type(None)}
 
@@ -294,7 +289,7 @@ class Lane:
         if session.announces is None:
             client = session.server.client
             session.announces = False
-            if session.orderly and session.wire.tracking and client:
+            if session.wire.tracking and client:
                 connection = session.connection
                 deadline = self._clock() + connection.opening
                 (reply,) = connection.ask_all([commands.announce_to(client).packed], deadline)
@@ -343,7 +338,6 @@ class Lane:
             # Another one, behind the same name.
             self._wait(now)
             return None
-        session.orderly = _orderly(about)
         session.trust.follow(session.wire_trust)
         if not (wire.up and session.stands(wire, now)):
             self._wait(now)
@@ -383,18 +377,6 @@ def _give_up(wire: "Wire", asked: float) -> None:
     """
     if wire.time.sampled < asked:
         wire.give_up()
-
-
-def _orderly(server: Any) -> bool:
-    """Return whether a server keeps announcements out of the replies to transactions.
-
-    Before Redis 7.2, what a transaction changes is announced in the midst of its reply, to whomever the lane's
-    announcements go: the wire, which could not tell where its reply ends.
-    """
-    major, minor, *_ = [*(info(server, b"redis_version") or "").split("."), "", ""]
-    if not (major.isdecimal() and minor.isdecimal() and len(major) + len(minor) < _DIGITS):
-        return False
-    return (int(major), int(minor)) >= _ORDERLY
 
 
 _lanes: Final[weakref.WeakSet[Lane]] = weakref.WeakSet()

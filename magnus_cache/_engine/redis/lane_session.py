@@ -75,7 +75,6 @@ class Session:
     """One connection of the lane, and what it shares with the connection of the wire that hears of changes for it.
 
     :ivar trust: what the values that it brings stand on.
-    :ivar orderly: whether the server keeps announcements out of the replies to transactions.
     :ivar announces: whether changes of what it reads are announced to the wire; None if that was not asked for.
     """
 
@@ -87,7 +86,6 @@ class Session:
         self.server = wire.server
         # All that it will read is as of now at least.
         self.trust = Trust(began + wire.max_staleness, self.wire_trust.generation)
-        self.orderly = False
         self.announces: bool | None = None
         self.plans: dict[EpochNames | tuple[EpochNames, tuple[str, ...]], Plan] = {}
         self.used = began
