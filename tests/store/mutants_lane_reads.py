@@ -15,19 +15,19 @@ HERE: Final = "tests/store/test_lane_reads.py"
 def without_a_place_reserved_before_the_lane_asks() -> None:
     read = LaneReads.read
 
-    def late(self: Any, ref: Any, fill: Any) -> Any:
+    def late(self: Any, ref: Any, placeholder: Any) -> Any:
         judge, memory = self._judge, self._state.memory
 
-        def judged(ref: Any, fill: Any, *answer: Any) -> Any:
+        def judged(ref: Any, placeholder: Any, *answer: Any) -> Any:
             place = memory.reserve(ref.name, anew=True)
             try:
-                return judge(ref, fill and place, *answer)
+                return judge(ref, placeholder and place, *answer)
             finally:
                 memory.release(place)
 
         self._judge = judged
         try:
-            return read(self, ref, fill)
+            return read(self, ref, placeholder)
         finally:
             self._judge = judge
 
