@@ -1,35 +1,25 @@
-"""What the cache costs besides time on a hit: memory of an entry, pauses, the import, the first get, a miss, a set."""
+"""What the cache costs besides time: memory of an entry, pauses of the garbage collector, the import."""
 
-import asyncio
 import gc
-import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from typing import Any, Final
-
-import msgpack
-import redis.asyncio
+from typing import Final
 
 from benchmarks.contenders import if_installed
-from benchmarks.plan import PREFIX, SMALL_DICT, Plan, settle
-from benchmarks.redis_peers import connected
+from benchmarks.plan import PREFIX, Plan, settle
 from benchmarks.tables import OURS, Table
-from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+from magnus_cache import CacheManager, Namespace
 from magnus_cache._engine.memory.tiers import HOT
 
-__all__ = ["entry_memory", "first_get", "import_time", "misses", "pauses"]
+__all__ = ["entry_memory", "import_time", "pauses"]
 
 _IMPORTS: Final = {OURS: "magnus_cache", "redis.asyncio": "redis.asyncio"}
-_CONCURRENCY: Final = (1, 100)
 _TTL: Final = 60
-
-Access = Callable[[str], Awaitable[Any]]
 
 
 # -- memory ---------------------------------------------------------------------------------------------------
@@ -173,109 +163,3 @@ def _import_seconds(module: str) -> float:
     command = [sys.executable, "-c", _TIME_IMPORT.format(module)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=root)
     return float(done.stdout)
-
-
-# -- first get ------------------------------------------------------------------------------------------------
-
-_FIRST: Final = 10
-"""First gets of a round: one takes a millisecond or two."""
-
-
-def first_get(plan: Plan) -> Table:
-    """Return the milliseconds from making a client until its first get has returned: it connects meanwhile."""
-    table = Table("first-get", "A new client and its first get", "ms", less_is_better=True)
-    table.note("Of a process that has imported everything and made such a client before.")
-    asyncio.run(_measure_first_gets(plan, table))
-    return table
-
-
-async def _measure_first_gets(plan: Plan, table: Table) -> None:
-    async def ours() -> float:
-        start = time.perf_counter()
-        async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX) as manager:
-            await manager.get("first", "key")
-            return time.perf_counter() - start
-
-    async def by_hand() -> float:
-        start = time.perf_counter()
-        async with redis.asyncio.Redis.from_url(plan.url) as client:
-            await client.get("first")
-            return time.perf_counter() - start
-
-    contenders = {OURS: ours, "redis.asyncio": by_hand}
-    for first in contenders.values():
-        await first()
-    settle()
-    for name in plan.turns(contenders):
-        took = [await contenders[name]() for _ in range(_FIRST)]
-        table.add("ms", name, statistics.median(took) * 1000)
-
-
-# -- misses and writes ----------------------------------------------------------------------------------------
-
-
-def misses(plan: Plan) -> Table:
-    """Return the microseconds of a miss, with a loader that costs nothing, and of a set, by concurrent tasks."""
-    table = Table("miss", "A miss (look, load, store) and a set, by concurrent tasks", "us", less_is_better=True)
-    asyncio.run(_measure_misses(plan, table))
-    return table
-
-
-async def _measure_misses(plan: Plan, table: Table) -> None:
-    async with AsyncCacheManager(redis_url=plan.url, prefix=PREFIX) as manager, connected(plan) as client:
-        namespace = Namespace("missed", ttl=_TTL)
-
-        async def load() -> dict[str, object]:
-            return SMALL_DICT
-
-        async def ours(key: str) -> Any:
-            return await manager.get_or_set(namespace, key, load)
-
-        async def by_hand(key: str) -> Any:
-            raw = await client.get(key)
-            if raw is not None:
-                return msgpack.unpackb(raw)
-            value = await load()
-            await client.set(key, msgpack.packb(value), ex=_TTL)
-            return value
-
-        async def set_ours(key: str) -> Any:
-            return await manager.set(namespace, key, SMALL_DICT)
-
-        async def set_by_hand(key: str) -> Any:
-            return await client.set(key, msgpack.packb(SMALL_DICT), ex=_TTL)
-
-        kinds: dict[str, dict[str, Access]] = {
-            "miss": {OURS: ours, "redis.asyncio GET, SET": by_hand},
-            "set": {OURS: set_ours, "redis.asyncio GET, SET": set_by_hand},
-        }
-        # From the clock: no key of an earlier run is met.
-        fresh = count(time.time_ns())
-        for kind, contenders in kinds.items():
-            for concurrency in _CONCURRENCY:
-                await _compare(plan, table, f"{kind}, {concurrency}", contenders, concurrency, fresh)
-
-
-async def _compare(
-    plan: Plan, table: Table, column: str, contenders: dict[str, Access], concurrency: int, fresh: "count[int]"
-) -> None:
-    counts = {}
-    for name, access in contenders.items():
-        await _seconds(access, fresh, concurrency, 2)  # opens connections
-        counts[name] = max(1, round(plan.turn / await _seconds(access, fresh, concurrency, 4)))
-    settle()
-    for name in plan.turns(contenders, f"{column} tasks"):
-        took = await _seconds(contenders[name], fresh, concurrency, counts[name])
-        table.add(column, name, took / concurrency * 1e6)
-
-
-async def _seconds(access: Access, fresh: "count[int]", concurrency: int, each: int) -> float:
-    """Return the seconds from one access to the next of each of `concurrency` tasks."""
-
-    async def task() -> None:
-        for _ in range(each):
-            await access(f"{PREFIX}:missed:{next(fresh)}")
-
-    start = time.perf_counter()
-    await asyncio.gather(*(task() for _ in range(concurrency)))
-    return (time.perf_counter() - start) / each

@@ -9,11 +9,13 @@ from typing import Final, NamedTuple
 
 from benchmarks.coherence import clears, invalidations
 from benchmarks.cold_key import cold_key
-from benchmarks.costs import entry_memory, first_get, import_time, misses, pauses
+from benchmarks.costs import entry_memory, import_time, pauses
+from benchmarks.first_get import first_get
 from benchmarks.guide import guide
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
 from benchmarks.memory_hits import async_hits, blocking_hits, call_kinds, large_hits
+from benchmarks.misses import misses
 from benchmarks.near_hits import near_hits
 from benchmarks.plan import Plan
 from benchmarks.policies import policies

@@ -126,8 +126,8 @@ async def test_a_cancelled_caller_takes_nobody_along(url: str) -> None:
         first = asyncio.create_task(cache.get_or_set("t", "k", load))
         await begun.wait()
         others = [asyncio.create_task(cache.get_or_set("t", "k", load)) for _ in range(5)]
-        # Each reads Redis before it joins; one more exchange behind theirs means that all of them have.
-        await cache.get("t", "unknown")
+        # Each reads Redis before it joins. A load is cancelled with the last caller that has joined it.
+        await wait_until_async(lambda: cache._engine.state.flights.joined == 5)
         first.cancel()
         others[0].cancel()
         go_on.set()

@@ -17,7 +17,14 @@ from magnus_cache._engine.runtime.backoff import LONGEST_PAUSE, Pace, pause
 from magnus_cache.testing import Proxy
 from tests.support.documents import PAGES
 from tests.support.fleet_of_managers import expect_two_loads, fleet, near
-from tests.support.inside import ask_for_epoch, hear_of_nothing, on_epoch_learned, waits_for_a_lease, wire_of
+from tests.support.inside import (
+    all_answered,
+    ask_for_epoch,
+    hear_of_nothing,
+    on_epoch_learned,
+    waits_for_a_lease,
+    wire_of,
+)
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until_async
 
@@ -280,10 +287,10 @@ async def test_invariant_1_no_answer_extends_trust_past_an_open_question(url: st
         first, second = (doubt.confirmed for doubt in wire.known.doubts.values())
         assert first == confirmed < second
         ask_for_epoch(wire, one, EPOCH)
-        await wire.renew()
+        await all_answered(wire)
         assert wire.trust.deadline == second + 30
         ask_for_epoch(wire, one, b"magnus!epoch")
-        await wire.renew()
+        await all_answered(wire)
         assert not wire.known.doubts
         await wire.renew()
         assert wire.trust.deadline == wire.known.confirmed + 30

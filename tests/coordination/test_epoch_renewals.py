@@ -10,7 +10,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.redis.scripts import _PROLONG, EPOCH_LIFE
 from magnus_cache.testing import virtual_clock
-from tests.support.inside import only_wire_of
+from tests.support.inside import all_answered, only_wire_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ async def beat(cache: AsyncCacheManager) -> None:
     await cache.get("other", "k")
     await wait_until_async(lambda: beats)
     del renewals.beat
-    await wire.renew()
+    await all_answered(wire)
 
 
 @pytest.mark.parametrize("name", [NAMESPACE, TAG])

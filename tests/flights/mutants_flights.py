@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.flights import flights
-from tests.support.guards import guard, put
+from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/flights/test_flights.py"
 
@@ -23,3 +23,8 @@ def without_waiter_counts() -> None:
             ticket.flight.task.cancel()
 
     put(flights.Flights, "_leave", leave)
+
+
+@guard(f"{HERE}::test_a_load_that_has_ended_leaves_nothing_to_the_collector")
+def without_freeing_the_task_of_a_load_that_has_ended() -> None:
+    rewrite(flights.Flights._finished, "flight.task = None", "pass")

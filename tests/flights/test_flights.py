@@ -17,7 +17,7 @@ import pytest
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheRecursionError
-from tests.support.wait import wait_until
+from tests.support.wait import wait_until, wait_until_async
 
 KEY = b"magnus:portfolio:user1"
 LONG = 30.0
@@ -314,6 +314,25 @@ async def test_a_callers_timeout_leaves_the_others_alone(flights: Flights) -> No
     loader.go.set()
     assert await second == "value"
     assert (loader.calls, loader.cancelled) == (1, 0)
+
+
+@pytest.mark.anyio
+async def test_a_load_that_has_ended_leaves_nothing_to_the_collector(flights: Flights) -> None:
+    """The context of its task refers to the flight: that must not refer to the task any more."""
+    tasks: list[weakref.ref[asyncio.Task[Any]]] = []
+
+    async def load(_: Flight) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(weakref.ref(task))
+        return 1
+
+    gc.disable()
+    try:
+        assert await flights.run(KEY, load, wait_timeout=LONG) == 1
+        await wait_until_async(lambda: tasks[0]() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.anyio

@@ -314,7 +314,8 @@ def test_an_outage_that_one_manager_told_of_has_an_end_for_all(log: Any, proxy: 
     proxy.resume()
     with CacheManager(redis_url=proxy.url) as cache:
         cache.get("t", "k")
-        wait_until(lambda: cache.redis_available)
+        # The line follows, in the thread that connects.
+        wait_until(lambda: cache.redis_available and warned(log, "is back"))
     assert len(warned(log, "is back")) == 1
 
 

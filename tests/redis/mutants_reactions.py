@@ -15,7 +15,7 @@ def without_the_probe() -> None:
     original = handshake.answers
 
     async def answers(link: Any, *packed: bytes) -> list[Any]:
-        return await original(link, *(commands.TIME.packed if b"!probe" in word else word for word in packed))
+        return await original(link, *(commands.TIME.packed if b"\r\nMGET\r\n" in word else word for word in packed))
 
     put(handshake, "answers", answers)
 

@@ -11,6 +11,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
+from tests.support.inside import all_answered
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +82,7 @@ async def test_what_was_asked_before_counts_for_nothing(url: str, limited: str) 
             epoch = reader._engine.state.epochs.latest(epoch_names.control)
             wire.known.learned(epoch_names.control, epoch, asked)
             assert epoch_names.control not in wire.known.current
-            await wire.renew()
+            await all_answered(wire)
             assert epoch_names.control in wire.known.current
 
 

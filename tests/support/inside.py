@@ -83,6 +83,16 @@ def all_sent(cache: "Cache | State") -> bool:
     return bool(pipeline.owed) and not pipeline.queue
 
 
+async def all_answered(wire: "Wire") -> None:
+    """Return once Redis has answered all that was queued for a connection before.
+
+    `Wire.renew` does not wait for that: it takes a heartbeat under way, which goes ahead of what is queued.
+    """
+    from magnus_cache._engine.redis.commands import read
+
+    await wire.execute(read(wire.probe))
+
+
 def reads_sent(cache: "Cache | State") -> int:
     """Return how many values were asked for on the running loop and not answered yet."""
     return sum(sent.count for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))

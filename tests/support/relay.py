@@ -55,6 +55,7 @@ class Link:
         back = asyncio.create_task(self._back(answers, writer))
         try:
             while chunk := await reader.read(1 << 16):
+                self.asked(chunk)
                 if self._held_back:
                     self.held += chunk
                 elif not self._server.is_closing():
@@ -71,6 +72,9 @@ class Link:
             back.cancel()
             for end in (self._server, writer):
                 end.transport.abort()
+
+    def asked(self, chunk: bytes) -> None:
+        """Note what the client sends."""
 
     def passed(self, chunk: bytes) -> bytes:
         """Return what the client gets of what the server has sent."""

@@ -264,13 +264,14 @@ class Flights(Joins):
             coroutine.close()
             self._settle(flight, Abandoned(error))
             raise
+        if task.done():  # an eager task may have ended at once
+            return
         flight.task = task
-        if not task.done():  # an eager task may have ended at once
-            end_with_loop(task)
-            self._tasks[task] = flight
-            task.add_done_callback(partial(self._finished, flight))
-            if self._closed:  # by another thread, between joining and here
-                self._cancel(task, flight)
+        end_with_loop(task)
+        self._tasks[task] = flight
+        task.add_done_callback(partial(self._finished, flight))
+        if self._closed:  # by another thread, between joining and here
+            self._cancel(task, flight)
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
         LOADING.set(flight)  # in this task's own context
@@ -303,8 +304,11 @@ class Flights(Joins):
 
     def _finished(self, flight: Flight, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(task, None)
-        # Cancelled before its first step, a task runs none of `_run`.
-        self._settle(flight, Abandoned(asyncio.CancelledError()))
+        # The task's context refers to the flight: the two would wait for the collector.
+        flight.task = None
+        if not flight.done or flight.waiters:
+            # Cancelled before its first step, a task runs none of `_run`.
+            self._settle(flight, Abandoned(asyncio.CancelledError()))
         if not task.cancelled():
             task.exception()  # delivered already; asyncio must not report it as never retrieved
 

@@ -121,8 +121,10 @@ class Joins(FlightRegistry):
 
     def _cancel_unwanted(self, flight: Flight | None) -> None:
         """Cancel a flight that was replaced, unless a caller waits for it; that caller waits without a time limit."""
-        if flight is not None and not flight.waiters and flight.task is not None and flight.loop is not None:
-            cancel_task(flight.task, flight.loop)
+        # Looked up once: it is gone when the load has ended, perhaps in another thread.
+        task = None if flight is None or flight.waiters else flight.task
+        if task is not None:
+            cancel_task(task, task.get_loop())
 
     def _leave(self, ticket: Ticket) -> None:
         """Unregister what a caller has registered so far. Idempotent."""
@@ -151,8 +153,9 @@ class Joins(FlightRegistry):
                 # Out of the registry in the same step: new callers start a load instead of joining the cancelled one.
                 self._forget(flight)
                 unwanted = flight.detached = True
-        if unwanted and flight.task is not None and flight.loop is not None:
-            cancel_task(flight.task, flight.loop)
+        task = flight.task
+        if unwanted and task is not None:
+            cancel_task(task, task.get_loop())
 
     def _unblock(self, ticket: Ticket, flight: Flight) -> None:
         loop = ticket.blocks
@@ -191,8 +194,9 @@ class Joins(FlightRegistry):
         if flight.loop is None or flight.loop.is_running():
             return False
         self._settle(flight, Abandoned(asyncio.CancelledError()))
-        if flight.task is not None:
-            self._tasks.pop(flight.task, None)
+        task = flight.task
+        if task is not None:
+            self._tasks.pop(task, None)
         return True
 
 

@@ -48,7 +48,8 @@ class Collecting(Tiers):
     def _advance(self, limit: int) -> int:
         """Visit some names, each at most once or twice; return how many entries were removed."""
         now, removed = self._clock(), 0
-        for _ in range(min(limit, len(self))):
+        # The names taken when this part began may be gone by now, so they come on top of those that are there.
+        for _ in range(min(limit, len(self._names) + len(self))):
             if not self._names and not self._next_part():
                 break
             try:

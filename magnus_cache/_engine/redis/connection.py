@@ -22,6 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+import redis
 from hiredis import PushNotification
 from redis import exceptions as errors
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
@@ -42,6 +43,15 @@ _READ_BYTES: Final = 256 * 1024
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that throws away what the kernel has not delivered."""
+
+
+_ANONYMOUS: Final[dict[str, Any]] = (
+    {"driver_info": redis.DriverInfo(name="", lib_version="")}
+    if hasattr(redis, "DriverInfo")
+    else {"lib_name": None, "lib_version": None}
+)
+"""Has redis-py not tell the server its name and version: that takes a round trip, and redis-py reads the metadata of
+its installed package for it, for each connection. The handshake tells it along with all else."""
 
 
 class Push:
@@ -97,6 +107,7 @@ def _build(endpoint: "Endpoint", timeout: float, intake: Intake) -> AbstractConn
         "socket_timeout": None,
         "socket_connect_timeout": timeout,
         "socket_read_size": _READ_BYTES,
+        **_ANONYMOUS,
     }
     if endpoint.scheme == "unix":
         return UnixDomainSocketConnection(path=endpoint.path or "", **options)

@@ -156,7 +156,9 @@ class Connection(Protocol):
         """
 
     async def renew(self) -> None:
-        """Return after an answer has come that was asked for now: every push due before it has been handled.
+        """Return after a heartbeat was answered: every push that is due before that answer has been handled.
+
+        A heartbeat under way will do; requests that were queued before may still be without an answer.
 
         :raises CacheUnavailableError: when Redis does not answer.
         """

@@ -2,6 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
+import redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError
@@ -15,6 +16,12 @@ from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "history_check", "introduce"]
+
+_NAME_LIBRARY: Final = (
+    commands.pack(b"CLIENT", b"SETINFO", b"LIB-NAME", b"redis-py"),
+    commands.pack(b"CLIENT", b"SETINFO", b"LIB-VER", redis.__version__),
+)
+"""Shows in CLIENT LIST what a connection is made with, as redis-py does it; servers before Redis 7.2 refuse it."""
 
 _ORDERLY: Final = (7, 0)
 """The first version of Redis that announces what a connection has read and changes itself after the reply."""
@@ -39,6 +46,8 @@ class ServerInfo(NamedTuple):
     """Its clock, as the reply to TIME."""
     identity: bytes
     """Identifies its history of writes; empty if the server does not report it."""
+    stored: bytes | None
+    """What it has in the key that was read along: the identity that its data belongs to; None without one."""
     history: bytes
     """The part of the identity that may change during the connection."""
     run: bytes
@@ -51,24 +60,25 @@ class ServerInfo(NamedTuple):
     """Whether it may send an announcement within a reply, of what another connection has read."""
 
 
-UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", b"", b"", 0, set())
+UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", None, b"", b"", 0, set())
 """Before the first handshake."""
 
 
-async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
-    """Switch tracking on, and return facts about the server.
+async def introduce(connection: AbstractConnection, key: bytes) -> ServerInfo:
+    """Switch tracking on, and return facts about the server, all in one round trip.
 
-    :param probe: any key; it need not exist.
+    :param key: read along, as `ServerInfo.stored`: that of the identity, or any key if no value is to be trusted.
     """
-    tracking, *_, switched, time, _, server, replication, client = await answers(
+    *_, tracking, _, _, switched, time, stored, server, replication, client = await answers(
         connection,
+        *_NAME_LIBRARY,
         commands.TRACKING.packed,
         # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops
         # tracking. In a transaction, because writes that switch NOLOOP on for themselves are in one, too.
         *commands.TRACKING_ALL,
         commands.TIME.packed,
         # A server that is loading its data, or has lost its primary, answers all commands but this one.
-        commands.get_many((probe,)),
+        commands.get_many((key,)),
         commands.INFO_SERVER.packed,
         commands.INFO_REPLICATION.packed,
         commands.CLIENT_ID.packed,
@@ -89,6 +99,7 @@ async def introduce(connection: AbstractConnection, probe: bytes) -> ServerInfo:
         echoes=echoes,
         time=time,
         identity=server_identity(server, replication),
+        stored=stored[0] if type(stored) is list and stored else None,
         history=server_identity(None, replication),
         run=server_identity(server, None),
         client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
@@ -105,13 +116,17 @@ def _version(server: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-async def arrive(connection: AbstractConnection, controls: ControlNames, identity: bytes, known: int) -> Arrival:
+async def arrive(connection: AbstractConnection, controls: ControlNames, server: ServerInfo, known: int) -> Arrival:
     """Return whether a new server may have lost writes, and the epoch that invalidates everything if so.
 
-    :param identity: identifies the server's history.
+    A server whose data belongs to its present history, as `introduce` has read it, is not asked again: the script would
+    compare the same two, and most processes meet such a server.
+
     :param known: the highest epoch that this process has seen.
     """
-    command = scripts.arrive(controls, identity, known)
+    if server.stored == server.identity:
+        return Arrival(answered=True, epoch=0)
+    command = scripts.arrive(controls, server.identity, known)
     # As full text: the server may not know the script.
     words = command if command.again is None else command.again()
     (reply,) = await answers(connection, words.packed)

@@ -49,7 +49,7 @@ class Incoming:
 
     :param stream: the stream that redis-py reads from.
     :param parser: the parser that redis-py feeds from it.
-    :param completed: called after each reply, before it is handled.
+    :param completed: called when all whole replies of some bytes were handled.
     """
 
     __slots__ = ("_completed", "_handle", "_nothing", "_parser", "_served", "_stream")
@@ -113,21 +113,28 @@ class Incoming:
         parser, nothing = self._parser, self._nothing
         try:
             parser.feed(data)
+            reply = parser.gets(False)
+            if reply is nothing:
+                return True
             left = float(_AT_ONCE)
-            while left > 0:
-                reply = parser.gets(False)
-                if reply is nothing:
-                    return True
+            while True:
                 # Those within a transaction wake no task.
                 left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
-                self._completed()
                 if isinstance(reply, RedisConnectionError):
                     raise reply
                 if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
                     raise reply[0]
                 rest = handle(reply)
+                if rest is None and left <= 0:
+                    rest = _nothing_left
                 if rest is not None:
+                    self._completed()
                     self._leave(rest)
+                    return True
+                reply = parser.gets(False)
+                if reply is nothing:
+                    # Once for all of them: it only matters to what arrives later.
+                    self._completed()
                     return True
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
@@ -135,8 +142,6 @@ class Incoming:
             if not isinstance(error, Exception):
                 raise
             return True
-        self._leave(_nothing_left)
-        return True
 
     def _leave(self, rest: Rest) -> None:
         # At once, not when the task runs: what arrives until then goes through the stream.

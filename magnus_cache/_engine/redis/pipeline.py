@@ -224,7 +224,7 @@ class Pipeline:
         return left
 
     def skipped(self) -> bool:
-        """Count a reply that only queues a command of a transaction; return False if none is due."""
+        """Count a reply that only begins a transaction, or queues one of its commands; return False if none is due."""
         if not self.owed or self.owed[0].replies <= 1:
             return False
         self.owed[0].replies -= 1

@@ -79,7 +79,8 @@ class Sender:
 
     def _send(self) -> None:
         pipeline, writer = self._pipeline, self._writer
-        if not pipeline.is_ready:
+        # What is queued is looked at first, here and below: most often it is there, or nothing is.
+        if not pipeline.queue and not pipeline.is_ready:
             return
         if writer is None or self._is_waiting or writer.transport.get_write_buffer_size():
             self._ring()
@@ -91,7 +92,7 @@ class Sender:
         except Exception:  # noqa: BLE001  # uvloop refuses to write where asyncio does not; the reader sees the end
             with contextlib.suppress(RuntimeError):
                 writer.transport.abort()
-        if pipeline.is_ready:
+        if (pipeline.queue or pipeline.large) and pipeline.is_ready:
             self._ring()
 
     def _ring(self) -> None:

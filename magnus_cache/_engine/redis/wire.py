@@ -149,19 +149,19 @@ class Wire:
         """
         self._enqueue(Call(command, receive, waiter))
 
-    async def execute(self, command: Command, receive: Receive[Any] | None = None) -> Any:
-        """Send a command and return its last reply, or what `receive` makes of it.
+    def execute(self, command: Command, receive: Receive[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a command; to be awaited for its last reply, or what `receive` makes of it.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         waiter = self.loop.create_future()
         self.call(command, receive or as_it_is, waiter)
-        return await waiter
+        return waiter
 
     async def renew(self) -> None:
-        """Return after an answer has come that was asked for now: every push due before it has been handled.
+        """Return after a heartbeat was answered: every push that is due before that answer has been handled.
 
-        One exchange serves all who wait for it.
+        One heartbeat serves all who wait for it, also if it is under way already.
 
         :raises CacheUnavailableError: when Redis does not answer.
         """
@@ -279,7 +279,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self.probe)
+        server = await introduce(connection, self._limits.controls.server)
         # The staleness bound holds without.
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
@@ -292,7 +292,7 @@ class Wire:
             self.known.deadline = sent + self.max_staleness
         known = self._observer.knows(server.identity) if server.identity else None
         if known is not None:
-            arrival = await arrive(connection, self._limits.controls, server.identity, known)
+            arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
         self.server = server
 
@@ -349,7 +349,7 @@ class Wire:
 
     def _handle(self, reply: Any) -> Rest:
         """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
-        if reply == b"QUEUED" and self._pipeline.skipped():
+        if (reply == b"QUEUED" or reply == b"OK") and self._pipeline.skipped():
             return None
         frame = push_of(reply)
         if frame is None:
@@ -391,7 +391,7 @@ class Wire:
         self._proved = True
         self._intake.heard = now = self.clock()
         reply = self._pipeline.answered(reply, self)
-        if self._pipeline.is_ready:
+        if (self._pipeline.queue or self._pipeline.large) and self._pipeline.is_ready:
             self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault

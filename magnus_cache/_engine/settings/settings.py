@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, Unpack
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.redis.endpoint import Endpoint, parse_url
@@ -57,11 +66,13 @@ def _variable(field: str) -> str:
     return field.upper() if plain else f"MAGNUS_CACHE_{field.upper()}"
 
 
-def _layer(found: Mapping[str, str | None], fields: Iterable[str]) -> dict[str, Any]:
+def _layer(found: Mapping[str, str | None], variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings among some variables. An empty variable, as in ``REDIS_PASSWORD=``, counts as not set."""
-    # A file with a secret ends with a line break that is not part of it. Blanks may be part of it.
-    values = {field: (found.get(_variable(field)) or "").strip("\r\n" if field in _LOGIN else None) for field in fields}
-    layer: dict[str, Any] = {field: value for field, value in values.items() if value}
+    layer: dict[str, Any] = {}
+    for field, variable in variables.items():
+        # A file with a secret ends with a line break that is not part of it. Blanks may be part of it.
+        if (text := found.get(variable)) and (value := text.strip("\r\n" if field in _LOGIN else None)):
+            layer[field] = value
     if _ADDRESS.fullmatch(layer.get("redis_port", "")):
         # Kubernetes has set this, not a person; see `_injected`.
         del layer["redis_port"]
@@ -77,11 +88,11 @@ def _injected(found: Mapping[str, str | None]) -> dict[str, Any]:
     return {} if ref is None else {"redis_host": ref["host"].strip("[]"), "redis_port": ref["port"]}
 
 
-def _warn_of_unknown(found: Iterable[str], fields: Iterable[str], where: str) -> None:
+def _warn_of_unknown(found: Iterable[str], variables: Mapping[str, str], where: str) -> None:
     """Warn once about unknown variables with our prefix: a misspelt one would be ignored in silence."""
-    known = [_variable(field) for field in fields]
-    for name in sorted(found):
-        if name.startswith(_OURS) and name not in known and name not in _told:
+    known = variables.values()
+    for name in sorted(name for name in found if name.startswith(_OURS)):
+        if name not in known and name not in _told:
             _told.add(name)
             bare = name.removeprefix(_OURS)
             near = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
@@ -167,17 +178,23 @@ class CacheSettings(BaseSettings):
         unknown = values.keys() - fields.keys()
         if unknown:
             raise CacheSettingsError("; ".join(_unknown(name, list(fields)) for name in sorted(unknown)))
-        file = _dotenv()
-        _warn_of_unknown(os.environ, fields, "in the environment")
-        _warn_of_unknown(file, fields, f"in {_DOTENV}")
-        surroundings = _over(_layer(os.environ, fields), _layer(file, fields))
+        # Once for all: `os.environ` decodes what it is asked for, each time.
+        environment, file = dict(os.environ), _dotenv()
+        variables = {field: _variable(field) for field in fields}
+        _warn_of_unknown(environment, variables, "in the environment")
+        _warn_of_unknown(file, variables, f"in {_DOTENV}")
+        surroundings = _over(_layer(environment, variables), _layer(file, variables))
         given = _over(values, surroundings)
-        injected = {} if given.get("redis_url") else _injected(os.environ)
+        injected = {} if given.get("redis_url") else _injected(environment)
         names = dict.fromkeys(injected, "REDIS_PORT")
-        names |= {field: field if field in values else _variable(field) for field in given}
+        names |= {field: field if field in values else variables[field] for field in given}
         given = injected | given
         try:
-            super().__init__(**given)
+            # Not the one of `BaseSettings`, which makes five sources of settings to use one, the layers merged here.
+            # It merges sources field by field, under one prefix. Here a layer says as a whole where Redis is: a URL in
+            # the environment must not be joined with a host in `.env`. There are two prefixes, an empty variable counts
+            # as not set, and an error names the variable that is wrong. Types, bounds and secrets are pydantic's.
+            BaseModel.__init__(self, **given)
         except ValidationError as error:
             problem = _explained(error)
         else:
@@ -195,24 +212,6 @@ class CacheSettings(BaseSettings):
         kept = {field: name for field, name in self._names.items() if field not in overrides}
         changed._names = changed._names | {field: name for field, name in kept.items() if field in changed._names}
         return changed
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return one source, the layers that `__init__` has merged.
-
-        pydantic-settings merges its sources field by field, under one prefix. Here a layer says as a whole where Redis
-        is: a URL in the environment must not be joined with a host in `.env`. There are two prefixes, an empty
-        variable counts as not set, and an error names the variable that is wrong. Types, bounds and secrets are
-        pydantic's.
-        """
-        return (init_settings,)
 
     @field_validator("redis_url", "redis_password", "redis_username", "recovery_path", mode="before")
     @classmethod

@@ -1,0 +1,88 @@
+"""The handshake of a connection: how many round trips it takes, and what it leaves at the server."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from magnus_cache import AsyncCacheManager
+from magnus_cache.embedded import EmbeddedServer
+from tests.support.relay import Link, Relay
+
+pytestmark = pytest.mark.anyio
+
+
+class _CountingLink(Link):
+    """Counts the round trips: how often the client waits for the server.
+
+    :ivar trips: as many as began with a request that came after all replies to earlier ones.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(relay)
+        self.trips = 0
+        self._answered = True
+
+    def asked(self, chunk: bytes) -> None:
+        self.trips += self._answered
+        self._answered = False
+
+    def passed(self, chunk: bytes) -> bytes:
+        self._answered = True
+        return chunk
+
+
+class _CountingRelay(Relay):
+    def link(self) -> Link:
+        return _CountingLink(self)
+
+    @property
+    def trips(self) -> list[int]:
+        return [link.trips for link in self.links if isinstance(link, _CountingLink)]
+
+
+async def test_the_first_read_of_a_process_takes_three_round_trips(server: EmbeddedServer) -> None:
+    """Another process has met the server: HELLO, the handshake, and the value with the epochs that it is judged by."""
+    async with AsyncCacheManager(redis_url=server.url) as earlier:
+        await earlier.set("t", "k", 1)
+    async with _CountingRelay(server.port) as relay, AsyncCacheManager(redis_url=relay.url) as cache:
+        assert await cache.get("t", "k") == 1
+        assert relay.trips == [3]
+
+
+async def test_a_server_that_no_process_has_met_takes_another_round_trip(server: EmbeddedServer) -> None:
+    async with _CountingRelay(server.port) as relay, AsyncCacheManager(redis_url=relay.url) as cache:
+        await cache.get("t", "k")
+        # And one more where the epochs are missing, too: they are issued after the read has shown it.
+        assert relay.trips in ([4], [5])
+
+
+async def test_a_connection_shows_what_it_is_made_with(server: EmbeddedServer, raw: redis.Redis) -> None:
+    """Where the server can show it: `redis-py` tells it in round trips of its own, and is kept from that."""
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.get("t", "k")
+        libraries: list[Any] = [client.get("lib-name") for client in raw.client_list() if client["resp"] == "3"]
+        versions: list[Any] = [client.get("lib-ver") for client in raw.client_list() if client["resp"] == "3"]
+    # Servers before 7.2 do not know CLIENT SETINFO.
+    knows = "lib-name" in raw.client_list()[0]
+    assert (libraries, versions) == (["redis-py"], [redis.__version__]) if knows else ([None], [None])
+
+
+@pytest.mark.parametrize("stored", [None, b"", b"another", b"run:history"])
+async def test_a_server_whose_data_may_be_of_another_history_is_not_believed(
+    server: EmbeddedServer, raw: redis.Redis, stored: bytes | None
+) -> None:
+    """What the handshake reads there spares the script only if it is the identity itself."""
+    async with AsyncCacheManager(redis_url=server.url) as earlier:
+        await earlier.set("t", "k", 1)
+    identity = raw.get("magnus!server")
+    assert identity is not None
+    async with AsyncCacheManager(redis_url=server.url) as known:
+        assert await known.get("t", "k") == 1
+    if stored is None:
+        raw.delete("magnus!server")
+    else:
+        raw.set("magnus!server", stored)
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        assert await cache.get("t", "k") is None
+    assert raw.get("magnus!server") == identity
