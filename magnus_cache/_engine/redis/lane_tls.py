@@ -30,7 +30,7 @@ class LaneTls:
         """Return the bytes to send next, and whether the handshake is complete after that.
 
         :param received: what has come since the call before; empty at first.
-        :raises ssl.SSLError: if there is no session, such as for a certificate that is not trusted.
+        :raises OSError: if there is no session, such as for a certificate that is not trusted.
         """
         self._incoming.write(received)
         try:
@@ -47,7 +47,7 @@ class LaneTls:
     def decrypted(self, received: bytes) -> bytes:
         """Return the content of all records that are complete now, perhaps none.
 
-        :raises ssl.SSLError: at the end of the session, and for what belongs to none.
+        :raises OSError: at the end of the session, and for what belongs to none.
         """
         incoming, session, parts = self._incoming, self._session, list[bytes]()
         incoming.write(received)
