@@ -16,7 +16,7 @@ from hypothesis import settings
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
 from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
-from magnus_cache.testing import Proxy
+from magnus_cache.testing import EmbeddedCluster, Proxy
 from tests.support import leaks
 from tests.support.fleet import Fleet, Worker
 from tests.support.inside import forget_log_lines
@@ -66,7 +66,7 @@ def running() -> Iterator[Callable[[str], EmbeddedServer]]:
 
     def start(kind: str) -> EmbeddedServer:
         if kind not in started:
-            started[kind] = EmbeddedServer(find_valkey() if kind == "valkey" else find_redis()).start()
+            started[kind] = EmbeddedServer(binary_of(kind)).start()
         return started[kind]
 
     yield start
@@ -118,6 +118,39 @@ def private_server_with() -> Iterator[Callable[..., EmbeddedServer]]:
 @pytest.fixture
 def private_server(private_server_with: Callable[..., EmbeddedServer]) -> EmbeddedServer:
     return private_server_with()
+
+
+def binary_of(kind: str) -> Path:
+    """Return the server program of a kind in `SERVERS`."""
+    return find_valkey() if kind == "valkey" else find_redis()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_cluster(request: pytest.FixtureRequest) -> Iterator[EmbeddedCluster]:
+    """A cluster for the whole run. Not started within a test, whose leak check would find the ports that it holds."""
+    with EmbeddedCluster(binary=binary_of(request.param)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: EmbeddedCluster) -> EmbeddedCluster:
+    """A cluster of each kind: 3 primaries, 3 replicas; empty, and all nodes run. Roles and slots may have moved."""
+    shared_cluster.restore()
+    return shared_cluster
+
+
+@pytest.fixture
+def private_cluster_with() -> Iterator[Callable[..., EmbeddedCluster]]:
+    """Starts clusters with options, for one test."""
+    clusters: list[EmbeddedCluster] = []
+
+    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedCluster:
+        clusters.append(EmbeddedCluster(*numbers, binary=binary_of(kind), **options))
+        return clusters[-1].start()
+
+    yield start
+    for cluster in clusters:
+        cluster.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,395 @@
+"""A real Redis Cluster of server processes on this machine, for tests."""
+
+import asyncio
+import atexit
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
+
+from magnus_cache.embedded import _any_server
+from magnus_cache.errors import CacheArgumentError
+from magnus_cache.testing.servers import forming, migration
+from magnus_cache.testing.servers.control import NodeError, wait_for
+from magnus_cache.testing.servers.migration import SlotMigration
+from magnus_cache.testing.servers.nodes import ServerNode
+from magnus_cache.testing.servers.places import free_place
+from magnus_cache.testing.servers.versions import ServerVersion
+from magnus_cache.testing.servers.views import NodeView, checked_slot, slot_of
+
+__all__ = ["EmbeddedCluster", "Promotion"]
+
+Promotion: TypeAlias = Literal["planned", "force", "takeover"]
+"""How a replica becomes the primary: with the old primary's help, without it, or without any vote."""
+
+_PATIENCE: Final = 30.0
+_FORMING_TIMEOUT: Final = 1.0
+
+
+class EmbeddedCluster:
+    """A real Redis Cluster; a context manager that starts it and stops it, as ``with`` and as ``async with``.
+
+    By default, it has 3 primaries with a replica each. The operations are plain methods that return once they are in
+    effect. They block: in a coroutine, use ``await asyncio.to_thread(cluster.promote, replica)`` where the event loop
+    must continue meanwhile. An operation takes a node as a `ServerNode` or as its port.
+
+    :param primaries: each owns an equal share of the slots. A failover needs the votes of most of them: use 3 or more.
+    :param replicas: in all; each primary has as many as the others.
+    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
+    :param node_timeout: seconds until a node that does not answer counts as down (``cluster-node-timeout``).
+    :param options: server options for every node, such as ``cluster_require_full_coverage="no"``.
+    :raises CacheArgumentError: for numbers of nodes that make no cluster.
+    :raises ServerNotFoundError: if there is no server on this machine.
+    """
+
+    def __init__(
+        self,
+        primaries: int = 3,
+        replicas: int = 3,
+        *,
+        binary: Path | None = None,
+        node_timeout: float = 2.0,
+        **options: str,
+    ) -> None:
+        _check_numbers(primaries, replicas, node_timeout)
+        self._binary = binary or _any_server()
+        self.version = ServerVersion.of(self._binary)
+        self._node_timeout = node_timeout
+        self._options = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", **options}
+        self._primaries = primaries
+        self._nodes: list[ServerNode] = []
+        self._replicas = replicas
+        self._owner = os.getpid()
+        atexit.register(self.close)
+
+    # -- what there is --------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> tuple[ServerNode, ...]:
+        """All nodes, those that are down included."""
+        return tuple(self._nodes)
+
+    @property
+    def primaries(self) -> tuple[ServerNode, ...]:
+        """The nodes that are primaries now, as the first node that answers sees them."""
+        view = self.view()
+        return tuple(node for node in self._nodes if node.id in view and view[node.id].primary)
+
+    @property
+    def replicas(self) -> tuple[ServerNode, ...]:
+        """The nodes that are replicas now, as the first node that answers sees them."""
+        view = self.view()
+        return tuple(node for node in self._nodes if node.id in view and not view[node.id].primary)
+
+    @property
+    def url(self) -> str:
+        """The URL of one node that is running."""
+        return self._answering().url
+
+    def replicas_of(self, primary: ServerNode | int) -> tuple[ServerNode, ...]:
+        """Return the replicas that a node has now.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        """
+        identity, view = self.node(primary).id, self.view()
+        return tuple(node for node in self._nodes if node.id in view and view[node.id].primary_id == identity)
+
+    def slots_of(self, node: ServerNode | int) -> frozenset[int]:
+        """Return the slots that a node owns now.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        """
+        return self.view()[self.node(node).id].slots
+
+    def owner(self, slot: int | str | bytes) -> ServerNode:
+        """Return the node that owns a slot, or the slot of a key, now.
+
+        :raises CacheArgumentError: for a number that is not a slot.
+        :raises NodeError: if no node owns it.
+        """
+        number = checked_slot(slot) if isinstance(slot, int) else slot_of(slot)
+        view = self.view()
+        for node in self._nodes:
+            if node.id in view and number in view[node.id].slots:
+                return node
+        raise NodeError(f"no node owns slot {number}")
+
+    def key_on(self, node: ServerNode | int, number: int = 0, prefix: str = "key:") -> str:
+        """Return a key whose slot a node owns now; another one for each number.
+
+        :raises CacheArgumentError: for a node that is not of this cluster, or owns no slots.
+        """
+        slots = self.slots_of(node)
+        if not slots:
+            raise CacheArgumentError("node", f"{self.node(node)} owns no slots, so no key is on it")
+        left = number
+        for index in range(1 << 30):
+            if slot_of(f"{prefix}{index}") in slots:
+                if not left:
+                    return f"{prefix}{index}"
+                left -= 1
+        raise AssertionError("each slot has many keys")
+
+    def view(self, by: ServerNode | int | None = None) -> dict[str, NodeView]:
+        """Return what a node says about all nodes, by identity; by default the first node that answers.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        :raises NodeError: if it does not answer.
+        """
+        return forming.view_of(self._answering() if by is None else self.node(by))
+
+    def node(self, which: ServerNode | int) -> ServerNode:
+        """Return a node of this cluster by its port.
+
+        :raises CacheArgumentError: if there is none.
+        """
+        for node in self._nodes:
+            if node is which or node.port == which:
+                return node
+        known = ", ".join(node.address for node in self._nodes) or "none, as the cluster is not started"
+        raise CacheArgumentError("node", f"{which!r} is not a node of this cluster; its nodes are: {known}")
+
+    def _answering(self) -> ServerNode:
+        for node in self._nodes:
+            if node.answers:
+                return node
+        raise NodeError("no node of the cluster runs; use `with EmbeddedCluster() as cluster`, or restart a node")
+
+    # -- nodes ----------------------------------------------------------------------------------------------
+
+    def kill(self, node: ServerNode | int) -> None:
+        """Kill a node, like a crash (SIGKILL).
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        """
+        self.node(node).kill()
+
+    def restart(self, node: ServerNode | int) -> None:
+        """Start a node again, at its address and with its identity. A running node is stopped in order before.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        :raises RuntimeError: if it does not start, with the last lines of its log.
+        """
+        self.node(node).restart()
+
+    def pause(self, node: ServerNode | int) -> None:
+        """Freeze a node (SIGSTOP): it keeps its connections and answers nothing.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        :raises NodeError: if it does not run.
+        """
+        self.node(node).pause()
+
+    def resume(self, node: ServerNode | int) -> None:
+        """Let a node continue after `pause` (SIGCONT).
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        :raises NodeError: if it does not run.
+        """
+        self.node(node).resume()
+
+    def promote(self, replica: ServerNode | int, how: Promotion = "planned") -> None:
+        """Make a replica the primary of its slots (CLUSTER FAILOVER), and return once all running nodes know.
+
+        :raises CacheArgumentError: for a node that is not of this cluster, or not a replica.
+        :raises NodeError: if it does not succeed.
+        """
+        node = self.node(replica)
+        if self.view(node)[node.id].primary:
+            raise CacheArgumentError("replica", f"{node} is a primary already; promote one of `cluster.replicas`")
+        node.ask("CLUSTER", "FAILOVER", *([] if how == "planned" else [how.upper()]))
+        self.wait_for_primary(node)
+
+    def wait_for_primary(self, node: ServerNode | int, patience: float = _PATIENCE) -> None:
+        """Return once all running nodes know a node as a primary with slots.
+
+        :raises CacheArgumentError: for a node that is not of this cluster.
+        :raises NodeError: if that takes longer than `patience` seconds.
+        """
+        wanted = self.node(node)
+
+        def known() -> bool:
+            views = [forming.view_of(each)[wanted.id] for each in self._nodes if each.answers]
+            return all(view.primary and view.slots for view in views)
+
+        wait_for(known, patience, lambda: f"{wanted} did not become a primary in the eyes of all nodes")
+
+    # -- slots ----------------------------------------------------------------------------------------------
+
+    def migration(self, slots: int | Iterable[int], target: ServerNode | int) -> SlotMigration:
+        """Return a classic migration of slots of one node to another, whose steps the test takes.
+
+        :raises CacheArgumentError: for slots that are not all of one owner, or that the target owns already.
+        """
+        chosen, source, to = self._move(slots, target)
+        return SlotMigration(chosen, source, to, self.primaries)
+
+    def migrate(self, slots: int | Iterable[int], target: ServerNode | int, *, atomic: bool = False) -> None:
+        """Move slots and their keys to another primary, and return once all running nodes know.
+
+        :param atomic: with ``CLUSTER MIGRATESLOTS`` of Valkey 9, instead of SETSLOT and MIGRATE.
+        :raises CacheArgumentError: for slots that are not all of one owner, or that the target owns already.
+        :raises NodeError: if it does not succeed.
+        """
+        chosen, source, to = self._move(slots, target)
+        if atomic:
+            migration.migrate_atomically(chosen, source, to)
+        else:
+            SlotMigration(chosen, source, to, self.primaries).complete()
+        self._wait_for_owner(chosen, to)
+
+    def give_away(self, slots: int | Iterable[int], target: ServerNode | int) -> None:
+        """Let another primary own slots whose keys stay behind, as a careless ``SETSLOT NODE`` does.
+
+        The keys are lost. Returns once all running nodes know.
+
+        :raises CacheArgumentError: for slots that are not all of one owner, or that the target owns already.
+        :raises NodeError: if it does not succeed.
+        """
+        chosen, source, to = self._move(slots, target)
+        migration.give_away(chosen, source, to)
+        self._wait_for_owner(chosen, to)
+
+    def _move(self, slots: int | Iterable[int], target: ServerNode | int) -> tuple[list[int], ServerNode, ServerNode]:
+        to = self.node(target)
+        chosen = sorted({checked_slot(slot) for slot in ([slots] if isinstance(slots, int) else slots)})
+        if not chosen:
+            raise CacheArgumentError("slots", "there is no slot to move; name one or more")
+        view = self.view()
+        if not view[to.id].primary:
+            raise CacheArgumentError("target", f"{to} is a replica, which owns no slots; name one of `primaries`")
+        source = self.owner(chosen[0])
+        if source is to:
+            raise CacheArgumentError("target", f"{to} owns slot {chosen[0]} already")
+        if strange := set(chosen) - view[source.id].slots:
+            raise CacheArgumentError("slots", f"{source} does not own slot {min(strange)}; move each owner's by itself")
+        return chosen, source, to
+
+    def _wait_for_owner(self, slots: list[int], owner: ServerNode) -> None:
+        wanted = frozenset(slots)
+
+        def known() -> bool:
+            return all(forming.view_of(node)[owner.id].slots >= wanted for node in self._nodes if node.answers)
+
+        wait_for(known, _PATIENCE, lambda: f"not all nodes know that {owner} owns slot {slots[0]} now")
+
+    # -- the whole ------------------------------------------------------------------------------------------
+
+    def settle(self, patience: float = _PATIENCE) -> None:
+        """Return once all running nodes are ok and agree, and every replica is linked to its primary.
+
+        :raises NodeError: if that takes longer than `patience` seconds, with what is missing.
+        """
+        lacking = ["the cluster is not started"]
+
+        def settled() -> bool:
+            lacking[0] = forming.unsettled(self._nodes)
+            return not lacking[0]
+
+        wait_for(settled, patience, lambda: f"the cluster did not settle: {lacking[0]}")
+
+    def flush(self) -> None:
+        """Delete all keys on all primaries.
+
+        :raises NodeError: if one of them does not answer.
+        """
+        for node in self.primaries:
+            node.ask("FLUSHALL")
+
+    def restore(self) -> None:
+        """Bring everything back for the next test: all nodes run, no slot is half moved, no key is left.
+
+        Roles and slots stay where they are.
+
+        :raises NodeError: if the cluster does not settle.
+        """
+        for node in self._nodes:
+            if node.paused:
+                node.resume()
+            node.start()
+        self._close_slots()
+        self.settle()
+        self.flush()
+
+    def _close_slots(self) -> None:
+        for node in self._nodes:
+            own = forming.view_of(node)[node.id]
+            if still := [*own.leaving, *own.arriving]:
+                node.try_all([("CLUSTER", "SETSLOT", slot, "STABLE") for slot in still])
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start the servers, make them a cluster, and wait until it works. A started cluster is left alone.
+
+        :raises RuntimeError: if a server does not start, with the last lines of its log.
+        :raises NodeError: if the servers do not become a cluster.
+        """
+        if self._nodes:
+            return self
+        try:
+            for _ in range(self._primaries + self._replicas):
+                self._new_node()
+            forming.form(self._nodes[: self._primaries], self._nodes[self._primaries :])
+            self.settle()
+            for node in self._nodes:
+                node.configure(cluster_node_timeout=_milliseconds(self._node_timeout))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _new_node(self) -> ServerNode:
+        # Nodes tell each other their news in half this time.
+        at_first = _milliseconds(min(self._node_timeout, _FORMING_TIMEOUT))
+        options = {"cluster-node-timeout": at_first, **self._options}
+        node = ServerNode(self._binary, self.version, free_place, options)
+        self._nodes.append(node)
+        return node.start()
+
+    def close(self) -> None:
+        """Stop all servers, remove their data and free their ports. Idempotent; a forked child does nothing."""
+        if os.getpid() != self._owner:
+            return
+        for node in self._nodes:
+            # All first: a primary that goes alone makes the others work for nothing.
+            with contextlib.suppress(ProcessLookupError):
+                node.kill()
+        for node in self._nodes:
+            node.close()
+        self._nodes.clear()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+def _check_numbers(primaries: int, replicas: int, node_timeout: float) -> None:
+    if primaries < 1:
+        raise CacheArgumentError("primaries", f"a cluster has 1 primary or more, not {primaries}; 3 can fail over")
+    if replicas < 0 or replicas % primaries:
+        some = f"0, {primaries} or {2 * primaries}"
+        raise CacheArgumentError(
+            "replicas", f"{replicas} cannot be shared equally by {primaries} primaries; use {some}"
+        )
+    if not 0.1 <= node_timeout <= 600:
+        raise CacheArgumentError("node_timeout", f"use 0.1 to 600 seconds, not {node_timeout!r}")
