@@ -212,10 +212,11 @@ class EmbeddedCluster(ServerGroup):
         self.settle()
 
     def _hand_over(self, leaving: ServerNode, slots: list[int], heirs: list[ServerNode]) -> None:
+        # Valkey takes milliseconds for each slot of a classic migration, since it tells the replicas first.
         for index, heir in enumerate(heirs):
-            if part := slots[index :: len(heirs)]:
-                SlotMigration(part, leaving, heir, self.primaries).complete()
-                self._wait_for_owner(part, heir)
+            part = slots[len(slots) * index // len(heirs) : len(slots) * (index + 1) // len(heirs)]
+            if part:
+                self._transfer(part, leaving, heir, atomic=self.version.migrates_atomically)
 
     # -- slots ----------------------------------------------------------------------------------------------
 
@@ -235,11 +236,14 @@ class EmbeddedCluster(ServerGroup):
         :raises NodeError: if it does not succeed.
         """
         chosen, source, to = self._move(slots, target)
+        self._transfer(chosen, source, to, atomic=atomic)
+
+    def _transfer(self, slots: list[int], source: ServerNode, target: ServerNode, *, atomic: bool) -> None:
         if atomic:
-            migration.migrate_atomically(chosen, source, to)
+            migration.migrate_atomically(slots, source, target)
         else:
-            SlotMigration(chosen, source, to, self.primaries).complete()
-        self._wait_for_owner(chosen, to)
+            SlotMigration(slots, source, target, self.primaries).complete()
+        self._wait_for_owner(slots, target)
 
     def give_away(self, slots: int | Iterable[int], target: ServerNode | int) -> None:
         """Let another primary own slots whose keys stay behind, as a careless ``SETSLOT NODE`` does.

@@ -14,7 +14,11 @@ from magnus_cache.testing.servers.programs import ServerTls, ServerVersion
 
 __all__ = ["Plan", "ServerNode", "dashed", "quoted"]
 
-_DEFAULTS: Final = {"save": "", "appendonly": "no", "repl-diskless-sync-delay": "0"}
+_DEFAULTS: Final = {
+    "save": "", "appendonly": "no", "repl-diskless-sync-delay": "0",
+    # A node is listed as a replica once others have heard of its offset, which is 0 until the primary sends something.
+    "repl-ping-replica-period": "1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
