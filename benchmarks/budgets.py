@@ -94,6 +94,8 @@ BUDGETS: Final[tuple[Budget, ...]] = (
     ),
     *_threads("get", "l2-threads"),
     *_threads("decorated", "l2-threads-decorated"),
+    *_threads("get over a UNIX socket", "l2-threads-unix"),
+    *_threads("get over TLS", "l2-threads-tls"),
     *_series(
         "async L1 hit vs async-lru, {}", "l1-async", ("async-lru",),
         {"str": 2.0, "int": 2.0, "1,000 keys": 2.0, "method": 1.5, "key_func": 1.5},

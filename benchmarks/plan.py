@@ -44,6 +44,7 @@ class Plan:
     :ivar large: entries in the cache when hits in a large one are measured.
     :ivar many: keys of one call of `get_many` and its like.
     :ivar progress: is told what is being measured.
+    :ivar address: the server's URL, if it is not reached over TCP by host and port.
     """
 
     rounds: int
@@ -55,11 +56,12 @@ class Plan:
     large: int = 1_000_000
     many: int = 10_000
     progress: Callable[[str], None] = silent
+    address: str = ""
 
     @property
     def url(self) -> str:
         """The server's URL."""
-        return f"redis://{self.host}:{self.port}/0"
+        return self.address or f"redis://{self.host}:{self.port}/0"
 
     def turns(self, contenders: Collection[str], what: str = "", rounds: int | None = None) -> Iterator[str]:
         """Yield whose turn it is, as `rotations` does, and report the progress.

@@ -23,6 +23,7 @@ from benchmarks.redis_hits import async_redis_hits
 from benchmarks.stalls import stalls
 from benchmarks.tables import Table
 from benchmarks.thread_hits import blocking_redis_hits, costs, decorated_redis_hits
+from benchmarks.thread_ways import tls_hits, unix_hits
 
 __all__ = ["SUITES", "Suite", "tables_of"]
 
@@ -54,6 +55,8 @@ SUITES: Final = (
     Suite("latency", latencies),
     Suite("l2-threads", blocking_redis_hits),
     Suite("l2-threads-decorated", decorated_redis_hits),
+    Suite("l2-threads-unix", unix_hits),
+    Suite("l2-threads-tls", tls_hits),
     Suite("l2-thread-cpu", costs),
     Suite("miss", misses),
     Suite("many", many_keys, ("many-stalls",)),

@@ -30,14 +30,15 @@ _TTL: Final = 3600
 
 def getters(plan: Plan, table: Table, stack: ExitStack) -> dict[str, BlockingGet]:
     """Return how each contender gets a value, by name; they live as long as the stack."""
-    offered: Mapping[str, Callable[[Plan], AbstractContextManager[BlockingGet]]] = {
+    offered: dict[str, Callable[[Plan], AbstractContextManager[BlockingGet]]] = {
         OURS: _ours,
         L1_ON: _ours_near,
         "dogpile.cache": _dogpile,
         "django-cachex": _django_cachex,
         "redis-py": _redis_py,
-        "valkey-glide-sync": _glide,
     }
+    if not plan.address:
+        offered["valkey-glide-sync"] = _glide
     return _entered(plan, table, stack, offered)
 
 

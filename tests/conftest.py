@@ -16,7 +16,7 @@ from hypothesis import settings
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
 from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
-from magnus_cache.testing import EmbeddedCluster, Proxy
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy, ServerTls
 from tests.support import leaks
 from tests.support.fleet import Fleet, Worker
 from tests.support.inside import forget_log_lines
@@ -151,6 +151,45 @@ def private_cluster_with() -> Iterator[Callable[..., EmbeddedCluster]]:
     yield start
     for cluster in clusters:
         cluster.close()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_sentinels(request: pytest.FixtureRequest) -> Iterator[EmbeddedSentinels]:
+    """A Sentinel set for the whole run, not started within a test either."""
+    with EmbeddedSentinels(binary=binary_of(request.param)) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture
+def sentinels(shared_sentinels: EmbeddedSentinels) -> EmbeddedSentinels:
+    """A set of each kind: a primary, 2 replicas, 3 sentinels; empty, and all of them run. Roles may have changed."""
+    shared_sentinels.restore()
+    return shared_sentinels
+
+
+@pytest.fixture
+def private_sentinels_with() -> Iterator[Callable[..., EmbeddedSentinels]]:
+    """Starts Sentinel sets with options, for one test."""
+    started: list[EmbeddedSentinels] = []
+
+    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedSentinels:
+        started.append(EmbeddedSentinels(*numbers, binary=binary_of(kind), **options))
+        return started[-1].start()
+
+    yield start
+    for sentinels in started:
+        sentinels.close()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    """Files for servers that speak TLS. The certificate is valid for 127.0.0.1 and localhost, for clients too."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    return ServerTls(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
 
 
 @pytest.fixture(scope="module")

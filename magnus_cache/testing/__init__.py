@@ -9,10 +9,13 @@ from magnus_cache.testing.leaks import LeakCheck, no_leaks
 from magnus_cache.testing.proxy import Direction, Frame, FrameError, FrameSplitter, Proxy, ProxyCounts
 from magnus_cache.testing.servers import (
     EmbeddedCluster,
+    EmbeddedSentinels,
     NodeError,
     NodeView,
     Promotion,
+    SentinelNode,
     ServerNode,
+    ServerTls,
     ServerVersion,
     SlotMigration,
     slot_of,
@@ -29,6 +32,7 @@ from magnus_cache.testing.staleness import (
 __all__ = [
     "Direction",
     "EmbeddedCluster",
+    "EmbeddedSentinels",
     "Frame",
     "FrameError",
     "FrameSplitter",
@@ -38,7 +42,9 @@ __all__ = [
     "Promotion",
     "Proxy",
     "ProxyCounts",
+    "SentinelNode",
     "ServerNode",
+    "ServerTls",
     "ServerVersion",
     "SlotMigration",
     "StaleRead",

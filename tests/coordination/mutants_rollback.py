@@ -1,6 +1,6 @@
 """The guards that `test_rollback` sees missing."""
 
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache._engine.coordination import failover
 from magnus_cache._engine.redis import scripts, wire
@@ -13,6 +13,18 @@ HERE: Final = "tests/coordination/test_rollback.py"
 @guard(HERE)
 def without_asking_for_a_servers_history() -> None:
     put(failover.FailoverGuard, "knows", nothing)
+
+
+@guard(f"{HERE}::test_invariant_3_two_connections_that_meet_a_new_server_invalidate_everything_once")
+def invalidating_everything_for_each_connection_that_meets_a_new_server() -> None:
+    arrived = failover.FailoverGuard.arrived
+
+    def each(self: Any, identity: bytes, arrival: Any) -> None:
+        if arrival.epoch:
+            self._outdated(self._epochs.root)
+        arrived(self, identity, arrival)
+
+    put(failover.FailoverGuard, "arrived", each)
 
 
 @guard(HERE)

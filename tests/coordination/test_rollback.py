@@ -1,6 +1,7 @@
 """A server that comes back with old data: what was removed from it before it died is there again, and is not served."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from magnus_cache._engine.redis.events import Arrival
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
+from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -252,6 +254,38 @@ def test_no_identity_is_restored_that_could_not_be_settled(epoch: int) -> None:
     failover.arrived(b"run:one", Arrival(True, epoch))
     failover.restore_identity(stub)
     assert len(calls) == 1
+
+
+async def test_invariant_3_two_connections_that_meet_a_new_server_invalidate_everything_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one to take its answer voids no load that began with the new epoch."""
+    slow, told, go_on = Slow(), asyncio.Event(), threading.Event()
+    loop, arrived = asyncio.get_running_loop(), FailoverGuard.arrived
+
+    def late(self: FailoverGuard, identity: bytes, arrival: Arrival) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert arrival.epoch
+            loop.call_soon_threadsafe(told.set)
+            assert go_on.wait(10)
+        arrived(self, identity, arrival)
+
+    monkeypatch.setattr(FailoverGuard, "arrived", late)
+    async with AsyncCacheManager(redis_url=url, op_timeout=20) as cache:
+        other = asyncio.create_task(asyncio.to_thread(cache.sync.get, "t", "other"))
+        try:
+            await told.wait()
+            calls = [asyncio.create_task(cache.get_or_set("t", "k", slow))]
+            await slow.begun()
+        finally:
+            go_on.set()
+        await other
+        calls.append(asyncio.create_task(cache.get_or_set("t", "k", slow)))
+        await wait_until_async(lambda: slow.calls == 2 or cache._engine.state.flights.joined)
+        slow.finish()
+        slow.finish(2)
+        assert (await asyncio.gather(*calls), slow.calls) == ([1, 1], 1)
+        assert await cache.get("t", "k") == 1
 
 
 async def test_who_empties_the_server_disconnects_nobody(

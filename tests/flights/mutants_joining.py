@@ -8,7 +8,7 @@ from magnus_cache._engine.coordination import epoch_sync, invalidation
 from magnus_cache._engine.flights import callers, flights
 from magnus_cache._engine.loading import acquire, loads
 from magnus_cache._engine.store import writes
-from tests.support.guards import guard, nothing, put
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/flights/test_joining.py"
 _ONE_END: Final = f"{HERE}::test_a_call_has_one_end_of_patience_however_often_it_is_turned_away"
@@ -166,6 +166,11 @@ def without_doubt_about_what_was_not_announced() -> None:
         return await original(self, ref, tags, known, fence)
 
     put(acquire.LeaseAcquirer, "overtaken", overtaken)
+
+
+@guard(f"{HERE}::test_an_invalidation_that_a_lost_connection_did_not_announce_counts_for_those_who_joined")
+def without_comparing_the_epochs_of_a_load_with_those_at_its_end() -> None:
+    rewrite(acquire.LeaseAcquirer.overtaken, "lowest_valid <= fence.epoch", "True")
 
 
 @guard(f"{HERE}::test_what_a_batch_loader_leaves_out_is_left_out_for_all_calls_with_that_loader")

@@ -8,6 +8,7 @@ from magnus_cache._engine.redis import lane
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.lane_connection import LaneConnection
 from magnus_cache._engine.redis.lane_session import Session
+from magnus_cache._engine.store.records import Record
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_lane.py"
@@ -28,6 +29,12 @@ def without_a_new_leader_where_one_was_interrupted() -> None:
     rewrite(Lane._ask_together, "while ticket.answer is None:", "if ticket is batch.tickets[0]:")
 
 
+@guard(f"{HERE}::test_ctrl_c_while_a_connection_is_replaced_leaves_no_trust_in_it")
+def without_an_end_of_the_connection_before_it_is_forgotten() -> None:
+    ended = "self._session.end()\n        self._session = None"
+    rewrite(Lane._drop, ended, "session, self._session = self._session, None\n        session.end()")
+
+
 @guard(f"{HERE}::test_an_interrupted_exchange_is_not_taken_for_the_next")
 def without_a_look_whether_the_lane_is_in_step() -> None:
     rewrite(Session.stands, "not connection.busy and ", "")
@@ -42,6 +49,11 @@ def without_a_lane_that_its_own_thread_can_enter_again() -> None:
 @guard(f"{HERE}::test_silence_costs_one_timeout")
 def without_silence_of_the_lane_told_to_the_wire() -> None:
     put(lane, "call_on_loop", nothing)
+
+
+@guard(f"{HERE}::test_silence_ends_no_connection_that_was_made_since")
+def without_a_look_whether_the_wire_is_connected_anew() -> None:
+    rewrite(lane._give_up, "if wire.time.sampled < asked:", "if True:")
 
 
 @guard(f"{HERE}::test_silence_costs_all_threads_one_timeout")
@@ -84,9 +96,24 @@ def without_a_bound_on_values_of_the_lane() -> None:
     put(lane_reads, "SMALL_BYTES", 1 << 40)
 
 
-@guard(f"{HERE}::test_a_server_that_announces_within_replies_keeps_what_it_read_the_long_way")
-def without_a_look_whether_announcements_come_in_order() -> None:
-    put(lane, "_orderly", lambda _: True)
+@guard(f"{HERE}::test_pending_invalidations_are_told_to_redis_first")
+def without_a_look_at_what_waits_before_the_lane_reads() -> None:
+    from magnus_cache._engine.store.reads import Reads
+
+    rewrite(Reads.read_blocking, "(state.outbox.pending and state.outbox.covers(ref.name))", "False")
+
+
+@guard(f"{HERE}::test_a_value_with_tags_of_its_own_is_judged_with_them")
+def without_a_judgement_by_tags_in_the_lane() -> None:
+    """Of all values as of those without."""
+    from magnus_cache._engine.store import reads
+
+    put(reads, "Record", lambda *fields: Record(*fields)._replace(tags=()))
+
+
+@guard(f"{HERE}::test_a_tag_that_redis_has_lost_holds_up_no_value_without_it")
+def without_a_look_which_tags_the_wire_knows() -> None:
+    rewrite(Session.plan, "if not self.wire_known.current.issuperset(names):", "if False:")
 
 
 @guard(f"{HERE}::test_only_many_reads_are_worth_a_connection")

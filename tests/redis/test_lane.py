@@ -1,5 +1,6 @@
 """The lane: threads that read from Redis by themselves, alone and together, and when it must not be used."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -129,29 +130,6 @@ def keeps(cache: CacheManager, key: str) -> bool:
     return entry is not None and entry.trust is lane_session(cache).trust
 
 
-def test_a_server_that_announces_within_replies_keeps_what_it_read_the_long_way(
-    running: Callable[[str], EmbeddedServer],
-) -> None:
-    """Redis before 7.2 would announce what a transaction of ours changes in the midst of its reply."""
-    server = running("redis")
-    with redis.Redis(port=server.port) as client:
-        version = tuple(map(int, client.info("server")["redis_version"].split(".")[:2]))
-    if version >= (7, 2):
-        pytest.skip(f"this is Redis {version}")
-    with CacheManager(redis_url=server.url) as cache:
-        through_the_lane(cache)
-        for number in range(20):
-            cache.set(NEAR, str(number), number)
-            forget(cache, NEAR, str(number))
-            assert cache.get(NEAR, str(number)) == number
-            cache.set(NEAR, str(number), -number)
-            assert cache.get(NEAR, str(number)) == -number
-            forget(cache, NEAR, str(number))
-            assert cache.get(NEAR, str(number)) == -number
-        assert lane_session(cache).announces is False
-        assert cache._state.breaker.outages == 0
-
-
 def test_large_values_are_left_to_the_background_loop(cache: CacheManager) -> None:
     cache.set(FAR, "large", "x" * 100_000)
     assert cache.get(FAR, "large") == "x" * 100_000
@@ -161,11 +139,60 @@ def test_large_values_are_left_to_the_background_loop(cache: CacheManager) -> No
 
 
 def test_a_value_with_tags_of_its_own_is_judged_with_them(cache: CacheManager) -> None:
-    cache.set(FAR, "tagged", 7, tags=("a",))
-    assert cache.get(FAR, "tagged") == 7
+    for key, tags in {"one": ("a",), "both": ("b", "a"), "none": ()}.items():
+        cache.set(FAR, key, 7, tags=tags)
+        # The background loop reads the epochs of tags that are new to it.
+        assert cache.get(FAR, key) == 7
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, key) == 7
+        assert served_by_lane(answers)
+    for key in ("one", "both", "none"):
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, key) == 7
+        assert served_by_lane(answers)
+        assert len(answers) == 1, "the epochs of all tags have come along"
     with CacheManager(settings=cache._state.settings) as other:
         other.invalidate_tags("a")
-        assert cache.get(FAR, "tagged") is None
+        assert cache.get(FAR, "one") is None
+        assert cache.get(FAR, "both") is None
+        assert cache.get(FAR, "none") == 7
+
+
+def test_values_with_tags_of_their_own_are_read_by_many_threads(cache: CacheManager) -> None:
+    for number in range(40):
+        cache.set(FAR, str(number), number, tags=(f"t{number}", "all"))
+        assert cache.get(FAR, str(number)) == number
+
+    def reads(first: int) -> None:
+        for turn in range(80):
+            number = (first + turn) % 40
+            assert cache.get(FAR, str(number)) == number
+
+    threads, errors = crew(THREADS, reads)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    cache.invalidate_tags("t7")
+    assert cache.get(FAR, "7") is None
+    assert cache.get(FAR, "8") == 8
+
+
+def test_a_tag_that_redis_has_lost_holds_up_no_value_without_it(cache: CacheManager, raw: redis.Redis) -> None:
+    cache.set(FAR, "tagged", 7, tags=("a",))
+    cache.set(FAR, "plain", 8)
+    assert [cache.get(FAR, "tagged") for _ in range(3)] == [7] * 3
+    state, wire = cache._state, background_wire(cache)
+    name = state.epochs.tag_name("a")
+    assert name in wire.known.current
+    raw.delete(name)
+
+    def is_served() -> bool:
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, "plain") == 8
+        return served_by_lane(answers)
+
+    wait_until(lambda: name not in wire.known.current)
+    wait_until(is_served)
 
 
 @pytest.mark.parametrize("what", ["namespace", "everything"])
@@ -209,6 +236,16 @@ def test_pending_invalidations_are_told_to_redis_first(cache: CacheManager) -> N
     with lane_answers(cache) as answers:
         assert cache.get(FAR, "k") is None
     assert not answers
+
+
+def test_invalidations_of_other_values_that_wait_hold_up_no_read(proxy: Proxy) -> None:
+    with CacheManager(redis_url=proxy.url, max_staleness=60) as cache:
+        through_the_lane(cache)
+        cache.set(FAR, "k", 1)
+        cache._state.outbox.record([cache._reads.ref(FAR, "another").name])
+        with lane_answers(cache) as answers:
+            assert cache.get(FAR, "k") == 1
+        assert served_by_lane(answers)
 
 
 # -- many threads -----------------------------------------------------------------------------------------------
@@ -304,6 +341,22 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def test_ctrl_c_while_a_connection_is_replaced_leaves_no_trust_in_it(valkey: CacheManager) -> None:
+    """What it has read is not announced any more, so it may be trusted only as long as it is in use."""
+    for place in range(1, 100_000):
+        valkey.set(FAR, "k", place)
+        replaced = lane_session(valkey)
+        lane_connection(valkey).busy = True
+        with contextlib.suppress(KeyboardInterrupt), interrupted(place, interrupt) as interruption:
+            valkey.get(FAR, "k")
+        if not valkey._state.lane.connected or lane_session(valkey) is not replaced:
+            assert replaced.trust.deadline == float("-inf"), interruption.where
+        if not interruption.done:
+            break
+        through_the_lane(valkey)
+    assert place > 30
+
+
 def test_an_interrupted_exchange_is_not_taken_for_the_next(cache: CacheManager) -> None:
     cache.set(FAR, "one", 1)
     cache.set(FAR, "two", 2)
@@ -374,6 +427,24 @@ def test_silence_costs_one_timeout(far_off: CacheManager, proxy: Proxy) -> None:
     started = time.monotonic()
     assert far_off.get(FAR, "k", "none") == "none"
     assert time.monotonic() - started < 0.8 * TIMEOUT, "it is known by now"
+
+
+def test_silence_ends_no_connection_that_was_made_since(
+    far_off: CacheManager, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(lane_module, "call_on_loop", lambda _loop, *call: calls.append(call))
+    interrupt_after_sending(far_off, TimeoutError)
+    assert far_off.get(FAR, "k") == 1
+    wire, portal = background_wire(far_off), far_off._state.portal
+    before = wire.trust
+    proxy.cut()
+    wait_until(lambda: far_off.get(FAR, "k") == 1 and wire.up and wire.trust is not before)
+    made = wire.trust
+    ((late, *arguments),) = calls
+    portal.submit(late, *arguments)
+    portal.call(wire.renew)
+    assert wire.trust is made
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers that send signals on this system")

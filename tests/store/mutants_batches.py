@@ -9,6 +9,7 @@ from tests.support.guards import guard, nothing, put, rewrite
 HERE: Final = "tests/store/test_batches.py"
 SAME: Final = f"{HERE}::test_a_batch_is_judged_as_its_values_are_one_by_one"
 RECEIVED: Any = batches.ValueBatches.received
+PAYLOAD: Any = batches.ValueBatches.payload
 
 
 @guard(SAME)
@@ -64,6 +65,56 @@ def without_telling_policies_apart_in_a_batch() -> None:
 @guard(SAME)
 def without_unknown_epochs_in_a_batch() -> None:
     rewrite(batches.bounds, "NEVER if minimum is None", "0 if minimum is None")
+
+
+@guard(SAME)
+def without_the_end_of_life_of_one_value() -> None:
+    rewrite(PAYLOAD, "fresh_until > time.past(self._clock()) and", "True and")
+
+
+@guard(SAME)
+def without_a_highest_epoch_of_one_value() -> None:
+    rewrite(PAYLOAD, "epoch <= time.horizon and", "True and")
+
+
+@guard(SAME)
+def without_a_least_life_of_one_value() -> None:
+    rewrite(PAYLOAD, "life >= LEAST_LIFE", "True")
+
+
+@guard(SAME)
+def without_a_largest_size_of_one_value() -> None:
+    rewrite(PAYLOAD, "size <= self._reads.limit(ref)", "True")
+
+
+@guard(SAME)
+def without_a_look_at_the_length_of_one_value() -> None:
+    rewrite(PAYLOAD, "size == len(raw) - HEADER_BYTES", "True")
+
+
+@guard(SAME)
+def without_a_checksum_of_one_value() -> None:
+    rewrite(PAYLOAD, "zlib.crc32(raw[SUMMED_FROM:]) == checksum", "True")
+
+
+@guard(SAME)
+def without_a_lowest_epoch_of_one_value() -> None:
+    rewrite(PAYLOAD, "epoch < minimum", "False")
+
+
+@guard(SAME)
+def without_comparing_the_tags_of_one_value() -> None:
+    rewrite(PAYLOAD, "not raw.startswith(head, HEADER_BYTES)", "False")
+
+
+@guard(f"{HERE}::test_plain_values_are_accepted_without_the_readable_way")
+def without_a_look_at_the_outbox_for_one_value() -> None:
+    rewrite(PAYLOAD, "outbox.pending or", "")
+
+
+@guard(f"{HERE}::test_an_answer_from_before_redis_was_told_is_looked_at_closely")
+def without_a_look_when_one_value_was_asked_for() -> None:
+    rewrite(PAYLOAD, "sent < outbox.confirmed_at\n        or", "")
 
 
 @guard(f"{HERE}::test_what_redis_must_be_told_first_holds_up_a_read_of_a_batch")

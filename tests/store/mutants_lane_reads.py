@@ -15,19 +15,19 @@ HERE: Final = "tests/store/test_lane_reads.py"
 def without_a_place_reserved_before_the_lane_asks() -> None:
     read = LaneReads.read
 
-    def late(self: Any, ref: Any, fill: Any) -> Any:
+    def late(self: Any, ref: Any, placeholder: Any) -> Any:
         judge, memory = self._judge, self._state.memory
 
-        def judged(ref: Any, fill: Any, *answer: Any) -> Any:
+        def judged(ref: Any, placeholder: Any, *answer: Any) -> Any:
             place = memory.reserve(ref.name, anew=True)
             try:
-                return judge(ref, fill and place, *answer)
+                return judge(ref, placeholder and place, *answer)
             finally:
                 memory.release(place)
 
         self._judge = judged
         try:
-            return read(self, ref, fill)
+            return read(self, ref, placeholder)
         finally:
             self._judge = judge
 
@@ -95,4 +95,4 @@ def without_the_renewal_of_the_lanes_trust() -> None:
 
 @guard(f"{HERE}::test_an_older_answer_of_another_thread_is_not_found_afterwards")
 def without_a_look_at_what_another_thread_has_kept() -> None:
-    rewrite(LaneReads.read, "if kept is not entry and (kept is None or kept.version != entry.version):", "if False:")
+    rewrite(LaneReads._read, "if kept is not entry and (kept is None or kept.version != entry.version):", "if False:")

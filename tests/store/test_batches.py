@@ -177,6 +177,8 @@ def test_a_batch_is_judged_as_its_values_are_one_by_one(
                 alone = error
             assert isinstance(answer, Answer)
             assert [seen(outcome) for outcome in answer.got] == [seen(alone)]
+            payload = None if raw is None else value_batches(reads).payload(ref, raw, connection, now)
+            assert payload is None or seen(payload) == seen(alone)
 
 
 @given(
@@ -227,6 +229,32 @@ def test_plain_values_are_accepted_without_the_readable_way() -> None:
         connection: Any = SimpleNamespace(known=known, time=time)
         batches.received(batch, slice(0, 2), raws, connection, now)
         assert [waiter.got for waiter in batch.waiters] == [[b"\x01"], [b"\x01"]]  # type: ignore[attr-defined]
+        alone = [batches.payload(ref, raw, connection, now) for ref, raw in zip(batch.wanted, raws, strict=True) if raw]
+        assert alone == [b"\x01", b"\x01"]
+        # What waits to be told to Redis may be about them.
+        state.outbox.record([b"another"])
+        assert batches.payload(batch.wanted[0], raws[0] or b"", connection, now) is None
+
+
+def test_an_answer_from_before_redis_was_told_is_looked_at_closely() -> None:
+    with virtual_clock() as clock:
+        manager = AsyncCacheManager(redis_enabled=False)
+        state = manager._engine.state
+        known, time, asked = KnownEpochs(), RedisTime(), clock()
+        time.sample(asked, asked, START)
+        for name in (state.epochs.root, state.epochs.epoch_names("far").control):
+            state.epochs.seen(name, 5)
+            known.learned(name, 5, asked)
+        ref = manager._engine.reads.address_of(FAR, "k", state.stats.of(FAR))
+        ref.epoch_names.value_bytes = 100
+        raw = envelope.pack(b"\x01", version=1, fresh_until=START + 9 * SECOND, epoch=5, life=60.0)
+        connection: Any = SimpleNamespace(known=known, time=time)
+        batches = value_batches(manager._engine.reads)
+        assert batches.payload(ref, raw, connection, asked) == b"\x01"
+        clock.advance(1)
+        state.outbox.overwritten(ref.name, state.outbox.record([ref.name]))
+        assert batches.payload(ref, raw, connection, asked) is None
+        assert batches.payload(ref, raw, connection, clock()) == b"\x01"
 
 
 # -- through a connection -----------------------------------------------------------------------------------------

@@ -430,14 +430,14 @@ def value_batches(reads: "Reads") -> "ValueBatches":
     return reads._batches
 
 
-def interrupt_after_sending(cache: "Cache | State") -> None:
-    """Interrupt the thread that reads through the lane next, between its request and the answer."""
+def interrupt_after_sending(cache: "Cache | State", error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Raise an error in the thread that reads through the lane next, between its request and the answer."""
     connection = lane_connection(cache)
     recv = connection._recv
 
     def interrupt(_: int) -> bytes:
         _put(connection, "_recv", recv)
-        raise KeyboardInterrupt
+        raise error
 
     _put(connection, "_recv", interrupt)
 

@@ -1,6 +1,8 @@
 """The proxy: what it does to bytes, connections and pushes between a client and a real server."""
 
+import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from magnus_cache.testing import Direction, Frame, FrameError, FrameSplitter, Proxy, no_leaks
 from magnus_cache.testing.proxy.frames import FrameScanner
+from magnus_cache.testing.proxy.lanes import Lane, LaneRules
 from magnus_cache.testing.proxy.pushes import PushFilter, PushMode, PushRules
 from tests.support.wait import wait_until
 
@@ -388,6 +391,31 @@ def test_refuse_leaves_what_stands_and_resume_uses_the_same_port(
     assert through.port == port
     assert connect().ask(PING).data == PONG
     assert client.ask(PING).data == PONG
+
+
+def test_an_end_for_a_client_that_has_just_reset_is_let_go() -> None:
+    """The system knows that the connection is over, and asyncio does not yet."""
+    asyncio.run(_end_for_a_client_that_has_just_reset())
+
+
+async def _end_for_a_client_that_has_just_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client(listener.getsockname()[1])
+        accepted = listener.accept()[0]
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=accepted)
+    hung_up = select.poll()
+    hung_up.register(accepted, 0)
+    try:
+        client.reset()
+        assert hung_up.poll(10_000)
+        lane = Lane(loop, LaneRules(), None)
+        lane.sink = transport
+        lane.arrived_end()
+        assert lane.ended
+    finally:
+        transport.abort()
+        await asyncio.sleep(0)
 
 
 def test_without_a_server_clients_are_reset() -> None:

@@ -22,9 +22,12 @@ class EpochNames:
     :ivar suffix: ends the names of these epochs on a cluster: the anchor tag of a group, in braces.
     :ivar value_bytes: the recent size of its values, in which large ones count more; 0 before the first. Reads and
         writes maintain it, up to about 8 kilobytes.
+    :ivar value_tags: further tags of its recent values, whose epochs blocking callers request along with a value.
     """
 
-    __slots__ = ("control", "names", "prefix", "ready", "root", "stamps", "suffix", "tags", "value_bytes")
+    __slots__ = (
+        "control", "names", "prefix", "ready", "root", "stamps", "suffix", "tags", "value_bytes", "value_tags",
+    )  # fmt: skip
 
     def __init__(self, keyspace: Keyspace, namespace: str, suffix: bytes = b"") -> None:
         self.prefix = keyspace.namespace_prefix(namespace)
@@ -36,6 +39,7 @@ class EpochNames:
         self.names: tuple[bytes, ...] = ()
         self.stamps: tuple[TagStamp, ...] = ()
         self.value_bytes = 0.0
+        self.value_tags: tuple[str, ...] = ()
 
     def sized(self, size: int) -> None:
         """Note the bytes of a value that was read or written."""

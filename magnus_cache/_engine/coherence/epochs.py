@@ -227,8 +227,8 @@ class Epochs:
 
     # -- what is known --------------------------------------------------------------------------------------
 
-    def seen(self, name: bytes, epoch: int) -> bool:
-        """Note an epoch that Redis returned, and return whether it rose above a known one."""
+    def seen(self, name: bytes, epoch: int) -> int:
+        """Note an epoch that Redis returned, and return the highest one known before; 0 without one."""
         with self._lock:
             self.highest = max(self.highest, epoch)
             # To the end: the first ones are the least recently seen.
@@ -237,7 +237,7 @@ class Epochs:
             if len(self._latest) > _MOST:
                 for old in list(itertools.islice(self._latest, _MOST // 10)):
                     del self._latest[old]
-        return 0 < last < epoch
+        return last
 
     def forget(self) -> None:
         """Forget all epochs, because a server has returned nonsense."""

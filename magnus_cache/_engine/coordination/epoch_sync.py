@@ -154,7 +154,7 @@ class EpochSync:
 
     def _learned(self, name: bytes, epoch: int, connection: "Connection", sent: float) -> None:
         """Note an epoch; if it rose, drop all values that it covers."""
-        rose = self._epochs.seen(name, epoch)
+        rose = 0 < self._epochs.seen(name, epoch) < epoch
         known = connection.known
         known.learned(name, epoch, sent)
         # An answer that follows an announcement was read after the announced change, even if it was requested before.

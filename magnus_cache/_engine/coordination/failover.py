@@ -57,8 +57,8 @@ class FailoverGuard:
             self._outbox.record_prefix(self._values)
             self._outdated(self._epochs.root)
         else:
-            if epoch:
-                self._epochs.seen(self._epochs.root, epoch)
+            # Not if another connection has read it already: loads that began since are newer than that epoch.
+            if epoch and self._epochs.seen(self._epochs.root, epoch) < epoch:
                 self._outdated(self._epochs.root)
             self._settled = identity
         self._met = identity

@@ -173,6 +173,8 @@ class Lease:
         :param filled: whether the value was stored, which ended the lease at Redis.
         :param unstorable: whether the load has a value that cannot be stored: then all waiting processes load at once.
         """
+        if self.ended:
+            return
         if running_loop() is self.connection.loop:
             self._close(filled, unstorable)
         else:

@@ -32,12 +32,10 @@ The races that this excludes
 """
 
 import asyncio
-import contextlib
-import itertools
 import math
 import os
 import socket
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec.envelope import new_version
@@ -162,8 +160,7 @@ class Leases:
         """Forget everything, as in a forked child."""
         self._lock = section()
         self._held: dict[bytes, Lease] = {}
-        self._waiters: dict[bytes, dict[int, _Waiter]] = {}
-        self._numbers = itertools.count()
+        self._waiters: dict[bytes, dict[asyncio.Event, _Waiter]] = {}
         self._unreleased: dict[bytes, tuple[bytes, float]] = {}
 
     def __len__(self) -> int:
@@ -306,21 +303,20 @@ class Leases:
 
     # -- waiting loads -------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def listening(self, name: bytes) -> Generator[asyncio.Event]:
-        """Yield an event of the running loop that is set whenever the value or its lease changes."""
+    def listen(self, name: bytes) -> asyncio.Event:
+        """Return an event of the running loop, set at each change of a value or its lease until `stop_listening`."""
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
-            number = next(self._numbers)
-            self._waiters.setdefault(name, {})[number] = (loop, event.set)
-        try:
-            yield event
-        finally:
-            with self._lock:
-                waiters = self._waiters.get(name, {})
-                waiters.pop(number, None)
-                if not waiters:
-                    self._waiters.pop(name, None)
+            self._waiters.setdefault(name, {})[event] = loop, event.set
+        return event
+
+    def stop_listening(self, name: bytes, event: asyncio.Event) -> None:
+        """Forget an event of `listen`."""
+        with self._lock:
+            waiters = self._waiters.get(name, {})
+            waiters.pop(event, None)
+            if not waiters:
+                self._waiters.pop(name, None)
 
     def notify(self, name: bytes) -> None:
         """Wake the loads that wait for a change of a value."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -119,8 +120,11 @@ class LeaseAcquirer:
         try:
             if ref.namespace.local:
                 return await self._local.acquire(wire, request, flight)
-            with self._state.leases.listening(ref.name) as changed:
+            changed = self._state.leases.listen(ref.name)
+            try:
                 return await _Acquisition(self, wire, request, flight).run(changed)
+            finally:
+                self._state.leases.stop_listening(ref.name, changed)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
             fence = await self._acquire_here(request, flight, partial(self._reads.fallback, ref))
@@ -218,6 +222,10 @@ class LeaseAcquirer:
         epochs, announced = self._state.epochs, tuple[str, ...]()
         try:
             wire = self._state.client.current_connection(ref.name)
+            lowest_valid = epochs.lowest_valid(wire.known, ref.epoch_names, tags)
+            if lowest_valid is not None and lowest_valid <= fence.epoch and wire.known.deadline == math.inf:
+                # All of them are known, and none has risen: what follows would say the same.
+                return False
             announced = known if wire.tracking and wire.known is fence.flight.look.known else ()
             await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError:
@@ -257,7 +265,7 @@ class _Acquisition:
         :param changed: set when the value or the lease may have changed.
         """
         request, flight, wire = self._request, self._flight, self._wire
-        deadline, wait = monotonic() + self._state.settings.wait_timeout, _ChangeWait(wire)
+        deadline, wait = monotonic() + self._state.settings.wait_timeout, None
         while True:
             changed.clear()
             answer = await ask_twice(self._next)
@@ -278,6 +286,7 @@ class _Acquisition:
                 left = deadline - monotonic()
                 if left <= 0:
                     return self._acquirer.without_lease(flight, fresh=request.fresh)
+                wait = wait or _ChangeWait(wire)
                 await wait.wait(changed, min(left, answer.seconds), left)
                 self._waited = True
                 if not wire.up:

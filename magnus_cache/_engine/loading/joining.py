@@ -75,6 +75,8 @@ class JoinRules:
         :param fresh: whether to detach it in any case.
         """
         state = self._state
+        if self.flights.current(ref.name) is None:
+            return
         if fresh:
             self.flights.detach(ref.name)
             return
@@ -93,6 +95,10 @@ class JoinRules:
             state.leases.check(ref.name, state.clock(), cut_off=cut_off)
 
     def _in_doubt(self, ref: KeyRef) -> bool:
+        """Whether an announcement whose meaning is not known yet may be about a load under way."""
+        if self.flights.current(ref.name) is None:
+            # A load that begins from here on looks after this call began.
+            return False
         return self._state.leases.doubted(ref.name) is not None or self._state.doubts(ref.epoch_names)
 
     def _is_first(self, ref: KeyRef) -> bool:

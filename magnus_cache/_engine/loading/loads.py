@@ -328,7 +328,8 @@ class Loads:
         if rule is not None and rule.of_value is not None:
             await self.acquirer.register_tags(tags, fence)
         if payload is not None and record is not None:
-            record = record._replace(cost=cost, validator=load.validator if load is not None else None)
+            validator = load.validator if load is not None else None
+            record = record._replace(epoch=fence.epoch, cost=cost, validator=validator)
             await self._writes.fill(ref, record, payload, prepared.ttl, fence)
         if (refusal := prepared.refusal) is not None:
             refusal = await self.unstorable.refused(request, value, refusal, fence)

@@ -9,9 +9,9 @@ server is handled. These operations only queue their command, and raise at once 
 A batched read is queued on the `Connection` itself, together with the epochs that the value is judged by.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.keys.globs import ClearScope
@@ -57,6 +57,9 @@ class LeaseReply(NamedTuple):
     """Whether another process has loaded a value that cannot be stored: then waiting for a lease is pointless."""
     wait: float = 0.0
     """Seconds until another's lease expires."""
+
+
+_GRANTED: Final = LeaseReply(granted=True)
 
 
 class Comparison(NamedTuple):
@@ -131,13 +134,13 @@ class Client:
         value: bytes | None = await self._wire(key).execute(commands.read(key), replies.single)
         return value
 
-    async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
-        """Store a value, void its lease, and return what `receive` makes of True.
+    def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Awaitable[Any]:
+        """Store a value and void its lease; to be awaited for what `receive` makes of True.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = commands.store(key, raw, milliseconds, database=self._database)
-        return await self._wire(key).execute(command, partial(done, receive))
+        return self._wire(key).execute(command, partial(done, receive))
 
     def store_many(
         self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
@@ -226,13 +229,13 @@ class Client:
         )
         self._wire(key).call(command, partial(_leased, receive), waiter)
 
-    async def fill(self, key: bytes, token: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
-        """Store a value and end its lease; return what `receive` makes of whether the lease was still ours.
+    def fill(self, key: bytes, token: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Awaitable[Any]:
+        """Store a value and end its lease; to be awaited for what `receive` makes of whether the lease was still ours.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         command = scripts.fill(key, token, raw, milliseconds, database=self._database)
-        return await self._wire(key).execute(command, partial(done, receive))
+        return self._wire(key).execute(command, partial(done, receive))
 
     def renew(self, key: bytes, token: bytes, milliseconds: int, receive: Receive[bool]) -> None:
         """Renew the lease of a value; `receive` gets whether it is still ours.
@@ -396,7 +399,7 @@ def _leased(receive: Receive[LeaseReply], reply: Any, connection: Connection, se
     if isinstance(reply, bytes):
         answer = LeaseReply(value=reply)
     elif reply == scripts.LEASED:
-        answer = LeaseReply(granted=True)
+        answer = _GRANTED
     elif reply == scripts.UNSTORABLE:
         answer = LeaseReply(unstorable=True)
     else:

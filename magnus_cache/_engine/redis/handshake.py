@@ -25,9 +25,11 @@ _NAME_LIBRARY: Final = (
 )
 """Shows in CLIENT LIST what a connection is made with, as redis-py does it; servers before Redis 7.2 refuse it."""
 
-_ORDERLY: Final = 7
-"""The first version of Redis that announces the changes of a command after its reply, not within it."""
+_ORDERLY: Final = (7, 0)
+"""The first version of Redis that announces what a connection has read and changes itself after the reply."""
 
+_ORDERLY_FOR_OTHERS: Final = (7, 2)
+"""The first one that does the same with what another connection has read, whose announcements are redirected."""
 
 _DIGITS: Final = 9
 """No version number has this many digits."""
@@ -56,6 +58,8 @@ class ServerInfo(NamedTuple):
     """The client id of the connection; 0 if the server does not report it."""
     ended: set[int]
     """The client ids of the connections that it was asked to kill."""
+    interleaves: bool = True
+    """Whether it may send an announcement within a reply, of what another connection has read."""
 
 
 UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", None, b"", b"", 0, set())
@@ -89,7 +93,8 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
     tracks = not isinstance(tracking, Exception)
-    echoes = type(switched) is list and not isinstance(switched[0], Exception) and _orderly(server)
+    echoes = type(switched) is list and not isinstance(switched[0], Exception)
+    echoes = echoes and _version(server) >= _ORDERLY
     if tracks and not echoes:
         # Again: the first one may have been undone, such as with an ACL that forbids MULTI.
         (tracking,) = await answers(connection, commands.TRACKING.packed)
@@ -104,6 +109,7 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
         run=server_identity(server, None),
         client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
         ended=set(),
+        interleaves=_version(server) < _ORDERLY_FOR_OTHERS,
     )
 
 
@@ -124,10 +130,12 @@ def check_mode(server: Any, *, cluster: bool) -> None:
         )
 
 
-def _orderly(server: Any) -> bool:
-    """Return whether a server announces the changes of a command after its reply."""
-    major = (info(server, b"redis_version") or "").split(".")[0]
-    return major.isdecimal() and len(major) < _DIGITS and int(major) >= _ORDERLY
+def _version(server: Any) -> tuple[int, int]:
+    """Return the version of Redis that a server says it is compatible with; zeros if it does not say."""
+    major, minor, *_ = [*(info(server, b"redis_version") or "").split("."), "0", "0"]
+    if not (major.isdecimal() and minor.isdecimal() and len(major) + len(minor) < _DIGITS):
+        return 0, 0
+    return int(major), int(minor)
 
 
 async def arrive(connection: AbstractConnection, controls: ControlNames, server: ServerInfo, known: int) -> Arrival:

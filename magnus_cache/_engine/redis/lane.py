@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch
 from magnus_cache._engine.redis.lane_session import Plan, Session, bulk
 from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Answer, Ticket
@@ -63,10 +62,6 @@ _MOST: Final = 256
 _PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 """Seconds until the next attempt to connect, after the first failure and at most."""
-
-_ORDERLY: Final = (7, 2)
-_DIGITS: Final = 9
-"""Digits that no version has."""
 
 _VALUE_TYPES: Final = {bytes, type(None)}
 
@@ -121,10 +116,10 @@ class Lane:
         """Whether it has a connection."""
         return self._session is not None
 
-    def cut(self, wire: Connection) -> None:
-        """End the exchange that is under way if this wire was to hear of changes. On the wire's loop; does not wait."""
+    def cut(self, connection: Connection) -> None:
+        """End the exchange under way if this connection was to hear of changes. On its loop; does not wait."""
         session = self._session
-        if session is not None and session.wire is wire:
+        if session is not None and session.wire is connection:
             session.connection.cut()
 
     def end(self) -> None:
@@ -144,6 +139,8 @@ class Lane:
 
     def ask(self, ticket: Ticket, wire: "Wire") -> Answer:
         """Return the answer to a ticket, in `op_timeout` at most for each of two exchanges.
+
+        A new connection, and the first request for announcements, take half of that each.
 
         :param wire: the connection of the background loop.
         """
@@ -224,7 +221,8 @@ class Lane:
         if plan is None:
             return
         name = ticket.wanted.name
-        values = session.connection.ask(b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end))
+        packed = b"%b$%d\r\n%b\r\n%b" % (plan.begin, len(name), name, plan.end)
+        values = session.connection.ask(packed, now + self._limits.op_timeout)
         if type(values) is not list or len(values) != plan.size:
             raise ValueError("what came is no answer to MGET")
         value = values[0]
@@ -247,7 +245,7 @@ class Lane:
         parts += [bulk(ticket.wanted.name) for ticket, _ in wanted]
         parts.append(self._head)
         parts += [plan.packed for plan in plans]
-        values = session.connection.ask(b"".join(parts))
+        values = session.connection.ask(b"".join(parts), now + self._limits.op_timeout)
         if type(values) is not list or len(values) != size or not set(map(type, values[:count])) <= _VALUE_TYPES:
             raise ValueError("what came is no answer to MGET")
         session.prove(now, self._clock())
@@ -284,15 +282,17 @@ class Lane:
             return None
         if ticket.near and not (session.announces or self._announced(session)):
             return None
-        return session.plan(self._epochs, epoch_names)
+        return session.plan(self._epochs, epoch_names, ticket.tags)
 
     def _announced(self, session: Session) -> bool:
         """Return whether what is read from here on is announced to the wire; asked for with the first such value."""
         if session.announces is None:
             client = session.server.client
             session.announces = False
-            if session.orderly and session.wire.tracking and client:
-                reply = session.connection.ask(commands.announce_to(client).packed)
+            if session.wire.tracking and client:
+                connection = session.connection
+                deadline = self._clock() + connection.opening
+                (reply,) = connection.ask_all([commands.announce_to(client).packed], deadline)
                 session.announces = not isinstance(reply, Exception)
         return session.announces
 
@@ -338,7 +338,6 @@ class Lane:
             # Another one, behind the same name.
             self._wait(now)
             return None
-        session.orderly = _orderly(about)
         session.trust.follow(session.wire_trust)
         if not (wire.up and session.stands(wire, now)):
             self._wait(now)
@@ -353,13 +352,12 @@ class Lane:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _failed(self, error: Exception, wire: "Wire", asked: float) -> None:
-        """Let go of a connection that has failed."""
+        """Close a connection that has failed."""
         served = self._opening is None
         self._wait(self._clock())
-        # Silence means what it means on the wire, unless the wire was answered meanwhile: then only this connection is
-        # at fault. The long way, which is next, fails at once, and nobody waits twice.
-        if served and isinstance(error, TimeoutError) and wire.time.sampled < asked:
-            call_on_loop(wire.loop, wire.give_up)
+        # The long way, which is next, then fails at once, and no caller waits twice.
+        if served and isinstance(error, TimeoutError):
+            call_on_loop(wire.loop, _give_up, wire, asked)
 
     def _drop(self) -> None:
         # Ended first and forgotten then: what an interrupt leaves here is ended again by the next one. The other way
@@ -372,16 +370,13 @@ class Lane:
             self._opening = None
 
 
-def _orderly(server: Any) -> bool:
-    """Return whether a server keeps announcements out of the replies to transactions.
+def _give_up(wire: "Wire", asked: float) -> None:
+    """End a wire's connection, on its loop, unless it was answered after the lane asked: then only the lane is silent.
 
-    Before Redis 7.2, what a transaction changes is announced in the midst of its reply, to whomever the lane's
-    announcements go: the wire, which could not tell where its reply ends.
+    A connection that the wire has made since was answered in its handshake.
     """
-    major, minor, *_ = [*(info(server, b"redis_version") or "").split("."), "", ""]
-    if not (major.isdecimal() and minor.isdecimal() and len(major) + len(minor) < _DIGITS):
-        return False
-    return (int(major), int(minor)) >= _ORDERLY
+    if wire.time.sampled < asked:
+        wire.give_up()
 
 
 _lanes: Final[weakref.WeakSet[Lane]] = weakref.WeakSet()

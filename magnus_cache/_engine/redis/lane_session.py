@@ -1,7 +1,7 @@
 """One connection of the lane: how long it may be used, what stands on it, and how epochs are asked for through it."""
 
 import math
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
@@ -46,6 +46,7 @@ class _Source:
 class Plan:
     """How a value of a namespace or function is asked for with its epochs, and what it is judged by if they agree.
 
+    :param tags: the names of the epochs of further tags.
     :ivar names: of the epochs that are its own: all but the root's.
     :ivar packed: these names as they stand in a command.
     :ivar begin: the command for one value, up to its name.
@@ -56,15 +57,17 @@ class Plan:
 
     __slots__ = ("agreed", "begin", "end", "names", "packed", "size", "source")
 
-    def __init__(self, epochs: Epochs, epoch_names: EpochNames, session: "Session") -> None:
-        self.names = (epoch_names.control, *epoch_names.names)
+    def __init__(
+        self, epochs: Epochs, epoch_names: EpochNames, tags: tuple[bytes, ...], session: "Session"
+    ) -> None:  # fmt: skip
+        self.names = tuple(dict.fromkeys((epoch_names.control, *epoch_names.names, *tags)))
         self.packed = b"".join(map(bulk, self.names))
         self.size = 3 + len(self.names)
         self.begin = b"*%d\r\n$4\r\nMGET\r\n" % (1 + self.size)
         self.end = bulk(epochs.names.server) + bulk(epochs.root) + self.packed
         self.agreed: list[bytes] = []
         known = KnownEpochs()
-        # Just these: a value with any other tag cannot be judged by them, and the judge will say so.
+        # Just these: a value with any other tag cannot be judged by them, and the judge says so.
         known.current.update((epochs.root, *self.names))
         self.source = cast("Connection", _Source(session.trust, known, session.wire.time))
 
@@ -73,7 +76,6 @@ class Session:
     """One connection of the lane, and what it shares with the connection of the wire that hears of changes for it.
 
     :ivar trust: what the values that it brings stand on.
-    :ivar orderly: whether the server keeps announcements out of the replies to transactions.
     :ivar announces: whether changes of what it reads are announced to the wire; None if that was not asked for.
     """
 
@@ -85,9 +87,8 @@ class Session:
         self.server = wire.server
         # All that it will read is as of now at least.
         self.trust = Trust(began + wire.max_staleness, self.wire_trust.generation)
-        self.orderly = False
         self.announces: bool | None = None
-        self.plans: dict[EpochNames, Plan] = {}
+        self.plans: dict[EpochNames | tuple[EpochNames, tuple[str, ...]], Plan] = {}
         self.used = began
         # An exchange: when it was sent, and when it was answered.
         self._sent = self._answered = began
@@ -100,13 +101,23 @@ class Session:
             and now - self.used < _IDLE and self.wire_trust.deadline != _DEAD
         )  # fmt: skip
 
-    def plan(self, epochs: Epochs, epoch_names: EpochNames) -> Plan:
-        """Return how to ask for the epochs of a namespace or function."""
-        plan = self.plans.get(epoch_names)
-        if plan is None:
-            if len(self.plans) >= _MOST_PLANS:
-                self.plans.clear()
-            plan = self.plans[epoch_names] = Plan(epochs, epoch_names, self)
+    def plan(self, epochs: Epochs, epoch_names: EpochNames, tags: tuple[str, ...]) -> Plan:
+        """Return how to ask for the epochs of a namespace or function, and of further tags if the wire knows them.
+
+        Changes of those that it does not know would not be announced.
+        """
+        if not tags:
+            return self.plans.get(epoch_names) or self._planned(epochs, epoch_names, epoch_names, ())
+        names = tuple(map(epochs.tag_name, tags))
+        if not self.wire_known.current.issuperset(names):
+            return self.plan(epochs, epoch_names, ())
+        key = epoch_names, tags
+        return self.plans.get(key) or self._planned(epochs, epoch_names, key, names)
+
+    def _planned(self, epochs: Epochs, epoch_names: EpochNames, key: Any, tags: tuple[bytes, ...]) -> Plan:
+        if len(self.plans) >= _MOST_PLANS:
+            self.plans.clear()
+        plan = self.plans[key] = Plan(epochs, epoch_names, tags, self)
         return plan
 
     def prove(self, sent: float, answered: float) -> None:

@@ -43,18 +43,21 @@ class Ticket:
     :param near: whether the value may be kept in memory.
     :param receiver: judges it together with others; None if its own thread does.
     :param place: what the receiver has reserved for it.
+    :param tags: those that it may have beside its function's; their epochs come along if the wire knows them.
     :ivar answer: None while there is none.
     """
 
-    __slots__ = ("answer", "near", "place", "receiver", "wanted")
+    __slots__ = ("answer", "near", "place", "receiver", "tags", "wanted")
 
     def __init__(
-        self, wanted: Wanted, *, near: bool, receiver: ValueReceiver | None = None, place: Any = None
+        self, wanted: Wanted, *, near: bool, receiver: ValueReceiver | None = None, place: Any = None,
+        tags: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.wanted = wanted
         self.near = near
         self.receiver = receiver
         self.place = place
+        self.tags = tags
         self.answer: Answer | None = None
 
     def done(self) -> bool:

@@ -37,6 +37,7 @@ from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER, arrive, history_check, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.incoming import Rest, read
+from magnus_cache._engine.redis.interleaved import apart
 from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read
 from magnus_cache._engine.redis.sender import EARLY, Sender
 from magnus_cache._engine.redis.server_time import RedisTime
@@ -148,14 +149,14 @@ class Wire:
         """
         self._enqueue(Call(command, receive, waiter))
 
-    async def execute(self, command: Command, receive: Receive[Any] | None = None) -> Any:
-        """Send a command and return its last reply, or what `receive` makes of it.
+    def execute(self, command: Command, receive: Receive[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a command; to be awaited for its last reply, or what `receive` makes of it.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         waiter = self.loop.create_future()
         self.call(command, receive or as_it_is, waiter)
-        return await waiter
+        return waiter
 
     async def renew(self) -> None:
         """Return after a heartbeat was answered: every push that is due before that answer has been handled.
@@ -235,8 +236,7 @@ class Wire:
         """Fail all waiters, for good; also called for a task that was cancelled before its first step."""
         if self.over:
             return
-        self.over = True
-        self._error = CacheUnavailableError("closed", "the connection to Redis was closed")
+        self.over, self._error = True, CacheUnavailableError("closed", "the connection to Redis was closed")
         try:
             self._lost(self._error)
         finally:
@@ -258,7 +258,8 @@ class Wire:
                 writer = connection_task(self.loop, self._sender.run(connection), "magnus-cache-writer")
                 self._sender.attach(writer_of(connection))
                 async with asyncio.timeout(None) as self._patience:
-                    await read(connection, self._intake.incoming, self._handle, self._intake.completed)
+                    handle = apart(self._handle, self.server)
+                    await read(connection, self._intake.incoming, handle, self._intake.completed)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said

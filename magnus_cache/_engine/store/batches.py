@@ -132,6 +132,34 @@ class ValueBatches:
                         continue
             self._settle(ref, place, waiter, raw, reply)
 
+    def payload(self, ref: KeyRef, raw: bytes, connection: "Connection", sent: float) -> bytes | None:
+        """Return the payload of one plain valid value; None for what the readable way has to look at.
+
+        These are the comparisons of `received`, for a value that came alone.
+        """
+        outbox, names, time = self._state.outbox, ref.epoch_names, connection.time
+        if (
+            outbox.pending or sent < outbox.confirmed_at
+            or not HEADER_BYTES <= len(raw) < SMALL_VALUE or raw[:3] != PREFIX
+        ):  # fmt: skip
+            return None
+        checksum, flags, fresh_until, epoch, life, size = JUDGED_FIELDS.unpack_from(raw)
+        if not (
+            fresh_until > time.past(self._clock()) and epoch <= time.horizon and life >= LEAST_LIFE
+            and size <= self._reads.limit(ref) and size == len(raw) - HEADER_BYTES
+            and zlib.crc32(raw[SUMMED_FROM:]) == checksum and 0 < names.value_bytes <= SMALL_BYTES
+        ):  # fmt: skip
+            return None
+        head, tags = b"", tuple[str, ...]()
+        if flags == TAGGED:
+            head, tags = head_of(names.tags), names.tags
+            if not head or not raw.startswith(head, HEADER_BYTES):
+                return None
+        elif flags:
+            return None
+        minimum = self._state.epochs.lowest_valid(connection.known, names, tags)
+        return None if minimum is None or epoch < minimum else raw[HEADER_BYTES + len(head) :]
+
     def _settle(self, ref: KeyRef, place: Any, waiter: Any, raw: bytes | None, reply: "_Reply") -> None:
         """Judge one value the readable way."""
         connection, sent, doubtful = reply

@@ -20,6 +20,7 @@ from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledEr
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
+from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -208,12 +209,15 @@ class Reads(Coding):
             return self._memory.get_untrusted(ref.name)
         if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
-        tags, again = tuple[str, ...](), False
-        if not local and not state.outbox.pending and self.entry_here(ref) is None:
+        tags, again, entry_here = tuple[str, ...](), False, self.entry_here(ref)
+        if not (local or (state.outbox.pending and state.outbox.covers(ref.name))):
             placeholder: Placeholder | None = None
             try:
                 placeholder = self.expect(ref)
-                entry = self._lane.answer(ref, placeholder, self._ask_for)
+                answer = self._lane.read(ref, placeholder)
+                # What is here need only be compared with what Redis has; see `read`.
+                if isinstance(answer, LongWay) and entry_here is None:
+                    answer = portal.request(partial(self._ask_for, ref, placeholder))
             except UnsettledError as error:
                 tags, again = error.tags, True
             except NoThreadError as error:
@@ -222,7 +226,8 @@ class Reads(Coding):
                 # read() retries and falls back.
                 self.failed(ref, error)
             else:
-                return entry
+                if not isinstance(answer, LongWay):
+                    return answer
             finally:
                 try:
                     self.settle(placeholder)

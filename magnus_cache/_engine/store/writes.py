@@ -142,8 +142,9 @@ class Writes:
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
         :param ttl: seconds.
         """
-        record, tags = record._replace(epoch=fence.epoch), record.tags
-        ttl = lifetime(ttl, ref.freshness.jitter, random)
+        if record.epoch != fence.epoch:
+            record = record._replace(epoch=fence.epoch)
+        tags, ttl = record.tags, lifetime(ttl, ref.freshness.jitter, random)
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -223,7 +224,10 @@ class Writes:
         )  # fmt: skip
         ref.epoch_names.sized(len(payload))
         size = len(payload) if ref.namespace.compress else 0
-        raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+        if size <= _COMPRESS_HERE:
+            raw = pack(fresh_until=fresh_until)
+        else:
+            raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)

@@ -9,15 +9,19 @@ from magnus_cache.testing.servers.cluster import EmbeddedCluster, Promotion
 from magnus_cache.testing.servers.control import NodeError
 from magnus_cache.testing.servers.migration import SlotMigration
 from magnus_cache.testing.servers.nodes import ServerNode
-from magnus_cache.testing.servers.versions import ServerVersion
+from magnus_cache.testing.servers.programs import ServerTls, ServerVersion
+from magnus_cache.testing.servers.sentinels import EmbeddedSentinels, SentinelNode
 from magnus_cache.testing.servers.views import NodeView, slot_of
 
 __all__ = [
     "EmbeddedCluster",
+    "EmbeddedSentinels",
     "NodeError",
     "NodeView",
     "Promotion",
+    "SentinelNode",
     "ServerNode",
+    "ServerTls",
     "ServerVersion",
     "SlotMigration",
     "slot_of",

@@ -1,22 +1,16 @@
 """A real Redis Cluster of server processes on this machine, for tests."""
 
-import asyncio
-import atexit
-import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from magnus_cache.embedded import _any_server
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing.servers import forming, migration
 from magnus_cache.testing.servers.control import NodeError, wait_for
+from magnus_cache.testing.servers.group import PATIENCE, ServerGroup
 from magnus_cache.testing.servers.migration import SlotMigration
 from magnus_cache.testing.servers.nodes import ServerNode
-from magnus_cache.testing.servers.places import free_place
-from magnus_cache.testing.servers.versions import ServerVersion
+from magnus_cache.testing.servers.programs import ServerTls, choose_program
 from magnus_cache.testing.servers.views import NodeView, checked_slot, slot_of
 
 __all__ = ["EmbeddedCluster", "Promotion"]
@@ -24,11 +18,10 @@ __all__ = ["EmbeddedCluster", "Promotion"]
 Promotion: TypeAlias = Literal["planned", "force", "takeover"]
 """How a replica becomes the primary: with the old primary's help, without it, or without any vote."""
 
-_PATIENCE: Final = 30.0
 _FORMING_TIMEOUT: Final = 1.0
 
 
-class EmbeddedCluster:
+class EmbeddedCluster(ServerGroup):
     """A real Redis Cluster; a context manager that starts it and stops it, as ``with`` and as ``async with``.
 
     By default, it has 3 primaries with a replica each. The operations are plain methods that return once they are in
@@ -39,6 +32,9 @@ class EmbeddedCluster:
     :param replicas: in all; each primary has as many as the others.
     :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
     :param node_timeout: seconds until a node that does not answer counts as down (``cluster-node-timeout``).
+    :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
+    :param links: let `partition`, `cut` and `delay` change the links between nodes, and to clients. Everything then
+        goes through relays in this program.
     :param options: server options for every node, such as ``cluster_require_full_coverage="no"``.
     :raises CacheArgumentError: for numbers of nodes that make no cluster.
     :raises ServerNotFoundError: if there is no server on this machine.
@@ -51,25 +47,17 @@ class EmbeddedCluster:
         *,
         binary: Path | None = None,
         node_timeout: float = 2.0,
+        tls: ServerTls | None = None,
+        links: bool = False,
         **options: str,
     ) -> None:
         _check_numbers(primaries, replicas, node_timeout)
-        self._binary = binary or _any_server()
-        self.version = ServerVersion.of(self._binary)
-        self._node_timeout = node_timeout
-        self._options = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", **options}
+        super().__init__(choose_program(binary, tls), options, tls=tls, links=links)
         self._primaries = primaries
-        self._nodes: list[ServerNode] = []
         self._replicas = replicas
-        self._owner = os.getpid()
-        atexit.register(self.close)
+        self._node_timeout = node_timeout
 
     # -- what there is --------------------------------------------------------------------------------------
-
-    @property
-    def nodes(self) -> tuple[ServerNode, ...]:
-        """All nodes, those that are down included."""
-        return tuple(self._nodes)
 
     @property
     def primaries(self) -> tuple[ServerNode, ...]:
@@ -140,55 +128,13 @@ class EmbeddedCluster:
         """
         return forming.view_of(self._answering() if by is None else self.node(by))
 
-    def node(self, which: ServerNode | int) -> ServerNode:
-        """Return a node of this cluster by its port.
-
-        :raises CacheArgumentError: if there is none.
-        """
-        for node in self._nodes:
-            if node is which or node.port == which:
-                return node
-        known = ", ".join(node.address for node in self._nodes) or "none, as the cluster is not started"
-        raise CacheArgumentError("node", f"{which!r} is not a node of this cluster; its nodes are: {known}")
-
     def _answering(self) -> ServerNode:
         for node in self._nodes:
             if node.answers:
                 return node
         raise NodeError("no node of the cluster runs; use `with EmbeddedCluster() as cluster`, or restart a node")
 
-    # -- nodes ----------------------------------------------------------------------------------------------
-
-    def kill(self, node: ServerNode | int) -> None:
-        """Kill a node, like a crash (SIGKILL).
-
-        :raises CacheArgumentError: for a node that is not of this cluster.
-        """
-        self.node(node).kill()
-
-    def restart(self, node: ServerNode | int) -> None:
-        """Start a node again, at its address and with its identity. A running node is stopped in order before.
-
-        :raises CacheArgumentError: for a node that is not of this cluster.
-        :raises RuntimeError: if it does not start, with the last lines of its log.
-        """
-        self.node(node).restart()
-
-    def pause(self, node: ServerNode | int) -> None:
-        """Freeze a node (SIGSTOP): it keeps its connections and answers nothing.
-
-        :raises CacheArgumentError: for a node that is not of this cluster.
-        :raises NodeError: if it does not run.
-        """
-        self.node(node).pause()
-
-    def resume(self, node: ServerNode | int) -> None:
-        """Let a node continue after `pause` (SIGCONT).
-
-        :raises CacheArgumentError: for a node that is not of this cluster.
-        :raises NodeError: if it does not run.
-        """
-        self.node(node).resume()
+    # -- roles ----------------------------------------------------------------------------------------------
 
     def promote(self, replica: ServerNode | int, how: Promotion = "planned") -> None:
         """Make a replica the primary of its slots (CLUSTER FAILOVER), and return once all running nodes know.
@@ -200,21 +146,77 @@ class EmbeddedCluster:
         if self.view(node)[node.id].primary:
             raise CacheArgumentError("replica", f"{node} is a primary already; promote one of `cluster.replicas`")
         node.ask("CLUSTER", "FAILOVER", *([] if how == "planned" else [how.upper()]))
-        self.wait_for_primary(node)
+        self._wait_for_primary(node, PATIENCE, all_but=0)
 
-    def wait_for_primary(self, node: ServerNode | int, patience: float = _PATIENCE) -> None:
-        """Return once all running nodes know a node as a primary with slots.
+    def wait_for_primary(self, node: ServerNode | int, patience: float = PATIENCE) -> None:
+        """Return once a node is a primary with slots, in its own eyes and in those of most running nodes.
 
         :raises CacheArgumentError: for a node that is not of this cluster.
         :raises NodeError: if that takes longer than `patience` seconds.
         """
-        wanted = self.node(node)
+        self._wait_for_primary(self.node(node), patience, all_but=(len(self._nodes) - 1) // 2)
 
+    def _wait_for_primary(self, node: ServerNode, patience: float, *, all_but: int) -> None:
         def known() -> bool:
-            views = [forming.view_of(each)[wanted.id] for each in self._nodes if each.answers]
-            return all(view.primary and view.slots for view in views)
+            asked = {each: forming.view_of(each)[node.id] for each in self._nodes if each.answers}
+            wrong = [each for each, view in asked.items() if not (view.primary and view.slots)]
+            return node in asked and node not in wrong and len(wrong) <= all_but
 
-        wait_for(known, patience, lambda: f"{wanted} did not become a primary in the eyes of all nodes")
+        wait_for(known, patience, lambda: f"{node} did not become a primary")
+
+    # -- members --------------------------------------------------------------------------------------------
+
+    def add(self, replica_of: ServerNode | int | None = None) -> ServerNode:
+        """Start one more node and return it, once all running nodes know it.
+
+        :param replica_of: its primary; None makes it a primary without slots.
+        :raises CacheArgumentError: for a node that is not of this cluster, or not a primary.
+        :raises NodeError: if it does not become a node of the cluster.
+        """
+        primary = None if replica_of is None else self.node(replica_of)
+        if primary is not None and not self.view()[primary.id].primary:
+            raise CacheArgumentError("replica_of", f"{primary} is a replica; name one of `cluster.primaries`")
+        node = self._new_node()
+        try:
+            forming.meet([node], [each for each in self._nodes if each.answers])
+            if primary is not None:
+                forming.replicate(node, primary)
+            self.settle()
+            node.configure(cluster_node_timeout=_milliseconds(self._node_timeout))
+        except BaseException:
+            self._nodes.remove(node)
+            node.close()
+            raise
+        return node
+
+    def remove(self, node: ServerNode | int) -> None:
+        """Take a node out of the cluster and stop it. Its slots and its replicas go to the other primaries before.
+
+        :raises CacheArgumentError: for a node that is not of this cluster, or the only one with slots.
+        :raises NodeError: if it has slots and does not run, or the others do not settle.
+        """
+        leaving = self.node(node)
+        view = self.view()
+        heirs = [each for each in self.primaries if each is not leaving and view[each.id].slots and each.answers]
+        if view[leaving.id].slots:
+            if not heirs:
+                raise CacheArgumentError("node", f"{leaving} is the only node with slots; close the cluster instead")
+            self._hand_over(leaving, sorted(view[leaving.id].slots), heirs)
+        for index, replica in enumerate(self.replicas_of(leaving)):
+            forming.replicate(replica, heirs[index % len(heirs)])
+        for each in self._nodes:
+            if each is not leaving and each.answers:
+                each.try_all([("CLUSTER", "FORGET", leaving.id)])
+        self._nodes.remove(leaving)
+        leaving.close()
+        self.settle()
+
+    def _hand_over(self, leaving: ServerNode, slots: list[int], heirs: list[ServerNode]) -> None:
+        # Valkey takes milliseconds for each slot of a classic migration, since it tells the replicas first.
+        for index, heir in enumerate(heirs):
+            part = slots[len(slots) * index // len(heirs) : len(slots) * (index + 1) // len(heirs)]
+            if part:
+                self._transfer(part, leaving, heir, atomic=self.version.migrates_atomically)
 
     # -- slots ----------------------------------------------------------------------------------------------
 
@@ -234,11 +236,14 @@ class EmbeddedCluster:
         :raises NodeError: if it does not succeed.
         """
         chosen, source, to = self._move(slots, target)
+        self._transfer(chosen, source, to, atomic=atomic)
+
+    def _transfer(self, slots: list[int], source: ServerNode, target: ServerNode, *, atomic: bool) -> None:
         if atomic:
-            migration.migrate_atomically(chosen, source, to)
+            migration.migrate_atomically(slots, source, target)
         else:
-            SlotMigration(chosen, source, to, self.primaries).complete()
-        self._wait_for_owner(chosen, to)
+            SlotMigration(slots, source, target, self.primaries).complete()
+        self._wait_for_owner(slots, target)
 
     def give_away(self, slots: int | Iterable[int], target: ServerNode | int) -> None:
         """Let another primary own slots whose keys stay behind, as a careless ``SETSLOT NODE`` does.
@@ -273,22 +278,12 @@ class EmbeddedCluster:
         def known() -> bool:
             return all(forming.view_of(node)[owner.id].slots >= wanted for node in self._nodes if node.answers)
 
-        wait_for(known, _PATIENCE, lambda: f"not all nodes know that {owner} owns slot {slots[0]} now")
+        wait_for(known, PATIENCE, lambda: f"not all nodes know that {owner} owns slot {slots[0]} now")
 
     # -- the whole ------------------------------------------------------------------------------------------
 
-    def settle(self, patience: float = _PATIENCE) -> None:
-        """Return once all running nodes are ok and agree, and every replica is linked to its primary.
-
-        :raises NodeError: if that takes longer than `patience` seconds, with what is missing.
-        """
-        lacking = ["the cluster is not started"]
-
-        def settled() -> bool:
-            lacking[0] = forming.unsettled(self._nodes)
-            return not lacking[0]
-
-        wait_for(settled, patience, lambda: f"the cluster did not settle: {lacking[0]}")
+    def _missing(self) -> str:
+        return forming.unsettled(self._nodes)
 
     def flush(self) -> None:
         """Delete all keys on all primaries.
@@ -298,85 +293,25 @@ class EmbeddedCluster:
         for node in self.primaries:
             node.ask("FLUSHALL")
 
-    def restore(self) -> None:
-        """Bring everything back for the next test: all nodes run, no slot is half moved, no key is left.
-
-        Roles and slots stay where they are.
-
-        :raises NodeError: if the cluster does not settle.
-        """
-        for node in self._nodes:
-            if node.paused:
-                node.resume()
-            node.start()
-        self._close_slots()
-        self.settle()
-        self.flush()
-
-    def _close_slots(self) -> None:
+    def _tidy(self) -> None:
         for node in self._nodes:
             own = forming.view_of(node)[node.id]
             if still := [*own.leaving, *own.arriving]:
                 node.try_all([("CLUSTER", "SETSLOT", slot, "STABLE") for slot in still])
 
-    # -- life -----------------------------------------------------------------------------------------------
-
-    def start(self) -> Self:
-        """Start the servers, make them a cluster, and wait until it works. A started cluster is left alone.
-
-        :raises RuntimeError: if a server does not start, with the last lines of its log.
-        :raises NodeError: if the servers do not become a cluster.
-        """
-        if self._nodes:
-            return self
-        try:
-            for _ in range(self._primaries + self._replicas):
-                self._new_node()
-            forming.form(self._nodes[: self._primaries], self._nodes[self._primaries :])
-            self.settle()
-            for node in self._nodes:
-                node.configure(cluster_node_timeout=_milliseconds(self._node_timeout))
-        except BaseException:
-            self.close()
-            raise
-        return self
+    def _begin(self) -> None:
+        for _ in range(self._primaries + self._replicas):
+            self._new_node()
+        forming.form(self._nodes[: self._primaries], self._nodes[self._primaries :])
+        self.settle()
+        for node in self._nodes:
+            node.configure(cluster_node_timeout=_milliseconds(self._node_timeout))
 
     def _new_node(self) -> ServerNode:
         # Nodes tell each other their news in half this time.
         at_first = _milliseconds(min(self._node_timeout, _FORMING_TIMEOUT))
-        options = {"cluster-node-timeout": at_first, **self._options}
-        node = ServerNode(self._binary, self.version, free_place, options)
-        self._nodes.append(node)
-        return node.start()
-
-    def close(self) -> None:
-        """Stop all servers, remove their data and free their ports. Idempotent; a forked child does nothing."""
-        if os.getpid() != self._owner:
-            return
-        for node in self._nodes:
-            # All first: a primary that goes alone makes the others work for nothing.
-            with contextlib.suppress(ProcessLookupError):
-                node.kill()
-        for node in self._nodes:
-            node.close()
-        self._nodes.clear()
-        atexit.unregister(self.close)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return await asyncio.to_thread(self.start)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
+        own = {"cluster_enabled": "yes", "cluster_config_file": "nodes.conf", "cluster_node_timeout": at_first}
+        return self._add(ServerNode(self._plan(**own))).start()
 
 
 def _milliseconds(seconds: float) -> str:

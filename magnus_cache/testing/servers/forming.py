@@ -106,9 +106,22 @@ def _lacking(node: ServerNode, view: dict[str, NodeView], ids: set[str], alive: 
             return f"{node} has no connection to {each.id} on the bus"
     if "cluster_state:ok" not in node.ask("CLUSTER", "INFO"):
         return f"cluster_state is not ok on {node}"
+    if missing := _unlisted(node, view, alive):
+        return f"{node} does not list the replica {missing} in CLUSTER SLOTS yet"
     own = view[node.id]
     if own.primary:
         return ""
     if own.primary_id in alive and node.info("replication").get("master_link_status") != "up":
         return f"{node} is not linked to its primary"
+    return ""
+
+
+def _unlisted(node: ServerNode, view: dict[str, NodeView], alive: set[str]) -> str:
+    """Return a replica that a node knows and does not list to clients: it does so once it has heard of its offset."""
+    listed: dict[str, set[str]] = {}
+    for _, _, *owners in node.ask("CLUSTER", "SLOTS"):
+        listed.setdefault(owners[0][2], set()).update(owner[2] for owner in owners)
+    for each in view.values():
+        if each.primary_id in listed and each.id in alive and each.id not in listed[each.primary_id]:
+            return each.id
     return ""

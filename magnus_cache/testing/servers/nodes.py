@@ -1,6 +1,7 @@
 """One server of a cluster or of a Sentinel set: a process with a place, a configuration file, and commands for it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -9,11 +10,30 @@ import hiredis
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing.servers.control import Command, NodeError, ask_all
 from magnus_cache.testing.servers.places import Place
-from magnus_cache.testing.servers.versions import ServerVersion
+from magnus_cache.testing.servers.programs import ServerTls, ServerVersion
 
-__all__ = ["ServerNode"]
+__all__ = ["Plan", "ServerNode", "dashed", "quoted"]
 
-_DEFAULTS: Final = {"save": "", "appendonly": "no", "protected-mode": "no", "repl-diskless-sync-delay": "0"}
+_DEFAULTS: Final = {
+    "save": "", "appendonly": "no", "repl-diskless-sync-delay": "0",
+    # A node is listed as a replica once others have heard of its offset, which is 0 until the primary sends something.
+    "repl-ping-replica-period": "1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a server is started with.
+
+    :ivar find_place: returns a place for it.
+    :ivar options: server options.
+    """
+
+    binary: Path
+    version: ServerVersion
+    find_place: Callable[[], Place]
+    tls: ServerTls | None = None
+    options: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class ServerNode(EmbeddedServer):
@@ -23,21 +43,18 @@ class ServerNode(EmbeddedServer):
     identity.
 
     :ivar version: the kind and the version of the server.
-    :ivar host: the address at which clients and other servers reach it.
     :ivar port: the port at which clients and other servers reach it.
     :ivar paused: whether `pause` froze it.
     """
 
-    def __init__(
-        self, binary: Path, version: ServerVersion, find_place: Callable[[], Place], options: dict[str, str]
-    ) -> None:
-        super().__init__(binary)
-        self.version = version
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.binary)
+        self.version = plan.version
         self.paused = False
-        self._find_place = find_place
+        self._plan = plan
         self._place: Place | None = None
-        self._settings = {_dashed(name): value for name, value in options.items()}
         self._id = ""
+        self._password = {dashed(name): value for name, value in plan.options.items()}.get("requirepass")
 
     @property
     def host(self) -> str:
@@ -52,7 +69,7 @@ class ServerNode(EmbeddedServer):
     @property
     def url(self) -> str:
         """The URL of this server alone: ``redis://127.0.0.1:<port>/0``, or ``rediss://`` with TLS."""
-        return f"{'rediss' if 'tls-port' in self._lines() else 'redis'}://{self.address}/0"
+        return f"{'redis' if self._plan.tls is None else 'rediss'}://{self.address}/0"
 
     @property
     def place(self) -> Place:
@@ -79,7 +96,7 @@ class ServerNode(EmbeddedServer):
     @property
     def password(self) -> str | None:
         """The password that the server requires (its option ``requirepass``)."""
-        return self._settings.get("requirepass")
+        return self._password
 
     # -- commands -------------------------------------------------------------------------------------------
 
@@ -130,8 +147,10 @@ class ServerNode(EmbeddedServer):
         :raises NodeError: if the server refuses one.
         """
         for name, value in options.items():
-            self.ask("CONFIG", "SET", _dashed(name), value)
-            self._settings[_dashed(name)] = value
+            self.ask("CONFIG", "SET", dashed(name), value)
+            if dashed(name) == "requirepass":
+                self._password = value
+        self.ask("CONFIG", "REWRITE")
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -177,30 +196,51 @@ class ServerNode(EmbeddedServer):
     def _new_port(self) -> int:
         if self._place is not None:
             self._place.release()
-        self._place = self._find_place()
+        self._place = self._plan.find_place()
+        self._write(self._lines(self._place))
         return self._place.port
 
-    def _lines(self) -> dict[str, str]:
-        place = self.place
-        lines = {**_DEFAULTS, "port": str(place.listens), "dir": str(self.directory), "unixsocket": self._socket}
-        return {**lines, **place.options, **self._settings}
+    def _lines(self, place: Place) -> dict[str, str]:
+        """Return the options for the configuration file."""
+        own = {"dir": str(self.directory), "unixsocket": self._socket, "protected-mode": "no"}
+        listens = {"port": str(place.listens)} if self._plan.tls is None else self._plan.tls.options(place.listens)
+        given = {dashed(name): value for name, value in self._plan.options.items()}
+        return {**_DEFAULTS, **own, **listens, **place.options, **self._announced(place), **given}
+
+    def _announced(self, place: Place) -> dict[str, str]:
+        """Return the options by which others learn where a relayed server is reached."""
+        if not place.relayed:
+            return {}
+        name = "cluster-announce-port" if self._plan.tls is None else "cluster-announce-tls-port"
+        return {
+            "cluster-announce-ip": place.host, name: str(place.port), "cluster-announce-bus-port": str(place.bus_port),
+            "replica-announce-ip": place.host, "replica-announce-port": str(place.port),
+        }  # fmt: skip
+
+    @property
+    def _config(self) -> Path:
+        return self.directory / "server.conf"
+
+    def _write(self, lines: dict[str, str], more: str = "") -> None:
+        """Write the configuration file, which then belongs to the server: Sentinel has changes written to it."""
+        text = "".join(f"{name} {quoted(name, value)}\n" for name, value in lines.items())
+        self._config.write_text(text + more)
 
     def _command(self, port: int) -> list[str]:
-        path = self.directory / "server.conf"
-        path.write_text("".join(f"{name} {_quoted(name, value)}\n" for name, value in self._lines().items()))
-        return [*self.place.prefix, str(self._binary), str(path)]
+        return [*self.place.prefix, str(self._binary), str(self._config)]
 
     def __repr__(self) -> str:
         return f"<{self.version} at {self._place.address if self._place else 'no address yet'}>"
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """Return the name of an option as servers write it."""
     return name.replace("_", "-")
 
 
-def _quoted(name: str, value: str) -> str:
+def quoted(name: str, value: str) -> str:
     """Return a value as a configuration file has it. Values of several words are for the server to split."""
-    if value and name not in {"dir", "unixsocket"} and not name.startswith("tls-"):
+    if value and name not in {"dir", "unixsocket"} and not name.endswith("-file"):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -44,6 +44,11 @@ class Place:
     reserved: tuple[socket.socket, ...] = ()
 
     @property
+    def relayed(self) -> bool:
+        """Whether a relay stands before the server."""
+        return self.port != self.listens
+
+    @property
     def address(self) -> str:
         """The host and the port, as one text."""
         return f"{self.host}:{self.port}"
