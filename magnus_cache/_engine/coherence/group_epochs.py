@@ -114,12 +114,13 @@ class GroupEpochs(Epochs):
 
     # -- what is known --------------------------------------------------------------------------------------
 
-    def seen(self, name: bytes, epoch: int) -> bool:
-        """Note an epoch, and return whether it rose above a known one; of a logical name, the epoch of all copies."""
+    def seen(self, name: bytes, epoch: int) -> int:
+        """Note an epoch, and return the highest one known before; of a logical name, the epoch of all copies."""
         logical = logical_name(name)
         if name != logical:
             return super().seen(name, max(epoch, self._bumped.get(logical, 0)))
         with self._lock:
+            before = self._bumped.get(logical, 0)
             self.highest = max(self.highest, epoch)
             self._bumped[logical] = max(self._bumped.pop(logical, 0), epoch)
             while len(self._bumped) > _MOST:
@@ -127,7 +128,7 @@ class GroupEpochs(Epochs):
             for copy in self.copies(logical):
                 if 0 < self._latest.get(copy, 0) < epoch:
                     self._latest[copy] = epoch
-        return False
+        return before
 
     def latest(self, name: bytes) -> int:
         """Return the highest epoch seen of a copy; of a logical name, of any copy."""

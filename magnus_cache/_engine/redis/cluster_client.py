@@ -80,7 +80,7 @@ class ClusterClient(Client):
         for start in range(0, len(rest), _AT_ONCE):
             some = rest[start : start + _AT_ONCE]
             before(some)
-            removed += sum(await _all([self._remove_one(key, before) for key in some]))
+            removed += sum(await _all(partial(self._remove_one, key, before) for key in some))
         return removed
 
     def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
@@ -112,8 +112,11 @@ class ClusterClient(Client):
         found = 0
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
-            found += sum(await _all([self._wire(key).execute(commands.count([key]), replies.answer) for key in some]))
+            found += sum(await _all(partial(self._count_one, key) for key in some))
         return found
+
+    def _count_one(self, key: bytes) -> Awaitable[int]:
+        return self._wire(key).execute(commands.count([key]), replies.answer)
 
     # -- epochs -----------------------------------------------------------------------------------------------
 
@@ -125,10 +128,10 @@ class ClusterClient(Client):
         for _ in range(_ATTEMPTS):
             epoch, clock, sent = await self._issued(known)
             suffixes = self._epochs.copies(b"")
-            highest = await _all([
-                self._raise([control + suffix for control in controls], suffix, epoch, make=False)
+            highest = await _all(
+                partial(self._raise, [control + suffix for control in controls], suffix, epoch, make=False)
                 for suffix in suffixes
-            ])  # fmt: skip
+            )
             known = max(highest)
             if known <= epoch:
                 return receive(epoch, clock, sent)
@@ -150,12 +153,15 @@ class ClusterClient(Client):
         )
         if not answer[0]:
             guards = self._epochs.copies(self._epochs.names.guard)
-            last = await _all([self._wire(guard).execute(cluster_scripts.last_issued(guard)) for guard in guards])
+            last = await _all(partial(self._ask, guard, cluster_scripts.last_issued(guard)) for guard in guards)
             # Whatever is no epoch counts as none.
             known = max(known, *map(epoch_of, last))
             wire = self._wire(clock)
             answer = await wire.execute(cluster_scripts.issue(clock, known, wire.identity, adopt=True), took)
         return answer
+
+    def _ask(self, key: bytes, command: commands.Command, receive: Receive[Any] | None = None) -> Awaitable[Any]:
+        return self._wire(key).execute(command, receive)
 
     def _raise(
         self, copies: Sequence[bytes], suffix: bytes, epoch: int, *, make: bool, receive: Receive[int] | None = None
@@ -228,17 +234,18 @@ class ClusterClient(Client):
         """Invalidate a group whose server may lack writes, and settle the waiter."""
         suffix = copy[len(logical_name(copy)) :]
 
-        def took(epoch: int, connection: Connection, sent: float) -> Any:
+        def took(reply: Any, connection: Connection, sent: float) -> Any:
+            epoch = _epoch(reply, connection)
             # What is here of the group was read through another connection, and is not trusted any more. What is here
             # of other groups stays.
             self._epochs.seen(copy, epoch)
             if connection is wire:
-                wire.met(suffix)
+                wire.vetted(suffix)
             return receive(epoch, connection, sent)
 
         async def work() -> Any:
             epoch, _, _ = await self._issued(max(known, self._epochs.highest))
-            return await self._raise([copy], suffix, epoch, make=False, receive=took)
+            return await self._ask(copy, cluster_scripts.arrive(self._epochs.names, suffix, epoch, wire.identity), took)
 
         await self._settle(work, waiter)
 
@@ -266,7 +273,7 @@ class ClusterClient(Client):
         def took(_reply: Any, connection: Connection, sent: float) -> None:
             answered.append((connection, sent))
 
-        await _all([self._wire(name).execute(commands.remove_keys([name]), took) for name in names])
+        await _all(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
         receive(None, *answered[0])
 
 
@@ -283,10 +290,22 @@ def _itself(epoch: int, _connection: Connection, _sent: float) -> int:
     return epoch
 
 
-async def _all(asked: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Return all answers, or raise the first error after all have ended."""
+async def _all(asks: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Return all answers, or raise the first error after all have ended.
+
+    A node that is away stops no request to another one.
+    """
+    asked: list[Awaitable[Any]] = []
+    error: BaseException | None = None
+    for ask in asks:
+        try:
+            asked.append(ask())
+        except CacheUnavailableError as failure:
+            error = error or failure
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
-            raise outcome
+            error = error or outcome
+    if error is not None:
+        raise error
     return list(outcomes)

@@ -26,6 +26,7 @@ __all__ = [
     "NOTHING",
     "Steps",
     "adopt_copy",
+    "arrive",
     "asking",
     "issue",
     "last_issued",
@@ -107,6 +108,27 @@ end
 redis.call('EXISTS', unpack(copies))
 if ARGV[2] == '' then highest = math.max(highest, epoch) end
 return string.format('%016.0f', highest)
+""",
+)
+
+# A server that may lack writes of a group: the first process that meets it invalidates the group, in one step with the
+# note that this is done. The others find the note.
+_ARRIVE: Final = Script(
+    "ARRIVE",
+    _NUMBERS
+    + """
+local last = number(redis.pcall('GET', KEYS[1]))
+local epoch = last
+if last == 0 or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
+  epoch = math.max(tonumber(ARGV[1]), last + 1)
+  local text = string.format('%016.0f', epoch)
+  redis.call('SET', KEYS[1], text)
+  redis.call('SET', KEYS[2], ARGV[2])
+  redis.pcall('HSETNX', KEYS[3], 'since', text)
+  redis.pcall('HSET', KEYS[3], 'last', text)
+end
+redis.call('EXISTS', KEYS[1])
+return string.format('%016.0f', epoch)
 """,
 )
 
@@ -204,6 +226,16 @@ def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, ep
     """
     buckets = [names.bucket(logical_name(copy)) for copy in copies]
     return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)
+
+
+def arrive(names: ControlNames, suffix: bytes, epoch: int, identity: bytes) -> Command:
+    """Pack the first contact of a group with a server; the reply has the digits of its root epoch.
+
+    :param suffix: the anchor tag of the group, in braces.
+    :param epoch: a new one, which becomes the root epoch unless another process was here before.
+    :param identity: identifies the server's history.
+    """
+    return _ARRIVE.command((names.root + suffix, names.server + suffix, names.guard + suffix), epoch, identity)
 
 
 def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:

@@ -17,10 +17,8 @@ The races that this excludes
 ----------------------------
 - A delete, an overwrite or a bump was acknowledged by a primary and lost with it. Whatever came back with the replica
   is older than the new root epoch of the group.
-- Two processes meet the server at the same time: both issue an epoch. The second one invalidates what was stored after
-  the first one, which costs misses only.
-- The identity is stored and the epoch is not: the other way round, so a process that ends in between leaves a server
-  that still counts as unknown.
+- Two processes meet the server at the same time: one script stores the epoch and the identity, and the second process
+  finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
 import asyncio
@@ -309,11 +307,14 @@ class ClusterWire(Wire):
 
     def _vet(self, suffix: bytes, stored: Any) -> None:
         if not self.identity or stored == self.identity:
-            self._unknown.discard(suffix)
-            self._vetted.add(suffix)
+            self.vetted(suffix)
         elif stored in self._neighbours.identities():
-            # The slot was moved from there, with all that it has.
-            self.met(suffix)
+            # The slot was moved from there, with all that it has. If this write fails, the next process finds the
+            # same, or, if that server is gone by then, an unknown one.
+            name = self._limits.controls.server + suffix
+            command = commands.Command("SET", commands.pack(b"SET", name, self.identity))
+            self._enqueue(Question(command, as_it_is, Callback()))
+            self.vetted(suffix)
         else:
             self._unknown.add(suffix)
 
@@ -321,13 +322,10 @@ class ClusterWire(Wire):
         """Whether this server may lack writes of a group: its root epoch is to be issued anew."""
         return suffix in self._unknown
 
-    def met(self, suffix: bytes) -> None:
-        """Note that whatever this server may lack of a group is invalid now, and store its identity there."""
+    def vetted(self, suffix: bytes) -> None:
+        """Note that whatever this server may lack of a group is invalid."""
         self._unknown.discard(suffix)
         self._vetted.add(suffix)
-        command = commands.Command("SET", commands.pack(b"SET", self._limits.controls.server + suffix, self.identity))
-        # If it fails, another process takes the server for an unknown one.
-        self._enqueue(Question(command, as_it_is, Callback()))
 
     # -- as `Wire` does them ---------------------------------------------------------------------------------
 
