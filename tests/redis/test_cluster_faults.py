@@ -109,7 +109,7 @@ def _migrate(cluster: EmbeddedCluster) -> None:
 def _migrate_atomically(cluster: EmbeddedCluster) -> None:
     for _ in range(4):
         source, target, *_others = cluster.primaries
-        cluster.migrate(cluster.slots_of(source)[:500], target, atomic=True)
+        cluster.migrate(sorted(cluster.slots_of(source))[:500], target, atomic=True)
 
 
 def _give_away(cluster: EmbeddedCluster) -> None:
@@ -152,7 +152,7 @@ def _delay_the_clock(cluster: EmbeddedCluster) -> None:
 
 def _add_and_remove(cluster: EmbeddedCluster) -> None:
     node = cluster.add()
-    cluster.migrate(cluster.slots_of(cluster.primaries[0])[:300], node)
+    cluster.migrate(sorted(cluster.slots_of(cluster.primaries[0]))[:300], node)
     cluster.remove(node)
 
 

@@ -63,7 +63,10 @@ def is_redirection(error: BaseException) -> bool:
     if isinstance(error, ClusterDownError):
         # One slot has no owner; the others work.
         return "slot" in str(error).lower()
-    return isinstance(error, AskError | TryAgainError)  # MovedError is an AskError
+    if isinstance(error, AskError | TryAgainError):  # MovedError is an AskError
+        return True
+    # What a script says of a write where `cluster-allow-reads-when-down` is set.
+    return isinstance(error, ResponseError) and "cluster is down" in str(error)
 
 
 def unable_node(error: Exception) -> Any:
