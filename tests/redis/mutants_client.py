@@ -34,4 +34,4 @@ def without_a_look_at_errors_within_a_transaction() -> None:
     def done(receive: Any, reply: Any, *source: Any) -> Any:
         return receive(reply[-1] == 1, *source)
 
-    put(client, "_done", done)
+    put(client, "done", done)

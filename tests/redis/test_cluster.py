@@ -12,7 +12,7 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster
 from tests.support.inside import cluster_view_of, state_of
-from tests.support.wait import wait_until_async
+from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -100,8 +100,7 @@ async def test_a_change_elsewhere_is_announced(cluster: EmbeddedCluster) -> None
         async def all_new() -> bool:
             return [await other.get("t", key) for key in KEYS[:30]] == ["new"] * 30
 
-        while not await all_new():
-            await asyncio.sleep(0.001)
+        await wait_until_answered(all_new)
 
 
 async def test_invariant_3_one_load_for_the_fleet(cluster: EmbeddedCluster) -> None:
@@ -287,8 +286,7 @@ async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: Embe
                     assert await cache.get("t", key) != "old"
                     return await cache.set("t", f"{key}", "newer") and await cache.get("t", key) == "newer"
 
-                while not await stored():
-                    await asyncio.sleep(0.01)
+                await wait_until_answered(stored)
 
 
 async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: EmbeddedCluster) -> None:
@@ -327,8 +325,11 @@ async def test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed(
         finally:
             for node in others:
                 await asyncio.to_thread(cluster.resume, node)
-        while await other.get("t", key) != "value":
-            await asyncio.sleep(0.01)
+
+        async def is_served() -> bool:
+            return await other.get("t", key) == "value"
+
+        await wait_until_answered(is_served)
 
 
 async def test_invariant_1_a_slot_that_is_given_away_with_its_keys(cluster: EmbeddedCluster) -> None:
@@ -342,7 +343,10 @@ async def test_invariant_1_a_slot_that_is_given_away_with_its_keys(cluster: Embe
         await asyncio.to_thread(cluster.give_away, [slot], target)
         await one.set("t", key, "new")
         began = monotonic()
-        while await other.get("t", key) != "new":
+
+        async def is_new() -> bool:
             await other.get("t", "another")  # it is a busy process
-            await asyncio.sleep(0.01)
+            return await other.get("t", key) == "new"
+
+        await wait_until_answered(is_new)
         assert monotonic() - began < 2

@@ -12,6 +12,7 @@ from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import EmbeddedCluster, StalenessChecker
 from tests.support.inside import state_of
+from tests.support.wait import nothing_happens_for
 
 pytestmark = pytest.mark.anyio
 
@@ -141,13 +142,13 @@ def _cut_off(cluster: EmbeddedCluster) -> None:
     replica = cluster.replicas_of(primary)[0]
     cluster.partition(primary)
     cluster.wait_for_primary(replica)
-    asyncio.run(asyncio.sleep(3 * BOUND))
+    nothing_happens_for(3 * BOUND)
     cluster.heal()
 
 
 def _delay_the_clock(cluster: EmbeddedCluster) -> None:
     cluster.delay(cluster.owner("magnus!clock"), 0.01)
-    asyncio.run(asyncio.sleep(2))
+    nothing_happens_for(2)
 
 
 def _add_and_remove(cluster: EmbeddedCluster) -> None:

@@ -375,8 +375,7 @@ class Client:
 
 def done(receive: Receive[bool], reply: Any, connection: Connection, sent: float) -> Any:
     """Take the answer of a script, or of a transaction that ends with EXISTS: whether it did its work."""
-    parts = reply if isinstance(reply, list) and reply else [reply]
-    for part in parts:
+    for part in (parts := reply if isinstance(reply, list) and reply else [reply]):
         if isinstance(part, Exception):
             raise part
     return receive(replies.yes(parts[-1]), connection, sent)
@@ -413,10 +412,7 @@ def _compared(receive: Receive[Comparison], reply: Any, connection: Connection, 
 
 
 def issued(receive: Receive[int], reply: Any, connection: Connection, sent: float) -> Any:
-    """Take the answer of a script that has issued an epoch, or found one.
-
-    :raises CacheUnavailableError: for anything else.
-    """
+    """Take the answer of a script that has issued an epoch, or found one."""
     epoch = epoch_of(reply, connection.time.horizon)
     if not epoch:
         raise CacheUnavailableError("protocol", "Redis issued an invalid epoch")

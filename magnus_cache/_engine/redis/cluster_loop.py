@@ -8,11 +8,12 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.exceptions import AskError, MovedError, ResponseError
 
 from magnus_cache._engine.redis import cluster_scripts
+from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch, RedirectedCall, RedirectedRead
 from magnus_cache._engine.redis.cluster_scripts import Steps
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import Command, info, pack
@@ -22,10 +23,12 @@ from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, S
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+    from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.deployment import Deployment
+    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["ClusterLoop"]
+__all__ = ["ClusterLoop", "Shared"]
 
 _FIRST_PAUSE: Final = 0.005
 """Seconds before a request is repeated that came back for the second time; doubled each time."""
@@ -42,51 +45,30 @@ _WORDS: Final = 2
 """Nodes that are asked for their word each time: one of them may be the one that is to be confirmed."""
 
 
-class _Journey:
-    """How often a request was sent elsewhere, and since when."""
-
-    __slots__ = ("began", "hops")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.hops = 0
-
-
-class _RedirectedRead(Read):
-    __slots__ = ("journey",)
-
-    def __init__(self, asked: Read, journey: _Journey) -> None:
-        super().__init__(asked.name, asked.receive, asked.waiter, asked.expected)
-        self.journey = journey
-
-
-class _RedirectedCall(Call):
-    __slots__ = ("journey",)
-
-    def __init__(self, asked: Call, journey: _Journey) -> None:
-        super().__init__(asked.command, asked.receive, asked.waiter)
-        self.journey = journey
-
-    def said_again(self) -> Call:
-        return _RedirectedCall(super().said_again(), self.journey)
-
-
-class _RedirectedBatch(ReadBatch):
-    """One read; it is never divided."""
-
-    __slots__ = ("journey",)
-
-    def __init__(self, asked: ReadBatch, journey: _Journey) -> None:
-        super().__init__(asked.receiver)
-        self.wanted, self.places, self.waiters = asked.wanted, asked.places, asked.waiters
-        self.journey = journey
-
-    def divided(self, first: Any) -> tuple[ReadBatch, ReadBatch]:
-        empty = ReadBatch(self.receiver)
-        return (self, empty) if first[0] else (empty, self)
-
-
 _Asked = Read | ReadBatch | Call
+
+
+class Shared(Protocol):
+    """What all loops share; see `ClusterTopology`."""
+
+    deployment: "Deployment"
+    view: "ClusterView"
+    clock: "Clock"
+    max_staleness: float
+    op_timeout: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections may still be created."""
+        ...
+
+    def new_wire(self, endpoint: "Endpoint", node_id: str) -> ClusterWire:
+        """Return a new connection of the running loop."""
+        ...
+
+    def is_control(self, name: bytes) -> bool:
+        """Whether a name is that of a control key."""
+        ...
 
 
 class ClusterLoop:
@@ -96,7 +78,7 @@ class ClusterLoop:
     :ivar deployment: how nodes are reached.
     """
 
-    def __init__(self, topology: "ClusterTopology", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, topology: Shared, loop: asyncio.AbstractEventLoop) -> None:
         self._topology = topology
         self.loop = loop
         self.deployment: Deployment = topology.deployment
@@ -241,9 +223,9 @@ class ClusterLoop:
     def redirected(self, wire: ClusterWire, asked: _Asked, error: Exception) -> None:
         """Queue a request again that a node has sent elsewhere; settle it in any case."""
         now = self._topology.clock()
-        journey = getattr(asked, "journey", None) or _Journey(now)
+        journey = getattr(asked, "journey", None) or Journey(now)
         journey.hops += 1
-        if not isinstance(asked, _RedirectedRead | _RedirectedCall | _RedirectedBatch):
+        if not isinstance(asked, RedirectedRead | RedirectedCall | RedirectedBatch):
             asked = self._begin(asked, journey, wire)
         if now > journey.began + self._topology.op_timeout or not self._topology.is_open:
             self._fail(asked, _unsettled(error))
@@ -275,13 +257,13 @@ class ClusterLoop:
         else:
             self._send(asked, node or self._node_of(wire))
 
-    def _begin(self, asked: _Asked, journey: _Journey, wire: ClusterWire) -> _Asked:
+    def _begin(self, asked: _Asked, journey: Journey, wire: ClusterWire) -> _Asked:
         if isinstance(asked, Read):
-            found = _RedirectedRead(asked, journey)
+            found = RedirectedRead(asked, journey)
             if self._topology.is_control(asked.name):
                 found.receive = partial(self._lent, asked, wire)
             return found
-        return _RedirectedBatch(asked, journey) if isinstance(asked, ReadBatch) else _RedirectedCall(asked, journey)
+        return RedirectedBatch(asked, journey) if isinstance(asked, ReadBatch) else RedirectedCall(asked, journey)
 
     def _lent(self, asked: Read, wire: ClusterWire, raw: Any, _connection: Connection, sent: float) -> Any:
         """Take the answer to a control key for the connection that the values come through which it judges.
@@ -320,7 +302,7 @@ class ClusterLoop:
         self._timers.add(timer)
         self._postponed[timer] = asked
 
-    def _one_by_one(self, asked: Call, parts: Sequence[Command], journey: _Journey, node: ClusterNode) -> None:
+    def _one_by_one(self, asked: Call, parts: Sequence[Command], journey: Journey, node: ClusterNode) -> None:
         """Send the parts of a command one after the other: their keys may be on two nodes while the slot is moved.
 
         Together they would be refused; and sent together to the target, they would create a key there that the source
@@ -328,7 +310,7 @@ class ClusterLoop:
         """
         first, *others = parts
         if not others:
-            self._send(_RedirectedCall(Call(first, asked.receive, asked.waiter), journey), node)
+            self._send(RedirectedCall(Call(first, asked.receive, asked.waiter), journey), node)
             return
 
         def answered(_reply: object) -> None:
@@ -338,7 +320,7 @@ class ClusterLoop:
             if not asked.waiter.done():
                 asked.waiter.set_exception(error)
 
-        self._send(_RedirectedCall(Call(first, as_it_is, Callback(answered, failed)), journey), node)
+        self._send(RedirectedCall(Call(first, as_it_is, Callback(answered, failed)), journey), node)
 
     def _by_slot(self, asked: _Asked, node: ClusterNode) -> ClusterNode:
         """Return the owner of what is asked for, as known by now; of a command, the node that was named."""
@@ -357,7 +339,7 @@ class ClusterLoop:
         call: Call | None = None
         if isinstance(asked, Call):
             command = cluster_scripts.asking(asked.command)
-            call = None if command is None else _RedirectedCall(Call(command, asked.receive, asked.waiter), _of(asked))
+            call = None if command is None else RedirectedCall(Call(command, asked.receive, asked.waiter), _of(asked))
         elif isinstance(asked, Read):
             call = Call(_asking_get(asked.name), asked.receive, asked.waiter)
         else:
@@ -401,8 +383,8 @@ class ClusterLoop:
             self._fail(asked, error)
 
 
-def _of(asked: Call) -> _Journey:
-    journey = asked.journey if isinstance(asked, _RedirectedCall) else None
+def _of(asked: Call) -> Journey:
+    journey = asked.journey if isinstance(asked, RedirectedCall) else None
     assert journey is not None
     return journey
 
