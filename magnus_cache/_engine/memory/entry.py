@@ -1,12 +1,26 @@
 """The entries of the local cache, with and without tags."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["DEAD", "MOST_BYTES", "OVERHEAD", "Entry", "ReferenceEntry", "TaggedEntry", "pack_facts", "pack_windows"]
+__all__ = [
+    "DEAD",
+    "MOST_BYTES",
+    "OVERHEAD",
+    "Calls",
+    "Entry",
+    "ReferenceEntry",
+    "TaggedEntry",
+    "pack_facts",
+    "pack_windows",
+]
+
+Calls: TypeAlias = "tuple[dict[Any, Entry], Any, Calls, int] | None"
+"""A chain of the dictionaries that remember an entry: the one added last, the entry's key there, the rest of the chain,
+and how many may be added before the chain is searched for dictionaries that have the entry no more."""
 
 DEAD: Final = Trust(float("-inf"), -1)
 """The trust of entries that have left the local cache: they are never served again, and no fallback in an outage."""
@@ -71,9 +85,10 @@ class Entry(float):
     :ivar place: the queue of the eviction policy that it is in. Only the policy uses this.
     :ivar encoded: the payload of a decoded value, where the local cache may have to encode it again and cannot; or
         None. It counts for the size.
+    :ivar calls: the dictionaries that remember the entry, or None. Only the local cache uses this.
     """
 
-    __slots__ = ("_packed", "encoded", "generation", "payload", "place", "seen", "trust", "value")
+    __slots__ = ("_packed", "calls", "encoded", "generation", "payload", "place", "seen", "trust", "value")
 
     value: Any
     payload: bytes | None
@@ -83,6 +98,7 @@ class Entry(float):
     generation: int
     place: int
     seen: bool
+    calls: "Calls"
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
@@ -102,6 +118,7 @@ class Entry(float):
         self.encoded = None
         self.generation = self.place = 0
         self.seen = False
+        self.calls = None
         return self
 
     @property
@@ -136,6 +153,15 @@ class Entry(float):
         again.value = plan
         again._packed = self._packed & ~_SIZE_MASK | size
         return again
+
+    def forget_calls(self) -> None:
+        """Remove the entry from all dictionaries that remember it. With the lock of the local cache held."""
+        link = self.calls
+        while link is not None:
+            calls, key, link, _ = link
+            if calls.get(key) is self:
+                calls.pop(key, None)
+        self.calls = None
 
     def _facts(self, more: int | None) -> int:
         facts = self._packed >> _SIZE_BITS

@@ -176,6 +176,8 @@ class Tiers(Reservations):
         shard[name] = record
         del table[name]
         # The end of the step.
+        if entry.calls is not None:
+            entry.forget_calls()
         cold.added(name, record, entry)
         self._hot_bytes -= size
         self._policy.removed(name, entry)
@@ -230,6 +232,8 @@ class Tiers(Reservations):
         table, size = self._table, entry.size + len(name) + OVERHEAD
         # First of all, for those who hold it and ask no table.
         entry.trust = DEAD
+        if entry.calls is not None:
+            entry.forget_calls()
         # No call between the check and the removal: a signal handler may remove the name.
         if name not in table or table[name] is not entry:
             return False
@@ -256,6 +260,8 @@ class Tiers(Reservations):
         """Remove everything, in place."""
         for entry in list(self._table.values()):
             entry.trust = DEAD
+            if entry.calls is not None:
+                entry.forget_calls()
         self._table.clear()
         self._policy.clear()
         if self._cold is not None:
