@@ -59,7 +59,7 @@ def without_forgetting_hits_of_a_namespace_that_changed() -> None:
 
 @guard(f"{HERE}::test_an_exact_lru_hears_of_every_hit")
 def without_a_look_whether_a_mark_is_enough() -> None:
-    put(cached, "keeps", lambda memory, entry: entry.payload is None)
+    put(cached, "keeps", lambda memory, ref, entry: entry.payload is None)
 
 
 @guard(f"{HERE}::test_an_instance_at_the_address_of_another_does_not_get_its_hits")

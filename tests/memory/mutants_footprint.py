@@ -24,7 +24,7 @@ def without_room_for_decoded_values() -> None:
 
 @guard(HERE)
 def without_counting_again_what_is_decoded_later() -> None:
-    def keep(memory: Any, name: bytes, entry: Any, value: Any) -> None:
+    def keep(memory: Any, name: bytes, entry: Any, value: Any, *, shared: bool) -> None:
         entry.value, entry.payload = value, None
 
     put(coding, "keep_decoded", keep)

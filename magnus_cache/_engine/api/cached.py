@@ -276,7 +276,7 @@ class FunctionCache:
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
         """Remember the entry that was a hit, for the wrapper."""
         (ref, entry), hits, state = hit, self.hits, self.engine.state
-        if hits is None or not keeps(state.memory, entry) or not self.keys.bare:
+        if hits is None or not keeps(state.memory, ref, entry) or not self.keys.bare:
             return
         place = hits.place(args, kwargs, made)
         # In this order: if a namespace is registered from here on, no wrapper looks into this place any more.

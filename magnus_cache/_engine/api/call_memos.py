@@ -17,6 +17,8 @@ from magnus_cache._engine.keys.call_shapes import CallShape, exact_types
 from magnus_cache._engine.keys.instances import InstanceKey, Lasting
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.values import may_share
 
 __all__ = ["CallMemo", "FunctionMemo", "keeps"]
 
@@ -30,12 +32,13 @@ _Tables = dict[Any, dict[Any, Entry]]
 """The entries by types of arguments, then by arguments: both are tuples, or the thing itself if there is just one."""
 
 
-def keeps(memory: LocalCache, entry: Entry) -> bool:
-    """Return whether an entry that was a hit is worth remembering.
+def keeps(memory: LocalCache, ref: KeyRef, entry: Entry) -> bool:
+    """Return whether an entry that was a hit may be remembered, and is worth it.
 
-    Not if a wrapper would have to decode it all the same, nor if a hit has more to note than wrappers do.
+    Not if a wrapper would have to decode or copy it all the same, nor if a hit has more to note than wrappers do.
     """
-    return (entry.payload is None or type(entry.value) is CopyPlan) and memory.marked
+    ready = may_share(ref.namespace, entry) if entry.payload is None else type(entry.value) is CopyPlan
+    return ready and memory.marked
 
 
 class CallMemo:

@@ -61,7 +61,7 @@ class GetMemo:
 
     def keep(self, namespace: str, key: Any, ref: KeyRef, entry: Entry) -> None:
         """Remember the entry of a namespace and key that was a hit."""
-        if not keeps(self._memory, entry) or type(namespace) not in _NAMES:
+        if not keeps(self._memory, ref, entry) or type(namespace) not in _NAMES:
             return
         if exact_types((key if type(key) is not KeyText else str(key),), enums=False) is None:
             return

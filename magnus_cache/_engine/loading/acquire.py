@@ -113,6 +113,7 @@ class LeaseAcquirer:
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
+        flight.look.local = ref.namespace.local
         if flight.private:
             return self.without_lease(flight, fresh=request.fresh)
         if wire is None:

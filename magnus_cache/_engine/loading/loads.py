@@ -131,7 +131,7 @@ class Loads:
         :raises Exception: if the entry is a remembered error.
         """
         if isinstance(got, Entry):
-            found = self._from_entry(request.ref, got, opened)
+            found = self._from_entry(request.ref, got, opened, flight)
             if found is not None:
                 return found
             got = self.acquirer.without_lease(flight, fresh=request.fresh)
@@ -243,7 +243,7 @@ class Loads:
         self.flights.detach_flight(flight)
         return True
 
-    def _from_entry(self, ref: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+    def _from_entry(self, ref: KeyRef, entry: Entry, opened: Any, flight: Flight) -> LoadedValue[Any] | None:
         """Return a value that was stored between this caller's miss and its turn to load; None if it cannot be decoded.
 
         :param opened: the entry's value, or MISS.
@@ -252,7 +252,14 @@ class Loads:
         if (error := self._reads.error(ref, entry)) is not None:
             ref.counters.negative_hits += 1
             raise error
-        return None if opened is MISS else LoadedValue(opened, entry.payload)
+        if opened is MISS:
+            return None
+        payload = entry.payload
+        # A thread that runs the load itself is not counted as waiting.
+        if payload is None and entry.shared and flight.waiter_count > (flight.loop is not None):
+            # The other callers may have another policy than this one.
+            payload = at_once(self._reads.payload_steps(entry))
+        return LoadedValue(opened, payload)
 
     def count_load(self, ref: KeyRef, started: float) -> float:
         """Count a load and return its duration.

@@ -1,7 +1,7 @@
 """The entries of the local cache, with and without tags."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
@@ -13,6 +13,8 @@ __all__ = [
     "Calls",
     "Entry",
     "ReferenceEntry",
+    "SharedEntry",
+    "SharedTaggedEntry",
     "TaggedEntry",
     "pack_facts",
     "pack_windows",
@@ -86,6 +88,8 @@ class Entry(float):
     :ivar encoded: the payload of a decoded value, where the local cache may have to encode it again and cannot; or
         None. It counts for the size.
     :ivar calls: the dictionaries that remember the entry, or None. Only the local cache uses this.
+    :cvar shared: whether the value, if `payload` is None, is a mutable object that only callers may get whose
+        namespace shares it. Each class has its own: a slot would move all entries to a larger size of block.
     """
 
     __slots__ = ("_packed", "calls", "encoded", "generation", "payload", "place", "seen", "trust", "value")
@@ -99,6 +103,7 @@ class Entry(float):
     place: int
     seen: bool
     calls: "Calls"
+    shared: ClassVar[bool] = False
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
@@ -126,23 +131,25 @@ class Entry(float):
         """What the entry notes of its value beside the size, see `pack_facts`."""
         return self._packed >> _SIZE_BITS
 
-    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> Self:
         """Return the same value with another deadline, in monotonic seconds, and another trust.
 
         :param more: the windows after the deadline, see `pack_windows`; None keeps the present ones.
         """
         # Payload first: a caller that decodes the entry at this moment sets the value before it drops the payload.
         payload = self.payload
-        again = Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
         again.encoded = self.encoded
         return again
 
-    def decoded(self, value: Any, size: int) -> "Entry":
+    def decoded(self, value: Any, size: int, *, shared: bool) -> "Entry":
         """Return the same value decoded.
 
         :param size: bytes of the decoded value.
+        :param shared: whether it is a mutable object that callers share.
         """
-        return Entry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+        kind = SharedEntry if shared else Entry
+        return kind(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
 
     def planned(self, plan: object, size: int) -> "Entry":
         """Return the same encoded value with a plan to copy it.
@@ -216,6 +223,14 @@ class Entry(float):
         return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
 
 
+class SharedEntry(Entry):
+    """An entry whose decoded value is a mutable object that callers share."""
+
+    __slots__ = ()
+
+    shared = True
+
+
 class TaggedEntry(Entry):
     """An entry that is also removed when one of its tags is invalidated.
 
@@ -235,15 +250,16 @@ class TaggedEntry(Entry):
         """Bytes of the value in its stored form, without those that its tags count for."""
         return self.size - room(self.stamps)
 
-    def decoded(self, value: Any, size: int) -> "TaggedEntry":
+    def decoded(self, value: Any, size: int, *, shared: bool) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""
-        again = TaggedEntry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+        kind = SharedTaggedEntry if shared else TaggedEntry
+        again = kind(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
         again.stamps = self.stamps
         again.epoch = self.epoch
         again.generation = self.generation
         return again
 
-    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> Self:
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         payload = self.payload  # first, as in `Entry`
         again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
@@ -254,7 +270,17 @@ class TaggedEntry(Entry):
         return again
 
 
+class SharedTaggedEntry(TaggedEntry):
+    """A tagged entry whose decoded value is a mutable object that callers share."""
+
+    __slots__ = ()
+
+    shared = True
+
+
 class ReferenceEntry(TaggedEntry):
     """An entry of a local namespace: its callers get the very object that was stored, whatever becomes of its class."""
 
     __slots__ = ()
+
+    shared = True

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.entry import Entry, TaggedEntry
+from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry
 
 __all__ = ["MOST_BASES", "OBJECT", "Bases", "Basis", "head_of", "is_plain", "pack", "unpack"]
 
@@ -119,7 +119,7 @@ def pack(entry: Entry, bases: Bases) -> bytes:
         body, flags, size = marshal.dumps(value, _VERSION), _PLAIN, entry.size.to_bytes(_SIZE, "little")
     stamps: Sequence[TagStamp] = ()
     if isinstance(entry, TaggedEntry):
-        if kind is not TaggedEntry:
+        if kind is ReferenceEntry:
             return OBJECT
         stamps, epoch = entry.stamps, entry.epoch.to_bytes(_EPOCH, "little")
         flags |= _TAGGED

@@ -18,7 +18,15 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
+from magnus_cache._engine.memory.entry import (
+    Entry,
+    ReferenceEntry,
+    SharedEntry,
+    SharedTaggedEntry,
+    TaggedEntry,
+    pack_facts,
+    pack_windows,
+)
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
@@ -30,7 +38,7 @@ from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
-from magnus_cache._engine.store.values import Coding
+from magnus_cache._engine.store.values import Coding, may_have
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, early_by
 
@@ -159,8 +167,11 @@ class Reads(Coding):
         return await self.read(ref, lost=1) if error.reason == "lost" else self.fallback(ref)
 
     def entry_here(self, ref: KeyRef) -> Entry | None:
-        """Return the entry in memory, trusted or not; None if there is none or the namespace keeps nothing there."""
-        return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
+        """Return the entry in memory, trusted or not; None if there is none or the caller may not have it."""
+        if not ref.namespace.l1:
+            return None
+        entry = self._memory.get_untrusted(ref.name)
+        return entry if entry is not None and may_have(ref, entry) else None
 
     def request(
         self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
@@ -397,11 +408,13 @@ class Reads(Coding):
             deadline, more = since + cap, more & 1
         facts = pack_facts(record.version, more, born)
         if not record.tags:
-            plain = Entry(record.value, record.payload, deadline, trust, record.size, facts)
+            plain_kind = SharedEntry if record.shared else Entry
+            plain = plain_kind(record.value, record.payload, deadline, trust, record.size, facts)
             plain.encoded = record.encoded
             return plain
         size = record.size + room(stamps)
-        kind = ReferenceEntry if ref.namespace.local else TaggedEntry
+        tagged_kind = SharedTaggedEntry if record.shared else TaggedEntry
+        kind = ReferenceEntry if ref.namespace.local else tagged_kind
         entry = kind(record.value, record.payload, deadline, trust, size, facts)
         entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
         entry.encoded = record.encoded
