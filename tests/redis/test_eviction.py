@@ -92,7 +92,7 @@ async def test_a_server_that_cannot_tell_them_apart_announces_none_of_them(
     """As Redis 6, which announces what a command has changed in the midst of its reply."""
     raw.acl_setuser("app", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=["+@all", "-multi"])
     if why == "version":
-        monkeypatch.setattr(handshake, "_ORDERLY", 1_000)
+        monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
     else:
         url = url.replace("//", "//app:pw@")
     try:

@@ -95,4 +95,4 @@ def without_the_renewal_of_the_lanes_trust() -> None:
 
 @guard(f"{HERE}::test_an_older_answer_of_another_thread_is_not_found_afterwards")
 def without_a_look_at_what_another_thread_has_kept() -> None:
-    rewrite(LaneReads.read, "if kept is not entry and (kept is None or kept.version != entry.version):", "if False:")
+    rewrite(LaneReads._read, "if kept is not entry and (kept is None or kept.version != entry.version):", "if False:")
