@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.redis import handshake
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.relay import Link, Relay
 from tests.support.wait import wait_until_async
@@ -80,11 +81,14 @@ async def test_an_identity_that_the_handshake_has_read_is_not_written_again(
         assert "cmdstat_set" not in raw.info("commandstats")
 
 
+@pytest.mark.parametrize("echoes", [False, True])
 @pytest.mark.parametrize("met", [False, True])
 async def test_an_identity_that_is_removed_is_written_again(
-    server: EmbeddedServer, raw: redis.Redis, met: bool
+    server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, met: bool, echoes: bool
 ) -> None:
-    """Whoever has read it is told, be it in the handshake."""
+    """Whoever has read it is told, be it in the handshake; a server that tells us nothing of our own writes, too."""
+    if not echoes:
+        monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
     if met:
         async with AsyncCacheManager(redis_url=server.url) as earlier:
             await earlier.get("t", "k")

@@ -15,7 +15,7 @@ HERE: Final = "tests/store/test_races.py"
 def without_touching_again_when_the_answer_comes() -> None:
     put(bulk, "_removed", lambda _touch, _names, reply, *_: reply)
     # Where our own removals are announced, that does it as well.
-    put(handshake, "_ORDERLY", 1_000)
+    put(handshake, "_ORDERLY", (1_000, 0))
 
 
 @guard(HERE)
