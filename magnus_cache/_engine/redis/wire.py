@@ -85,7 +85,7 @@ class Wire:
         self._sender = Sender(self.loop, self._pipeline, self._pack)
         self._most_pending = limits.max_pending
         self.over, self.ended = False, Future[None]()
-        self.up, self.server = False, UNKNOWN_SERVER
+        self.up, self.server, self.keeps_identity = False, UNKNOWN_SERVER, False
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
         self._moved = -math.inf
@@ -294,7 +294,7 @@ class Wire:
         if known is not None:
             arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
-        self.server = server
+        self.server, self.keeps_identity = server, server.echoes and server.stored == server.identity
 
     def _ready(self) -> None:
         self._intake.completed()
