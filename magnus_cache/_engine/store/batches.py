@@ -141,12 +141,12 @@ class ValueBatches:
         outbox, names, time = self._state.outbox, ref.epoch_names, connection.time
         if (
             outbox.pending or sent < outbox.confirmed_at
-            or not HEADER_BYTES <= len(raw) < SMALL_VALUE or raw[:3] != PREFIX
+            or not HEADER_BYTES <= len(raw) < SMALL_VALUE
         ):  # fmt: skip
             return None
-        checksum, flags, fresh_until, epoch, life, size = JUDGED_FIELDS.unpack_from(raw)
+        mark, checksum, flags, fresh_until, epoch, life, size = JUDGED_FIELDS.unpack_from(raw)
         if not (
-            fresh_until > time.past(self._clock()) and epoch <= time.horizon and life >= LEAST_LIFE
+            mark == PREFIX and fresh_until > time.past(self._clock()) and epoch <= time.horizon and life >= LEAST_LIFE
             and size <= self._reads.limit(ref) and size == len(raw) - HEADER_BYTES
             and zlib.crc32(raw[SUMMED_FROM:]) == checksum and 0 < names.value_bytes <= SMALL_BYTES
         ):  # fmt: skip
