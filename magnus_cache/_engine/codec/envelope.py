@@ -65,8 +65,9 @@ HEADER_BYTES: Final = HEADER_FIELDS.size
 SUMMED_FROM: Final = _SUM.size
 """Where that begins which the checksum is of."""
 
-JUDGED_FIELDS: Final = struct.Struct(">3xIB8xqQ4xfI")
-"""The fields of a header that a value is judged by: checksum, flags, fresh-until, epoch, life, and size of the body."""
+JUDGED_FIELDS: Final = struct.Struct(">3sIB8xqQ4xfI")
+"""The fields of a header that a value is judged by: prefix, checksum, flags, fresh-until, epoch, life, and size of the
+body."""
 
 VERSION_AT: Final = 8
 EPOCH_AT: Final = 24

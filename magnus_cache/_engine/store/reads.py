@@ -7,6 +7,7 @@ may be, inside its reader.
 
 import asyncio
 import math
+from asyncio import Future
 from collections.abc import Sequence
 from functools import partial
 from random import random
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Reads"]
 
 _UNKNOWN: Final = Verdict.UNKNOWN
+
+_FOREVER: Final = math.inf
 
 
 _Answer: TypeAlias = "tuple[Connection, float, int]"
@@ -153,9 +156,10 @@ class Reads(Coding):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
+        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
             return None
-        waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
+        # Not `create_future`, which is one call more.
+        waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)
         connection.read_value(self._batches, ref, PAYLOAD, waiter)
         return waiter
 
