@@ -9,13 +9,13 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing.proxy.lanes import Lane, LaneRules
 from magnus_cache.testing.proxy.links import Link
-from magnus_cache.testing.servers.networks import check_delay
+from magnus_cache.testing.servers.networks import Pair, check_delay
 from magnus_cache.testing.servers.places import Place, free_place
 from magnus_cache.testing.servers.programs import ServerVersion
 
@@ -64,7 +64,7 @@ class RelayNetwork:
         options = {"bind": f"{source} {_HOST}"}
         if version.number >= _WITH_SOURCE:
             options["bind-source-addr"] = source
-        return Place(_HOST, port, bus_port, inner.listens, options, reserved=inner.reserved)
+        return Place(_HOST, port, bus_port, inner.listens, options, announced=True, reserved=inner.reserved)
 
     def _open(self, target: int, end: int) -> int:
         listener = socket.create_server((_HOST, 0))
@@ -83,17 +83,17 @@ class RelayNetwork:
 
     # -- links ----------------------------------------------------------------------------------------------
 
-    def cut(self, one: Place | None, other: Place | None) -> None:
-        """Hold back everything between two, the ends of connections too, until `heal`."""
-        self._change(one, other, lambda rules: setattr(rules, "frozen", True))
+    def cut(self, pairs: Sequence[Pair]) -> None:
+        """Hold back everything on these links, the ends of connections too, until `heal`."""
+        self._change(pairs, lambda rules: setattr(rules, "frozen", True))
 
-    def delay(self, one: Place | None, other: Place | None, seconds: float) -> None:
-        """Deliver everything between two this much later, in each direction.
+    def delay(self, pair: Pair, seconds: float) -> None:
+        """Deliver everything on a link this much later, in each direction.
 
         :raises CacheArgumentError: for a delay that is negative, not a number, or longer than a minute.
         """
         check_delay(seconds)
-        self._change(one, other, lambda rules: setattr(rules, "delay", seconds))
+        self._change([pair], lambda rules: setattr(rules, "delay", seconds))
 
     def heal(self, places: Collection[Place]) -> None:
         """Deliver everything that was held back, and all that comes, at once."""
@@ -107,12 +107,13 @@ class RelayNetwork:
 
         self._run(step)
 
-    def _change(self, one: Place | None, other: Place | None, change: Callable[[LaneRules], None]) -> None:
-        first, second = self._end(one), self._end(other)
+    def _change(self, pairs: Sequence[Pair], change: Callable[[LaneRules], None]) -> None:
+        ends = [(self._end(one), self._end(other)) for one, other in pairs]
 
         async def step() -> None:
-            change(self._between(first, second))
-            change(self._between(second, first))
+            for one, other in ends:
+                change(self._between(one, other))
+                change(self._between(other, one))
             self._pump()
 
         self._run(step)
