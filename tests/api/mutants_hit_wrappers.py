@@ -32,7 +32,7 @@ def without_care_for_the_sign_of_zero() -> None:
     rewrite(call_shapes.exact_types, "kind is float and value != 0.0", "kind is float")
 
 
-@guard(f"{HERE}::test_a_hit_notices_what_was_invalidated[delete]")
+@guard(f"{HERE}::test_a_hit_notices_that_its_connection_was_lost")
 def without_a_look_at_the_trust_of_what_is_remembered() -> None:
     _template(" and now_ < trust_.deadline")
 
