@@ -176,7 +176,7 @@ def pack(
 
 def pack_many(
     payloads: Iterable[bytes], versions: Iterable[int], ends: Iterable[int], lives: Iterable[float], *, epoch: int,
-    tags: tuple[str, ...] = (),
+    tags: tuple[str, ...] = (), cost: float = 0.0,
 ) -> list[bytes]:  # fmt: skip
     """Return the stored values of many payloads, each as `pack` returns it.
 
@@ -184,6 +184,7 @@ def pack_many(
     :param lives: for each value, the seconds that it is to live.
     :param epoch: the highest epoch that the process had seen.
     :param tags: the tags of each value.
+    :param cost: the seconds that their load took.
     :raises CacheArgumentError: if a number does not fit its field, or a payload is 4 GiB or more.
     """
     flags, head = (TAGGED, _tag_block(tags)) if tags else (0, b"")
@@ -191,7 +192,7 @@ def pack_many(
     stored: list[bytes] = []
     try:
         for payload, version, end, life in zip(payloads, versions, ends, lives, strict=True):
-            rest = fields(flags, version, end, epoch, 0.0, life, extra + len(payload)) + head + payload
+            rest = fields(flags, version, end, epoch, cost, life, extra + len(payload)) + head + payload
             stored.append(start(PREFIX, crc(rest)) + rest)
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
