@@ -161,7 +161,7 @@ def loads_by_key(cache: "Cache | State") -> "Mapping[bytes, Flight]":
     return state_of(cache).flights._flights
 
 
-def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Flight]":
+def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Sequence[Flight]]":
     """Return the tasks of the loads under way."""
     return state_of(cache).flights._tasks
 

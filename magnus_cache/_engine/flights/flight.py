@@ -53,11 +53,12 @@ class Flight:
     :ivar failure_logged: whether its failure was logged.
     :ivar served_by: the blocked thread that will call the loader, although an event loop runs the load.
     :ivar outer: the load that the leader is part of. The other attributes belong to the registry, under its lock.
+    :ivar group: all loads that its task still runs for; None if it has a task of its own.
     """
 
     __slots__ = (
-        "began", "detached", "done", "failure_logged", "hung", "joinable_until", "key", "loader", "look", "loop",
-        "namespace", "needs", "outer", "owner", "private", "served_by", "task", "tolerance", "waiters",
+        "began", "detached", "done", "failure_logged", "group", "hung", "joinable_until", "key", "loader", "look",
+        "loop", "namespace", "needs", "outer", "owner", "private", "served_by", "task", "tolerance", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,7 @@ class Flight:
         self.waiters: set[Waiter] = set()
         self.needs: list[Flight] = []
         self.task: asyncio.Task[None] | None = None
+        self.group: set[Flight] | None = None
 
     @property
     def waiter_count(self) -> int:
