@@ -30,12 +30,12 @@ from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
@@ -47,9 +47,9 @@ T = TypeVar("T")
 class Loads:
     """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
 
-    def __init__(self, reads: Reads, writes: ManyWrites) -> None:
-        self._reads = reads
-        self._writes = writes
+    def __init__(self, reads: Reads, writes: ManyFills) -> None:
+        self.reads = self._reads = reads
+        self.writes = self._writes = writes
         self._state = reads.state
         self.acquirer = LeaseAcquirer(reads)
         self.joining = JoinRules(reads)
@@ -270,6 +270,10 @@ class Loads:
         ref.counters.loads += 1
         self._state.stats.load_latency.add(cost)
         return cost
+
+    def count_latency(self, cost: float, count: int) -> None:
+        """Count how long some loads took, in seconds; they are counted apart from that."""
+        self._state.stats.load_latency.add(cost, count)
 
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:
         """Remember a loader's error if the policy says so; else pause the loads of the key."""
