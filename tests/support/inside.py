@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
     import re
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations

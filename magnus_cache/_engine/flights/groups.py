@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from magnus_cache._engine.flights.callers import Look
 from magnus_cache._engine.flights.cycles import enclosing_loads
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.joins import Joins, cancel_task, closed_error
@@ -50,10 +51,13 @@ class FlightGroup:
     :ivar values: the value of each that has `TAKEN` as its outcome.
     :ivar live: those that the task still runs for.
     :ivar task: the task that runs them.
+    :ivar heard: called with the place of each outcome; or None.
+    :ivar look: when they look, as all of them see it; None for a look of its own for each.
     """
 
     __slots__ = (
-        "_all_told", "_left", "blocks", "flights", "inner", "job", "live", "loop", "outcomes", "task", "values",
+        "_all_told", "_left", "blocks", "flights", "heard", "inner", "job", "live", "look", "loop", "outcomes", "task",
+        "values",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, blocks: asyncio.AbstractEventLoop | None = None) -> None:
@@ -66,6 +70,8 @@ class FlightGroup:
         self.inner: Flight | None = None
         self.task: asyncio.Task[None] | None = None
         self.job: Job | None = None
+        self.look: Look | None = None
+        self.heard: Callable[[int], object] | None = None
         self._left = 0
         self._all_told: asyncio.Future[None] = loop.create_future()
 
@@ -85,6 +91,8 @@ class FlightGroup:
             self.outcomes[place] = outcome
             self.values[place] = value
             self._left -= 1
+            if self.heard is not None:
+                self.heard(place)
             if not self._left and not self._all_told.done():
                 self._all_told.set_result(None)
 
@@ -105,10 +113,10 @@ class Groups(Joins):
         :raises CacheClosedError: after `aclose`.
         """
         group.inner, around = enclosing_loads(self)
-        known, places, leading = self._flights, list[int](), list[Flight]()
+        known, places, leading, look = self._flights, list[int](), list[Flight](), group.look
         for place, key in enumerate(keys):
             if key not in known and key not in around:
-                leading.append(Flight(self, key, group.loop, False, namespace, began))
+                leading.append(Flight(self, key, group.loop, namespace, began, look))
                 places.append(place)
         with self._lock:
             if self._closed:

@@ -112,6 +112,10 @@ class Joins(FlightRegistry):
                 self._blocked[blocks] = [*blocked, flight]
                 ticket.blocks = blocks
         self._cancel_unwanted(replaced)
+        if not leads and (urge := flight.urge) is not None and flight.loop is not None:
+            # The caller may be what keeps the load from its turn.
+            flight.urge = None
+            call_on_loop(flight.loop, urge)
         # A thread that leads runs its loader; any other loader thread that gets here only waits.
         job = None if leads and loop is None else JOB.get()
         if job is not None:

@@ -8,7 +8,7 @@ Redis answers about a key (another process holds the lease, a value has come mea
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.coordination.lease_batch import BatchLease, LeaseBatch
@@ -32,6 +32,14 @@ _TOGETHER: Final = 100
 
 _REPLY_BYTES: Final = 2_000_000
 """Bytes that the values in one answer should not exceed."""
+
+
+class _Chunk(NamedTuple):
+    """Leases that one transaction requests; `start` is the place of the first one."""
+
+    refs: Sequence[KeyRef]
+    flights: Sequence[Flight]
+    start: int
 
 
 class ManyAcquirer:
@@ -82,7 +90,7 @@ class ManyAcquirer:
             size = max(1, min(_TOGETHER, int(_REPLY_BYTES / (names.value_bytes or 1))))
             for start in range(0, len(refs), size):
                 chunk = slice(start, start + size)
-                asked.append(self._request(refs[chunk], flights[chunk], leases, start))
+                asked.append(self._request(_Chunk(refs[chunk], flights[chunk], start), leases))
                 await turn()
             for answer in asked:
                 try:
@@ -106,17 +114,15 @@ class ManyAcquirer:
         if epochs.lowest_valid(self.wire.known, names, tags) is None:
             await self._reads.epoch_sync.settled(self.wire, names, tags)
 
-    def _request(
-        self, refs: Sequence[KeyRef], flights: Sequence[Flight], leases: list[BatchLease | None], start: int
-    ) -> "asyncio.Future[None]":
+    def _request(self, chunk: _Chunk, leases: list[BatchLease | None]) -> "asyncio.Future[None]":
         """Queue the request for some leases; return the future of the answer."""
         state, wire = self._reads.state, self.wire
-        names, token = [ref.name for ref in refs], self.batch.token
+        names, token = [ref.name for ref in chunk.refs], self.batch.token
         waiter: asyncio.Future[None] = wire.loop.create_future()
         waiter.add_done_callback(partial(self._abandon, names))
         try:
             self._reads.epoch_sync.prepare(wire, self._ref.epoch_names, self._tags)
-            receive = partial(self._received, refs, flights, leases, start)
+            receive = partial(self._received, chunk, leases)
             life = round(state.settings.lease * 1000)
             state.client.acquire_many(names, token, life, receive, waiter, force=self._fresh)
         except CacheUnavailableError as error:
@@ -132,11 +138,10 @@ class ManyAcquirer:
                 self._reads.state.leases.abandoned(name, self.batch.token)
 
     def _received(
-        self, refs: Sequence[KeyRef], flights: Sequence[Flight], leases: list[BatchLease | None], start: int,
-        reply: LeasesReply, source: "Connection", sent: float,
-    ) -> None:  # fmt: skip
+        self, chunk: _Chunk, leases: list[BatchLease | None], reply: LeasesReply, source: "Connection", sent: float
+    ) -> None:
         """Take the answer. Runs inside the reader: the leases are registered before the next announcement."""
-        held, token = self._reads.state.leases, self.batch.token
+        held, token, (refs, flights, start) = self._reads.state.leases, self.batch.token, chunk
         if self._over:
             for ref in refs:
                 held.answered(ref.name, token)

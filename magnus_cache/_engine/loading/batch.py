@@ -164,10 +164,12 @@ class Batch:
         self._sealed = True
         self.decided(0)
 
-    def add(self, pending: PendingKeys) -> None:
+    def pend(self, items: Sequence[BatchItem], flights: Sequence[Flight]) -> PendingKeys:
         """Add keys to the next call of the loader."""
+        pending = PendingKeys(items, flights, self._loads.flights.wanted)
         self._pending.append(pending)
         self.decided(0)
+        return pending
 
     async def _load_key(self, item: BatchItem) -> Any:
         ref, loads = item.ref, self._loads

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.flights.groups import TAKEN, FlightGroup
 from magnus_cache._engine.loading.acquire_many import ManyAcquirer
-from magnus_cache._engine.loading.batch_results import BatchResults, TogetherLoad
+from magnus_cache._engine.loading.batch_results import BatchResults, Portion, TogetherLoad
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest
@@ -24,7 +24,7 @@ from magnus_cache._engine.runtime.turns import turn
 from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Loaded, Outcome
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "PendingKeys"]
+__all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys"]
 
 STARTS_PER_TURN: Final = 50
 """Keys whose loads are started alone in one turn of the loop."""
@@ -33,47 +33,80 @@ _STEP: Final = 100
 """Keys that are entered into the registry of loads in one step of the event loop."""
 
 
+class Pending(Protocol):
+    """Keys that are being loaded, and what comes of them."""
+
+    async def next(self) -> Portion | None:
+        """Return what has come next; None when all has.
+
+        :raises BaseException: what the loader raised that is not an `Exception`.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Note that no one takes the values any more."""
+
+
 class PendingKeys:
     """Keys that a batch has to load together, and the future of what the loader returns for all of them.
 
     :param wanted: returns those of some loads that someone waits for.
     """
 
-    __slots__ = ("_flights", "_keys", "_wanted", "answer")
+    __slots__ = ("_flights", "_items", "_taken", "_wanted", "answer")
 
     def __init__(
-        self, keys: Sequence[Any], flights: Sequence[Flight], wanted: Callable[[Iterable[Flight]], list[Flight]]
-    ) -> None:
-        self._keys = keys
+        self, items: Sequence[BatchItem], flights: Sequence[Flight],
+        wanted: Callable[[Iterable[Flight]], list[Flight]],
+    ) -> None:  # fmt: skip
+        self._items = items
         self._flights = flights
         self._wanted = wanted
+        self._taken = False
         self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
 
     def wanted(self) -> tuple[list[Any], list[Flight]]:
         """Return the keys that are still to be loaded, and their flights."""
         flights = self._wanted(self._flights)
         if len(flights) == len(self._flights):
-            return list(self._keys), flights
+            return [item.key for item in self._items], flights
         still = set(flights)
-        return [key for key, flight in zip(self._keys, self._flights, strict=True) if flight in still], flights
+        return [item.key for item, flight in zip(self._items, self._flights, strict=True) if flight in still], flights
 
     def resolve(self, error: BaseException | None, answers: Any = None) -> None:
         """Set the answer, unless it is set or cancelled."""
         if not self.answer.done():
             self.answer.set_result((error, answers))
 
+    async def next(self) -> Portion | None:
+        """Return the answer, once; see `Pending`."""
+        if self._taken:
+            return None
+        error, answers = await self.answer
+        self._taken, everyone = True, range(len(self._items))
+        if error is None:
+            return Portion(everyone, answers, {}, None)
+        if isinstance(error, Exception):
+            return Portion((), {}, dict.fromkeys(everyone, error), None)
+        raise error
+
+    def cancel(self) -> None:
+        """Note that no one takes the answer any more."""
+        cancel(self.answer)
+
 
 class BatchCalls(Protocol):
-    """The batch that some keys belong to: it calls the loader, once for all that is pending."""
+    """Calls the loader for keys that are loaded together."""
 
-    def add(self, pending: PendingKeys) -> None:
-        """Add keys to the next call of the loader."""
+    def pend(self, items: Sequence[BatchItem], flights: Sequence[Flight]) -> Pending:
+        """Have some keys loaded."""
+        ...
 
     def decided(self, count: int) -> None:
-        """Count keys, or parts of the batch, as decided."""
+        """Note that it is known of so many more keys, or portions of them, how they are loaded."""
 
     async def lead(self, item: BatchItem, flight: Flight) -> LoadedValue[Any]:
-        """Load a key alone, in its flight's own task; its value still comes from a call for all pending keys."""
+        """Load a key alone, in its flight's own task."""
         ...
 
 
@@ -118,11 +151,12 @@ class LoadsTogether:
             (alike if same and item.tags == tags else others).append(place)
         acquirer = self._acquirer = ManyAcquirer(self._loads.reads, wire, ref, tags, fresh=self._request.fresh)
         began, group = self._loads.clock(), self._group
+        group.look = acquirer.look
         for start in range(0, len(alike), _STEP):
             some = alike[start : start + _STEP]
             led = self._flights.lead_many(group, [part[place].ref.name for place in some], str(namespace), began)
             for flight in group.flights[len(self.places) :]:
-                flight.look, flight.loader = acquirer.look, self._source
+                flight.loader = self._source
             self.places += [some[number] for number in led]
             if len(led) < len(some):
                 others += [some[number] for number in set(range(len(some))).difference(led)]
@@ -152,6 +186,28 @@ class LoadsTogether:
                 strict = self._request.of_key(self._part[place]).strict
                 outcomes[place] = await _taken(outcome, strict=strict)
 
+    def outcome(self, number: int) -> Outcome | None:
+        """Return one outcome, by place in `places`; None if it is not known."""
+        return self._group.outcomes[number]
+
+    def is_taken(self, number: int) -> bool:
+        """Whether a load has returned a value that is stored."""
+        return self._group.outcomes[number] is TAKEN
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all outcomes are known."""
+        return None not in self._group.outcomes
+
+    @property
+    def heard(self) -> Callable[[int], object] | None:
+        """Called with the place in `places` of each outcome."""
+        return self._group.heard
+
+    @heard.setter
+    def heard(self, heard: Callable[[int], object]) -> None:
+        self._group.heard = heard
+
     def leave(self) -> None:
         """Unregister the caller, who waits no longer. Idempotent."""
         try:
@@ -179,22 +235,15 @@ class LoadsTogether:
         try:
             try:
                 pending = await self._pending(batch, load)
-                if pending is not None:
-                    batch.add(pending)
             finally:
                 self._tell(batch)
             if pending is not None:
                 results = BatchResults(self._loads, self._request, self._source, load, monotonic())
                 try:
-                    error, answers = await pending.answer
+                    while (portion := await pending.next()) is not None:
+                        await results.take(portion)
                 finally:
-                    cancel(pending.answer)
-                if error is None:
-                    await results.store(answers)
-                elif isinstance(error, Exception):
-                    await results.fail(dict.fromkeys(load.places, error))
-                else:
-                    raise error
+                    pending.cancel()
         finally:
             load.close()
 
@@ -203,8 +252,8 @@ class LoadsTogether:
             self._decided.set_result(None)
         batch.decided(1)
 
-    async def _pending(self, batch: BatchCalls, load: TogetherLoad) -> PendingKeys | None:
-        """Have the keys that cannot be loaded together loaded alone; return the others, if there are any."""
+    async def _pending(self, batch: BatchCalls, load: TogetherLoad) -> Pending | None:
+        """Have the keys loaded: alone where they cannot be loaded together; return the others, if there are any."""
         flights, rule = self._group.flights, self._request.options.tags
         alone = [place for place, lease in enumerate(load.leases) if lease is None]
         for number, place in enumerate(alone, 1):
@@ -222,7 +271,7 @@ class LoadsTogether:
         for flight in loading:
             # The time spent waiting for the leases does not count as load time.
             flight.began = began
-        return PendingKeys([load.items[place].key for place in load.places], loading, self._flights.wanted)
+        return batch.pend([load.items[place] for place in load.places], loading)
 
 
 async def _taken(outcome: Outcome, *, strict: bool) -> Any:

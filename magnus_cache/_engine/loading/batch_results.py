@@ -30,7 +30,7 @@ from magnus_cache._engine.store.records import MISS
 from magnus_cache._engine.store.writes_many import ValuesToWrite
 from magnus_cache.freshness import NO_POLICY
 
-__all__ = ["BatchResults", "TogetherLoad"]
+__all__ = ["BatchResults", "Portion", "TogetherLoad"]
 
 _TOGETHER: Final = 100
 """Values of one fill: a few hundred microseconds of the server's time, and as much of the event loop's."""
@@ -84,6 +84,19 @@ class TogetherLoad:
         self.acquirer.batch.close([lease for lease in leases if lease is not None])
 
 
+class Portion(NamedTuple):
+    """What has come of some keys of a load."""
+
+    numbers: Sequence[int]
+    """The numbers of the keys, among those that are loaded together, that `values` has an answer about."""
+    values: Mapping[Any, Any]
+    """By key, what the loader returned."""
+    errors: Mapping[int, Exception]
+    """By number, the errors of keys whose loads have failed."""
+    seconds: float | None
+    """How long the loads took; None for one load of all, which began with the batch."""
+
+
 class _Portion(NamedTuple):
     """Values that are filled together, in parallel lists."""
 
@@ -109,6 +122,7 @@ class BatchResults:
         self._load = load
         self._started = started
         self._cost = 0.0
+        self._marks = True
         item = load.items[0]
         ref, options = item.ref, request.options
         self._ref, self._tags = ref, item.tags
@@ -121,26 +135,36 @@ class BatchResults:
 
     # -- values -----------------------------------------------------------------------------------------------------
 
-    async def store(self, answers: Mapping[Any, Any]) -> None:
-        """Store what the loader returned, and deliver it to all callers that wait for it."""
+    async def take(self, portion: Portion) -> None:
+        """Store what the loader returned for some keys, and deliver it to all callers that wait for it."""
+        places = self._load.places
+        self._cost = monotonic() - self._started if portion.seconds is None else portion.seconds
+        # Of a load by itself, an exception that is returned is a value, which cannot be stored.
+        self._marks = portion.seconds is None
+        if portion.numbers:
+            await self._store([places[number] for number in portion.numbers], portion.values)
+        if portion.errors:
+            await self.fail({places[number]: error for number, error in portion.errors.items()})
+
+    async def _store(self, places: Sequence[int], answers: Mapping[Any, Any]) -> None:
         load, group = self._load, self._load.group
-        self._cost = monotonic() - self._started
         errors, omitted, unwanted = dict[int, Exception](), list[int](), list[int]()
         portion, size, step = _Portion([], [], []), 0, Step()
         try:
-            for place in load.places:
+            for place in places:
                 flight = group.flights[place]
                 if flight.done or (flight.detached and not flight.waiters):
                     unwanted.append(place)
                     continue
+                raised: Exception | None = None
                 try:
                     value = answers.get(load.items[place].key, MISS)
                 except Exception as error:  # noqa: BLE001  # raised by the loader's own mapping class
-                    value = error
+                    value = raised = error
                 if value is MISS:
                     omitted.append(place)
                 # A loader may fail for some keys only: an exception as a value marks such a key.
-                elif isinstance(value, Exception):
+                elif isinstance(value, Exception) and (self._marks or value is raised):
                     errors[place] = value
                 elif (encoded := self._encoded(value)) is None:
                     self._alone[place] = value
@@ -165,14 +189,15 @@ class BatchResults:
             while self._sent:
                 await self._confirmed()
             if self._alone:
-                await self._each({place: self._store_alone(place, value) for place, value in self._alone.items()})
+                alone, self._alone = self._alone, {}
+                await self._each({place: self._store_alone(place, value) for place, value in alone.items()})
         finally:
             while self._sent:
                 self._loads.writes.give_up_fill(self._sent.popleft()[1])
 
     def _encoded(self, value: Any) -> tuple[Any, bytes] | None:
         """Return a value and its payload; None for a value that is to be stored alone."""
-        if not self._is_plain:
+        if not self._is_plain or isinstance(value, Exception):
             return None
         if isinstance(value, PreparedValue):
             payload = value.payload

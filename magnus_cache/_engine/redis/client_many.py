@@ -51,6 +51,12 @@ class Filled(NamedTuple):
     """Whether all stored ones are there, right after, and the server announces their next changes."""
 
 
+class _Asked(NamedTuple):
+    keys: int
+    token: bytes
+    force: bool
+
+
 class ManyKeys:
     """The operations of a `Client` on many keys.
 
@@ -87,7 +93,7 @@ class ManyKeys:
         :param force: whether to take each lease from any holder.
         """
         command = commands.acquire_many(keys, token, milliseconds, database=self._database, force=force)
-        self._wire(keys[0]).call(command, partial(_acquired, len(keys), token, force, receive), waiter)
+        self._wire(keys[0]).call(command, partial(_acquired, _Asked(len(keys), token, force), receive), waiter)
 
     def fill_many(
         self, keys: Sequence[bytes], token: bytes, raws: Iterable[bytes], milliseconds: Iterable[int],
@@ -126,14 +132,14 @@ def _stored(count: int, receive: Receive[Stored], reply: Any, connection: Connec
 
 
 def _acquired(
-    count: int, token: bytes, force: bool, receive: Receive[LeasesReply], reply: Any, connection: Connection,
-    sent: float,
+    asked: _Asked, receive: Receive[LeasesReply], reply: Any, connection: Connection, sent: float
 ) -> Any:  # fmt: skip
     """Take the answer to a transaction that requests some leases.
 
     Only the tokens say what is granted: of a request that is repeated, because its answer was lost, the first one may
     have been granted.
     """
+    count, token, force = asked
     parts = _parts(reply, count + (1 if force else 2))
     values = [] if force else _values(parts[0], count)
     tokens = _values(parts[-1], count)

@@ -190,7 +190,7 @@ def acquire_many(
     """
     leases = [lease_name(name, database) for name in names]
     condition = () if force else (b"NX",)
-    sets = [pack_command((b"SET", lease, token, *condition, b"PX", milliseconds)) for lease in leases]
+    sets = [pack(b"SET", lease, token, *condition, b"PX", milliseconds) for lease in leases]
     values = b"" if force else get_many(names)
     packed = b"".join((_MULTI, values, *sets, get_many(leases), _EXEC))
     writes = len(sets) + (1 if force else 2)

@@ -108,7 +108,7 @@ class ManyFills(ManyWrites):
     async def end_fill(self, filling: Filling) -> Sequence[int]:
         """Wait for Redis; return the places of the values that are to be filled one by one.
 
-        :raises asyncio.CancelledError: then the caller calls `give_up_fill`.
+        A caller that is cancelled meanwhile calls `give_up_fill`.
         """
         transaction = filling.transaction
         part, wire, names = transaction.part, transaction.wire, transaction.part.names

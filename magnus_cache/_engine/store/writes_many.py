@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.redis.retries import ask_twice
@@ -212,10 +213,8 @@ class ManyWrites(Writes):
             transaction.records = self._records(part, epoch, transaction.cost)
             versions = [record.version for record in transaction.records]
         else:
-            versions = [envelope.new_version() for _ in names]
-        raws = envelope.pack_many(
-            payloads, versions, ends, lives, epoch=epoch, tags=part.tags, cost=transaction.cost
-        )  # fmt: skip
+            versions = envelope.new_versions(len(names))
+        raws = envelope.pack_many(payloads, versions, ends, lives, Origin(epoch, part.tags, transaction.cost))
         refs.epoch_names.sized(max(map(len, payloads)))
         self._memory.invalidate_many(names)
         if near:
