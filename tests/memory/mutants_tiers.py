@@ -43,7 +43,7 @@ def without_numbers_that_are_used_once() -> None:
 
 @guard(f"{HERE}::test_threads_never_get_what_was_invalidated_before")
 def without_counting_the_uses_of_a_basis() -> None:
-    rewrite(cold.ColdStore.left, "self.bases.uses[head_of(record).basis] -= 1", "pass")
+    rewrite(cold.ColdStore.left, "self.bases.uses[basis_of(record)] -= 1", "pass")
 
 
 @guard(f"{HERE}::test_a_lost_connection_reaches_records")

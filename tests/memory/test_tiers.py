@@ -22,7 +22,7 @@ from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.memory.records import OBJECT, Bases, head_of, is_plain, pack, unpack
+from magnus_cache._engine.memory.records import OBJECT, Bases, basis_of, is_plain, pack, unpack
 from magnus_cache._engine.memory.store import LocalCache
 from tests.support.inside import bases_of, is_hot, shards_of
 from tests.support.interrupts import interrupted
@@ -708,7 +708,7 @@ class TwoTiers(RuleBasedStateMachine):
         for shard in shards_of(self.memory):
             for record in shard.values():
                 if record:
-                    used[head_of(record).basis] = used.get(head_of(record).basis, 0) + 1
+                    used[basis_of(record)] = used.get(basis_of(record), 0) + 1
         assert used == {number: uses for number, uses in bases_of(self.memory).uses.items() if uses}
 
     def teardown(self) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry
-from magnus_cache._engine.memory.records import Bases, head_of, pack, unpack
+from magnus_cache._engine.memory.records import Bases, basis_of, pack, unpack
 
 __all__ = ["COLD_OVERHEAD", "ColdStore"]
 
@@ -90,7 +90,7 @@ class ColdStore:
         self.count += 1
         self.size += charge
         if record:
-            self.bases.uses[head_of(record).basis] += 1
+            self.bases.uses[basis_of(record)] += 1
 
     def left(self, name: bytes, record: bytes, entry: Entry | None) -> None:
         """Count a name no more that was just taken from its shard."""
@@ -98,7 +98,7 @@ class ColdStore:
         self.count -= 1
         self.size -= charge
         if record:
-            self.bases.uses[head_of(record).basis] -= 1
+            self.bases.uses[basis_of(record)] -= 1
         else:
             # It may be back, as the last one, before its turn. `oldest` knows a record by its identity, but not this.
             ahead = self._ahead[hash(name) % len(self.shards)]
