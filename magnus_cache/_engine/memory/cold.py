@@ -141,6 +141,17 @@ class ColdStore:
         """Return the record of a name, or None."""
         return self.shards[hash(name) % len(self.shards)].get(name)
 
+    def trust(self, name: bytes) -> Trust | None:
+        """Return the trust that a name's record depends on; None if there is none."""
+        place = hash(name) % len(self.shards)
+        record = self.shards[place].get(name)
+        if record is None:
+            return None
+        if record:
+            return self.bases.known[head_of(record).basis].trust
+        kept = self.objects[place].get(name)
+        return None if kept is None else kept[1]
+
     def some(self, limit: int) -> list[bytes]:
         """Return some names, at most `limit`."""
         names: list[bytes] = []
