@@ -16,6 +16,9 @@ _THREADS: Final = (1, 16, 64)
 _GETS: Final = 512
 """Gets of one thread whose CPU time is measured at a time."""
 
+_EACH_OF_MANY: Final = 64
+"""Gets of each of many threads, likewise."""
+
 _NOTE: Final = f"'{L1_ON}': with a near cache that has room for a few of the keys, so that it has none of those read."
 
 
@@ -43,14 +46,21 @@ def decorated_redis_hits(plan: Plan) -> Table:
 
 
 def costs(plan: Plan) -> Table:
-    """Return microseconds of CPU for one get of one thread."""
-    table = Table("l2-thread-cpu", "CPU of one get by one thread", "us", less_is_better=True)
+    """Return microseconds of CPU for one get: of one thread, and of one among many.
+
+    Unlike rates, they hold on a busy machine as well.
+    """
+    table = Table("l2-thread-cpu", "CPU of one get by one thread, and by many", "us", less_is_better=True)
     with ExitStack() as stack:
         contenders = getters(plan, table, stack)
         for get in contenders.values():
             _cost(get)
         for name in plan.turns(contenders, "cpu"):
             table.add("cpu", name, _cost(contenders[name]))
+        readers = {name: ThreadReader(get) for name, get in contenders.items()}
+        for threads in _THREADS[1:]:
+            for name in plan.turns(contenders, f"cpu, {threads} threads"):
+                table.add(f"{threads} threads", name, readers[name].cost(threads, _EACH_OF_MANY))
     return table
 
 
@@ -86,6 +96,12 @@ class ThreadReader:
         for share in (0.0, 0.25, 1.0):
             each = max(2, round(self.rate(threads, each) * turn * share / threads))
         return each
+
+    def cost(self, threads: int, each: int) -> float:
+        """Return microseconds of CPU for one get while `threads` threads make `each` of them."""
+        began = time.process_time_ns()
+        self.rate(threads, each)
+        return (time.process_time_ns() - began) / (threads * each) / 1000
 
     def rate(self, threads: int, each: int) -> float:
         """Return gets a second while `threads` threads make `each` of them, one after the other.

@@ -10,7 +10,7 @@ HERE: Final = "tests/redis/test_eviction.py"
 
 @guard(HERE)
 def without_hearing_of_what_our_own_commands_evict() -> None:
-    put(handshake, "_ORDERLY", 1_000)
+    put(handshake, "_ORDERLY", (1_000, 0))
 
 
 @guard(HERE)

@@ -22,13 +22,13 @@ from tests.support.wait import wait_until
 
 TIMEOUT = 30.0
 """Seconds: a test that waits for all of them has failed before."""
-LATE = 2.0
+LATE = 10.0
 """Seconds after which the server ends its silence, if nobody has given it up by then."""
 LEFT = 0.05
 """Seconds that an exchange has left after what has come so far."""
 MUCH = bytes(64 << 20)
 """More than the buffers of both sides take."""
-SOON = 10.0
+SOON = 20.0
 
 
 class SlowServer:
@@ -97,12 +97,10 @@ class SlowServer:
 
 
 def read_all(peer: socket.socket, size: int) -> None:
-    """Read so many bytes, or all that come before the end."""
-    while size:
-        data = peer.recv(min(size, 1 << 20))
-        if not data:
-            return
-        size -= len(data)
+    """Read so many bytes, or all that come before the end, however that comes."""
+    with suppress(OSError):
+        while size and (data := peer.recv(min(size, 1 << 20))):
+            size -= len(data)
 
 
 def a_reply_in_parts(server: SlowServer, peer: socket.socket) -> None:

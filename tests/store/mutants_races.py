@@ -15,7 +15,7 @@ HERE: Final = "tests/store/test_races.py"
 def without_touching_again_when_the_answer_comes() -> None:
     put(bulk, "_removed", lambda _touch, _names, reply, *_: reply)
     # Where our own removals are announced, that does it as well.
-    put(handshake, "_ORDERLY", 1_000)
+    put(handshake, "_ORDERLY", (1_000, 0))
 
 
 @guard(HERE)
@@ -36,7 +36,7 @@ def without_an_end_for_who_waits_for_a_wire() -> None:
 
 @guard(HERE)
 def without_a_look_at_replies() -> None:
-    put(pipeline, "_check_values", nothing)
+    put(pipeline, "check_values", nothing)
 
 
 @guard(HERE)

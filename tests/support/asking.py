@@ -29,6 +29,5 @@ def filled_slot(cluster: EmbeddedCluster, source: ServerNode, count: int) -> tup
     """Store keys in one slot of a node; return the slot and the keys, which are their own values."""
     tag = cluster.key_on(source)
     keys = [f"{{{tag}}}{number}" for number in range(count)]
-    for key in keys:
-        source.ask("SET", key, key)
+    source.ask_all([("SET", key, key) for key in keys])
     return slot_of(tag), keys

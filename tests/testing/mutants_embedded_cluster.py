@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache.testing.servers import forming, places
+from magnus_cache.testing.servers import places
 from magnus_cache.testing.servers.cluster import EmbeddedCluster
 from magnus_cache.testing.servers.group import ServerGroup
 from tests.support.guards import guard, nothing, put
@@ -10,7 +10,7 @@ from tests.support.guards import guard, nothing, put
 HERE: Final = "tests/testing/test_embedded_cluster.py"
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_a_node_that_is_down_keeps_its_ports")
 def without_ports_that_are_kept_while_a_node_is_down() -> None:
     reserve = places._reserved
 
@@ -22,21 +22,16 @@ def without_ports_that_are_kept_while_a_node_is_down() -> None:
     put(places, "_reserved", released)
 
 
-@guard(HERE)
-def without_the_wait_for_replicas_that_are_listed() -> None:
-    put(forming, "_unlisted", lambda *_: "")
-
-
-@guard(HERE)
+@guard(f"{HERE}::test_the_next_test_gets_no_half_moved_slot")
 def without_half_moved_slots_that_are_closed_between_tests() -> None:
     put(EmbeddedCluster, "_tidy", nothing)
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_a_slot_that_is_given_away_loses_its_keys")
 def without_the_wait_until_all_know_an_owner() -> None:
     put(EmbeddedCluster, "_wait_for_owner", nothing)
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_the_end_leaves_nothing")
 def without_servers_that_end_with_the_group() -> None:
     put(ServerGroup, "close", nothing)

@@ -4,6 +4,8 @@ It is long: ``nox -s cluster`` runs it.
 """
 
 import contextlib
+import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -27,28 +29,44 @@ from tests.support.wait import wait_until
 PRIVATE = Callable[..., EmbeddedCluster]
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+def _privileged() -> bool:
+    """Whether this system lets us make network namespaces."""
+    if sys.platform != "linux" or os.geteuid() or not all(map(shutil.which, ("ip", "nsenter", "unshare"))):
+        return False
+    return subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode == 0
+
+
+NAMESPACES = pytest.mark.skipif(not _privileged(), reason="network namespaces need root")
+NETWORKS = [
+    *(pytest.param((kind, True), id=f"relays-{kind}") for kind in SERVERS),
+    *(pytest.param((kind, "namespaces"), id=f"namespaces-{kind}", marks=NAMESPACES) for kind in SERVERS),
+]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
 def linked_cluster(request: pytest.FixtureRequest) -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(binary=binary_of(request.param), links=True, node_timeout=1) as cluster:
+    kind, links = request.param
+    with EmbeddedCluster(binary=binary_of(kind), links=links, node_timeout=1) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def linked(linked_cluster: EmbeddedCluster) -> EmbeddedCluster:
-    """A cluster of each kind whose links can be cut."""
+    """A cluster of each kind, on each network, whose links can be cut."""
     linked_cluster.restore()
     return linked_cluster
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def linked_set(request: pytest.FixtureRequest) -> Iterator[EmbeddedSentinels]:
-    with EmbeddedSentinels(binary=binary_of(request.param), links=True) as sentinels:
+    kind, links = request.param
+    with EmbeddedSentinels(binary=binary_of(kind), links=links) as sentinels:
         yield sentinels
 
 
 @pytest.fixture
 def linked_sentinels(linked_set: EmbeddedSentinels) -> EmbeddedSentinels:
-    """A Sentinel set of each kind whose links can be cut."""
+    """A Sentinel set of each kind, on each network, whose links can be cut."""
     linked_set.restore()
     return linked_set
 
@@ -111,7 +129,7 @@ def test_a_primary_that_is_cut_off_is_replaced_while_clients_still_reach_it(link
     linked.wait_for_primary(replica)
     assert role_of(replica) == role_of(old) == "master"
     assert said_by(replica, "GET", key) == "before"
-    assert f"127.0.0.1:{replica.port}" in _moved_to(witness, key)
+    assert replica.address in _moved_to(witness, key)
     assert linked.view(old)[old.id].slots == linked.view(witness)[replica.id].slots
     linked.heal()
     linked.settle()
@@ -165,6 +183,10 @@ def test_one_link_can_be_cut_alone(linked: EmbeddedCluster) -> None:
 def test_a_link_can_be_slow(linked: EmbeddedCluster, between: str) -> None:
     node, other = linked.primaries[0], linked.replicas_of(linked.primaries[0])[0]
     key = linked.key_on(node)
+    if node.host != "127.0.0.1":
+        with pytest.raises(CacheArgumentError, match="links between network namespaces cannot be slow; use links=True"):
+            linked.delay(node, 0.3)
+        return
     linked.delay(node, 0.3, None if between == "clients" else other)
     if between == "clients":
         with pytest.raises(redis.TimeoutError):
@@ -178,15 +200,50 @@ def test_a_link_can_be_slow(linked: EmbeddedCluster, between: str) -> None:
     wait_until(lambda: node.ask_all([("SET", key, "y"), ("WAIT", 1, 200)])[1] == 1)
 
 
-def test_links_that_cannot_be_changed(cluster: EmbeddedCluster, linked: EmbeddedCluster) -> None:
+def test_links_that_cannot_be_changed(linked: EmbeddedCluster, private_cluster_with: PRIVATE) -> None:
+    cluster = private_cluster_with(1, 0)
     with pytest.raises(CacheArgumentError, match="start them with links=True"):
         cluster.partition(cluster.nodes[0])
     with pytest.raises(CacheArgumentError, match="start them with links=True"):
         cluster.delay(cluster.nodes[0], 1)
-    with pytest.raises(CacheArgumentError, match="a delay is 0 to 60 seconds, not -1"):
-        linked.delay(linked.nodes[0], -1)
+    if linked.nodes[0].host == "127.0.0.1":
+        with pytest.raises(CacheArgumentError, match="a delay is 0 to 60 seconds, not -1"):
+            linked.delay(linked.nodes[0], -1)
     with pytest.raises(CacheArgumentError, match="name the servers that are to be separated"):
         linked.partition()
+
+
+@NAMESPACES
+def test_a_killed_program_leaves_no_namespace() -> None:
+    script = (
+        "import psutil, sys; from magnus_cache.testing import EmbeddedCluster;"
+        "cluster = EmbeddedCluster(1, 0, links='namespaces').start(); print(cluster.nodes[0].host, "
+        "*(child.pid for child in psutil.Process().children(recursive=True)), flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        host, *pids = program.stdout.readline().split()
+        assert host in _routes()
+        program.kill()
+    assert pids
+    wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids))
+    wait_until(lambda: host not in _routes())
+
+
+def _routes() -> list[str]:
+    told = subprocess.run(["ip", "route"], check=True, capture_output=True, text=True).stdout
+    return [line.split()[0] for line in told.splitlines()]
+
+
+def test_without_root_there_are_no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(CacheArgumentError, match="links: network namespaces need .*; use links=True"):
+        EmbeddedCluster(1, 0, links="namespaces").start()
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(CacheArgumentError, match="need the commands ip, nsenter, unshare; use links=True"):
+        EmbeddedCluster(1, 0, links="namespaces").start()
 
 
 # -- members of a cluster ---------------------------------------------------------------------------------------
@@ -275,6 +332,23 @@ def test_a_killed_primary_of_a_set_is_replaced_and_comes_back_as_a_replica(
     # Sentinel had the roles written to their configuration files.
     sentinels.restart(replica)
     assert role_of(replica) == "master"
+
+
+def test_a_killed_program_leaves_no_cluster() -> None:
+    script = (
+        "import psutil, sys; from magnus_cache.testing import EmbeddedCluster;"
+        "cluster = EmbeddedCluster(1, 0, links=True).start(); print(cluster.nodes[0].directory, "
+        "*(child.pid for child in psutil.Process().children(recursive=True)), flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        directory, *pids = program.stdout.readline().split()
+        program.kill()
+    assert pids
+    wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids))
+    wait_until(lambda: not Path(directory).exists())
 
 
 def test_a_killed_program_leaves_no_set() -> None:

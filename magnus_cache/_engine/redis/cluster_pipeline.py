@@ -158,7 +158,7 @@ class ClusterPipeline(Pipeline):
             self.redirect(asked, error)
         elif isinstance(asked, ReadBatch) and getattr(error, "args", ("",))[0:1] and "WRONGTYPE" in str(error):
             # As MGET does: a key of another type is no value.
-            self._receive(asked, slice(0, 1), [None], HandOut([asked], [None], connection, sent))
+            self._receive(asked, slice(0, 1), [None], connection, sent)
         else:
             self._refuse([asked], error, connection, sent)
 

@@ -9,6 +9,7 @@ from magnus_cache.testing.servers import forming, migration
 from magnus_cache.testing.servers.control import NodeError, wait_for
 from magnus_cache.testing.servers.group import PATIENCE, ServerGroup
 from magnus_cache.testing.servers.migration import SlotMigration
+from magnus_cache.testing.servers.networks import Links
 from magnus_cache.testing.servers.nodes import ServerNode
 from magnus_cache.testing.servers.programs import ServerTls, choose_program
 from magnus_cache.testing.servers.views import NodeView, checked_slot, slot_of
@@ -33,8 +34,9 @@ class EmbeddedCluster(ServerGroup):
     :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
     :param node_timeout: seconds until a node that does not answer counts as down (``cluster-node-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
-    :param links: let `partition`, `cut` and `delay` change the links between nodes, and to clients. Everything then
-        goes through relays in this program.
+    :param links: True lets `partition`, `cut` and `delay` change the links between servers, and to clients: everything
+        then goes through relays. ``"namespaces"`` does without relays, and without `delay`; it needs
+        root.
     :param options: server options for every node, such as ``cluster_require_full_coverage="no"``.
     :raises CacheArgumentError: for numbers of nodes that make no cluster.
     :raises ServerNotFoundError: if there is no server on this machine.
@@ -48,7 +50,7 @@ class EmbeddedCluster(ServerGroup):
         binary: Path | None = None,
         node_timeout: float = 2.0,
         tls: ServerTls | None = None,
-        links: bool = False,
+        links: Links = False,
         **options: str,
     ) -> None:
         _check_numbers(primaries, replicas, node_timeout)

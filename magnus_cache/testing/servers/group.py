@@ -11,7 +11,8 @@ from typing import Final, Self, TypeVar
 
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing.servers.control import wait_for
-from magnus_cache.testing.servers.networks import Network, PlainNetwork
+from magnus_cache.testing.servers.namespaces import NamespaceNetwork
+from magnus_cache.testing.servers.networks import Links, Network, PlainNetwork
 from magnus_cache.testing.servers.nodes import Plan, ServerNode, dashed
 from magnus_cache.testing.servers.places import Place
 from magnus_cache.testing.servers.programs import ServerTls, ServerVersion, without_tls
@@ -33,12 +34,14 @@ class ServerGroup(ABC):
     :ivar version: the kind and the version of the servers.
     """
 
-    def __init__(self, binary: Path, options: dict[str, str], *, tls: ServerTls | None, links: bool) -> None:
+    def __init__(self, binary: Path, options: dict[str, str], *, tls: ServerTls | None, links: Links) -> None:
         self._binary = binary
         self.version = ServerVersion.of(binary)
         self._options = options
         self._tls = tls
-        self._with_links = links
+        if links not in {False, True, "namespaces"}:
+            raise CacheArgumentError("links", f'use True, False or "namespaces", not {links!r}')
+        self._links = links
         self._network: Network = PlainNetwork()
         self._nodes: list[ServerNode] = []
         self._owner = os.getpid()
@@ -106,19 +109,16 @@ class ServerGroup(ABC):
         apart = [self.node(node) for node in nodes]
         if not apart:
             raise CacheArgumentError("nodes", "name the servers that are to be separated from the others")
-        for node in apart:
-            for other in self._nodes:
-                if other not in apart:
-                    self._network.cut(node.place, other.place)
-            if clients:
-                self._network.cut(node.place, None)
+        others = [node.place for node in self._nodes if node not in apart]
+        ends: list[Place | None] = [*others, None] if clients else [*others]
+        self._network.cut([(node.place, other) for node in apart for other in ends])
 
     def cut(self, one: ServerNode | int, other: ServerNode | int | None = None) -> None:
         """Cut the link between two servers, or by default between a server and its clients, until `heal`.
 
         :raises CacheArgumentError: for an unknown node, and without ``links=True``.
         """
-        self._network.cut(self.node(one).place, self._place_of(other))
+        self._network.cut([(self.node(one).place, self._place_of(other))])
 
     def delay(self, one: ServerNode | int, seconds: float, other: ServerNode | int | None = None) -> None:
         """Deliver everything between two servers, or by default between a server and its clients, later.
@@ -126,7 +126,7 @@ class ServerGroup(ABC):
         :param seconds: for each direction; 0 ends the delay.
         :raises CacheArgumentError: for an unknown node, a delay that is none, and without ``links=True``.
         """
-        self._network.delay(self.node(one).place, self._place_of(other), seconds)
+        self._network.delay((self.node(one).place, self._place_of(other)), seconds)
 
     def heal(self) -> None:
         """Let everything through again, without delay. Bytes that were held back arrive now."""
@@ -209,8 +209,8 @@ class ServerGroup(ABC):
         if self._nodes:
             return self
         try:
-            if self._with_links:
-                self._network = RelayNetwork()
+            if self._links:
+                self._network = NamespaceNetwork() if self._links == "namespaces" else RelayNetwork()
             self._begin()
         except BaseException as error:
             self.close()

@@ -1,32 +1,36 @@
 """The network between the servers of a group, which a test may cut or slow down link by link."""
 
 import math
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing.servers.places import Place, free_place
 from magnus_cache.testing.servers.programs import ServerVersion
 
-__all__ = ["Network", "PlainNetwork", "check_delay"]
+__all__ = ["Links", "Network", "Pair", "PlainNetwork", "check_delay"]
+
+
+Links: TypeAlias = bool | Literal["namespaces"]
+"""Whether links can be changed: by relays, or by network namespaces, which need root and cannot delay anything."""
+
+Pair: TypeAlias = tuple[Place | None, Place | None]
+"""The two ends of a link. Servers are named by their places; None stands for the clients, which are one end."""
 
 
 class Network(Protocol):
-    """Gives servers their places, and cuts or slows the links between them. A link has two ends and two directions.
-
-    Servers are named by their places; None stands for the clients, which are one end for all links of theirs.
-    """
+    """Gives servers their places, and cuts or slows the links between them, in both directions."""
 
     def place(self, version: ServerVersion) -> Place:
         """Return a place for one more server."""
         ...
 
-    def cut(self, one: Place | None, other: Place | None) -> None:
-        """Let nothing through between two, until `heal`."""
+    def cut(self, pairs: Sequence[Pair]) -> None:
+        """Let nothing through on these links, until `heal`."""
         ...
 
-    def delay(self, one: Place | None, other: Place | None, seconds: float) -> None:
-        """Deliver everything between two this much later, in each direction."""
+    def delay(self, pair: Pair, seconds: float) -> None:
+        """Deliver everything on a link this much later, in each direction."""
         ...
 
     def heal(self, places: Collection[Place]) -> None:
@@ -46,19 +50,19 @@ class PlainNetwork:
         del version
         return free_place()
 
-    def cut(self, one: Place | None, other: Place | None) -> None:
+    def cut(self, pairs: Sequence[Pair]) -> None:
         """Say how to get a network that can be cut.
 
         :raises CacheArgumentError: always.
         """
         raise CacheArgumentError("links", "the links of these servers cannot be changed; start them with links=True")
 
-    def delay(self, one: Place | None, other: Place | None, seconds: float) -> None:
+    def delay(self, pair: Pair, seconds: float) -> None:
         """Say how to get a network that can be slowed down.
 
         :raises CacheArgumentError: always.
         """
-        self.cut(one, other)
+        self.cut([pair])
 
     def heal(self, places: Collection[Place]) -> None:
         """Do nothing: all links work."""

@@ -208,8 +208,8 @@ class ServerNode(EmbeddedServer):
         return {**_DEFAULTS, **own, **listens, **place.options, **self._announced(place), **given}
 
     def _announced(self, place: Place) -> dict[str, str]:
-        """Return the options by which others learn where a relayed server is reached."""
-        if not place.relayed:
+        """Return the options by which others learn where the server is reached."""
+        if not place.announced:
             return {}
         name = "cluster-announce-port" if self._plan.tls is None else "cluster-announce-tls-port"
         return {

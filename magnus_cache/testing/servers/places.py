@@ -23,7 +23,7 @@ class PortsTakenError(CacheError, OSError):
     """There is no free pair of ports on this machine."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """Where one server listens and how it is reached.
 
@@ -33,6 +33,8 @@ class Place:
     :ivar listens: the port at which the server itself listens; not `port` if something relays.
     :ivar options: the server options that belong to the place.
     :ivar prefix: the beginning of the command that starts the server there.
+    :ivar announced: whether the server has to tell others where it is reached.
+    :ivar reserved: sockets that hold its ports.
     """
 
     host: str
@@ -41,12 +43,8 @@ class Place:
     listens: int
     options: dict[str, str] = field(default_factory=dict[str, str])
     prefix: tuple[str, ...] = ()
+    announced: bool = False
     reserved: tuple[socket.socket, ...] = ()
-
-    @property
-    def relayed(self) -> bool:
-        """Whether a relay stands before the server."""
-        return self.port != self.listens
 
     @property
     def address(self) -> str:

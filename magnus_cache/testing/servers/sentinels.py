@@ -9,6 +9,7 @@ import hiredis
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.testing.servers.control import NodeError, wait_for
 from magnus_cache.testing.servers.group import PATIENCE, ServerGroup
+from magnus_cache.testing.servers.networks import Links
 from magnus_cache.testing.servers.nodes import Plan, ServerNode
 from magnus_cache.testing.servers.places import Place
 from magnus_cache.testing.servers.programs import ServerTls, choose_program
@@ -39,7 +40,7 @@ class SentinelNode(ServerNode):
     def watch(self, lines: list[str]) -> None:
         """Write what the sentinel has to watch and whom it knows."""
         place = self.place
-        if place.relayed:
+        if place.announced:
             lines = [f"announce-ip {place.host}", f"announce-port {place.port}", *lines]
         self._write(self._lines(place), "".join(f"sentinel {line}\n" for line in [f"myid {self.id}", *lines]))
 
@@ -66,8 +67,9 @@ class EmbeddedSentinels(ServerGroup):
     :param down_after: seconds until a server that does not answer counts as down (``down-after-milliseconds``).
     :param failover_timeout: seconds; after twice this time, a failover may be tried again (``failover-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
-    :param links: let `partition`, `cut` and `delay` change the links between servers, and to clients. Everything then
-        goes through relays in this program.
+    :param links: True lets `partition`, `cut` and `delay` change the links between servers, and to clients: everything
+        then goes through relays. ``"namespaces"`` does without relays, and without `delay`; it needs
+        root.
     :param options: options for the primary and the replicas, such as ``maxmemory="10mb"``.
     :raises CacheArgumentError: for numbers and times that cannot work.
     :raises ServerNotFoundError: if there is no such server on this machine.
@@ -83,7 +85,7 @@ class EmbeddedSentinels(ServerGroup):
         down_after: float = 1.0,
         failover_timeout: float = 3.0,
         tls: ServerTls | None = None,
-        links: bool = False,
+        links: Links = False,
         **options: str,
     ) -> None:
         _check(replicas, sentinels, service, {"down_after": down_after, "failover_timeout": failover_timeout})
