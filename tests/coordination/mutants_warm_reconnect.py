@@ -6,7 +6,7 @@ from typing import Any, Final
 from magnus_cache._engine.outage import breaker
 from magnus_cache._engine.redis import scripts, wire
 from magnus_cache._engine.store import reads
-from tests.support.guards import edit, guard, put, rewrite
+from tests.support.guards import edit, guard, put
 
 HERE: Final = "tests/coordination/test_warm_reconnect.py"
 
@@ -14,11 +14,6 @@ HERE: Final = "tests/coordination/test_warm_reconnect.py"
 @guard(HERE)
 def without_comparing_with_what_is_here() -> None:
     put(reads, "comparable", lambda *_: False)
-
-
-@guard(f"{HERE}::test_what_did_not_change_does_not_come_over_again")
-def without_comparing_what_a_thread_could_read_by_itself() -> None:
-    rewrite(reads.Reads.read_blocking, "entry_here.size <= _TINY", "True")
 
 
 @guard(HERE)

@@ -29,5 +29,6 @@ def filled_slot(cluster: EmbeddedCluster, source: ServerNode, count: int) -> tup
     """Store keys in one slot of a node; return the slot and the keys, which are their own values."""
     tag = cluster.key_on(source)
     keys = [f"{{{tag}}}{number}" for number in range(count)]
-    source.ask_all([("SET", key, key) for key in keys])
+    for key in keys:
+        source.ask("SET", key, key)
     return slot_of(tag), keys

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
     import re
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
@@ -161,7 +161,7 @@ def loads_by_key(cache: "Cache | State") -> "Mapping[bytes, Flight]":
     return state_of(cache).flights._flights
 
 
-def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Sequence[Flight]]":
+def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Flight]":
     """Return the tasks of the loads under way."""
     return state_of(cache).flights._tasks
 

@@ -334,23 +334,6 @@ def test_a_killed_primary_of_a_set_is_replaced_and_comes_back_as_a_replica(
     assert role_of(replica) == "master"
 
 
-def test_a_killed_program_leaves_no_cluster() -> None:
-    script = (
-        "import psutil, sys; from magnus_cache.testing import EmbeddedCluster;"
-        "cluster = EmbeddedCluster(1, 0, links=True).start(); print(cluster.nodes[0].directory, "
-        "*(child.pid for child in psutil.Process().children(recursive=True)), flush=True);"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
-        directory, *pids = program.stdout.readline().split()
-        program.kill()
-    assert pids
-    wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids))
-    wait_until(lambda: not Path(directory).exists())
-
-
 def test_a_killed_program_leaves_no_set() -> None:
     script = (
         "import psutil, sys; from magnus_cache.testing import EmbeddedSentinels;"

@@ -49,13 +49,6 @@ class Look:
         self.overtaken = self.found = self.local = False
         self.left_out_by: object = None
 
-    def copy(self) -> "Look":
-        """Return a look that is written apart from this one."""
-        again = Look()
-        again.since, again.tags, again.known, again.overtaken = self.since, self.tags, self.known, self.overtaken
-        again.found, again.left_out_by = self.found, self.left_out_by
-        return again
-
 
 class Caller:
     """A caller that accepts every outcome.

@@ -99,9 +99,7 @@ class FlightRegistry:
     def _new(
         self, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, private: bool = False
     ) -> Flight:
-        flight = Flight(self, key, loop, namespace, self._clock())
-        flight.private = flight.detached = private
-        return flight
+        return Flight(self, key, loop, private, namespace, self._clock())
 
     def _joinable(self, key: bytes) -> Flight | None:
         flight = self._flights.get(key)

@@ -356,7 +356,7 @@ class _Acquisition:
     ) -> _Answer:
         """Take the answer to ACQ. Runs inside the reader: the lease is registered before the next announcement."""
         leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
-        leases.answered(self._request.ref.name, self._token)
+        leases.answered(self._token)
         if reply.value is not None:
             return self._on_value(placeholder, reply.value, source, sent)
         if reply.unstorable:

@@ -27,9 +27,8 @@ and how many may be added before the chain is searched for dictionaries that hav
 DEAD: Final = Trust(float("-inf"), -1)
 """The trust of entries that have left the local cache: they are never served again, and no fallback in an outage."""
 
-OVERHEAD: Final = 320
-"""Bytes that an entry takes beyond the text of its name and value; counted against the limit. By `tracemalloc`, with
-the headers of both and its share of the tables: 265 to 300 without tags, 320 to 350 with the tag of a function."""
+OVERHEAD: Final = 250
+"""Bytes that an entry takes beyond its name and value; counted against the limit."""
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1

@@ -27,7 +27,6 @@ The races that this excludes
 from itertools import islice
 from typing import Final
 
-from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.clear_log import ClearLog
 from magnus_cache._engine.memory.cold import COLD_OVERHEAD, ColdStore
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
@@ -103,14 +102,6 @@ class Tiers(Reservations):
         """Return the entry of a name, dead or alive; one that was in the cold store is hot from now on."""
         entry = self._table.get(name)
         return self._promote(name) if entry is None else entry
-
-    def trust_of(self, name: _Name) -> Trust | None:
-        """Return the trust of a name's entry, dead or alive; None without an entry. It stays in its tier."""
-        with self._lock:
-            entry = self._table.get(name)
-            if entry is not None:
-                return entry.trust
-            return None if self._cold is None else self._cold.trust(name)
 
     def _is_current(self, name: _Name, entry: Entry) -> bool:
         """Return whether no clear and no tag invalidation covers an entry; asks the log once for each generation."""

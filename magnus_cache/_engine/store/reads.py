@@ -53,8 +53,6 @@ _UNKNOWN: Final = Verdict.UNKNOWN
 
 _FOREVER: Final = math.inf
 
-_TINY: Final = 512
-"""Bytes of a value in memory up to which a thread reads it anew by itself: to compare it would take hardly less."""
 
 _Answer: TypeAlias = "tuple[Connection, float, int]"
 """Where an answer came from, the monotonic second when its request left, and the memory's generation from before the
@@ -216,10 +214,7 @@ class Reads(Coding):
         if (local := ref.namespace.local) and self._memory.get_stale(ref.name, trusted=False) is None:
             return None
         tags, again, entry_here = tuple[str, ...](), False, self.entry_here(ref)
-        if (
-            not local and not (state.outbox.pending and state.outbox.covers(ref.name))
-            and (entry_here is None or entry_here.size <= _TINY)
-        ):  # fmt: skip
+        if not (local or (state.outbox.pending and state.outbox.covers(ref.name))):
             placeholder: Placeholder | None = None
             try:
                 placeholder = self.expect(ref)

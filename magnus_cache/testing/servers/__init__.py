@@ -1,10 +1,8 @@
 """Real Redis Clusters and Sentinel sets of server processes on this machine, for tests.
 
-Where to look: `cluster` and `sentinels` have the two kinds and their operations, and `group` what they have in common:
-life, faults, links. `forming` makes servers a cluster and says what it still lacks; `migration` moves slots; `views`
-reads what a node says about the others. `nodes` is one server process, `places` finds its ports, `programs` knows its
-version, `control` sends it commands. `networks` says what a network does; `relays` (with `relay_process`) and
-`namespaces` are the two whose links can be cut.
+Where to look: `cluster` has the cluster and its operations; `forming` makes servers a cluster and says what it still
+lacks; `migration` moves slots; `views` reads what a node says about the others; `nodes` is one server process;
+`places` finds its ports; `control` sends it commands.
 """
 
 from magnus_cache.testing.servers.cluster import EmbeddedCluster, Promotion

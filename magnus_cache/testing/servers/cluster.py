@@ -35,7 +35,7 @@ class EmbeddedCluster(ServerGroup):
     :param node_timeout: seconds until a node that does not answer counts as down (``cluster-node-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
     :param links: True lets `partition`, `cut` and `delay` change the links between servers, and to clients: everything
-        then goes through relays. ``"namespaces"`` does without relays, and without `delay`; it needs
+        then goes through relays in this program. ``"namespaces"`` does without relays, and without `delay`; it needs
         root.
     :param options: server options for every node, such as ``cluster_require_full_coverage="no"``.
     :raises CacheArgumentError: for numbers of nodes that make no cluster.

@@ -68,7 +68,7 @@ class EmbeddedSentinels(ServerGroup):
     :param failover_timeout: seconds; after twice this time, a failover may be tried again (``failover-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
     :param links: True lets `partition`, `cut` and `delay` change the links between servers, and to clients: everything
-        then goes through relays. ``"namespaces"`` does without relays, and without `delay`; it needs
+        then goes through relays in this program. ``"namespaces"`` does without relays, and without `delay`; it needs
         root.
     :param options: options for the primary and the replicas, such as ``maxmemory="10mb"``.
     :raises CacheArgumentError: for numbers and times that cannot work.
