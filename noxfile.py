@@ -25,6 +25,8 @@ ALONE = (
     "tests/project/test_demo.py",
     "tests/fleet/test_stress.py",
 )
+CLUSTER = ("tests/testing/test_server_faults.py",)
+"""Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
 CORE = (
     "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",
     "tests/coordination/test_epochs.py", "tests/outage/test_outage.py", "tests/loading/test_policies.py",
@@ -36,7 +38,7 @@ CORE = (
 MEASURED = (
     # One event loop and one server: the others take the same branches.
     "-k", "not uvloop and not redis] and not -redis-",
-    *(f"--ignore={path}" for path in (*ALONE, "tests/project")),
+    *(f"--ignore={path}" for path in (*ALONE, *CLUSTER, "tests/project")),
     # A tracer takes too long for these, or they notice it: the depth of calls, and which modules are loaded.
     "--deselect=tests/memory/test_memory_properties.py::test_a_million_entries_are_cleared_in_bounded_steps",
     "--deselect=tests/memory/test_footprint.py::test_an_estimate_looks_at_few_parts_and_at_no_deep_ones",
@@ -58,7 +60,7 @@ def run_tests(session: nox.Session) -> None:
         return
     # Tests that inject faults or measure have the machine for themselves; all others run side by side.
     session.run("python", "-m", "pytest", *ALONE)
-    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in ALONE))
+    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in (*ALONE, *CLUSTER)))
 
 
 @nox.session
@@ -151,6 +153,13 @@ def soak(session: nox.Session) -> None:
         "tests/fleet/test_stress.py",
     ]
     session.run("python", "-m", "pytest", "--timeout", "0", *tests, *session.posargs, env={"MAGNUS_CACHE_SOAK": "1"})
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Run the long tests of clusters and Sentinel sets: failovers, cut links, TLS, nodes that come and go."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *(session.posargs or CLUSTER))
 
 
 @nox.session

@@ -12,6 +12,7 @@ from benchmarks.cold_key import cold_key
 from benchmarks.costs import entry_memory, import_time, pauses
 from benchmarks.first_get import first_get
 from benchmarks.guide import guide
+from benchmarks.head_of_line import head_of_line
 from benchmarks.latency import latencies
 from benchmarks.many import many_keys
 from benchmarks.memory_hits import async_hits, blocking_hits, call_kinds, large_hits
@@ -53,6 +54,7 @@ SUITES: Final = (
     Suite("near", near_hits),
     Suite("l2-async", async_redis_hits),
     Suite("latency", latencies),
+    Suite("head-of-line", head_of_line),
     Suite("l2-threads", blocking_redis_hits),
     Suite("l2-threads-decorated", decorated_redis_hits),
     Suite("l2-threads-unix", unix_hits),

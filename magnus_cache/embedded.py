@@ -108,7 +108,7 @@ class EmbeddedServer:
         if self.running:
             return self
         for _ in range(1 if self.port else _ATTEMPTS):
-            port = self.port or _free_port()
+            port = self.port or self._new_port()
             self._process = self._spawn(port)
             if _wait_for(self._decided) and self._process.poll() is None:
                 self.port = port
@@ -126,7 +126,10 @@ class EmbeddedServer:
         # answers on none of its sockets before it listens on all of them.
         return self._options.get("unixsocket", str(self._directory / "own.sock"))
 
-    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+    def _new_port(self) -> int:
+        return _free_port()
+
+    def _command(self, port: int) -> list[str]:
         arguments = {
             "port": str(port), "bind": "127.0.0.1", "dir": str(self._directory), "save": "", "appendonly": "no",
             "unixsocket": self._socket, **self._options,
@@ -134,6 +137,10 @@ class EmbeddedServer:
         command = [str(self._binary)]
         for name, value in arguments.items():
             command += [f"--{name.replace('_', '-')}", value]
+        return command
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        command = self._command(port)
         with (self._directory / "server.log").open("ab") as log:
             # In its own session: Ctrl-C at the terminal is for the program, which then stops the server in order.
             process = subprocess.Popen(

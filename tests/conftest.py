@@ -16,7 +16,7 @@ from hypothesis import settings
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
 from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
-from magnus_cache.testing import Proxy
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy, ServerTls
 from tests.support import leaks
 from tests.support.fleet import Fleet, Worker
 from tests.support.inside import forget_log_lines
@@ -66,7 +66,7 @@ def running() -> Iterator[Callable[[str], EmbeddedServer]]:
 
     def start(kind: str) -> EmbeddedServer:
         if kind not in started:
-            started[kind] = EmbeddedServer(find_valkey() if kind == "valkey" else find_redis()).start()
+            started[kind] = EmbeddedServer(binary_of(kind)).start()
         return started[kind]
 
     yield start
@@ -118,6 +118,78 @@ def private_server_with() -> Iterator[Callable[..., EmbeddedServer]]:
 @pytest.fixture
 def private_server(private_server_with: Callable[..., EmbeddedServer]) -> EmbeddedServer:
     return private_server_with()
+
+
+def binary_of(kind: str) -> Path:
+    """Return the server program of a kind in `SERVERS`."""
+    return find_valkey() if kind == "valkey" else find_redis()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_cluster(request: pytest.FixtureRequest) -> Iterator[EmbeddedCluster]:
+    """A cluster for the whole run. Not started within a test, whose leak check would find the ports that it holds."""
+    with EmbeddedCluster(binary=binary_of(request.param)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: EmbeddedCluster) -> EmbeddedCluster:
+    """A cluster of each kind: 3 primaries, 3 replicas; empty, and all nodes run. Roles and slots may have moved."""
+    shared_cluster.restore()
+    return shared_cluster
+
+
+@pytest.fixture
+def private_cluster_with() -> Iterator[Callable[..., EmbeddedCluster]]:
+    """Starts clusters with options, for one test."""
+    clusters: list[EmbeddedCluster] = []
+
+    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedCluster:
+        clusters.append(EmbeddedCluster(*numbers, binary=binary_of(kind), **options))
+        return clusters[-1].start()
+
+    yield start
+    for cluster in clusters:
+        cluster.close()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_sentinels(request: pytest.FixtureRequest) -> Iterator[EmbeddedSentinels]:
+    """A Sentinel set for the whole run, not started within a test either."""
+    with EmbeddedSentinels(binary=binary_of(request.param)) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture
+def sentinels(shared_sentinels: EmbeddedSentinels) -> EmbeddedSentinels:
+    """A set of each kind: a primary, 2 replicas, 3 sentinels; empty, and all of them run. Roles may have changed."""
+    shared_sentinels.restore()
+    return shared_sentinels
+
+
+@pytest.fixture
+def private_sentinels_with() -> Iterator[Callable[..., EmbeddedSentinels]]:
+    """Starts Sentinel sets with options, for one test."""
+    started: list[EmbeddedSentinels] = []
+
+    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedSentinels:
+        started.append(EmbeddedSentinels(*numbers, binary=binary_of(kind), **options))
+        return started[-1].start()
+
+    yield start
+    for sentinels in started:
+        sentinels.close()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    """Files for servers that speak TLS. The certificate is valid for 127.0.0.1 and localhost, for clients too."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    return ServerTls(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
 
 
 @pytest.fixture(scope="module")

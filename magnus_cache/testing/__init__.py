@@ -1,4 +1,4 @@
-"""Tools for testing code that uses a cache: isolation, a clock, a proxy that breaks connections, leak checks and more.
+"""Tools for testing code that uses a cache: isolation, a clock, real clusters, broken connections, leak checks.
 
 They need no test framework. For pytest there are fixtures; see `magnus_cache.integrations.pytest`.
 """
@@ -7,6 +7,19 @@ from magnus_cache.testing.clock import VirtualClock, virtual_clock
 from magnus_cache.testing.isolation import isolated
 from magnus_cache.testing.leaks import LeakCheck, no_leaks
 from magnus_cache.testing.proxy import Direction, Frame, FrameError, FrameSplitter, Proxy, ProxyCounts
+from magnus_cache.testing.servers import (
+    EmbeddedCluster,
+    EmbeddedSentinels,
+    NodeError,
+    NodeView,
+    Promotion,
+    SentinelNode,
+    ServerNode,
+    ServerTls,
+    ServerVersion,
+    SlotMigration,
+    slot_of,
+)
 from magnus_cache.testing.staleness import (
     StalenessChecker,
     StalenessEvent,
@@ -18,12 +31,22 @@ from magnus_cache.testing.staleness import (
 
 __all__ = [
     "Direction",
+    "EmbeddedCluster",
+    "EmbeddedSentinels",
     "Frame",
     "FrameError",
     "FrameSplitter",
     "LeakCheck",
+    "NodeError",
+    "NodeView",
+    "Promotion",
     "Proxy",
     "ProxyCounts",
+    "SentinelNode",
+    "ServerNode",
+    "ServerTls",
+    "ServerVersion",
+    "SlotMigration",
     "StaleRead",
     "StalenessChecker",
     "StalenessEvent",
@@ -33,5 +56,6 @@ __all__ = [
     "isolated",
     "no_leaks",
     "read_log",
+    "slot_of",
     "virtual_clock",
 ]

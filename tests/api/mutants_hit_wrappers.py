@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.api import cached, call_memos, hit_wrappers
 from magnus_cache._engine.keys import call_shapes
+from magnus_cache._engine.memory.entry import Entry
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/api/test_hit_wrappers.py"
@@ -17,13 +18,13 @@ def _template(old: str, new: str = "") -> None:
 
 @guard(f"{HERE}::test_equal_arguments_of_other_types_and_signs_are_told_apart")
 def without_the_types_of_arguments_in_what_is_remembered() -> None:
-    text, keep = hit_wrappers._text, call_memos.CallMemo.keep
+    text, calls = hit_wrappers._text, call_memos.CallMemo.calls
     put(hit_wrappers, "_text", lambda *args, **kwargs: re.sub(r"type\(p\d\)", "None", text(*args, **kwargs)))
 
-    def keep_all(self: Any, types: Any, arguments: Any, entry: Any) -> None:
-        keep(self, (None,) * len(types) if isinstance(types, tuple) else None, arguments, entry)
+    def of_all(self: Any, types: Any) -> Any:
+        return calls(self, (None,) * len(types) if isinstance(types, tuple) else None)
 
-    put(call_memos.CallMemo, "keep", keep_all)
+    put(call_memos.CallMemo, "calls", of_all)
 
 
 @guard(f"{HERE}::test_equal_arguments_of_other_types_and_signs_are_told_apart")
@@ -31,7 +32,7 @@ def without_care_for_the_sign_of_zero() -> None:
     rewrite(call_shapes.exact_types, "kind is float and value != 0.0", "kind is float")
 
 
-@guard(f"{HERE}::test_a_hit_notices_what_was_invalidated[delete]")
+@guard(f"{HERE}::test_a_hit_notices_that_its_connection_was_lost")
 def without_a_look_at_the_trust_of_what_is_remembered() -> None:
     _template(" and now_ < trust_.deadline")
 
@@ -58,7 +59,7 @@ def without_forgetting_hits_of_a_namespace_that_changed() -> None:
 
 @guard(f"{HERE}::test_an_exact_lru_hears_of_every_hit")
 def without_a_look_whether_a_mark_is_enough() -> None:
-    put(call_memos.CallMemos, "keeps", lambda self, entry: entry.payload is None)
+    put(cached, "keeps", lambda memory, ref, entry: entry.payload is None)
 
 
 @guard(f"{HERE}::test_an_instance_at_the_address_of_another_does_not_get_its_hits")
@@ -86,8 +87,8 @@ def without_a_fresh_look_at_closures_in_wrappers() -> None:
 
 
 @guard(f"{HERE}::test_values_that_left_the_cache_are_not_kept_alive_by_those_who_remember_them")
-def without_visits_to_what_is_remembered() -> None:
-    put(call_memos.CallMemos, "tidy", nothing)
+def without_removing_entries_from_those_who_remember_them() -> None:
+    put(Entry, "forget_calls", nothing)
 
 
 @guard(f"{HERE}::test_key_func_is_called_once_for_each_call")

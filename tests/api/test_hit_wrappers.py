@@ -590,8 +590,8 @@ def test_values_that_left_the_cache_are_not_kept_alive_by_those_who_remember_the
         for number in range(5_000):
             for _ in range(3):
                 assert thing(number).number == number
-        assert remembered_calls(cache) <= 1_024
-        assert Thing.alive <= 650, "about as many as the cache itself keeps"
+        assert remembered_calls(cache) <= 500
+        assert Thing.alive <= 501, "as many as the cache itself keeps, and the last one"
 
 
 def test_a_function_that_is_gone_leaves_nothing_behind(memory: CacheManager) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 
-from magnus_cache import CacheManager, WarmReport
+from magnus_cache import AsyncCacheManager, CacheManager, WarmReport
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from tests.support.inside import held_leases, loads_by_key
+from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 
 @pytest.fixture
@@ -138,3 +141,121 @@ def test_bad_input(cache: CacheManager, options: dict[str, Any], argument: str) 
     arguments = {"namespace": "t", "data_loader": lambda key: key, "keys": ["a"], **options}
     with pytest.raises(CacheArgumentError, match=f"^{argument}: "):
         cache.warm_cache(**arguments)
+
+
+# -- together -----------------------------------------------------------------------------------------------------
+
+
+def scripts_run(raw: redis.Redis) -> int:
+    stats = raw.info("commandstats")
+    return sum(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ("eval", "evalsha"))
+
+
+async def plain(key: str) -> dict[str, str]:
+    return {"key": key}
+
+
+def blocking(key: str) -> dict[str, str]:
+    return {"key": key}
+
+
+@pytest.mark.parametrize("load", [plain, blocking, lambda key: plain(key)])
+def test_leases_and_values_travel_together(cache: CacheManager, raw: redis.Redis, load: Any) -> None:
+    """Of one by one, each key would take a script for its lease and one for its value."""
+    cache.warm_cache("t", load, ["a"])
+    before = scripts_run(raw)
+    keys = [f"k{number}" for number in range(600)]
+    assert cache.warm_cache("t", load, keys).loaded == 600
+    assert scripts_run(raw) - before < 300
+    assert cache.get_many("t", keys) == {key: {"key": key} for key in keys}
+    wait_until(lambda: not list(raw.scan_iter("{*")) and not held_leases(cache) and not loads_by_key(cache))
+
+
+@pytest.mark.parametrize("load", [plain, blocking])
+def test_a_loader_may_need_another_key_that_waits_for_its_turn(cache: CacheManager, load: Any) -> None:
+    """Its load begins at once: the loader that needs it keeps it from its turn."""
+
+    async def later(number: int) -> int:
+        return number if number == 9 else await cache.aio.get_or_set("t", number + 1, lambda: later(number + 1)) - 1
+
+    def later_here(number: int) -> int:
+        return number if number == 9 else cache.get_or_set("t", number + 1, lambda: later_here(number + 1)) - 1
+
+    report = cache.warm_cache("t", later if load is plain else later_here, range(10), concurrency=1)
+    assert report.loaded == 10
+    assert cache.get_many("t", range(10)) == {number: number for number in range(10)}
+
+
+@pytest.mark.anyio
+async def test_a_value_is_there_before_slower_ones_are_loaded(cache: CacheManager) -> None:
+    go = asyncio.Event()
+
+    async def load(number: int) -> int:
+        if number == 3:
+            await go.wait()
+        return number
+
+    call = asyncio.create_task(cache.aio.warm_cache("t", load, range(40), concurrency=4))
+    others = [number for number in range(40) if number != 3]
+
+    async def are_there() -> bool:
+        return await cache.aio.get_many("t", others) == {number: number for number in others}
+
+    await wait_until_answered(are_there)
+    assert not call.done()
+    assert await cache.aio.get("t", 3) is None
+    go.set()
+    assert (await call).loaded == 40
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_warming_leaves_nothing_but_what_others_wait_for(
+    cache: CacheManager, raw: redis.Redis
+) -> None:
+    go, running, cancelled = asyncio.Event(), set[int](), set[int]()
+
+    async def load(number: int) -> int:
+        running.add(number)
+        try:
+            await go.wait()
+        except asyncio.CancelledError:
+            cancelled.add(number)
+            raise
+        return number
+
+    async def never() -> int:
+        raise AssertionError("the load is joined")
+
+    async with AsyncCacheManager(redis_url=cache._engine.state.settings.redis_url) as ours:
+        call = asyncio.create_task(ours.warm_cache("t", load, range(100), concurrency=4))
+        await wait_until_async(lambda: len(running) == 4)
+        joined = asyncio.create_task(ours.get_or_set("t", 2, never))
+        await wait_until_async(lambda: ours._engine.state.flights.joined == 1)
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        await wait_until_async(lambda: cancelled == {0, 1, 3})
+        assert list(loads_by_key(ours)) == [b"magnus:t:~2"]
+        go.set()
+        assert await joined == 2
+        await wait_until_async(lambda: not list(raw.scan_iter("{*")) and not loads_by_key(ours))
+        assert len(running) == 4
+        assert await ours.get("t", 2) == 2
+
+
+@pytest.mark.anyio
+async def test_a_loader_that_ends_the_program_ends_the_warming(cache: CacheManager, raw: redis.Redis) -> None:
+    async def load(number: int) -> int:
+        if number == 20:
+            raise SystemExit(3)
+        return number
+
+    async with AsyncCacheManager(redis_url=cache._engine.state.settings.redis_url) as ours:
+        with pytest.raises(SystemExit):
+            await ours.warm_cache("t", load, range(100))
+        await wait_until_async(lambda: not list(raw.scan_iter("{*")) and not loads_by_key(ours))
+
+
+def test_an_exception_that_is_returned_is_a_value_that_cannot_be_stored(cache: CacheManager) -> None:
+    report = cache.warm_cache("t", lambda key: LookupError(key) if key == "a" else key, ["a", "b"])
+    assert (report.loaded, report.failed, report.unstorable) == (1, 0, 1)

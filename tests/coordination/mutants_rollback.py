@@ -16,7 +16,7 @@ def without_asking_for_a_servers_history() -> None:
 
 
 @guard(f"{HERE}::test_invariant_3_two_connections_that_meet_a_new_server_invalidate_everything_once")
-def invalidating_everything_for_each_connection_that_meets_a_new_server() -> None:
+def without_a_look_whether_the_epoch_of_a_new_server_is_known() -> None:
     arrived = failover.FailoverGuard.arrived
 
     def each(self: Any, identity: bytes, arrival: Any) -> None:

@@ -21,7 +21,6 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Cache, Ledger
 from tests.chaos.report import soak, strike
 from tests.chaos.world import OP_TIMEOUT, World, world
-from tests.support.inside import forget_dead_calls
 from tests.support.resting import objects, resting
 from tests.support.wait import wait_until_async
 
@@ -69,15 +68,12 @@ def test_nothing_is_left_after_many_faults() -> None:
         assert not here.ledger.stale, (here.ledger.stale[:3], struck)
         await wait_until_async(lambda: all(resting(cache.state) for cache in here.caches))
         del seen
-        # Calls of dead entries are forgotten bit by bit, while new ones are remembered.
-        for manager in here.managers:
-            forget_dead_calls(manager)
         gc.collect()
         found = objects()
         # References of keys are remembered up to a limit of their own.
         found.pop("KeyRef", None)
         # How many keys are in memory at the moment is chance. What no memory holds any more has to be gone.
-        entries = found.pop("Entry", 0) + found.pop("TaggedEntry", 0)
+        entries = sum(found.pop(kind) for kind in list(found) if kind.endswith("Entry"))
         found["entry that no memory holds"] = entries - sum(len(cache.state.memory) for cache in here.caches)
         return found, psutil.Process().memory_info().rss
 

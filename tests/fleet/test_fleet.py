@@ -123,7 +123,8 @@ def test_a_fleet_loads_a_cold_key_once_and_nobody_polls(
     hire: Callable[..., list[Worker]], url: str, raw: redis.Redis
 ) -> None:
     """Invariant 3: 800 callers in 8 processes, one load; who waits is woken, and costs nothing."""
-    fleet = hire(8, url)
+    # However long the machine takes, no lease needs to be renewed meanwhile, which would wake all who wait.
+    fleet = hire(8, url, lease=60)
     # Three processes of tasks, three of threads, two of both.
     crowds = [(100, 0)] * 3 + [(0, 100)] * 3 + [(50, 50)] * 2
     waiters, connections = len(fleet) - 1, len(fleet) * 2
@@ -161,14 +162,15 @@ def test_a_fleet_loads_a_cold_key_once_and_nobody_polls(
         print(f"\na wait of {took:.2f} s: {count} commands, {count / 800:.3f} for each waiting caller,")
         print(f"{count / waiters:.1f} for each waiting process, {(count - looks) / waiters:.1f} without its reads:")
         print(f"{total}; while all wait: {waited}")
-        # It asks for the lease, is woken, and takes the value; what the scripts do counts as well.
-        assert count - looks <= 18 * waiters
+        # It asks for the lease, is woken, and takes the value; what the scripts do counts as well. Heartbeats do not:
+        # a busy machine takes longer, and so has more of them.
+        assert count - looks - beats <= 18 * waiters
         # Nobody polls: while all wait, the holder keeps its trust alive, and the others fall silent.
         assert waited.keys() <= {"time", "mget", "info"}
         assert waited.get("mget", 0) + waited.get("info", 0) <= 2 * waited.get("time", 0)
         assert waited.get("time", 0) <= BEATS * took + 1 + connections
         spent.append(count - looks - beats)
-    # Three times the wait costs nothing more: in so short a time the lease of 5 s needs no renewal.
+    # Three times the wait costs nothing more.
     assert spent[1] <= spent[0] + len(fleet)
 
 
@@ -210,10 +212,11 @@ def test_a_holder_that_is_killed_costs_one_more_load(
     nothing_happens_for(1.5 * lease)
     waited, took = since(before, commands(raw)), time.monotonic() - began
     assert loads(raw, "k") == 1, f"loaded by {holders(raw, 'k')} although the holder lives"
-    # Each renewal is a script of three commands, and wakes the others, who ask anew: a script of four. Each is in a
-    # transaction, whose beginning and end count as well.
-    rounds = took / (lease / 3) + 1
-    assert sum(waited.values()) - waited.get("time", 0) <= rounds * (6 + 7 * 3)
+    # Each renewal is a script of three commands, and wakes the others, who ask anew: a script of five. Each is in a
+    # transaction, whose beginning and end count as well; and the first renewal finds that the server does not know its
+    # script. The rest are heartbeats.
+    rounds, beats = took / (lease / 3) + 1, sum(waited.get(name, 0) for name in ("time", "mget"))
+    assert sum(waited.values()) - beats <= rounds * (6 + 8 * 3) + 3
 
     (holder,) = holders(raw, "k")
     os.kill(holder, signal.SIGKILL)

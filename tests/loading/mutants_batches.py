@@ -26,7 +26,7 @@ def without_leaving_waited_keys_out_of_the_first_call() -> None:
 
 @guard(HERE)
 def without_one_call_for_all_keys() -> None:
-    put(batch.Batch, "_decided", _at_once)
+    put(batch.Batch, "decided", _at_once)
 
 
 @guard(HERE)

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.memory import footprint
+from magnus_cache._engine.memory import entry, footprint, store, tiers
 from magnus_cache._engine.store import values as coding
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, put
@@ -24,7 +24,13 @@ def without_room_for_decoded_values() -> None:
 
 @guard(HERE)
 def without_counting_again_what_is_decoded_later() -> None:
-    def keep(memory: Any, name: bytes, entry: Any, value: Any) -> None:
+    def keep(memory: Any, name: bytes, entry: Any, value: Any, *, shared: bool) -> None:
         entry.value, entry.payload = value, None
 
     put(coding, "keep_decoded", keep)
+
+
+@guard(f"{HERE}::test_an_entry_of_the_hot_table_takes_no_more_than_it_counts_for")
+def without_the_headers_of_names_and_values() -> None:
+    for module in (entry, store, tiers):
+        put(module, "OVERHEAD", 250)

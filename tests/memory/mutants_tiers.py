@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.coherence.trust import UnsharedTrust
+from magnus_cache._engine.coordination import invalidation
 from magnus_cache._engine.memory import cold, collector, records, store, tiers
 from tests.support.guards import guard, put, rewrite
 
@@ -43,7 +45,7 @@ def without_numbers_that_are_used_once() -> None:
 
 @guard(f"{HERE}::test_threads_never_get_what_was_invalidated_before")
 def without_counting_the_uses_of_a_basis() -> None:
-    rewrite(cold.ColdStore.left, "self.bases.uses[head_of(record).basis] -= 1", "pass")
+    rewrite(cold.ColdStore.left, "self.bases.uses[basis_of(record)] -= 1", "pass")
 
 
 @guard(f"{HERE}::test_a_lost_connection_reaches_records")
@@ -122,3 +124,19 @@ def without_the_order_of_demotion() -> None:
 @guard(f"{HERE}::test_too_many_bases_keep_objects")
 def without_a_bound_on_bases() -> None:
     rewrite(records.Bases.number, "if len(self.known) >= MOST_BASES:", "if False:")
+
+
+@guard(f"{HERE}::test_what_only_this_process_has_outlives_a_replay_in_its_tier")
+def without_keeping_what_only_this_process_has() -> None:
+    rewrite(cold.ColdStore.trust, "return self.bases.known[head_of(record).basis].trust", "return None")
+
+
+@guard(f"{HERE}::test_what_only_this_process_has_outlives_a_replay_in_its_tier")
+def without_leaving_records_packed_in_a_replay() -> None:
+    def forget_read(self: Any, names: Any) -> None:
+        for name in names:
+            found = self.memory.get_stale(name, trusted=False)
+            if found is None or not isinstance(found.trust, UnsharedTrust):
+                self.memory.invalidate(name)
+
+    put(invalidation.Invalidation, "forget_read", forget_read)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, Namespace, register_type
 from magnus_cache._engine import codec
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.entry import Entry, TaggedEntry, pack_facts
 from magnus_cache._engine.memory.footprint import footprint
+from magnus_cache._engine.memory.store import LocalCache
 from tests.support.inside import is_hot
 from tests.support.memory import FOREVER, put
 
@@ -172,3 +173,22 @@ async def test_a_large_memory_keeps_the_payload_of_what_it_could_not_encode_agai
         assert await cache.get("t", "rows") == rows
         assert await cache.get("t", "rows") == rows
         assert await cache.get("t", "text") == "plain"
+
+
+@pytest.mark.parametrize("with_tag", [False, True])
+@pytest.mark.parametrize("count", [11_000, 16_000])
+def test_an_entry_of_the_hot_table_takes_no_more_than_it_counts_for(count: int, with_tag: bool) -> None:
+    """Just after the tables have grown, and when they are nearly full."""
+    memory = LocalCache(count, 2**30)
+    put(memory, b"first", Entry(None, b"", float("inf"), FOREVER, 0))
+    tracemalloc.start()
+    for number in range(count):
+        facts, deadline = pack_facts(2**63 + number, 0, 5.0), 1e6 + number
+        made = (TaggedEntry if with_tag else Entry)(None, b"%020d" % number, deadline, FOREVER, 20, facts)
+        if isinstance(made, TaggedEntry):
+            made.stamps, made.epoch, made.generation = (), 10**15 + number, memory.generation
+        put(memory, b"magnus:t:%011d" % number, made)
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(memory) == count
+    assert 0.75 * memory.bytes < took < 1.05 * memory.bytes

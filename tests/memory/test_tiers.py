@@ -17,12 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
+from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.memory import records
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import DEAD, Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.memory.records import OBJECT, Bases, head_of, is_plain, pack, unpack
+from magnus_cache._engine.memory.records import OBJECT, Bases, basis_of, is_plain, pack, unpack
 from magnus_cache._engine.memory.store import LocalCache
 from tests.support.inside import bases_of, is_hot, shards_of
 from tests.support.interrupts import interrupted
@@ -708,7 +709,7 @@ class TwoTiers(RuleBasedStateMachine):
         for shard in shards_of(self.memory):
             for record in shard.values():
                 if record:
-                    used[head_of(record).basis] = used.get(head_of(record).basis, 0) + 1
+                    used[basis_of(record)] = used.get(basis_of(record), 0) + 1
         assert used == {number: uses for number, uses in bases_of(self.memory).uses.items() if uses}
 
     def teardown(self) -> None:
@@ -742,3 +743,33 @@ def test_placeholders_know_nothing_of_tiers() -> None:
     assert not memory.fill(fill, entry("late"))
     memory.release(fill)
     assert value_of(memory, b"n:1") is None
+
+
+@pytest.mark.parametrize("value", ["plain", [object()]])
+def test_a_look_at_the_trust_of_a_record_leaves_it_where_it_is(value: object) -> None:
+    """A replay looks at hundreds of thousands of names, of which it drops nearly all."""
+    memory, unshared = small(), UnsharedTrust(math.inf)
+    put(memory, b"own", entry(value, trust=unshared))
+    put(memory, b"read", entry(value))
+    crowd(memory)
+    assert not is_hot(memory, b"own")
+    assert memory.trust_of(b"own") is unshared
+    assert memory.trust_of(b"read") is FOREVER
+    assert memory.trust_of(b"none") is None
+    assert not is_hot(memory, b"own")
+    assert not is_hot(memory, b"read")
+    assert memory.hit(b"own") is not None
+    assert memory.trust_of(b"own") is unshared
+
+
+def test_what_only_this_process_has_outlives_a_replay_in_its_tier() -> None:
+    memory = BatchCache(40, 10**7, Clock(), policy="lru", hot=HOT)
+    local: Any = Invalidation()
+    local.memory = memory
+    put(memory, b"own", entry("own", trust=UnsharedTrust(math.inf)))
+    put(memory, b"read", entry("read"))
+    crowd(memory)
+    local.forget_read([b"own", b"read"])
+    assert not is_hot(memory, b"own")
+    assert memory.trust_of(b"read") is None
+    assert memory.hit(b"own") is not None

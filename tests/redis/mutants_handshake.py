@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.redis import connection, handshake, wire
 from magnus_cache._engine.redis.handshake import ServerInfo
-from tests.support.guards import guard, put, rewrite
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_handshake.py"
 
@@ -34,3 +34,13 @@ def without_telling_the_name_of_the_library() -> None:
 )
 def without_comparing_the_identity_that_a_server_has_with_its_own() -> None:
     rewrite(handshake.arrive, "server.stored == server.identity", "server.stored is not None")
+
+
+@guard(f"{HERE}::test_an_identity_that_the_handshake_has_read_is_not_written_again")
+def without_knowing_that_an_identity_is_kept() -> None:
+    wire.Wire.keeps_identity = property(lambda _: False, nothing)
+
+
+@guard(f"{HERE}::test_an_identity_that_is_removed_is_written_again")
+def without_reading_an_identity_again_that_was_not_read() -> None:
+    wire.Wire.keeps_identity = property(lambda _: True, nothing)

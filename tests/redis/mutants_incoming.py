@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from magnus_cache._engine.redis import incoming, sender
-from tests.support.guards import guard, put, rewrite
+from magnus_cache._engine.redis import frame_limits, incoming, sender
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_incoming.py"
 
@@ -56,4 +56,14 @@ def without_waiting_for_the_end_of_the_turn() -> None:
 
 @guard(f"{HERE}::test_what_the_socket_does_not_take_at_once_is_sent_later_and_in_order")
 def without_waiting_for_the_socket() -> None:
-    rewrite(sender.Sender._send, " or self._is_waiting or writer.transport.get_write_buffer_size()", "")
+    rewrite(sender.Sender._send, " or self._is_waiting or transport.get_write_buffer_size()", "")
+
+
+@guard(f"{HERE}::test_what_woken_callers_ask_for_leaves_behind_the_last_of_them")
+def without_a_flush_behind_the_callers_that_answers_wake() -> None:
+    put(sender.Sender, "expect", nothing)
+
+
+@guard(f"{HERE}::test_an_answer_counts_as_heard_where_its_bytes_are_not_seen")
+def without_hearing_answers_whose_bytes_are_not_seen() -> None:
+    rewrite(frame_limits.Intake.completed, "if self._reader is None:", "if False:")

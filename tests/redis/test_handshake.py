@@ -6,8 +6,10 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.redis import handshake
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.relay import Link, Relay
+from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +68,37 @@ async def test_a_connection_shows_what_it_is_made_with(server: EmbeddedServer, r
     # Servers before 7.2 do not know CLIENT SETINFO.
     knows = "lib-name" in raw.client_list()[0]
     assert (libraries, versions) == (["redis-py"], [redis.__version__]) if knows else ([None], [None])
+
+
+async def test_an_identity_that_the_handshake_has_read_is_not_written_again(
+    server: EmbeddedServer, raw: redis.Redis
+) -> None:
+    async with AsyncCacheManager(redis_url=server.url) as earlier:
+        await earlier.get("t", "k")
+    raw.config_resetstat()
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.get("t", "k")
+        assert "cmdstat_set" not in raw.info("commandstats")
+
+
+@pytest.mark.parametrize("echoes", [False, True])
+@pytest.mark.parametrize("met", [False, True])
+async def test_an_identity_that_is_removed_is_written_again(
+    server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, met: bool, echoes: bool
+) -> None:
+    """Whoever has read it is told, be it in the handshake; a server that tells us nothing of our own writes, too."""
+    if not echoes:
+        monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
+    if met:
+        async with AsyncCacheManager(redis_url=server.url) as earlier:
+            await earlier.get("t", "k")
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.get("t", "k")
+        for _ in range(2):
+            identity = raw.get("magnus!server")
+            assert identity is not None
+            raw.delete("magnus!server")
+            await wait_until_async(lambda identity=identity: raw.get("magnus!server") == identity)
 
 
 @pytest.mark.parametrize("stored", [None, b"", b"another", b"run:history"])

@@ -164,7 +164,8 @@ async def test_without_the_private_names_everything_works(url: str, monkeypatch:
 async def test_a_request_that_is_alone_does_not_wait_for_the_end_of_the_turn(url: str) -> None:
     async with AsyncCacheManager(redis_url=url) as cache:
         await cache.set(FAR, "k", 1)
-        for _ in range(2):
+        # The first comes with its epochs, so the second counts as one of several; the third is seen to be alone.
+        for _ in range(3):
             await cache.get(FAR, "k")
         call = cache.get(FAR, "k")
         call.send(None)  # type: ignore[attr-defined]  # a coroutine; as far as it goes without the loop
@@ -182,6 +183,46 @@ async def test_reads_of_one_turn_share_an_exchange(url: str, raw: redis.Redis) -
         raw.config_resetstat()
         await asyncio.gather(*(cache.get(FAR, number) for number in range(20)))
         assert raw.info("commandstats")["cmdstat_mget"]["calls"] <= 2  # type: ignore[index]  # no coroutine
+
+
+async def test_what_woken_callers_ask_for_leaves_behind_the_last_of_them() -> None:
+    """Not a turn later, after one more look at all sockets."""
+    loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    pipeline = Pipeline(lambda *_: None)
+    sender = Sender(loop, pipeline, lambda: pipeline.compose(0.0))
+    sender.attach(writer)
+
+    def ask(count: int) -> None:
+        for _ in range(count):
+            pipeline.add(Call(Command("PING", b"PING\r\n"), as_it_is, IGNORED))
+        sender.kick()
+
+    # Two callers, so none of them seems to be alone.
+    ask(2)
+    for _ in range(2):
+        pipeline.answered(b"PONG", None)  # type: ignore[arg-type]  # nothing asks where it came from
+    loop.call_soon(ask, 1)
+    loop.call_soon(ask, 1)
+    sender.expect()
+    assert not pipeline.owed
+    sent = asyncio.Event()
+    loop.call_soon(lambda: sent.set() if len(pipeline.owed) == 2 else None)
+    await asyncio.sleep(0)
+    assert sent.is_set()
+    writer.transport.abort()
+    theirs.close()
+    await asyncio.sleep(0)
+
+
+async def test_an_answer_counts_as_heard_where_its_bytes_are_not_seen() -> None:
+    """As with a release of redis-py that has its stream under another name."""
+    now = 1.0
+    intake = Intake(60, lambda: now, lambda: 1, lambda: 1000)
+    intake.completed()
+    now = 5.0
+    intake.completed()
+    assert intake.heard == 5.0
 
 
 async def test_what_the_socket_does_not_take_at_once_is_sent_later_and_in_order() -> None:

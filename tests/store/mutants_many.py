@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.memory import batches
-from magnus_cache._engine.redis import client, commands
+from magnus_cache._engine.redis import client_many, commands
 from magnus_cache._engine.store import writes_many
 from tests.support.guards import guard, nothing, put
 
@@ -13,9 +13,9 @@ HERE: Final = "tests/store/test_many.py"
 @guard(f"{HERE}::test_one_value_that_is_refused_is_not_told_as_stored")
 def without_a_look_at_each_answer_of_a_transaction() -> None:
     def stored(count: int, receive: Any, _: Any, connection: Any, sent: float) -> Any:
-        return receive(client.Stored((), True), connection, sent)
+        return receive(client_many.Stored((), True), connection, sent)
 
-    put(client, "_stored", stored)
+    put(client_many, "_stored", stored)
 
 
 @guard(f"{HERE}::test_a_cancelled_call_distrusts_what_it_may_have_written")
@@ -33,10 +33,10 @@ def without_tracking_many_values_after_their_write() -> None:
         return command
 
     def stored(count: int, receive: Any, _: Any, connection: Any, sent: float) -> Any:
-        return receive(client.Stored((), True), connection, sent)
+        return receive(client_many.Stored((), True), connection, sent)
 
     put(commands, "store_many", store_many)
-    put(client, "_stored", stored)
+    put(client_many, "_stored", stored)
 
 
 @guard(f"{HERE}::test_a_load_under_way_does_not_store_over_many_later_values")

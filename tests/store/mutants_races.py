@@ -36,7 +36,7 @@ def without_an_end_for_who_waits_for_a_wire() -> None:
 
 @guard(HERE)
 def without_a_look_at_replies() -> None:
-    put(pipeline, "_check_values", nothing)
+    put(pipeline, "check_values", nothing)
 
 
 @guard(HERE)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, Namespace
@@ -17,7 +17,7 @@ from magnus_cache._engine.coherence.epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.redis.exchange import ReadBatch
-from magnus_cache._engine.redis.pipeline import Pipeline, Read
+from magnus_cache._engine.redis.pipeline import Call, Pipeline, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.records import KeyRef
@@ -362,6 +362,13 @@ async def test_a_clear_is_seen_by_the_next_batch(url: str) -> None:
 # -- large values -------------------------------------------------------------------------------------------------
 
 
+class Sized:
+    """The names of epochs, as far as a pipeline looks at them."""
+
+    def __init__(self, size: float) -> None:
+        self.value_bytes = size
+
+
 class Large(NamedTuple):
     """What is wanted of a pipeline without a connection."""
 
@@ -374,7 +381,7 @@ def queued(pipeline: Pipeline, sizes: list[int]) -> list[Answer]:
     answers = [Answer() for _ in sizes]
     for number, (size, answer) in enumerate(zip(sizes, answers, strict=True)):
         batch = pipeline.growing or pipeline.begin_batch(Echo())
-        batch.add(Large(b"%d" % number, SimpleNamespace(value_bytes=float(size))), None, answer)
+        batch.add(Large(b"%d" % number, Sized(float(size))), None, answer)
         pipeline.pending += 1
     return answers
 
@@ -439,6 +446,47 @@ def test_large_values_that_wait_are_told_of_the_end() -> None:
     assert pipeline.pending == 0
 
 
+def test_an_interrupt_within_a_batch_leaves_no_reader_without_an_answer() -> None:
+    pipeline = Pipeline(lambda *_: None)
+    answers = queued(pipeline, [100] * 3)
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    answers[1].set_result = interrupted  # type: ignore[method-assign]
+    pipeline.compose(0.0)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.answered([b"value"] * 3, CONNECTION)
+    # As the end of the connection does, which such an interrupt brings about.
+    pipeline.fail_sent(CacheUnavailableError("lost", "gone"))
+    assert answers[0].got == [b"value"]
+    assert all(isinstance(answer.got[0], CacheUnavailableError) for answer in answers[1:])
+
+
+@example([60_000] * 100, False)
+@given(st.lists(st.sampled_from([1, 200, 3_000, 60_000, 70_000, 900_000]), min_size=1, max_size=300), st.booleans())
+def test_what_fits_at_a_glance_is_requested_as_by_adding_up(sizes: list[int], first: bool) -> None:
+    """Each value is requested once, a reply is expected to carry two megabytes, and none is reordered in its kind."""
+    pipeline = Pipeline(lambda *_: None)
+    if first:
+        pipeline.add(Read(b"epoch", lambda value, *_: value, Answer(), 16))
+    queued(pipeline, sizes)
+    requested: list[int] = []
+    while pipeline.is_ready:
+        pipeline.compose(0.0)
+        for sent in pipeline.owed:
+            assert not isinstance(sent.asked, Call)
+            names = [wanted.name for part in sent.asked if isinstance(part, ReadBatch) for wanted in part.wanted]
+            together = [sizes[int(name)] for name in names]
+            assert len(together) <= 256
+            assert sum(together[1:]) <= 2_000_000
+            requested += map(int, names)
+        # What is owed of large values holds up further ones.
+        for sent in list(pipeline.owed):
+            pipeline.answered([b""] * sent.count, CONNECTION)
+    assert sorted(requested) == list(range(len(sizes)))
+
+
 async def test_large_and_small_values_come_together(url: str) -> None:
     large = Namespace("large", ttl=600, l1=False)
     async with AsyncCacheManager(redis_url=url, op_timeout=10) as cache:
@@ -488,3 +536,20 @@ async def test_remembered_references_are_bounded_and_of_exact_types(url: str, mo
         assert reads.ref("t", Text("k")) is not first
         with pytest.raises(TypeError):
             reads.ref([], "k")  # type: ignore[arg-type]  # that is the point
+
+
+async def test_references_that_are_replaced_do_not_count_as_remembered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a namespace is named by its object here, and by its name there."""
+    from magnus_cache._engine.store import key_refs
+
+    monkeypatch.setattr(key_refs, "_MOST", 10)
+    async with AsyncCacheManager(redis_url=url) as cache:
+        ref = cache._engine.reads.ref
+        named = Namespace("replaced", ttl=7)
+        kept = ref("kept", "k")
+        for _ in range(50):
+            ref("replaced", "k")
+            ref(named, "k")
+        assert ref("kept", "k") is kept

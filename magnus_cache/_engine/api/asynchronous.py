@@ -17,6 +17,7 @@ from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
+from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -30,7 +31,7 @@ from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
 if TYPE_CHECKING:
@@ -110,8 +111,11 @@ class AsyncCache(AsyncLife):
             except CacheUnavailableError as error:
                 found = await self._reads.read_again(ref, error)
             if type(found) is bytes:
-                value = self._reads.decoded(ref, found)
-                if value is MISS:
+                # `Reads.decoded`, written out.
+                try:
+                    value = decode(found)
+                except CacheDecodeError as error:
+                    self._reads.unreadable(ref, error)
                     ref.counters.misses += 1
                     return default
                 ref.counters.l2_hits += 1

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, either, kind_of
 from magnus_cache._engine.api.bound import CachedClassMethod, CachedFunction
-from magnus_cache._engine.api.call_memos import FunctionMemo
+from magnus_cache._engine.api.call_memos import FunctionMemo, keeps
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.general_wrappers import general, general_async
@@ -29,6 +29,7 @@ from magnus_cache._engine.policy.function_tags import function_tag, with_functio
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
+from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
@@ -172,7 +173,7 @@ class FunctionCache:
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
         self.counters = engine.state.stats.child(namespace)
         self.memo: dict[Any, KeyRef] = {}
-        self.hits = None if keys.shape is None else FunctionMemo(keys.shape, engine.memos)
+        self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
@@ -190,10 +191,10 @@ class FunctionCache:
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
-            self.memo[short] = ref
-            if namespaces.generation != generation:
-                # Registered since it was resolved: the memo was perhaps emptied before this.
-                self.memo.pop(short, None)
+            # The memo is emptied after a namespace is registered, which takes the same lock.
+            with section():
+                if namespaces.generation == generation:
+                    self.memo[short] = ref
         return ref
 
     def address(self, key: KeyText) -> KeyRef:
@@ -274,13 +275,13 @@ class FunctionCache:
 
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
         """Remember the entry that was a hit, for the wrapper."""
-        (ref, entry), hits = hit, self.hits
-        if hits is None or not self.engine.memos.keeps(entry) or not self.keys.bare:
+        (ref, entry), hits, state = hit, self.hits, self.engine.state
+        if hits is None or not keeps(state.memory, ref, entry) or not self.keys.bare:
             return
-        hits.keep(args, kwargs, made, entry)
-        if self.engine.state.namespaces.resolve(self.namespace) is not ref.namespace:
-            # Registered since it was resolved: the memos were perhaps emptied before this.
-            self.namespaces_changed()
+        place = hits.place(args, kwargs, made)
+        # In this order: if a namespace is registered from here on, no wrapper looks into this place any more.
+        if place is not None and state.namespaces.resolve(self.namespace) is ref.namespace:
+            state.memory.remember(entry, *place)
 
     async def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> Any:
         ref, engine, counters = self.find(args, kwargs, made), self.engine, self.counters

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from magnus_cache._engine.api.call_memos import CallMemos
 from magnus_cache._engine.api.get_memos import GetMemo
 from magnus_cache._engine.coordination.dropped import drop
 from magnus_cache._engine.coordination.state import State
@@ -13,9 +12,9 @@ from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.deferred import Deferred
+from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheTypeError
 
 __all__ = ["Engine"]
@@ -25,22 +24,20 @@ class Engine:
     """One cache, without a manager.
 
     :ivar gets: the entries that the managers' `get` had.
-    :ivar memos: the limit that the memos of functions and of `get` share.
     :ivar follow: makes a function that always uses the process-wide cache, from a factory of the function for one
         engine; None for a cache whose functions stay with it.
     """
 
     __slots__ = (
-        "clears", "deferred", "follow", "gets", "lifetimes", "loads", "memos", "reads", "stale", "state", "writes",
+        "clears", "deferred", "follow", "gets", "lifetimes", "loads", "reads", "stale", "state", "writes",
     )  # fmt: skip
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.memos = CallMemos(state.memory)
-        self.gets = GetMemo(self.memos, state.namespaces)
+        self.gets = GetMemo(state.memory, state.namespaces)
         self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
         self.reads = Reads(state)
-        self.writes = ManyWrites(self.reads)
+        self.writes = ManyFills(self.reads)
         self.lifetimes = Lifetimes(self.writes)
         self.clears = Clears(state)
         self.deferred = Deferred(state, self.writes, self.clears)

@@ -7,10 +7,11 @@ or a plain name while nothing was registered since.
 
 from typing import Any, Final
 
-from magnus_cache._engine.api.call_memos import CallMemo, CallMemos
+from magnus_cache._engine.api.call_memos import CallMemo, keeps
 from magnus_cache._engine.keys.call_shapes import exact_types
 from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.policy.namespaces import Namespace, NamespaceRegistry
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef
@@ -40,9 +41,9 @@ class Place:
         self._memo = memo
         self.by_types = memo.by_types
 
-    def keep(self, key: Any, entry: Entry) -> None:
-        """Remember an entry."""
-        self._memo.keep(type(key), key, entry)
+    def calls(self, kind: type) -> dict[Any, Entry]:
+        """Return where to remember entries by keys of one type."""
+        return self._memo.calls(kind)
 
 
 class GetMemo:
@@ -51,16 +52,16 @@ class GetMemo:
     :ivar places: by namespace, as callers give it.
     """
 
-    __slots__ = ("_memos", "_namespaces", "places")
+    __slots__ = ("_memory", "_namespaces", "places")
 
-    def __init__(self, memos: CallMemos, namespaces: NamespaceRegistry) -> None:
-        self._memos = memos
+    def __init__(self, memory: LocalCache, namespaces: NamespaceRegistry) -> None:
+        self._memory = memory
         self._namespaces = namespaces
         self.places: dict[str, Place] = {}
 
     def keep(self, namespace: str, key: Any, ref: KeyRef, entry: Entry) -> None:
         """Remember the entry of a namespace and key that was a hit."""
-        if not self._memos.keeps(entry) or type(namespace) not in _NAMES:
+        if not keeps(self._memory, ref, entry) or type(namespace) not in _NAMES:
             return
         if exact_types((key if type(key) is not KeyText else str(key),), enums=False) is None:
             return
@@ -75,5 +76,5 @@ class GetMemo:
                 self.places.clear()
             # Of a name in use for another object, its key has to go as well: a dictionary keeps the first one.
             self.places.pop(namespace, None)
-            place = self.places[namespace] = Place(namespace, generation, ref.counters, self._memos.memo())
-        place.keep(key, entry)
+            place = self.places[namespace] = Place(namespace, generation, ref.counters, CallMemo())
+        self._memory.remember(entry, place.calls(type(key)), key)

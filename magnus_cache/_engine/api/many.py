@@ -22,9 +22,9 @@ from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
 from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.store.batch_keys import equal_keys, unhashable_key
+from magnus_cache._engine.store.batch_keys import RefMaker, equal_keys, unhashable_key
 from magnus_cache._engine.store.reads_many import look_many, look_many_blocking, weight
-from magnus_cache._engine.store.records import MISS
+from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import (
     CacheBatchEncodeError,
     CacheBatchError,
@@ -68,7 +68,8 @@ def locator(engine: Engine, namespace: str, options: LoadOptions) -> Locate:
     """
     engine.state.keyspace.check_namespace(namespace)
     tags = options.tags.of_call({}) if options.tags is not None else ()
-    return lambda key: BatchItem(key, engine.reads.ref(namespace, key), tags)
+    refs = RefMaker(engine.reads, namespace)
+    return lambda key: BatchItem(key, refs.ref(refs.name(key)), tags)
 
 
 def _source(loader: object) -> object:
@@ -126,12 +127,14 @@ class _Search:
 
     def hold_back(self) -> Generator[None, None, None]:
         """Serve stale values, in steps, for keys whose load has just failed."""
-        for name, item in list(self.missing.items()):
-            value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
-            if value is not MISS:
-                self._values[name] = value
-                del self.missing[name]
-            yield
+        for count, (name, item) in enumerate(list(self.missing.items()), 1):
+            if item.ref.freshness.grace:
+                value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
+                if value is not MISS:
+                    self._values[name] = value
+                    del self.missing[name]
+            if count % _STEP == 0:
+                yield
 
     def _was_closed(self, errors: Iterable[Exception]) -> bool:
         """Return whether the keys failed because this cache was closed, not a cache that the loader uses."""
@@ -191,7 +194,10 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     for step in search.steps():
         found = await look_many(engine.reads, [item.ref for item in step])
         for item, (entry, near) in zip(step, found, strict=True):
-            search.found(item, entry, await engine.reads.open(item.ref, entry), near=near)
+            value = engine.reads.opened_here(item.ref, entry)
+            if value is LARGE:
+                value = await engine.reads.open(item.ref, entry)
+            search.found(item, entry, value, near=near)
             if portion.done(weight(entry)):
                 await turn()
     if not search.fresh:

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
-import anyio
-
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.loading.request import BatchItem
+from magnus_cache._engine.loading.warm_loads import WarmLoads, WarmRequest
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.log import logger, say
 from magnus_cache._engine.runtime.numbers import whole
+from magnus_cache._engine.runtime.turns import turn
+from magnus_cache._engine.store.reads_many import look_many
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
@@ -29,7 +29,10 @@ ProgressCallback = Callable[[int, int], object]
 _ERRORS_KEPT = 100
 
 _STEP = 500
-"""Keys looked at in one turn of the loop."""
+"""Keys whose references are made in one turn of the loop."""
+
+_LOOKED_FOR = 250
+"""Keys that are looked for at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,29 +135,38 @@ async def warm(
         counts = _Progress(len(work) + len(unusable), callback)
         for key, problem in unusable:
             counts.fail(key, problem)
-        queue = iter(work.values())
+        items = [BatchItem(key, ref) for key, ref in work.values()]
+        if only_missing:
+            items = await _missing(engine, items, counts)
 
-        async def worker() -> None:
-            for key, ref in queue:
-                try:
-                    if only_missing and await engine.reads.look(ref) is not None:
-                        counts.skipped += 1
-                    else:
-                        request = LoadRequest(ref, partial(data_loader, key), load_options, fresh=True)
-                        outcome = await engine.loads.outcome(request)
-                        if outcome.refusal is not None:
-                            counts.refuse(key, outcome.refusal)
-                        else:
-                            counts.loaded += 1
-                # A key that fails does not stop the others; it is in the report.
-                except Exception as error:  # noqa: BLE001  # see above
-                    counts.fail(key, error)
-                counts.tell()
+        def done(key: Any, error: Exception | None, refusal: Exception | None) -> None:
+            # A key that fails does not stop the others; it is in the report.
+            if error is not None:
+                counts.fail(key, error)
+            elif refusal is not None:
+                counts.refuse(key, refusal)
+            else:
+                counts.loaded += 1
+            counts.tell()
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(at_once, len(work))):
-                tasks.start_soon(worker)
+        if items:
+            await WarmLoads(engine.loads, WarmRequest(data_loader, load_options, at_once, done)).run(items)
     return counts.report()
+
+
+async def _missing(engine: Engine, items: Sequence[BatchItem], counts: _Progress) -> list[BatchItem]:
+    """Return the keys that have no value, and count the others."""
+    missing: list[BatchItem] = []
+    for start in range(0, len(items), _LOOKED_FOR):
+        some = items[start : start + _LOOKED_FOR]
+        for item, (entry, _) in zip(some, await look_many(engine.reads, [item.ref for item in some]), strict=True):
+            if entry is None:
+                missing.append(item)
+            else:
+                counts.skipped += 1
+                counts.tell()
+        await turn()
+    return missing
 
 
 async def _addressed(

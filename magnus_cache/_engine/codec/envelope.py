@@ -34,10 +34,12 @@ __all__ = [
     "VERSION_AT",
     "Header",
     "HeaderFields",
+    "Origin",
     "head_bytes",
     "head_of",
     "is_compressed",
     "new_version",
+    "new_versions",
     "open_payload",
     "pack",
     "pack_many",
@@ -65,8 +67,9 @@ HEADER_BYTES: Final = HEADER_FIELDS.size
 SUMMED_FROM: Final = _SUM.size
 """Where that begins which the checksum is of."""
 
-JUDGED_FIELDS: Final = struct.Struct(">3xIB8xqQ4xfI")
-"""The fields of a header that a value is judged by: checksum, flags, fresh-until, epoch, life, and size of the body."""
+JUDGED_FIELDS: Final = struct.Struct(">3sIB8xqQ4xfI")
+"""The fields of a header that a value is judged by: prefix, checksum, flags, fresh-until, epoch, life, and size of the
+body."""
 
 VERSION_AT: Final = 8
 EPOCH_AT: Final = 24
@@ -173,24 +176,33 @@ def pack(
     return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
 
 
+class Origin(NamedTuple):
+    """What values that were written or loaded together have in common."""
+
+    epoch: int
+    """The highest epoch that the process had seen before."""
+    tags: tuple[str, ...] = ()
+    cost: float = 0.0
+    """Seconds that their load took."""
+
+
 def pack_many(
-    payloads: Iterable[bytes], versions: Iterable[int], ends: Iterable[int], lives: Iterable[float], *, epoch: int,
-    tags: tuple[str, ...] = (),
-) -> list[bytes]:  # fmt: skip
+    payloads: Iterable[bytes], versions: Iterable[int], ends: Iterable[int], lives: Iterable[float], origin: Origin
+) -> list[bytes]:
     """Return the stored values of many payloads, each as `pack` returns it.
 
     :param ends: for each value, its end in microseconds of Redis' clock.
     :param lives: for each value, the seconds that it is to live.
-    :param epoch: the highest epoch that the process had seen.
-    :param tags: the tags of each value.
+    :param origin: what they have in common.
     :raises CacheArgumentError: if a number does not fit its field, or a payload is 4 GiB or more.
     """
+    epoch, tags, cost = origin
     flags, head = (TAGGED, _tag_block(tags)) if tags else (0, b"")
     fields, start, crc, extra = _FIELDS.pack, _SUM.pack, zlib.crc32, len(head)
     stored: list[bytes] = []
     try:
         for payload, version, end, life in zip(payloads, versions, ends, lives, strict=True):
-            rest = fields(flags, version, end, epoch, 0.0, life, extra + len(payload)) + head + payload
+            rest = fields(flags, version, end, epoch, cost, life, extra + len(payload)) + head + payload
             stored.append(start(PREFIX, crc(rest)) + rest)
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
@@ -382,21 +394,21 @@ def _too_large(limit: int) -> CacheDecodeError:
 class _Versions:
     """A random start for each process and a counter: unique, and no system call for each value."""
 
-    __slots__ = ("_numbers", "_process")
+    __slots__ = ("_process", "numbers")
 
     def __init__(self) -> None:
         self._process = -1
-        self._numbers: Iterator[int] = iter(())
+        self.numbers: Iterator[int] = iter(())
 
     def reseed(self) -> None:
-        self._numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
+        self.numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
         self._process = os.getpid()
 
     def next(self) -> int:
         # A forked child would repeat its parent's numbers. Two threads that reseed at once both get random ones.
         if os.getpid() != self._process:
             self.reseed()
-        return next(self._numbers) & _U64
+        return next(self.numbers) & _U64
 
 
 _versions: Final = _Versions()
@@ -405,6 +417,13 @@ _versions: Final = _Versions()
 def new_version() -> int:
     """Return 64 bits that no other write of any process has, for the header's `version`."""
     return _versions.next()
+
+
+def new_versions(count: int) -> list[int]:
+    """Return as many versions, as `new_version` returns each."""
+    first = _versions.next()
+    # The process cannot change within this call, except in a signal handler that forks, and then in its own frames.
+    return [first, *(number & _U64 for number in itertools.islice(_versions.numbers, count - 1))]
 
 
 def reseed() -> None:

@@ -96,7 +96,8 @@ class ConnectionEvents:
         others = [other for other in self._parts.topology.established() if other is not connection]
         self._parts.generations.connected(connection, first=not others)
         self._parts.leases.release_lost(connection)
-        self._parts.failover.restore_identity(connection)
+        if not connection.keeps_identity:
+            self._parts.failover.restore_identity(connection)
         self._parts.log.connected(connection)
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.

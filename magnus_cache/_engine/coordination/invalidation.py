@@ -66,8 +66,8 @@ class Invalidation:
     def forget_read(self, names: Iterable[bytes]) -> None:
         """Drop what was read from Redis of some values; keep those that only this process has."""
         for name in names:
-            entry = self.memory.get_stale(name, trusted=False)
-            if entry is not None and isinstance(entry.trust, UnsharedTrust):
+            # Not the entry itself: that would be unpacked in a large memory, and another one packed for it.
+            if isinstance(self.memory.trust_of(name), UnsharedTrust):
                 self.memory.void(name)
             else:
                 self.memory.invalidate(name)

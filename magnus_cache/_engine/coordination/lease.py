@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection, Waiter
 
-__all__ = ["Lease", "Owner"]
+__all__ = ["LONGEST", "RENEWALS", "Lease", "Owner"]
 
-_RENEWALS: Final = 3
+RENEWALS: Final = 3
 """A lease is renewed this many times within its duration."""
 
-_LONGEST: Final = 3600.0
+LONGEST: Final = 3600.0
 """Seconds for which a lease is renewed. A longer load is assumed to hang."""
 
 
@@ -89,8 +89,8 @@ class Lease:
         self.doubted = False
         self._asking = False
         self._owner = owner
-        self._left = math.ceil(_LONGEST * _RENEWALS / seconds)
-        self._timer: asyncio.TimerHandle | None = connection.loop.call_later(seconds / _RENEWALS, self._renew)
+        self._left = math.ceil(LONGEST * RENEWALS / seconds)
+        self._timer: asyncio.TimerHandle | None = connection.loop.call_later(seconds / RENEWALS, self._renew)
 
     def _renew(self) -> None:
         if self.ended:
@@ -104,7 +104,7 @@ class Lease:
             self.close()
             return
         # Also while Redis is away: the lease may outlive the outage.
-        self._timer = self.connection.loop.call_later(self.seconds / _RENEWALS, self._renew)
+        self._timer = self.connection.loop.call_later(self.seconds / RENEWALS, self._renew)
         with contextlib.suppress(CacheError):
             self._owner.client.renew(self.name, self.token, round(self.seconds * 1000), self._renewed)
 

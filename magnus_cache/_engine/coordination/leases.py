@@ -35,7 +35,7 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec.envelope import new_version
@@ -161,7 +161,8 @@ class Leases:
         self._lock = section()
         self._held: dict[bytes, Lease] = {}
         self._waiters: dict[bytes, dict[asyncio.Event, _Waiter]] = {}
-        self._unreleased: dict[bytes, tuple[bytes, float]] = {}
+        # By token and name: leases that were requested together have one token.
+        self._unreleased: dict[tuple[bytes, bytes], float] = {}
 
     def __len__(self) -> int:
         """Return how many leases this process holds."""
@@ -181,16 +182,24 @@ class Leases:
         with self._lock:
             self._held[lease.name] = lease
 
+    def take_many(self, leases: Sequence[Lease]) -> None:
+        """Add leases of one connection; on its loop."""
+        if leases:
+            leases[0].connection.leases_held += len(leases)
+        held = {lease.name: lease for lease in leases}
+        with self._lock:
+            self._held.update(held)
+
     def abandoned(self, name: bytes, token: bytes) -> None:
         """Note that a requested lease has no waiting caller any more; Redis may still grant it."""
         with self._lock:
             if len(self._unreleased) < _MOST_UNRELEASED:
-                self._unreleased[token] = (name, math.inf)
+                self._unreleased[token, name] = math.inf
 
-    def answered(self, token: bytes) -> None:
+    def answered(self, name: bytes, token: bytes) -> None:
         """Note that Redis has answered the request for a lease."""
         if self._unreleased:
-            self._unreleased.pop(token, None)
+            self._unreleased.pop((token, name), None)
 
     def ended(self, lease: Lease) -> None:
         """Note that a lease is no longer held."""
@@ -198,6 +207,35 @@ class Leases:
         with self._lock:
             if self._held.get(lease.name) is lease:
                 del self._held[lease.name]
+
+    def ended_many(self, leases: Sequence[Lease]) -> None:
+        """Note that leases of one connection are no longer held."""
+        if leases:
+            leases[0].connection.leases_held -= len(leases)
+        with self._lock:
+            for lease in leases:
+                if self._held.get(lease.name) is lease:
+                    del self._held[lease.name]
+
+    def release_many(self, connection: "Connection", names: Sequence[bytes], token: bytes, until: float) -> None:
+        """Release leases with one token, as `release` does one."""
+
+        def remember(_error: object) -> None:
+            with self._lock:
+                for name in names:
+                    if len(self._unreleased) < _MOST_UNRELEASED:
+                        self._unreleased[token, name] = until
+
+        def released(_result: object) -> None:
+            self.notify_many(names)
+
+        if running_loop() is not connection.loop:
+            remember(None)
+            return
+        try:
+            self.client.release_many(names, token, released, remember)
+        except CacheError as error:
+            remember(error)
 
     def release(
         self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
@@ -211,7 +249,7 @@ class Leases:
         def remember(_error: object) -> None:
             with self._lock:
                 if len(self._unreleased) < _MOST_UNRELEASED:
-                    self._unreleased[token] = (name, until)
+                    self._unreleased[token, name] = until
 
         def released(_result: object) -> None:
             # Redis does not announce our own changes to us.
@@ -231,7 +269,7 @@ class Leases:
         with self._lock:
             lost, self._unreleased = self._unreleased, {}
         now = connection.clock()
-        for token, (name, until) in lost.items():
+        for (token, name), until in lost.items():
             if now < until:
                 self.release(connection, name, token, until)
 
@@ -324,6 +362,12 @@ class Leases:
             with self._lock:
                 waiters = list(self._waiters.get(name, {}).values())
             _wake(waiters)
+
+    def notify_many(self, names: Iterable[bytes]) -> None:
+        """Wake the loads that wait for a change of any of some values."""
+        if self._waiters:
+            for name in names:
+                self.notify(name)
 
     def notify_all(self) -> None:
         """Wake all waiting loads, because a connection was lost and announcements with it."""

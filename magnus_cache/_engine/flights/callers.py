@@ -37,17 +37,24 @@ class Look:
     :ivar overtaken: whether Redis reports an invalidation since the look at an unknown time.
     :ivar found: whether the value existed already, and nothing was loaded.
     :ivar left_out_by: the batch loader that did not return the key, or None.
+    :ivar local: whether the outcome is an object of a local namespace, which all its callers share.
     """
 
-    __slots__ = ("found", "known", "left_out_by", "overtaken", "since", "tags")
+    __slots__ = ("found", "known", "left_out_by", "local", "overtaken", "since", "tags")
 
     def __init__(self) -> None:
         self.since = _NEVER
         self.tags: tuple[str, ...] | None = ()
         self.known: object = None
-        self.overtaken = False
-        self.found = False
+        self.overtaken = self.found = self.local = False
         self.left_out_by: object = None
+
+    def copy(self) -> "Look":
+        """Return a look that is written apart from this one."""
+        again = Look()
+        again.since, again.tags, again.known, again.overtaken = self.since, self.tags, self.known, self.overtaken
+        again.found, again.left_out_by = self.found, self.left_out_by
+        return again
 
 
 class Caller:
@@ -87,18 +94,21 @@ class JoiningCaller(Caller):
     :param fresh: whether it accepts no existing value, and no outcome of loads that began before it.
     :param source: the batch loader of the call: a key that the same loader omits for another call is omitted for this
         one, too.
+    :param local: whether it may get an object of a local namespace.
     """
 
-    __slots__ = ("_apart", "_epochs", "_fresh", "_prepare", "_source", "_started")
+    __slots__ = ("_apart", "_epochs", "_fresh", "_local", "_prepare", "_source", "_started")
 
     def __init__(
-        self, epochs: Epochs, prepare: Callable[[bool], object], *, fresh: bool = False, source: object = None
-    ) -> None:
+        self, epochs: Epochs, prepare: Callable[[bool], object], *, fresh: bool = False, source: object = None,
+        local: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._epochs = epochs
         self._prepare = prepare
         self._fresh = self._apart = fresh
         self._source = source
+        self._local = local
         self._started = epochs.moment()
 
     def prepare(self) -> None:
@@ -115,7 +125,7 @@ class JoiningCaller(Caller):
         """Return whether the outcome of a joined load is valid for this caller."""
         if look.left_out_by is not None and look.left_out_by is not self._source:
             return False
-        if look.found and self._fresh:
+        if (look.found and self._fresh) or (look.local and not self._local):
             return False
         if self.began_before(look):
             return True

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache.errors import CacheDeadlockError, CacheRecursionError
 
-__all__ = ["Blocked", "check_cycle", "enclosing_load"]
+__all__ = ["Blocked", "check_cycle", "enclosing_load", "enclosing_loads"]
 
 Blocked = Mapping[asyncio.AbstractEventLoop, Sequence[Flight]]
 """The loads that block an event loop through a blocking call: nothing else on that loop can run."""
@@ -30,6 +30,18 @@ def enclosing_load(owner: object, key: bytes) -> Flight | None:
             innermost = innermost or flight
         flight = flight.outer
     return innermost
+
+
+def enclosing_loads(owner: object) -> tuple[Flight | None, set[bytes]]:
+    """Return the innermost load of one registry that the caller is part of, and the keys of all such loads."""
+    innermost, keys = None, set[bytes]()
+    flight = LOADING.get()
+    while flight is not None and not flight.done:
+        if flight.owner is owner:
+            innermost = innermost or flight
+            keys.add(flight.key)
+        flight = flight.outer
+    return innermost, keys
 
 
 def check_cycle(

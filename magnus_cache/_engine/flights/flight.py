@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
@@ -53,20 +54,22 @@ class Flight:
     :ivar failure_logged: whether its failure was logged.
     :ivar served_by: the blocked thread that will call the loader, although an event loop runs the load.
     :ivar outer: the load that the leader is part of. The other attributes belong to the registry, under its lock.
+    :ivar urge: called on its loop when a caller joins it, as long as it waits for its turn; None once it runs.
+    :ivar group: all loads that its task still runs for; None if it has a task of its own.
     """
 
     __slots__ = (
-        "began", "detached", "done", "failure_logged", "hung", "joinable_until", "key", "loader", "look", "loop",
-        "namespace", "needs", "outer", "owner", "private", "served_by", "task", "tolerance", "waiters",
+        "began", "detached", "done", "failure_logged", "group", "hung", "joinable_until", "key", "loader", "look",
+        "loop", "namespace", "needs", "outer", "owner", "private", "served_by", "task", "tolerance", "urge", "waiters",
     )  # fmt: skip
 
     def __init__(
-        self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, private: bool, namespace: str = "",
-        began: float = 0.0,
+        self, owner: object, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str = "",
+        began: float = 0.0, look: Look | None = None,
     ) -> None:  # fmt: skip
         self.key = key
         self.loop = loop
-        self.private = self.detached = private
+        self.private = self.detached = False
         self.done = False
         self.owner = owner
         self.namespace = namespace
@@ -74,7 +77,7 @@ class Flight:
         self.tolerance = _TOLERANCE
         self.hung = False
         self.joinable_until = math.inf
-        self.look = Look()
+        self.look = Look() if look is None else look
         self.loader: object = None
         self.failure_logged = False
         self.outer = LOADING.get()
@@ -82,6 +85,8 @@ class Flight:
         self.waiters: set[Waiter] = set()
         self.needs: list[Flight] = []
         self.task: asyncio.Task[None] | None = None
+        self.group: set[Flight] | None = None
+        self.urge: Callable[[], object] | None = None
 
     @property
     def waiter_count(self) -> int:

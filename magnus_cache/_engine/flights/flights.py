@@ -19,7 +19,8 @@ from typing import Any, TypeVar, cast
 from magnus_cache._engine.flights.background import MOST_BACKGROUND, BackgroundLoads, WaitExpiredError
 from magnus_cache._engine.flights.callers import ANY_CALLER, Caller
 from magnus_cache._engine.flights.flight import LOADING, Flight
-from magnus_cache._engine.flights.joins import Joins, Ticket, cancel_task, closed_error
+from magnus_cache._engine.flights.groups import Groups
+from magnus_cache._engine.flights.joins import Ticket
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import check_waiting, section
 from magnus_cache._engine.runtime.loop_end import end_with_loop
@@ -40,7 +41,7 @@ __all__ = ["Flights"]
 T = TypeVar("T")
 
 
-class Flights(Joins):
+class Flights(Groups):
     """The flights of one cache. All methods may be called from any thread.
 
     :param most_background: how many loads of one namespace may run at a time without a waiting caller.
@@ -230,18 +231,18 @@ class Flights(Joins):
         """
         here = asyncio.get_running_loop()
         ended = self.end()
-        ours = [task for task, flight in ended if flight.loop is here and task is not asyncio.current_task()]
+        ours = [task for task in ended if task.get_loop() is here and task is not asyncio.current_task()]
         if ours:
             await asyncio.wait(ours)
 
-    def end(self) -> list[tuple[asyncio.Task[None], Flight]]:
+    def end(self) -> list[asyncio.Task[None]]:
         """Start closing, from any thread and without waiting, and return the cancelled tasks; see `aclose`."""
         with self._lock:
             self._closed = True
         tasks = list(self._tasks.items())
-        for task, flight in tasks:
-            self._cancel(task, flight)
-        return tasks
+        for task, flights in tasks:
+            self._cancel(task, flights)
+        return [task for task, _ in tasks]
 
     def reset(self) -> None:
         """Forget everything, in a forked child, which does not run the parent's loads."""
@@ -268,10 +269,10 @@ class Flights(Joins):
             return
         flight.task = task
         end_with_loop(task)
-        self._tasks[task] = flight
+        self._tasks[task] = (flight,)
         task.add_done_callback(partial(self._finished, flight))
         if self._closed:  # by another thread, between joining and here
-            self._cancel(task, flight)
+            self._cancel(task, (flight,))
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Awaitable[Any]]) -> None:
         LOADING.set(flight)  # in this task's own context
@@ -297,10 +298,6 @@ class Flights(Joins):
             if flight.loop_stopped and flight.task is not None:
                 # The task's callbacks will not run.
                 self._tasks.pop(flight.task, None)
-
-    def _cancel(self, task: "asyncio.Task[None]", flight: Flight) -> None:
-        self._settle(flight, Failed(closed_error(), None))
-        cancel_task(task, task.get_loop())
 
     def _finished(self, flight: Flight, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(task, None)

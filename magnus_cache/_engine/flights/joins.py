@@ -7,7 +7,7 @@ is called, so no call stands between the two. `_leave` unregisters what the tick
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from magnus_cache._engine.flights.background import BackgroundLoads, WaitExpiredError
 from magnus_cache._engine.flights.cycles import check_cycle, enclosing_load
@@ -15,7 +15,7 @@ from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache._engine.flights.registry import FlightRegistry
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.loop_end import call_on_loop
-from magnus_cache._engine.runtime.waiters import Abandoned, Outcome, Waiter, running_loop, wake
+from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Outcome, Waiter, running_loop, wake
 from magnus_cache._engine.runtime.workers import JOB, Job
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError
 
@@ -51,7 +51,7 @@ class Joins(FlightRegistry):
 
     def __init__(self, background: BackgroundLoads, clock: Clock) -> None:
         super().__init__(background, clock)
-        self._tasks: dict[asyncio.Task[None], Flight] = {}
+        self._tasks: dict[asyncio.Task[None], Sequence[Flight]] = {}
         # The flights that block an event loop through a blocking call: nothing else on that loop can run.
         self._blocked: dict[asyncio.AbstractEventLoop, list[Flight]] = {}
         self._closed = False
@@ -112,6 +112,10 @@ class Joins(FlightRegistry):
                 self._blocked[blocks] = [*blocked, flight]
                 ticket.blocks = blocks
         self._cancel_unwanted(replaced)
+        if not leads and (urge := flight.urge) is not None and flight.loop is not None:
+            # The caller may be what keeps the load from its turn.
+            flight.urge = None
+            call_on_loop(flight.loop, urge)
         # A thread that leads runs its loader; any other loader thread that gets here only waits.
         job = None if leads and loop is None else JOB.get()
         if job is not None:
@@ -123,8 +127,19 @@ class Joins(FlightRegistry):
         """Cancel a flight that was replaced, unless a caller waits for it; that caller waits without a time limit."""
         # Looked up once: it is gone when the load has ended, perhaps in another thread.
         task = None if flight is None or flight.waiters else flight.task
-        if task is not None:
-            cancel_task(task, task.get_loop())
+        if flight is not None and task is not None:
+            with self._lock:
+                unwanted = self._is_last(flight)
+            if unwanted:
+                cancel_task(task, task.get_loop())
+
+    def _is_last(self, flight: Flight) -> bool:
+        """Note that no caller waits for a flight any more; return whether its task runs for no other one."""
+        group = flight.group
+        if group is None:
+            return True
+        group.discard(flight)
+        return not group
 
     def _leave(self, ticket: Ticket) -> None:
         """Unregister what a caller has registered so far. Idempotent."""
@@ -152,10 +167,17 @@ class Joins(FlightRegistry):
             if not flight.done and not flight.waiters and flight.loop is not None and flight not in self._background:
                 # Out of the registry in the same step: new callers start a load instead of joining the cancelled one.
                 self._forget(flight)
-                unwanted = flight.detached = True
+                flight.detached = True
+                unwanted = self._is_last(flight)
         task = flight.task
         if unwanted and task is not None:
             cancel_task(task, task.get_loop())
+
+    def _cancel(self, task: "asyncio.Task[None]", flights: Sequence[Flight]) -> None:
+        """End the loads that a task runs, because the cache is closed."""
+        for flight in flights:
+            self._settle(flight, Failed(closed_error(), None))
+        cancel_task(task, task.get_loop())
 
     def _unblock(self, ticket: Ticket, flight: Flight) -> None:
         loop = ticket.blocks
@@ -177,6 +199,8 @@ class Joins(FlightRegistry):
             self._background.discard(flight)
             self._forget(flight)
             flight.done = True
+            if flight.group is not None:
+                flight.group.discard(flight)
             waiters = list(flight.waiters)
         wake(waiters, outcome)
         flight.waiters = set()

@@ -99,7 +99,9 @@ class FlightRegistry:
     def _new(
         self, key: bytes, loop: asyncio.AbstractEventLoop | None, namespace: str, *, private: bool = False
     ) -> Flight:
-        return Flight(self, key, loop, private, namespace, self._clock())
+        flight = Flight(self, key, loop, namespace, self._clock())
+        flight.private = flight.detached = private
+        return flight
 
     def _joinable(self, key: bytes) -> Flight | None:
         flight = self._flights.get(key)

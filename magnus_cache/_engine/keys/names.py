@@ -138,7 +138,7 @@ def shorten(text: str) -> str:
 
 def lease_name(value_name: bytes, database: int = 0) -> bytes:
     """Return the name of a value's lease, in the value's slot of a cluster: a key's own braces are escaped."""
-    return b"{%b}:lease%b" % (value_name, _at(database).encode())
+    return b"{%b}:lease%b" % (value_name, _at(database).encode()) if database else b"{%b}:lease" % value_name
 
 
 def value_name(lease: bytes) -> bytes:

@@ -113,6 +113,7 @@ class LeaseAcquirer:
         """
         ref, wire = request.ref, self._state.client.connection(request.ref.name)
         flight.look.since, flight.look.tags = self._state.epochs.moment(), request.tags
+        flight.look.local = ref.namespace.local
         if flight.private:
             return self.without_lease(flight, fresh=request.fresh)
         if wire is None:
@@ -355,7 +356,7 @@ class _Acquisition:
     ) -> _Answer:
         """Take the answer to ACQ. Runs inside the reader: the lease is registered before the next announcement."""
         leases, flight, fresh = self._state.leases, self._flight, self._request.fresh
-        leases.answered(self._token)
+        leases.answered(self._request.ref.name, self._token)
         if reply.value is not None:
             return self._on_value(placeholder, reply.value, source, sent)
         if reply.unstorable:

@@ -3,15 +3,20 @@
 Each key has its own flight, so single and batch callers share loads, in this process and in the fleet. A key of a batch
 is *decided* once the batch has its lease, has joined another flight, or waits for another process. When all keys are
 decided, one call of the loader gets all those that the batch has to load itself.
+
+Most keys of most batches are loaded by no one else. These are loaded together (`batch_loads`): their leases and fills
+travel some dozens at a time. All others, and those that turn out to be special, are loaded one by one here.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import Flight
+from magnus_cache._engine.loading.batch_loads import STARTS_PER_TURN, LoadsTogether, PendingKeys
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
@@ -28,9 +33,6 @@ __all__ = ["Batch", "CallLoader"]
 CallLoader = Callable[[Sequence[Any], Sequence[Flight]], Awaitable[Any]]
 """Calls the batch loader with some keys, as part of the loads of these keys, on the right loop or thread."""
 
-_STARTS_PER_TURN: Final = 50
-"""Keys whose flights are started in one turn of the loop."""
-
 _MOST_KEYS: Final = 500
 """Keys that one call of the loader gets at most."""
 
@@ -45,6 +47,10 @@ class _PendingKey:
         self.flight = flight
         self.answer: asyncio.Future[tuple[BaseException | None, Any]] = asyncio.get_running_loop().create_future()
 
+    def wanted(self) -> tuple[list[Any], list[Flight]]:
+        """Return the keys that are still to be loaded, and their flights."""
+        return ([], []) if self.answer.done() else ([self.item.key], [self.flight])
+
     def resolve(self, error: BaseException | None, value: Any = None) -> None:
         """Set the answer, unless it is set or cancelled."""
         if not self.answer.done():
@@ -55,26 +61,29 @@ class _PendingKey:
 class _Call:
     """One call of the loader; it is cancelled when no caller waits for any of its keys."""
 
-    __slots__ = ("keys", "task", "unanswered")
+    __slots__ = ("pending", "task", "unanswered")
 
-    def __init__(self, keys: list[_PendingKey], load: Callable[[list[_PendingKey]], Coroutine[Any, Any, None]]) -> None:
-        self.keys = keys
-        self.unanswered = len(keys)
-        self.task = loop_task(load(keys))
+    def __init__(self, pending: "_Pending", load: Callable[["_Pending"], Coroutine[Any, Any, None]]) -> None:
+        self.pending = pending
+        self.unanswered = len(pending)
+        self.task = loop_task(load(pending))
         # Also for a task that is cancelled before its first step.
         self.task.add_done_callback(self._ended)
-        for key in keys:
-            key.answer.add_done_callback(self._answered)
+        for wanted in pending:
+            wanted.answer.add_done_callback(self._answered)
 
     def _answered(self, _: asyncio.Future[Any]) -> None:
         self.unanswered -= 1
         if not self.unanswered:
             self.task.cancel()
 
-    def _ended(self, task: asyncio.Future[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        for key in self.keys:
-            key.resolve(error or asyncio.CancelledError())
+        for wanted in self.pending:
+            wanted.resolve(error or asyncio.CancelledError())
+
+
+_Pending = list[_PendingKey | PendingKeys]
 
 
 class Batch:
@@ -92,7 +101,7 @@ class Batch:
         self._source = source
         self._undecided = 0
         self._sealed = False
-        self._pending: list[_PendingKey] = []
+        self._pending: _Pending = []
         self._calls: set[_Call] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -113,52 +122,81 @@ class Batch:
         return values, errors
 
     async def _load_part(self, part: Sequence[BatchItem]) -> list[Any]:
+        """Return the value or the error of each key; MISS for one that the loader omitted."""
         self._sealed = False
-        tasks: list[asyncio.Task[Any]] = []
+        outcomes: list[Any] = [MISS] * len(part)
+        together = LoadsTogether(self._loads, self._request, part, self._source)
+        tasks: dict[int, asyncio.Task[Any]] = {}
         try:
-            for item in part:
-                tasks.append(loop_task(self._load_key(item)))
-                if len(tasks) % _STARTS_PER_TURN == 0:
-                    await asyncio.sleep(0)
-            # One turn for the tasks to join flights, and one for the flights that they lead to start.
-            for _ in range(2):
-                await asyncio.sleep(0)
+            await self._start_alone(part, await together.lead(), tasks)
+            if together.places:
+                self._undecided += 1
+                together.start(self)
+                await together.acquired()
             self._all_started()
-            return await asyncio.gather(*tasks, return_exceptions=True)
+            await together.outcomes(outcomes)
+            found = await asyncio.gather(*tasks.values(), return_exceptions=True)
+            for place, outcome in zip(tasks, found, strict=True):
+                outcomes[place] = outcome
         finally:
-            cancel(*tasks)
+            together.leave()
+            cancel(*tasks.values())
             # If this call was cancelled before, other callers may have joined its flights: they need the loader.
             self._all_started()
+        return outcomes
+
+    async def _start_alone(
+        self, part: Sequence[BatchItem], places: Sequence[int], tasks: dict[int, asyncio.Task[Any]]
+    ) -> None:
+        """Start the loads of some keys, each by itself, and return when it is known which of them need the loader."""
+        if not places:
+            return
+        for number, place in enumerate(places, 1):
+            tasks[place] = loop_task(self._load_key(part[place]))
+            if number % STARTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        # One turn for the tasks to join flights, and one for the flights that they lead to start.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     def _all_started(self) -> None:
         """Allow the loader to be called, as soon as all keys are decided."""
         self._sealed = True
-        self._decided(0)
+        self.decided(0)
+
+    def pend(self, items: Sequence[BatchItem], flights: Sequence[Flight]) -> PendingKeys:
+        """Add keys to the next call of the loader."""
+        pending = PendingKeys(items, flights, self._loads.flights.wanted)
+        self._pending.append(pending)
+        self.decided(0)
+        return pending
 
     async def _load_key(self, item: BatchItem) -> Any:
         ref, loads = item.ref, self._loads
         request = self._request.of_key(item, self._source)
-
-        async def lead(flight: Flight) -> LoadedValue[Any]:
-            self._undecided += 1
-            flight.loader = self._source
-            decided = _OneShot(self._decided)
-            try:
-                got = await loads.acquirer.acquire(request._replace(on_wait=decided), flight)
-                opened = await loads.open(ref, got, flight)
-                fence = loads.to_load(request, flight, got, opened)
-                if isinstance(fence, LoadedValue):
-                    return fence
-                return await self._load_in_call(item, request, fence, decided)
-            finally:
-                decided()
-
         caller = loads.joining.caller(request, self._source)
         await loads.joining.confirm(request, caller)
+        lead = partial(self.lead, item)
         loaded = await loads.flights.run(
             ref.name, lead, wait_timeout=loads.wait_timeout, namespace=str(ref.namespace), caller=caller
         )
         return await loaded.taken(strict=request.strict)
+
+    async def lead(self, item: BatchItem, flight: Flight) -> LoadedValue[Any]:
+        """Load a key alone, in its flight's own task; its value still comes from a call for all pending keys."""
+        self._undecided += 1
+        flight.loader, loads = self._source, self._loads
+        request = self._request.of_key(item, self._source)
+        decided = _OneShot(self.decided)
+        try:
+            got = await loads.acquirer.acquire(request._replace(on_wait=decided), flight)
+            opened = await loads.open(item.ref, got, flight)
+            fence = loads.to_load(request, flight, got, opened)
+            if isinstance(fence, LoadedValue):
+                return fence
+            return await self._load_in_call(item, request, fence, decided)
+        finally:
+            decided()
 
     async def _load_in_call(
         self, item: BatchItem, request: LoadRequest[Any], fence: Fence, decided: "_OneShot"
@@ -171,7 +209,7 @@ class Batch:
             flight.began, started = self._loads.clock(), monotonic()
             if not decided():
                 # The key waited for another process and was decided before it could be loaded.
-                self._decided(0)
+                self.decided(0)
             error, value = await key.answer
             if error is not None:
                 if isinstance(error, Exception):
@@ -190,7 +228,7 @@ class Batch:
             cancel(key.answer)
             fence.close()
 
-    def _decided(self, count: int) -> None:
+    def decided(self, count: int) -> None:
         """Count keys as decided, and call the loader if none is undecided."""
         self._undecided -= count
         if self._sealed and not self._undecided and self._pending:
@@ -201,26 +239,35 @@ class Batch:
                 loop.call_soon(self._start)
 
     def _start(self) -> None:
-        keys, self._pending = [key for key in self._pending if not key.answer.done()], []
-        if keys:
-            call = _Call(keys, self._load)
+        pending: _Pending = [wanted for wanted in self._pending if not wanted.answer.done()]
+        self._pending = []
+        if pending:
+            call = _Call(pending, self._load)
             self._calls.add(call)
             call.task.add_done_callback(lambda _: self._calls.discard(call))
 
-    async def _load(self, keys: list[_PendingKey]) -> None:
+    async def _load(self, pending: _Pending) -> None:
         try:
+            keys, flights = list[Any](), list[Flight]()
+            for wanted in pending:
+                some, their = wanted.wanted()
+                keys += some
+                flights += their
             # A batch loader replaces no single value, even if it runs within the load of one.
             with as_current_load(CurrentLoad()):
-                answers = await self._call([key.item.key for key in keys], [key.flight for key in keys])
+                answers = await self._call(keys, flights) if keys else {}
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
         except Exception as error:  # noqa: BLE001  # raised by all callers that wait for one of the keys
-            for key in keys:
-                key.resolve(error)
+            for wanted in pending:
+                wanted.resolve(error)
             return
         step = Step()
-        for key in keys:
+        for key in pending:
+            if isinstance(key, PendingKeys):
+                key.resolve(None, answers)
+                continue
             if step.done():
                 # Each answer wakes a task that encodes and stores a value.
                 await asyncio.sleep(0)

@@ -29,8 +29,9 @@ class JoinRules:
         :param source: the batch loader of the call, see `JoiningCaller`.
         """
         caller = JoiningCaller(
-            self._state.epochs, partial(self.detach_unjoinable, request.ref), fresh=request.fresh, source=source
-        )
+            self._state.epochs, partial(self.detach_unjoinable, request.ref), fresh=request.fresh, source=source,
+            local=request.ref.namespace.local,
+        )  # fmt: skip
         caller.max_wait, caller.blocks = request.max_wait, request.blocks
         return caller
 

@@ -30,12 +30,12 @@ from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
@@ -47,9 +47,9 @@ T = TypeVar("T")
 class Loads:
     """Loads of one cache. `load` runs on any event loop, `load_blocking` in any thread."""
 
-    def __init__(self, reads: Reads, writes: ManyWrites) -> None:
-        self._reads = reads
-        self._writes = writes
+    def __init__(self, reads: Reads, writes: ManyFills) -> None:
+        self.reads = self._reads = reads
+        self.writes = self._writes = writes
         self._state = reads.state
         self.acquirer = LeaseAcquirer(reads)
         self.joining = JoinRules(reads)
@@ -90,7 +90,7 @@ class Loads:
         caller = self.joining.caller(request)
         await self.joining.confirm(request, caller)
         return await self.flights.run(
-            ref.name, partial(self._lead, request),
+            ref.name, partial(self.lead, request),
             wait_timeout=self.wait_timeout, namespace=str(ref.namespace), caller=caller,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ class Loads:
             return request
         return request._replace(fresh=fresh, tags=tags)
 
-    async def _lead(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:
+    async def lead(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:
         """Load a value for all waiting callers, or return one that another process has just stored."""
         flight.loader = request.loader
         got = await self.acquirer.acquire(request, flight)
@@ -131,7 +131,7 @@ class Loads:
         :raises Exception: if the entry is a remembered error.
         """
         if isinstance(got, Entry):
-            found = self._from_entry(request.ref, got, opened)
+            found = self._from_entry(request.ref, got, opened, flight)
             if found is not None:
                 return found
             got = self.acquirer.without_lease(flight, fresh=request.fresh)
@@ -146,7 +146,7 @@ class Loads:
     def begin(self, request: LoadRequest[Any]) -> bool:
         """Start a background load; return whether it was started."""
         self.joining.detach_unjoinable(request.ref, fresh=False)
-        lead = partial(self._lead, self._completed(request))
+        lead = partial(self.lead, self._completed(request))
         return self.flights.start_background(request.ref.name, lead, str(request.ref.namespace))
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
@@ -175,7 +175,7 @@ class Loads:
         return loaded.take(strict=request.strict)
 
     def _lead_blocking(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:
-        """Return the same as `_lead`, in a thread."""
+        """Return the same as `lead`, in a thread."""
         ref, loader, call = request.ref, request.loader, self._state.portal.call
         flight.loader = loader
         fences: list[Fence] = []
@@ -243,7 +243,7 @@ class Loads:
         self.flights.detach_flight(flight)
         return True
 
-    def _from_entry(self, ref: KeyRef, entry: Entry, opened: Any) -> LoadedValue[Any] | None:
+    def _from_entry(self, ref: KeyRef, entry: Entry, opened: Any, flight: Flight) -> LoadedValue[Any] | None:
         """Return a value that was stored between this caller's miss and its turn to load; None if it cannot be decoded.
 
         :param opened: the entry's value, or MISS.
@@ -252,7 +252,14 @@ class Loads:
         if (error := self._reads.error(ref, entry)) is not None:
             ref.counters.negative_hits += 1
             raise error
-        return None if opened is MISS else LoadedValue(opened, entry.payload)
+        if opened is MISS:
+            return None
+        payload = entry.payload
+        # A thread that runs the load itself is not counted as waiting.
+        if payload is None and entry.shared and flight.waiter_count > (flight.loop is not None):
+            # The other callers may have another policy than this one.
+            payload = at_once(self._reads.payload_steps(entry))
+        return LoadedValue(opened, payload)
 
     def count_load(self, ref: KeyRef, started: float) -> float:
         """Count a load and return its duration.
@@ -263,6 +270,17 @@ class Loads:
         ref.counters.loads += 1
         self._state.stats.load_latency.add(cost)
         return cost
+
+    async def call(self, loader: AnyLoader[T], namespace: str) -> T:
+        """Return a loader's value: a coroutine function is awaited, a function runs in a thread.
+
+        :raises Exception: what it raises.
+        """
+        return await self._state.workers.call(loader, namespace)
+
+    def count_latency(self, cost: float, count: int) -> None:
+        """Count how long some loads took, in seconds; they are counted apart from that."""
+        self._state.stats.load_latency.add(cost, count)
 
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:
         """Remember a loader's error if the policy says so; else pause the loads of the key."""

@@ -50,7 +50,7 @@ class StalePolicy:
             entry, near = await self._read(ref, request.tags), False
         state = self._freshness_of(ref, entry)
         opened: Any = LARGE
-        if entry is not None and state is not FreshnessState.GONE and self._reads.is_large(entry):
+        if entry is not None and state is not FreshnessState.GONE and self._reads.is_large(ref, entry):
             opened = await self._reads.open_anyway(ref, entry)
         served, value = self._served(ref, entry, state, near=near, opened=opened)
         if not served:

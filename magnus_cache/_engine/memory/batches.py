@@ -61,8 +61,10 @@ class BatchCache(LocalCache):
 
     def invalidate_many(self, names: Sequence[bytes]) -> None:
         """Remove the entries of names and void their placeholders, as `invalidate` does."""
+        table, cold = self._table, self._cold
         with self._lock:
             for name in names:
                 self._pending.pop(name, None)
-                if self._forget(name):
+                # As in `_forget`: most names have nothing here.
+                if (name in table or (cold is not None and name in cold)) and self._forget(name):
                     self._collect()

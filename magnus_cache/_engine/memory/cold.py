@@ -16,7 +16,7 @@ from typing import Final
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry
-from magnus_cache._engine.memory.records import Bases, head_of, pack, unpack
+from magnus_cache._engine.memory.records import Bases, basis_of, pack, unpack
 
 __all__ = ["COLD_OVERHEAD", "ColdStore"]
 
@@ -90,7 +90,7 @@ class ColdStore:
         self.count += 1
         self.size += charge
         if record:
-            self.bases.uses[head_of(record).basis] += 1
+            self.bases.uses[basis_of(record)] += 1
 
     def left(self, name: bytes, record: bytes, entry: Entry | None) -> None:
         """Count a name no more that was just taken from its shard."""
@@ -98,7 +98,7 @@ class ColdStore:
         self.count -= 1
         self.size -= charge
         if record:
-            self.bases.uses[head_of(record).basis] -= 1
+            self.bases.uses[basis_of(record)] -= 1
         else:
             # It may be back, as the last one, before its turn. `oldest` knows a record by its identity, but not this.
             ahead = self._ahead[hash(name) % len(self.shards)]
@@ -140,6 +140,17 @@ class ColdStore:
     def record(self, name: bytes) -> bytes | None:
         """Return the record of a name, or None."""
         return self.shards[hash(name) % len(self.shards)].get(name)
+
+    def trust(self, name: bytes) -> Trust | None:
+        """Return the trust that a name's record depends on; None if there is none."""
+        place = hash(name) % len(self.shards)
+        record = self.shards[place].get(name)
+        if record is None:
+            return None
+        if record:
+            return self.bases.known[head_of(record).basis].trust
+        kept = self.objects[place].get(name)
+        return None if kept is None else kept[1]
 
     def some(self, limit: int) -> list[bytes]:
         """Return some names, at most `limit`."""

@@ -8,7 +8,7 @@ first round that has begun after it.
 
 from typing import Final
 
-from magnus_cache._engine.memory.records import head_of
+from magnus_cache._engine.memory.records import life_of
 from magnus_cache._engine.memory.tiers import Tiers
 
 __all__ = ["Collecting"]
@@ -101,8 +101,8 @@ class Collecting(Tiers):
             if cold is None or found is None:
                 return False
             if found:
-                head = head_of(found)
-                if now < head.deadline and head.generation == self.generation:
+                deadline, generation = life_of(found)
+                if now < deadline and generation == self.generation:
                     return False
             there = cold.entry(name)
             if there is None or (now < there[1].end and self._is_current(name, there[1])):

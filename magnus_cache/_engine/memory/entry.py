@@ -1,18 +1,35 @@
 """The entries of the local cache, with and without tags."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
 
-__all__ = ["DEAD", "MOST_BYTES", "OVERHEAD", "Entry", "ReferenceEntry", "TaggedEntry", "pack_facts", "pack_windows"]
+__all__ = [
+    "DEAD",
+    "MOST_BYTES",
+    "OVERHEAD",
+    "Calls",
+    "Entry",
+    "ReferenceEntry",
+    "SharedEntry",
+    "SharedTaggedEntry",
+    "TaggedEntry",
+    "pack_facts",
+    "pack_windows",
+]
+
+Calls: TypeAlias = "tuple[dict[Any, Entry], Any, Calls, int] | None"
+"""A chain of the dictionaries that remember an entry: the one added last, the entry's key there, the rest of the chain,
+and how many may be added before the chain is searched for dictionaries that have the entry no more."""
 
 DEAD: Final = Trust(float("-inf"), -1)
 """The trust of entries that have left the local cache: they are never served again, and no fallback in an outage."""
 
-OVERHEAD: Final = 250
-"""Bytes that an entry takes beyond its name and value; counted against the limit."""
+OVERHEAD: Final = 320
+"""Bytes that an entry takes beyond the text of its name and value; counted against the limit. By `tracemalloc`, with
+the headers of both and its share of the tables: 265 to 300 without tags, 320 to 350 with the tag of a function."""
 
 _SIZE_BITS: Final = 40
 _SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
@@ -71,9 +88,12 @@ class Entry(float):
     :ivar place: the queue of the eviction policy that it is in. Only the policy uses this.
     :ivar encoded: the payload of a decoded value, where the local cache may have to encode it again and cannot; or
         None. It counts for the size.
+    :ivar calls: the dictionaries that remember the entry, or None. Only the local cache uses this.
+    :cvar shared: whether the value, if `payload` is None, is a mutable object that only callers may get whose
+        namespace shares it. Each class has its own: a slot would move all entries to a larger size of block.
     """
 
-    __slots__ = ("_packed", "encoded", "generation", "payload", "place", "seen", "trust", "value")
+    __slots__ = ("_packed", "calls", "encoded", "generation", "payload", "place", "seen", "trust", "value")
 
     value: Any
     payload: bytes | None
@@ -83,6 +103,8 @@ class Entry(float):
     generation: int
     place: int
     seen: bool
+    calls: "Calls"
+    shared: ClassVar[bool] = False
 
     def __new__(
         cls, value: Any, payload: bytes | None, deadline: float, trust: Trust, size: int, facts: int = 0
@@ -102,6 +124,7 @@ class Entry(float):
         self.encoded = None
         self.generation = self.place = 0
         self.seen = False
+        self.calls = None
         return self
 
     @property
@@ -109,23 +132,25 @@ class Entry(float):
         """What the entry notes of its value beside the size, see `pack_facts`."""
         return self._packed >> _SIZE_BITS
 
-    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "Entry":
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> Self:
         """Return the same value with another deadline, in monotonic seconds, and another trust.
 
         :param more: the windows after the deadline, see `pack_windows`; None keeps the present ones.
         """
         # Payload first: a caller that decodes the entry at this moment sets the value before it drops the payload.
         payload = self.payload
-        again = Entry(self.value, payload, deadline, trust, self.size, self._facts(more))
+        again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
         again.encoded = self.encoded
         return again
 
-    def decoded(self, value: Any, size: int) -> "Entry":
+    def decoded(self, value: Any, size: int, *, shared: bool) -> "Entry":
         """Return the same value decoded.
 
         :param size: bytes of the decoded value.
+        :param shared: whether it is a mutable object that callers share.
         """
-        return Entry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+        kind = SharedEntry if shared else Entry
+        return kind(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
 
     def planned(self, plan: object, size: int) -> "Entry":
         """Return the same encoded value with a plan to copy it.
@@ -136,6 +161,15 @@ class Entry(float):
         again.value = plan
         again._packed = self._packed & ~_SIZE_MASK | size
         return again
+
+    def forget_calls(self) -> None:
+        """Remove the entry from all dictionaries that remember it. With the lock of the local cache held."""
+        link = self.calls
+        while link is not None:
+            calls, key, link, _ = link
+            if calls.get(key) is self:
+                calls.pop(key, None)
+        self.calls = None
 
     def _facts(self, more: int | None) -> int:
         facts = self._packed >> _SIZE_BITS
@@ -190,6 +224,14 @@ class Entry(float):
         return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
 
 
+class SharedEntry(Entry):
+    """An entry whose decoded value is a mutable object that callers share."""
+
+    __slots__ = ()
+
+    shared = True
+
+
 class TaggedEntry(Entry):
     """An entry that is also removed when one of its tags is invalidated.
 
@@ -209,15 +251,16 @@ class TaggedEntry(Entry):
         """Bytes of the value in its stored form, without those that its tags count for."""
         return self.size - room(self.stamps)
 
-    def decoded(self, value: Any, size: int) -> "TaggedEntry":
+    def decoded(self, value: Any, size: int, *, shared: bool) -> "TaggedEntry":
         """Return the same value decoded; see `Entry`."""
-        again = TaggedEntry(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
+        kind = SharedTaggedEntry if shared else TaggedEntry
+        again = kind(value, None, self.deadline, self.trust, size, self._packed >> _SIZE_BITS)
         again.stamps = self.stamps
         again.epoch = self.epoch
         again.generation = self.generation
         return again
 
-    def until(self, deadline: float, trust: Trust, more: int | None = None) -> "TaggedEntry":
+    def until(self, deadline: float, trust: Trust, more: int | None = None) -> Self:
         """Return the same value with another deadline, in monotonic seconds, and another trust; see `Entry`."""
         payload = self.payload  # first, as in `Entry`
         again = type(self)(self.value, payload, deadline, trust, self.size, self._facts(more))
@@ -228,7 +271,17 @@ class TaggedEntry(Entry):
         return again
 
 
+class SharedTaggedEntry(TaggedEntry):
+    """A tagged entry whose decoded value is a mutable object that callers share."""
+
+    __slots__ = ()
+
+    shared = True
+
+
 class ReferenceEntry(TaggedEntry):
     """An entry of a local namespace: its callers get the very object that was stored, whatever becomes of its class."""
 
     __slots__ = ()
+
+    shared = True

@@ -59,21 +59,26 @@ def payload_kept(memory: LocalCache, value: Any, payload: bytes) -> bytes | None
     return payload if memory.tiered and not is_plain(value) else None
 
 
-def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any) -> None:
-    """Replace an entry's encoded value by the decoded one if there is room, and count its new size."""
+def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any, *, shared: bool) -> None:
+    """Replace an entry's encoded value by the decoded one if there is room, and count its new size.
+
+    :param shared: whether the value is mutable, so that only callers whose namespace shares it may get it.
+    """
     payload = entry.payload
     if payload is None:
         return
     encoded = payload_kept(memory, value, payload)
     size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
-    if size <= entry.size + _SLACK:
+    small = size <= entry.size + _SLACK
+    if small and not shared:
         with section():
             # Value first: a reader that sees no payload must see the value.
             entry.value = value
             entry.encoded = encoded
             entry.payload = None
-    elif has_room(memory, size):
-        decoded = entry.decoded(value, size)
+    elif small or has_room(memory, size):
+        # Never in place for a shared value: callers that do not share it may remember the entry.
+        decoded = entry.decoded(value, size, shared=shared)
         decoded.encoded = encoded
         memory.replace(name, entry, decoded)
 

@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp, room
 from magnus_cache._engine.coherence.trust import Trust
-from magnus_cache._engine.memory.entry import Entry, TaggedEntry
+from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry
 
-__all__ = ["MOST_BASES", "OBJECT", "Bases", "Basis", "head_of", "is_plain", "pack", "unpack"]
+__all__ = ["MOST_BASES", "OBJECT", "Bases", "Basis", "basis_of", "is_plain", "life_of", "pack", "unpack"]
 
 OBJECT: Final = b""
 """In place of a record: the entry is kept as the object it is."""
@@ -29,7 +29,9 @@ MOST_BASES: Final = 4_096
 
 _HEAD: Final = struct.Struct("<dqQB")
 _AT: Final = _HEAD.size
+_BASIS: Final = struct.Struct("<Q")
 _BASIS_AT: Final = 16
+_LIFE: Final = struct.Struct("<dq")
 _SHORT: Final = 14
 """Bytes of an entry's facts without windows after the deadline."""
 _LONG: Final = 25
@@ -119,7 +121,7 @@ def pack(entry: Entry, bases: Bases) -> bytes:
         body, flags, size = marshal.dumps(value, _VERSION), _PLAIN, entry.size.to_bytes(_SIZE, "little")
     stamps: Sequence[TagStamp] = ()
     if isinstance(entry, TaggedEntry):
-        if kind is not TaggedEntry:
+        if kind is ReferenceEntry:
             return OBJECT
         stamps, epoch = entry.stamps, entry.epoch.to_bytes(_EPOCH, "little")
         flags |= _TAGGED
@@ -162,13 +164,13 @@ def unpack(record: bytes, bases: Bases) -> Entry:
     return entry
 
 
-class _Head(NamedTuple):
-    deadline: float
-    generation: int
-    basis: int
-    flags: int
+def basis_of(record: bytes) -> int:
+    """Return the number of a record's basis, see `Bases`."""
+    number: int = _BASIS.unpack_from(record, _BASIS_AT)[0]
+    return number
 
 
-def head_of(record: bytes) -> _Head:
-    """Return what a record begins with; its basis is a number of `Bases`."""
-    return _Head(*_HEAD.unpack_from(record))
+def life_of(record: bytes) -> tuple[float, int]:
+    """Return the deadline and the generation of a record."""
+    deadline, generation = _LIFE.unpack_from(record)
+    return deadline, generation

@@ -17,26 +17,33 @@ first sets its trust to `DEAD`. So code that has got an entry from `hit` may kee
 look-up, as decorated functions do. In this order: read the value and the payload; check that ``now < entry``, that
 ``entry.generation is memory.generation`` and that ``now < entry.trust.deadline``; set ``entry.seen``. If one of the
 checks fails, or where `marked` is False, ask `hit`. Only what `hit` returned may be kept so: an entry whose fill was
-refused was never in the table, so no removal reaches it.
+refused was never in the table, so no removal reaches it. To keep it in a dictionary, use `remember`: the entry is
+removed from there as it leaves the hot table, so that nothing keeps its value alive.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.memory.clear_log import Clear, Scope
 from magnus_cache._engine.memory.collector import Collecting
-from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Calls, Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.policy import PolicyName
 from magnus_cache._engine.memory.tiers import HOT
 from magnus_cache._engine.runtime.clock import Clock, monotonic
-from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.critical import engaged, section
 
 __all__ = ["LocalCache"]
 
 _Name = bytes
 """A value's full name in Redis. `LocalCache` has a field `bytes`, so that within it the type needs another name."""
+
+_CALLS: Final = 1_024
+"""Dictionaries that may remember one entry; when there are more, remembering it starts over."""
+
+_ADDED: Final = 8
+"""Dictionaries that are added at least before the chain of an entry is searched again."""
 
 _CLEAR_STEPS: Final = 2_048
 """Entries up to which a clear visits all itself, so that small caches drop the cleared entries at once."""
@@ -146,6 +153,26 @@ class LocalCache(Collecting):
         with self._lock:
             if not (now < entry.end and self._is_current(name, entry)) and self._remove(name, entry):
                 self.expirations += now >= entry
+
+    def remember(self, entry: Entry, calls: dict[Any, Entry], key: Any) -> None:
+        """Put an entry into a dictionary, from which it is removed when it leaves the hot table.
+
+        :param key: its hash and its equality must not call user code.
+        """
+        # A signal handler that has interrupted one of the steps below must not change what they look at.
+        if calls.get(key) is entry or engaged():
+            return
+        with self._lock:
+            chain = entry.calls
+            left = _ADDED if chain is None else chain[3] - 1
+            if left < 0:
+                chain, left = _pruned(entry)
+            # No call from here to the end of this step: what the dictionary has, the entry knows of.
+            calls[key] = entry
+            entry.calls = calls, key, chain, left
+            # The end of the step. The entry may have left before, or by a signal handler in between.
+            if entry.trust is DEAD:
+                entry.forget_calls()
 
     # -- fill -----------------------------------------------------------------------------------------------
 
@@ -274,6 +301,23 @@ class LocalCache(Collecting):
         if old is None and self._cold is not None:
             self._cold.discard(name)
         if old is not entry:
+            if old is not None and old.calls is not None:
+                old.forget_calls()
             self._make_room(name, entry, old)
         self._collect()
         return self._table.get(name) is entry
+
+
+def _pruned(entry: Entry) -> tuple[Calls, int]:
+    """Return the chain of an entry without the dictionaries that have it no more, and how many may be added to it."""
+    kept: Calls = None
+    link, count = entry.calls, 0
+    while link is not None:
+        calls, key, link, _ = link
+        if calls.get(key) is entry:
+            kept, count = (calls, key, kept, 0), count + 1
+    if count >= _CALLS:
+        entry.forget_calls()
+        return None, _ADDED
+    # As many as there are, so that each addition costs the same on average.
+    return kept, max(_ADDED, count)

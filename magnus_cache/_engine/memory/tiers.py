@@ -27,6 +27,7 @@ The races that this excludes
 from itertools import islice
 from typing import Final
 
+from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.clear_log import ClearLog
 from magnus_cache._engine.memory.cold import COLD_OVERHEAD, ColdStore
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
@@ -103,6 +104,14 @@ class Tiers(Reservations):
         entry = self._table.get(name)
         return self._promote(name) if entry is None else entry
 
+    def trust_of(self, name: _Name) -> Trust | None:
+        """Return the trust of a name's entry, dead or alive; None without an entry. It stays in its tier."""
+        with self._lock:
+            entry = self._table.get(name)
+            if entry is not None:
+                return entry.trust
+            return None if self._cold is None else self._cold.trust(name)
+
     def _is_current(self, name: _Name, entry: Entry) -> bool:
         """Return whether no clear and no tag invalidation covers an entry; asks the log once for each generation."""
         # In this order: a clear adds itself to the log first and opens its generation then.
@@ -176,6 +185,8 @@ class Tiers(Reservations):
         shard[name] = record
         del table[name]
         # The end of the step.
+        if entry.calls is not None:
+            entry.forget_calls()
         cold.added(name, record, entry)
         self._hot_bytes -= size
         self._policy.removed(name, entry)
@@ -230,6 +241,8 @@ class Tiers(Reservations):
         table, size = self._table, entry.size + len(name) + OVERHEAD
         # First of all, for those who hold it and ask no table.
         entry.trust = DEAD
+        if entry.calls is not None:
+            entry.forget_calls()
         # No call between the check and the removal: a signal handler may remove the name.
         if name not in table or table[name] is not entry:
             return False
@@ -256,6 +269,8 @@ class Tiers(Reservations):
         """Remove everything, in place."""
         for entry in list(self._table.values()):
             entry.trust = DEAD
+            if entry.calls is not None:
+                entry.forget_calls()
         self._table.clear()
         self._policy.clear()
         if self._cold is not None:

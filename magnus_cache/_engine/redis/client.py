@@ -11,13 +11,14 @@ A batched read is queued on the `Connection` itself, together with the epochs th
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
+from magnus_cache._engine.redis.client_many import ManyKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.scripts import LeaseAttempt
@@ -25,10 +26,7 @@ from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
 
-if TYPE_CHECKING:
-    from magnus_cache._engine.redis.wire import Wire
-
-__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping", "Stored"]
+__all__ = ["Client", "Comparison", "Inspection", "LeaseReply", "LeaseRequest", "Ping"]
 
 
 class LeaseRequest(NamedTuple):
@@ -71,15 +69,6 @@ class Comparison(NamedTuple):
     """Its first bytes if it is that version, else the whole value; None without a value."""
 
 
-class Stored(NamedTuple):
-    """What became of the values of one transaction."""
-
-    refused: Sequence[int]
-    """The places of those that are not stored."""
-    present: bool
-    """Whether all are there, right after they were stored, and the server announces their next changes."""
-
-
 class Inspection(NamedTuple):
     """A value and its lease, for a report to people."""
 
@@ -100,16 +89,15 @@ class Ping(NamedTuple):
     """Whether the server announces changes to this connection."""
 
 
-class Client:
-    """Sends the commands of one cache to Redis, on the running event loop.
+class Client(ManyKeys):
+    """Sends the commands of one cache to Redis, on the running event loop; those on many keys are in `ManyKeys`.
 
     :param database: the number of the database.
     :ivar connection: returns the running loop's connection to the server of a key; see `Topology.connection`.
     """
 
     def __init__(self, topology: Topology, database: int) -> None:
-        self._topology = topology
-        self._database = database
+        super().__init__(topology, database)
         # An attribute, not a method: each read from Redis begins with this call.
         self.connection: Callable[[bytes], Connection | None] = topology.connection
 
@@ -118,10 +106,6 @@ class Client:
 
         :raises CacheUnavailableError: after the end of the cache.
         """
-        return self._topology.wire(key)
-
-    def _wire(self, key: bytes) -> "Wire":
-        """:raises CacheUnavailableError: after the end of the cache."""
         return self._topology.wire(key)
 
     # -- values ---------------------------------------------------------------------------------------------
@@ -141,19 +125,6 @@ class Client:
         """
         command = commands.store(key, raw, milliseconds, database=self._database)
         return self._wire(key).execute(command, partial(_done, receive))
-
-    def store_many(
-        self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
-        waiter: Waiter,
-    ) -> None:  # fmt: skip
-        """Store some values, and void their leases; the keys are of one server, or of one slot of a cluster.
-
-        They are stored one after the other without other commands in between. One that is refused stops no other one.
-
-        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
-        """
-        command = commands.store_many(keys, raws, milliseconds, database=self._database)
-        self._wire(keys[0]).call(command, partial(_stored, len(keys), receive), waiter)
 
     async def replace(
         self, key: bytes, header: bytes, raw: bytes, milliseconds: int, receive: Receive[bool] | None = None
@@ -380,19 +351,6 @@ def _done(receive: Receive[bool], reply: Any, connection: Connection, sent: floa
         if isinstance(part, Exception):
             raise part
     return receive(replies.yes(parts[-1]), connection, sent)
-
-
-def _stored(count: int, receive: Receive[Stored], reply: Any, connection: Connection, sent: float) -> Any:
-    """Take the answer to a transaction that stores some values; each of its commands may have failed for itself."""
-    if type(reply) is not list or len(reply) != count + 2:
-        raise CacheUnavailableError("protocol", "Redis gave an invalid answer to a transaction")
-    leases, *done, found = reply
-    if isinstance(leases, Exception):
-        # Then loads that began before may store over all of the values.
-        raise leases
-    refused = [place for place, outcome in enumerate(done) if outcome != b"OK"]
-    present = not isinstance(found, Exception) and replies.number(found, count) == count
-    return receive(Stored(refused, present), connection, sent)
 
 
 def _leased(receive: Receive[LeaseReply], reply: Any, connection: Connection, sent: float) -> Any:

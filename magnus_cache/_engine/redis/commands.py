@@ -20,6 +20,7 @@ __all__ = [
     "TRACKING",
     "TRACKING_ALL",
     "Command",
+    "acquire_many",
     "announce_to",
     "count",
     "get_many",
@@ -175,6 +176,25 @@ def store_many(
     ]
     packed = b"".join((_MULTI, pack(b"DEL", *leases), *sets, pack(b"EXISTS", *names), _EXEC))
     return Command("SET", packed, replies=len(sets) + 4, writes=len(sets) + 2)
+
+
+def acquire_many(
+    names: Sequence[bytes], token: bytes, milliseconds: int, *, database: int = 0, force: bool = False
+) -> Command:
+    """Pack the requests for the leases of some values, under one token, as one transaction.
+
+    The reply to EXEC is ``[values, OK or nil for each lease, tokens]``; if forced, it lacks the values. The tokens are
+    read last, so that the server tracks the leases after our own writes.
+
+    :param force: whether to take each lease from any holder, even if a value is stored.
+    """
+    leases = [lease_name(name, database) for name in names]
+    condition = () if force else (b"NX",)
+    sets = [pack(b"SET", lease, token, *condition, b"PX", milliseconds) for lease in leases]
+    values = b"" if force else get_many(names)
+    packed = b"".join((_MULTI, values, *sets, get_many(leases), _EXEC))
+    writes = len(sets) + (1 if force else 2)
+    return Command("SET", packed, replies=writes + 2, writes=writes)
 
 
 def restore(name: bytes, value: bytes) -> Command:

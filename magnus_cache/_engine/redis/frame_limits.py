@@ -93,6 +93,8 @@ class Intake:
         """Note that a frame has ended. Bytes of the next frame that are here already count when more arrive."""
         self._size = 0
         self._begun = math.inf
+        if self._reader is None:
+            self.heard = self._clock()
         incoming = self.incoming
         if incoming is not None and not incoming.is_buffered:
             self._elements.restart()

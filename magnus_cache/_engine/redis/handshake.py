@@ -69,7 +69,7 @@ async def introduce(connection: AbstractConnection, key: bytes) -> ServerInfo:
 
     :param key: read along, as `ServerInfo.stored`: that of the identity, or any key if no value is to be trusted.
     """
-    *_, tracking, _, _, switched, time, stored, server, replication, client = await answers(
+    *_, tracking, _, _, switched, time, server, replication, client, stored = await answers(
         connection,
         *_NAME_LIBRARY,
         commands.TRACKING.packed,
@@ -77,11 +77,12 @@ async def introduce(connection: AbstractConnection, key: bytes) -> ServerInfo:
         # tracking. In a transaction, because writes that switch NOLOOP on for themselves are in one, too.
         *commands.TRACKING_ALL,
         commands.TIME.packed,
-        # A server that is loading its data, or has lost its primary, answers all commands but this one.
-        commands.get_many((key,)),
         commands.INFO_SERVER.packed,
         commands.INFO_REPLICATION.packed,
         commands.CLIENT_ID.packed,
+        # A server that is loading its data, or has lost its primary, answers all commands but this one. It is the last
+        # one: what is announced after its answer is not lost here.
+        commands.get_many((key,)),
     )
     if isinstance(time, Exception):
         raise time

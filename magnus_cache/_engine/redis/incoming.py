@@ -17,13 +17,16 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-__all__ = ["Handler", "Incoming", "Rest", "read"]
+__all__ = ["Handled", "Handler", "Incoming", "Rest", "read"]
 
 Rest = Callable[[], Awaitable[None]] | None
 """What is left to do of a reply before the next one may be looked at, in turns of the loop; None for nothing."""
 
 Handler = Callable[[Any], Rest]
 """Handles a reply or push."""
+
+Handled = Callable[[], object]
+"""Called when all replies that came together were handled."""
 
 _AT_ONCE: Final = 64
 """Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
@@ -40,6 +43,10 @@ class _Parser(Protocol):
     def has_data(self) -> bool: ...
 
 
+def _ignore() -> None:
+    """Do nothing."""
+
+
 async def _nothing_left() -> None:
     """Return: there was nothing left but to let others run."""
 
@@ -52,7 +59,7 @@ class Incoming:
     :param completed: called when all whole replies of some bytes were handled.
     """
 
-    __slots__ = ("_completed", "_handle", "_nothing", "_parser", "_served", "_stream")
+    __slots__ = ("_all_handled", "_completed", "_handle", "_nothing", "_parser", "_served", "_stream")
 
     def __init__(self, stream: Any, parser: _Parser, completed: Callable[[], object]) -> None:
         self._stream = stream
@@ -61,6 +68,7 @@ class Incoming:
         # What an empty parser returns is what it was told to return for "not enough data".
         self._nothing = parser.gets(False)
         self._handle: Handler | None = None
+        self._all_handled: Handled = _ignore
         self._served: asyncio.Future[Rest] | None = None
         feed_eof, set_exception = stream.feed_eof, stream.set_exception
 
@@ -90,20 +98,23 @@ class Incoming:
         stream = self._stream
         return not (stream._buffer or self._parser.has_data() or stream.at_eof() or stream.exception() is not None)
 
-    async def serve(self, handle: Handler) -> Rest:
+    async def serve(self, handle: Handler, all_handled: Handled = _ignore) -> Rest:
         """Have what comes handled as it comes, while `is_idle`, until something is left for the caller; return that.
 
         Also returns when the stream has ended; reading from it tells why.
 
+        :param all_handled: called when all that came together was handled and nothing is left.
+
         :raises Exception: what `handle` raises.
         """
-        self._handle = handle
+        self._handle, self._all_handled = handle, all_handled
         served: asyncio.Future[Rest] = asyncio.get_running_loop().create_future()
         self._served = served
         try:
             return await served
         finally:
             self._handle = self._served = None
+            self._all_handled = _ignore
 
     def take(self, data: bytes) -> bool:
         """Handle what has arrived; return False if it has to go through the stream."""
@@ -135,6 +146,7 @@ class Incoming:
                 if reply is nothing:
                     # Once for all of them: it only matters to what arrives later.
                     self._completed()
+                    self._all_handled()
                     return True
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
@@ -157,18 +169,23 @@ class Incoming:
 
 
 async def read(
-    connection: AbstractConnection, incoming: Incoming | None, handle: Handler, completed: Callable[[], object]
+    connection: AbstractConnection,
+    incoming: Incoming | None,
+    handle: Handler,
+    completed: Callable[[], object],
+    all_handled: Handled,
 ) -> None:
     """Have replies and pushes handled in the order in which they come, until the connection ends.
 
     :param incoming: what comes in through the connection; None where all has to be read by redis-py's coroutines.
     :param completed: called after each reply, before it is handled.
+    :param all_handled: called when replies that came together were handled in one step.
     :raises Exception: what ended it, be it raised by `handle`.
     """
     handled = 0
     while True:
         if incoming is not None and incoming.is_idle:
-            rest = await incoming.serve(handle)
+            rest = await incoming.serve(handle, all_handled)
         else:
             try:
                 # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.

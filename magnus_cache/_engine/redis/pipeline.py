@@ -13,19 +13,27 @@ part of an MGET, and is judged in one go. All other reads, such as those of epoc
 the same MGET as their neighbours: a value and the epochs that it is judged by come in one reply.
 """
 
-import asyncio
 from collections import deque
 from typing import Any, Final
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.diagnosis import refused
-from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver, Waiter
-from magnus_cache._engine.redis.requests import STEP_BYTES, Call, HandOut, InFlight, Measure, Read, ReadParts
+from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver
+from magnus_cache._engine.redis.outcomes import check_values, error_of, fail_waiter, no_answer
+from magnus_cache._engine.redis.requests import (
+    STEP_BYTES,
+    Call,
+    HandOut,
+    InFlight,
+    Measure,
+    Read,
+    ReadParts,
+    is_one_step,
+)  # fmt: skip
 from magnus_cache._engine.runtime.turns import turn
-from magnus_cache.errors import CacheError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Call", "InFlight", "Measure", "Pipeline", "Read"]
 
@@ -35,13 +43,14 @@ _BATCH_KEYS: Final = 256
 _BATCH_BYTES: Final = 2_000_000
 """Bytes aimed at in one reply or one write, so that no single one holds up the loop or the server."""
 
+_LIMITING: Final = _BATCH_BYTES / _BATCH_KEYS - 1
+"""Bytes of a value up to which a reply may carry `_BATCH_KEYS` of them."""
+
 _UNKNOWN_BYTES: Final = 32_768
 """Bytes that a value is taken to have where none of its namespace was seen yet."""
 
 _LARGE_VALUE: Final = 65_536
 """Bytes from which on a value is read after smaller ones, and with few others."""
-
-_VALUE_TYPES: Final = {bytes, type(None)}
 
 
 class Pipeline:
@@ -198,6 +207,12 @@ class Pipeline:
 
         Returns the bytes that are left for further reads; less than 0 for none.
         """
+        # Most batches fit whatever the order of their values: so many of the largest kind would.
+        largest = max([names.value_bytes or _UNKNOWN_BYTES for names in {one.epoch_names for one in batch.wanted}])
+        if len(batch) + len(names) <= self.most and largest <= _LARGE_VALUE and len(batch) * largest <= room:
+            parts.append(batch)
+            names += [wanted.name for wanted in batch.wanted]
+            return room - len(batch) * largest
         sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
         # Not where epochs are requested along with it: a value may have to come in one reply with them.
         if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):
@@ -233,6 +248,10 @@ class Pipeline:
     def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest request; there must be one. Return what it comes to: an error within, if any."""
         request = self.owed[0]
+        if type(reply) is list and type(request.asked) is list:
+            # Values, which most replies bring; a read owes one reply, and is in no transaction.
+            self._answered(request, request.asked, reply, connection)
+            return reply
         request.replies -= 1
         # In a transaction the first error names the cause (OOM, NOPERM); EXEC's only says that it was aborted.
         if request.error is None and isinstance(reply, Exception):
@@ -244,8 +263,7 @@ class Pipeline:
             reply = request.quiet.reply(reply)
         asked = request.asked
         if type(asked) is list and not isinstance(reply, Exception):
-            # While the request still counts as owed: if this ends the connection, its callers are told.
-            _check_values(reply, request.count)
+            raise no_answer()
         self.owed.popleft()
         if request.is_large:
             self._large_owed = False
@@ -255,12 +273,32 @@ class Pipeline:
                 self.queue.append(asked.said_again())
                 return reply
             self._settle(asked, reply, connection, request.sent)
-        elif isinstance(reply, Exception):
-            self._refuse(asked, reply, connection, request.sent)
         else:
-            self.unfinished = HandOut(asked, reply, connection, request.sent)
-            self.hand_out()
+            self._refuse(asked, reply, connection, request.sent)
         return reply
+
+    def _answered(
+        self, request: InFlight, parts: ReadParts, values: list[bytes | None], connection: Connection
+    ) -> None:
+        """Hand out the values of a reply: all of them, or as many as one step may take."""
+        # While the request still counts as owed: if this ends the connection, its callers are told.
+        check_values(values, request.count)
+        self.owed.popleft()
+        if request.is_large:
+            self._large_owed = False
+        size, batch, sent = sum(map(len, filter(None, values))), parts[0], request.sent
+        if len(parts) > 1 or isinstance(batch, Read) or not is_one_step(size, len(values)):
+            self.unfinished = HandOut(parts, values, connection, sent)
+            self.hand_out()
+            return
+        # One batch in one step, as most are: what `hand_out` would do, without keeping count of it.
+        try:
+            self._receive(batch, slice(0, len(values)), values, connection, sent)
+        except BaseException:
+            # Interrupted: those who wait for the rest are to learn that they get no answer.
+            self.unfinished = HandOut(parts, values, connection, sent)
+            raise
+        self._handed_out(size, len(values), sent)
 
     def _refuse(self, parts: ReadParts, reply: Exception, connection: Connection, sent: float) -> None:
         """Tell those who asked for values that Redis has refused to give them."""
@@ -292,7 +330,7 @@ class Pipeline:
             if isinstance(part, Read):
                 self._settle(part, values[0], some.connection, some.sent)
             else:
-                self._receive(part, reads, values, some)
+                self._receive(part, reads, values, some.connection, some.sent)
             # Not before: if it is interrupted, all that it was about learn that they get no answer.
             some.served = reads.stop
             if reads.stop == len(values):
@@ -302,12 +340,21 @@ class Pipeline:
             if left <= 0 and some.parts:
                 return
         self.unfinished = None
-        self._measure(some.sent, some.count)
-        self._sized(self._value_bytes + (some.size / some.count + 1 - self._value_bytes) / 8)
+        self._handed_out(some.size, some.count, some.sent)
 
-    def _receive(self, batch: ReadBatch, part: slice, values: list[bytes | None], some: HandOut) -> None:
+    def _handed_out(self, size: int, count: int, sent: float) -> None:
+        self._measure(sent, count)
+        before = self._value_bytes
+        self._value_bytes = after = before + (size / count + 1 - before) / 8
+        # Of small ones, their number alone is a limit.
+        if after > _LIMITING or before > _LIMITING:
+            self._sized(after)
+
+    def _receive(
+        self, batch: ReadBatch, part: slice, values: list[bytes | None], connection: Connection, sent: float
+    ) -> None:
         try:
-            batch.receiver.received(batch, part, values, some.connection, some.sent)
+            batch.receiver.received(batch, part, values, connection, sent)
         # As in `_settle`: a fault in the handling of these must not take the connection from all the others.
         except Exception:  # noqa: BLE001  # it is told to whom it concerns
             error = CacheUnavailableError("protocol", "Redis gave an answer to MGET that makes no sense")
@@ -325,7 +372,7 @@ class Pipeline:
             result = asked.receive(reply, connection, sent)
         # A fault in one caller's handling must not take the connection from all the others.
         except Exception as error:  # noqa: BLE001  # it is handed to whom it concerns
-            error = _error_of(error, asked.command.name if isinstance(asked, Call) else "MGET")
+            error = error_of(error, asked.command.name if isinstance(asked, Call) else "MGET")
             if not waiter.done():
                 waiter.set_exception(error)
             return
@@ -360,37 +407,12 @@ class Pipeline:
             self._fail_batch(asked, slice(served, len(asked)), error)
         elif not served:
             self.pending -= 1
-            _fail_waiter(asked.waiter, error)
+            fail_waiter(asked.waiter, error)
 
     def _fail_batch(self, batch: ReadBatch, part: slice, error: CacheUnavailableError) -> None:
         self.pending -= part.stop - part.start
         try:
             for waiter in batch.waiters[part]:
-                _fail_waiter(waiter, error)
+                fail_waiter(waiter, error)
         finally:
             batch.receiver.unanswered(batch, part)
-
-
-def _error_of(error: Exception, command: str) -> CacheError:
-    """Return the error for those who asked: Redis' refusal, or that its answer makes no sense."""
-    if isinstance(error, CacheError):
-        return error
-    if isinstance(error, ResponseError):
-        return refused(error, command)
-    return CacheUnavailableError("protocol", f"Redis gave an answer to {command} that makes no sense")
-
-
-def _fail_waiter(waiter: Waiter, error: CacheUnavailableError) -> None:
-    if not waiter.done():
-        try:
-            waiter.set_exception(error.again())
-        except RuntimeError:
-            # A future of a closed loop: its task has ended, and cannot be woken.
-            if not isinstance(waiter, asyncio.Future) or not waiter.get_loop().is_closed():
-                raise
-
-
-def _check_values(reply: Any, count: int) -> None:
-    """:raises RedisConnectionError: for what is no answer to an MGET of so many keys: we are out of step."""
-    if type(reply) is not list or len(reply) != count or not set(map(type, reply)) <= _VALUE_TYPES:
-        raise RedisConnectionError("Protocol error: what came is no answer to MGET")

@@ -7,7 +7,7 @@ from typing import Any, Final
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch, Receive, Waiter
 
-__all__ = ["STEP_BYTES", "Call", "HandOut", "InFlight", "Measure", "Read", "ReadParts"]
+__all__ = ["STEP_BYTES", "Call", "HandOut", "InFlight", "Measure", "Read", "ReadParts", "is_one_step"]
 
 STEP_BYTES: Final = 524_288
 """Bytes of a reply that are handed out in one step. Checking a megabyte takes a third of a millisecond."""
@@ -78,6 +78,11 @@ class InFlight:
         self.error: Exception | None = None
 
 
+def is_one_step(size: int, count: int) -> bool:
+    """Return whether so many values, of so many bytes together, may be handed out in one step."""
+    return size + count * _EACH <= STEP_BYTES
+
+
 class HandOut:
     """The values of one reply that are being handed out.
 
@@ -107,7 +112,7 @@ class HandOut:
         """
         reads = len(part) if isinstance(part, ReadBatch) else 1
         values = self.values[self.begin : self.begin + reads]
-        if self.size + self.count * _EACH <= STEP_BYTES:
+        if is_one_step(self.size, self.count):
             return slice(0, reads), values, left
         first = end = self.served
         while end < reads and left > 0:

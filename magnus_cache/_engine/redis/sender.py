@@ -4,6 +4,10 @@ All that callers queue in one turn of the loop leaves as one piece, at the end o
 it. A caller that seems to be alone is served at once: its request would gain nothing from the wait. And once a batch
 has `EARLY` reads while the server has nothing to do, they are sent, so that the server works while we queue the rest.
 
+The callers that a batch of answers wakes run in the next turn, and most of them ask again. So the end of that turn is
+scheduled right behind them (`expect`). A flush that the first of them schedules would run one turn later, after one
+more look at all sockets.
+
 Most pieces are written right there, in the callback or by the caller that queued them: no task has to be woken. What
 the socket does not take at once is left to the task `run`, which waits until it does.
 """
@@ -32,7 +36,7 @@ class Sender:
     """
 
     __slots__ = (
-        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_writer", "is_scheduled",
+        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_transport", "is_scheduled",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +47,7 @@ class Sender:
         self._pack = pack
         # Of its own: timers that are set while something is sent outlive the call that happened to queue it.
         self._context = Context()
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._bell: asyncio.Future[None] | None = None
         self._is_alone = True
         self.is_scheduled = False
@@ -51,12 +55,12 @@ class Sender:
 
     def attach(self, writer: asyncio.StreamWriter | None) -> None:
         """Send through this writer from now on; without one, everything is left to `run`."""
-        self._writer = writer
+        self._transport = None if writer is None else writer.transport
         self.kick()
 
     def detach(self) -> None:
         """Send nothing any more: the connection ends."""
-        self._writer = None
+        self._transport = None
         self._is_waiting = False
 
     def kick(self) -> None:
@@ -69,6 +73,12 @@ class Sender:
             self.is_scheduled = True
             self._loop.call_soon(self._turn_ended, context=self._context)
 
+    def expect(self) -> None:
+        """Send what the callers queue that were just woken by answers, as soon as all of them have run."""
+        if not (self._is_alone or self.is_scheduled):
+            self.is_scheduled = True
+            self._loop.call_soon(self._turn_ended, context=self._context)
+
     def send_now(self) -> None:
         """Send what is queued, without waiting for what may follow."""
         self._context.run(self._send)
@@ -78,20 +88,23 @@ class Sender:
         self._send()
 
     def _send(self) -> None:
-        pipeline, writer = self._pipeline, self._writer
+        pipeline, transport = self._pipeline, self._transport
         # What is queued is looked at first, here and below: most often it is there, or nothing is.
         if not pipeline.queue and not pipeline.is_ready:
             return
-        if writer is None or self._is_waiting or writer.transport.get_write_buffer_size():
+        if transport is None or self._is_waiting or transport.get_write_buffer_size():
             self._ring()
             return
         self._is_alone = pipeline.is_single
         chunks = self._pack()
         try:
-            writer.writelines(chunks)
+            if len(chunks) == 1:
+                transport.write(chunks[0])
+            else:
+                transport.writelines(chunks)
         except Exception:  # noqa: BLE001  # uvloop refuses to write where asyncio does not; the reader sees the end
             with contextlib.suppress(RuntimeError):
-                writer.transport.abort()
+                transport.abort()
         if (pipeline.queue or pipeline.large) and pipeline.is_ready:
             self._ring()
 

@@ -85,7 +85,7 @@ class Wire:
         self._sender = Sender(self.loop, self._pipeline, self._pack)
         self._most_pending = limits.max_pending
         self.over, self.ended = False, Future[None]()
-        self.up, self.server = False, UNKNOWN_SERVER
+        self.up, self.server, self.keeps_identity = False, UNKNOWN_SERVER, False
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
         self._moved = -math.inf
@@ -124,17 +124,17 @@ class Wire:
         if not self.up or pipeline.pending >= self._most_pending:
             self._admit()
         batch = pipeline.growing
-        if batch is None or batch.receiver is not receiver or len(batch.waiters) >= pipeline.most:
-            batch = pipeline.begin_batch(receiver)
+        if batch is None or batch.receiver is not receiver or (count := len(batch.waiters)) >= pipeline.most:
+            batch, count = pipeline.begin_batch(receiver), 0
         batch.wanted.append(wanted)
         batch.places.append(place)
-        waiters = batch.waiters
-        waiters.append(waiter)
+        batch.waiters.append(waiter)
         pipeline.pending += 1
-        if not self._sender.is_scheduled:
-            self._sender.kick()
-        elif len(waiters) == EARLY and not pipeline.owed:
-            self._sender.send_now()
+        sender = self._sender
+        if not sender.is_scheduled:
+            sender.kick()
+        elif count == EARLY - 1 and not pipeline.owed:
+            sender.send_now()
 
     def read_batch(self, batch: ReadBatch) -> None:
         """Queue the reads of some values of one call, to be judged together; fails as `read_value` does."""
@@ -258,8 +258,8 @@ class Wire:
                 writer = connection_task(self.loop, self._sender.run(connection), "magnus-cache-writer")
                 self._sender.attach(writer_of(connection))
                 async with asyncio.timeout(None) as self._patience:
-                    handle = apart(self._handle, self.server)
-                    await read(connection, self._intake.incoming, handle, self._intake.completed)
+                    handle, intake = apart(self._handle, self.server), self._intake
+                    await read(connection, intake.incoming, handle, intake.completed, self._sender.expect)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
@@ -294,7 +294,7 @@ class Wire:
         if known is not None:
             arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
-        self.server = server
+        self.server, self.keeps_identity = server, server.echoes and server.stored == server.identity
 
     def _ready(self) -> None:
         self._intake.completed()
@@ -349,12 +349,12 @@ class Wire:
 
     def _handle(self, reply: Any) -> Rest:
         """Handle a reply or a push as far as one turn of the loop allows; return what is left to do of it."""
-        if (reply == b"QUEUED" or reply == b"OK") and self._pipeline.skipped():
+        if type(reply) is bytes and (reply == b"QUEUED" or reply == b"OK") and self._pipeline.skipped():
             return None
-        frame = push_of(reply)
+        frame = None if type(reply) is list else push_of(reply)
         if frame is None:
             self._answered(reply)
-            return self._pipeline.handed_out if self._pipeline.unfinished is not None else None
+            return None if self._pipeline.unfinished is None else self._pipeline.handed_out
         if frame[0] != b"invalidate":
             return None
         names = frame[1]
@@ -384,18 +384,18 @@ class Wire:
         self._observer.flushed(self)
 
     def _answered(self, reply: Any) -> None:
-        if not self._pipeline.owed:
+        pipeline = self._pipeline
+        if not pipeline.owed:
             raise RedisConnectionError("Protocol error: a reply without a request")
         if isinstance(reply, Exception) and unable(reply) is not None:
             raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
-        self._intake.heard = now = self.clock()
-        reply = self._pipeline.answered(reply, self)
-        if (self._pipeline.queue or self._pipeline.large) and self._pipeline.is_ready:
+        reply = pipeline.answered(reply, self)
+        if (pipeline.queue or pipeline.large) and pipeline.is_ready:
             self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault
-        if isinstance(reply, ReadOnlyError) and now > self._moved + _MOVING:
+        if isinstance(reply, ReadOnlyError) and (now := self.clock()) > self._moved + _MOVING:
             # It was demoted. A new connection may lead to its successor, which the name stands for by now.
             self._moved = now
             raise RedisConnectionError("the primary has become a replica")

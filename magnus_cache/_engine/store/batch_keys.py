@@ -60,6 +60,14 @@ class RefMaker:
         self._name = state.keyspace.value_name
         self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
 
+    @classmethod
+    def like(cls, ref: KeyRef) -> "RefMaker":
+        """Return a maker of references that differ from this one in their names only. It knows names, not keys."""
+        self = cls.__new__(cls)
+        self.namespace, self.counters = ref.namespace, ref.counters
+        self.epoch_names, self.freshness = ref.epoch_names, ref.freshness
+        return self
+
     def name(self, key: Any) -> bytes:
         """Return the name of a value in Redis.
 

@@ -104,28 +104,29 @@ class ValueBatches:
         minimum = minimum_tagged = largest = NEVER
         head = b""
         # Looked up once: the loop is the cost of a read through Redis.
-        small, prefix, fields, crc = SMALL_VALUE, PREFIX, JUDGED_FIELDS.unpack_from, zlib.crc32
+        small, prefix, fields, crc, summed = SMALL_VALUE, PREFIX, JUDGED_FIELDS.unpack_from, zlib.crc32, SUMMED_FROM
+        payload_only, start, least = PAYLOAD, HEADER_BYTES, LEAST_LIFE
         for ref, place, waiter, raw in zip(
             batch.wanted[part], batch.places[part], batch.waiters[part], values[part], strict=True
         ):
-            if place is PAYLOAD and raw is not None and HEADER_BYTES <= len(raw) < small and raw[:3] == prefix:
+            if place is payload_only and raw is not None and start <= (length := len(raw)) < small:
                 if ref.epoch_names is not epoch_names or ref.namespace is not namespace:
                     epoch_names, namespace = ref.epoch_names, ref.namespace
                     minimum, minimum_tagged, largest = bounds(
                         self._state, ref, self._reads.limit(ref), connection, doubtful=doubtful
                     )
                     head = head_of(ref.epoch_names.tags)
-                checksum, flags, fresh_until, epoch, life, size = fields(raw)
+                mark, checksum, flags, fresh_until, epoch, life, size = fields(raw)
                 if (
-                    fresh_until > past and epoch <= horizon and life >= LEAST_LIFE and size <= largest
-                    and size == len(raw) - HEADER_BYTES and crc(raw[SUMMED_FROM:]) == checksum
+                    size == length - start and mark == prefix and fresh_until > past and epoch <= horizon
+                    and life >= least and size <= largest and crc(raw[summed:]) == checksum
                 ):  # fmt: skip
                     payload = None
                     if not flags:
                         if epoch >= minimum:
-                            payload = raw[HEADER_BYTES:]
-                    elif flags == TAGGED and epoch >= minimum_tagged and raw.startswith(head, HEADER_BYTES):
-                        payload = raw[HEADER_BYTES + len(head) :]
+                            payload = raw[start:]
+                    elif flags == TAGGED and epoch >= minimum_tagged and raw.startswith(head, start):
+                        payload = raw[start + len(head) :]
                     if payload is not None:
                         if not waiter.done():
                             waiter.set_result(payload)
@@ -140,12 +141,12 @@ class ValueBatches:
         outbox, names, time = self._state.outbox, ref.epoch_names, connection.time
         if (
             outbox.pending or sent < outbox.confirmed_at
-            or not HEADER_BYTES <= len(raw) < SMALL_VALUE or raw[:3] != PREFIX
+            or not HEADER_BYTES <= len(raw) < SMALL_VALUE
         ):  # fmt: skip
             return None
-        checksum, flags, fresh_until, epoch, life, size = JUDGED_FIELDS.unpack_from(raw)
+        mark, checksum, flags, fresh_until, epoch, life, size = JUDGED_FIELDS.unpack_from(raw)
         if not (
-            fresh_until > time.past(self._clock()) and epoch <= time.horizon and life >= LEAST_LIFE
+            mark == PREFIX and fresh_until > time.past(self._clock()) and epoch <= time.horizon and life >= LEAST_LIFE
             and size <= self._reads.limit(ref) and size == len(raw) - HEADER_BYTES
             and zlib.crc32(raw[SUMMED_FROM:]) == checksum and 0 < names.value_bytes <= SMALL_BYTES
         ):  # fmt: skip

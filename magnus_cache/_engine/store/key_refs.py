@@ -13,7 +13,8 @@ from magnus_cache.freshness import FreshnessOptions, merged
 __all__ = ["KeyRefs"]
 
 _MOST: Final = 16_384
-"""References that are remembered; about 4 MB. Past that, all of them are forgotten."""
+"""References made until those that are still remembered are counted: 4 MB at most. Then all are forgotten, unless most
+were replaced."""
 
 _KINDS: Final = frozenset((str, Namespace))
 
@@ -55,24 +56,33 @@ class KeyRefs:
         :param options: what a single call says about freshness.
         :raises CacheArgumentError: naming `namespace`, `key` or an option, for one that cannot be used.
         """
-        # Of exact types: an enumeration's members, and other subclasses, may be equal to names that they do not have.
-        if type(key) is not str or type(namespace) not in _KINDS or options:
-            return self._make(namespace, key, options)
-        refs = self._namespaces.get(namespace)
-        # By identity: a `Namespace` equals the plain name and other policies of the same name.
-        if refs is not None and refs.given is namespace and refs.generation == self._registry.generation:
-            ref = refs.by_key.get(key)
-            if ref is not None:
-                return ref
-        else:
-            refs = None
-        # Before the reference is made: if a namespace is registered meanwhile, it is found to be older.
+        if type(key) is str and not options:
+            try:
+                refs = self._namespaces[namespace]
+                # By identity: a `Namespace` equals the plain name and other policies of the same name.
+                if refs.given is namespace and refs.generation == self._registry.generation:
+                    return refs.by_key[key]
+            except (KeyError, TypeError):
+                pass  # New, or not hashable. Not `suppress`, which would cost as much as the look-ups.
+            # Of exact types: members of an enumeration, and other subclasses, may equal names that they do not have.
+            if type(namespace) in _KINDS:
+                return self._made(namespace, key)
+        return self._make(namespace, key, options)
+
+    def _made(self, namespace: str, key: str) -> KeyRef:
+        """Make a reference, and remember it."""
+        # Before it is made: if a namespace is registered meanwhile, the reference is found to be older.
         generation = self._registry.generation
         ref = self._make(namespace, key)
         if self._count >= _MOST:
-            self.after_fork()
-            refs = None
-        if refs is None:
+            # Some of them have perhaps been replaced since.
+            self._count = sum(len(refs.by_key) for refs in list(self._namespaces.values()))
+            if self._count > _MOST // 2:
+                self.after_fork()
+        refs = self._namespaces.get(namespace)
+        if refs is None or refs.given is not namespace or refs.generation != generation:
+            # Of an equal name, the key of the dictionary has to go as well: a dictionary keeps the first one.
+            self._namespaces.pop(namespace, None)
             refs = self._namespaces[namespace] = _Refs(namespace, generation)
         refs.by_key[key] = ref
         self._count += 1

@@ -46,7 +46,7 @@ class LocalWrites:
 
     def record(self, value: Any, tags: tuple[str, ...]) -> Record:
         """Return the record of an object: the object itself, without a payload."""
-        return Record(value, None, object_size(value), new_version(), tags=tags)
+        return Record(value, None, object_size(value), new_version(), tags=tags, shared=True)
 
     async def write(
         self, wire: "Connection", ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool]

@@ -7,6 +7,7 @@ may be, inside its reader.
 
 import asyncio
 import math
+from asyncio import Future
 from collections.abc import Sequence
 from functools import partial
 from random import random
@@ -18,7 +19,15 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.memory.entry import Entry, ReferenceEntry, TaggedEntry, pack_facts, pack_windows
+from magnus_cache._engine.memory.entry import (
+    Entry,
+    ReferenceEntry,
+    SharedEntry,
+    SharedTaggedEntry,
+    TaggedEntry,
+    pack_facts,
+    pack_windows,
+)
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
@@ -30,7 +39,7 @@ from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
-from magnus_cache._engine.store.values import Coding
+from magnus_cache._engine.store.values import Coding, may_have
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, early_by
 
@@ -41,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Reads"]
 
 _UNKNOWN: Final = Verdict.UNKNOWN
+
+_FOREVER: Final = math.inf
 
 _TINY: Final = 512
 """Bytes of a value in memory up to which a thread reads it anew by itself: to compare it would take hardly less."""
@@ -147,9 +158,10 @@ class Reads(Coding):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready or known.deadline != math.inf:
+        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
             return None
-        waiter: asyncio.Future[bytes | Entry | None] = asyncio.Future(loop=connection.loop)
+        # Not `create_future`, which is one call more.
+        waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)
         connection.read_value(self._batches, ref, PAYLOAD, waiter)
         return waiter
 
@@ -161,8 +173,11 @@ class Reads(Coding):
         return await self.read(ref, lost=1) if error.reason == "lost" else self.fallback(ref)
 
     def entry_here(self, ref: KeyRef) -> Entry | None:
-        """Return the entry in memory, trusted or not; None if there is none or the namespace keeps nothing there."""
-        return self._memory.get_untrusted(ref.name) if ref.namespace.l1 else None
+        """Return the entry in memory, trusted or not; None if there is none or the caller may not have it."""
+        if not ref.namespace.l1:
+            return None
+        entry = self._memory.get_untrusted(ref.name)
+        return entry if entry is not None and may_have(ref, entry) else None
 
     def request(
         self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
@@ -402,11 +417,13 @@ class Reads(Coding):
             deadline, more = since + cap, more & 1
         facts = pack_facts(record.version, more, born)
         if not record.tags:
-            plain = Entry(record.value, record.payload, deadline, trust, record.size, facts)
+            plain_kind = SharedEntry if record.shared else Entry
+            plain = plain_kind(record.value, record.payload, deadline, trust, record.size, facts)
             plain.encoded = record.encoded
             return plain
         size = record.size + room(stamps)
-        kind = ReferenceEntry if ref.namespace.local else TaggedEntry
+        tagged_kind = SharedTaggedEntry if record.shared else TaggedEntry
+        kind = ReferenceEntry if ref.namespace.local else tagged_kind
         entry = kind(record.value, record.payload, deadline, trust, size, facts)
         entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
         entry.encoded = record.encoded

@@ -15,6 +15,7 @@ from magnus_cache._engine.store.batch_keys import KeyNames, RefMaker
 from magnus_cache._engine.store.portions import Answer, Portion
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
+from magnus_cache._engine.store.values import may_have
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -190,10 +191,13 @@ async def _read_all(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
 
 
 def _near(reads: Reads, refs: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
-    """Return the entries in memory, and the indexes of the values that are not in memory."""
+    """Return the entries in memory, and the indexes of the values that are not, or not for these callers."""
     hit = reads.state.memory.hit
     found: list[_Look] = [(hit(ref.name), True) for ref in refs]
-    return found, [index for index, (entry, _) in enumerate(found) if entry is None]
+    return found, [
+        index for index, (entry, _) in enumerate(found)
+        if entry is None or (entry.shared and not may_have(refs[index], entry))
+    ]  # fmt: skip
 
 
 def _note(found: list[_Look], places: Sequence[int], entries: Sequence[Entry | None]) -> None:

@@ -86,3 +86,5 @@ class Record(NamedTuple):
     validator: str | None = None
     encoded: bytes | None = None
     """The payload of a decoded value, where memory may have to pack it; it counts for the size."""
+    shared: bool = False
+    """Whether the value is a mutable object that only callers may get whose namespace shares it."""

@@ -7,7 +7,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
 from magnus_cache._engine.memory.footprint import keep_decoded
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.turns import at_once, in_turns
@@ -18,9 +18,26 @@ from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheTypeError, CacheValueTooLargeError
 from magnus_cache.freshness import NO_POLICY
 
-__all__ = ["Coding"]
+__all__ = ["Coding", "may_have", "may_share"]
 
 _TEXTS: Final = (str, bytes, bytearray)
+
+
+def may_share(namespace: Namespace, entry: Entry) -> bool:
+    """Return whether the callers of a namespace may get the very value that an entry has decoded.
+
+    Another policy of the same name may have brought it here: one that was registered before, or that of another
+    `Namespace`.
+    """
+    return not entry.shared or namespace.local or (namespace.share and not isinstance(entry, ReferenceEntry))
+
+
+def may_have(ref: KeyRef, entry: Entry) -> bool:
+    """Return whether a caller may get the value of an entry, or a copy of it: objects of a local namespace stay there.
+
+    Redis may have another value of that name, and does not tell of its changes while it was not asked for it.
+    """
+    return not isinstance(entry, ReferenceEntry) or may_share(ref.namespace, entry)
 
 
 class Coding:
@@ -35,7 +52,8 @@ class Coding:
     def opened(self, ref: KeyRef, entry: Entry | bytes | None) -> Any:
         """Return the fresh value of an entry, a new object for each caller unless the value is immutable or shared.
 
-        Returns MISS for no entry, and for an entry that is stale, unreadable or a remembered error.
+        Returns MISS for no entry, for an entry that is stale, unreadable or a remembered error, and for one that the
+        caller may not have.
 
         :param entry: or the payload alone, of a value that is in no memory.
         """
@@ -50,13 +68,17 @@ class Coding:
         if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         payload = entry.payload
-        if payload is None:
+        if payload is None and (not entry.shared or may_share(ref.namespace, entry)):
             return entry.value
-        return LARGE if len(payload) >= codec.LARGE else self.opened_anyway(ref, entry)
+        return LARGE if self.is_large(ref, entry) else self.opened_anyway(ref, entry)
 
-    def is_large(self, entry: Entry) -> bool:
-        """Whether the value of an entry takes too long to decode in one step."""
+    def is_large(self, ref: KeyRef, entry: Entry) -> bool:
+        """Whether the value of an entry takes too long to decode, or to copy, in one step."""
         payload = entry.payload
+        if payload is None and not may_share(ref.namespace, entry):
+            payload = entry.encoded
+            if payload is None:
+                return codec.is_heavy(entry.value) and may_have(ref, entry)
         return payload is not None and len(payload) >= codec.LARGE
 
     async def open(self, ref: KeyRef, entry: Entry | None) -> Any:
@@ -66,24 +88,35 @@ class Coding:
 
     async def open_anyway(self, ref: KeyRef, entry: Entry) -> Any:
         """Return the value of an entry, as `opened_anyway`; decode a large value in turns of the event loop."""
-        payload = entry.payload
-        if payload is None or len(payload) < codec.LARGE or entry.negative:
+        if not self.is_large(ref, entry) or entry.negative:
             return self.opened_anyway(ref, entry)
+        payload = entry.payload
+        if payload is None:
+            payload = await in_turns(self.payload_steps(entry))
+        if payload is None:
+            return MISS
         try:
             value = await in_turns(codec.decode_steps(payload, self.limit(ref)))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             return MISS
-        if ref.namespace.share or codec.is_immutable(value):
-            keep_decoded(self.state.memory, ref.name, entry, value)
+        immutable = codec.is_immutable(value)
+        if immutable or ref.namespace.share:
+            keep_decoded(self.state.memory, ref.name, entry, value, shared=not immutable)
         return value
 
     def opened_anyway(self, ref: KeyRef, entry: Entry) -> Any:
-        """Return the value of an entry, fresh or stale; MISS for one that is unreadable or a remembered error."""
+        """Return the value of an entry, fresh or stale; MISS for one that is unreadable or a remembered error.
+
+        Also MISS for one that the caller may not have.
+        """
         payload, known = entry.payload, entry.value
         if payload is None:
-            return entry.value
-        if type(known) is codec.CopyPlan:
+            if may_share(ref.namespace, entry):
+                return entry.value
+            if (payload := at_once(self.payload_steps(entry))) is None:
+                return MISS
+        elif type(known) is codec.CopyPlan:
             return known.copy()
         if entry.negative:
             return MISS
@@ -92,11 +125,23 @@ class Coding:
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             return MISS
-        if ref.namespace.share or codec.is_immutable(value):
-            keep_decoded(self.state.memory, ref.name, entry, value)
+        immutable = codec.is_immutable(value)
+        if immutable or ref.namespace.share:
+            keep_decoded(self.state.memory, ref.name, entry, value, shared=not immutable)
         elif len(payload) <= codec.MOST_PLANNED_BYTES:
             return keep_planned(self.state.memory, ref.name, entry, value)
         return value
+
+    def payload_steps(self, entry: Entry) -> Generator[None, None, bytes | None]:
+        """Return, in steps, the payload of an entry; None for an object of a local namespace, which has none."""
+        payload = entry.encoded if entry.payload is None else entry.payload
+        if payload is not None or isinstance(entry, ReferenceEntry):
+            return payload
+        try:
+            return (yield from self.encoding(entry.value))
+        except CacheEncodeError:
+            # Its class was registered anew since it was decoded.
+            return None
 
     def decoded(self, ref: KeyRef, payload: bytes) -> Any:
         """Return what a small payload stands for, of a value that is in no memory; MISS for an unreadable one."""

@@ -200,7 +200,7 @@ class Writes:
             encoded = payload_kept(self.state.memory, kept, payload)
             size = footprint(kept, len(payload)) + (0 if encoded is None else len(encoded))
             if has_room(self.state.memory, size):
-                return Record(kept, None, size, version, tags=tags, encoded=encoded)
+                return Record(kept, None, size, version, tags=tags, encoded=encoded, shared=not immutable)
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(

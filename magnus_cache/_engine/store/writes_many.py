@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.client import Stored
+from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
@@ -36,7 +37,7 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["ManyWrites", "ValuesToWrite"]
+__all__ = ["ManyWrites", "Transaction", "ValuesToWrite"]
 
 _TOGETHER: Final = 100
 """Values of one transaction: a few hundred microseconds of the server's time, and as much of the event loop's."""
@@ -106,16 +107,25 @@ class ValuesToWrite(NamedTuple):
             yield self.refs.ref(name), value, payload, self.ttl, self.tags
 
 
-class _Transaction:
+class Transaction:
     """Values on their way to Redis.
 
+    :ivar epoch: the highest epoch that this process had seen before they were made.
+    :ivar cost: the seconds that their load took.
     :ivar unconfirmed: the places of the values that Redis may have or not.
     """
 
-    __slots__ = ("part", "placeholders", "position", "records", "steps", "times", "unconfirmed", "waiter", "wire")
+    __slots__ = (
+        "cost", "epoch", "part", "placeholders", "position", "records", "steps", "times", "unconfirmed", "waiter",
+        "wire",
+    )  # fmt: skip
 
-    def __init__(self, part: ValuesToWrite, wire: "Connection", position: int) -> None:
+    def __init__(
+        self, part: ValuesToWrite, wire: "Connection", position: int, epoch: int = 0, cost: float = 0.0
+    ) -> None:
         self.part = part
+        self.epoch = epoch
+        self.cost = cost
         self.wire = wire
         self.position = position
         self.steps = wire.time.steps
@@ -124,7 +134,7 @@ class _Transaction:
         # For each value, its end in Redis' time, and its life in seconds.
         self.times: tuple[list[int], list[float]] = [], []
         self.placeholders: list[Placeholder] = []
-        self.waiter: asyncio.Future[Sequence[int]] = wire.loop.create_future()
+        self.waiter: asyncio.Future[Any] = wire.loop.create_future()
 
 
 class ManyWrites(Writes):
@@ -136,7 +146,7 @@ class ManyWrites(Writes):
         :param items: values whose names differ.
         """
         stored = True
-        sent: deque[_Transaction] = deque()
+        sent: deque[Transaction] = deque()
         try:
             for part, together in items.parts():
                 if together and (transaction := await self._begun(part)) is not None:
@@ -154,7 +164,7 @@ class ManyWrites(Writes):
                 self._give_up(sent)
         return stored
 
-    async def _begun(self, part: ValuesToWrite) -> _Transaction | None:
+    async def _begun(self, part: ValuesToWrite) -> Transaction | None:
         """Return a transaction that may be sent at once; None if the values are to be written one by one."""
         names, refs = part.names, part.refs
         wire = self.state.client.connection(names[0])
@@ -169,40 +179,49 @@ class ManyWrites(Writes):
                 await wire.renew()
         except CacheUnavailableError:
             return None
-        return _Transaction(part, wire, position)
+        return Transaction(part, wire, position)
 
-    def _send_together(self, transaction: _Transaction) -> None:
+    def _send_together(self, transaction: Transaction) -> None:
         """Queue a transaction. No step of the loop in between, and nothing that it asks for can be stored before."""
-        part, wire = transaction.part, transaction.wire
-        refs, names, payloads, state = part.refs, part.names, part.payloads, self.state
-        epoch, now, life, policy = state.epochs.highest, wire.time.at(self._clock()), part.ttl, refs.freshness
-        if policy.jitter:
-            lives = [lifetime(life, policy.jitter, random) for _ in names]
-            ends = [now + int(each * MICROSECONDS) for each in lives]
-        else:
-            lives, ends = [life] * len(names), [now + int(life * MICROSECONDS)] * len(names)
-        transaction.times = ends, lives
-        near = refs.namespace.l1
-        if near:
-            transaction.records = self._records(part, epoch)
-            versions = [record.version for record in transaction.records]
-        else:
-            versions = [envelope.new_version() for _ in names]
-        raws = envelope.pack_many(payloads, versions, ends, lives, epoch=epoch, tags=part.tags)
-        refs.epoch_names.sized(max(map(len, payloads)))
-        expiries = [milliseconds(each + policy.grace) for each in lives]
-        # Right before the command is queued: a read that this process queued earlier would store the old value in
-        # memory after the write, and Redis does not announce our own writes to us.
-        self._memory.invalidate_many(names)
-        if near:
-            self._memory.reserve_many(names, transaction.placeholders)
+        transaction.epoch = self.state.epochs.highest
+        raws, expiries = self._packed(transaction)
         receive = partial(self._received, transaction)
         try:
-            state.client.store_many(names, raws, expiries, receive, transaction.waiter)
+            self.state.client.store_many(transaction.part.names, raws, expiries, receive, transaction.waiter)
         except CacheUnavailableError as error:
             transaction.waiter.set_exception(error)
 
-    def _records(self, part: ValuesToWrite, epoch: int) -> list[Record]:
+    def _packed(self, transaction: Transaction) -> tuple[list[bytes], list[int]]:
+        """Return the stored form of each value and its expiry in milliseconds, with the names reserved in memory.
+
+        Queue the command right after it: a read that this process queued earlier would store the old value in memory
+        after the write, and Redis does not announce our own writes to us.
+        """
+        part, wire, epoch = transaction.part, transaction.wire, transaction.epoch
+        refs, names, payloads = part.refs, part.names, part.payloads
+        now, life, policy = wire.time.at(self._clock()), part.ttl, refs.freshness
+        if policy.jitter:
+            lives = [lifetime(life, policy.jitter, random) for _ in names]
+            ends = [now + int(each * MICROSECONDS) for each in lives]
+            expiries = [milliseconds(each + policy.grace) for each in lives]
+        else:
+            lives, ends = [life] * len(names), [now + int(life * MICROSECONDS)] * len(names)
+            expiries = [milliseconds(life + policy.grace)] * len(names)
+        transaction.times = ends, lives
+        near = refs.namespace.l1
+        if near:
+            transaction.records = self._records(part, epoch, transaction.cost)
+            versions = [record.version for record in transaction.records]
+        else:
+            versions = envelope.new_versions(len(names))
+        raws = envelope.pack_many(payloads, versions, ends, lives, Origin(epoch, part.tags, transaction.cost))
+        refs.epoch_names.sized(max(map(len, payloads)))
+        self._memory.invalidate_many(names)
+        if near:
+            self._memory.reserve_many(names, transaction.placeholders)
+        return raws, expiries
+
+    def _records(self, part: ValuesToWrite, epoch: int, cost: float) -> list[Record]:
         """Return what memory is to keep of each value."""
         ref, tags, share = part.refs.ref(b""), part.tags, part.refs.namespace.share
         records: list[Record] = []
@@ -210,27 +229,29 @@ class ManyWrites(Writes):
             kind = type(value)
             if (kind is dict or kind is list) and not share:
                 # What `record_steps` makes of it, without its steps.
-                records.append(Record(None, payload, len(payload), envelope.new_version(), epoch, tags))
+                records.append(Record(None, payload, len(payload), envelope.new_version(), epoch, tags, cost))
             else:
                 # A small value takes one step.
                 record = at_once(self.record_steps(ref, value, payload, tags))
-                records.append(record._replace(epoch=epoch))
+                records.append(record._replace(epoch=epoch, cost=cost))
         return records
 
     def _received(
-        self, transaction: _Transaction, stored: Stored, connection: "Connection", sent: float
+        self, transaction: Transaction, stored: Stored, connection: "Connection", sent: float
     ) -> Sequence[int]:
         """Keep stored values in memory; return the places of those that are not stored. Runs inside the reader."""
         good = stored.present and not stored.refused and bool(transaction.placeholders)
-        if not (good and self._kept(transaction, connection, sent)):
+        if not (good and self._kept(transaction, range(len(transaction.part.names)), connection, sent)):
             # A read on another loop may have brought old values into memory since the command was sent.
             self._memory.invalidate_many(transaction.part.names)
         return stored.refused
 
-    def _kept(self, transaction: _Transaction, connection: "Connection", sent: float) -> bool:
-        """Keep the values of a transaction in memory; return False if their epochs or their ends forbid it."""
-        part, records = transaction.part, transaction.records
-        names, ref, memory = part.names, part.refs.ref(part.names[0]), self._memory
+    def _kept(
+        self, transaction: Transaction, places: Sequence[int], connection: "Connection", sent: float
+    ) -> bool:  # fmt: skip
+        """Keep some values of a transaction in memory; return False if their epochs or their ends forbid it."""
+        part, memory = transaction.part, self._memory
+        names, ref = part.names, part.refs.ref(part.names[0])
         known = self.reads.tag_state(ref, part.tags)
         # By the newest estimate of Redis' clock.
         end = connection.time.end
@@ -238,21 +259,18 @@ class ManyWrites(Writes):
         lowest_valid = self.state.epochs.lowest_valid(connection.known, ref.epoch_names, part.tags)
         # They are judged alike but for their ends, so the one that ends first is judged for all.
         # What waits in the outbox is older than these values, or has voided the placeholders.
-        left = min(deadlines) - sent
+        records, left = transaction.records, min(deadlines) - sent
         judged = judge(records[0], left, ref.freshness, lowest_valid, connection.time.horizon, pending=False)
         if not judged.serves:
             return False
         trust, make = self.reads.trust(connection, sent), self.reads.entry
-        entries = [
-            make(ref, record, trust, (deadline, sent, sent), known)
-            for record, deadline in zip(records, deadlines, strict=True)
-        ]
-        kept = memory.fill_many(transaction.placeholders, entries)
+        entries = [make(ref, records[place], trust, (deadlines[place], sent, sent), known) for place in places]
+        kept = memory.fill_many([transaction.placeholders[place] for place in places], entries)
         if not all(kept):
-            memory.invalidate_many([name for name, done in zip(names, kept, strict=True) if not done])
+            memory.invalidate_many([names[place] for place, done in zip(places, kept, strict=True) if not done])
         return True
 
-    async def _confirmed(self, sent: "deque[_Transaction]") -> bool:
+    async def _confirmed(self, sent: "deque[Transaction]") -> bool:
         """Wait for the oldest transaction, and write what it did not store one by one; return whether all is stored."""
         transaction = sent[0]
         part, wire, refused = transaction.part, transaction.wire, transaction.unconfirmed
@@ -280,7 +298,7 @@ class ManyWrites(Writes):
         sent.popleft()
         return stored
 
-    def _give_up(self, sent: "deque[_Transaction]") -> None:
+    def _give_up(self, sent: "deque[Transaction]") -> None:
         """Record what an interrupted call leaves behind: Redis may have these values or not."""
         for transaction in sent:
             cancel(transaction.waiter)
