@@ -358,6 +358,12 @@ def test_a_hit_notices_that_its_connection_was_lost(url: str) -> None:
             return len(loads)
 
         assert warm(lambda: value(7)) == 1
+        hits = cache.get_stats()["namespaces"]["t"]["l1_hits"]
+        for connection in cache._state.topology.connections():
+            connection.trust.kill()
+        # Asked for again, though nothing has removed the entry yet.
+        assert value(7) == 1
+        assert cache.get_stats()["namespaces"]["t"]["l1_hits"] == hits
         for connection in cache._state.topology.connections():
             connection.trust.kill()
         peer.delete("t", value.cache_key(7))

@@ -16,12 +16,11 @@ from magnus_cache._engine.codec.envelope import (
     COMPRESSED,
     HEADER_BYTES,
     Header,
-    new_version,
     open_payload,
     pack,
     read_header,
-    reseed,
 )
+from magnus_cache._engine.codec.versions import new_version, reseed
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
 LIMIT = 1 << 20

@@ -15,6 +15,7 @@ import pytest
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.epochs import ControlNames, epoch_of
 from magnus_cache._engine.coordination.leases import new_token
 from magnus_cache._engine.keys.names import Keyspace
@@ -213,7 +214,7 @@ class Play:
         return epoch_of(self.line.ask(scripts.learn(NAMES, CONTROL, 0)))
 
     def packed(self, value: int, epoch: int) -> bytes:
-        return envelope.pack(codec.encode(value), version=envelope.new_version(), fresh_until=2**62, epoch=epoch)
+        return envelope.pack(codec.encode(value), version=new_version(), fresh_until=2**62, epoch=epoch)
 
 
 def plays(line: Line, seed: int, count: int, **faults: bool) -> Iterable[Play]:

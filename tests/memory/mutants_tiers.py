@@ -128,7 +128,7 @@ def without_a_bound_on_bases() -> None:
 
 @guard(f"{HERE}::test_what_only_this_process_has_outlives_a_replay_in_its_tier")
 def without_keeping_what_only_this_process_has() -> None:
-    rewrite(cold.ColdStore.trust, "return self.bases.known[head_of(record).basis].trust", "return None")
+    rewrite(cold.ColdStore.trust, "return self.bases.known[basis_of(record)].trust", "return None")
 
 
 @guard(f"{HERE}::test_what_only_this_process_has_outlives_a_replay_in_its_tier")

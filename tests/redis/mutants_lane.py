@@ -67,7 +67,7 @@ def without_a_look_at_the_answer() -> None:
     rewrite(Lane._answer_one, "if type(values) is not list or len(values) != plan.size:", "if False:")
 
 
-@guard(f"{HERE}::test_close_ends_those_who_read", f"{HERE}::test_close_in_the_midst_of_silence")
+@guard(f"{HERE}::test_close_ends_a_lane_that_nobody_uses")
 def without_the_end_of_the_lane() -> None:
     put(Lane, "end", nothing)
 
@@ -84,7 +84,7 @@ def _made(made: Any) -> None:
     _reset(made)
 
 
-@guard(f"{HERE}::test_a_program_that_ends_without_close_says_nothing")
+@guard(f"{HERE}::test_the_end_of_the_program_ends_each_lane")
 def without_the_end_of_the_lane_with_the_program() -> None:
     put(lane, "_close_at_exit", nothing)
 

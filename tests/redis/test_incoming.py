@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.redis import connection as connections
+from magnus_cache._engine.redis import incoming as incoming_replies
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.exchange import IGNORED, as_it_is
 from magnus_cache._engine.redis.frame_limits import Intake
@@ -64,6 +65,22 @@ async def test_what_arrives_is_handled_in_the_same_callback() -> None:
         assert handled == [1, 2, b"abc"]
         serving.cancel()
         await asyncio.wait([serving])
+
+
+async def test_replies_that_take_long_together_are_handled_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As answers about some hundred keys each do, that arrive at once."""
+    monkeypatch.setattr(incoming_replies, "SHARE", -1.0)
+    with Attached() as attached:
+        handled: list[Any] = []
+        serving = asyncio.create_task(attached.incoming.serve(handled.append))  # type: ignore[arg-type,func-returns-value]
+        await asyncio.sleep(0)
+        attached.stream.feed_data(b":1\r\n:2\r\n:3\r\n")
+        assert handled == [1]
+        rest = await serving
+        assert rest is not None
+        await rest()
+        assert handled == [1, 2]
+        assert await attached.read() == 3
 
 
 async def test_nothing_is_handled_before_what_is_left_of_the_reply_before() -> None:

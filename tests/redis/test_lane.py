@@ -17,7 +17,14 @@ from magnus_cache._engine.redis import lane as lane_module
 from magnus_cache._engine.redis.lane_tickets import LONG_WAY, Ticket
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
-from tests.support.inside import background_wire, interrupt_after_sending, lane_connection, lane_session, retry_lane_now
+from tests.support.inside import (
+    background_wire,
+    end_lanes,
+    interrupt_after_sending,
+    lane_connection,
+    lane_session,
+    retry_lane_now,
+)
 from tests.support.interrupts import interrupted
 from tests.support.lanes import FAR, NEAR, forget, lane_answers, served_by_lane, through_the_lane
 from tests.support.leaks import sockets
@@ -530,6 +537,16 @@ def test_close_ends_those_who_read(url: str) -> None:
     assert not cache._state.lane.connected
 
 
+def test_close_ends_a_lane_that_nobody_uses(url: str) -> None:
+    cache = CacheManager(redis_url=url)
+    through_the_lane(cache)
+    connection = lane_connection(cache)
+    cache.close()
+    assert not cache._state.lane.connected
+    with pytest.raises(OSError, match="closed"):
+        connection.ask(b"PING\r\n", 0.0)
+
+
 def test_close_in_the_midst_of_silence(far_off: CacheManager, proxy: Proxy) -> None:
     proxy.freeze()
     threads, _ = crew(1, lambda _: far_off.get(FAR, "k"))
@@ -561,6 +578,12 @@ def test_a_cache_that_is_dropped_leaves_no_socket(url: str) -> None:
     with pytest.warns(ResourceWarning, match="dropped"):
         del cache  # and with it the last reference
     wait_until(lambda: sockets() <= before)
+
+
+def test_the_end_of_the_program_ends_each_lane(cache: CacheManager) -> None:
+    end_lanes()
+    assert not cache._state.lane.connected
+    assert cache.get(FAR, "warm") == 1
 
 
 def test_a_program_that_ends_without_close_says_nothing(url: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.reads_many import MANY
@@ -30,7 +31,7 @@ VERSIONED = Namespace("versioned", version=3)
     life=st.floats(0.5, 1e6, width=32), tags=st.sampled_from([(), ("a",), ("a", "b")]),
 )  # fmt: skip
 def test_stored_values_are_packed_alike(payloads: list[bytes], epoch: int, life: float, tags: tuple[str, ...]) -> None:
-    versions = [envelope.new_version() for _ in payloads]
+    versions = [new_version() for _ in payloads]
     count = len(payloads)
     assert envelope.pack_many(payloads, versions, [7] * count, [life] * count, envelope.Origin(epoch, tags)) == [
         envelope.pack(payload, version=version, fresh_until=7, epoch=epoch, life=life, tags=tags)

@@ -413,6 +413,13 @@ def retry_lane_now(cache: "Cache | State") -> None:
     _put(state_of(cache).lane, "_retry_at", -1e9)
 
 
+def end_lanes() -> None:
+    """Do what the end of the program does with all lanes."""
+    from magnus_cache._engine.redis import lane
+
+    lane._end_all()
+
+
 def background_wire(cache: "Cache | State") -> "Wire":
     """Return the connection of the background loop."""
     state = state_of(cache)

@@ -9,11 +9,9 @@ The body is the payload; in front of it, if the value has tags, their number (u8
 and between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8.
 """
 
-import itertools
-import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
@@ -38,8 +36,6 @@ __all__ = [
     "head_bytes",
     "head_of",
     "is_compressed",
-    "new_version",
-    "new_versions",
     "open_payload",
     "pack",
     "pack_many",
@@ -48,7 +44,6 @@ __all__ = [
     "read_tags",
     "read_validator",
     "renewed",
-    "reseed",
     "unpack",
 ]
 
@@ -389,43 +384,3 @@ def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
 
 def _too_large(limit: int) -> CacheDecodeError:
     return CacheDecodeError("too_large", f"the payload is larger than {limit} bytes")
-
-
-class _Versions:
-    """A random start for each process and a counter: unique, and no system call for each value."""
-
-    __slots__ = ("_process", "numbers")
-
-    def __init__(self) -> None:
-        self._process = -1
-        self.numbers: Iterator[int] = iter(())
-
-    def reseed(self) -> None:
-        self.numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
-        self._process = os.getpid()
-
-    def next(self) -> int:
-        # A forked child would repeat its parent's numbers. Two threads that reseed at once both get random ones.
-        if os.getpid() != self._process:
-            self.reseed()
-        return next(self.numbers) & _U64
-
-
-_versions: Final = _Versions()
-
-
-def new_version() -> int:
-    """Return 64 bits that no other write of any process has, for the header's `version`."""
-    return _versions.next()
-
-
-def new_versions(count: int) -> list[int]:
-    """Return as many versions, as `new_version` returns each."""
-    first = _versions.next()
-    # The process cannot change within this call, except in a signal handler that forks, and then in its own frames.
-    return [first, *(number & _U64 for number in itertools.islice(_versions.numbers, count - 1))]
-
-
-def reseed() -> None:
-    """Restart the versions from a random number, as after a fork; `new_version` also notices a fork by itself."""
-    _versions.reseed()

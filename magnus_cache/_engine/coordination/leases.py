@@ -38,7 +38,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from magnus_cache._engine.codec.envelope import new_version
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.lease import Lease
 from magnus_cache._engine.flights.context import PreviousValue

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import versions
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coordination.announcements import Announcements
@@ -213,7 +213,7 @@ class State(LifeCycle, OfflineBounds):
 
     def after_fork(self) -> None:
         """Start empty in a forked child: sockets, threads and loads belong to its parent."""
-        envelope.reseed()
+        versions.reseed()
         # Kept: the forked thread may be inside a block that disables the cache, and leaves it in the child as well.
         self.special.intersection_update(self.disabling)
         for own in (

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
@@ -308,7 +308,7 @@ class Loads:
         except CacheValueTooLargeError as too_large:
             self._state.notices.warn(f"size:{ref.namespace}", f"not remembered: {too_large}")
         else:
-            record = Record(None, payload, len(payload), envelope.new_version(), tags=request.tags, negative=True)
+            record = Record(None, payload, len(payload), new_version(), tags=request.tags, negative=True)
             record = record._replace(cost=monotonic() - started)
             await self._writes.fill(ref, record, payload, ttl, fence)
 

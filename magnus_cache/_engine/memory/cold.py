@@ -148,7 +148,7 @@ class ColdStore:
         if record is None:
             return None
         if record:
-            return self.bases.known[head_of(record).basis].trust
+            return self.bases.known[basis_of(record)].trust
         kept = self.objects[place].get(name)
         return None if kept is None else kept[1]
 

@@ -11,11 +11,15 @@ It needs names of redis-py and asyncio that are not public: see `connection`. Wi
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.turns import SHARE
 
 __all__ = ["Handled", "Handler", "Incoming", "Rest", "read"]
 
@@ -49,6 +53,19 @@ def _ignore() -> None:
 
 async def _nothing_left() -> None:
     """Return: there was nothing left but to let others run."""
+
+
+async def _handled_later(handle: Handler, reply: Any) -> None:
+    """Handle a reply in the turn of the task that reads.
+
+    :raises Exception: what `handle` raises, or what the reply says about the connection.
+    """
+    error = reply[0] if type(reply) is list and reply else reply
+    if isinstance(error, RedisConnectionError):
+        raise error
+    rest = handle(reply)
+    if rest is not None:
+        await rest()
 
 
 class Incoming:
@@ -127,7 +144,7 @@ class Incoming:
             reply = parser.gets(False)
             if reply is nothing:
                 return True
-            left = float(_AT_ONCE)
+            left, until = float(_AT_ONCE), monotonic() + SHARE
             while True:
                 # Those within a transaction wake no task.
                 left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
@@ -147,6 +164,11 @@ class Incoming:
                     # Once for all of them: it only matters to what arrives later.
                     self._completed()
                     self._all_handled()
+                    return True
+                if reply != b"QUEUED" and monotonic() > until:
+                    # Several answers about many keys that came together: each takes a good part of a turn.
+                    self._completed()
+                    self._leave(partial(_handled_later, handle, reply))
                     return True
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.

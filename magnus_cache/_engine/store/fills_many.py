@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.lease_batch import BatchLease, LeaseBatch
 from magnus_cache._engine.coordination.leases import Snapshot
 from magnus_cache._engine.redis.client_many import Filled
@@ -139,7 +140,7 @@ class ManyFills(ManyWrites):
         try:
             for place in stored:
                 raw, life = filling.raws[place], lives[place]
-                version, until = envelope.new_version(), now + int(life * MICROSECONDS)
+                version, until = new_version(), now + int(life * MICROSECONDS)
                 again = envelope.renewed(raw, version=version, fresh_until=until, life=life)
                 expiry = milliseconds(life + part.refs.freshness.grace)
                 await self.state.client.replace(names[place], raw[: envelope.HEADER_BYTES], again, expiry)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
@@ -145,7 +146,7 @@ class Lifetimes:
             if stored is None:
                 return False
             raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
-            version = envelope.new_version()
+            version = new_version()
             renew = partial(envelope.renewed, raw, version=version, fresh_until=fresh_until, life=ttl)
             again = await self._writes.off_loop(renew, len(raw), _COPY_HERE)
             before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from magnus_cache._engine.codec.envelope import new_version
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalLease

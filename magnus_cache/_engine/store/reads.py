@@ -34,12 +34,13 @@ from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
-from magnus_cache._engine.store.judge import Verdict, judge_offline, verdict
+from magnus_cache._engine.store.fallback import Fallback
+from magnus_cache._engine.store.judge import Verdict, verdict
 from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
-from magnus_cache._engine.store.values import Coding, may_have
+from magnus_cache._engine.store.values import may_have
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, early_by
 
@@ -61,7 +62,7 @@ _Answer: TypeAlias = "tuple[Connection, float, int]"
 answer was looked at."""
 
 
-class Reads(Coding):
+class Reads(Fallback):
     """The reads of one `State`, and the making of entries.
 
     :ivar ref: returns where a value lives, see `KeyRefs.ref`.
@@ -70,7 +71,6 @@ class Reads(Coding):
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
-        self._memory = state.memory
         self._compares = True
         # On a cluster, what a value stands on depends on its slot, too.
         self._trust_by_key = state.topology.trust_by_key
@@ -260,12 +260,6 @@ class Reads(Coding):
         except NoThreadError as error:
             return self.without_loop(ref, error)
 
-    def without_loop(self, ref: KeyRef, error: CacheUnavailableError) -> Entry | None:
-        """Count a read that had no background loop to go to, and return what this process has."""
-        ref.counters.errors += 1
-        self.state.without_loop(error)
-        return self.fallback(ref)
-
     def _ask_for(self, ref: KeyRef, placeholder: Placeholder | None, waiter: "Waiter") -> None:
         """Queue a blocked thread's read; runs on the background loop."""
         try:
@@ -275,33 +269,6 @@ class Reads(Coding):
             connection.read(ref.name, partial(self.received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
         except CacheError as error:
             waiter.set_exception(error)
-
-    def fallback(self, ref: KeyRef) -> Entry | None:
-        """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._still_served(ref, self._memory.get_untrusted(ref.name))
-
-    def last(self, ref: KeyRef) -> Entry | None:
-        """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
-
-        It need not be trusted, but must have been until the outage.
-        """
-        if self.state.reachable:
-            return None
-        return self._still_served(ref, self._memory.get_stale(ref.name, trusted=False))
-
-    def _still_served(self, ref: KeyRef, entry: Entry | None) -> Entry | None:
-        return entry if entry is not None and self.offline_verdict(ref, entry).serves else None
-
-    def offline_verdict(self, ref: KeyRef, entry: Entry) -> Verdict:
-        """Return whether memory may serve what it holds although Redis cannot confirm it, and if not, why."""
-        generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
-        # Whoever brought it near may have asked for another grace than this caller.
-        grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
-        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline) - now
-        return judge_offline(
-            entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.generation == generations.current, allowed=allowed,
-        )  # fmt: skip
 
     async def look(self, ref: KeyRef) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""

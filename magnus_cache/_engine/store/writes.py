@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
@@ -191,7 +192,7 @@ class Writes:
         """Return, in steps, the record of a value with a new version."""
         if ref.namespace.local:
             return self.local.record(value, tags)
-        version = envelope.new_version()
+        version = new_version()
         immutable = codec.is_immutable(value)
         if immutable or ref.namespace.share:
             # A copy unless the value is immutable: the caller may keep changing its own object.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.codec.envelope import Origin
+from magnus_cache._engine.codec.versions import new_version, new_versions
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.redis.retries import ask_twice
@@ -213,7 +214,7 @@ class ManyWrites(Writes):
             transaction.records = self._records(part, epoch, transaction.cost)
             versions = [record.version for record in transaction.records]
         else:
-            versions = envelope.new_versions(len(names))
+            versions = new_versions(len(names))
         raws = envelope.pack_many(payloads, versions, ends, lives, Origin(epoch, part.tags, transaction.cost))
         refs.epoch_names.sized(max(map(len, payloads)))
         self._memory.invalidate_many(names)
@@ -229,7 +230,7 @@ class ManyWrites(Writes):
             kind = type(value)
             if (kind is dict or kind is list) and not share:
                 # What `record_steps` makes of it, without its steps.
-                records.append(Record(None, payload, len(payload), envelope.new_version(), epoch, tags, cost))
+                records.append(Record(None, payload, len(payload), new_version(), epoch, tags, cost))
             else:
                 # A small value takes one step.
                 record = at_once(self.record_steps(ref, value, payload, tags))

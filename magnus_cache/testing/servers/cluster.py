@@ -31,7 +31,8 @@ class EmbeddedCluster(ServerGroup):
 
     :param primaries: each owns an equal share of the slots. A failover needs the votes of most of them: use 3 or more.
     :param replicas: in all; each primary has as many as the others.
-    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
+    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH. If
+        there is none, `ServerNotFoundError` says how to install one.
     :param node_timeout: seconds until a node that does not answer counts as down (``cluster-node-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
     :param links: True lets `partition`, `cut` and `delay` change the links between servers, and to clients: everything
@@ -39,7 +40,6 @@ class EmbeddedCluster(ServerGroup):
         root.
     :param options: server options for every node, such as ``cluster_require_full_coverage="no"``.
     :raises CacheArgumentError: for numbers of nodes that make no cluster.
-    :raises ServerNotFoundError: if there is no server on this machine.
     """
 
     def __init__(

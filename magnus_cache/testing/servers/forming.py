@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import hiredis
-
-from magnus_cache.testing.servers.control import Command, wait_for
+from magnus_cache.testing.servers.control import Command, NodeError, wait_for
 from magnus_cache.testing.servers.nodes import ServerNode
 from magnus_cache.testing.servers.views import SLOTS, NodeView, parse_view
 
@@ -72,12 +70,17 @@ def replicate(replica: ServerNode, primary: ServerNode) -> None:
 
     :raises NodeError: if it refuses.
     """
+    refused = [""]
 
     def done() -> bool:
-        (reply,) = replica.try_all([("CLUSTER", "REPLICATE", primary.id)])
-        return not isinstance(reply, hiredis.ReplyError)
+        try:
+            replica.ask("CLUSTER", "REPLICATE", primary.id)
+        except NodeError as error:
+            refused[0] = str(error)
+            return False
+        return True
 
-    wait_for(done, _PATIENCE, lambda: f"{replica} did not become a replica of {primary}")
+    wait_for(done, _PATIENCE, lambda: f"{replica} did not become a replica of {primary}: {refused[0]}")
 
 
 def unsettled(nodes: Iterable[ServerNode]) -> str:

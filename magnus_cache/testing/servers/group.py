@@ -9,13 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from magnus_cache.embedded import ServerNotFoundError
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.testing.servers.control import wait_for
+from magnus_cache.testing.servers.control import NodeError, wait_for
 from magnus_cache.testing.servers.namespaces import NamespaceNetwork
 from magnus_cache.testing.servers.networks import Links, Network, PlainNetwork
 from magnus_cache.testing.servers.nodes import Plan, ServerNode, dashed
 from magnus_cache.testing.servers.places import Place
-from magnus_cache.testing.servers.programs import ServerTls, ServerVersion, without_tls
+from magnus_cache.testing.servers.programs import ServerTls, ServerVersion, no_tls
 from magnus_cache.testing.servers.relays import RelayNetwork
 
 _Node = TypeVar("_Node", bound=ServerNode)
@@ -146,10 +147,13 @@ class ServerGroup(ABC):
 
         :raises NodeError: if that takes longer than `patience` seconds, with what is missing.
         """
-        missing = ["no server answers"]
+        missing = [""]
 
         def settled() -> bool:
-            missing[0] = self._missing()
+            try:
+                missing[0] = self._missing()
+            except NodeError as error:
+                missing[0] = str(error)
             return not missing[0]
 
         wait_for(settled, patience, lambda: f"the servers did not settle: {missing[0]}")
@@ -215,7 +219,7 @@ class ServerGroup(ABC):
         except BaseException as error:
             self.close()
             if self._tls is not None and isinstance(error, RuntimeError) and "tls" in str(error).lower():
-                raise without_tls(self._binary) from error
+                raise ServerNotFoundError(no_tls(self._binary)) from error
             raise
         return self
 

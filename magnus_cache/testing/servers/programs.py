@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from magnus_cache.embedded import ServerNotFoundError, _any_server, find_redis
+from magnus_cache.embedded import _any_server, find_redis
 
-__all__ = ["ServerTls", "ServerVersion", "choose_program", "without_tls"]
+__all__ = ["ServerTls", "ServerVersion", "choose_program", "no_tls"]
 
 
 class ServerVersion(NamedTuple):
@@ -78,6 +78,6 @@ def choose_program(binary: Path | None, tls: ServerTls | None) -> Path:
     return find_redis() if tls is not None else _any_server()
 
 
-def without_tls(binary: Path) -> ServerNotFoundError:
-    """Return the error for a server that has no TLS."""
-    return ServerNotFoundError(f"{binary} was built without TLS; use one that has it, such as binary=find_redis()")
+def no_tls(binary: Path) -> str:
+    """Return what is wrong with a server that has no TLS, and the remedy."""
+    return f"{binary} was built without TLS; use one that has it, such as binary=find_redis()"

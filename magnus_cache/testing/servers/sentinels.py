@@ -63,7 +63,8 @@ class EmbeddedSentinels(ServerGroup):
     :param replicas: how many servers replicate the primary.
     :param sentinels: an odd number, because most of them have to agree.
     :param service: the name of the primary for those who ask a sentinel.
-    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH.
+    :param binary: the server to run; by default the embedded Valkey, or else one on the PATH. If
+        there is none, `ServerNotFoundError` says how to install one.
     :param down_after: seconds until a server that does not answer counts as down (``down-after-milliseconds``).
     :param failover_timeout: seconds; after twice this time, a failover may be tried again (``failover-timeout``).
     :param tls: files for TLS, which the embedded Valkey does not have: the default is then a server on the PATH.
@@ -72,7 +73,6 @@ class EmbeddedSentinels(ServerGroup):
         root.
     :param options: options for the primary and the replicas, such as ``maxmemory="10mb"``.
     :raises CacheArgumentError: for numbers and times that cannot work.
-    :raises ServerNotFoundError: if there is no such server on this machine.
     """
 
     def __init__(

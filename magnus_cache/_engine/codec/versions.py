@@ -1,0 +1,50 @@
+"""Versions: 64 bits that tell the writes of a value apart, for the header of its envelope."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Final
+
+__all__ = ["new_version", "new_versions", "reseed"]
+
+_U64: Final = (1 << 64) - 1
+
+
+class _Versions:
+    """A random start for each process and a counter: unique, and no system call for each value."""
+
+    __slots__ = ("_process", "numbers")
+
+    def __init__(self) -> None:
+        self._process = -1
+        self.numbers: Iterator[int] = iter(())
+
+    def reseed(self) -> None:
+        self.numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
+        self._process = os.getpid()
+
+    def next(self) -> int:
+        # A forked child would repeat its parent's numbers. Two threads that reseed at once both get random ones.
+        if os.getpid() != self._process:
+            self.reseed()
+        return next(self.numbers) & _U64
+
+
+_versions: Final = _Versions()
+
+
+def new_version() -> int:
+    """Return 64 bits that no other write of any process has, for the header's `version`."""
+    return _versions.next()
+
+
+def new_versions(count: int) -> list[int]:
+    """Return as many versions, as `new_version` returns each."""
+    first = _versions.next()
+    # The process cannot change within this call, except in a signal handler that forks, and then in its own frames.
+    return [first, *(number & _U64 for number in itertools.islice(_versions.numbers, count - 1))]
+
+
+def reseed() -> None:
+    """Restart the versions from a random number, as after a fork; `new_version` also notices a fork by itself."""
+    _versions.reseed()
