@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 import trustme
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from magnus_cache._engine.api.process_wide import PROCESS, Isolation
 from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # How long an example takes says nothing here: other tests and programs share the machine.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

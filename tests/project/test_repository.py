@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rooms import arrows, floors
-from magnus_cache import errors
+from magnus_cache import embedded, errors
 from tests.support.house_rules import deep_looks, own_sleeps
 from tests.support.programs import output_of
 
@@ -138,7 +138,9 @@ def test_every_documented_error_exists() -> None:
     for name in LIBRARY:
         module = importlib.import_module(name)
         for where, error in _documented_errors(TREES[name]):
-            found = next((getattr(home, error) for home in (errors, builtins, module) if hasattr(home, error)), None)
+            found = next(
+                (getattr(home, error) for home in (errors, embedded, builtins, module) if hasattr(home, error)), None
+            )
             assert isinstance(found, type), f"{name}: {where} documents {error}, which does not exist"
             assert issubclass(found, BaseException), f"{name}: {where} documents {error}, which is no exception"
 

@@ -71,7 +71,7 @@ class ServerTls:
 def choose_program(binary: Path | None, tls: ServerTls | None) -> Path:
     """Return the server to run: the given one; else the embedded Valkey, which has no TLS; else one on the PATH.
 
-    :raises ServerNotFoundError: if there is none.
+    Without any, the error of `find_redis` or `find_valkey` says how to install one.
     """
     if binary is not None:
         return binary
