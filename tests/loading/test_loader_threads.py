@@ -407,7 +407,7 @@ async def test_a_source_that_is_only_slow_is_given_twice_the_time_with_each_atte
 
 async def test_a_lease_is_not_renewed_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody asks again in the process that hangs, the fleet goes on without it all the same."""
-    monkeypatch.setattr(lease, "_LONGEST", 1.5)
+    monkeypatch.setattr(lease, "LONGEST", 1.5)
     gate = asyncio.Event()
 
     async def hung() -> int:
