@@ -6,6 +6,7 @@ from magnus_cache._engine.redis import cluster_pipeline
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
 from tests.support.guards import guard, put
 
@@ -15,10 +16,10 @@ VIEW: Final = "tests/redis/test_cluster_view.py"
 
 @guard(f"{HERE}::test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed")
 def without_another_nodes_word() -> None:
-    def believed(_wire: ClusterWire) -> bool:
+    def believed(_wire: ConfirmedWire) -> bool:
         return True
 
-    put(ClusterWire, "_is_believed", believed)
+    put(ConfirmedWire, "_is_believed", believed)
 
 
 @guard(f"{HERE}::test_invariant_7_what_a_replica_lacks_does_not_come_back")

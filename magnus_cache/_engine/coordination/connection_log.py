@@ -10,7 +10,6 @@ from magnus_cache._engine.runtime.log import RateLimitedLog, say
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["ConnectionLog"]
@@ -19,14 +18,15 @@ __all__ = ["ConnectionLog"]
 class ConnectionLog:
     """Logs the state of one Redis for all connections of one cache, without repetition.
 
+    :param place: where Redis is, for people.
     :param max_staleness: seconds for which memory keeps values if Redis announces no changes.
     """
 
     def __init__(
-        self, endpoint: "Endpoint | None", notices: RateLimitedLog, breaker: Breaker, outbox: Outbox, clock: Clock,
+        self, place: str, notices: RateLimitedLog, breaker: Breaker, outbox: Outbox, clock: Clock,
         max_staleness: float,
     ) -> None:  # fmt: skip
-        self._where = f"Redis at {endpoint.display}" if endpoint else ""
+        self._where = f"Redis at {place}"
         self._notices = notices
         self._breaker = breaker
         self._outbox = outbox

@@ -26,6 +26,7 @@ class Health:
         is not known.
     :ivar tracking: whether Redis announces changes to this connection.
     :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
+    :ivar address: with Sentinel, the primary's, such as ``"10.0.0.7:6379"``; None otherwise.
     """
 
     ok: bool
@@ -35,6 +36,7 @@ class Health:
     mode: str | None = None
     tracking: bool = False
     reason: str | None = None
+    address: str | None = None
 
     def __bool__(self) -> bool:
         return self.ok
@@ -53,7 +55,7 @@ async def check_health(state: "State") -> Health:
                 # The cache's own connection waits for its next attempt; a health check does not.
                 return await _by_connecting(state)
             took, server, tracking = await state.client.ping(state.epochs.root)
-            return _healthy(took, server, tracking=tracking)
+            return _healthy(state, took, server, tracking=tracking)
     except Exception as error:  # noqa: BLE001  # any failure is the answer
         return unhealthy(error, state)
 
@@ -65,7 +67,7 @@ def unhealthy(error: Exception, state: "State | None" = None) -> Health:
             return Health(False, reason=f"{error.reason}: {error.problem}")
         case TimeoutError() if state is not None and state.endpoint is not None:
             seconds = state.settings.op_timeout
-            return Health(False, reason=f"timeout: Redis at {state.endpoint.display} did not answer in {seconds:g} s")
+            return Health(False, reason=f"timeout: Redis at {state.place} did not answer in {seconds:g} s")
         case CacheClosedError():
             word = "closed"
         case CacheDeadlockError():
@@ -84,16 +86,18 @@ async def _by_connecting(state: "State") -> Health:
     assert state.endpoint is not None
     timeout, probe, is_cluster = state.settings.op_timeout, state.epochs.root, state.topology.is_cluster
     error: CacheUnavailableError | None = None
-    for endpoint in state.settings.deployment().endpoints:
+    for endpoint in await state.topology.endpoints():
         try:
             took, server, tracking = await connect_once(endpoint, timeout, probe, cluster=is_cluster)
         except CacheUnavailableError as failure:
             error = failure
         else:
-            return _healthy(took, server, tracking=tracking)
+            return _healthy(state, took, server, tracking=tracking)
     assert error is not None
     raise error
 
 
-def _healthy(took: float, server: "ServerFacts", *, tracking: bool) -> Health:
-    return Health(True, round(took * 1000, 3), server.server, server.version, server.mode, tracking)
+def _healthy(state: "State", took: float, server: "ServerFacts", *, tracking: bool) -> Health:
+    topology = state.topology
+    mode, address = topology.mode or server.mode, topology.primary
+    return Health(True, round(took * 1000, 3), server.server, server.version, mode, tracking, address=address)

@@ -44,7 +44,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from magnus_cache._engine.runtime.workers import LoaderThreads
-from magnus_cache.errors import CacheSettingsError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.outage.journal import Journal
@@ -66,6 +66,12 @@ def _cluster_topology(*parts: Any) -> Topology:
     return ClusterTopology(*parts)
 
 
+def _sentinel_topology(*parts: Any) -> Topology:
+    from magnus_cache._engine.redis.sentinel_topology import SentinelTopology
+
+    return SentinelTopology(*parts)
+
+
 def _cluster_client(state: "State") -> Client:
     from magnus_cache._engine.redis.cluster import ClusterClient, ClusterTopology, GroupEpochs
 
@@ -82,8 +88,7 @@ class State(LifeCycle, OfflineBounds):
         self.clock = current_clock()
         self.endpoint = settings.endpoint() if settings.redis_enabled else None
         deployment = settings.deployment() if settings.redis_enabled else None
-        if deployment is not None and deployment.kind == "sentinel":
-            raise CacheSettingsError("this version does not connect to a primary that Sentinel names yet")
+        self.place = deployment.display if deployment else ""
         is_cluster = deployment is not None and deployment.kind == "cluster"
         database = self.endpoint.db if self.endpoint else 0
         self.keyspace = Keyspace(settings.prefix, database, default_registry)
@@ -98,7 +103,7 @@ class State(LifeCycle, OfflineBounds):
         self.portal = BackgroundLoops()
         self.workers = LoaderThreads(run=self.portal.run)
         self.stats = Stats()
-        self.notices = RateLimitedLog(place=f"{self.endpoint.display if self.endpoint else ''} {settings.prefix}")
+        self.notices = RateLimitedLog(place=f"{self.place} {settings.prefix}")
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = _cluster_epochs(self.keyspace) if is_cluster else Epochs(self.keyspace)
@@ -106,13 +111,18 @@ class State(LifeCycle, OfflineBounds):
         self.events = ConnectionEvents(self, self.abandoned)
         limits = self._limits()
         parts = (limits, self.breaker, self.events, self.clock, self.check_open)
-        self.topology = _cluster_topology(deployment, *parts) if is_cluster else Topology(self.endpoint, *parts)
+        is_watched = deployment is not None and deployment.kind == "sentinel"
+        self.topology = (
+            _cluster_topology(deployment, *parts) if is_cluster
+            else _sentinel_topology(deployment, *parts) if is_watched
+            else Topology(self.endpoint, *parts)
+        )  # fmt: skip
         self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = _cluster_client(self) if is_cluster else Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
         self.generations = OutageGenerations(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
-            self.endpoint, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
+            self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
         )
         self.closed = False
         self.special: set[object] = set()
@@ -140,7 +150,7 @@ class State(LifeCycle, OfflineBounds):
         from magnus_cache._engine.outage.journal import Journal
         from magnus_cache._engine.outage.journal_file import JournalFile
 
-        file = JournalFile(path, f"{self.endpoint.display} {self.keyspace.prefix}", self._values)
+        file = JournalFile(path, f"{self.place} {self.keyspace.prefix}", self._values)
         journal = Journal(file, self.outbox, self.notices.warn, self.settings.op_timeout)
         around_fork(journal)
         journal.mark_unread()
@@ -187,7 +197,7 @@ class State(LifeCycle, OfflineBounds):
 
     def describe(self) -> str:
         """Return an identification of this cache for messages, without secrets."""
-        where = self.endpoint.display if self.endpoint else "memory only"
+        where = self.place or "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
     def record_missed(self, record: Callable[[Outbox], int]) -> int:

@@ -5,20 +5,11 @@ It differs from that of a single server in three ways:
 - Reads are single GETs, sent together: an MGET with keys of two slots is refused.
 - An answer that sends us elsewhere (MOVED, ASK, TRYAGAIN, a slot without an owner) reaches no caller. Its request is
   given to `redirect`, which queues it again where it belongs.
-- An answer counts only while another node confirms that this one is the primary of its slots. Until then, answers and
-  announcements are held back, in their order, and only answers about the cluster itself are taken.
-
-The races that holding back excludes
-------------------------------------
-- A primary was cut off from the others, and they have put its replica in its place. It goes on to answer all that it is
-  asked, with what it had. Its own word about its role is worth nothing, another node's is.
-- The announcement of an epoch overtakes the answer that is held back and has the old epoch: the old one would count as
-  current, without an announcement to come. So what arrives after an answer that is held back waits behind it.
-- Two connections wait for each other's word. So answers to `Question` are never held back. Neither is an answer that
-  sends us elsewhere: it brings nothing, and a replica, which has no other ones, is confirmed by no node.
+- An answer counts only while another node confirms that this one is the primary of its slots, see
+  `confirmed_pipeline`. An answer that sends us elsewhere is never held back: it brings nothing, and a replica, which
+  has no other ones, is confirmed by no node.
 """
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,19 +17,12 @@ from typing import Any
 from redis.exceptions import AskError, ClusterDownError, MasterDownError, ResponseError, TryAgainError
 
 from magnus_cache._engine.redis.commands import pack
+from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
 from magnus_cache._engine.redis.diagnosis import unable
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch
-from magnus_cache._engine.redis.pipeline import Pipeline
 from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts
-from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["ClusterPipeline", "Question", "is_redirection", "unable_node"]
-
-
-class Question(Call):
-    """A question to this very node: about the cluster, or about itself."""
-
-    __slots__ = ()
+__all__ = ["ClusterPipeline", "is_redirection", "unable_node"]
 
 
 class _Gets(InFlight):
@@ -74,20 +58,16 @@ def unable_node(error: Exception) -> Any:
     return None if is_redirection(error) else unable(error)
 
 
-class ClusterPipeline(Pipeline):
+class ClusterPipeline(ConfirmedPipeline):
     """See the module.
 
-    :ivar believes: returns whether another node has confirmed this one lately.
     :ivar redirect: queues a request again, given the error; it settles the request in any case.
-    :ivar held: what is held back, in order.
     """
 
-    __slots__ = ("believes", "held", "redirect")
+    __slots__ = ("redirect",)
 
     def __init__(self, measure: Measure) -> None:
         super().__init__(measure)
-        self.held: deque[Callable[[], object]] = deque()
-        self.believes: Callable[[], bool] = bool
         self.redirect: Callable[[Read | ReadBatch | Call, Exception], None]
 
     def _pack_reads(self, now: float, parts: ReadParts, names: list[bytes]) -> bytes:
@@ -109,7 +89,7 @@ class ClusterPipeline(Pipeline):
             self.owed.popleft()
             if request.is_large:
                 self._large_owed = False
-            if (self.held or not self.believes()) and not all(map(_is_redirection, request.values)):
+            if self.must_hold and not all(map(_is_redirection, request.values)):
                 self.held.append(partial(self._take, request, connection))
             else:
                 self._take(request, connection)
@@ -163,42 +143,17 @@ class ClusterPipeline(Pipeline):
             self._refuse([asked], error, connection, sent)
 
     def _settle(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
-        if isinstance(asked, Question):
-            super()._settle(asked, reply, connection, sent)
-        elif _is_redirection(reply):
+        if _is_redirection(reply):
             self._settle_now(asked, reply, connection, sent)
-        elif self.held or not self.believes():
-            self.held.append(partial(self._settle_now, asked, reply, connection, sent))
         else:
-            self._settle_now(asked, reply, connection, sent)
+            super()._settle(asked, reply, connection, sent)
 
     def _settle_now(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
-        if _is_redirection(reply):
+        if _is_redirection(reply) and not isinstance(asked, Question):
             self.pending -= 1
             self.redirect(asked, reply)
         else:
-            super()._settle(asked, reply, connection, sent)
-
-    def release(self) -> None:
-        """Take all that was held back: another node has confirmed this one."""
-        while self.held and self.believes():
-            self.held.popleft()()
-
-    def fail_sent(self, error: CacheUnavailableError) -> None:
-        """Tell all who are owed an answer that it will not come, also those whose answer was held back."""
-        held, self.held = self.held, deque()
-        for each in held:
-            if isinstance(each, partial) and each.args:
-                self._fail_held(each.args[0], error)
-        super().fail_sent(error)
-
-    def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:
-        if isinstance(asked, _Gets):
-            assert isinstance(asked.asked, list)
-            for part in asked.asked:
-                self._fail(part, error)
-        elif isinstance(asked, Read | Call):
-            self._fail(asked, error)
+            super()._settle_now(asked, reply, connection, sent)
 
 
 def _is_redirection(reply: Any) -> bool:

@@ -145,6 +145,10 @@ class ClusterTopology(Topology):
         until = min(until, sent + self.max_staleness, connection.known.deadline)
         return Trust(min(until, connection.known.vouched + self.max_staleness), connection.trust.generation)
 
+    async def endpoints(self) -> "tuple[Endpoint, ...]":
+        """Return the nodes that the settings name."""
+        return self.deployment.endpoints
+
     # -- all of them ------------------------------------------------------------------------------------------
 
     def connections(self) -> "list[Wire]":

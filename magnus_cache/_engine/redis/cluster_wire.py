@@ -1,7 +1,7 @@
 """The connection of one event loop to one node of a cluster.
 
-It is a `Wire` that knows which node it leads to, answers for that node only while another one confirms it, and passes
-on what belongs elsewhere; see `cluster_pipeline`. A cluster has one database, so its heartbeat needs no marker of it.
+It is a `ConfirmedWire` that knows which node it leads to, answers for that node only while another one confirms it, and
+passes on what belongs elsewhere; see `cluster_pipeline`. A cluster has one database, so its heartbeat needs no marker.
 
 Whether a node may have lost writes
 -----------------------------------
@@ -21,7 +21,6 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -33,19 +32,19 @@ from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_scripts, commands
-from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, Question, unable_node
+from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
 from magnus_cache._engine.redis.commands import info
-from magnus_cache._engine.redis.connection import answers, push_of, server_identity
+from magnus_cache._engine.redis.confirmed_pipeline import Question
+from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
+from magnus_cache._engine.redis.connection import answers, server_identity
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
-from magnus_cache._engine.redis.handshake import check_mode, history_check, introduce
+from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
-from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
-from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError
 
@@ -57,9 +56,6 @@ __all__ = ["ClusterWire", "Neighbours"]
 
 _PING: Final = commands.Command("PING", commands.pack(b"PING"))
 _ID_BYTES: Final = 64
-
-_ASK_AGAIN: Final = 0.05
-"""Seconds after which the others are asked again for their word while answers wait for it."""
 
 
 class Neighbours(Protocol):
@@ -111,7 +107,7 @@ class _ClusterHeartbeat(Heartbeat):
         connection.trust.deadline = connection.known.trusted_from + self._max_staleness
 
 
-class ClusterWire(Wire):
+class ClusterWire(ConfirmedWire):
     """See the module.
 
     :ivar node_id: the node's id, once it has told it.
@@ -120,7 +116,7 @@ class ClusterWire(Wire):
     """
 
     _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
-    _pipeline: ClusterPipeline
+    _pipeline: ClusterPipeline  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, of the type above
 
     def __init__(
         self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
@@ -129,7 +125,6 @@ class ClusterWire(Wire):
         self.node_id, self.address = "", (endpoint.host, endpoint.port)
         self.seeds: tuple[Endpoint, ...] = ()
         self._neighbours: Neighbours
-        self._waiting: asyncio.TimerHandle | None = None
         self._shards = True
         self._vetted, self._unknown = set[bytes](), set[bytes]()
 
@@ -140,7 +135,6 @@ class ClusterWire(Wire):
         :param seeds: the endpoints that it tries one after the other, if it may lead to any of them.
         """
         self._neighbours, self.node_id, self.seeds = neighbours, node_id, seeds
-        self._pipeline.believes = self._is_believed
         self._pipeline.redirect = partial(neighbours.redirected, self)
 
     # -- the handshake ----------------------------------------------------------------------------------------
@@ -213,9 +207,6 @@ class ClusterWire(Wire):
 
     # -- another node's word ------------------------------------------------------------------------------------
 
-    def _is_believed(self) -> bool:
-        return self.clock() <= self.known.vouched + self.max_staleness
-
     def ask_about_cluster(self) -> None:
         """Ask for the state of the cluster and the map, before all else that is queued.
 
@@ -235,18 +226,6 @@ class ClusterWire(Wire):
         self._pipeline.add_first(Question(which, took_map, Callback()))
         self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
-
-    def vouched(self, at: float) -> None:
-        """Note that another node, asked at a monotonic second, has confirmed this one as the primary of its slots."""
-        if not self.up or at <= self.known.vouched:
-            return
-        self.known.vouched = at
-        self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
-        if self._pipeline.held:
-            self._pipeline.release()
-        if not self._pipeline.held and self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
 
     def suspect(self) -> None:
         """Trust nothing that was read through this connection until now: slots of its node have moved."""
@@ -327,57 +306,21 @@ class ClusterWire(Wire):
         self._unknown.discard(suffix)
         self._vetted.add(suffix)
 
-    # -- as `Wire` does them ---------------------------------------------------------------------------------
+    # -- as `ConfirmedWire` does them ------------------------------------------------------------------------
 
-    def _pack(self) -> list[bytes | memoryview]:
-        self._neighbours.confirm()
-        return super()._pack()
+    def _ask_for_word(self, *, urgent: bool = False) -> None:
+        self._neighbours.confirm(urgent=urgent)
 
-    def _handle(self, reply: Any) -> Rest:
-        if self._pipeline.held and (frame := push_of(reply)) is not None:
-            self._pipeline.held.append(partial(self._take_push, frame))
-            return None
-        rest = super()._handle(reply)
-        if self._pipeline.held and self._waiting is None:
-            self._wait_for_word(self.clock() + self._limits.op_timeout)
-        return rest
-
-    def _wait_for_word(self, until: float) -> None:
-        """Ask the others for their word until it comes, or until a monotonic second: then the connection ends."""
-        self._waiting = None
-        if not self._pipeline.held:
-            return
-        if self.clock() >= until:
-            self.give_up()
-            return
-        self._neighbours.confirm(urgent=True)
-        self._waiting = self.loop.call_later(_ASK_AGAIN, self._wait_for_word, until)
+    def _history_question(self) -> commands.Command:
+        # Without a read: the key may be on another node.
+        return commands.INFO_REPLICATION
 
     def _flushed(self) -> None:
-        before = self.trust.deadline, self.trust.generation
-        self.trust.retire()
-        self.trust = Trust(*before)
-        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
-        self.known.vouched = known.vouched
         self._vetted.clear()
-        if self.server.history:
-            check = history_check(self.known, self.server.history)
-            self._pipeline.add_first(Question(commands.INFO_REPLICATION, as_it_is, check))
-            self._sender.kick()
-        self._observer.flushed(self)
-
-    def _take_push(self, frame: list[Any]) -> None:
-        if frame[0] == b"invalidate":
-            if frame[1] is None:
-                self._flushed()
-            else:
-                self._observer.invalidated(frame[1], self)
+        super()._flushed()
 
     def _lost(self, error: CacheUnavailableError) -> None:
         was_up = self.up
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
         super()._lost(error)
         if was_up:
             self._neighbours.went_away(self)

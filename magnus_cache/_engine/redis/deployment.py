@@ -70,6 +70,27 @@ class Deployment:
         """Return the endpoint of one of the servers: with the credentials and the TLS options of all."""
         return replace(self.endpoint, host=host, port=port)
 
+    def sentinel_at(self, host: str, port: int) -> Endpoint:
+        """Return the endpoint of one of the sentinels: with their own credentials, and the TLS options of the servers.
+
+        Its messages name the settings of the sentinels.
+        """
+        named = self.endpoint.name
+        place = named("redis_sentinels")
+        names = {
+            "redis_host": place, "redis_port": place, "redis_username": "REDIS_SENTINEL_USERNAME",
+            "redis_password": "REDIS_SENTINEL_PASSWORD", "redis_sentinels": place,
+            "redis_sentinel_service": named("redis_sentinel_service"), "redis_ssl": named("redis_ssl"),
+        }  # fmt: skip
+        # A URL has the credentials of the servers.
+        others = {setting: name for setting, name in self.endpoint.names.items() if setting != "redis_url"}
+        own = {"redis_username": "redis_sentinel_username", "redis_password": "redis_sentinel_password"}
+        names |= {setting: self.endpoint.names[name] for setting, name in own.items() if name in self.endpoint.names}
+        return replace(
+            self.endpoint, host=host, port=port, db=0, username=self.sentinel_username,
+            password=self.sentinel_password, names=others | names,
+        )  # fmt: skip
+
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The server, or the nodes of the cluster that the settings name."""

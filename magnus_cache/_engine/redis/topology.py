@@ -54,6 +54,9 @@ class Topology:
     is_cluster = False
     """Whether keys are on several servers."""
 
+    mode: str | None = None
+    """How the server is found, for people; None where the server tells that itself."""
+
     trust_by_key: "Callable[[bytes, EpochNames, Connection, float], Trust] | None" = None
     """Returns what a value stands on that a connection has brought; None where that is the connection's own trust."""
 
@@ -129,6 +132,19 @@ class Topology:
         """
         return [self.wire(self._group.controls.root)]
 
+    @property
+    def primary(self) -> str | None:
+        """The address of the primary that was found; None where the settings name the server."""
+        return None
+
+    async def endpoints(self) -> "tuple[Endpoint, ...]":
+        """Return where a server can be asked, if there is any.
+
+        :raises CacheUnavailableError: if that cannot be told.
+        """
+        assert self._endpoint is not None
+        return (self._endpoint,)
+
     # -- all of them ------------------------------------------------------------------------------------------
 
     def connections(self) -> "list[Wire]":
@@ -157,10 +173,7 @@ class Topology:
     # -- their life -------------------------------------------------------------------------------------------
 
     def _new(self, endpoint: "Endpoint", loop: asyncio.AbstractEventLoop) -> "Wire":
-        # Deferred: see `import_driver`.
-        from magnus_cache._engine.redis.wire import Wire
-
-        wire = Wire(endpoint, self._limits, self._breaker, self._listener, self._clock)
+        wire = self._created(endpoint)
         with self._lock:
             # Again, under the lock: a connection created after `stop` would never be closed.
             self._check_open()
@@ -171,6 +184,12 @@ class Topology:
                     del self._wires[old_loop]
             self._wires[loop] = wire
         return wire
+
+    def _created(self, endpoint: "Endpoint") -> "Wire":
+        # Deferred: see `import_driver`.
+        from magnus_cache._engine.redis.wire import Wire
+
+        return Wire(endpoint, self._limits, self._breaker, self._listener, self._clock)
 
     def stop(self) -> list[tuple[asyncio.AbstractEventLoop, Future[None]]]:
         """Begin to close all connections; return the loop of each, and a future of its end.

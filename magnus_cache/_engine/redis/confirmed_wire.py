@@ -1,0 +1,119 @@
+"""A connection that is believed only while others confirm its server as the primary; see `confirmed_pipeline`.
+
+A node of a cluster is confirmed by another node, a primary that Sentinel names by a majority of the sentinels. Both are
+counted from the moment at which the others were asked: `known.vouched`. The trust of the connection ends
+`max_staleness` after that moment, or after the last answer of its own, whichever is earlier.
+"""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
+from magnus_cache._engine.coherence.trust import Trust
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
+from magnus_cache._engine.redis.connection import push_of
+from magnus_cache._engine.redis.exchange import as_it_is
+from magnus_cache._engine.redis.handshake import history_check
+from magnus_cache._engine.redis.incoming import Rest
+from magnus_cache._engine.redis.wire import Wire
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.outage.breaker import Breaker
+    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.events import WireLimits, WireListener
+    from magnus_cache._engine.runtime.clock import Clock
+
+__all__ = ["ConfirmedWire"]
+
+_ASK_AGAIN: Final = 0.05
+"""Seconds after which the others are asked again for their word while answers wait for it."""
+
+
+class ConfirmedWire(Wire):
+    """See the module."""
+
+    _pipeline_type = ConfirmedPipeline
+    _pipeline: ConfirmedPipeline
+
+    def __init__(
+        self, endpoint: "Endpoint", limits: "WireLimits", breaker: "Breaker", observer: "WireListener", clock: "Clock",
+    ) -> None:  # fmt: skip
+        super().__init__(endpoint, limits, breaker, observer, clock)
+        self._waiting: asyncio.TimerHandle | None = None
+        self._pipeline.believes = self._is_believed
+
+    def _ask_for_word(self, *, urgent: bool = False) -> None:
+        """Ask the others, unless that is under way or was done just now."""
+        raise NotImplementedError
+
+    def _history_question(self) -> Command:
+        """Return the question which history of writes the server has."""
+        return commands.recognize(self.probe)
+
+    def _is_believed(self) -> bool:
+        return self.clock() <= self.known.vouched + self.max_staleness
+
+    def vouched(self, at: float) -> None:
+        """Note that others, asked at a monotonic second, have confirmed this server as the primary."""
+        if not self.up or at <= self.known.vouched:
+            return
+        self.known.vouched = at
+        self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
+        if self._pipeline.held:
+            self._pipeline.release()
+        if not self._pipeline.held and self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _pack(self) -> list[bytes | memoryview]:
+        self._ask_for_word()
+        return super()._pack()
+
+    def _handle(self, reply: Any) -> Rest:
+        if self._pipeline.held and (frame := push_of(reply)) is not None:
+            self._pipeline.held.append(partial(self._take_push, frame))
+            return None
+        rest = super()._handle(reply)
+        if self._pipeline.held and self._waiting is None:
+            self._wait_for_word(self.clock() + self._limits.op_timeout)
+        return rest
+
+    def _wait_for_word(self, until: float) -> None:
+        """Ask the others for their word until it comes, or until a monotonic second: then the connection ends."""
+        self._waiting = None
+        if not self._pipeline.held:
+            return
+        if self.clock() >= until:
+            self.give_up()
+            return
+        self._ask_for_word(urgent=True)
+        self._waiting = self.loop.call_later(_ASK_AGAIN, self._wait_for_word, until)
+
+    def _flushed(self) -> None:
+        before = self.trust.deadline, self.trust.generation
+        self.trust.retire()
+        self.trust = Trust(*before)
+        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
+        self.known.vouched = known.vouched
+        if self.server.history:
+            check = history_check(self.known, self.server.history)
+            self._pipeline.add_first(Question(self._history_question(), as_it_is, check))
+            self._sender.kick()
+        self._observer.flushed(self)
+
+    def _take_push(self, frame: list[Any]) -> None:
+        if frame[0] == b"invalidate":
+            if frame[1] is None:
+                self._flushed()
+            else:
+                self._observer.invalidated(frame[1], self)
+
+    def _lost(self, error: CacheUnavailableError) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        super()._lost(error)
