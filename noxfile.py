@@ -25,7 +25,9 @@ ALONE = (
     "tests/project/test_demo.py",
     "tests/fleet/test_stress.py",
 )
-CLUSTER = ("tests/testing/test_server_faults.py", "tests/redis/test_cluster_faults.py")
+CLUSTER = (
+    "tests/testing/test_server_faults.py", "tests/redis/test_cluster_faults.py", "tests/redis/test_sentinel_faults.py",
+)  # fmt: skip
 """Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
 CORE = (
     "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",

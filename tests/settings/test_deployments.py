@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from magnus_cache import CacheManager
 from magnus_cache._engine.redis.deployment import Deployment, addresses, parse_deployment_url, remap_of
 from magnus_cache._engine.redis.endpoint import EndpointError
 from magnus_cache._engine.settings.settings import CacheSettings
@@ -175,11 +174,6 @@ def test_no_secret_is_in_an_error(url: str) -> None:
     with pytest.raises(CacheSettingsError) as caught:
         CacheSettings(redis_url=SecretStr(url))
     assert SECRET not in f"{caught.value} {caught.value!r}"
-
-
-def test_what_is_not_built_yet_is_told() -> None:
-    with pytest.raises(CacheSettingsError, match="Sentinel"):
-        CacheManager(redis_url="redis+sentinel://h/m").get("t", "k")
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,15 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
 from magnus_cache._engine.redis.connection import push_of
+from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import as_it_is
 from magnus_cache._engine.redis.handshake import history_check
 from magnus_cache._engine.redis.incoming import Rest
@@ -31,6 +34,8 @@ __all__ = ["ConfirmedWire"]
 
 _ASK_AGAIN: Final = 0.05
 """Seconds after which the others are asked again for their word while answers wait for it."""
+
+_UNCONFIRMED: Final = "it answers, and the others do not confirm that it is the primary; the cache waits for their word"
 
 
 class ConfirmedWire(Wire):
@@ -88,6 +93,8 @@ class ConfirmedWire(Wire):
         if not self._pipeline.held:
             return
         if self.clock() >= until:
+            # It has answered: what is told is why that does not count.
+            self._intake.refusal = RedisConnectionError(TopologyError(_UNCONFIRMED))
             self.give_up()
             return
         self._ask_for_word(urgent=True)
