@@ -10,7 +10,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import EmbeddedSentinels, ServerNode
+from magnus_cache.testing import EmbeddedSentinels, ServerNode, ServerTls
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered
 
@@ -88,6 +88,20 @@ async def test_addresses_are_remapped(sentinels: EmbeddedSentinels) -> None:
         assert await cache.set("t", "k", "value")
         assert (await cache.ping()).address == f"localhost:{sentinels.primary.port}"
     assert {port for _, port in seen} >= {node.port for node in sentinels.servers}
+
+
+async def test_sentinels_and_servers_speak_tls(server_tls: ServerTls) -> None:
+    files = {
+        "redis_ssl_ca_certs": str(server_tls.authority), "redis_ssl_certfile": str(server_tls.certificate),
+        "redis_ssl_keyfile": str(server_tls.key),
+    }  # fmt: skip
+    with EmbeddedSentinels(1, 1, tls=server_tls) as sentinels:
+        url = url_of(sentinels).replace("redis+", "rediss+")
+        # Several handshakes at once: more than half a second on a busy machine.
+        async with AsyncCacheManager(redis_url=url, op_timeout=5.0, **files) as cache:
+            assert await cache.set("t", "k", "value")
+            assert sentinels.primary.ask("EXISTS", "magnus:t:k") == 1
+            assert await cache.ping()
 
 
 # -- failover -------------------------------------------------------------------------------------------------
