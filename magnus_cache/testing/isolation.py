@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from types import TracebackType
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from uuid import uuid4
 
 from magnus_cache._engine.api.managers import AsyncCacheManager, CacheManager, get_cache_manager
@@ -12,6 +12,9 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.runtime.portal import Portal
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache.errors import CacheError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.endpoint import Endpoint
 
 __all__ = ["isolated"]
 
@@ -57,12 +60,13 @@ class isolated:  # noqa: N801  # called like a function; the result is a context
             return
         state = cache.engine.state
         wipes = self._wipes(state)
+        server = state.topology.server
         state.close()
         if wipes:
             portal = Portal()
             try:
                 with contextlib.suppress(CacheError, TimeoutError):
-                    portal.call(_wiped, state, timeout=_LONGEST)
+                    portal.call(_wiped, state, server, timeout=_LONGEST)
             finally:
                 portal.close()
 
@@ -77,20 +81,21 @@ class isolated:  # noqa: N801  # called like a function; the result is a context
             return
         state = cache.engine.state
         wipes = self._wipes(state)
+        server = state.topology.server
         await state.aclose()
         if wipes:
             with contextlib.suppress(CacheError, TimeoutError):
                 async with asyncio.timeout(_LONGEST):
-                    await _wiped(state)
+                    await _wiped(state, server)
 
     def _wipes(self, state: State) -> bool:
         """Whether to remove values from Redis: only under our own prefix, and only while Redis is available."""
         return state.settings.prefix == self._own["prefix"] and not state.closed and state.redis_available
 
 
-async def _wiped(state: State) -> None:
+async def _wiped(state: State, server: "Endpoint | None") -> None:
     # Not at the top: redis-py takes longer to import than all the rest of this package.
     from magnus_cache._engine.redis.single_connection import wipe
 
-    if state.endpoint is not None:
-        await wipe(state.endpoint, state.settings.op_timeout, state.keyspace.prefix.encode())
+    if server is not None:
+        await wipe(server, state.settings.op_timeout, state.keyspace.prefix.encode())

@@ -10,7 +10,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import EmbeddedSentinels, ServerNode, ServerTls
+from magnus_cache.testing import EmbeddedSentinels, ServerNode, ServerTls, isolated
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered
 
@@ -75,6 +75,13 @@ async def test_one_of_the_sentinels_leads_to_the_others(sentinels: EmbeddedSenti
     async with AsyncCacheManager(redis_url=url) as cache:
         assert await cache.set("t", "k", "value")
         assert await cache.get("t", "k") == "value"
+
+
+async def test_a_test_leaves_nothing_behind_at_the_primary(sentinels: EmbeddedSentinels) -> None:
+    async with isolated(redis_url=url_of(sentinels)) as cache:
+        assert await cache.set("t", "k", "value")
+        assert int(sentinels.primary.ask("DBSIZE")) > 0
+    assert int(sentinels.primary.ask("DBSIZE")) == 0
 
 
 async def test_addresses_are_remapped(sentinels: EmbeddedSentinels) -> None:

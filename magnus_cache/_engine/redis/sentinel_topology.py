@@ -35,6 +35,14 @@ class SentinelTopology(Topology):
         return None
 
     @property
+    def server(self) -> "Endpoint | None":
+        """Where the primary is; None while there is no connection to it."""
+        for wire in self.established():
+            assert isinstance(wire, SentinelWire)
+            return self._deployment.at(*wire.address)
+        return None
+
+    @property
     def primary(self) -> str | None:
         """The address of the primary, as ``host:port``; None while there is no connection to it."""
         for wire in self.established():

@@ -137,6 +137,11 @@ class Topology:
         """The address of the primary that was found; None where the settings name the server."""
         return None
 
+    @property
+    def server(self) -> "Endpoint | None":
+        """Where the server is; None without one, or while it is not known."""
+        return self._endpoint
+
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return where a server can be asked, if there is any.
 
