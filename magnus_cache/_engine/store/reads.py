@@ -103,7 +103,7 @@ class Reads(Fallback):
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
-        outbox = self.state.outbox
+        outbox, apart = self.state.outbox, False
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
@@ -114,8 +114,9 @@ class Reads(Fallback):
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
-                # In one reply with its epochs, whatever announcements come before and after it.
+                # An announcement overtakes all reads under way, and one read of its epoch serves all of them. A value
+                # that is overtaken again has its own come along: in one reply, whatever announcements surround it.
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=apart)
                 waiter, placeholder = self.request(connection, ref, None if again else entry_here)
                 try:
                     return await waiter
@@ -123,7 +124,7 @@ class Reads(Fallback):
                     if placeholder is not None:
                         self.settle(placeholder)
             except UnsettledError as error:
-                tags, again = error.tags, True
+                tags, apart, again = error.tags, again, True
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 if error.reason == "noperm" and self._compares:
