@@ -159,7 +159,9 @@ class Reads(Fallback):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
+        if ref.epoch_names.ready not in known.ready:
+            return None
+        if known.deadline != _FOREVER and self.epoch_sync.is_due(known):
             return None
         # Not `create_future`, which is one call more.
         waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)
