@@ -6,7 +6,7 @@ from magnus_cache._engine.coherence import epochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination import epoch_sync
 from magnus_cache._engine.store import reads
-from tests.support.guards import guard, nothing, put, rewrite
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_without_tracking.py"
 
@@ -46,13 +46,3 @@ def without_the_beginning_of_known_epochs() -> None:
 @guard(f"{HERE}::test_invariant_1_what_a_full_server_invalidates_is_invalid_on_all_loops")
 def without_forgetting_removed_epochs_on_all_connections() -> None:
     put(epochs.KnownEpochs, "removed", nothing)
-
-
-@guard(f"{HERE}::test_values_that_are_never_kept_take_the_short_way_until_their_epochs_are_due")
-def without_the_age_of_epochs_on_the_short_way() -> None:
-    rewrite(reads.Reads.ask, "self.epoch_sync.is_due(known)", "False")
-
-
-@guard(f"{HERE}::test_values_that_are_never_kept_take_the_short_way_until_their_epochs_are_due")
-def without_the_short_way_where_nothing_is_announced() -> None:
-    rewrite(reads.Reads.ask, "self.epoch_sync.is_due(known)", "True")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, Namespace
+from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
@@ -54,29 +54,6 @@ async def test_invariant_1_epochs_and_values_do_not_add_up(url: str, limited: st
             assert not near(reader, "t", "b")
             assert await reader.get_many("t", ["a", "b"]) == {}
             assert await reader.ttl("t", "b") is None
-
-
-async def test_values_that_are_never_kept_take_the_short_way_until_their_epochs_are_due(url: str, limited: str) -> None:
-    far = Namespace("t", ttl=600, l1=False)
-    with virtual_clock() as clock:
-        async with (
-            fleet(url, 1, max_staleness=BOUND) as (writer,),
-            fleet(limited, 1, max_staleness=BOUND) as (reader,),
-        ):
-            await writer.set(far, "k", "old")
-            for _ in range(2):
-                assert await reader.get(far, "k") == "old"
-            reads = reader._engine.reads
-            assert reads.ask(reads.ref(far, "k")) is not None, "its epochs are known"
-            await invalidate(writer, "namespace")
-            clock.advance(0.4 * BOUND)
-            asked = reads.ask(reads.ref(far, "k"))
-            assert asked is not None
-            await asked
-            # Each read within the bound, so that nothing but the age of the epochs can end it.
-            clock.advance(0.2 * BOUND)
-            assert reads.ask(reads.ref(far, "k")) is None
-            assert await reader.get(far, "k") is None
 
 
 async def test_a_value_is_kept_for_half_of_the_bound_at_least(url: str, limited: str) -> None:

@@ -124,14 +124,10 @@ class EpochSync:
         Such epochs are valid for `max_staleness` seconds after their request, and values judged by them until the same
         moment (`KnownEpochs.deadline`). They are renewed half-way: at the end, a value would be valid for no time.
         """
-        if self.is_due(known):
+        if known.deadline != math.inf and known.deadline < (now := self._clock()) + self._max_staleness / 2:
             known.forget()
-            known.since = now = self._clock()
+            known.since = now
             known.deadline = now + self._max_staleness
-
-    def is_due(self, known: KnownEpochs) -> bool:
-        """Return whether the next `prepare` reads every epoch again, because the server announces no changes."""
-        return known.deadline != math.inf and known.deadline < self._clock() + self._max_staleness / 2
 
     def _received(self, name: bytes, waiter: Waiter, raw: bytes | None, connection: "Connection", sent: float) -> bool:
         """Take an epoch, and return whether it is known now.

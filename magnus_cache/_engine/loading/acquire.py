@@ -335,10 +335,9 @@ class _Acquisition:
             self._reads.settle(placeholder)
 
     async def _read(self) -> "Entry | _Rejected | _Unopened | None":
-        """Return the value in Redis, read after its epochs or, the second time, in one reply with them, unlike ACQ."""
+        """Return the value in Redis, read together with its epochs, which ACQ cannot return."""
         wire, ref = self._wire, self._request.ref
-        # As in `Reads.read`: most often one read of an announced epoch serves all values that it has overtaken.
-        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags, again=self._unsettled > 1)
+        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags, again=True)
         placeholder = self._reads.expect(ref)
         waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:

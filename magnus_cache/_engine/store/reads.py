@@ -103,7 +103,7 @@ class Reads(Fallback):
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 return self.fallback(ref)
-        outbox, apart = self.state.outbox, False
+        outbox = self.state.outbox
         for _ in range(JUDGEMENTS):
             try:
                 if outbox.pending:
@@ -114,9 +114,8 @@ class Reads(Fallback):
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                # An announcement overtakes all reads under way, and one read of its epoch serves all of them. A value
-                # that is overtaken again has its own come along: in one reply, whatever announcements surround it.
-                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=apart)
+                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
+                # In one reply with its epochs, whatever announcements come before and after it.
                 waiter, placeholder = self.request(connection, ref, None if again else entry_here)
                 try:
                     return await waiter
@@ -124,7 +123,7 @@ class Reads(Fallback):
                     if placeholder is not None:
                         self.settle(placeholder)
             except UnsettledError as error:
-                tags, apart, again = error.tags, again, True
+                tags, again = error.tags, True
             except CacheUnavailableError as error:
                 self.failed(ref, error)
                 if error.reason == "noperm" and self._compares:
@@ -159,9 +158,7 @@ class Reads(Fallback):
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready:
-            return None
-        if known.deadline != _FOREVER and self.epoch_sync.is_due(known):
+        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
             return None
         # Not `create_future`, which is one call more.
         waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)
