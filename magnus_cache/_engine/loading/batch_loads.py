@@ -203,13 +203,8 @@ class LoadsTogether:
         """Whether all outcomes are known."""
         return None not in self._group.outcomes
 
-    @property
-    def heard(self) -> Callable[[int], object] | None:
-        """Called with the place in `places` of each outcome."""
-        return self._group.heard
-
-    @heard.setter
-    def heard(self, heard: Callable[[int], object]) -> None:
+    def on_outcome(self, heard: Callable[[int], object]) -> None:
+        """Call a function with the place in `places` of each outcome, from now on."""
         self._group.heard = heard
 
     def leave(self) -> None:
