@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.redis import connection, handshake, wire
 from magnus_cache._engine.redis.handshake import ServerInfo
-from tests.support.guards import guard, nothing, put, rewrite
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_handshake.py"
 
