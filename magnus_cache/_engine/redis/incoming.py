@@ -133,14 +133,15 @@ class Incoming:
             left, until = float(_AT_ONCE), monotonic() + SHARE
             while True:
                 # Those within a transaction wake no task.
-                left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
+                left -= _QUEUED_COUNTS if (is_queued := reply == b"QUEUED") else 1.0
                 if isinstance(reply, RedisConnectionError):
                     raise reply
                 if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
                     raise reply[0]
                 rest = handle(reply)
-                # Also if replies about many keys came together, each of which takes a good part of a turn.
-                if rest is None and (left <= 0 or (monotonic() > until and parser.has_data())):
+                # Also if replies about many keys came together, each of which takes a good part of a turn. The clock is
+                # asked last: most replies come alone, or are the short ones of a transaction.
+                if rest is None and (left <= 0 or (not is_queued and parser.has_data() and monotonic() > until)):
                     rest = _nothing_left
                 if rest is not None:
                     self._completed()
