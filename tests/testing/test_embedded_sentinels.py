@@ -47,8 +47,9 @@ def test_a_set_of_six_works_and_agrees(sentinels: EmbeddedSentinels) -> None:
 def test_a_promoted_replica_is_the_primary_everywhere(sentinels: EmbeddedSentinels) -> None:
     old, chosen = sentinels.primary, sentinels.replicas[1]
     said_by(old, "SET", "k", "v")
-    assert said_by(old, "WAIT", 0, 0) is not None
+    wait_until(lambda: said_by(chosen, "GET", "k") == "v")
     assert sentinels.promote(chosen) is chosen
+    assert said_by(chosen, "GET", "k") == "v"
     assert sentinels.primary is chosen
     for node in sentinels.sentinels:
         named = said_by(node, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", sentinels.service)
