@@ -86,7 +86,7 @@ async def test_an_identity_that_the_handshake_has_read_is_not_written_again(
 async def test_an_identity_that_is_removed_is_written_again(
     server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, met: bool, echoes: bool
 ) -> None:
-    """Whoever has read it is told, be it in the handshake; a server that tells us nothing of our own writes, too."""
+    """Each process that has read it is told, if only in the handshake; and where our own writes are not announced."""
     if not echoes:
         monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
     if met:
