@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.testing import EmbeddedCluster, NodeError, ServerNode, slot_of
+from magnus_cache.testing import EmbeddedCluster, NodeError, ServerNode, SlotMigration, slot_of
 from tests.support.asking import filled_slot, role_of, said_by
 from tests.support.wait import wait_until
 
@@ -195,6 +195,19 @@ def _asks(node: ServerNode, key: str) -> bool:
     except redis.exceptions.AskError:
         return True
     return False
+
+
+def test_a_migration_does_not_finish_without_its_target(cluster: EmbeddedCluster) -> None:
+    source, target = cluster.primaries[:2]
+    slot, _ = filled_slot(cluster, source, 1)
+    migration = cluster.migration(slot, target)
+    migration.begin()
+    cluster.pause(target)
+    with pytest.raises(NodeError, match="is paused and answers nothing"):
+        migration.finish()
+    with pytest.raises(NodeError, match="refused CLUSTER SETSLOT"):
+        SlotMigration([slot], source, cluster.replicas[0], cluster.primaries).finish()
+    assert cluster.owner(slot) is source
 
 
 def test_a_migration_can_be_abandoned(cluster: EmbeddedCluster) -> None:
