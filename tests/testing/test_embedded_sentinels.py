@@ -95,7 +95,7 @@ async def test_a_set_in_a_coroutine() -> None:
 # -- bad input --------------------------------------------------------------------------------------------------
 
 
-def test_sets_that_cannot_be() -> None:
+def test_sets_that_are_not_possible() -> None:
     with pytest.raises(CacheArgumentError, match="a failover needs 1 replica or more, not 0"):
         EmbeddedSentinels(0)
     with pytest.raises(CacheArgumentError, match="use an odd number such as 3, not 2"):

@@ -126,7 +126,7 @@ class EmbeddedSentinels(ServerGroup):
         for node in self.servers:
             if (node.host, str(node.port)) == (host, port):
                 return node
-        raise NodeError(f"{asked} names {host}:{port}, which is none of the servers")
+        raise NodeError(f"{asked} names {host}:{port}, which is not one of the servers")
 
     def _sentinel(self, which: ServerNode | int) -> SentinelNode:
         node = self.node(which)
