@@ -12,6 +12,7 @@ import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace, WarmReport
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from tests.support.asking import scripts_run
 from tests.support.inside import held_leases, loads_by_key
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
@@ -166,11 +167,6 @@ def test_bad_input(cache: CacheManager, options: dict[str, Any], argument: str) 
 
 
 # -- together -----------------------------------------------------------------------------------------------------
-
-
-def scripts_run(raw: redis.Redis) -> int:
-    stats = raw.info("commandstats")
-    return sum(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ("eval", "evalsha"))
 
 
 async def plain(key: str) -> dict[str, str]:

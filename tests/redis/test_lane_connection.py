@@ -24,7 +24,7 @@ from tests.support.wait import wait_until
 TIMEOUT = 30.0
 """Seconds: a test that waits for all of them has failed before."""
 LATE = 10.0
-"""Seconds after which the server ends its silence, if nobody has given it up by then."""
+"""Seconds after which the server ends its silence, if no client has given it up by then."""
 LEFT = 0.05
 """Seconds that an exchange has left after what has come so far."""
 MUCH = bytes(64 << 20)
@@ -35,7 +35,7 @@ SOON = 20.0
 class SlowServer:
     """A server of one connection, and its clock, which stands still between two steps of its script.
 
-    :param authority: who vouches for it, and the file that says so; without it, there is no TLS.
+    :param authority: the authority of its certificate, and the file of that; without it, there is no TLS.
     :ivar given_up: set when the client waits no more.
     :ivar looked: set when the client looks at the clock.
     """
