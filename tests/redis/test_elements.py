@@ -188,7 +188,8 @@ def test_a_long_announcement_is_counted_to_its_last_name_whatever_its_names_are(
 ) -> None:
     names = b"".join(name * count for name, count in stretches)
     count = sum(count for _, count in stretches)
-    # Its last element claims as much as is left of what one frame may have; the same claim in a later frame counts for nothing.
+    # Its last element claims as much as is left of what one frame may have;
+    # the same claim in a later frame counts for nothing.
     most = MOST - 2 - count - 1
     begun = b">2\r\n" + text(b"invalidate") + b"*%d\r\n" % (count + 1) + names
     elements = Elements()

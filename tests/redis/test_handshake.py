@@ -87,11 +87,7 @@ async def test_an_identity_that_the_handshake_has_read_is_not_written_again(
 async def test_an_identity_that_is_removed_is_written_again(
     server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, met: bool, echoes: bool
 ) -> None:
-<<<<<<< HEAD
-    """The process that has read it is told, even if only its handshake did, and by servers of either kind."""
-=======
     """Each process that has read it is told, if only in the handshake; and where our own writes are not announced."""
->>>>>>> v-tests
     if not echoes:
         monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
     if met:
