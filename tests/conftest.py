@@ -6,7 +6,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -42,6 +42,8 @@ def _servers() -> list[str]:
 
 
 SERVERS = _servers()
+
+Group = TypeVar("Group", EmbeddedCluster, EmbeddedSentinels)
 
 
 def pytest_report_header() -> str:
@@ -142,15 +144,19 @@ def cluster(shared_cluster: EmbeddedCluster) -> EmbeddedCluster:
 @pytest.fixture
 def private_cluster_with() -> Iterator[Callable[..., EmbeddedCluster]]:
     """Starts clusters with options, for one test."""
-    clusters: list[EmbeddedCluster] = []
+    yield from _private(EmbeddedCluster)
 
-    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedCluster:
-        clusters.append(EmbeddedCluster(*numbers, binary=binary_of(kind), **options))
-        return clusters[-1].start()
+
+def _private(group_of: Callable[..., Group]) -> Iterator[Callable[..., Group]]:
+    started: list[Group] = []
+
+    def start(*numbers: int, kind: str = "valkey", **options: Any) -> Group:
+        started.append(group_of(*numbers, binary=binary_of(kind), **options))
+        return started[-1].start()
 
     yield start
-    for cluster in clusters:
-        cluster.close()
+    for group in started:
+        group.close()
 
 
 @pytest.fixture(scope="session", params=SERVERS)
@@ -170,15 +176,7 @@ def sentinels(shared_sentinels: EmbeddedSentinels) -> EmbeddedSentinels:
 @pytest.fixture
 def private_sentinels_with() -> Iterator[Callable[..., EmbeddedSentinels]]:
     """Starts Sentinel sets with options, for one test."""
-    started: list[EmbeddedSentinels] = []
-
-    def start(*numbers: int, kind: str = "valkey", **options: Any) -> EmbeddedSentinels:
-        started.append(EmbeddedSentinels(*numbers, binary=binary_of(kind), **options))
-        return started[-1].start()
-
-    yield start
-    for sentinels in started:
-        sentinels.close()
+    yield from _private(EmbeddedSentinels)
 
 
 @pytest.fixture(scope="session")

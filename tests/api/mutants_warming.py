@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from magnus_cache._engine.api import warming
 from magnus_cache._engine.loading import streamed_keys, warm_loads
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -31,3 +32,8 @@ def without_dropping_loads_that_a_cancelled_warming_has_not_begun() -> None:
 @guard(HERE)
 def without_handing_over_what_ends_the_program() -> None:
     put(warm_loads.WarmLoads, "_fail", nothing)
+
+
+@guard(HERE)
+def without_loading_what_is_stale_or_an_error() -> None:
+    rewrite(warming._missing, "if engine.reads.is_fresh(entry):", "if entry is not None:")

@@ -13,6 +13,7 @@ import pytest
 from magnus_cache import CacheManager, Namespace, register_namespace, register_type
 from magnus_cache._engine.memory.entry import SharedEntry
 from tests.support.inside import remembered_calls, state_of
+from tests.support.turns import turns_of_others
 from tests.support.wait import wait_until, wait_until_async
 
 NAME: Final = "shared"
@@ -154,20 +155,8 @@ def test_a_large_shared_object_is_copied_in_turns(entries: int) -> None:
         cache.set(Namespace(NAME, share=True), "k", rows)
 
         async def ask() -> tuple[Any, int]:
-            turns = 0
-
-            async def count() -> None:
-                nonlocal turns
-                while True:
-                    await asyncio.sleep(0)
-                    turns += 1
-
-            counting = asyncio.create_task(count())
-            await asyncio.sleep(0)
-            turns = 0
-            value = await cache.aio.get(Namespace(NAME), "k")
-            counting.cancel()
-            return value, turns
+            async with turns_of_others() as others:
+                return await cache.aio.get(Namespace(NAME), "k"), others.count
 
         first, turns = asyncio.run(ask())
         assert first == rows

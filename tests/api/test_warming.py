@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager, WarmReport
+from magnus_cache import AsyncCacheManager, CacheManager, Namespace, WarmReport
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from tests.support.asking import scripts_run
 from tests.support.inside import held_leases, loads_by_key
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
@@ -87,6 +88,28 @@ def test_only_what_is_missing(cache: CacheManager) -> None:
     assert cache.get("t", "a") == "newer"
 
 
+def test_a_stale_value_and_a_remembered_error_count_as_missing(cache: CacheManager) -> None:
+    """In memory, and in Redis alone."""
+
+    def failed() -> str:
+        raise LookupError("not there")
+
+    for namespace in (
+        Namespace("near", grace=60, negative={LookupError: 60}),
+        Namespace("far", grace=60, negative={LookupError: 60}, l1=False),
+    ):
+        assert cache.set(namespace, "good", "kept", ttl=60)
+        assert cache.set(namespace, "stale", "old", ttl=0.001)
+        with pytest.raises(LookupError):
+            cache.get_or_set(namespace, "failed", failed)
+        wait_until(lambda space=namespace: cache.get(space, "stale") is None)
+        report = cache.warm_cache(namespace, lambda key: "new", ["good", "stale", "failed"], only_missing=True)
+        assert (report.loaded, report.skipped) == (2, 1)
+        assert cache.get_many(namespace, ["good", "stale", "failed"]) == {
+            "good": "kept", "stale": "new", "failed": "new",
+        }  # fmt: skip
+
+
 def test_progress_is_told_and_its_failure_stops_nothing(cache: CacheManager) -> None:
     seen: list[tuple[int, int]] = []
 
@@ -144,11 +167,6 @@ def test_bad_input(cache: CacheManager, options: dict[str, Any], argument: str) 
 
 
 # -- together -----------------------------------------------------------------------------------------------------
-
-
-def scripts_run(raw: redis.Redis) -> int:
-    stats = raw.info("commandstats")
-    return sum(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ("eval", "evalsha"))
 
 
 async def plain(key: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from magnus_cache._engine.store import fills_many
 from tests.support.guards import edit, guard, nothing, put, rewrite
 
 HERE: Final = "tests/loading/test_batch_loads.py"
+TURNS: Final = f"{HERE}::test_every_hundred_keys_others_have_their_turn"
 
 
 @guard(HERE)
@@ -47,6 +48,16 @@ def without_a_look_at_values_that_came_meanwhile() -> None:
 @guard(HERE)
 def without_replacing_values_that_are_invalid_together() -> None:
     put(acquire_many.ManyAcquirer, "_is_unusable", lambda *_: False)
+
+
+@guard(TURNS)
+def without_turns_between_requests_for_many_leases() -> None:
+    rewrite(acquire_many.ManyAcquirer.acquire, "await turn()", "pass")
+
+
+@guard(TURNS)
+def without_turns_between_fills_of_many_values() -> None:
+    rewrite(batch_results.BatchResults._store, "await turn()", "pass")
 
 
 @guard(HERE)

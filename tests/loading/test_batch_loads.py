@@ -22,9 +22,12 @@ from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.loading.batch_loads import LoadsTogether
 from magnus_cache._engine.redis.client_many import ManyKeys
+from magnus_cache._engine.runtime import turns as pacing
 from magnus_cache.testing import Proxy
+from tests.support.asking import scripts_run
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import held_leases, load_tasks, loads_by_key
+from tests.support.turns import turns_of_others
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -65,11 +68,6 @@ def name(key: str) -> bytes:
 
 def leases(raw: Any) -> list[bytes]:
     return list(raw.scan_iter("{*"))
-
-
-def scripts_run(raw: Any) -> int:
-    stats = raw.info("commandstats")
-    return sum(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ("eval", "evalsha"))
 
 
 def load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +165,7 @@ async def test_keys_loaded_together_are_stored_as_one_by_one(
                 load_alone(patch)
             async with AsyncCacheManager(redis_url=url, prefix=prefix) as manager:
                 await manager.set_many(NAMESPACES[namespace], dict.fromkeys(there, "there"))
-                # Whoever asks for a value that Redis has no room for asks again.
+                # Values that are there are loaded again, as in a bypass of the cache.
                 with manager.bypass() if fresh else contextlib.nullcontext():
                     outcome = await _outcome(manager, NAMESPACES[namespace], keys, load, options)
                 await wait_until_async(lambda: not held_leases(manager) and not loads_by_key(manager))
@@ -193,33 +191,25 @@ async def test_some_hundred_keys_take_a_few_exchanges(url: str, raw: Any) -> Non
         assert all(near(one, "t", key) for key in KEYS)
 
 
-async def test_every_hundred_keys_others_have_their_turn(url: str) -> None:
-    turns, over = 0, False
+async def test_every_hundred_keys_others_have_their_turn(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each step takes all of our share of its turn, so that turns count steps.
+    monkeypatch.setattr(pacing, "SHARE", -1.0)
+    sizes, moments = list[int](), list[int]()
+    async with fleet(url, 1) as (one,), turns_of_others() as others:
+        for operation in ("acquire_many", "fill_many"):
+            original = getattr(ManyKeys, operation)
 
-    async def others() -> None:
-        nonlocal turns
-        while not over:
-            turns += 1
-            await asyncio.sleep(0)
+            def counted(self: Any, keys: Any, *args: Any, original: Any = original, **more: Any) -> None:
+                sizes.append(len(keys))
+                moments.append(others.count)
+                original(self, keys, *args, **more)
 
-    async with fleet(url, 1) as (one,):
-        sizes: list[int] = []
-        with pytest.MonkeyPatch.context() as patch:
-            for operation in ("acquire_many", "fill_many"):
-                original = getattr(ManyKeys, operation)
-
-                def counted(self: Any, keys: Any, *args: Any, original: Any = original, **more: Any) -> None:
-                    sizes.append(len(keys))
-                    original(self, keys, *args, **more)
-
-                patch.setattr(ManyKeys, operation, counted)
-            task = asyncio.create_task(others())
-            await one.get_or_set_many("t", KEYS, at_once())
-            over = True
-            await task
-        assert max(sizes) <= 100
-        assert sum(sizes) == 2 * MANY
-        assert turns >= len(sizes)
+            monkeypatch.setattr(ManyKeys, operation, counted)
+        await one.get_or_set_many("t", KEYS, at_once())
+    assert max(sizes) <= 100
+    assert sum(sizes) == 2 * MANY
+    # The first two of a call share a turn: the wait between them begins it.
+    assert max(map(moments.count, moments)) <= 2
 
 
 # -- leases ---------------------------------------------------------------------------------------------------------
@@ -382,7 +372,7 @@ async def test_invariant_4_a_cancelled_batch_loads_on_for_those_who_joined(url: 
         assert found == {"k5": ["shared"], "k300": ["shared"]}
         assert await single == ["shared"]
         await wait_until_async(lambda: not leases(raw) and not load_tasks(one))
-        # Nobody waits for the others any more, so they are not stored either.
+        # No caller waits for the others any more, so they are not stored either.
         assert await one.get_many("t", KEYS) == {key: ["shared"] for key in ("k5", "k6", "k300")}
 
 
@@ -414,25 +404,32 @@ async def test_each_caller_of_a_shared_load_gets_a_value_of_its_own(url: str) ->
         assert len({id(value) for value in found}) == 4
 
 
+async def granted_and_not_told(one: AsyncCacheManager, proxy: Proxy, raw: Any) -> asyncio.Task[dict[str, Any]]:
+    """Return a call for two keys whose leases Redis has granted, which the frozen proxy keeps from it."""
+    # Then the connection stands, and all epochs are known: only the leases are asked for.
+    await one.get_or_set_many("t", ["a"], at_once())
+    client, asked = one._engine.state.client, asyncio.Event()
+    original = client.acquire_many
+
+    def freeze(*args: Any, **more: Any) -> None:
+        proxy.freeze("to_client")
+        original(*args, **more)
+        asked.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "acquire_many", freeze)
+        call = asyncio.create_task(one.get_or_set_many("t", ["b", "c"], at_once()))
+        # The values are looked for first.
+        await asked.wait()
+        await wait_until_async(lambda: len(leases(raw)) == 2)
+    return call
+
+
 async def test_leases_that_come_after_the_caller_has_left_are_released(proxy: Proxy, raw: Any) -> None:
     async with AsyncCacheManager(redis_url=proxy.url, lease=60) as one:
-        await one.get_or_set_many("t", ["a"], at_once())
-        client, asked = one._engine.state.client, asyncio.Event()
-        original = client.acquire_many
-
-        def freeze(*args: Any, **more: Any) -> None:
-            proxy.freeze("to_client")
-            original(*args, **more)
-            asked.set()
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(client, "acquire_many", freeze)
-            call = asyncio.create_task(one.get_or_set_many("t", ["b", "c"], at_once()))
-            # The values are looked for first.
-            await asked.wait()
-            await wait_until_async(lambda: len(leases(raw)) == 2)
-            call.cancel()
-            await asyncio.wait([call])
+        call = await granted_and_not_told(one, proxy, raw)
+        call.cancel()
+        await asyncio.wait([call])
         proxy.thaw()
         await wait_until_async(lambda: not leases(raw) and not held_leases(one))
 
@@ -489,22 +486,8 @@ async def test_redis_goes_away_while_a_batch_loads(proxy: Proxy, way: str) -> No
 
 async def test_leases_whose_grant_was_lost_are_released_at_once(proxy: Proxy, raw: Any) -> None:
     """Otherwise this process would wait for its own leases."""
-    loader = at_once()
     async with AsyncCacheManager(redis_url=proxy.url, lease=60, wait_timeout=60) as one:
-        await one.get_or_set_many("t", ["a"], loader)
-        client, asked = one._engine.state.client, asyncio.Event()
-        original = client.acquire_many
-
-        def freeze(*args: Any, **more: Any) -> None:
-            proxy.freeze("to_client")
-            original(*args, **more)
-            asked.set()
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(client, "acquire_many", freeze)
-            call = asyncio.create_task(one.get_or_set_many("t", ["b", "c"], loader))
-            await asked.wait()
-            await wait_until_async(lambda: len(leases(raw)) == 2)
+        call = await granted_and_not_told(one, proxy, raw)
         proxy.cut()
         proxy.thaw()
         async with asyncio.timeout(8):

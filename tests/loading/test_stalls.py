@@ -23,6 +23,7 @@ from magnus_cache._engine.runtime.workers import LoaderThreads
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError, CacheUnavailableError
 from tests.support.inside import push, wire_of
 from tests.support.memory import put
+from tests.support.turns import turns
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -43,25 +44,6 @@ def large() -> dict[str, Any]:
 def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each step take all of our share of its turn, so that turns count steps."""
     monkeypatch.setattr(pacing, "SHARE", -1.0)
-
-
-async def turns(awaitable: Awaitable[Any]) -> int:
-    """Return how many turns of the loop others have while something is awaited."""
-    count, over = 0, False
-
-    async def others() -> None:
-        nonlocal count
-        while not over:
-            count += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.ensure_future(others())
-    try:
-        await awaitable
-    finally:
-        over = True
-        await task
-    return count
 
 
 # -- the codec ----------------------------------------------------------------------------------------------------

@@ -337,7 +337,8 @@ def test_an_entry_knows_when_its_value_was_stored(born: float | None) -> None:
     facts = pack_facts((1 << 64) - 1, more, born)
     tagged = TaggedEntry([1], b"payload", 5.0, Trust(9.0), 7 + room(stamps), facts)
     tagged.stamps, tagged.epoch, tagged.generation = stamps, 0, 3
-    for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), tagged.decoded([1], 127)):
+    decoded = (tagged.decoded([1], 127, shared=False), tagged.decoded([1], 127, shared=True))
+    for one in (entry, tagged, entry.until(6.0, Trust(9.0)), tagged.until(6.0, Trust(9.0)), *decoded):
         assert one.born == born
         assert one.version == (1 << 64) - 1
         assert one.negative

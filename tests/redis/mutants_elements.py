@@ -3,7 +3,7 @@
 from typing import Final
 
 from magnus_cache._engine.redis import elements, incoming
-from tests.support.guards import guard, put
+from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/redis/test_elements.py"
 
@@ -38,3 +38,23 @@ def without_what_was_only_glanced_at() -> None:
         return too_many(self, data)
 
     put(elements.Elements, "too_many", forgetful)
+
+
+@guard(f"{HERE}::test_a_long_announcement_is_counted_to_its_last_name_whatever_its_names_are")
+def without_a_comparison_of_short_texts_with_their_headers() -> None:
+    rewrite(elements._short_texts, "!= (lengths :=", "is (lengths :=")
+
+
+@guard(f"{HERE}::test_no_step_reads_the_headers_of_two_parts")
+def without_a_search_of_the_next_part_of_a_frame() -> None:
+    rewrite(elements.Elements._continue, "if is_cut or", "if True or")
+
+
+@guard(f"{HERE}::test_a_claim_adds_to_those_of_the_parts_before")
+def without_earlier_claims_in_a_search() -> None:
+    rewrite(elements._may_claim, "return claimed + ", "return ")
+
+
+@guard(f"{HERE}::test_a_claim_is_seen_whose_header_comes_in_two_parts")
+def without_the_beginning_of_a_header_in_a_search() -> None:
+    rewrite(elements.Elements._continue, "self._begun + data", "data")

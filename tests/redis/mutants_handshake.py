@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.redis import connection, handshake, wire
 from magnus_cache._engine.redis.handshake import ServerInfo
-from tests.support.guards import guard, nothing, put, rewrite
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_handshake.py"
 
@@ -33,7 +33,12 @@ def without_telling_the_name_of_the_library() -> None:
     f"{HERE}::test_a_server_whose_data_may_be_of_another_history_is_not_believed", "tests/coordination/test_rollback.py"
 )
 def without_comparing_the_identity_that_a_server_has_with_its_own() -> None:
-    rewrite(handshake.arrive, "server.stored == server.identity", "server.stored is not None")
+    put(ServerInfo, "keeps_identity", property(lambda server: server.stored is not None))
+
+
+@guard(f"{HERE}::test_a_server_that_tells_no_identity_keeps_none")
+def without_a_look_for_an_identity() -> None:
+    put(ServerInfo, "keeps_identity", property(lambda server: server.stored == server.identity))
 
 
 @guard(f"{HERE}::test_an_identity_that_the_handshake_has_read_is_not_written_again")

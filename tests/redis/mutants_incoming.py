@@ -49,6 +49,11 @@ def without_a_bound_on_the_time_of_replies_at_once() -> None:
     rewrite(incoming.Incoming.take, "monotonic() > until", "False")
 
 
+@guard(f"{HERE}::test_replies_that_take_long_leave_turns_for_others_however_many_came_together")
+def without_a_bound_on_the_time_of_replies_that_are_read() -> None:
+    rewrite(incoming.read, "else:\n            await turn()", "")
+
+
 @guard(f"{HERE}::test_a_request_that_is_alone_does_not_wait_for_the_end_of_the_turn")
 def without_sending_at_once_what_is_alone() -> None:
     rewrite(sender.Sender.kick, "if self._is_alone and not self._pipeline.owed:", "if False:")

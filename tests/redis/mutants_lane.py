@@ -67,7 +67,7 @@ def without_a_look_at_the_answer() -> None:
     rewrite(Lane._answer_one, "if type(values) is not list or len(values) != plan.size:", "if False:")
 
 
-@guard(f"{HERE}::test_close_ends_a_lane_that_nobody_uses")
+@guard(f"{HERE}::test_close_ends_a_lane_that_is_not_in_use")
 def without_the_end_of_the_lane() -> None:
     put(Lane, "end", nothing)
 

@@ -10,7 +10,7 @@ from tests.support.guards import guard, nothing, put
 HERE: Final = "tests/redis/test_reactions.py"
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_a_replica_without_its_primary")
 def without_the_probe() -> None:
     original = handshake.answers
 

@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import random
-from types import SimpleNamespace
+import sys
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import hiredis
@@ -19,6 +20,8 @@ from tests.support.relay import Relay
 from tests.support.wait import wait_until_async
 
 MOST = 1 << 20
+PART = 1 << 18
+"""Bytes that one read from the socket brings."""
 
 
 def text(body: bytes) -> bytes:
@@ -163,6 +166,73 @@ def test_what_a_frame_claims_is_added_up_and_forgotten_at_its_end() -> None:
     elements = Elements()
     whole = part + b"_\r\n"
     assert not any(elements.too_many(whole) for _ in range(2 * MOST // 1000))
+
+
+STRETCHES = st.lists(
+    st.tuples(
+        st.one_of(
+            st.binary(max_size=600).map(text),
+            st.sampled_from([b"\r\n$1\r", b"*9999999\n"]).map(text),
+            st.sampled_from([b"$-1\r\n", b":7\r\n", b"*0\r\n", b"$04\r\nfour\r\n"]),
+        ),
+        st.sampled_from([1, 3, 700, 1500]),
+    ),
+    min_size=1,
+    max_size=8,
+)  # fmt: skip
+
+
+@given(STRETCHES, st.lists(st.integers(0, 100_000), max_size=6), st.integers(0, 1))
+def test_a_long_announcement_is_counted_to_its_last_name_whatever_its_names_are(
+    stretches: list[tuple[bytes, int]], places: list[int], excess: int
+) -> None:
+    names = b"".join(name * count for name, count in stretches)
+    count = sum(count for _, count in stretches)
+    # Its last element claims as much as is left of what one frame may have;
+    # the same claim in a later frame counts for nothing.
+    most = MOST - 2 - count - 1
+    begun = b">2\r\n" + text(b"invalidate") + b"*%d\r\n" % (count + 1) + names
+    elements = Elements()
+    assert not any(elements.too_many(part) for part in cut(begun, places))
+    last = b"*%d\r\n" % (most + excess)
+    assert elements.too_many(last) is bool(excess)
+    whole = Elements()
+    assert not any(whole.too_many(part) for part in cut(begun + b":1\r\n", places))
+    assert not whole.too_many(b"*%d\r\n" % MOST)
+
+
+def test_no_step_reads_the_headers_of_two_parts() -> None:
+    names = b"".join(text(b"magnus:v1:products:%d" % number) for number in range(100_000))
+    frame = b">2\r\n" + text(b"invalidate") + b"*100000\r\n" + names
+    elements, read, steps = Elements(), list[int](), list[list[int]]()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "_walk":
+            read.append(len(frame.f_locals["data"]))
+
+    for begin in range(0, len(frame), PART):
+        read.clear()
+        sys.setprofile(profile)
+        try:
+            assert not elements.too_many(frame[begin : begin + PART])
+        finally:
+            sys.setprofile(None)
+        steps.append([*read])
+    assert len(steps) > 5
+    assert [sum(step) for step in steps] == [0] + [PART] * (len(steps) - 1)
+
+
+def test_a_claim_adds_to_those_of_the_parts_before() -> None:
+    elements = Elements()
+    assert not elements.too_many(b"*600000\r\n" + text(b"one"))
+    assert not elements.too_many(text(b"two"))
+    assert elements.too_many(b"*450000\r\n")
+
+
+def test_a_claim_is_seen_whose_header_comes_in_two_parts() -> None:
+    elements = Elements()
+    assert not elements.too_many(b"*2\r\n*1000")
+    assert elements.too_many(b"00000\r\n")
 
 
 def test_a_header_that_does_not_end_is_refused() -> None:

@@ -8,6 +8,7 @@ import redis
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.redis import handshake
 from magnus_cache.embedded import EmbeddedServer
+from tests.support.inside import wire_of
 from tests.support.relay import Link, Relay
 from tests.support.wait import wait_until_async
 
@@ -86,7 +87,7 @@ async def test_an_identity_that_the_handshake_has_read_is_not_written_again(
 async def test_an_identity_that_is_removed_is_written_again(
     server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, met: bool, echoes: bool
 ) -> None:
-    """Whoever has read it is told, be it in the handshake; a server that tells us nothing of our own writes, too."""
+    """Each process that has read it is told, if only in the handshake; and where our own writes are not announced."""
     if not echoes:
         monkeypatch.setattr(handshake, "_ORDERLY", (1_000, 0))
     if met:
@@ -99,6 +100,22 @@ async def test_an_identity_that_is_removed_is_written_again(
             assert identity is not None
             raw.delete("magnus!server")
             await wait_until_async(lambda identity=identity: raw.get("magnus!server") == identity)
+
+
+@pytest.mark.parametrize("stored", [None, b"", b"another"])
+async def test_a_server_that_tells_no_identity_keeps_none(
+    server: EmbeddedServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, stored: bytes | None
+) -> None:
+    """As where INFO is forbidden. An empty value in the place of the identity is none, either."""
+    monkeypatch.setattr(handshake, "server_identity", lambda *_: b"")
+    if stored is not None:
+        raw.set("magnus!server", stored)
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.get("t", "k")
+        wire = wire_of(cache)
+        assert not wire.server.keeps_identity
+        assert not wire.keeps_identity
+    assert raw.get("magnus!server") == stored
 
 
 @pytest.mark.parametrize("stored", [None, b"", b"another", b"run:history"])

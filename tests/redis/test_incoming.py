@@ -1,6 +1,7 @@
 """Replies in order, whichever way their bytes take: handed over as they arrive, or read in turns of the loop."""
 
 import asyncio
+import itertools
 import socket
 from types import SimpleNamespace
 from typing import Any, Self
@@ -18,6 +19,8 @@ from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.incoming import Incoming, Rest
 from magnus_cache._engine.redis.pipeline import Call, Pipeline
 from magnus_cache._engine.redis.sender import Sender
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.turns import SHARE
 from tests.support.fleet_of_managers import fleet
 from tests.support.inside import intake_of, pipeline_of, wire_of
 from tests.support.wait import wait_until_async
@@ -76,11 +79,40 @@ async def test_replies_that_take_long_together_are_handled_in_several_turns(monk
         await asyncio.sleep(0)
         attached.stream.feed_data(b":1\r\n:2\r\n:3\r\n")
         assert handled == [1]
-        rest = await serving
-        assert rest is not None
-        await rest()
-        assert handled == [1, 2]
-        assert await attached.read() == 3
+        assert await serving is not None
+        assert [await attached.read(), await attached.read()] == [2, 3]
+        assert attached.incoming.is_idle
+
+
+async def test_replies_that_take_long_leave_turns_for_others_however_many_came_together() -> None:
+    with Attached() as attached:
+        handled: list[Any] = []
+
+        def handle(reply: Any) -> Rest:
+            until = monotonic() + SHARE / 2
+            while monotonic() < until:
+                pass
+            handled.append(reply)
+            return None
+
+        async def read_response(**_: Any) -> Any:
+            return await attached.read()
+
+        connection: Any = SimpleNamespace(read_response=read_response)
+        reading = asyncio.create_task(
+            incoming_replies.read(connection, attached.incoming, handle, lambda: None, lambda: None)
+        )
+        await asyncio.sleep(0)
+        attached.stream.feed_data(b"".join(b":%d\r\n" % number for number in range(30)))
+        counts = [0, len(handled)]
+        while len(handled) < 30:
+            await asyncio.sleep(0)
+            counts.append(len(handled))
+        reading.cancel()
+        await asyncio.wait([reading])
+        assert handled == list(range(30))
+        # Each takes half of our share, so a third one is never begun after it, however busy the machine is.
+        assert max(later - earlier for earlier, later in itertools.pairwise(counts)) <= 2
 
 
 async def test_nothing_is_handled_before_what_is_left_of_the_reply_before() -> None:
@@ -179,7 +211,8 @@ async def test_without_the_private_names_everything_works(url: str, monkeypatch:
 
 
 async def test_a_request_that_is_alone_does_not_wait_for_the_end_of_the_turn(url: str) -> None:
-    async with AsyncCacheManager(redis_url=url) as cache:
+    # No heartbeat comes along on a busy machine.
+    async with AsyncCacheManager(redis_url=url, max_staleness=60) as cache:
         await cache.set(FAR, "k", 1)
         # The first comes with its epochs, so the second counts as one of several; the third is seen to be alone.
         for _ in range(3):

@@ -1,6 +1,5 @@
 """Announcements within replies: what a server before Redis 7.2 makes of them, and that nothing is taken for another."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +16,8 @@ from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER
 from magnus_cache._engine.redis.interleaved import Interleaved, apart
 from magnus_cache.embedded import EmbeddedServer, find_redis
 from tests.support.inside import background_wire, lane_session
-from tests.support.lanes import FAR, NEAR, forget, lane_answers, served_by_lane, through_the_lane
-from tests.support.wait import wait_until
+from tests.support.lanes import FAR, NEAR, forget, read_by_lane, through_the_lane
+from tests.support.wait import lapse, wait_until
 
 LIFE = 0.5
 """Seconds that a value lives which is to expire soon."""
@@ -113,25 +112,17 @@ def cache(old: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cach
         yield cache
 
 
-def read_by_the_lane(cache: CacheManager, key: str) -> Any:
-    forget(cache, NEAR, key)
-    with lane_answers(cache) as answers:
-        value = cache.get(NEAR, key)
-    assert served_by_lane(answers)
-    return value
-
-
 def test_what_the_lane_reads_is_kept_and_own_transactions_are_understood(cache: CacheManager) -> None:
     trust = background_wire(cache).trust
     keys = [str(number) for number in range(20)]
     for turn in range(5):
         cache.set_many(NEAR, {key: (key, turn) for key in keys})
         for key in keys:
-            assert read_by_the_lane(cache, key) == (key, turn)
+            assert read_by_lane(cache, key) == (key, turn)
             # Announced here, as the lane has read it.
             cache.set(NEAR, key, [key, turn])
             assert cache.get(NEAR, key) == [key, turn]
-            assert read_by_the_lane(cache, key) == [key, turn]
+            assert read_by_lane(cache, key) == [key, turn]
     assert lane_session(cache).announces
     assert cache._state.memory.hit(cache._reads.ref(NEAR, "1").name) is not None
     assert cache._state.breaker.outages == 0
@@ -142,7 +133,7 @@ def test_changes_by_others_are_announced(cache: CacheManager, old: EmbeddedServe
     with CacheManager(redis_url=old.url) as other:
         for turn in range(5):
             other.set_many(NEAR, {"a": turn, "b": turn})
-            assert read_by_the_lane(cache, "a") == turn
+            assert read_by_lane(cache, "a") == turn
             other.set(NEAR, "a", -1)
             wait_until(lambda: cache.get(NEAR, "a") == -1)
 
@@ -155,8 +146,7 @@ def test_values_that_a_read_finds_expired_are_told_from_the_others(cache: CacheM
     for key in keys:
         forget(cache, NEAR, key)
         cache.get(NEAR, key)
-    over = time.monotonic() + 2 * LIFE
-    wait_until(lambda: time.monotonic() > over)
+    lapse(2 * LIFE)
     with redis.Redis(port=old.port) as client:
         # They are there yet, for those who ask.
         assert client.dbsize() >= len(keys)

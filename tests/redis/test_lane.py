@@ -60,7 +60,12 @@ def valkey(private_server: EmbeddedServer) -> Iterator[CacheManager]:
         yield cache
 
 
-def crew(count: int, work: Callable[[int], object]) -> tuple[list[threading.Thread], list[BaseException]]:
+Crew = tuple[list[threading.Thread], list[BaseException]]
+"""Threads, and the errors that ended some of them."""
+
+
+def crew(count: int, work: Callable[[int], object]) -> Crew:
+    """Start threads that do the same work, each with a number of its own."""
     errors: list[BaseException] = []
 
     def run(number: int) -> None:
@@ -73,6 +78,14 @@ def crew(count: int, work: Callable[[int], object]) -> tuple[list[threading.Thre
     for thread in threads:
         thread.start()
     return threads, errors
+
+
+def join(started: Crew) -> None:
+    """Wait for threads that are to end without an error."""
+    threads, errors = started
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
 # -- which reads go there ---------------------------------------------------------------------------------------
@@ -175,10 +188,7 @@ def test_values_with_tags_of_their_own_are_read_by_many_threads(cache: CacheMana
             number = (first + turn) % 40
             assert cache.get(FAR, str(number)) == number
 
-    threads, errors = crew(THREADS, reads)
-    for thread in threads:
-        thread.join()
-    assert not errors
+    join(crew(THREADS, reads))
     cache.invalidate_tags("t7")
     assert cache.get(FAR, "7") is None
     assert cache.get(FAR, "8") == 8
@@ -268,10 +278,7 @@ def test_many_threads_share_exchanges(cache: CacheManager, raw: redis.Redis) -> 
             assert cache.get(FAR, str(key)) == {"key": key}
 
     raw.config_resetstat()
-    threads, errors = crew(THREADS, reads)
-    for thread in threads:
-        thread.join()
-    assert not errors
+    join(crew(THREADS, reads))
     asked = raw.info("commandstats")["cmdstat_mget"]["calls"]
     assert asked < THREADS * each, "some shared an exchange"
     assert cache._state.lane.connected
@@ -304,10 +311,7 @@ def test_threads_that_share_an_exchange_get_each_their_own(valkey: CacheManager)
             assert valkey.get(FAR, f"none{number}") is None
             forget(valkey, NEAR, str((number + 1) % 8))
 
-    threads, errors = crew(THREADS, reads)
-    for thread in threads:
-        thread.join()
-    assert not errors
+    join(crew(THREADS, reads))
     valkey.invalidate_tags("t")
     assert valkey.get(FAR, "tagged1") is None
 
@@ -495,10 +499,7 @@ def test_silence_costs_all_threads_one_timeout(far_off: CacheManager, proxy: Pro
         assert far_off.get(FAR, "k", "none") == "none"
         slowest.append(time.monotonic() - started)
 
-    threads, errors = crew(THREADS, reads)
-    for thread in threads:
-        thread.join()
-    assert not errors
+    join(crew(THREADS, reads))
     assert max(slowest) < 1.9 * TIMEOUT
 
 
@@ -537,7 +538,7 @@ def test_close_ends_those_who_read(url: str) -> None:
     assert not cache._state.lane.connected
 
 
-def test_close_ends_a_lane_that_nobody_uses(url: str) -> None:
+def test_close_ends_a_lane_that_is_not_in_use(url: str) -> None:
     cache = CacheManager(redis_url=url)
     through_the_lane(cache)
     connection = lane_connection(cache)

@@ -14,6 +14,7 @@ import trustme
 
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache._engine.redis.lane_connection import LaneConnection
+from magnus_cache._engine.redis.lane_tls import LaneTls
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.interrupts import interrupted
@@ -23,7 +24,7 @@ from tests.support.wait import wait_until
 TIMEOUT = 30.0
 """Seconds: a test that waits for all of them has failed before."""
 LATE = 10.0
-"""Seconds after which the server ends its silence, if nobody has given it up by then."""
+"""Seconds after which the server ends its silence, if no client has given it up by then."""
 LEFT = 0.05
 """Seconds that an exchange has left after what has come so far."""
 MUCH = bytes(64 << 20)
@@ -34,7 +35,7 @@ SOON = 20.0
 class SlowServer:
     """A server of one connection, and its clock, which stands still between two steps of its script.
 
-    :param authority: who vouches for it, and the file that says so; without it, there is no TLS.
+    :param authority: the authority of its certificate, and the file of that; without it, there is no TLS.
     :ivar given_up: set when the client waits no more.
     :ivar looked: set when the client looks at the clock.
     """
@@ -195,6 +196,82 @@ def test_after_a_reply_in_parts_the_next_exchange_has_all_its_time() -> None:
         connection.open()
         assert connection.ask(b"PING\r\n", TIMEOUT) == [b"a"]
         assert connection.ask(b"PING\r\n", 2 * TIMEOUT) == b"OK"
+
+
+# -- what a server may send ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["alone", "with others"])
+def test_what_a_frame_claims_is_counted_that_begins_behind_another_reply(how: str) -> None:
+    """Its header comes in two parts, the first one together with the whole reply before it."""
+    claim = b"*10000000\r\n"
+
+    def script(server: SlowServer, peer: socket.socket) -> None:
+        server.greet(peer)
+        peer.recv(1 << 16)
+        peer.sendall(b"+OK\r\n" + claim[:5])
+        peer.recv(1 << 16)
+        peer.sendall(claim[5:])
+        server.given_up.wait(LATE)
+        # So a client that waits for the elements learns that it is late.
+        server.now = 3 * TIMEOUT
+        server.send_the_rest_late(peer, b":1\r\n")
+
+    server = SlowServer()
+    with server.serving(script) as connection:
+
+        def ask() -> object:
+            return (
+                connection.ask(b"PING\r\n", TIMEOUT) if how == "alone" else connection.ask_all([b"PING\r\n"], TIMEOUT)
+            )
+
+        connection.open()
+        assert ask() in (b"OK", [b"OK"])
+        with pytest.raises(ConnectionError, match="too large"):
+            ask()
+
+
+class Session:
+    """A TLS session without sockets: the server's side, and ours."""
+
+    def __init__(self, authority: trustme.CA, authority_file: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        self._received, self._unsent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._server = context.wrap_bio(self._received, self._unsent, server_side=True)
+        self.ours = LaneTls(ssl.create_default_context(cafile=str(authority_file)), "127.0.0.1")
+        request, done = self.ours.handshake(b"")
+        self._received.write(request)
+        with suppress(ssl.SSLWantReadError):
+            self._server.do_handshake()
+        while not done:
+            request, done = self.ours.handshake(self._unsent.read())
+            self._received.write(request)
+        self._server.do_handshake()
+
+    def says(self, content: bytes) -> bytes:
+        self._server.write(content)
+        return self._unsent.read()
+
+    def ends(self) -> bytes:
+        with suppress(ssl.SSLWantReadError):
+            self._server.unwrap()
+        return self._unsent.read()
+
+
+@pytest.mark.parametrize("after", [b"", b"\x17", b"+OK\r\n"])
+@pytest.mark.parametrize("before", [b"", b"+OK\r\n"])
+def test_the_end_of_a_tls_session_ends_the_exchange_whatever_follows_it(
+    authority: trustme.CA, authority_file: Path, before: bytes, after: bytes
+) -> None:
+    session = Session(authority, authority_file)
+    received = session.says(before) if before else b""
+    received += session.ends() + after
+    if before:
+        assert session.ours.decrypted(received) == before
+        received = b"more"
+    with pytest.raises(ConnectionError, match="ended the TLS session"):
+        session.ours.decrypted(received)
 
 
 # -- interruptions ----------------------------------------------------------------------------------------------

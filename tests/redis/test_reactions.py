@@ -193,10 +193,14 @@ async def test_the_name_leads_to_the_new_primary(start: Start) -> None:
                 assert admin.get("magnus:t:k") is not None
 
 
-async def test_a_replica_without_its_primary(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """MASTERDOWN: it answers PING and TIME, and serves nobody: to us that is being away."""
+@pytest.mark.parametrize("forbidden", ["nothing", "info"])
+async def test_a_replica_without_its_primary(start: Start, caplog: pytest.LogCaptureFixture, forbidden: str) -> None:
+    """MASTERDOWN: it answers PING, TIME and INFO, and no other command: to us that is being away."""
     server = start(**{"replica-serve-stale-data": "no"})
-    async with AsyncCacheManager(redis_url=server.url) as cache:
+    rights = ["+@all", *([] if forbidden == "nothing" else [f"-{forbidden}"])]
+    with administrator(server) as admin:
+        admin.acl_setuser("app", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=rights)
+    async with AsyncCacheManager(redis_url=server.url.replace("//", "//app:pw@")) as cache:
         await cache.set("t", "k", 1)
         with administrator(server) as admin:
             admin.execute_command("REPLICAOF", "127.0.0.1", "1")

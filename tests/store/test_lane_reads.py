@@ -16,7 +16,7 @@ from magnus_cache._engine.redis import lane as lane_module
 from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.inside import background_wire, lane_connection, lane_reads, lane_session
-from tests.support.lanes import FAR, NEAR, forget, lane_answers, served_by_lane, through_the_lane
+from tests.support.lanes import FAR, NEAR, forget, lane_answers, read_by_lane, served_by_lane, through_the_lane
 from tests.support.wait import wait_until
 
 SOAK = "MAGNUS_CACHE_SOAK" in os.environ
@@ -58,15 +58,6 @@ def writer(opened: Callable[..., CacheManager]) -> CacheManager:
     return opened()
 
 
-def read(cache: CacheManager, key: str) -> Any:
-    """Return a value that is not in memory, by way of the lane."""
-    forget(cache, NEAR, key)
-    with lane_answers(cache) as answers:
-        value = cache.get(NEAR, key)
-    assert served_by_lane(answers)
-    return value
-
-
 def is_kept(cache: CacheManager, key: str) -> bool:
     return cache._state.memory.hit(cache._reads.ref(NEAR, key).name) is not None
 
@@ -99,7 +90,7 @@ def test_a_change_by_another_process_is_announced(reader: CacheManager, writer: 
         # The background loop reads the epoch of a tag that is new to it.
         forget(reader, NEAR, "k")
         assert reader.get(NEAR, "k") == 1
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     assert is_kept(reader, "k")
     changes: dict[str, Callable[[], object]] = {
         "set": lambda: writer.set(NEAR, "k", 2),
@@ -135,7 +126,7 @@ def forget_call(cache: CacheManager, function: Any, *args: Any) -> None:
 
 def test_everything_is_gone_after_flushall(reader: CacheManager, writer: CacheManager, client: redis.Redis) -> None:
     writer.set(NEAR, "k", 1)
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     client.flushall()
     wait_until(lambda: reader.get(NEAR, "k") is None)
 
@@ -144,7 +135,7 @@ def test_own_writes_are_seen(reader: CacheManager) -> None:
     for number in range(30):
         reader.set(NEAR, "k", number)
         assert reader.get(NEAR, "k") == number
-        assert read(reader, "k") == number
+        assert read_by_lane(reader, "k") == number
         reader.delete(NEAR, "k")
         assert reader.get(NEAR, "k") is None
 
@@ -217,7 +208,7 @@ def test_what_memory_has_from_an_earlier_connection_is_read_by_the_thread(
     reader: CacheManager, writer: CacheManager, client: redis.Redis
 ) -> None:
     writer.set(NEAR, "k", 1)
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     client.client_kill_filter(_id=str(background_wire(reader).server.client))
     wait_until(lambda: not is_kept(reader, "k"))
     through_the_lane(reader, NEAR)
@@ -237,13 +228,13 @@ def test_after_the_wire_was_lost_announcements_go_to_its_new_connection(
     reader: CacheManager, writer: CacheManager, client: redis.Redis
 ) -> None:
     writer.set(NEAR, "k", 1)
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     before, wire = lane_session(reader), background_wire(reader)
     client.client_kill_filter(_id=str(before.server.client))
     wait_until(lambda: not is_kept(reader, "k") and wire.up)
     through_the_lane(reader, NEAR)
     assert lane_session(reader) is not before
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     writer.set(NEAR, "k", 2)
     wait_until(lambda: reader.get(NEAR, "k") == 2)
 
@@ -255,7 +246,7 @@ def test_what_a_lost_lane_has_read_is_trusted_no_longer_than_the_bound(
     reader = opened(max_staleness=BOUND)
     through_the_lane(reader, NEAR)
     writer.set(NEAR, "k", 1)
-    assert read(reader, "k") == 1
+    assert read_by_lane(reader, "k") == 1
     mine = {background_wire(reader).server.client, background_wire(writer).server.client}
     victims = [one["id"] for one in client.client_list() if one.get("resp") == "3" and int(one["id"]) not in mine]
     assert len(victims) == 1

@@ -1,4 +1,4 @@
-"""Ask a server over its port, as any client does, to see what the test kit has really done."""
+"""Ask a server over its port, as any client does, to see what has really been done there."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import redis
 
 from magnus_cache.testing import EmbeddedCluster, ServerNode, slot_of
 
-__all__ = ["filled_slot", "role_of", "said_by"]
+__all__ = ["filled_slot", "role_of", "said_by", "scripts_run"]
 
 
 def said_by(node: ServerNode, *command: str | int, **options: Any) -> Any:
@@ -23,6 +23,12 @@ def said_by(node: ServerNode, *command: str | int, **options: Any) -> Any:
 def role_of(node: ServerNode) -> str:
     """Return the role of a server: ``"master"`` or ``"slave"``."""
     return str(said_by(node, "ROLE")[0])
+
+
+def scripts_run(raw: "redis.Redis") -> int:
+    """Return how many scripts a server has run."""
+    stats: Any = raw.info("commandstats")
+    return sum(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ("eval", "evalsha"))
 
 
 def filled_slot(cluster: EmbeddedCluster, source: ServerNode, count: int) -> tuple[int, list[str]]:

@@ -2,12 +2,18 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
+
+from tests.support.wait import wait_until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -33,6 +39,42 @@ def output_of(*arguments: str, **environment: str) -> str:
     done = run_python(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+CHILDREN: Final = "*(child.pid for child in psutil.Process().children(recursive=True))"
+"""What a program that has imported psutil prints of its child processes, for `wait_for_end`."""
+
+
+@contextmanager
+def killed_in_the_end(code: str, told: str, how: signal.Signals = signal.SIGKILL) -> Iterator[str]:
+    """Run Python code, give what it tells, and then kill it; its child processes have ended afterwards.
+
+    :param told: an expression for one word.
+    """
+    script = f"import psutil, sys; {code}; print({told}, {CHILDREN}, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        word, *pids = program.stdout.readline().split()
+        try:
+            yield word
+        finally:
+            program.send_signal(how)
+    wait_for_end(pids)
+
+
+def wait_for_end(pids: Iterable[str]) -> None:
+    """Return once processes, of which there must be some, have ended."""
+    numbers = [int(pid) for pid in pids]
+    assert numbers
+    wait_until(lambda: not any(map(_lives, numbers)))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def in_forked_children(work: Callable[..., Any], *arguments: Any, count: int = 1) -> list[Any]:

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import redis
 from magnus_cache import embedded
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from tests.conftest import SERVERS
-from tests.support.programs import ROOT, output_of
+from tests.support.programs import CHILDREN, killed_in_the_end, output_of, wait_for_end
 from tests.support.wait import wait_until
 
 
@@ -42,13 +40,6 @@ def start(binary: Path) -> Iterator[Callable[..., EmbeddedServer]]:
 
 def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _get(server: EmbeddedServer, name: str, **options: object) -> object:
@@ -201,19 +192,9 @@ def test_an_older_redis_starts_too(start: Callable[..., EmbeddedServer]) -> None
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_killed_program_leaves_no_server(how: signal.Signals) -> None:
-    script = (
-        "import psutil, sys; from magnus_cache.embedded import EmbeddedServer;"
-        "server = EmbeddedServer().start();"
-        "print(server.directory, *(child.pid for child in psutil.Process().children(recursive=True)), flush=True);"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
-        directory, *pids = program.stdout.readline().split()
-        program.send_signal(how)
-    assert pids
-    wait_until(lambda: not any(_lives(int(pid)) for pid in pids))
+    code = "from magnus_cache.embedded import EmbeddedServer; server = EmbeddedServer().start()"
+    with killed_in_the_end(code, "server.directory", how) as directory:
+        assert Path(directory).exists()
     wait_until(lambda: not Path(directory).exists())
 
 
@@ -229,14 +210,9 @@ def test_a_forked_child_leaves_its_parents_server_alone(start: Callable[..., Emb
 
 
 def test_a_program_that_ends_without_closing_leaves_no_server() -> None:
-    script = (
-        "import psutil; from magnus_cache.embedded import EmbeddedServer;"
-        "server = EmbeddedServer().start();"
-        "print(server.directory, *(child.pid for child in psutil.Process().children(recursive=True)))"
-    )
-    directory, *pids = output_of("-c", script).split()
-    assert pids
-    wait_until(lambda: not any(_lives(int(pid)) for pid in pids))
+    code = "from magnus_cache.embedded import EmbeddedServer; server = EmbeddedServer().start()"
+    directory, *pids = output_of("-c", f"import psutil; {code}; print(server.directory, {CHILDREN})").split()
+    wait_for_end(pids)
     assert not Path(directory).exists()
 
 

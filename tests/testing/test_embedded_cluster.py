@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from magnus_cache.errors import CacheArgumentError
-from magnus_cache.testing import EmbeddedCluster, NodeError, ServerNode, slot_of
+from magnus_cache.testing import EmbeddedCluster, NodeError, ServerNode, SlotMigration, slot_of
 from tests.support.asking import filled_slot, role_of, said_by
 from tests.support.wait import wait_until
 
@@ -197,6 +197,19 @@ def _asks(node: ServerNode, key: str) -> bool:
     return False
 
 
+def test_a_migration_does_not_finish_without_its_target(cluster: EmbeddedCluster) -> None:
+    source, target = cluster.primaries[:2]
+    slot, _ = filled_slot(cluster, source, 1)
+    migration = cluster.migration(slot, target)
+    migration.begin()
+    cluster.pause(target)
+    with pytest.raises(NodeError, match="is paused and answers nothing"):
+        migration.finish()
+    with pytest.raises(NodeError, match="refused CLUSTER SETSLOT"):
+        SlotMigration([slot], source, cluster.replicas[0], cluster.primaries).finish()
+    assert cluster.owner(slot) is source
+
+
 def test_a_migration_can_be_abandoned(cluster: EmbeddedCluster) -> None:
     source, target = cluster.primaries[:2]
     slot, keys = filled_slot(cluster, source, 3)
@@ -248,12 +261,12 @@ def test_numbers_that_make_no_cluster(numbers: tuple[int, int], remedy: str) -> 
         EmbeddedCluster(*numbers)
 
 
-def test_a_timeout_that_is_none() -> None:
+def test_a_node_timeout_out_of_range() -> None:
     with pytest.raises(CacheArgumentError, match="use 0.1 to 600 seconds"):
         EmbeddedCluster(node_timeout=0)
 
 
-def test_links_that_there_are_not() -> None:
+def test_links_of_an_unknown_kind() -> None:
     links: Any = "proxies"
     with pytest.raises(CacheArgumentError, match="links: use True, False or \"namespaces\", not 'proxies'"):
         EmbeddedCluster(links=links)
@@ -272,7 +285,7 @@ def test_an_unknown_node_is_told_which_there_are(cluster: EmbeddedCluster) -> No
         EmbeddedCluster(1, 0).pause(7)
 
 
-def test_moves_that_cannot_be(cluster: EmbeddedCluster) -> None:
+def test_moves_that_are_not_possible(cluster: EmbeddedCluster) -> None:
     first, second = cluster.primaries[:2]
     slot = min(cluster.slots_of(first))
     with pytest.raises(CacheArgumentError, match="owns slot .* already"):

@@ -47,8 +47,9 @@ def test_a_set_of_six_works_and_agrees(sentinels: EmbeddedSentinels) -> None:
 def test_a_promoted_replica_is_the_primary_everywhere(sentinels: EmbeddedSentinels) -> None:
     old, chosen = sentinels.primary, sentinels.replicas[1]
     said_by(old, "SET", "k", "v")
-    assert said_by(old, "WAIT", 0, 0) is not None
+    wait_until(lambda: said_by(chosen, "GET", "k") == "v")
     assert sentinels.promote(chosen) is chosen
+    assert said_by(chosen, "GET", "k") == "v"
     assert sentinels.primary is chosen
     for node in sentinels.sentinels:
         named = said_by(node, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", sentinels.service)
@@ -94,7 +95,7 @@ async def test_a_set_in_a_coroutine() -> None:
 # -- bad input --------------------------------------------------------------------------------------------------
 
 
-def test_sets_that_cannot_be() -> None:
+def test_sets_that_are_not_possible() -> None:
     with pytest.raises(CacheArgumentError, match="a failover needs 1 replica or more, not 0"):
         EmbeddedSentinels(0)
     with pytest.raises(CacheArgumentError, match="use an odd number such as 3, not 2"):

@@ -155,16 +155,16 @@ async def warm(
 
 
 async def _missing(engine: Engine, items: Sequence[BatchItem], counts: _Progress) -> list[BatchItem]:
-    """Return the keys that have no value, and count the others."""
+    """Return the keys that have no fresh value, and count the others."""
     missing: list[BatchItem] = []
     for start in range(0, len(items), _LOOKED_FOR):
         some = items[start : start + _LOOKED_FOR]
         for item, (entry, _) in zip(some, await look_many(engine.reads, [item.ref for item in some]), strict=True):
-            if entry is None:
-                missing.append(item)
-            else:
+            if engine.reads.is_fresh(entry):
                 counts.skipped += 1
                 counts.tell()
+            else:
+                missing.append(item)
         await turn()
     return missing
 

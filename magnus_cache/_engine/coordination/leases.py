@@ -36,6 +36,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec.versions import new_version
@@ -219,23 +220,14 @@ class Leases:
 
     def release_many(self, connection: "Connection", names: Sequence[bytes], token: bytes, until: float) -> None:
         """Release leases with one token, as `release` does one."""
-
-        def remember(_error: object) -> None:
-            with self._lock:
-                for name in names:
-                    if len(self._unreleased) < _MOST_UNRELEASED:
-                        self._unreleased[token, name] = until
-
-        def released(_result: object) -> None:
-            self.notify_many(names)
-
+        keep = partial(self._release_later, names, token, until)
         if running_loop() is not connection.loop:
-            remember(None)
+            keep(None)
             return
         try:
-            self.client.release_many(names, token, released, remember)
+            self.client.release_many(names, token, lambda _: self.notify_many(names), keep)
         except CacheError as error:
-            remember(error)
+            keep(error)
 
     def release(
         self, connection: "Connection", name: bytes, token: bytes, until: float, *, unstorable: bool = False
@@ -245,24 +237,23 @@ class Leases:
         :param until: monotonic second at which the lease has expired in any case.
         :param unstorable: whether its load has a value that cannot be stored.
         """
-
-        def remember(_error: object) -> None:
-            with self._lock:
-                if len(self._unreleased) < _MOST_UNRELEASED:
-                    self._unreleased[token, name] = until
-
-        def released(_result: object) -> None:
-            # Redis does not announce our own changes to us.
-            self.notify(name)
-
+        keep = partial(self._release_later, (name,), token, until)
         if running_loop() is not connection.loop:
             # That loop was closed with the load.
-            remember(None)
+            keep(None)
             return
         try:
-            self.client.release(name, token, released, remember, unstorable=unstorable)
+            # Redis does not announce our own changes to us.
+            self.client.release(name, token, lambda _: self.notify(name), keep, unstorable=unstorable)
         except CacheError as error:
-            remember(error)
+            keep(error)
+
+    def _release_later(self, names: Sequence[bytes], token: bytes, until: float, _error: object) -> None:
+        """Keep leases that could not be released, for when Redis is back."""
+        with self._lock:
+            for name in names:
+                if len(self._unreleased) < _MOST_UNRELEASED:
+                    self._unreleased[token, name] = until
 
     def release_lost(self, connection: "Connection") -> None:
         """Release the leases that could not be released while Redis was away: other processes may wait for them."""

@@ -51,6 +51,8 @@ class FlightGroup:
     :ivar values: the value of each that has `TAKEN` as its outcome.
     :ivar live: those that the task still runs for.
     :ivar task: the task that runs them.
+    :ivar inner: the load that the caller is part of.
+    :ivar job: the loader slot that the caller has given up while it waits.
     :ivar heard: called with the place of each outcome; or None.
     :ivar look: when they look, as all of them see it; None for a look of its own for each.
     """

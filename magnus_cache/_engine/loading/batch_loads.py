@@ -7,7 +7,7 @@ ways together.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,7 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Loaded, Outcome
+from magnus_cache._engine.store.records import MISS
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys"]
@@ -85,10 +86,13 @@ class PendingKeys:
         error, answers = await self.answer
         self._taken, everyone = True, range(len(self._items))
         if error is None:
-            return Portion(everyone, answers, {}, None)
+            return Portion(everyone, partial(self._answer, answers), {}, None)
         if isinstance(error, Exception):
-            return Portion((), {}, dict.fromkeys(everyone, error), None)
+            return Portion((), partial(self._answer, {}), dict.fromkeys(everyone, error), None)
         raise error
+
+    def _answer(self, answers: Mapping[Any, Any], number: int) -> Any:
+        return answers.get(self._items[number].key, MISS)
 
     def cancel(self) -> None:
         """Note that no one takes the answer any more."""
@@ -200,13 +204,8 @@ class LoadsTogether:
         """Whether all outcomes are known."""
         return None not in self._group.outcomes
 
-    @property
-    def heard(self) -> Callable[[int], object] | None:
-        """Called with the place in `places` of each outcome."""
-        return self._group.heard
-
-    @heard.setter
-    def heard(self, heard: Callable[[int], object]) -> None:
+    def on_outcome(self, heard: Callable[[int], object]) -> None:
+        """Call a function with the place in `places` of each outcome, from now on."""
         self._group.heard = heard
 
     def leave(self) -> None:

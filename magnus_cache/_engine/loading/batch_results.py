@@ -7,7 +7,7 @@ storage a function of the caller decides, one that Redis has refused.
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
@@ -88,9 +88,12 @@ class Portion(NamedTuple):
     """What has come of some keys of a load."""
 
     numbers: Sequence[int]
-    """The numbers of the keys, among those that are loaded together, that `values` has an answer about."""
-    values: Mapping[Any, Any]
-    """By key, what the loader returned."""
+    """The numbers of the keys, among those that are loaded together, that `answer` knows something about."""
+    answer: Callable[[int], Any]
+    """Returns, by number, what the loader returned for a key; `MISS` if it omitted the key.
+
+    Not a mapping by key: `warm_cache` loads both 1 and True, which a mapping could not tell apart.
+    """
     errors: Mapping[int, Exception]
     """By number, the errors of keys whose loads have failed."""
     seconds: float | None
@@ -142,23 +145,24 @@ class BatchResults:
         # Of a load by itself, an exception that is returned is a value, which cannot be stored.
         self._marks = portion.seconds is None
         if portion.numbers:
-            await self._store([places[number] for number in portion.numbers], portion.values)
+            await self._store(portion.numbers, portion.answer)
         if portion.errors:
             await self.fail({places[number]: error for number, error in portion.errors.items()})
 
-    async def _store(self, places: Sequence[int], answers: Mapping[Any, Any]) -> None:
+    async def _store(self, numbers: Sequence[int], answer: Callable[[int], Any]) -> None:
         load, group = self._load, self._load.group
         errors, omitted, unwanted = dict[int, Exception](), list[int](), list[int]()
         portion, size, step = _Portion([], [], []), 0, Step()
         try:
-            for place in places:
+            for number in numbers:
+                place = load.places[number]
                 flight = group.flights[place]
                 if flight.done or (flight.detached and not flight.waiters):
                     unwanted.append(place)
                     continue
                 raised: Exception | None = None
                 try:
-                    value = answers.get(load.items[place].key, MISS)
+                    value = answer(number)
                 except Exception as error:  # noqa: BLE001  # raised by the loader's own mapping class
                     value = raised = error
                 if value is MISS:

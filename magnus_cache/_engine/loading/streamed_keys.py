@@ -60,7 +60,7 @@ class StreamedKeys:
         loaded = [result for result in ready if result.error is None]
         return Portion(
             [result.number for result in loaded],
-            {self.items[result.number].key: result.value for result in loaded},
+            {result.number: result.value for result in loaded}.__getitem__,
             {result.number: result.error for result in ready if result.error is not None},
             sum(result.seconds for result in ready) / len(ready),
         )

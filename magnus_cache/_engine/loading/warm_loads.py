@@ -127,7 +127,7 @@ class WarmLoads:
                 began, part = monotonic(), items[start : start + size]
                 start += len(part)
                 together = LoadsTogether(self._loads, batch, part, self._request.loader)
-                together.heard = partial(self._heard, together, part)
+                together.on_outcome(partial(self._heard, together, part))
                 parts.append(together)
                 for place in await together.lead():
                     self._queue.append(_Job(part[place]))

@@ -116,8 +116,8 @@ class Connection(Protocol):
     :ivar time: the estimate of its server's clock.
     :ivar tracking: whether its server announces changes; where it does not, trust is granted per read.
     :ivar questions: what is to be asked because of announcements.
-    :ivar keeps_identity: whether its handshake has read the identity that is stored there: then the server announces
-        its removal.
+    :ivar keeps_identity: whether its handshake has read that its server keeps its own identity, and the server
+        announces its removal.
     :ivar leases_held: leases that are held through it; while there are any, the heartbeat continues.
     """
 

@@ -61,6 +61,11 @@ class ServerInfo(NamedTuple):
     interleaves: bool = True
     """Whether it may send an announcement within a reply, of what another connection has read."""
 
+    @property
+    def keeps_identity(self) -> bool:
+        """Whether its data belongs to its present history, by the identity that was read along."""
+        return bool(self.identity) and self.stored == self.identity
+
 
 UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", None, b"", b"", 0, set())
 """Before the first handshake."""
@@ -147,7 +152,7 @@ async def arrive(connection: AbstractConnection, controls: ControlNames, server:
 
     :param known: the highest epoch that this process has seen.
     """
-    if server.stored == server.identity:
+    if server.keeps_identity:
         return Arrival(answered=True, epoch=0)
     command = scripts.arrive(controls, server.identity, known)
     # As full text: the server may not know the script.

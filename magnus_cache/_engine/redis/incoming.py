@@ -11,7 +11,6 @@ It needs names of redis-py and asyncio that are not public: see `connection`. Wi
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final, Protocol
 
 from redis.asyncio.connection import AbstractConnection
@@ -19,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from magnus_cache._engine.runtime.clock import monotonic
-from magnus_cache._engine.runtime.turns import SHARE
+from magnus_cache._engine.runtime.turns import SHARE, turn
 
 __all__ = ["Handled", "Handler", "Incoming", "Rest", "read"]
 
@@ -53,19 +52,6 @@ def _ignore() -> None:
 
 async def _nothing_left() -> None:
     """Return: there was nothing left but to let others run."""
-
-
-async def _handled_later(handle: Handler, reply: Any) -> None:
-    """Handle a reply in the turn of the task that reads.
-
-    :raises Exception: what `handle` raises, or what the reply says about the connection.
-    """
-    error = reply[0] if type(reply) is list and reply else reply
-    if isinstance(error, RedisConnectionError):
-        raise error
-    rest = handle(reply)
-    if rest is not None:
-        await rest()
 
 
 class Incoming:
@@ -147,13 +133,15 @@ class Incoming:
             left, until = float(_AT_ONCE), monotonic() + SHARE
             while True:
                 # Those within a transaction wake no task.
-                left -= _QUEUED_COUNTS if reply == b"QUEUED" else 1.0
+                left -= _QUEUED_COUNTS if (is_queued := reply == b"QUEUED") else 1.0
                 if isinstance(reply, RedisConnectionError):
                     raise reply
                 if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
                     raise reply[0]
                 rest = handle(reply)
-                if rest is None and left <= 0:
+                # Also if replies about many keys came together, each of which takes a good part of a turn. The clock is
+                # asked last: most replies come alone, or are the short ones of a transaction.
+                if rest is None and (left <= 0 or (not is_queued and parser.has_data() and monotonic() > until)):
                     rest = _nothing_left
                 if rest is not None:
                     self._completed()
@@ -164,11 +152,6 @@ class Incoming:
                     # Once for all of them: it only matters to what arrives later.
                     self._completed()
                     self._all_handled()
-                    return True
-                if reply != b"QUEUED" and monotonic() > until:
-                    # Several answers about many keys that came together: each takes a good part of a turn.
-                    self._completed()
-                    self._leave(partial(_handled_later, handle, reply))
                     return True
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
@@ -223,3 +206,5 @@ async def read(
         handled += 1
         if handled % _AT_ONCE == 0:
             await asyncio.sleep(0)
+        else:
+            await turn()

@@ -203,7 +203,7 @@ class LaneConnection:
             if reply is _MORE or type(reply) is hiredis.PushNotification:
                 reply = self._rest(reply, size, packed[sent:], deadline)
             else:
-                self._elements.restart()
+                self._taken()
         except hiredis.HiredisError as error:
             raise ValueError("what came is no answer") from error
         self.busy = False
@@ -256,11 +256,16 @@ class LaneConnection:
                 raise ConnectionError(_ENDED)
             self._reader.feed(data)
             reply = self._reader.gets()
-        self._elements.restart()
+        self._taken()
         # After a failure it is not used again. This is Python's own timeout, which polls before each call: the kernel's
         # would begin anew with each signal that comes.
         sock.settimeout(self._timeout)
         return reply
+
+    def _taken(self) -> None:
+        """Note that a reply was taken from the parser, which may have bytes of the next one."""
+        if not self._reader.has_data():
+            self._elements.restart()
 
 
 def _closed(_: int) -> bytes:

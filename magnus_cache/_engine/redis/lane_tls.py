@@ -47,13 +47,19 @@ class LaneTls:
     def decrypted(self, received: bytes) -> bytes:
         """Return the content of all records that are complete now, perhaps none.
 
-        :raises OSError: at the end of the session, and for what belongs to none.
+        :raises OSError: at the end of the session, for what follows it, and for what belongs to none.
         """
         incoming, session, parts = self._incoming, self._session, list[bytes]()
         incoming.write(received)
         try:
             while incoming.pending or session.pending():
-                parts.append(session.read(_RECORD_BYTES))
+                part = session.read(_RECORD_BYTES)
+                if not part:
+                    # What follows the end is never read, so it would stay pending for ever.
+                    if parts:
+                        break
+                    raise ConnectionError("Redis has ended the TLS session")
+                parts.append(part)
         except ssl.SSLWantReadError:
             pass  # It ends within a record, or there was no content, as in a session ticket.
         return b"".join(parts)

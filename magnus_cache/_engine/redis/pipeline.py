@@ -211,7 +211,8 @@ class Pipeline:
         Returns the bytes that are left for further reads; less than 0 for none.
         """
         # Most batches fit whatever the order of their values: so many of the largest kind would.
-        largest = max([names.value_bytes or _UNKNOWN_BYTES for names in {one.epoch_names for one in batch.wanted}])
+        kinds = {wanted.epoch_names for wanted in batch.wanted}
+        largest = max([kind.value_bytes or _UNKNOWN_BYTES for kind in kinds])
         if len(batch) + len(names) <= self.most and largest <= _LARGE_VALUE and len(batch) * largest <= room:
             parts.append(batch)
             names += [wanted.name for wanted in batch.wanted]

@@ -89,7 +89,7 @@ class Sender:
 
     def _send(self) -> None:
         pipeline, transport = self._pipeline, self._transport
-        # What is queued is looked at first, here and below: most often it is there, or nothing is.
+        # The queue first, here and below: most often it says all, and `is_ready` is a call.
         if not pipeline.queue and not pipeline.is_ready:
             return
         if transport is None or self._is_waiting or transport.get_write_buffer_size():

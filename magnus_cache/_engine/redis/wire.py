@@ -294,7 +294,7 @@ class Wire:
         if known is not None:
             arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
-        self.server, self.keeps_identity = server, server.echoes and server.stored == server.identity
+        self.server, self.keeps_identity = server, server.echoes and server.keeps_identity
 
     def _ready(self) -> None:
         self._intake.completed()

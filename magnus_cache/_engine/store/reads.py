@@ -273,8 +273,11 @@ class Reads(Fallback):
     async def look(self, ref: KeyRef) -> Entry | None:
         """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
         entry = self._memory.hit(ref.name) or await self.read(ref)
-        good = entry is not None and not entry.negative and self._clock() < entry.fresh_until
-        return entry if good else None
+        return entry if self.is_fresh(entry) else None
+
+    def is_fresh(self, entry: Entry | None) -> bool:
+        """Return whether an entry has a value that is not stale; a remembered error is none."""
+        return entry is not None and not entry.negative and self._clock() < entry.fresh_until
 
     def expect(self, ref: KeyRef) -> Placeholder | None:
         """Reserve the value's place in memory, before it is requested."""

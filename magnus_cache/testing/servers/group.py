@@ -125,7 +125,7 @@ class ServerGroup(ABC):
         """Deliver everything between two servers, or by default between a server and its clients, later.
 
         :param seconds: for each direction; 0 ends the delay.
-        :raises CacheArgumentError: for an unknown node, a delay that is none, and without ``links=True``.
+        :raises CacheArgumentError: for an unknown node, a delay out of range, and without ``links=True``.
         """
         self._network.delay((self.node(one).place, self._place_of(other)), seconds)
 

@@ -82,12 +82,14 @@ class SlotMigration:
     def finish(self) -> None:
         """Let the target own the slots, and tell all other primaries. Keys that did not move are deleted.
 
-        :raises NodeError: if a node refuses.
+        :raises NodeError: if the target refuses or does not answer.
         """
-        told = [self.target, self.source, *(n for n in self._primaries if n not in (self.source, self.target))]
-        for node in told:
+        commands: list[Command] = [("CLUSTER", "SETSLOT", slot, "NODE", self.target.id) for slot in self.slots]
+        self.target.ask_all(commands)
+        # The source refuses while it has keys; it deletes them once it hears of the new owner from others.
+        for node in (self.source, *(each for each in self._primaries if each not in (self.source, self.target))):
             if node.answers:
-                node.try_all([("CLUSTER", "SETSLOT", slot, "NODE", self.target.id) for slot in self.slots])
+                node.try_all(commands)
 
     def abandon(self) -> None:
         """Close the slots: they stay with the source.

@@ -26,7 +26,7 @@ class Plan:
     """What a server is started with.
 
     :ivar find_place: returns a place for it.
-    :ivar options: server options.
+    :ivar options: server options, by their names as servers write them.
     """
 
     binary: Path
@@ -54,7 +54,7 @@ class ServerNode(EmbeddedServer):
         self._plan = plan
         self._place: Place | None = None
         self._id = ""
-        self._password = {dashed(name): value for name, value in plan.options.items()}.get("requirepass")
+        self._password = plan.options.get("requirepass")
 
     @property
     def host(self) -> str:
@@ -202,10 +202,13 @@ class ServerNode(EmbeddedServer):
 
     def _lines(self, place: Place) -> dict[str, str]:
         """Return the options for the configuration file."""
+        return {**_DEFAULTS, **self._own_lines(place), **self._announced(place), **self._plan.options}
+
+    def _own_lines(self, place: Place) -> dict[str, str]:
+        """Return the options that say where the server has its files, and where it listens."""
         own = {"dir": str(self.directory), "unixsocket": self._socket, "protected-mode": "no"}
         listens = {"port": str(place.listens)} if self._plan.tls is None else self._plan.tls.options(place.listens)
-        given = {dashed(name): value for name, value in self._plan.options.items()}
-        return {**_DEFAULTS, **own, **listens, **place.options, **self._announced(place), **given}
+        return {**own, **listens, **place.options}
 
     def _announced(self, place: Place) -> dict[str, str]:
         """Return the options by which others learn where the server is reached."""

@@ -45,9 +45,7 @@ class SentinelNode(ServerNode):
         self._write(self._lines(place), "".join(f"sentinel {line}\n" for line in [f"myid {self.id}", *lines]))
 
     def _lines(self, place: Place) -> dict[str, str]:
-        own = {"dir": str(self.directory), "unixsocket": self._socket, "protected-mode": "no"}
-        listens = {"port": str(place.listens)} if self._plan.tls is None else self._plan.tls.options(place.listens)
-        return {**own, **listens, **place.options}
+        return self._own_lines(place)
 
     def _command(self, port: int) -> list[str]:
         return [*super()._command(port), "--sentinel"]
@@ -128,7 +126,7 @@ class EmbeddedSentinels(ServerGroup):
         for node in self.servers:
             if (node.host, str(node.port)) == (host, port):
                 return node
-        raise NodeError(f"{asked} names {host}:{port}, which is none of the servers")
+        raise NodeError(f"{asked} names {host}:{port}, which is not one of the servers")
 
     def _sentinel(self, which: ServerNode | int) -> SentinelNode:
         node = self.node(which)

@@ -18,7 +18,7 @@ class NodeView:
 
     :ivar id: its identity.
     :ivar flags: such as ``"master"``, ``"slave"``, ``"myself"``, ``"fail?"``, ``"fail"``, ``"handshake"``.
-    :ivar primary_id: the identity of its primary; empty if it is none's replica.
+    :ivar primary_id: the identity of its primary; empty if it is not a replica.
     :ivar linked: whether the bus connects them.
     :ivar slots: the slots that it owns.
     :ivar leaving: open slots that it moves away, by the identity of their target.
