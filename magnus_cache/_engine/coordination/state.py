@@ -36,6 +36,7 @@ from magnus_cache._engine.redis.events import WireLimits
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
@@ -122,8 +123,9 @@ class State(LifeCycle, OfflineBounds):
         self.leases = Leases(self.flights.detach_flight, self.client)
         self.generations = OutageGenerations(settings.max_staleness, self.contact)
         self.log = ConnectionLog(
-            self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
-        )
+            self.place, self.notices, self.breaker, self.outbox, self.clock,
+            None if settings.tracking == "off" else settings.max_staleness,
+        )  # fmt: skip
         self.closed = False
         self.special: set[object] = set()
         self.disabling: set[object] = set()
@@ -139,8 +141,9 @@ class State(LifeCycle, OfflineBounds):
     def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
         return WireLimits(
-            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
-        )
+            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value,
+            tracking_of(settings.tracking, controls),
+        )  # fmt: skip
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path

@@ -21,6 +21,7 @@ __all__ = [
     "TRACKING_ALL",
     "Command",
     "acquire_many",
+    "announce_all",
     "announce_to",
     "count",
     "get_many",
@@ -119,6 +120,11 @@ def info(reply: Any, field: bytes) -> str | None:
         if name == field:
             return value.decode("utf-8", "replace")
     return None
+
+
+def announce_all(prefixes: Iterable[bytes]) -> bytes:
+    """Pack the request to announce every change of a name that begins with one of some prefixes."""
+    return pack(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *(word for prefix in prefixes for word in (b"PREFIX", prefix)))
 
 
 def announce_to(client: int) -> Command:
