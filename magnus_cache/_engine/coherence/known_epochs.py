@@ -45,8 +45,8 @@ class KnownEpochs:
         where there is no other.
     :ivar lent: the epochs that another server has answered, which announces their changes on another connection; each
         with the monotonic second from which it is requested again.
-    :ivar lost: the names that were missing when they were last read. They may be gone again: to ask for them makes the
-        server issue an epoch, which may have it evict one.
+    :ivar lost: the names that were known and were missing when they were last read. They may be gone again: to ask for
+        them makes the server issue an epoch, which may have it evict one.
     """
 
     __slots__ = (

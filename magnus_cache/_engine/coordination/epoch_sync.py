@@ -139,7 +139,8 @@ class EpochSync:
         """
         epoch, latest = epoch_of(raw, connection.time.horizon), self._epochs.latest(name)
         if not epoch or epoch < latest:
-            connection.known.lost.add(name)
+            if latest:
+                connection.known.lost.add(name)
             self._client.learn(name, latest, partial(self._issued, name, latest), waiter)
             return False
         connection.known.lost.discard(name)
