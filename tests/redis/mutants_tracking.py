@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from magnus_cache._engine.coherence import known_epochs
-from magnus_cache._engine.coordination import state
+from magnus_cache._engine.coordination import own_writes, state
 from magnus_cache._engine.redis import announced, handshake, lane, wire
 from magnus_cache._engine.redis.tracking import Tracking, tracking_of
-from tests.support.guards import guard, put
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_tracking.py"
 
@@ -81,6 +81,36 @@ def without_the_later_announcements_of_an_open_question() -> None:
         self.doubts.setdefault(name, known_epochs.Doubt(self.confirmed, (moment,)))
 
     put(known_epochs.KnownEpochs, "doubt", doubt)
+
+
+@guard(f"{HERE}::test_an_own_write_stays_in_memory")
+def without_putting_own_writes_back() -> None:
+    put(own_writes.OwnWrites, "ask", nothing)
+
+
+@guard(f"{HERE}::test_invariant_1_an_own_write_that_was_overtaken_is_not_put_back")
+def without_comparing_versions_of_own_writes() -> None:
+    original = own_writes.OwnWrites._told
+
+    def told(self: Any, place: Any, entry: Any, _: Any, connection: Any, sent: float) -> None:
+        original(self, place, entry, entry.version, connection, sent)
+
+    put(own_writes.OwnWrites, "_told", told)
+
+
+@guard(f"{HERE}::test_invariant_1_an_own_write_that_was_overtaken_is_not_put_back")
+def without_reserving_the_place_of_an_own_write() -> None:
+    original = own_writes.OwnWrites._told
+
+    def told(self: Any, place: Any, *rest: Any) -> None:
+        original(self, self._memory.reserve(place.name, anew=True), *rest)
+
+    put(own_writes.OwnWrites, "_told", told)
+
+
+@guard(f"{HERE}::test_many_own_writes_are_not_asked_for")
+def without_a_bound_on_own_writes() -> None:
+    put(own_writes, "_MOST", 1 << 20)
 
 
 @guard(f"{HERE}::test_invariant_10_a_flood_of_announcements_does_not_hold_up_the_loop")

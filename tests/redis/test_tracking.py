@@ -86,7 +86,7 @@ def test_no_prefix_begins_with_another(raw: redis.Redis, prefix: str, database: 
 @pytest.mark.anyio
 @pytest.mark.parametrize("database", [0, 3])
 async def test_all_that_a_cache_depends_on_is_announced(url: str, raw: redis.Redis, database: int) -> None:
-    """Values, leases, epochs, the server's identity; neither the clock, which changes with each, nor names of others."""
+    """Values, leases, epochs, the server's identity; neither the clock, which changes with each, nor others' names."""
     at = f"@{database}" if database else ""
     ours = [
         "magnus:t:k", "magnus:u:never read", f"{{magnus:t:k}}:lease{at}", f"magnus!epoch{at}", f"magnus!epoch{at}:t",
@@ -132,22 +132,74 @@ def test_what_a_thread_has_read_by_itself_is_announced(
 
 
 @pytest.mark.anyio
-async def test_an_own_write_leaves_memory_and_the_next_read_keeps_it(url: str, raw: redis.Redis) -> None:
-    """Whatever else was written in the same turn of the server: the announcement does not say whose it is."""
-    async with fleet(url, 1, tracking="prefix") as (cache,):
+async def test_an_own_write_stays_in_memory(url: str, raw: redis.Redis) -> None:
+    """Its announcement takes it out, and Redis says that it is still ours."""
+    async with fleet(url, 1, tracking="prefix", max_staleness=60) as (cache,):
         for key, store in (
             ("set", lambda: cache.set("t", "set", 1)),
             ("load", lambda: cache.get_or_set("t", "load", lambda: 1)),
             ("many", lambda: cache.set_many("t", {"many": 1})),
         ):
+            reads = raw.info("commandstats").get("cmdstat_getrange", {"calls": 0})["calls"]
+            names = told(cache)
             await store()
-            await cache.get_stats()
-            assert not near(cache, "t", key)
-            assert await cache.get("t", key) == 1
-            await cache.get_stats()
+            await wait_until_async(lambda key=key, names=names: f"magnus:t:{key}".encode() in names)  # type: ignore[misc]
+            await all_answered(wire_of(cache))
             assert near(cache, "t", key)
+            assert raw.info("commandstats")["cmdstat_getrange"]["calls"] == reads + 1
+            assert state_of(cache).memory.pending == 0
             raw.delete(f"magnus:t:{key}")
             await wait_until_async(lambda key=key: not near(cache, "t", key))  # type: ignore[misc]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["overwritten", "deleted", "cleared", "tag", "lost"])
+async def test_invariant_1_an_own_write_that_was_overtaken_is_not_put_back(
+    proxy: Proxy, raw: redis.Redis, how: str
+) -> None:
+    """Before Redis answers whether it still has it."""
+    async with (
+        fleet(proxy.url, 1, tracking="prefix", max_staleness=60) as (cache,),
+        fleet(proxy.url, 1, tracking="prefix") as (peer,),
+    ):
+        await peer.get_stats()
+        await cache.set("t", "k", "old", tags="x")
+        await cache.get_stats()
+        own = state_of(cache).announcements._own
+        assert own is not None
+        ask, found = own.ask, list[Any]()
+        own.ask = found.extend  # type: ignore[method-assign]
+        await cache.set("t", "k", "own", tags="x")
+        await wait_until_async(lambda: found)
+        assert not near(cache, "t", "k")
+        match how:
+            case "overwritten":
+                raw.set("magnus:t:k", b"foreign")
+            case "deleted":
+                raw.delete("magnus:t:k")
+            case "lost":
+                proxy.cut()
+            case _:
+                ask(found)
+                # Before the answer is handled.
+                state = state_of(cache)
+                state.outdated(b"magnus!tag:x" if how == "tag" else b"magnus!epoch:t")
+                found.clear()
+        ask(found)
+        await cache.get_stats()
+        await all_answered(wire_of(cache))
+        assert not near(cache, "t", "k")
+        assert state_of(cache).memory.pending == 0
+
+
+@pytest.mark.anyio
+async def test_many_own_writes_are_not_asked_for(url: str, raw: redis.Redis) -> None:
+    """Most of what a batch stores is not read soon."""
+    async with fleet(url, 1, tracking="prefix") as (cache,):
+        await cache.set_many("t", {f"k{number}": number for number in range(1000)})
+        await cache.get_stats()
+        await all_answered(wire_of(cache))
+        assert raw.info("commandstats").get("cmdstat_getrange", {"calls": 0})["calls"] < 100
 
 
 @pytest.mark.anyio
@@ -202,13 +254,13 @@ async def test_invariant_1_every_announcement_of_an_open_question_counts(
     slow = Slow()
     async with fleet(url, 2, tracking="prefix") as (one, two):
         await two.get("t", "x")
-        # The first epoch of the tag is issued before the load, and announced.
         call = asyncio.create_task(one.get_or_set("t", "k", slow, tags="x"))
         await slow.begun()
-        known, flight = wire_of(one).known, state_of(one).flights.current(b"magnus:t:k")
-        await wait_until_async(lambda: b"magnus!tag:x" in known.doubts)
-        # As if it had come a moment earlier, before the load looked.
+        flight = state_of(one).flights.current(b"magnus:t:k")
         assert flight is not None
+        # The first epoch of the tag was announced. As if that had come at the last moment before the load began:
+        state_of(one).events.invalidated([b"magnus!tag:x"], wire_of(one))
+        assert b"magnus!tag:x" in wire_of(one).known.doubts
         flight.look.since = state_of(one).epochs.moment()
         await two.invalidate_tags("x")
         await one.get_stats()

@@ -22,6 +22,7 @@ from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
+from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -133,7 +134,9 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
+        # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
+        own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
         self.journal = self._new_journal()
         self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
         on_fork_child(self)

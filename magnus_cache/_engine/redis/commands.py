@@ -25,6 +25,7 @@ __all__ = [
     "announce_to",
     "count",
     "get_many",
+    "head",
     "info",
     "kill",
     "look",
@@ -153,6 +154,11 @@ def get_many(names: Iterable[bytes]) -> bytes:
 def read(name: bytes) -> Command:
     """Pack the read of one value without a batch; the reply is ``[value]``."""
     return Command("MGET", get_many((name,)))
+
+
+def head(name: bytes, size: int) -> Command:
+    """Pack the read of a value's first bytes; the reply is empty without a value."""
+    return Command("GETRANGE", pack(b"GETRANGE", name, 0, size - 1))
 
 
 def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:

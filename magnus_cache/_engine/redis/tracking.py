@@ -13,9 +13,8 @@ What is different by prefix
   epochs of namespaces and tags, and the identity of the server's history. No other control key is, such as the clock.
 - Names are announced that were never read here. They are looked up and found nowhere.
 - Our own writes are announced to us, too. NOLOOP would only hide those outside of scripts, and also what another
-  process wrote just before, in the same turn of the server. So a value that this process has written stays in memory
-  until its announcement, and is kept from the next read on. For a lease or an epoch of our own, the announcement is a
-  question like any other: it costs a read in the next batch.
+  process wrote just before, in the same turn of the server. So each is a question to us as any other: it costs a read
+  in the next batch whether a value, a lease or an epoch is still our own; see `OwnWrites` for values.
 - A question cannot cause the next announcement, as it can with a table that is too small. So those that only read are
   asked at once, see `Questions`.
 - A server sends the announcement at the end of its turn, after the replies to what was asked in it, and before anything
