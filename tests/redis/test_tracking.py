@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheSettings, CacheSettingsError
+from magnus_cache._engine.codec.envelope import VERSION_AT
 from magnus_cache._engine.coherence.epochs import ControlNames
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import lane
@@ -153,7 +154,7 @@ async def test_an_own_write_stays_in_memory(url: str, raw: redis.Redis) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("how", ["overwritten", "deleted", "cleared", "tag", "lost"])
+@pytest.mark.parametrize("how", ["overwritten", "at once", "deleted", "cleared", "tag", "lost"])
 async def test_invariant_1_an_own_write_that_was_overtaken_is_not_put_back(
     proxy: Proxy, raw: redis.Redis, how: str
 ) -> None:
@@ -175,6 +176,11 @@ async def test_invariant_1_an_own_write_that_was_overtaken_is_not_put_back(
         match how:
             case "overwritten":
                 raw.set("magnus:t:k", b"foreign")
+            case "at once":
+                # In the same turn of the server: the announcement of both was handled.
+                raw.set("magnus:t:k", raw.get("magnus:t:k")[:-1] + b"?")
+                raw.setrange("magnus:t:k", VERSION_AT, b"another1")
+                await cache.get_stats()
             case "deleted":
                 raw.delete("magnus:t:k")
             case "lost":
