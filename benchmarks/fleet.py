@@ -32,8 +32,8 @@ FIGURES: Final = ("hit_ratio", "commands", "messages", "received", "sent", "tabl
 """The figures of a `Load` that are measured, too."""
 
 _TRAFFIC: Final = {8: (300.0, 80.0, 40), 50: (40.0, 40.0, 40), 200: (5.0, 8.0, 12)}
-"""Reads of each process, writes of all, and keys, by the number of processes: as much traffic as one process can make in
-the place of all of them, and so few keys that all are read often, and the fleet soon is as it will stay."""
+"""Reads of each process, writes of all, and keys, by the number of processes: as much traffic as one process makes in
+the place of all, and so few keys that all are read often, and the fleet soon is as it will stay."""
 
 _OTHERS: Final = 1_500.0
 """Reads of all processes a second, for other numbers of them."""
