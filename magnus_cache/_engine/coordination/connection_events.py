@@ -93,8 +93,7 @@ class ConnectionEvents:
 
     def connected(self, connection: Connection) -> None:
         """Start a new outage generation if this ends an outage, and replay missed invalidations to Redis."""
-        others = [other for other in self._parts.topology.established() if other is not connection]
-        self._parts.generations.connected(connection, first=not others)
+        self._parts.generations.connected(connection, first=self._parts.topology.is_only(connection))
         self._parts.leases.release_lost(connection)
         if not connection.keeps_identity:
             self._parts.failover.restore_identity(connection)
@@ -105,13 +104,17 @@ class ConnectionEvents:
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 
+    def remapped(self, nodes: set[str]) -> None:
+        """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
+        self._parts.generations.remapped(nodes)
+
     def vanished(self, connection: Connection) -> None:
         """Stop trusting what was read on an event loop that ended without closing its connection."""
         self._parts.generations.cut(connection)
-        if self._parts.topology.reachable:
-            connection.trust.retire()
-        else:
+        if self._parts.topology.is_only(connection):
             connection.trust.kill()
+        else:
+            connection.trust.retire()
 
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Count the failure, and log once why Redis is unavailable."""

@@ -143,4 +143,4 @@ class LifeCycle(Invalidation):
         else:
             self.log.closed()
         self.memory.reset()
-        self.generations.offline.kill()
+        self.generations.end()

@@ -72,6 +72,14 @@ def _sentinel_topology(*parts: Any) -> Topology:
     return SentinelTopology(*parts)
 
 
+def _node_generations(state: "State") -> OutageGenerations:
+    from magnus_cache._engine.coordination.node_generations import NodeGenerations
+    from magnus_cache._engine.redis.cluster import ClusterTopology
+
+    assert isinstance(state.topology, ClusterTopology)
+    return NodeGenerations(state.settings.max_staleness, state.contact, state.topology, state.clock)
+
+
 def _cluster_client(state: "State") -> Client:
     from magnus_cache._engine.redis.cluster import ClusterClient, ClusterTopology, GroupEpochs
 
@@ -120,7 +128,9 @@ class State(LifeCycle, OfflineBounds):
         self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = _cluster_client(self) if is_cluster else Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
-        self.generations = OutageGenerations(settings.max_staleness, self.contact)
+        self.generations = (
+            _node_generations(self) if is_cluster else OutageGenerations(settings.max_staleness, self.contact)
+        )
         self.log = ConnectionLog(
             self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
         )

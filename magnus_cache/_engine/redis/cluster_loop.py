@@ -23,6 +23,7 @@ from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, S
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.deployment import Deployment
     from magnus_cache._engine.redis.endpoint import Endpoint
@@ -64,6 +65,10 @@ class Shared(Protocol):
 
     def new_wire(self, endpoint: "Endpoint", node_id: str) -> ClusterWire:
         """Return a new connection of the running loop."""
+        ...
+
+    def breaker_for(self, node_id: str) -> "Breaker":
+        """Return the breaker of a node."""
         ...
 
     def is_control(self, name: bytes) -> bool:
@@ -140,6 +145,7 @@ class ClusterLoop:
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
             wire.address, wire.seeds, self._seed = node.address, (), None
+            wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
 

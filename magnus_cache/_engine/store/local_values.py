@@ -161,4 +161,4 @@ class LocalValues:
             return None
         if wire.tracking:
             return wire.trust
-        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.current)
+        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.now(ref.name))
