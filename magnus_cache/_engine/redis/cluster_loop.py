@@ -90,6 +90,7 @@ class ClusterLoop:
         self.wires: dict[str, ClusterWire] = {}
         self._seed: ClusterWire | None = None
         self._asked_at = -math.inf
+        self._introduced_at = math.inf
         self._urgent_at = -math.inf
         self._turn = 0
         self._timers: set[asyncio.TimerHandle] = set()
@@ -147,6 +148,8 @@ class ClusterLoop:
             wire.address, wire.seeds, self._seed = node.address, (), None
             wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
+        elif wire is self._seed:
+            self._introduced_at = self._topology.clock()
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
 
     def identities(self) -> set[bytes]:
@@ -174,6 +177,7 @@ class ClusterLoop:
         nodes = list(self._topology.view.map.nodes.values())
         if not nodes:
             return
+        self._end_seed()
         self._turn += 1
         asked = 0
         for offset in range(len(nodes)):
@@ -214,7 +218,12 @@ class ClusterLoop:
             if node_id not in self._topology.view.map.nodes and wire.is_idle:
                 del self.wires[node_id]
                 wire.stop()
-        if self._seed is not None and self._seed.up and self._seed.is_idle:
+        self._end_seed()
+
+    def _end_seed(self) -> None:
+        """End the connection to a replica that has told the map, once all calls are over that began before."""
+        since = self._topology.clock() - self._introduced_at
+        if self._seed is not None and self._seed.is_idle and since > self._topology.op_timeout:
             self._seed.stop()
             self._seed = None
 
