@@ -16,6 +16,7 @@ from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
+from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache.errors import CacheUnavailableError
 
@@ -107,6 +108,10 @@ class ConnectionEvents:
     def remapped(self, nodes: set[str]) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
         self._parts.generations.remapped(nodes)
+        if self._parts.outbox.pending:
+            # Other nodes may be able to settle what waits.
+            for connection in self._parts.topology.established()[:1]:
+                call_on_loop(connection.loop, self._parts.replayer.begin, connection)
 
     def vanished(self, connection: Connection) -> None:
         """Stop trusting what was read on an event loop that ended without closing its connection."""

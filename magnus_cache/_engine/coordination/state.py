@@ -4,7 +4,7 @@
 `invalidation` drops what they hold of invalidated values, and `connection_events` passes on the events of connections.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,27 @@ def _sentinel_topology(*parts: Any) -> Topology:
     return SentinelTopology(*parts)
 
 
+def _outbox(state: "State", *, is_cluster: bool) -> Outbox:
+    values, tags = f"{state.keyspace.prefix}:".encode(), state.epochs.names.tags
+    if not is_cluster:
+        return Outbox(values, tags=tags, clock=state.clock)
+    from magnus_cache._engine.redis.cluster import group_of_name
+
+    return Outbox(values, tags=tags, clock=state.clock, part_of=group_of_name)
+
+
+def _replayer(state: "State", *, is_cluster: bool) -> Replayer:
+    parts = state, state.outbox, state.epochs, state.notices, state.settings.op_timeout, state.journal
+    if not is_cluster:
+        return Replayer(*parts)
+    from magnus_cache._engine.coordination.node_replay import NodeReplayer
+    from magnus_cache._engine.redis.cluster import ClusterClient, ClusterTopology
+
+    assert isinstance(state.topology, ClusterTopology)
+    assert isinstance(state.client, ClusterClient)
+    return NodeReplayer(*parts, client=state.client, nodes=state.topology)
+
+
 def _node_generations(state: "State") -> OutageGenerations:
     from magnus_cache._engine.coordination.node_generations import NodeGenerations
     from magnus_cache._engine.redis.cluster import ClusterTopology
@@ -115,7 +136,7 @@ class State(LifeCycle, OfflineBounds):
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = _cluster_epochs(self.keyspace) if is_cluster else Epochs(self.keyspace)
-        self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
+        self.outbox = _outbox(self, is_cluster=is_cluster)
         self.events = ConnectionEvents(self, self.abandoned)
         limits = self._limits()
         parts = (limits, self.breaker, self.events, self.clock, self.check_open)
@@ -143,7 +164,7 @@ class State(LifeCycle, OfflineBounds):
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
         self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
         self.journal = self._new_journal()
-        self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
+        self.replayer = _replayer(self, is_cluster=is_cluster)
         on_fork_child(self)
 
     def _limits(self) -> WireLimits:
@@ -210,11 +231,15 @@ class State(LifeCycle, OfflineBounds):
         where = self.place or "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
-    def record_missed(self, record: Callable[[Outbox], int]) -> int:
-        """Record an invalidation that Redis may have missed, and replay it as soon as possible; return its position."""
+    def record_missed(self, record: Callable[[Outbox], int], names: Sequence[bytes] = ()) -> int:
+        """Record an invalidation that Redis may have missed, and replay it as soon as possible; return its position.
+
+        :param names: the values, if it is about some only: while their servers are away, there is nothing to try.
+        """
         position = record(self.outbox)
-        for connection in self.topology.established()[:1]:
-            call_on_loop(connection.loop, self.replayer.begin, connection)
+        if not names or any(map(self.reaches, names)):
+            for connection in self.topology.established()[:1]:
+                call_on_loop(connection.loop, self.replayer.begin_new, connection)
         return position
 
     async def journal_written(self) -> None:

@@ -26,6 +26,7 @@ from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_name
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
+from magnus_cache._engine.outage.parts import PartlyIssuedError
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis.bulk import BeforeRemoval
 from magnus_cache._engine.redis.client import Client, done, issued
@@ -33,6 +34,7 @@ from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache.errors import CacheUnavailableError
 
@@ -123,22 +125,30 @@ class ClusterClient(Client):
     async def issue(self, controls: Sequence[bytes], known: int, receive: Receive[int]) -> Any:
         """Issue a new epoch, higher than `known`, to all copies of some control keys.
 
-        :raises CacheUnavailableError: when a group does not answer, or refuses; others may have it.
+        :raises PartlyIssuedError: when a group does not answer, or refuses; the others have it.
+        :raises CacheUnavailableError: when the clock does not answer, or refuses.
         """
         for _ in range(_ATTEMPTS):
-            epoch, clock, sent = await self._issued(known)
-            suffixes = self._epochs.copies(b"")
-            highest = await _all(
-                partial(self._raise, [control + suffix for control in controls], suffix, epoch, make=False)
-                for suffix in suffixes
+            epoch, clock, sent = await self.issued(known)
+            # Before any group is told: none of them may be taken for settled while this process does not know it.
+            result = receive(epoch, clock, sent)
+            outcomes = await asyncio.gather(
+                *(self.raise_group(group, controls, epoch) for group in range(GROUPS)), return_exceptions=True
             )
-            known = max(highest)
-            if known <= epoch:
-                return receive(epoch, clock, sent)
+            known = max((found for found in outcomes if isinstance(found, int)), default=epoch)
+            if known > epoch:
+                continue
+            settled = [group for group, found in enumerate(outcomes) if isinstance(found, int)]
+            for error in outcomes:
+                if isinstance(error, CacheUnavailableError):
+                    raise PartlyIssuedError(error, controls, epoch, settled)
+                if isinstance(error, BaseException):
+                    raise error
+            return result
         raise CacheUnavailableError("error", "the epochs rise faster than they are issued")
 
-    async def _issued(self, known: int) -> tuple[int, Connection, float]:
-        """Return a new epoch of the clock, with the connection that has brought it.
+    async def issued(self, known: int) -> tuple[int, Connection, float]:
+        """Return a new epoch of the clock, with the connection that has brought it and when it was asked for.
 
         :raises CacheUnavailableError: when the clock does not answer, or refuses.
         """
@@ -159,6 +169,24 @@ class ClusterClient(Client):
             wire = self._wire(clock)
             answer = await wire.execute(cluster_scripts.issue(clock, known, wire.identity, adopt=True), took)
         return answer
+
+    async def raise_group(self, group: int, controls: Sequence[bytes], epoch: int) -> int:
+        """Raise the copies of some control keys in one group of slots; return the highest that they have now.
+
+        A node without memory for them removes them, and the guard: a missing epoch makes all that it covers invalid.
+
+        :raises CacheUnavailableError: when the group's node does not answer, or refuses.
+        """
+        suffix = self._epochs.suffixes[group]
+        copies = [control + suffix for control in controls]
+        try:
+            return await self._raise(copies, suffix, epoch, make=False)
+        except CacheUnavailableError as error:
+            if error.reason != "oom":
+                raise
+        names = (self._epochs.names.guard + suffix, *copies)
+        await _all(partial(self._ask, name, commands.remove_keys([name])) for name in names)
+        return epoch
 
     def _ask(self, key: bytes, command: commands.Command, receive: Receive[Any] | None = None) -> Awaitable[Any]:
         return self._wire(key).execute(command, receive)
@@ -225,7 +253,7 @@ class ClusterClient(Client):
         """Issue an epoch for one missing copy, and settle the waiter."""
 
         async def work() -> Any:
-            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
             return await self._raise([copy], copy[len(logical_name(copy)) :], epoch, make=True, receive=receive)
 
         await self._settle(work, waiter)
@@ -244,7 +272,7 @@ class ClusterClient(Client):
             return receive(epoch, connection, sent)
 
         async def work() -> Any:
-            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
             return await self._ask(copy, cluster_scripts.arrive(self._epochs.names, suffix, epoch, wire.identity), took)
 
         await self._settle(work, waiter)

@@ -172,6 +172,10 @@ class ClusterTopology(Topology):
         node = self.view.map.owner(key_slot(key))
         return self._breaker if node is None else self._breakers.get(node.id, self._breaker)
 
+    def breakers(self) -> list[Breaker]:
+        """Return the breakers of all nodes that were ever asked."""
+        return list(self._breakers.values())
+
     def node_id(self, connection: "Connection") -> str:
         """Return the id of the node that a connection leads to; empty while that is not known."""
         assert isinstance(connection, ClusterWire)

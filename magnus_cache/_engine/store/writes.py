@@ -308,7 +308,7 @@ class Writes:
         Loads continue, because a load whose value Redis refused calls this as well.
         The record comes first, then the invalidation: a read that missed the record finds its placeholder void.
         """
-        position = self.state.record_missed(lambda outbox: outbox.record(names))
+        position = self.state.record_missed(lambda outbox: outbox.record(names), names)
         for name in names:
             self._memory.invalidate(name)
         return position
