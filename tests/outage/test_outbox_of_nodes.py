@@ -7,7 +7,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.outage.outbox import Outbox, Pending
-from magnus_cache._engine.outage.parts import PartlyIssuedError
+from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from tests.outage.test_nodes_away import anyio_backend, is_away, is_back, keys_on, three, two_caches
@@ -147,11 +147,11 @@ def test_a_part_that_is_settled_is_not_covered() -> None:
 def test_a_record_knows_what_was_settled_before_it() -> None:
     box = outbox()
     error = PartlyIssuedError(CacheUnavailableError("down", "away"), [b"m!tag:x", b"other"], 9, [1, 2])
-    box.record_tags([b"m!tag:x", b"m!tag:y"], error)
+    box.record_tags([b"m!tag:x", b"m!tag:y"], error.issued)
     assert not box.covers(b"m:t:key1", [b"m!tag:x"])
     assert box.covers(b"m:t:key3", [b"m!tag:x"])
     assert box.covers(b"m:t:key1", [b"m!tag:y"])
-    box.record_prefix(b"m:t:key", error)
+    box.record_prefix(b"m:t:key", error.issued)
     # Not the whole namespace was cleared, which the record stands for.
     assert box.covers(b"m:t:key1")
     assert type(error.again()) is CacheUnavailableError

@@ -16,7 +16,7 @@ The races that this excludes
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from magnus_cache._engine.coherence.epochs import Epochs
@@ -90,23 +90,31 @@ class _Scope(NamedTuple):
 
 
 class NodeReplayer(Replayer):
-    """See the module, and `Replayer`."""
+    """See the module, and `Replayer`; its owner's client and topology are those of a cluster."""
 
     def __init__(
         self, owner: ReplayTarget, outbox: Outbox, epochs: Epochs, notices: RateLimitedLog, timeout: float,
-        journal: "Journal | None" = None, *, client: GroupClient, nodes: Nodes,
+        journal: "Journal | None" = None,
     ) -> None:  # fmt: skip
         super().__init__(owner, outbox, epochs, notices, timeout, journal)
-        self._groups = client
-        self._nodes = nodes
         # The highest epoch that a group turned out to have.
         self._met = 0
         self._rounds: WeakKeyDictionary[asyncio.AbstractEventLoop, _Rounds] = WeakKeyDictionary()
 
+    @property
+    def _groups(self) -> GroupClient:
+        # The types of both are imported with redis-py, so they are not named here.
+        return cast("GroupClient", self._owner.client)
+
+    @property
+    def _nodes(self) -> Nodes:
+        return cast("Nodes", self._owner.topology)
+
     def reset(self) -> None:
         """Start empty in a forked child."""
         super().reset()
-        self._met, self._rounds = 0, WeakKeyDictionary()
+        self._met = 0
+        self._rounds.clear()
 
     async def done(self, connection: "Connection", name: bytes = b"", tags: Sequence[bytes] = ()) -> None:
         """Return when Redis was told what the outbox has of a value, or its nodes refuse, or take too long.

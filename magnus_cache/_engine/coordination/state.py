@@ -85,12 +85,10 @@ def _replayer(state: "State", *, is_cluster: bool) -> Replayer:
     parts = state, state.outbox, state.epochs, state.notices, state.settings.op_timeout, state.journal
     if not is_cluster:
         return Replayer(*parts)
+    # Deferred: only a cluster needs it.
     from magnus_cache._engine.coordination.node_replay import NodeReplayer
-    from magnus_cache._engine.redis.cluster import ClusterClient, ClusterTopology
 
-    assert isinstance(state.topology, ClusterTopology)
-    assert isinstance(state.client, ClusterClient)
-    return NodeReplayer(*parts, client=state.client, nodes=state.topology)
+    return NodeReplayer(*parts)
 
 
 def _node_generations(state: "State") -> OutageGenerations:

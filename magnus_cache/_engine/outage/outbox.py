@@ -36,10 +36,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from magnus_cache._engine.outage.parts import PartlyIssuedError, Parts
+from magnus_cache._engine.outage.parts import Issued, Parts
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["MOST_NAMES", "MOST_SCOPES", "Kind", "Outbox", "OutboxStore", "Pending", "namespace_prefix"]
 
@@ -144,32 +143,32 @@ class Outbox:
             position = self._position
         return self._begun(position)
 
-    def record_prefix(self, prefix: bytes, error: CacheUnavailableError | None = None) -> int:
+    def record_prefix(self, prefix: bytes, issued: Issued | None = None) -> int:
         """Record that the values with a prefix are invalid, a namespace's or the root; return the record's position.
 
         A longer prefix counts as its namespace, and one that is shorter than a namespace's as everything.
 
-        :param error: why Redis may not know; if the prefix' epoch was issued, it says which parts have it.
+        :param issued: the epoch that was issued for this prefix, if some groups have it already.
         """
         with self._lock:
             self._position += 1
             whole = self._whole(prefix)
             self._add_prefixes({whole}, kept=False)
-            if isinstance(error, PartlyIssuedError) and whole == prefix:
-                self._begin_parts("prefixes", (whole,), error.epoch, error.settled)
+            if issued is not None and whole == prefix:
+                self._begin_parts("prefixes", (whole,), issued.epoch, issued.settled)
             position = self._position
         return self._begun(position)
 
-    def record_tags(self, names: Sequence[bytes], error: CacheUnavailableError | None = None) -> int:
+    def record_tags(self, names: Sequence[bytes], issued: Issued | None = None) -> int:
         """Record that values with one of these tags are invalid when Redis is back; return the record's position.
 
-        :param error: see `record_prefix`.
+        :param issued: see `record_prefix`.
         """
         with self._lock:
             self._position += 1
             self._add_tags(names, kept=False)
-            if isinstance(error, PartlyIssuedError):
-                self._begin_parts("tags", error.controls.intersection(names), error.epoch, error.settled)
+            if issued is not None:
+                self._begin_parts("tags", issued.controls.intersection(names), issued.epoch, issued.settled)
             position = self._position
         return self._begun(position)
 

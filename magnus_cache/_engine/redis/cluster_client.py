@@ -26,7 +26,6 @@ from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_name
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
-from magnus_cache._engine.outage.parts import PartlyIssuedError
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis.bulk import BeforeRemoval
 from magnus_cache._engine.redis.client import Client, done, issued
@@ -34,6 +33,7 @@ from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache.errors import CacheUnavailableError

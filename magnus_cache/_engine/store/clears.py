@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
-from magnus_cache._engine.outage.parts import PartlyIssuedError
+from magnus_cache._engine.outage.parts import Issued
 from magnus_cache._engine.redis.bulk import Reclaimed
+from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache.errors import CacheUnavailableError
 
@@ -49,7 +50,7 @@ class Clears:
             self._unsure(scope)
             raise
         except CacheUnavailableError as error:
-            self._unsure(scope, error if _whole(scope) else None)
+            self._unsure(scope, _issued(error) if _whole(scope) else None)
             await self.state.journal_written()
             self._failed(error)
             if error.reason == "protocol":
@@ -103,9 +104,9 @@ class Clears:
             state.record_missed(lambda outbox: outbox.record_tags(names))
             self._outdate(names)
             raise
-        except CacheUnavailableError as failure:
-            error = failure
-            state.record_missed(lambda outbox: outbox.record_tags(names, error))
+        except CacheUnavailableError as error:
+            issued = _issued(error)
+            state.record_missed(lambda outbox: outbox.record_tags(names, issued))
             self._outdate(names)
             await state.journal_written()
             self._failed(error)
@@ -121,9 +122,9 @@ class Clears:
         else:
             self.state.forget_matching(scope.glob)
 
-    def _unsure(self, scope: ClearScope, error: CacheUnavailableError | None = None) -> None:
+    def _unsure(self, scope: ClearScope, issued: Issued | None = None) -> None:
         # The record first: a read that missed the record finds its placeholder void.
-        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix, error))
+        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix, issued))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:
@@ -140,6 +141,10 @@ class Clears:
                 f"{reclaimed.error}; the cleared values are not served, and stay in Redis until they expire",
             )
         return reclaimed.removed
+
+
+def _issued(error: CacheUnavailableError) -> Issued | None:
+    return error.issued if isinstance(error, PartlyIssuedError) else None
 
 
 def _whole(scope: ClearScope) -> bool:
