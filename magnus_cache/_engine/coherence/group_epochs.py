@@ -147,8 +147,11 @@ class GroupEpochs(Epochs):
 
     def known_names(self) -> list[bytes]:
         """Return the names of the known control keys, at most a thousand."""
-        guards = self.copies(self.names.guard)
-        return [self.names.clock, *guards, *itertools.islice(list(self._latest), 999 - len(guards))]
+        logical = [self.names.guard, self.names.server, self.root, *list(self._prefixes)]
+        copies = itertools.chain.from_iterable(map(self.copies, logical))
+        # Those of tags exist in some groups only.
+        names = dict.fromkeys(itertools.chain([self.names.clock], copies, list(self._latest)))
+        return list(itertools.islice(names, 1_000))
 
     # -- what was invalidated ---------------------------------------------------------------------------------
 

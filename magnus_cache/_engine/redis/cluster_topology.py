@@ -17,7 +17,7 @@ from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.deployment import Deployment
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
+from magnus_cache._engine.redis.slots import GROUPS, SLOTS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
@@ -171,6 +171,25 @@ class ClusterTopology(Topology):
         """Return the breaker of the owner of a key."""
         node = self.view.map.owner(key_slot(key))
         return self._breaker if node is None else self._breakers.get(node.id, self._breaker)
+
+    def owners_since(self, at: float) -> "list[Wire]":
+        """Return the running loop's connections to the owners of all slots that have moved since a monotonic second.
+
+        :raises CacheUnavailableError: after `aclose`.
+        """
+        owner, moved_at = self.view.map.owner, self.view.moved_at
+        moved = {owner(slot) for slot in range(SLOTS) if moved_at[slot] >= at}
+        present = {self.node_id(wire): wire for wire in self.servers()} if moved else {}
+        return [present[node.id] for node in moved if node is not None and node.id in present]
+
+    async def primaries(self) -> "list[Wire]":
+        """Return the running loop's connections to all primaries, once they are known.
+
+        :raises CacheUnavailableError: when no node tells them.
+        """
+        if not self.view.map.nodes:
+            await self.wire(b"").renew()
+        return self.servers()
 
     def breakers(self) -> list[Breaker]:
         """Return the breakers of all nodes that were ever asked."""
