@@ -49,6 +49,9 @@ _LIMITING: Final = _BATCH_BYTES / _BATCH_KEYS - 1
 _UNKNOWN_BYTES: Final = 32_768
 """Bytes that a value is taken to have where none of its namespace was seen yet."""
 
+_ALONG: Final = 64
+"""Bytes up to which a read stands beside values in a reply, and takes no place of theirs: that of an epoch."""
+
 _LARGE_VALUE: Final = 65_536
 """Bytes from which on a value is read after smaller ones, and with few others."""
 
@@ -187,17 +190,21 @@ class Pipeline:
         There may be none left when those of large values are put off.
         """
         parts, names = ReadParts(), list[bytes]()
-        room, asked = float(_BATCH_BYTES), first
+        room, along, asked = float(_BATCH_BYTES), 0, first
         while True:
             if isinstance(asked, Read):
-                room -= asked.expected or _UNKNOWN_BYTES
-                if parts and (room < 0 or len(names) >= self.most):
+                expected = asked.expected or _UNKNOWN_BYTES
+                room -= expected
+                # The first value follows its epochs however large it is, and however large values are on average.
+                if len(names) >= _BATCH_KEYS or (len(names) > along and (room < 0 or len(names) >= self.most)):
                     self.queue.appendleft(asked)
                     return parts, names
+                if expected <= _ALONG:
+                    along += 1
                 parts.append(asked)
                 names.append(asked.name)
             else:
-                room = self._gather_batch(asked, parts, names, room)
+                room = self._gather_batch(asked, parts, names, room, along)
             following = self.queue[0] if self.queue else None
             # Order is kept across kinds: a read queued after a write must see it.
             if room < 0 or following is None or isinstance(following, Call):
@@ -205,8 +212,10 @@ class Pipeline:
             asked = following
             self.queue.popleft()
 
-    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float) -> float:
+    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float, along: int) -> float:
         """Take as much of a batch as one reply should carry, and leave the rest in the queue.
+
+        :param along: how many of the names are not those of values; see `_ALONG`.
 
         Returns the bytes that are left for further reads; less than 0 for none.
         """
@@ -225,12 +234,12 @@ class Pipeline:
             sizes = [size for size in sizes if size <= _LARGE_VALUE]
             if not sizes:
                 return room
-        count = min(len(sizes), self.most - len(names))
+        count = min(len(sizes), max(self.most - len(names) + along, 0))
         left = room - sum(sizes[:count])
         while left < 0 and count:
             count -= 1
             left += sizes[count]
-        if not parts:
+        if len(names) == along:
             # However large: each reply carries one at least.
             count = max(count, 1)
         if count < len(sizes):
