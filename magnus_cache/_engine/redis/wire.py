@@ -183,7 +183,7 @@ class Wire:
         if self._task is not None:
             self._task.cancel()
 
-    def _enqueue(self, *asked: Call) -> None:
+    def _enqueue(self, *asked: Read | Call) -> None:
         self._admit()
         for one in asked:
             self._pipeline.add(one)
