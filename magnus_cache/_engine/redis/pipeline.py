@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError
 
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.diagnosis import refused
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver
@@ -51,9 +52,6 @@ _UNKNOWN_BYTES: Final = 32_768
 
 _ALONG: Final = 64
 """Bytes up to which a read stands beside values in a reply, and takes no place of theirs: that of an epoch."""
-
-_LARGE_VALUE: Final = 65_536
-"""Bytes from which on a value is read after smaller ones, and with few others."""
 
 
 class Pipeline:
@@ -222,16 +220,16 @@ class Pipeline:
         # Most batches fit whatever the order of their values: so many of the largest kind would.
         kinds = {wanted.epoch_names for wanted in batch.wanted}
         largest = max([kind.value_bytes or _UNKNOWN_BYTES for kind in kinds])
-        if len(batch) + len(names) <= self.most and largest <= _LARGE_VALUE and len(batch) * largest <= room:
+        if len(batch) + len(names) <= self.most and largest <= LARGE_BYTES and len(batch) * largest <= room:
             parts.append(batch)
             names += [wanted.name for wanted in batch.wanted]
             return room - len(batch) * largest
         sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
         # Not where epochs are requested along with it: a value may have to come in one reply with them.
-        if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):
-            batch, large = batch.divided([size <= _LARGE_VALUE for size in sizes])
+        if max(sizes) > LARGE_BYTES and not any(isinstance(part, Read) for part in parts):
+            batch, large = batch.divided([size <= LARGE_BYTES for size in sizes])
             self.large.append(large)
-            sizes = [size for size in sizes if size <= _LARGE_VALUE]
+            sizes = [size for size in sizes if size <= LARGE_BYTES]
             if not sizes:
                 return room
         count = min(len(sizes), max(self.most - len(names) + along, 0))
