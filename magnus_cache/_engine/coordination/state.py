@@ -22,6 +22,7 @@ from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
+from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -36,6 +37,7 @@ from magnus_cache._engine.redis.events import WireLimits
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
@@ -151,8 +153,9 @@ class State(LifeCycle, OfflineBounds):
             _node_generations(self) if is_cluster else OutageGenerations(settings.max_staleness, self.contact)
         )
         self.log = ConnectionLog(
-            self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
-        )
+            self.place, self.notices, self.breaker, self.outbox, self.clock,
+            None if settings.tracking == "off" else settings.max_staleness,
+        )  # fmt: skip
         self.closed = False
         self.special: set[object] = set()
         self.disabling: set[object] = set()
@@ -160,7 +163,9 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
+        # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
+        own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
         self.journal = self._new_journal()
         self.replayer = _replayer(self, is_cluster=is_cluster)
         on_fork_child(self)
@@ -168,8 +173,9 @@ class State(LifeCycle, OfflineBounds):
     def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
         return WireLimits(
-            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
-        )
+            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value,
+            tracking_of(settings.tracking, controls),
+        )  # fmt: skip
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path

@@ -38,6 +38,7 @@ class SettingsOptions(TypedDict, total=False):
     default_ttl: Duration
     op_timeout: Duration
     max_staleness: Duration
+    tracking: Literal["keys", "prefix", "off"]
     lease: Duration
     wait_timeout: Duration
     l1_max_entries: int

@@ -185,6 +185,9 @@ class CacheSettings(BaseSettings):
     max_staleness: _Seconds = Field(
         1.0, description="bound on how long a change made elsewhere can go unnoticed, seconds"
     )
+    tracking: Literal["keys", "prefix", "off"] = Field(
+        "keys", description="changes that Redis announces: of keys read here, of all keys of the prefix, or none"
+    )
     lease: _Seconds = Field(
         5.0, description="lease duration, seconds: how long a key stays locked after its loader's process died"
     )
@@ -256,6 +259,14 @@ class CacheSettings(BaseSettings):
             raise ValueError(f"{value!r} is a bool, not a number")  # the kind that pydantic reports
         found = whole(value)
         return value if found is None else found
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _tracking(cls, value: Any) -> Any:
+        if value is False or (isinstance(value, str) and value.lower() in {"false", "no", "0"}):
+            # YAML reads off, without quotes, as false.
+            raise ValueError("it is 'keys', 'prefix' or 'off'; in YAML, write 'off' in quotes")
+        return value.strip().lower() if isinstance(value, str) else value
 
     @field_validator("redis_host")
     @classmethod
