@@ -452,7 +452,8 @@ async def test_a_value_that_is_requested_with_its_epochs_comes_in_one_reply_with
 ) -> None:
     """However large values are, and even if nothing else waits: in between, the epochs might be announced again."""
     far = Namespace("far", l1=False)
-    async with fleet(url, 1) as (one,):
+    # So long that no heartbeat comes in between.
+    async with fleet(url, 1, max_staleness=60) as (one,):
         await one.set(far, "k", bytes(size), tags="x")
         for _ in range(3):
             assert await one.get(far, "k") is not None
