@@ -14,7 +14,6 @@ import asyncio
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -72,7 +71,7 @@ class FleetStats:
         """Begin anew, as in a forked child: it is a process of its own, and its counts begin at 0."""
         self._lock = section()
         self.instance = secrets.token_hex(8)
-        self._started = time.time()
+        self._began = self._clock()
         self._taken: dict[str, int] = {}
         self._open: Report | None = None
         self._number = 0
@@ -140,7 +139,8 @@ class FleetStats:
             fields = dict(list(fields.items())[:_MOST_FIELDS])
         self._number += 1
         about = {
-            "host": socket.gethostname(), "pid": os.getpid(), "started": round(self._started), "at": round(second),
+            "host": socket.gethostname(), "pid": os.getpid(), "at": round(second),
+            "started": round(second - (self._clock() - self._began)),
             **{name: process[name] for name in _NOW},
         }  # fmt: skip
         life = 0 if last else self.life

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FleetKeys", "FleetNames", "Published", "Report"]
 
-HOURS: Final = 24
+_HOURS: Final = 24
 """Hours that a sum of the day has, the present one included."""
 
-_HOUR_LIFE: Final = (HOURS + 1) * 3_600
+_HOUR_LIFE: Final = (_HOURS + 1) * 3_600
 _MINUTES: Final = 120
 """Minutes of which the totals are kept, for a chart."""
 
@@ -87,7 +87,7 @@ class FleetNames:
 
     def sums(self, second: float) -> list[bytes]:
         """Return all names that can be there, but for those of processes."""
-        hours = [self.hour(second - 3_600 * back) for back in range(-1, HOURS + 1)]
+        hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
         return [self.index, *hours, *(self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1))]
 
 
@@ -150,7 +150,7 @@ class FleetKeys:
         for start in range(0, len(reporting), _TOGETHER):
             reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
             processes += [report[_NUMBER:] for report in _texts(reports, missing=True)]
-        asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(HOURS)]
+        asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
         return Published(processes, [_hash(reply) for reply in await _all(asked)])
 
     async def reporting(self, names: FleetNames, second: float, life: int) -> list[bytes]:
