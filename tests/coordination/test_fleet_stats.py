@@ -104,6 +104,9 @@ async def test_a_report_whose_answer_is_lost_counts_once(server: EmbeddedServer)
         AsyncCacheManager(redis_url=relay.url, op_timeout=20) as cache,
         AsyncCacheManager(redis_url=server.url) as other,
     ):
+        await use(cache, "t", 1)
+        # From now on, the server knows the script.
+        await publish(cache)
         await use(cache, "t", 3)
         hits = (await cache.get_stats())["hit_count"]
         (link,) = relay.links
