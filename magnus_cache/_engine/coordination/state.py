@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import versions
@@ -18,6 +18,7 @@ from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
@@ -34,6 +35,7 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
+from magnus_cache._engine.redis.fleet_keys import FleetNames
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
 
 __all__ = ["State"]
+
+_FLEET_TAG: Final = b"{fleet}"
+"""Has all keys of fleet statistics in one slot of a cluster."""
 
 
 def _cluster_epochs(keyspace: Keyspace) -> Epochs:
@@ -163,6 +168,10 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
+        names = FleetNames(self.keyspace, _FLEET_TAG if is_cluster else b"")
+        self.fleet_stats = FleetStats(
+            self.stats, self.process_figures, self.client, names, settings.stats_interval, self.clock
+        )
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
         self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
@@ -208,6 +217,22 @@ class State(LifeCycle, OfflineBounds):
     def disabled(self) -> AbstractContextManager[None]:
         """Disable the cache for all callers, in any thread or task."""
         return Presence(self.disabling, self.special)
+
+    # -- figures --------------------------------------------------------------------------------------------
+
+    def process_figures(self) -> dict[str, Any]:
+        """Return what the process has counted, and has now, as a whole."""
+        memory = self.memory
+        return {
+            "in_memory_keys": len(memory),
+            "in_memory_bytes": memory.bytes,
+            "evictions": memory.evictions,
+            "expirations": memory.expirations,
+            "fenced_fills": memory.fenced + self.stats.fenced_loads,
+            "flights": len(self.flights),
+            "flights_joined": self.flights.joined,
+            "unattended": self.flights.background,
+        }
 
     # -- Redis ----------------------------------------------------------------------------------------------
 
@@ -268,7 +293,7 @@ class State(LifeCycle, OfflineBounds):
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.lane, self.replayer,
+            self.lane, self.replayer, self.fleet_stats,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:
