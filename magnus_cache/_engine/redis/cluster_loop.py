@@ -23,6 +23,7 @@ from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, S
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.deployment import Deployment
     from magnus_cache._engine.redis.endpoint import Endpoint
@@ -66,6 +67,10 @@ class Shared(Protocol):
         """Return a new connection of the running loop."""
         ...
 
+    def breaker_for(self, node_id: str) -> "Breaker":
+        """Return the breaker of a node."""
+        ...
+
     def is_control(self, name: bytes) -> bool:
         """Whether a name is that of a control key."""
         ...
@@ -85,6 +90,7 @@ class ClusterLoop:
         self.wires: dict[str, ClusterWire] = {}
         self._seed: ClusterWire | None = None
         self._asked_at = -math.inf
+        self._introduced_at = math.inf
         self._urgent_at = -math.inf
         self._turn = 0
         self._timers: set[asyncio.TimerHandle] = set()
@@ -140,7 +146,10 @@ class ClusterLoop:
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
             wire.address, wire.seeds, self._seed = node.address, (), None
+            wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
+        elif wire is self._seed:
+            self._introduced_at = self._topology.clock()
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
 
     def identities(self) -> set[bytes]:
@@ -168,6 +177,7 @@ class ClusterLoop:
         nodes = list(self._topology.view.map.nodes.values())
         if not nodes:
             return
+        self._end_seed()
         self._turn += 1
         asked = 0
         for offset in range(len(nodes)):
@@ -208,7 +218,12 @@ class ClusterLoop:
             if node_id not in self._topology.view.map.nodes and wire.is_idle:
                 del self.wires[node_id]
                 wire.stop()
-        if self._seed is not None and self._seed.up and self._seed.is_idle:
+        self._end_seed()
+
+    def _end_seed(self) -> None:
+        """End the connection to a replica that has told the map, once all calls are over that began before."""
+        since = self._topology.clock() - self._introduced_at
+        if self._seed is not None and self._seed.is_idle and since > self._topology.op_timeout:
             self._seed.stop()
             self._seed = None
 

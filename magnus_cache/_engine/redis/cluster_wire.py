@@ -137,6 +137,11 @@ class ClusterWire(ConfirmedWire):
         self._neighbours, self.node_id, self.seeds = neighbours, node_id, seeds
         self._pipeline.redirect = partial(neighbours.redirected, self)
 
+    def switch_breaker(self, breaker: Breaker) -> None:
+        """Share the breaker of its node from now on: whoever named the node, it answers."""
+        before, self._breaker = self._breaker, breaker
+        before.succeeded(self.clock())
+
     # -- the handshake ----------------------------------------------------------------------------------------
 
     async def _connection(self) -> CacheUnavailableError:

@@ -46,4 +46,5 @@ class SettingsOptions(TypedDict, total=False):
     l1_policy: Literal["car", "lru", "clock", "sieve", "s3fifo"]
     max_value_bytes: int
     max_pending: int
+    stats_interval: Duration
     recovery_path: str | PathLike[str] | None

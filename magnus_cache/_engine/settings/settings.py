@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, Unpack
 
@@ -60,17 +61,20 @@ _told: Final[set[str]] = set()
 """Unknown variables that were warned about. Each manager reads the environment again, and must not warn again."""
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: Any, *, zero: bool = False) -> float:
     # The environment contains text only. A plain number in it means seconds too.
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             pass
-    return seconds(value, "value")
+    return seconds(value, "value", zero=zero)
 
 
 _Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+_SecondsOrNone = Annotated[float, BeforeValidator(partial(_seconds, zero=True))]
+"""0 switches off what it is the interval of."""
 
 
 def _variable(field: str) -> str:
@@ -173,7 +177,7 @@ class CacheSettings(BaseSettings):
     redis_sentinel_service: str | None = Field(None, description="the name under which the sentinels know the primary")
     redis_sentinel_username: str | None = None
     redis_sentinel_password: SecretStr | None = None
-    address_remap: str | Mapping[str, str] | Callable[[tuple[str, int]], tuple[str, int]] | None = Field(
+    address_remap: str | Mapping[str, str] | Callable[..., tuple[str, int]] | None = Field(
         None,
         description="addresses at which this process reaches nodes that announce other ones, as behind a NAT: a "
         "function, a mapping, or text such as 10.0.0.1:6379=127.0.0.1:7001,10.0.0.2=gateway",
@@ -199,6 +203,9 @@ class CacheSettings(BaseSettings):
     )
     max_value_bytes: int = Field(16 * 2**20, ge=1)
     max_pending: int = Field(65_536, ge=1, description="how many requests may wait for Redis at a time, per event loop")
+    stats_interval: _SecondsOrNone = Field(
+        10.0, description="seconds between two reports of a process to the statistics of the fleet; 0 for none"
+    )
     recovery_path: Path | None = Field(
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
     )
