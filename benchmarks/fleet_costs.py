@@ -30,7 +30,7 @@ _KEYS: Final = 20_000
 _READERS: Final = 10
 _SETTLED: Final = 0.3
 
-_APART: Final = 0.002
+_APART: Final = 0.001
 """Seconds between two requests that find the server asleep."""
 
 

@@ -22,12 +22,8 @@ Mode = Literal["keys", "prefix", "off"]
 
 MODES: Final[tuple[Mode, ...]] = ("keys", "prefix", "off")
 
-_CONTROLS: Final = 4
-"""Control keys that a server remembers of each process: two epochs, the identity, and what was read along with them."""
-
-_LEFT: Final = 0.75
-"""Share of `max_staleness` for which a value is kept with tracking off: the epochs that it is judged by are asked for
-when half of their time is over, so it stands on theirs for between a half and all of it."""
+_CONTROLS: Final = 2
+"""Control keys that a server remembers of each process: the epochs of everything and of a namespace."""
 
 _COARSE: Final = 1.05
 """Keys whose ranks differ by less than this factor are taken to be equally popular."""
@@ -135,11 +131,9 @@ def load_of(fleet: Fleet, mode: Mode, machine: Machine) -> Load:
 
 def _load(fleet: Fleet, mode: Mode, costs: Costs) -> Load:
     """Return what a fleet costs a server that takes so much for each request, however busy it is."""
-    flow = _Flow()
-    for reads, writes, keys in _classes(fleet):
-        flow.add(fleet, mode, reads, writes, keys)
-    asked = flow.reads + flow.writes + 2 * flow.loads
-    beats, questions = _beats(fleet, mode, asked / fleet.processes)
+    flow = _flow(fleet, mode)
+    packets, hits = flow.asked / fleet.processes, 1 - flow.reads / (fleet.processes * fleet.reads)
+    beats, questions = _beats(fleet, mode, packets, hits * fleet.reads)
     changes = flow.writes + 2 * flow.loads
     names = flow.names
     messages = flow.messages
@@ -161,7 +155,7 @@ def _load(fleet: Fleet, mode: Mode, costs: Costs) -> Load:
     sizes = _Sizes(fleet, mode)
     table = (flow.pairs + _CONTROLS * fleet.processes) * costs.pair_bytes if mode == "keys" else 0.0
     return Load(
-        hit_ratio=1 - flow.reads / (fleet.processes * fleet.reads),
+        hit_ratio=hits,
         commands=flow.reads + flow.writes * sizes.commands + 2 * flow.loads + 2 * beats + questions + extra,
         messages=messages if mode != "off" else 0.0,
         received=flow.reads * sizes.read + (flow.writes + flow.loads) * sizes.write + beats * sizes.beat
@@ -186,6 +180,20 @@ def _classes(fleet: Fleet) -> Iterator[tuple[float, float, int]]:
         yield fleet.reads * popularity / total, fleet.writes * popularity / total, keys
 
 
+def _flow(fleet: Fleet, mode: Mode) -> "_Flow":
+    """Return what is asked and announced."""
+    # With tracking off, the epochs that values are judged by are asked for when half of their time is over, and values
+    # stand on them. So those that come along with the epochs are kept for all of it, and others for a part.
+    kept, flow = fleet.staleness, _Flow()
+    for _ in range(8 if mode == "off" else 1):
+        flow = _Flow()
+        for reads, writes, keys in _classes(fleet):
+            flow.add(fleet, reads, writes, keys, kept if mode == "off" else 0.0)
+        along = 1 / (1 + flow.asked / fleet.processes * fleet.staleness / 2)
+        kept = fleet.staleness * (0.75 + 0.25 * along)
+    return flow
+
+
 class _Flow:
     """What is asked and announced each second.
 
@@ -200,11 +208,17 @@ class _Flow:
     def __init__(self) -> None:
         self.reads = self.writes = self.loads = self.messages = self.names = self.pairs = 0.0
 
-    def add(self, fleet: Fleet, mode: Mode, reads: float, writes: float, keys: int) -> None:
+    @property
+    def asked(self) -> float:
+        """Requests, without the heartbeats."""
+        return self.reads + self.writes + 2 * self.loads
+
+    def add(self, fleet: Fleet, reads: float, writes: float, keys: int, kept: float) -> None:
         """Add some keys.
 
         :param reads: of one key by one process, a second.
         :param writes: of one key by all, a second.
+        :param kept: seconds for which a value is kept without announcements; 0 where there are some.
         """
         others, ttl = fleet.processes - 1, fleet.ttl
         expires = math.exp(-writes * ttl)
@@ -217,8 +231,9 @@ class _Flow:
         set_, loaded = keys * (1 - expires) / every, keys * expires / every
         self.writes += set_
         self.loads += loaded
-        if mode == "off":
-            self.reads += keys * fleet.processes * reads / (1 + reads * _LEFT * fleet.staleness)
+        if kept:
+            # What a process writes itself, it has for as long.
+            self.reads += keys * fleet.processes * reads / (1 + (reads + writes / fleet.processes) * kept)
             return
         self.reads += keys * others * holds / every + loaded
         holders = others * holds + 1
@@ -228,20 +243,21 @@ class _Flow:
         self.pairs += keys * (others * (lives - holds / reads) + lives) / every
 
 
-def _beats(fleet: Fleet, mode: Mode, packets: float) -> tuple[float, float]:
+def _beats(fleet: Fleet, mode: Mode, packets: float, hits: float) -> tuple[float, float]:
     """Return the heartbeats of all processes each second, and the questions about replication.
 
     :param packets: that one process sends each second for other reasons: one that is due goes along.
+    :param hits: of one process in its memory, each second; where there are some, a timer sends them.
     """
     bound, every = fleet.staleness, min(fleet.staleness / 4, 1.0)
     along = 1 / (every + 1 / packets) if packets else 0.0
     if mode == "off":
         beats = along
     else:
-        used, period = 1 - math.exp(-fleet.reads * bound / 3), bound / 3
+        used, period = 1 - math.exp(-hits * bound / 3), bound / 3
         left = period - every
         more = 1 - math.exp(-packets * left) if left <= every else left * along
-        beats = used * (1 + more) / period
+        beats = used * (1 + more) / period + (1 - used) * along
     return fleet.processes * beats, fleet.processes * min(beats, 1 / max(1.0, bound))
 
 

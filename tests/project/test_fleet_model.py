@@ -46,7 +46,7 @@ def test_by_prefix_everyone_is_told_of_every_write_and_nothing_is_remembered() -
 def test_what_is_read_by_few_is_told_to_few() -> None:
     few, many = (load_of(replace(FLEET, reads=reads), "keys", MACHINE) for reads in (0.1, 1_000))
     assert few.messages < 200
-    assert many.messages == pytest.approx(FLEET.writes * (FLEET.processes - 1), rel=0.06)
+    assert many.messages == pytest.approx(FLEET.writes * (FLEET.processes - 1), rel=0.12)
 
 
 @pytest.mark.parametrize("mode", MODES)
