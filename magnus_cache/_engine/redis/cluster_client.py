@@ -147,6 +147,26 @@ class ClusterClient(Client):
         told = await _all(partial(wire.execute, commands.INFO_MEMORY) for wire in wires)
         return " + ".join(filter(None, (commands.info(each, b"used_memory_human") for each in told))) or None
 
+    async def node_figures(self) -> dict[str, dict[str, Any]]:
+        """Return how many keys each primary has, and how much memory it uses, as far as they answer."""
+
+        async def told(wire: Wire) -> dict[str, Any]:
+            keys, memory = await _all(
+                (
+                    partial(wire.execute, commands.DB_SIZE, replies.answer),
+                    partial(wire.execute, commands.INFO_MEMORY),
+                )
+            )
+            return {"keys": keys, "used_memory": commands.info(memory, b"used_memory_human") or "unknown"}
+
+        wires = self._nodes.servers()
+        outcomes = await asyncio.gather(*map(told, wires), return_exceptions=True)
+        found: dict[str, dict[str, Any]] = {}
+        for wire, outcome in zip(wires, outcomes, strict=True):
+            if isinstance(outcome, dict) and (node := self._nodes.node_led_to(wire)) is not None:
+                found[node] = outcome
+        return found
+
     async def count(self, keys: Sequence[bytes]) -> int:
         """Return how many of some keys exist.
 
