@@ -8,6 +8,7 @@ from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.commands import count
 from magnus_cache._engine.redis.slots import GROUPS, SLOTS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
 
@@ -76,7 +77,9 @@ class ClusterNodes(Topology):
         :raises CacheUnavailableError: when no node tells them.
         """
         if not self.view.map.nodes:
-            await self.wire(b"").renew()
+            # Any node answers a read, a replica by naming the owner; nothing else of a replica counts.
+            probe = self._prefix + b"probe"
+            await self.wire(probe).execute(count([probe]))
         return self.servers()
 
     def breakers(self) -> list[Breaker]:
