@@ -6,6 +6,7 @@ from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.replay import Replayer
@@ -33,6 +34,7 @@ class Parts(Protocol):
     clock: Clock
     epoch_renewals: EpochRenewals
     failover: FailoverGuard
+    fleet_stats: FleetStats
     generations: OutageGenerations
     journal: "Journal | None"
     lane: Lane
@@ -77,8 +79,9 @@ class ConnectionEvents:
             self._parts.journal.mark_unread()
 
     def beat(self, connection: Connection) -> None:
-        """Prolong the epochs in use."""
+        """Prolong the epochs in use, and publish statistics when they are due."""
         self._parts.epoch_renewals.beat(connection)
+        self._parts.fleet_stats.beat(connection)
 
     def measured(self, sent: float, reads: int) -> None:
         """Count the latency of some reads."""

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import versions
@@ -18,10 +18,12 @@ from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
+from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -33,9 +35,11 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
+from magnus_cache._engine.redis.fleet_keys import FleetNames
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
 
 __all__ = ["State"]
+
+_FLEET_TAG: Final = b"{fleet}"
+"""Has all keys of fleet statistics in one slot of a cluster."""
 
 
 def _cluster_epochs(keyspace: Keyspace) -> Epochs:
@@ -151,8 +158,9 @@ class State(LifeCycle, OfflineBounds):
             _node_generations(self) if is_cluster else OutageGenerations(settings.max_staleness, self.contact)
         )
         self.log = ConnectionLog(
-            self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
-        )
+            self.place, self.notices, self.breaker, self.outbox, self.clock,
+            None if settings.tracking == "off" else settings.max_staleness,
+        )  # fmt: skip
         self.closed = False
         self.special: set[object] = set()
         self.disabling: set[object] = set()
@@ -160,7 +168,13 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
+        names = FleetNames(self.keyspace, _FLEET_TAG if is_cluster else b"")
+        self.fleet_stats = FleetStats(
+            self.stats, self.process_figures, self.client, names, settings.stats_interval, self.clock
+        )
+        # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
+        own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
         self.journal = self._new_journal()
         self.replayer = _replayer(self, is_cluster=is_cluster)
         on_fork_child(self)
@@ -168,8 +182,9 @@ class State(LifeCycle, OfflineBounds):
     def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
         return WireLimits(
-            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
-        )
+            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value,
+            tracking_of(settings.tracking, controls),
+        )  # fmt: skip
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
@@ -202,6 +217,22 @@ class State(LifeCycle, OfflineBounds):
     def disabled(self) -> AbstractContextManager[None]:
         """Disable the cache for all callers, in any thread or task."""
         return Presence(self.disabling, self.special)
+
+    # -- figures --------------------------------------------------------------------------------------------
+
+    def process_figures(self) -> dict[str, Any]:
+        """Return what the process has counted, and has now, as a whole."""
+        memory = self.memory
+        return {
+            "in_memory_keys": len(memory),
+            "in_memory_bytes": memory.bytes,
+            "evictions": memory.evictions,
+            "expirations": memory.expirations,
+            "fenced_fills": memory.fenced + self.stats.fenced_loads,
+            "flights": len(self.flights),
+            "flights_joined": self.flights.joined,
+            "unattended": self.flights.background,
+        }
 
     # -- Redis ----------------------------------------------------------------------------------------------
 
@@ -262,7 +293,7 @@ class State(LifeCycle, OfflineBounds):
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.lane, self.replayer,
+            self.lane, self.replayer, self.fleet_stats,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -160,7 +160,7 @@ class ClusterWire(ConfirmedWire):
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self.probe, cluster=True)
+        server = await introduce(connection, self.probe, self._limits.tracking, cluster=True)
         who, shards, slots = await answers(
             connection, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_SHARDS.packed,
             cluster_scripts.CLUSTER_SLOTS.packed,

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from magnus_cache._engine.coherence.epochs import ControlNames
 from magnus_cache._engine.redis.exchange import Connection
 from magnus_cache._engine.redis.orphans import OrphanedConnections
+from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Arrival", "WireLimits", "WireListener"]
@@ -79,3 +80,5 @@ class WireLimits(NamedTuple):
     """The control keys. The root epoch among them identifies the database."""
     value_bytes: Callable[[], int]
     """Returns how many bytes the largest allowed value of any namespace has."""
+    tracking: Tracking
+    """What the servers are asked to announce."""
