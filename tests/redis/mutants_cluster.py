@@ -2,16 +2,18 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.redis import cluster_pipeline
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
-from tests.support.guards import guard, put
+from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
+TRUST: Final = "tests/coordination/test_node_trust.py"
 
 
 @guard(f"{HERE}::test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed")
@@ -39,11 +41,8 @@ def without_the_identities_of_the_other_primaries() -> None:
 
 
 @guard(f"{HERE}::test_invariant_1_a_slot_that_is_given_away_with_its_keys")
-def without_distrust_of_nodes_whose_slots_move() -> None:
-    def nothing(_wire: ClusterWire) -> None:
-        return None
-
-    put(ClusterWire, "suspect", nothing)
+def without_distrust_of_slots_that_move() -> None:
+    put(ClusterWire, "slots_moved", nothing)
 
 
 @guard(f"{VIEW}::test_a_node_takes_nothing_from_another_one_by_its_own_word")
@@ -54,9 +53,25 @@ def without_a_second_nodes_word_about_slots() -> None:
     put(ClusterView, "_merged", merged)
 
 
-@guard(f"{HERE}::test_the_first_node_is_down")
+@guard(f"{HERE}::test_a_replica_that_the_settings_name_sends_elsewhere_at_once")
 def without_redirections_by_nodes_that_none_confirms() -> None:
     def never(_reply: Any) -> bool:
         return False
 
     put(cluster_pipeline, "_is_redirection", never)
+
+
+@guard(
+    f"{HERE}::test_what_is_in_other_slots_stays_in_memory_when_a_slot_moves",
+    f"{TRUST}::test_slots_that_move_end_the_trust_in_their_parts_alone",
+)
+def without_parts_of_the_trust_in_a_node() -> None:
+    def suspect(trust: NodeTrust, _ranges: object) -> None:
+        trust.kill()
+
+    put(NodeTrust, "suspect", suspect)
+
+
+@guard(f"{TRUST}::test_invariant_1_no_entry_of_a_moved_slot_is_trusted_whichever_thread_is_first")
+def without_an_end_of_the_trust_in_moved_slots() -> None:
+    put(NodeTrust, "suspect", nothing)

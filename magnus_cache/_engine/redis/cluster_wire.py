@@ -21,6 +21,7 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -29,6 +30,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
+from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_scripts, commands
@@ -44,7 +46,15 @@ from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
-from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
+from magnus_cache._engine.redis.slots import (
+    MapChanges,
+    Respondent,
+    SlotMap,
+    SlotMapError,
+    anchor_tag,
+    from_shards,
+    from_slots,
+)  # fmt: skip
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError
 
@@ -113,6 +123,7 @@ class ClusterWire(ConfirmedWire):
     :ivar node_id: the node's id, once it has told it.
     :ivar address: at which the map has the node.
     :ivar seeds: the endpoints that it tries, if it may lead to any node.
+    :ivar sends: how often something was sent.
     """
 
     _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
@@ -122,8 +133,10 @@ class ClusterWire(ConfirmedWire):
         self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
     ) -> None:  # fmt: skip
         super().__init__(endpoint, limits, breaker, observer, clock)
+        self.trust: Trust = NodeTrust(-math.inf)
         self.node_id, self.address = "", (endpoint.host, endpoint.port)
         self.seeds: tuple[Endpoint, ...] = ()
+        self.sends = 0
         self._neighbours: Neighbours
         self._shards = True
         self._vetted, self._unknown = set[bytes](), set[bytes]()
@@ -173,7 +186,7 @@ class ClusterWire(ConfirmedWire):
         self._neighbours.introduced(self, found)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
-        self.trust = Trust(self.known.trusted_from + self.max_staleness)
+        self.trust = NodeTrust(self.known.trusted_from + self.max_staleness)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
 
@@ -227,14 +240,21 @@ class ClusterWire(ConfirmedWire):
         self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
 
-    def suspect(self) -> None:
-        """Trust nothing that was read through this connection until now: slots of its node have moved."""
-        before = self.trust.deadline, self.trust.generation
-        self.trust.kill()
-        self.trust = Trust(*before)
-        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
-        self.known.vouched, self.known.deadline = known.vouched, known.deadline
-        self._observer.flushed(self)
+    def slots_moved(self, moved: MapChanges) -> None:
+        """Trust nothing in some slots that was read through this connection until now: they have moved.
+
+        The epochs of their groups are read again, and so are the groups' origins. Requests for them that are on their
+        way were sent before the slots moved, and do not count.
+        """
+        self.trust.suspect(moved.slots)
+        suffixes = tuple(b"{%b}" % anchor_tag(group) for group in moved.groups)
+        known = self.known
+        known.since = self.clock()
+        for name in [name for name in (*known.current, *known.lent) if name.endswith(suffixes)]:
+            known.discard(name)
+            known.lent.pop(name, None)
+        self._vetted.difference_update(suffixes)
+        self._observer.moved(moved.covers_name, self)
 
     def enqueue(self, asked: Read | ReadBatch | Call) -> None:
         """Queue a request that another node was asked before.
@@ -307,6 +327,10 @@ class ClusterWire(ConfirmedWire):
         self._vetted.add(suffix)
 
     # -- as `ConfirmedWire` does them ------------------------------------------------------------------------
+
+    def _pack(self) -> list[bytes | memoryview]:
+        self.sends += 1
+        return super()._pack()
 
     def _ask_for_word(self, *, urgent: bool = False) -> None:
         self._neighbours.confirm(urgent=urgent)

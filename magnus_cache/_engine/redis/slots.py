@@ -221,6 +221,10 @@ class MapChanges(NamedTuple):
         """The groups of the changed slots."""
         return {group for first, last in self.slots for group in range(group_of(first), group_of(last) + 1)}
 
+    def covers_name(self, name: bytes) -> bool:
+        """Whether the slot of a name has another owner."""
+        return self.covers(key_slot(name))
+
 
 def changes(before: SlotMap, after: SlotMap) -> MapChanges:
     """Return what differs between two maps, in time that grows with their ranges."""

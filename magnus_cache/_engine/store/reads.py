@@ -111,7 +111,7 @@ class Reads(Fallback):
                 if outbox.pending:
                     await self.caught_up(connection, ref)
                 entry_here = self.entry_here(ref)
-                if entry_here is not None and entry_here.trust is connection.trust and self._clock() < entry_here:
+                if entry_here is not None and connection.trust.has(entry_here.trust) and self._clock() < entry_here:
                     # Its trust has lapsed because nothing was asked; any answer on its connection renews it.
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
