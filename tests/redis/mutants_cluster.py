@@ -3,16 +3,17 @@
 from typing import Any, Final
 
 from magnus_cache._engine.coherence.node_trust import NodeTrust
-from magnus_cache._engine.redis import cluster_pipeline
+from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
-from tests.support.guards import guard, nothing, put
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
+ORIGINS: Final = "tests/redis/test_cluster_origins.py"
 TRUST: Final = "tests/coordination/test_node_trust.py"
 
 
@@ -26,18 +27,15 @@ def without_another_nodes_word() -> None:
 
 @guard(f"{HERE}::test_invariant_7_what_a_replica_lacks_does_not_come_back")
 def without_the_identity_of_a_groups_server() -> None:
-    def vet(wire: Any, suffix: bytes, _stored: Any) -> None:
-        wire._vetted.add(suffix)
+    def vet(wire: ClusterWire, suffix: bytes, _stored: Any) -> None:
+        wire.vetted(suffix)
 
-    put(ClusterWire, "_vet", vet)
+    put(ClusterWire, "vet", vet)
 
 
 @guard(f"{HERE}::test_invariant_7_a_group_that_was_moved_is_not_invalidated")
 def without_the_identities_of_the_other_primaries() -> None:
-    def none(_loop: ClusterLoop) -> set[bytes]:
-        return set()
-
-    put(ClusterLoop, "identities", none)
+    put(ClusterLoop, "identity_of", nothing)
 
 
 @guard(f"{HERE}::test_invariant_1_a_slot_that_is_given_away_with_its_keys")
@@ -75,3 +73,21 @@ def without_parts_of_the_trust_in_a_node() -> None:
 @guard(f"{TRUST}::test_invariant_1_no_entry_of_a_moved_slot_is_trusted_whichever_thread_is_first")
 def without_an_end_of_the_trust_in_moved_slots() -> None:
     put(NodeTrust, "suspect", nothing)
+
+
+@guard(f"{HERE}::test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well")
+def without_a_wait_until_both_servers_of_a_split_group_are_vetted() -> None:
+    rewrite(ClusterWire._vetting, "None if unvetted else raw", "raw")
+
+
+@guard(
+    f"{HERE}::test_invariant_7_a_slot_moves_on_from_a_server_that_lacks_writes_and_that_no_process_met",
+    f"{ORIGINS}::test_all_noted_servers_must_be_there",
+)
+def without_a_look_at_the_servers_that_slots_came_from() -> None:
+    rewrite(cluster_origins.standing, "present(other)", "noted")
+
+
+@guard(f"{HERE}::test_invariant_7_a_group_that_is_split_is_not_invalidated")
+def without_an_end_of_the_note_of_servers_without_slots() -> None:
+    put(cluster_scripts, "swap", lambda server, before, _after: cluster_scripts.join(server, before))

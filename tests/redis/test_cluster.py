@@ -8,10 +8,10 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.coherence.node_trust import SPAN
-from magnus_cache._engine.redis.slots import GROUPS, group_of, key_slot
+from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import EmbeddedCluster
+from magnus_cache.testing import EmbeddedCluster, ServerNode
 from tests.support.inside import cluster_view_of, state_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
@@ -289,7 +289,7 @@ async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
 @pytest.mark.parametrize("change", ["set", "delete", "clear", "tag"])
 async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: EmbeddedCluster, change: str) -> None:
     """A change was acknowledged by a primary that is gone, and its replica has never heard of it."""
-    primary = cluster.primaries[0]
+    primary = next(node for node in cluster.primaries if cluster.replicas_of(node))
     replica = cluster.replicas_of(primary)[0]
     key = cluster.key_on(primary, prefix="magnus:t:").removeprefix("magnus:t:")
     async with cache_of(cluster) as one, cache_of(cluster) as other:
@@ -319,6 +319,94 @@ async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: Embe
                     return await cache.set("t", f"{key}", "newer") and await cache.get("t", key) == "newer"
 
                 await wait_until_answered(stored)
+
+
+async def _lose_a_delete(cluster: EmbeddedCluster, one: AsyncCacheManager, key: str) -> ServerNode:
+    """Delete a value at a primary that dies before its replica has heard of it; return the replica, which has it."""
+    primary = cluster.owner(f"magnus:t:{key}")
+    replica = cluster.replicas_of(primary)[0]
+    await asyncio.to_thread(cluster.settle)
+    await asyncio.to_thread(cluster.pause, replica)
+    primary.ask("CLIENT", "KILL", "TYPE", "replica")
+    assert await one.delete("t", key)
+    await asyncio.to_thread(cluster.kill, primary)
+    await asyncio.to_thread(cluster.resume, replica)
+    await asyncio.to_thread(cluster.promote, replica, "takeover")
+    assert "old" in replica.ask("GET", f"magnus:t:{key}")
+    return replica
+
+
+async def _split_group(cluster: EmbeddedCluster) -> tuple[str, int]:
+    """Return a key, and its slot, which is moved away from the other slots of its group, to a node with a replica."""
+    target, source = sorted(cluster.primaries, key=lambda node: not cluster.replicas_of(node))[:2]
+    taken = {key_slot(b"{%b}" % anchor_tag(group)) for group in range(GROUPS)}
+    for number in range(100):
+        name = cluster.key_on(source, number, prefix="magnus:t:")
+        slot = key_slot(name.encode())
+        group = cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}")
+        if slot not in taken and group is source:
+            await asyncio.to_thread(cluster.migrate, [slot], target)
+            return name.removeprefix("magnus:t:"), slot
+    raise AssertionError("there is no such key")
+
+
+async def test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well(
+    cluster: EmbeddedCluster,
+) -> None:
+    key, _ = await _split_group(cluster)
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "old")
+        assert await other.get("t", key) == "old"
+        await _lose_a_delete(cluster, one, key)
+        async with cache_of(cluster) as fresh:
+            for cache in (fresh, one, other):
+
+                async def stored(cache: AsyncCacheManager = cache) -> bool:
+                    assert await cache.get("t", key) != "old"
+                    return await cache.set("t", key, "newer") and await cache.get("t", key) == "newer"
+
+                await wait_until_answered(stored)
+
+
+async def test_invariant_7_a_slot_moves_on_from_a_server_that_lacks_writes_and_that_no_process_met(
+    cluster: EmbeddedCluster,
+) -> None:
+    """The server that it is moved to is known to be without fault, and so are the epochs of the group."""
+    key, slot = await _split_group(cluster)
+    async with cache_of(cluster) as one:
+        await one.set("t", key, "old")
+        assert await one.get("t", key) == "old"
+        await _lose_a_delete(cluster, one, key)
+    await asyncio.to_thread(cluster.migrate, [slot], cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}"))
+    async with cache_of(cluster) as fresh:
+
+        async def stored() -> bool:
+            assert await fresh.get("t", key) != "old"
+            return await fresh.set("t", key, "newer") and await fresh.get("t", key) == "newer"
+
+        await wait_until_answered(stored)
+
+
+async def test_invariant_7_a_group_that_is_split_is_not_invalidated(cluster: EmbeddedCluster) -> None:
+    """Nor when it is whole again, by a process that has met only one of its servers before."""
+    async with cache_of(cluster) as one:
+        key, slot = await _split_group(cluster)
+        anchor = cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}")
+        await one.set("t", key, "kept")
+        async with cache_of(cluster) as fresh:
+            assert await fresh.get("t", key) == "kept"
+        noted = anchor.ask("GET", f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}")
+        assert {each.partition("=")[0] for each in noted.split(" ")} == {anchor.id, cluster.owner(slot).id}
+        await asyncio.to_thread(cluster.migrate, [slot], anchor)
+        async with cache_of(cluster) as fresh:
+            name = f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}"
+
+            async def is_alone() -> bool:
+                assert await fresh.get("t", key) == "kept"
+                return [each.partition("=")[0] for each in anchor.ask("GET", name).split(" ")] == [anchor.id]
+
+            # The node that has no slot of it any more is forgotten, or its end would invalidate the group.
+            await wait_until_answered(is_alone)
 
 
 async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: EmbeddedCluster) -> None:

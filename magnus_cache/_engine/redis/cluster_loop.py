@@ -5,13 +5,17 @@ what time.
 """
 
 import asyncio
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from magnus_cache._engine.redis import cluster_origins as origins
+from magnus_cache._engine.redis import cluster_scripts
 from magnus_cache._engine.redis.cluster_redirects import Asked, Redirects, Shared
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import info
-from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, key_slot
+from magnus_cache._engine.redis.exchange import Callback, as_it_is
+from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, group_of, key_slot
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -105,9 +109,45 @@ class ClusterLoop:
             self._seed = None
             self._retire(wire)
 
-    def identities(self) -> set[bytes]:
-        """Return the identities of all nodes that a connection leads to now."""
-        return {wire.identity for wire in self.wires.values() if wire.up and wire.identity}
+    # -- whether writes are missing ---------------------------------------------------------------------------------
+
+    def identity_of(self, node_id: str) -> bytes | None:
+        """Return the identity of a node that a connection leads to now; None without one."""
+        return next((wire.identity for wire in self.all_wires() if wire.node_id == node_id and wire.up), None)
+
+    def believed(self, wire: ClusterWire, suffix: bytes, stored: bytes, is_new: bool) -> None:
+        """Note a node beside a group's other origins; take away those that have no slot of it any more."""
+        server, view = self._topology.server_name + suffix, self._topology.view
+        if is_new:
+            command = cluster_scripts.join(server, origins.entry(wire.node_id, wire.identity))
+        else:
+            noted = origins.read(stored)
+            owners = view.map.owners(group_of(key_slot(server))) | {wire.node_id}
+            if not (noted.keys() - owners and view.map.nodes):
+                return
+            left = {node: identity for node, identity in noted.items() if node in owners}
+            command = cluster_scripts.swap(server, stored, origins.packed(left))
+        # If it fails, the next process finds the same.
+        with contextlib.suppress(CacheUnavailableError):
+            self.wire_of(server).call(command, as_it_is, Callback())
+
+    def unsure(self, suffix: bytes) -> list[ClusterWire]:
+        """Return the connections whose servers may lack writes of a group."""
+        return [wire for wire in self.all_wires() if wire.is_unknown(suffix)]
+
+    def is_primary(self, node_id: str) -> bool:
+        """Whether a node owns slots."""
+        return node_id in self._topology.view.map.nodes
+
+    async def meet(self) -> None:
+        """Return once a connection leads to each primary, as far as they answer."""
+        absent = [wire for wire in self.primaries() if not wire.up]
+        if absent:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._topology.op_timeout):
+                    await asyncio.gather(*(wire.renew() for wire in absent), return_exceptions=True)
+
+    # -- whether others confirm a node ------------------------------------------------------------------------------
 
     def confirmed_at(self, wire: ClusterWire) -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""

@@ -46,6 +46,7 @@ class Shared(Protocol):
     clock: "Clock"
     max_staleness: float
     op_timeout: float
+    server_name: bytes
 
     @property
     def is_open(self) -> bool:
@@ -125,7 +126,7 @@ class Redirects:
         if isinstance(asked, Read):
             found = RedirectedRead(asked, journey)
             if self._topology.is_control(asked.name):
-                found.receive = partial(self._lent, asked, wire)
+                found.receive, found.reader = partial(self._lent, asked, wire), wire
             return found
         return RedirectedBatch(asked, journey) if isinstance(asked, ReadBatch) else RedirectedCall(asked, journey)
 

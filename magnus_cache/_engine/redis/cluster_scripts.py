@@ -29,11 +29,13 @@ __all__ = [
     "arrive",
     "asking",
     "issue",
+    "join",
     "last_issued",
     "learn_copy",
     "raise_copies",
     "remove_one",
     "store_one",
+    "swap",
 ]
 
 CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
@@ -112,23 +114,41 @@ return string.format('%016.0f', highest)
 )
 
 # A server that may lack writes of a group: the first process that meets it invalidates the group, in one step with the
-# note that this is done. The others find the note.
+# note that this is done. The others find the note, and look again.
 _ARRIVE: Final = Script(
     "ARRIVE",
     _NUMBERS
     + """
-local last = number(redis.pcall('GET', KEYS[1]))
-local epoch = last
-if last == 0 or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
-  epoch = math.max(tonumber(ARGV[1]), last + 1)
-  local text = string.format('%016.0f', epoch)
-  redis.call('SET', KEYS[1], text)
-  redis.call('SET', KEYS[2], ARGV[2])
-  redis.pcall('HSETNX', KEYS[3], 'since', text)
-  redis.pcall('HSET', KEYS[3], 'last', text)
-end
+local stored = redis.pcall('GET', KEYS[2])
+if (type(stored) == 'string' and stored or '') ~= ARGV[2] then return '' end
+local text = string.format('%016.0f', math.max(tonumber(ARGV[1]), number(redis.pcall('GET', KEYS[1])) + 1))
+redis.call('SET', KEYS[1], text)
+redis.call('SET', KEYS[2], ARGV[3])
+redis.pcall('HSETNX', KEYS[3], 'since', text)
+redis.pcall('HSET', KEYS[3], 'last', text)
 redis.call('EXISTS', KEYS[1])
-return string.format('%016.0f', epoch)
+return text
+""",
+)
+
+# Slots of a group have moved to a node: it is noted beside the others. Where they are not noted any more, the next
+# process finds that.
+_JOIN: Final = Script(
+    "JOIN",
+    """
+local text = redis.pcall('GET', KEYS[1])
+if type(text) ~= 'string' or text == '' then return 0 end
+if not string.find(text, ARGV[1], 1, true) then redis.call('SET', KEYS[1], text .. ' ' .. ARGV[1]) end
+return 1
+""",
+)
+
+_SWAP: Final = Script(
+    "SWAP",
+    """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
 """,
 )
 
@@ -228,14 +248,27 @@ def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, ep
     return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)
 
 
-def arrive(names: ControlNames, suffix: bytes, epoch: int, identity: bytes) -> Command:
-    """Pack the first contact of a group with a server; the reply has the digits of its root epoch.
+def arrive(names: ControlNames, suffix: bytes, epoch: int, before: bytes, after: bytes) -> Command:
+    """Pack the first contact of a group with a server; the reply has the digits of its new root epoch.
+
+    It is `NOTHING`, and nothing happens, if another process was faster.
 
     :param suffix: the anchor tag of the group, in braces.
-    :param epoch: a new one, which becomes the root epoch unless another process was here before.
-    :param identity: identifies the server's history.
+    :param epoch: a new one, which becomes the root epoch.
+    :param before: the origins of the group, as they were judged; empty for none.
+    :param after: its origins after that.
     """
-    return _ARRIVE.command((names.root + suffix, names.server + suffix, names.guard + suffix), epoch, identity)
+    return _ARRIVE.command((names.root + suffix, names.server + suffix, names.guard + suffix), epoch, before, after)
+
+
+def join(server: bytes, entry: bytes) -> Command:
+    """Pack the note of a node beside the other origins of a group."""
+    return _JOIN.command((server,), entry)
+
+
+def swap(server: bytes, before: bytes, after: bytes) -> Command:
+    """Pack the replacement of a group's origins, if they are still as they were judged."""
+    return _SWAP.command((server,), before, after)
 
 
 def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:

@@ -71,6 +71,7 @@ class ClusterTopology(Topology):
         self.deployment = deployment
         self.clock = clock
         self.max_staleness, self.op_timeout = limits.max_staleness, limits.op_timeout
+        self.server_name = limits.controls.server
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
