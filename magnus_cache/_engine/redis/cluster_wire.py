@@ -42,12 +42,13 @@ from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.connection import answers, server_identity
+from magnus_cache._engine.redis.connection import answers, push_of, server_identity
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
 from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.slots import (
@@ -354,6 +355,21 @@ class ClusterWire(ConfirmedWire):
     def _pack(self) -> list[bytes | memoryview]:
         self.sends += 1
         return super()._pack()
+
+    def _handle(self, reply: Any) -> Rest:
+        pipeline = self._pipeline
+        if type(reply) is not bytes and pipeline.is_interrupted and push_of(reply) is not None:
+            pipeline.take_answered(self)
+            if pipeline.unfinished is not None:
+                return partial(self._handle_next, reply)
+        return super()._handle(reply)
+
+    async def _handle_next(self, reply: Any) -> None:
+        """Handle a push once all that came before it is handed out."""
+        await self._pipeline.handed_out()
+        rest = super()._handle(reply)
+        if rest is not None:
+            await rest()
 
     def _ask_for_word(self, *, urgent: bool = False) -> None:
         self._neighbours.confirm(urgent=urgent)
