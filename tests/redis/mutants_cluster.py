@@ -5,15 +5,18 @@ from typing import Any, Final
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
+from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
 ORIGINS: Final = "tests/redis/test_cluster_origins.py"
+TRACKING: Final = "tests/redis/test_cluster_tracking.py"
 TRUST: Final = "tests/coordination/test_node_trust.py"
 
 
@@ -91,3 +94,18 @@ def without_a_look_at_the_servers_that_slots_came_from() -> None:
 @guard(f"{HERE}::test_invariant_7_a_group_that_is_split_is_not_invalidated")
 def without_an_end_of_the_note_of_servers_without_slots() -> None:
     put(cluster_scripts, "swap", lambda server, before, _after: cluster_scripts.join(server, before))
+
+
+@guard(f"{TRACKING}::test_invariant_1_an_announcement_is_handled_after_what_was_answered_before_it")
+def without_what_was_answered_before_an_announcement() -> None:
+    put(ClusterPipeline, "is_interrupted", False)
+
+
+@guard(f"{TRACKING}::test_what_is_judged_by_epochs_in_doubt_is_served_and_not_kept")
+def without_values_judged_by_epochs_in_doubt() -> None:
+    rewrite(SettledReads._received, "raw is None or", "True or")
+
+
+@guard(f"{TRACKING}::test_invariant_7_epochs_of_one_connection_judge_no_value_of_another")
+def without_epochs_of_the_same_connection() -> None:
+    rewrite(SettledReads._received, "connection.known is not known or ", "")

@@ -214,7 +214,10 @@ class Redirects:
             command = cluster_scripts.asking(asked.command)
             call = None if command is None else RedirectedCall(Call(command, asked.receive, asked.waiter), _of(asked))
         elif isinstance(asked, Read):
-            call = Call(_asking_get(asked.name), asked.receive, asked.waiter)
+            receive = asked.receive
+            if not self._topology.is_control(asked.name):
+                receive = partial(self._not_kept, asked, source)
+            call = Call(_asking_get(asked.name), receive, asked.waiter)
         else:
             batch, receiver = asked, asked.receiver
             wanted, waiter = batch.wanted[0], batch.waiters[0]
@@ -239,6 +242,11 @@ class Redirects:
             target.enqueue(call)
         except CacheUnavailableError as error:
             self._fail(asked, error)
+
+    def _not_kept(self, asked: Read, source: ClusterWire, raw: Any, _connection: Connection, sent: float) -> Any:
+        """Take a value from the node that its slot is being moved to, judged by the epochs of the slot's owner."""
+        self._topology.view.is_moving(key_slot(asked.name), self._topology.clock())
+        return asked.receive(raw, source, sent)
 
     def _fail(self, asked: Asked, error: CacheUnavailableError) -> None:
         waiters = asked.waiters if isinstance(asked, ReadBatch) else [asked.waiter]

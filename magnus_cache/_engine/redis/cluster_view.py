@@ -77,6 +77,11 @@ class ClusterView:
         if moved:
             self._changed(moved)
 
+    def is_moving(self, slot: int, now: float) -> None:
+        """Keep what was read of a slot until now, at either of two nodes, from being trusted for longer than now."""
+        with self._lock:
+            self.moved_at[slot] = now
+
     def abandoned(self, slot: int, now: float) -> None:
         """Note that the owner of a slot has said that no node owns it."""
         with self._lock:
