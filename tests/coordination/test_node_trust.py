@@ -21,7 +21,7 @@ def test_all_parts_are_renewed_together() -> None:
 def test_slots_that_move_end_the_trust_in_their_parts_alone() -> None:
     whole = NodeTrust(5.0)
     parts = [whole.of(number * SPAN) for number in range(6)]
-    whole.suspect([(2 * SPAN, 2 * SPAN), (4 * SPAN - 1, 4 * SPAN)])
+    whole.suspect([(2 * SPAN, 2 * SPAN), (4 * SPAN - 1, 4 * SPAN)], 9.0)
     ended = [part.deadline == -math.inf for part in parts]
     assert ended == [False, False, True, True, True, False]
     assert [part.lapsed for part in parts] == [5.0] * 6
@@ -31,6 +31,7 @@ def test_slots_that_move_end_the_trust_in_their_parts_alone() -> None:
     assert [part.deadline for part in parts] == [8.0, 8.0, -math.inf, -math.inf, -math.inf, 8.0]
     assert whole.of(2 * SPAN).deadline == 8.0
     assert whole.of(2 * SPAN) is not parts[2]
+    assert (whole.of(2 * SPAN).generation, whole.of(0).generation) == (9.0, 0)
 
 
 def test_the_end_of_the_connection_ends_all_parts() -> None:
@@ -62,7 +63,7 @@ def test_a_trust_of_a_single_server_is_its_only_part() -> None:
     assert trust.has(trust)
     assert not trust.has(Trust(5.0))
     assert not NodeTrust(5.0).has(trust)
-    trust.suspect([(0, 0)])
+    trust.suspect([(0, 0)], 1.0)
     assert trust.deadline == -math.inf
 
 
@@ -75,7 +76,7 @@ def test_invariant_1_no_entry_of_a_moved_slot_is_trusted_whichever_thread_is_fir
         def move(whole: NodeTrust = whole, moved: list[bool] = moved, start: threading.Barrier = start) -> None:
             start.wait()
             moved[0] = True
-            whole.suspect([(9, 9)])
+            whole.suspect([(9, 9)], 6.0)
 
         mover = threading.Thread(target=move)
         mover.start()

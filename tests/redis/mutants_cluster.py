@@ -67,7 +67,7 @@ def without_redirections_by_nodes_that_none_confirms() -> None:
     f"{TRUST}::test_slots_that_move_end_the_trust_in_their_parts_alone",
 )
 def without_parts_of_the_trust_in_a_node() -> None:
-    def suspect(trust: NodeTrust, _ranges: object) -> None:
+    def suspect(trust: NodeTrust, _ranges: object, _now: float) -> None:
         trust.kill()
 
     put(NodeTrust, "suspect", suspect)

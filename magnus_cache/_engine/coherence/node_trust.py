@@ -38,10 +38,11 @@ class NodeTrust(Trust):
     :ivar used: whether an entry of any part was served since the owner last reset this.
     """
 
-    __slots__ = ("_deadline", "_generation", "_parts", "_used")
+    __slots__ = ("_deadline", "_generation", "_parts", "_since", "_used")
 
-    def __init__(self, deadline: float, generation: int = 0) -> None:
+    def __init__(self, deadline: float, generation: float = 0) -> None:
         self._parts: dict[int, _Part] = {}
+        self._since: dict[int, float] = {}
         self._deadline, self._generation, self._used = deadline, generation, False
         super().__init__(deadline, generation)
 
@@ -50,7 +51,7 @@ class NodeTrust(Trust):
         number = slot // SPAN
         part = self._parts.get(number)
         if part is None:
-            part = _Part(self._deadline, self._generation)
+            part = _Part(self._deadline, max(self._generation, self._since.get(number, self._generation)))
             part.whole = self
             # At once, as another thread may end it.
             self._parts[number] = part
@@ -60,10 +61,15 @@ class NodeTrust(Trust):
         """Return whether a trust is one of the parts, and its slots have not moved since."""
         return isinstance(trust, _Part) and trust.whole is self
 
-    def suspect(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """End the trust in all entries of some slots, given the first and last ones of ranges; from any thread."""
+    def suspect(self, ranges: Iterable[tuple[int, int]], now: float) -> None:
+        """End the trust in all entries of some slots, given the first and last ones of ranges; from any thread.
+
+        :param now: the current monotonic second, which is the generation of what is read of them from now on.
+        """
         numbers = [number for first, last in ranges for number in range(first // SPAN, last // SPAN + 1)]
         for number in numbers:
+            # First, see `of`.
+            self._since[number] = now
             part = self._parts.pop(number, None)
             if part is not None:
                 part.whole = None
@@ -89,12 +95,12 @@ class NodeTrust(Trust):
                     part.deadline = deadline
 
     @property
-    def generation(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The outage generation in which the connection was up."""
+    def generation(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The monotonic second when the trust began; that of a part may be later."""
         return self._generation
 
     @generation.setter
-    def generation(self, generation: int) -> None:
+    def generation(self, generation: float) -> None:
         self._generation = generation
         for part in list(self._parts.values()):
             part.generation = generation

@@ -102,6 +102,7 @@ class ClusterLoop:
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
             wire.address, wire.seeds, self._seed = node.address, (), None
+            wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         if wire is self._seed and self._topology.view.map.nodes:

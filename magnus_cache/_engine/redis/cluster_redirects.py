@@ -22,6 +22,7 @@ from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, Respondent
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.deployment import Deployment
     from magnus_cache._engine.redis.endpoint import Endpoint
@@ -55,6 +56,10 @@ class Shared(Protocol):
 
     def new_wire(self, endpoint: "Endpoint", node_id: str) -> ClusterWire:
         """Return a new connection of the running loop."""
+        ...
+
+    def breaker_for(self, node_id: str) -> "Breaker":
+        """Return the breaker of a node."""
         ...
 
     def is_control(self, name: bytes) -> bool:

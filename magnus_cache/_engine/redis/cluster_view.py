@@ -56,6 +56,7 @@ class ClusterView:
         self.known: dict[ClusterNode, None] = {}
         self.moved_at = [-math.inf] * SLOTS
         self.vouched: dict[str, float] = {}
+        self._asked: dict[int, float] = {}
 
     def adopt(self, found: SlotMap, teller: str, now: float) -> None:
         """Take a map.
@@ -78,15 +79,20 @@ class ClusterView:
             self._changed(moved)
 
     def is_moving(self, slot: int, now: float) -> None:
-        """Keep what was read of a slot until now, at either of two nodes, from being trusted for longer than now."""
-        with self._lock:
-            self.moved_at[slot] = now
+        """Note that an answer has come just now from the node that a slot is being moved to."""
+        self._asked[slot] = now
+
+    def is_doubtful(self, slot: int, sent: float) -> bool:
+        """Return whether a slot has moved, or was asked for elsewhere, since a request for it left."""
+        return self.moved_at[slot] >= sent or self._asked.get(slot, -math.inf) >= sent
 
     def abandoned(self, slot: int, now: float) -> None:
         """Note that the owner of a slot has said that no node owns it."""
         with self._lock:
             self.moved_at[slot] = now
-        self._changed(MapChanges(((slot, slot),), frozenset(), frozenset(), frozenset()))
+            owner = self.map.owner(slot)
+        none = frozenset[str]()
+        self._changed(MapChanges(((slot, slot),), none, none, none, none if owner is None else frozenset({owner.id})))
 
     def confirm(self, found: SlotMap, teller: str, sent: float) -> None:
         """Note that a node has named the others as primaries.

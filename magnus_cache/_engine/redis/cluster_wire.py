@@ -162,6 +162,11 @@ class ClusterWire(ConfirmedWire):
         self._neighbours, self.node_id, self.seeds = neighbours, node_id, seeds
         self._pipeline.redirect = partial(neighbours.redirected, self)
 
+    def switch_breaker(self, breaker: Breaker) -> None:
+        """Share the breaker of its node from now on: whoever named the node, it answers."""
+        before, self._breaker = self._breaker, breaker
+        before.succeeded(self.clock())
+
     # -- the handshake ----------------------------------------------------------------------------------------
 
     async def _connection(self) -> CacheUnavailableError:
@@ -180,7 +185,7 @@ class ClusterWire(ConfirmedWire):
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self.probe, cluster=True)
+        server = await introduce(connection, self.probe, self._limits.tracking, cluster=True)
         who, shards, slots = await answers(
             connection, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_SHARDS.packed,
             cluster_scripts.CLUSTER_SLOTS.packed,
@@ -258,7 +263,7 @@ class ClusterWire(ConfirmedWire):
         The epochs of their groups are read again, and so are the groups' origins. Requests for them that are on their
         way were sent before the slots moved, and do not count.
         """
-        self.trust.suspect(moved.slots)
+        self.trust.suspect(moved.slots, self.clock())
         suffixes = tuple(b"{%b}" % anchor_tag(group) for group in moved.groups)
         known = self.known
         known.since = self.clock()

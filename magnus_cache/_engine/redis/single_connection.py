@@ -10,6 +10,7 @@ from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import introduce
 from magnus_cache._engine.redis.replies import ServerFacts
+from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _STEP: Final = 500
 
 
 async def connect_once(
-    endpoint: "Endpoint", timeout: float, probe: bytes, *, cluster: bool = False
+    endpoint: "Endpoint", timeout: float, probe: bytes, tracking: Tracking, *, cluster: bool = False
 ) -> tuple[float, ServerFacts, bool]:
     """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
 
@@ -31,13 +32,14 @@ async def connect_once(
 
     :param timeout: seconds for the connection and for each answer.
     :param probe: any key; it need not exist.
+    :param tracking: what the server is to announce.
     :param cluster: whether the server is to be a node of a cluster.
     :raises CacheUnavailableError: when Redis does not answer, or cannot serve.
     """
     intake = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES)
     try:
         async with opened(endpoint, timeout, intake, lambda: True) as connection:
-            met = await introduce(connection, probe, cluster=cluster)
+            met = await introduce(connection, probe, tracking, cluster=cluster)
             intake.completed()
             began = monotonic()
             (reply,) = await answers(connection, commands.get_many((probe,)))

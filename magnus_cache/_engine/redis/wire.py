@@ -79,7 +79,7 @@ class Wire:
         self.max_staleness = limits.max_staleness
         self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
-        self.questions = Questions(self.loop, lambda: self.known.pace)
+        self.questions = Questions(self.loop, lambda: self.known.pace, by_key=limits.tracking.mode == "keys")
         self.leases_held, self.time, self.tracking = 0, RedisTime(), False
         self._endpoint, self._limits, self._breaker, self._observer = endpoint, limits, breaker, observer
         self._pipeline = self._pipeline_type(observer.measured)
@@ -109,11 +109,11 @@ class Wire:
         return self.over or self.loop.is_closed()
 
     def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
-        """Queue the read of one value, see `Connection.read`.
-
-        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
-        """
-        self._enqueue(Read(name, receive, waiter, expected))
+        """Queue the read of one value; see `Connection.read`, also for what it raises."""
+        self._admit()
+        self._pipeline.add(Read(name, receive, waiter, expected))
+        # Never at once, even if nothing else waits: most often it is an epoch, and its value comes right behind it.
+        self._sender.schedule()
 
     def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
         """Queue the read of one value, see `Connection.read_value`; written out, because all reads come here.
@@ -279,7 +279,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self._limits.controls.server)
+        server = await introduce(connection, self._limits.controls.server, self._limits.tracking)
         # The staleness bound holds without.
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
@@ -294,7 +294,7 @@ class Wire:
         if known is not None:
             arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
-        self.server, self.keeps_identity = server, server.echoes and server.keeps_identity
+        self.server, self.keeps_identity = server, server.announces_removal and server.keeps_identity
 
     def _ready(self) -> None:
         self._intake.completed()

@@ -14,7 +14,7 @@ from random import random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import SMALL_BYTES
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES, SMALL_BYTES
 from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
@@ -79,6 +79,7 @@ class Reads(Fallback):
         self.again = (SettledReads if state.topology.is_cluster else JointReads)(state, self)
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
+        self._for_large = state.client.connection_for_large
         self._batches = ValueBatches(state, self)
         refs = KeyRefs(state)
         self.ref, self.address_of = refs.ref, refs.address_of
@@ -119,10 +120,13 @@ class Reads(Fallback):
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
+                source, here = connection, None if again else entry_here
+                if ref.epoch_names.value_bytes >= LARGE_BYTES and here is None:
+                    source = self._for_large(ref.name) or connection
                 if again:
-                    return await self.again.read(connection, ref, tags)
-                self.epoch_sync.prepare(connection, ref.epoch_names, tags)
-                waiter, placeholder = self.request(connection, ref, entry_here)
+                    return await self.again.read(source, ref, tags)
+                self.epoch_sync.prepare(source, ref.epoch_names, tags)
+                waiter, placeholder = self.request(source, ref, here)
                 try:
                     return await waiter
                 finally:
@@ -154,7 +158,7 @@ class Reads(Fallback):
         """
         outbox = self.state.outbox
         if outbox.pending and outbox.covers(ref.name):
-            await self.state.replayer.done(connection)
+            await self.state.replayer.done(connection, ref.name)
 
     # -- asking ---------------------------------------------------------------------------------------------
 
@@ -166,11 +170,12 @@ class Reads(Fallback):
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        connection = self._connection(ref.name)
+        names = ref.epoch_names
+        connection = (self._connection if names.value_bytes < LARGE_BYTES else self._for_large)(ref.name)
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
+        if names.ready not in known.ready or known.deadline != _FOREVER:
             return None
         # Not `create_future`, which is one call more.
         waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)

@@ -49,6 +49,10 @@ class _Reads(Protocol):
 
     def limit(self, ref: KeyRef) -> int: ...
 
+    def request(
+        self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
+    ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]: ...
+
     def expect(self, ref: KeyRef) -> Placeholder | None: ...
 
     def settle(self, placeholder: Placeholder | None) -> None: ...
@@ -88,14 +92,13 @@ class JointReads:
         :raises UnsettledError: for a value whose epochs were not all read.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        received = await self.receiver(connection, ref, tags)
-        waiter: asyncio.Future[Entry | None] = connection.loop.create_future()
-        placeholder = self._reads.expect(ref)
+        self._state.epoch_sync.prepare(connection, ref.epoch_names, tags, again=True)
+        waiter, placeholder = self._reads.request(connection, ref, None)
         try:
-            connection.read(ref.name, partial(received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
             return await waiter
         finally:
-            self._reads.settle(placeholder)
+            if placeholder is not None:
+                self._reads.settle(placeholder)
 
 
 class SettledReads(JointReads):
@@ -109,6 +112,21 @@ class SettledReads(JointReads):
         known = connection.known
         await self._state.epoch_sync.answered(connection, ref.epoch_names, tags)
         return partial(self._received, _Read(known, frozenset(tags)))
+
+    async def read(self, connection: "Connection", ref: KeyRef, tags: Sequence[str]) -> Entry | None:
+        """Return the entry of a value that Redis has.
+
+        :raises UnsettledError: for a value whose epochs were not all read.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        received = await self.receiver(connection, ref, tags)
+        waiter: asyncio.Future[Entry | None] = connection.loop.create_future()
+        placeholder = self._reads.expect(ref)
+        try:
+            connection.read(ref.name, partial(received, ref, placeholder), waiter, ref.epoch_names.value_bytes)
+            return await waiter
+        finally:
+            self._reads.settle(placeholder)
 
     def _received(
         self, epochs: "_Read", ref: KeyRef, placeholder: Placeholder | None, raw: bytes | None,
