@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.coherence.node_trust import SPAN
 from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode
-from tests.support.inside import cluster_view_of, state_of, wires_of
+from tests.support.inside import cluster_view_of, state_of, waits_for_a_lease, wires_of
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -280,6 +282,173 @@ async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
         await asyncio.to_thread(migration.complete)
         assert await one.set("t", key, "moved")
         assert await other.get("t", key) == "moved"
+
+
+async def test_a_bump_while_an_anchors_slot_is_half_moved(cluster: EmbeddedCluster) -> None:
+    """Some of a group's epochs are at the source, others at the target, and some do not exist."""
+    source, target = cluster.primaries[:2]
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        tag = next(
+            anchor_tag(group).decode() for group in range(GROUPS)
+            if cluster.owner(f"{{{anchor_tag(group).decode()}}}") is source
+        )  # fmt: skip
+        slot = key_slot(tag.encode())
+        keys = [f"k{number}" for number in range(3000)]
+        key = next(key for key in keys if group_of(key_slot(f"magnus:t:{key}".encode())) == group_of(slot))
+        await one.set("t", key, "old", tags=["x"])
+        assert await other.get("t", key) == "old"
+        names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        assert len(names) >= 5  # the guard, the servers, and the epochs of all, of the namespace and of the tag
+        for moved in range(1, len(names)):
+            migration = cluster.migration([slot], target)
+            await asyncio.to_thread(migration.begin)
+            await asyncio.to_thread(migration.move_keys, moved)
+            for invalidate in (one.clear("t"), one.invalidate_tags("x")):
+                await one.set("t", key, "old", tags=["x"])
+                await other.get("t", key)
+                await invalidate
+                assert await one.get("t", key) is None
+
+                async def is_gone() -> bool:
+                    return await other.get("t", key) is None
+
+                await wait_until_answered(is_gone)
+            assert not state_of(one).outbox.pending
+            await asyncio.to_thread(migration.complete)
+            source, target = target, source
+        assert (await one.get_stats())["errors"] == {}
+
+
+def _key_on(cluster: EmbeddedCluster, node: ServerNode) -> tuple[str, int]:
+    """Return a key of the namespace `t` on a node, and its slot."""
+    name = cluster.key_on(node, prefix="magnus:t:")
+    return name.removeprefix("magnus:t:"), key_slot(name.encode())
+
+
+async def _move(cluster: EmbeddedCluster, slot: int, target: ServerNode, how: str) -> None:
+    if how == "atomic" and not cluster.version.migrates_atomically:
+        pytest.skip("this server has no atomic migrations")
+    await asyncio.to_thread(partial(cluster.migrate, [slot], target, atomic=how == "atomic"))
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic"])
+async def test_invariant_3_a_load_that_waits_for_a_lease_whose_slot_moves(cluster: EmbeddedCluster, how: str) -> None:
+    """It is announced neither at the old node nor at the new one, and nothing polls."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster, lease=60, wait_timeout=60) as other:
+        call = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        waiting = asyncio.create_task(other.get_or_set("t", key, slow))
+        await wait_until_async(lambda: waits_for_a_lease(other))
+        await _move(cluster, slot, target, how)
+        slow.finish()
+        assert await call == 1
+        assert await asyncio.wait_for(waiting, 10) == 1
+        assert slow.calls == 1
+        assert cluster.owner(slot) is target
+        assert target.ask("EXISTS", f"magnus:t:{key}") == 1
+
+
+async def test_a_load_that_waits_for_a_lease_which_is_lost_with_its_slot(cluster: EmbeddedCluster) -> None:
+    """Redis 7 deletes the lease and says nothing; a process in use finds that the slot has moved."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster, lease=60, wait_timeout=60) as other:
+        call = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        waiting = asyncio.create_task(other.get_or_set("t", key, lambda: "loaded here"))
+        await wait_until_async(lambda: waits_for_a_lease(other))
+        await asyncio.to_thread(cluster.give_away, [slot], target)
+
+        async def is_loaded() -> bool:
+            await other.get("t", "another")
+            return waiting.done()
+
+        await wait_until_answered(is_loaded)
+        assert await waiting == "loaded here"
+        slow.finish()
+        assert await call == 1
+        assert await one.get("t", key) == await other.get("t", key) == "loaded here"
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic"])
+async def test_invariant_1_a_load_whose_lease_moves_takes_no_further_callers(
+    cluster: EmbeddedCluster, how: str
+) -> None:
+    """The old node announces no delete of the lease any more."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster) as other:
+        overtaken = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        await _move(cluster, slot, target, how)
+        assert await one.get("t", key) is None  # it learns where the slot is
+        assert not await other.delete("t", key)
+        assert await asyncio.wait_for(one.get_or_set("t", key, lambda: "new"), 10) == "new"
+        slow.finish()
+        assert await overtaken == 1
+        assert await one.get("t", key) == await other.get("t", key) == "new"
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic", "give_away"])
+async def test_invariant_1_a_remembered_error_whose_slot_moves(cluster: EmbeddedCluster, how: str) -> None:
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    namespace = Namespace("t", negative={LookupError: 600})
+
+    def missing() -> str:
+        raise LookupError("not there")
+
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for cache in (one, other):
+            with pytest.raises(LookupError, match="not there"):
+                await cache.get_or_set(namespace, key, missing)
+        if how == "give_away":
+            await asyncio.to_thread(cluster.give_away, [slot], target)
+        else:
+            await _move(cluster, slot, target, how)
+        await one.set(namespace, key, "there")
+
+        async def is_there() -> bool:
+            await other.get("t", "another")  # it is a busy process
+            try:
+                return await other.get_or_set(namespace, key, missing) == "there"
+            except LookupError:
+                return False
+
+        began = monotonic()
+        await wait_until_answered(is_there)
+        assert monotonic() - began < 2
+
+
+async def test_a_load_in_a_slot_that_stays_half_moved(cluster: EmbeddedCluster) -> None:
+    """Neither node serves a value and its lease together: the load is not stored, and does not wait for that."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        migration = cluster.migration([slot], target)
+        await asyncio.to_thread(migration.begin)
+        began = monotonic()
+        assert await asyncio.gather(
+            one.get_or_set("t", key, lambda: "loaded"), other.get_or_set("t", key, lambda: "loaded")
+        ) == ["loaded", "loaded"]  # fmt: skip
+        assert monotonic() - began < 5
+        names = [f"magnus:t:{key}", f"{{magnus:t:{key}}}:lease"]
+        assert [source.ask("CLUSTER", "COUNTKEYSINSLOT", slot), target.ask("CLUSTER", "COUNTKEYSINSLOT", slot)] == [
+            0,
+            0,
+        ]
+        await asyncio.to_thread(migration.complete)
+
+        async def is_stored() -> bool:
+            assert await one.get_or_set("t", key, lambda: "loaded") == "loaded"
+            return [target.ask("EXISTS", name) for name in names] == [1, 0]
+
+        await wait_until_answered(is_stored)
 
 
 # -- lost writes ------------------------------------------------------------------------------------------------------

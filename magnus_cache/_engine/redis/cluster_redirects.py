@@ -5,7 +5,6 @@ Everything here runs on the loop of the connections.
 
 import asyncio
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -99,7 +98,7 @@ class Redirects:
             self._fail(asked, _unsettled(error))
             return
         if isinstance(asked, Call) and isinstance(asked.command, Steps) and not isinstance(error, MovedError):
-            self._one_by_one(asked, asked.command.parts, journey, self._node_of(wire))
+            self._one_by_one(asked, asked.command, [], journey, self._node_of(wire))
             return
         node: ClusterNode | None = None
         if isinstance(error, AskError):
@@ -180,25 +179,34 @@ class Redirects:
                 del self._postponed[timer]
                 self._send(asked, self._by_slot(asked, node))
 
-    def _one_by_one(self, asked: Call, parts: Sequence[Command], journey: Journey, node: ClusterNode) -> None:
+    def _one_by_one(
+        self, asked: Call, steps: Steps, replies: list[Any], journey: Journey, node: ClusterNode
+    ) -> None:  # fmt: skip
         """Send the parts of a command one after the other: their keys may be on two nodes while the slot is moved.
 
         Together they would be refused; and sent together to the target, they would create a key there that the source
         still has.
+
+        :param replies: those to the parts that were sent before.
         """
-        first, *others = parts
-        if not others:
-            self._send(RedirectedCall(Call(first, asked.receive, asked.waiter), journey), node)
+        part = steps.parts[len(replies)]
+        if len(replies) == len(steps.parts) - 1:
+
+            def received(reply: Any, connection: Connection, sent: float) -> Any:
+                return asked.receive(steps.combined([*replies, reply]), connection, sent)
+
+            self._send(RedirectedCall(Call(part, received, asked.waiter), journey), node)
             return
 
-        def answered(_reply: object) -> None:
-            self._one_by_one(asked, others, journey, self._topology.view.map.nodes.get(node.id, node))
+        def answered(reply: object) -> None:
+            owner = self._topology.view.map.nodes.get(node.id, node)
+            self._one_by_one(asked, steps, [*replies, reply], journey, owner)
 
         def failed(error: BaseException) -> None:
             if not asked.waiter.done():
                 asked.waiter.set_exception(error)
 
-        self._send(RedirectedCall(Call(first, as_it_is, Callback(answered, failed)), journey), node)
+        self._send(RedirectedCall(Call(part, as_it_is, Callback(answered, failed)), journey), node)
 
     def _by_slot(self, asked: Asked, node: ClusterNode) -> ClusterNode:
         """Return the owner of what is asked for, as known by now; of a command, the node that was named."""

@@ -8,7 +8,7 @@ nodes are told makes no difference, and telling one of them twice does no harm.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache._engine.codec.envelope import EPOCH_AT
 from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
@@ -113,6 +113,35 @@ end
 redis.call('EXISTS', unpack(copies))
 if ARGV[2] == '' then highest = math.max(highest, epoch) end
 return string.format('%016.0f', highest)
+""",
+)
+
+# The same in commands of one key each, for a slot that is half moved. The guard first: who makes a missing copy between
+# two of them finds there that the tag was invalidated.
+_TELL: Final = Script(
+    "TELL",
+    _NUMBERS
+    + """
+local epoch = tonumber(ARGV[1])
+redis.pcall('HSETNX', KEYS[1], 'since', ARGV[1])
+if number(redis.pcall('HGET', KEYS[1], 'last')) < epoch then redis.pcall('HSET', KEYS[1], 'last', ARGV[1]) end
+for index = 2, #ARGV do
+  local told = number(redis.pcall('HGET', KEYS[1], ARGV[index]))
+  if told < epoch then redis.pcall('HSET', KEYS[1], ARGV[index], ARGV[1]) end
+end
+return ARGV[1]
+""",
+)
+
+_RAISE_ONE: Final = Script(
+    "RAISE",
+    _NUMBERS
+    + """
+local epoch, bucket = tonumber(ARGV[1]), ARGV[2]
+local last = number(redis.pcall('GET', KEYS[1]))
+if last < epoch and (last > 0 or bucket == '' or bucket == '-') then put(KEYS[1], ARGV[1], bucket) end
+redis.call('EXISTS', KEYS[1])
+return string.format('%016.0f', math.max(last, epoch))
 """,
 )
 
@@ -249,6 +278,29 @@ class Steps(Command):
         super().__init__(name, b"".join(part.packed for part in parts), len(parts), last.again, writes)
         self.parts = parts
 
+    def combined(self, replies: Sequence[Any]) -> Any:
+        """Return the reply from the replies to all parts, which were sent one after the other."""
+        return replies[-1]
+
+
+class _Divisible(Steps):
+    """A command of several keys, and the commands of one key that are sent in its place where it is refused."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Command, parts: Sequence[Command]) -> None:
+        super().__init__(whole.name, parts, whole.writes)
+        self.packed, self.replies, self._whole = whole.packed, whole.replies, whole
+        self.again = None if whole.again is None else self._said_again
+
+    def _said_again(self) -> Command:
+        assert self._whole.again is not None
+        return _Divisible(self._whole.again(), self.parts)
+
+    def combined(self, replies: Sequence[Any]) -> Any:
+        """Return the digits of the highest epoch."""
+        return max(replies) if all(type(reply) is bytes for reply in replies) else replies[-1]
+
 
 def asking(command: Command) -> Command | None:
     """Return a command as it is sent to the node that a slot is being moved to; None for a transaction.
@@ -283,8 +335,14 @@ def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, ep
     :param suffix: the anchor tag of the group, in braces.
     :param make: whether to make copies that the group does not have, and leave the others as they are.
     """
-    buckets = [names.bucket(logical_name(copy)) for copy in copies]
-    return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)
+    buckets, text = [names.bucket(logical_name(copy)) for copy in copies], b"%016d" % epoch
+    whole = _RAISE.command((names.guard + suffix, *copies), text, b"1" if make else b"", *buckets)
+    if make:
+        # In one step: it depends on the guard which epoch the copy gets.
+        return whole
+    told = [bucket for bucket in buckets if bucket not in (b"", b"-")]
+    each = [_RAISE_ONE.command((copy,), text, bucket) for copy, bucket in zip(copies, buckets, strict=True)]
+    return _Divisible(whole, [_TELL.command((names.guard + suffix,), text, *told), *each])
 
 
 def arrive(names: ControlNames, suffix: bytes, epoch: int, before: bytes, after: bytes) -> Command:
