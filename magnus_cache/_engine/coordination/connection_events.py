@@ -1,5 +1,6 @@
 """Dispatch of connection events to the parts of a cache: changes, new connections, lost connections."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.announcements import Announcements
@@ -64,6 +65,10 @@ class ConnectionEvents:
         """React to an emptied database: the leases of running loads may be gone."""
         self._parts.generations.flushed(connection)
         self._parts.announcements.flushed(connection)
+
+    def moved(self, covers: Callable[[bytes], bool], connection: Connection) -> None:
+        """React to slots that have moved: nothing is announced about the leases in them."""
+        self._parts.leases.moved(covers, connection)
 
     def exchanged(self, connection: Connection) -> None:
         """React to a swapped database: check the server's history again, as nothing in this database was read here."""
