@@ -106,16 +106,17 @@ class ConnectionEvents:
         self._parts.leases.release_lost(connection)
         if not connection.keeps_identity:
             self._parts.failover.restore_identity(connection)
-        self._parts.log.connected(connection)
+        self._parts.log.connected(connection, self._parts.topology.node_led_to(connection))
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 
-    def remapped(self, nodes: set[str]) -> None:
+    def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
-        self._parts.generations.remapped(nodes)
+        self._parts.generations.remapped()
+        self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
         if self._parts.outbox.pending:
             # Other nodes may be able to settle what waits.
             for connection in self._parts.topology.established()[:1]:
@@ -132,4 +133,4 @@ class ConnectionEvents:
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Count the failure, and log once why Redis is unavailable."""
         self._parts.stats.failed(error.reason)
-        self._parts.log.disconnected(error)
+        self._parts.log.disconnected(error, self._parts.topology.node_led_to(connection))

@@ -388,7 +388,14 @@ class ClusterWire(ConfirmedWire):
         super()._flushed()
 
     def _lost(self, error: CacheUnavailableError) -> None:
-        was_up = self.up
         super()._lost(error)
-        if was_up:
-            self._neighbours.went_away(self)
+        # Also after an attempt to connect: it may be long until a replica takes over.
+        self._neighbours.went_away(self)
+
+    def _admit(self) -> None:
+        try:
+            super()._admit()
+        except CacheUnavailableError:
+            # If all requests are for this node, no other connection asks who has its slots by now.
+            self._neighbours.confirm()
+            raise

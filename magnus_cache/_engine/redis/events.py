@@ -60,8 +60,8 @@ class WireListener(Protocol):
     def connected(self, connection: Connection) -> None:
         """The wire is up (again)."""
 
-    def remapped(self, nodes: set[str]) -> None:
-        """Slots have moved from or to some nodes of a cluster, given by their ids; called in any thread."""
+    def remapped(self) -> None:
+        """Slots of a cluster have moved, or the nodes have other addresses; called in any thread."""
 
     def vanished(self, connection: Connection) -> None:
         """The loop of a wire ended without closing it, so its loss went unnoticed; called in any thread."""
