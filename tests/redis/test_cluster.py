@@ -143,8 +143,14 @@ async def test_invariant_2_an_overtaken_load_is_not_stored(cluster: EmbeddedClus
 async def test_one_connection_for_each_loop_and_primary(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as cache:
         await asyncio.gather(*(cache.get("t", f"x{number}") for number in range(1000)))
-        wires = state_of(cache).topology.connections()
-        assert len([wire for wire in wires if wire.up]) == 3
+        topology = state_of(cache).topology
+        assert len([wire for wire in topology.connections() if wire.up]) <= 4  # the first may lead to a replica
+
+        async def are_three() -> bool:
+            await cache.get("t", "another")
+            return len([wire for wire in topology.connections() if wire.up]) == 3
+
+        await wait_until_answered(are_three)
         assert sorted(node.id for node in cluster.primaries) == sorted(cluster_view_of(cache).map.nodes)
 
 

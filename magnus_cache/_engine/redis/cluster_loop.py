@@ -5,6 +5,7 @@ what time.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -15,12 +16,14 @@ from redis.exceptions import AskError, MovedError, ResponseError
 from magnus_cache._engine.redis import cluster_scripts
 from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch, RedirectedCall, RedirectedRead
 from magnus_cache._engine.redis.cluster_scripts import Steps
+from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
-from magnus_cache._engine.redis.commands import Command, info, pack
+from magnus_cache._engine.redis.commands import Command, info
+from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, SlotMapError, key_slot, redirected
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.cluster_view import ClusterView
@@ -70,6 +73,15 @@ class Shared(Protocol):
         """Whether a name is that of a control key."""
         ...
 
+    def check_seeds(self) -> None:
+        """Find out once whether all nodes that the settings name belong to one cluster."""
+
+    def warn(self, topic: str, problem: str) -> None:
+        """Warn of something that is wrong with the cluster, which can be used nevertheless."""
+
+    def retry_now(self) -> None:
+        """Let connections to all nodes be tried now: one of them answers again."""
+
 
 class ClusterLoop:
     """See the module.
@@ -87,6 +99,8 @@ class ClusterLoop:
         self._asked_at = -math.inf
         self._urgent_at = -math.inf
         self._turn = 0
+        self._idle_since = math.inf
+        self._unowned = UnownedSlots(topology.view, topology.op_timeout, topology.warn)
         self._timers: set[asyncio.TimerHandle] = set()
         self._postponed: dict[asyncio.TimerHandle, _Asked] = {}
 
@@ -135,13 +149,39 @@ class ClusterLoop:
     # -- what a node tells ----------------------------------------------------------------------------------------
 
     def introduced(self, wire: ClusterWire, found: SlotMap) -> None:
-        """Note what a node has answered in the handshake."""
+        """Note what a node has answered in the handshake.
+
+        :raises TopologyError: if it is another node than before, or one of another cluster while nodes of this one
+            answer.
+        """
+        if wire is not self._seed and self.wires.get(wire.node_id) is not wire:
+            raise TopologyError("another node answers there than before; the cache looks for the present ones")
+        if self._topology.view.is_foreign(found) and any(each.up for each in self.all_wires()):
+            raise TopologyError("it belongs to another cluster than the other nodes; name nodes of one cluster only")
         node = found.nodes.get(wire.node_id)
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
             wire.address, wire.seeds, self._seed = node.address, (), None
             self.wires[node.id] = wire
+        elif wire is self._seed:
+            # If all connections were lost, a node answers now: the others may do so as well, or live elsewhere.
+            self._topology.retry_now()
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
+        self._topology.check_seeds()
+
+    def _leave_seed(self) -> None:
+        """End the connection that was only needed to find the nodes, such as one to a replica.
+
+        Not at once: callers that began with it may still be about to ask through it.
+        """
+        seed, now = self._seed, self._topology.clock()
+        if seed is None or not (seed.up and seed.is_idle and self._topology.view.map.covered):
+            self._idle_since = math.inf
+        elif now < self._idle_since:
+            self._idle_since = now
+        elif now > self._idle_since + 2 * self._topology.op_timeout:
+            self._seed = None
+            seed.stop()
 
     def identities(self) -> set[bytes]:
         """Return the identities of all nodes that a connection leads to now."""
@@ -186,6 +226,7 @@ class ClusterLoop:
 
         A node that has lost the majority does not know what the others decide, so its word counts for nothing.
         """
+        self._leave_seed()
         if info(state, b"cluster_state") != "ok":
             return
         try:
@@ -196,9 +237,13 @@ class ClusterLoop:
         self._topology.view.confirm(found, wire.node_id, sent)
 
     def went_away(self, wire: ClusterWire) -> None:
-        """Ask the others about the map: a replica may take over."""
-        if self._topology.is_open:
-            self.confirm(urgent=True)
+        """Ask the others about the map: a replica may take over. Without any, look for them where the settings say."""
+        if not self._topology.is_open:
+            return
+        self.confirm(urgent=True)
+        if not any(each.up for each in self.all_wires()):
+            with contextlib.suppress(CacheUnavailableError, CacheClosedError):
+                self.seed().ask_about_cluster()
 
     def apply(self, affected: set[str]) -> None:
         """Distrust what was read from some nodes, as slots of theirs have moved; end connections to those without."""
@@ -208,9 +253,7 @@ class ClusterLoop:
             if node_id not in self._topology.view.map.nodes and wire.is_idle:
                 del self.wires[node_id]
                 wire.stop()
-        if self._seed is not None and self._seed.up and self._seed.is_idle:
-            self._seed.stop()
-            self._seed = None
+        self._leave_seed()
 
     def vouch(self, node_id: str, at: float) -> None:
         """Pass on another node's word to the connection that it is about."""
@@ -227,8 +270,8 @@ class ClusterLoop:
         journey.hops += 1
         if not isinstance(asked, RedirectedRead | RedirectedCall | RedirectedBatch):
             asked = self._begin(asked, journey, wire)
-        if now > journey.began + self._topology.op_timeout or not self._topology.is_open:
-            self._fail(asked, _unsettled(error))
+        if self._unowned.gives_up(journey, error, now) or not self._topology.is_open:
+            self._fail(asked, self._unowned.error(error))
             return
         if isinstance(asked, Call) and isinstance(asked.command, Steps) and not isinstance(error, MovedError):
             self._one_by_one(asked, asked.command.parts, journey, self._node_of(wire))
@@ -238,7 +281,7 @@ class ClusterLoop:
             try:
                 node = self._node_at(error, wire)
             except SlotMapError:
-                self._fail(asked, _unsettled(error))
+                self._fail(asked, self._unowned.error(error))
                 return
         if isinstance(error, MovedError) and node is not None:
             self._topology.view.moved(error.slot_id, node, now)
@@ -339,9 +382,11 @@ class ClusterLoop:
         call: Call | None = None
         if isinstance(asked, Call):
             command = cluster_scripts.asking(asked.command)
-            call = None if command is None else RedirectedCall(Call(command, asked.receive, asked.waiter), _of(asked))
+            assert isinstance(asked, RedirectedCall)
+            if command is not None:
+                call = RedirectedCall(Call(command, asked.receive, asked.waiter), asked.journey)
         elif isinstance(asked, Read):
-            call = Call(_asking_get(asked.name), asked.receive, asked.waiter)
+            call = Call(cluster_scripts.asking_get(asked.name), asked.receive, asked.waiter)
         else:
             batch, receiver = asked, asked.receiver
             wanted, waiter = batch.wanted[0], batch.waiters[0]
@@ -358,9 +403,9 @@ class ClusterLoop:
                 if not waiter.done():
                     waiter.set_exception(error)
 
-            call = Call(_asking_get(wanted.name), received, Callback(None, failed))
+            call = Call(cluster_scripts.asking_get(wanted.name), received, Callback(None, failed))
         if call is None:
-            self._fail(asked, _unsettled(ResponseError("ASK")))
+            self._fail(asked, self._unowned.error(ResponseError("ASK")))
             return
         try:
             target.enqueue(call)
@@ -381,19 +426,3 @@ class ClusterLoop:
         for timer, asked in postponed.items():
             timer.cancel()
             self._fail(asked, error)
-
-
-def _of(asked: Call) -> Journey:
-    journey = asked.journey if isinstance(asked, RedirectedCall) else None
-    assert journey is not None
-    return journey
-
-
-def _asking_get(name: bytes) -> Command:
-    return Command("GET", pack(b"ASKING") + pack(b"GET", name), 2)
-
-
-def _unsettled(error: Exception) -> CacheUnavailableError:
-    return CacheUnavailableError(
-        "clusterdown", f"the cluster does not settle who owns a slot ({str(error).split(' ', 1)[0]}); the cache waits"
-    )
