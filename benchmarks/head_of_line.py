@@ -1,8 +1,7 @@
 """How long a small read takes that is begun right behind a large one, by the size of the large value.
 
-Ours has one connection, which answers in order: the small read waits for what is on its way, two megabytes at most, or
-for one value. A client with a pool reads both through connections of their own, and waits only for the server and for
-the event loop.
+Both values are of one namespace. Ours reads them through two of the connections that it keeps for large values,
+redis-py through two connections of a pool. So the small read waits for the server and for the event loop alone.
 """
 
 import asyncio

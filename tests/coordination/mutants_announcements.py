@@ -6,6 +6,7 @@ from magnus_cache._engine.coherence import epochs, known_epochs
 from magnus_cache._engine.coordination import epoch_sync, lease, leases, state
 from magnus_cache._engine.flights import callers
 from magnus_cache._engine.loading import acquire, joining
+from magnus_cache._engine.redis import pipeline, sender
 from magnus_cache._engine.runtime import backoff
 from tests.support.guards import guard, nothing, put
 
@@ -119,6 +120,19 @@ def without_reading_a_value_and_its_epochs_in_one_reply() -> None:
         original(self, *args)
 
     put(epoch_sync.EpochSync, "prepare", prepare)
+
+
+_ONE_REPLY: Final = f"{HERE}::test_a_value_that_is_requested_with_its_epochs_comes_in_one_reply_with_them"
+
+
+@guard(_ONE_REPLY)
+def without_waiting_for_what_follows_an_epoch() -> None:
+    put(sender.Sender, "schedule", lambda self: self.send_now())
+
+
+@guard(_ONE_REPLY)
+def without_epochs_beside_a_large_value() -> None:
+    put(pipeline, "_ALONG", 0)
 
 
 @guard(f"{HERE}::test_invariant_10_announcements_of_what_was_asked_are_no_circle")

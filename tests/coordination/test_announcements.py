@@ -446,6 +446,30 @@ async def test_invariant_3_one_load_whatever_the_server_can_track(tight: Any, ro
         assert await one.get("t", "k") == await two.get("t", "k") == 1
 
 
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_a_value_that_is_requested_with_its_epochs_comes_in_one_reply_with_them(
+    url: str, raw: redis.Redis, size: int
+) -> None:
+    """However large values are, and even if nothing else waits: in between, the epochs might be announced again."""
+    far = Namespace("far", l1=False)
+    # So long that no heartbeat comes in between.
+    async with fleet(url, 1, max_staleness=60) as (one,):
+        await one.set(far, "k", bytes(size), tags="x")
+        for _ in range(3):
+            assert await one.get(far, "k") is not None
+        reads = one._engine.reads
+        before = raw.info("commandstats")
+        entry = await reads.read(reads.ref(far, "k"), ("x",), again=True)
+        after = raw.info("commandstats")
+    assert entry is not None
+    assert entry.size > size
+    calls = [
+        after.get(name, {"calls": 0})["calls"] - before.get(name, {"calls": 0})["calls"]
+        for name in ("cmdstat_mget", "cmdstat_get")
+    ]
+    assert calls == [1, 0]
+
+
 async def test_every_operation_works_where_nothing_can_be_tracked(tight: Any) -> None:
     """Epochs and values are judged by one reply; what has been answered counts."""
     async with fleet(tight.url, 2) as (one, two), others_reading(tight.url):

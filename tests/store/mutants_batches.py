@@ -145,7 +145,7 @@ def without_catching_a_fault_in_the_handling_of_a_batch() -> None:
 
 @guard(f"{HERE}::test_small_values_overtake_large_ones_of_which_one_reply_is_on_its_way")
 def without_putting_off_large_values() -> None:
-    put(pipeline, "_LARGE_VALUE", 1 << 60)
+    put(pipeline, "LARGE_BYTES", 1 << 60)
 
 
 @guard(f"{HERE}::test_small_values_overtake_large_ones_of_which_one_reply_is_on_its_way")
@@ -157,8 +157,8 @@ def without_waiting_for_the_reply_of_large_values() -> None:
 def without_keeping_a_large_value_with_its_epochs() -> None:
     rewrite(
         pipeline.Pipeline._gather_batch,
-        "if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):",
-        "if max(sizes) > _LARGE_VALUE:",
+        "if max(sizes) > LARGE_BYTES and not any(isinstance(part, Read) for part in parts):",
+        "if max(sizes) > LARGE_BYTES:",
     )
 
 

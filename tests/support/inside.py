@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.frame_limits import Intake
     from magnus_cache._engine.redis.lane_connection import LaneConnection
     from magnus_cache._engine.redis.lane_session import Session
+    from magnus_cache._engine.redis.large_wire import LargeWire, LargeWires
     from magnus_cache._engine.redis.pipeline import Pipeline
     from magnus_cache._engine.redis.watchdog import Watchdog
     from magnus_cache._engine.redis.wire import Wire
@@ -72,6 +73,19 @@ def only_wire_of(cache: "Cache | State") -> "Wire":
     """Return the connection of the one loop that has used this cache."""
     (wire,) = wires_of(cache)
     return wire
+
+
+def large_wires_here(cache: "Cache | State") -> "LargeWires | None":
+    """Return what holds the running loop's connections for large values; None before the first large value."""
+    import asyncio
+
+    return state_of(cache).topology._large.get(asyncio.get_running_loop())
+
+
+def large_wires_of(cache: "Cache | State") -> "list[LargeWire]":
+    """Return the running loop's connections for large values, also those that were lost a moment ago."""
+    large = large_wires_here(cache)
+    return [] if large is None else list(large.all)
 
 
 def pipeline_of(wire: "Wire") -> "Pipeline":
@@ -382,7 +396,7 @@ def remembered(cache: "Cache") -> dict[str, int]:
         "prefixes of epochs": len(epochs._prefixes),
         "epochs": len(epochs._latest),
         "counters": len(state.stats._children),
-        "connections": len(state.topology._wires),
+        "connections": len(state.topology._wires) + len(state.topology._large),
         "replays": len(state.replayer._tasks),
         "loops with key locks": len(state.key_locks._loops),
         "tasks of loads": len(flights._tasks),

@@ -40,13 +40,16 @@ from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Epochs", "epoch_of"]
+__all__ = ["LARGE_BYTES", "LATEST_EPOCH", "SMALL_BYTES", "ControlNames", "Epochs", "epoch_of"]
 
 LATEST_EPOCH: Final = 9_000_000_000_000_000
 """The highest possible epoch: the year 2255. This cache never writes a higher one."""
 
 SMALL_BYTES: Final = 8_192
 """Bytes of a value up to which its size does not matter: 256 such values fit into one reply."""
+
+LARGE_BYTES: Final = 65_536
+"""Bytes of a value from which on small ones are not to wait for it."""
 
 _DIGITS: Final = 16
 

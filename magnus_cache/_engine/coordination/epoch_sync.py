@@ -23,6 +23,10 @@ JUDGEMENTS: Final = 5
 """Times that a value and its epochs are requested together until the epochs are known."""
 
 
+_EPOCH_BYTES: Final = 16
+"""Bytes of an epoch in Redis: microseconds since 1970, in decimal digits."""
+
+
 class UnsettledError(CacheUnavailableError):
     """A value arrived before the epochs that it is judged by. It never leaves the engine.
 
@@ -101,7 +105,7 @@ class EpochSync:
         known.asked[name] = ended
         waiter = Callback(partial(self._answered, known, name, ended), partial(self._unanswered, known, name, ended))
         try:
-            connection.read(name, partial(self._received, name, waiter), waiter)
+            connection.read(name, partial(self._received, name, waiter), waiter, _EPOCH_BYTES)
         except CacheUnavailableError as error:
             waiter.set_exception(error)
             raise

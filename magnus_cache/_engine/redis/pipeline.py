@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError
 
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.diagnosis import refused
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver
@@ -49,8 +50,8 @@ _LIMITING: Final = _BATCH_BYTES / _BATCH_KEYS - 1
 _UNKNOWN_BYTES: Final = 32_768
 """Bytes that a value is taken to have where none of its namespace was seen yet."""
 
-_LARGE_VALUE: Final = 65_536
-"""Bytes from which on a value is read after smaller ones, and with few others."""
+_ALONG: Final = 64
+"""Bytes up to which a read stands beside values in a reply, and takes no place of theirs: that of an epoch."""
 
 
 class Pipeline:
@@ -187,17 +188,21 @@ class Pipeline:
         There may be none left when those of large values are put off.
         """
         parts, names = ReadParts(), list[bytes]()
-        room, asked = float(_BATCH_BYTES), first
+        room, along, asked = float(_BATCH_BYTES), 0, first
         while True:
             if isinstance(asked, Read):
-                room -= asked.expected or _UNKNOWN_BYTES
-                if parts and (room < 0 or len(names) >= self.most):
+                expected = asked.expected or _UNKNOWN_BYTES
+                room -= expected
+                # The first value follows its epochs however large it is, and however large values are on average.
+                if len(names) >= _BATCH_KEYS or (len(names) > along and (room < 0 or len(names) >= self.most)):
                     self.queue.appendleft(asked)
                     return parts, names
+                if expected <= _ALONG:
+                    along += 1
                 parts.append(asked)
                 names.append(asked.name)
             else:
-                room = self._gather_batch(asked, parts, names, room)
+                room = self._gather_batch(asked, parts, names, room, along)
             following = self.queue[0] if self.queue else None
             # Order is kept across kinds: a read queued after a write must see it.
             if room < 0 or following is None or isinstance(following, Call):
@@ -205,32 +210,34 @@ class Pipeline:
             asked = following
             self.queue.popleft()
 
-    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float) -> float:
+    def _gather_batch(self, batch: ReadBatch, parts: ReadParts, names: list[bytes], room: float, along: int) -> float:
         """Take as much of a batch as one reply should carry, and leave the rest in the queue.
+
+        :param along: how many of the names are not those of values; see `_ALONG`.
 
         Returns the bytes that are left for further reads; less than 0 for none.
         """
         # Most batches fit whatever the order of their values: so many of the largest kind would.
         kinds = {wanted.epoch_names for wanted in batch.wanted}
         largest = max([kind.value_bytes or _UNKNOWN_BYTES for kind in kinds])
-        if len(batch) + len(names) <= self.most and largest <= _LARGE_VALUE and len(batch) * largest <= room:
+        if len(batch) + len(names) <= self.most and largest <= LARGE_BYTES and len(batch) * largest <= room:
             parts.append(batch)
             names += [wanted.name for wanted in batch.wanted]
             return room - len(batch) * largest
         sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
         # Not where epochs are requested along with it: a value may have to come in one reply with them.
-        if max(sizes) > _LARGE_VALUE and not any(isinstance(part, Read) for part in parts):
-            batch, large = batch.divided([size <= _LARGE_VALUE for size in sizes])
+        if max(sizes) > LARGE_BYTES and not any(isinstance(part, Read) for part in parts):
+            batch, large = batch.divided([size <= LARGE_BYTES for size in sizes])
             self.large.append(large)
-            sizes = [size for size in sizes if size <= _LARGE_VALUE]
+            sizes = [size for size in sizes if size <= LARGE_BYTES]
             if not sizes:
                 return room
-        count = min(len(sizes), self.most - len(names))
+        count = min(len(sizes), max(self.most - len(names) + along, 0))
         left = room - sum(sizes[:count])
         while left < 0 and count:
             count -= 1
             left += sizes[count]
-        if not parts:
+        if len(names) == along:
             # However large: each reply carries one at least.
             count = max(count, 1)
         if count < len(sizes):

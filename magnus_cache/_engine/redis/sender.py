@@ -70,14 +70,18 @@ class Sender:
         if self._is_alone and not self._pipeline.owed:
             self._context.run(self._send)
         else:
+            self.schedule()
+
+    def schedule(self) -> None:
+        """Send what is queued at the end of this turn of the loop, in one piece with what follows."""
+        if not self.is_scheduled:
             self.is_scheduled = True
             self._loop.call_soon(self._turn_ended, context=self._context)
 
     def expect(self) -> None:
         """Send what the callers queue that were just woken by answers, as soon as all of them have run."""
-        if not (self._is_alone or self.is_scheduled):
-            self.is_scheduled = True
-            self._loop.call_soon(self._turn_ended, context=self._context)
+        if not self._is_alone:
+            self.schedule()
 
     def send_now(self) -> None:
         """Send what is queued, without waiting for what may follow."""

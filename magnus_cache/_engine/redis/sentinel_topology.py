@@ -30,6 +30,10 @@ class SentinelTopology(Topology):
         super().__init__(deployment.endpoint, limits, breaker, listener, clock, check_open)
         self._deployment = deployment
 
+    def connection_for_large(self, key: bytes) -> "Wire | None":
+        """Return the connection for all values: one more for each primary would have to be confirmed by others, too."""
+        return self.connection(key)
+
     def connection_on(self, loop: asyncio.AbstractEventLoop | None) -> "Wire | None":
         """Return None: a thread asks through the background loop, whose connection others confirm."""
         return None

@@ -1,8 +1,8 @@
 """The topology: which server has a key, and the running event loop's connection to it.
 
 A key has a slot, slots belong to a group, and each group has its own control keys on the same server. A single server
-has all slots, so there is one group, and one connection for each event loop. Callers ask by key, and do not depend on
-that.
+has all slots, so there is one group, and one connection for each event loop, beside those for large values
+(`large_wire`). Callers ask by key, and do not depend on that.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coherence.trust import Trust
     from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.large_wire import LargeWire, LargeWires
     from magnus_cache._engine.redis.slots import Remap
     from magnus_cache._engine.redis.wire import Wire
 
@@ -41,7 +42,7 @@ class Group(NamedTuple):
 
 def import_driver() -> None:
     """Import redis-py now, because that is slow, and not in the first call on an event loop."""
-    import_module("magnus_cache._engine.redis.wire")
+    import_module("magnus_cache._engine.redis.large_wire")
     import_module("magnus_cache._engine.redis.lane_connection")
 
 
@@ -82,6 +83,7 @@ class Topology:
         self._group = Group(limits.controls)
         self._lock = section()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
+        self._large: dict[asyncio.AbstractEventLoop, LargeWires] = {}
 
     # -- by key ---------------------------------------------------------------------------------------------
 
@@ -104,6 +106,14 @@ class Topology:
             return wire
         self._check_open()
         return None if self._endpoint is None else self._new(self._endpoint, loop)
+
+    def connection_for_large(self, key: bytes) -> "Wire | None":
+        """Return a connection of the running loop's for large values; until one stands, what `connection` returns."""
+        wire = self.connection(key)
+        if wire is None or not wire.up:
+            return wire
+        large = self._large.get(wire.loop) or self._new_large(wire.loop)
+        return large.idlest(self._clock()) or wire
 
     def connection_on(self, loop: "asyncio.AbstractEventLoop | None") -> "Wire | None":
         """Return the connection of another loop, if it has one, for a thread that is about to ask its server itself."""
@@ -158,25 +168,29 @@ class Topology:
 
     def connections(self) -> "list[Wire]":
         """Return the connections of all loops."""
+        return [*self._all(), *(wire for large in list(self._large.values()) for wire in large.all)]
+
+    def _all(self) -> "list[Wire]":
+        """Return the connections for all purposes: those for large values say nothing about whether Redis is away."""
         return list(self._wires.values())
 
     def established(self) -> "list[Wire]":
         """Return the connections that are up, and whose loops run and would notice the loss."""
-        return list(filter(_lives, self.connections()))
+        return list(filter(_lives, self._all()))
 
     @property
     def reachable(self) -> bool:
         """Whether some connection is up, and its loop runs and would notice the loss."""
-        return any(map(_lives, self.connections()))
+        return any(map(_lives, self._all()))
 
     @property
     def used(self) -> bool:
         """Whether any connection was ever used."""
-        return any(wire.started for wire in self.connections())
+        return any(wire.started for wire in self._all())
 
     def running(self) -> "list[Wire]":
         """Return the connections that were used, and whose loops run."""
-        wires = self.connections()
+        wires = self._all()
         return [wire for wire in wires if wire.started and not wire.over and wire.loop.is_running()]
 
     # -- their life -------------------------------------------------------------------------------------------
@@ -189,9 +203,30 @@ class Topology:
             # Each `asyncio.run` has a new loop. What was read on a loop that ended unnoticed is not trusted any more.
             for old_loop, old in list(self._wires.items()):
                 if old.closed:
-                    self._listener.vanished(old)
+                    for each in (old, *(large.all if (large := self._large.pop(old_loop, None)) else ())):
+                        self._listener.vanished(each)
                     del self._wires[old_loop]
             self._wires[loop] = wire
+        return wire
+
+    def _new_large(self, loop: asyncio.AbstractEventLoop) -> "LargeWires":
+        # Deferred: see `import_driver`.
+        from magnus_cache._engine.redis.large_wire import LargeWires
+
+        with self._lock:
+            self._check_open()
+            large = self._large[loop] = LargeWires(self._created_large)
+        return large
+
+    def _created_large(self, wires: "list[LargeWire]") -> "LargeWire":
+        from magnus_cache._engine.redis.large_wire import LargeWire
+
+        assert self._endpoint is not None
+        wire = LargeWire(self._endpoint, self._limits, self._breaker, self._listener, self._clock)
+        with self._lock:
+            # As in `_new`.
+            self._check_open()
+            wires.append(wire)
         return wire
 
     def _created(self, endpoint: "Endpoint") -> "Wire":
@@ -206,7 +241,8 @@ class Topology:
         Call this after `check_open` has started to raise, so that no new connection is created.
         """
         with self._lock:
-            wires, self._wires = list(self._wires.values()), {}
+            wires = self.connections()
+            self._wires, self._large = {}, {}
         for wire in wires:
             # A loop that ended meanwhile has closed its connection.
             call_on_loop(wire.loop, wire.stop)
@@ -215,9 +251,9 @@ class Topology:
     def reset(self) -> None:
         """Start empty in a forked child: the sockets belong to its parent."""
         # Kept: if it were collected, a connection would warn, and close a transport of the parent's loop.
-        self._keep(self._wires)
+        self._keep((self._wires, self._large))
         self._lock = section()
-        self._wires = {}
+        self._wires, self._large = {}, {}
 
     @staticmethod
     def _keep(wires: object) -> None:

@@ -109,11 +109,11 @@ class Wire:
         return self.over or self.loop.is_closed()
 
     def read(self, name: bytes, receive: Receive[bytes | None], waiter: Waiter, expected: float = 0) -> None:
-        """Queue the read of one value, see `Connection.read`.
-
-        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
-        """
-        self._enqueue(Read(name, receive, waiter, expected))
+        """Queue the read of one value; see `Connection.read`, also for what it raises."""
+        self._admit()
+        self._pipeline.add(Read(name, receive, waiter, expected))
+        # Never at once, even if nothing else waits: most often it is an epoch, and its value comes right behind it.
+        self._sender.schedule()
 
     def read_value(self, receiver: ValueReceiver, wanted: Wanted, place: Any, waiter: Waiter) -> None:
         """Queue the read of one value, see `Connection.read_value`; written out, because all reads come here.

@@ -173,7 +173,7 @@ class CacheSettings(BaseSettings):
     redis_sentinel_service: str | None = Field(None, description="the name under which the sentinels know the primary")
     redis_sentinel_username: str | None = None
     redis_sentinel_password: SecretStr | None = None
-    address_remap: str | Mapping[str, str] | Callable[[tuple[str, int]], tuple[str, int]] | None = Field(
+    address_remap: str | Mapping[str, str] | Callable[..., tuple[str, int]] | None = Field(
         None,
         description="addresses at which this process reaches nodes that announce other ones, as behind a NAT: a "
         "function, a mapping, or text such as 10.0.0.1:6379=127.0.0.1:7001,10.0.0.2=gateway",

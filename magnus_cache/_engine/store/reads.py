@@ -14,7 +14,7 @@ from random import random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from magnus_cache._engine.codec import envelope
-from magnus_cache._engine.coherence.epochs import SMALL_BYTES
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES, SMALL_BYTES
 from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
@@ -76,6 +76,7 @@ class Reads(Fallback):
         self._trust_by_key = state.topology.trust_by_key
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
+        self._for_large = state.client.connection_for_large
         self._batches = ValueBatches(state, self)
         refs = KeyRefs(state)
         self.ref, self.address_of = refs.ref, refs.address_of
@@ -119,9 +120,12 @@ class Reads(Fallback):
                 if again and self._trust_by_key is not None:
                     # They may come from another server, and take longer than the value.
                     await self.epoch_sync.settled(connection, ref.epoch_names, tags)
-                self.epoch_sync.prepare(connection, ref.epoch_names, tags, again=again)
+                source, here = connection, None if again else entry_here
+                if ref.epoch_names.value_bytes >= LARGE_BYTES and here is None:
+                    source = self._for_large(ref.name) or connection
+                self.epoch_sync.prepare(source, ref.epoch_names, tags, again=again)
                 # In one reply with its epochs, whatever announcements come before and after it.
-                waiter, placeholder = self.request(connection, ref, None if again else entry_here)
+                waiter, placeholder = self.request(source, ref, here)
                 try:
                     return await waiter
                 finally:
@@ -165,11 +169,12 @@ class Reads(Fallback):
 
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
-        connection = self._connection(ref.name)
+        names = ref.epoch_names
+        connection = (self._connection if names.value_bytes < LARGE_BYTES else self._for_large)(ref.name)
         if connection is None or not connection.up:
             return None
         known = connection.known
-        if ref.epoch_names.ready not in known.ready or known.deadline != _FOREVER:
+        if names.ready not in known.ready or known.deadline != _FOREVER:
             return None
         # Not `create_future`, which is one call more.
         waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)

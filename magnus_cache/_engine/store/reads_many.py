@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -214,7 +215,10 @@ def _requested(
     :param again: whether the values came once before their epochs were known; see `EpochSync.prepare`.
     :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
     """
-    for names in {ref.epoch_names.ready: ref.epoch_names for ref in refs}.values():
+    kinds = {ref.epoch_names.ready: ref.epoch_names for ref in refs}.values()
+    if any(names.value_bytes >= LARGE_BYTES for names in kinds):
+        connection = reads.state.client.connection_for_large(refs[0].name) or connection
+    for names in kinds:
         reads.epoch_sync.prepare(connection, names, tuple(tags), again=again)
     portion = Portion(reads, refs, connection.loop)
     portion.request(connection)
