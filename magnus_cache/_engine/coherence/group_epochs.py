@@ -146,8 +146,8 @@ class GroupEpochs(Epochs):
 
     def known_names(self) -> list[bytes]:
         """Return the names of the known control keys, at most a thousand."""
-        guards = self.copies(self.names.guard)
-        return [self.names.clock, *guards, *itertools.islice(list(self._latest), 999 - len(guards))]
+        own = [self.names.clock, *self.copies(self.names.guard), *self.copies(self.names.server)]
+        return [*own, *itertools.islice(list(self._latest), 1_000 - len(own))]
 
     # -- what was invalidated ---------------------------------------------------------------------------------
 

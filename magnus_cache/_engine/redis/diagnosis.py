@@ -44,10 +44,13 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 """The error of an allowed script that calls a forbidden command: in Redis 7 and Valkey, and in Redis 6."""
 
 
-GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info +client|tracking +client|id +client|kill"
+GRANTS: Final = (
+    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hsetnx +scan +dbsize +multi "
+    "+exec +eval +evalsha +time +info +client|tracking +client|id +client|kill"
+)
 """The rights that suffice for a single server, and for the servers that Sentinel watches."""
 
-CLUSTER_GRANTS: Final = "+cluster|myid +cluster|info +cluster|shards +asking"
+CLUSTER_GRANTS: Final = "+cluster|myid +cluster|info +cluster|shards +asking +hget"
 """The rights that a Redis Cluster needs besides; before Redis 7.0, CLUSTER SLOTS in place of CLUSTER SHARDS."""
 
 IS_SENTINEL: Final = (
