@@ -244,6 +244,22 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module with `TRACKING` in each way of tracking that it names."""
+    ways: tuple[str, ...] = getattr(metafunc.module, "TRACKING", ())
+    if marker := metafunc.definition.get_closest_marker("tracking"):
+        ways = marker.args
+    if ways:
+        metafunc.parametrize("_tracking", ways, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _clean_environment: None) -> None:
+    """How Redis announces changes to the caches of a test that say nothing else."""
+    if way := getattr(request, "param", None):
+        monkeypatch.setenv("MAGNUS_CACHE_TRACKING", way)
+
+
 @pytest.fixture(autouse=True)
 def _a_log_that_has_said_nothing() -> None:
     """What one test had logged is no reason to hold it back in another."""

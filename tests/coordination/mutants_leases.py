@@ -132,7 +132,7 @@ def without_refusing_to_keep_what_was_loaded_alone() -> None:
 
     def without_lease(self: acquire.LeaseAcquirer, flight: Flight, *, fresh: bool) -> leases.Fence:
         fence = original(self, flight, fresh=fresh)
-        fence.offline = self._state.generations.offline
+        fence.offline = self._state.generations.offline_of(flight.key)
         return fence
 
     put(acquire.LeaseAcquirer, "without_lease", without_lease)

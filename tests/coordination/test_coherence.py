@@ -14,9 +14,11 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache.testing import virtual_clock
 from tests.support.clock_error import CLOCK_ERROR
-from tests.support.fleet_of_managers import fleet, near
+from tests.support.fleet_of_managers import fleet, kept, near
 from tests.support.inside import is_idle, pipeline_of, wire_of
 from tests.support.wait import wait_until_async
+
+TRACKING = ("keys", "prefix")
 
 pytestmark = pytest.mark.anyio
 
@@ -40,12 +42,14 @@ async def test_an_own_write_stays_tracked(url: str) -> None:
     async with fleet(url) as (one, two):
         assert await one.get("t", "k") is None
         await one.set("t", "k", "ours")
+        await kept(one, "t", "k")
         assert near(one, "t", "k")
         await two.set("t", "k", "theirs")
         await wait_until_async(lambda: not near(one, "t", "k"))
         assert await one.get("t", "k") == "theirs"
 
 
+@pytest.mark.tracking("keys")
 async def test_own_writes_are_not_echoed(url: str) -> None:
     """NOLOOP: a value we wrote is served near at once, and goes on to be."""
     async with fleet(url, count=1) as (one,):
@@ -71,12 +75,14 @@ async def test_a_flush_voids_everything(url: str, raw: redis.Redis, command: str
     # Such a long bound that no trust lapses by itself.
     async with fleet(url, count=1, max_staleness=60) as (one,):
         await one.set_many("t", {f"k{n}": n for n in range(20)})
+        await kept(one, "t", "k7")
         assert near(one, "t", "k7")
         raw.execute_command(command)
         await wait_until_async(lambda: not near(one, "t", "k7"))
         assert await one.get_many("t", [f"k{n}" for n in range(20)]) == {}
         # The connection is sound: what is read after the flush is kept again.
         await one.set("t", "after", 1)
+        await kept(one, "t", "after")
         assert near(one, "t", "after")
 
 
@@ -127,6 +133,8 @@ async def test_trust_lapses_without_an_answer_and_comes_back_with_one(url: str) 
     """Invariant 5: past `max_staleness` an entry is served only after a new answer on its connection."""
     async with fleet(url, count=1, max_staleness=0.2) as (one,):
         await one.set("t", "k", {"a": 1})
+        await kept(one, "t", "k")
+        assert await one.get("t", "k") == {"a": 1}
         state = one._engine.state
         wire = state.topology.connection(b"")
         assert wire is not None
@@ -141,6 +149,7 @@ async def test_trust_lapses_without_an_answer_and_comes_back_with_one(url: str) 
 async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: redis.Redis) -> None:
     async with fleet(url, count=1, max_staleness=0.15) as (one,):
         await one.set("t", "k", 1)
+        await kept(one, "t", "k")
 
         def times() -> int:
             return int(raw.info("commandstats").get("cmdstat_time", {"calls": 0})["calls"])
@@ -195,6 +204,7 @@ async def test_a_namespaces_near_life_may_be_shorter(url: str) -> None:
     brief = Namespace("brief", ttl=60, l1_ttl=0.05)
     async with fleet(url, count=1) as (one,):
         await one.set(brief, "k", 1)
+        await kept(one, brief, "k")
         assert near(one, brief, "k")
         await wait_until_async(lambda: not near(one, brief, "k"))
         assert await one.get(brief, "k") == 1

@@ -10,8 +10,11 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.coordination.epoch_renewals import _EVERY, EpochRenewals
 from magnus_cache._engine.redis.scripts import _PROLONG, EPOCH_LIFE
 from magnus_cache.testing import virtual_clock
+from tests.support.fleet_of_managers import kept
 from tests.support.inside import all_answered, only_wire_of
 from tests.support.wait import wait_until_async
+
+TRACKING = ("keys", "prefix")
 
 pytestmark = pytest.mark.anyio
 
@@ -52,6 +55,7 @@ async def test_what_is_in_use_stays(url: str, raw: redis.Redis, name: bytes) -> 
     age(raw, name, 25, 5 * DAY)
     async with AsyncCacheManager(redis_url=url) as cache:
         await cache.set("t", "k", 1, tags="x")
+        await kept(cache, "t", "k")
         await beat(cache)
         assert left(raw, name) > EPOCH_LIFE - DAY
         # And Redis still announces when it changes.

@@ -20,6 +20,8 @@ from tests.support.inside import forget_epochs
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, wait_until_async
 
+TRACKING = ("keys", "prefix")
+
 pytestmark = pytest.mark.anyio
 
 
@@ -510,6 +512,7 @@ async def test_epochs_that_were_forgotten_are_asked_for_again(url: str) -> None:
         assert await one.get_or_set("t", "other", lambda: 3) == 3
 
 
+@pytest.mark.tracking("keys")
 async def test_an_epoch_that_comes_with_the_lease_counts_for_the_load(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

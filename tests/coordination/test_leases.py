@@ -13,10 +13,12 @@ from magnus_cache._engine.coordination.leases import new_token
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.testing import Proxy
-from tests.support.fleet_of_managers import fleet, near
+from tests.support.fleet_of_managers import fleet, kept, near
 from tests.support.inside import held_leases, renew_now, waits_for_a_lease
 from tests.support.loaders import Slow
 from tests.support.wait import nothing_happens_for_async, wait_until, wait_until_async
+
+TRACKING = ("keys", "prefix")
 
 pytestmark = pytest.mark.anyio
 
@@ -281,6 +283,7 @@ async def test_a_foreign_value_in_the_way_is_replaced(url: str, raw: redis.Redis
             raw.set(NAME, junk)
             await one.get_stats()
             assert await one.get_or_set("t", "k", lambda: "loaded") == "loaded"
+            await kept(one, "t", "k")
             assert near(one, "t", "k")
         raw.delete(NAME)
         raw.rpush(NAME, 1)
@@ -323,6 +326,9 @@ async def test_nobody_joins_a_load_whose_lease_could_be_void_unheard(url: str) -
         call = asyncio.create_task(one.get_or_set("t", "k", slow))
         await slow.begun()
         (lease,) = held_leases(one).values()
+        # By prefix, what is announced of our own lease is asked about.
+        await one.get_stats()
+        await wait_until_async(lambda: not lease.doubted)
         # As that of a connection that was lost: nobody renews it.
         lease.trust = Trust(0.0)
         late = asyncio.create_task(one.get_or_set("t", "k", slow))

@@ -21,6 +21,8 @@ from tests.conftest import SERVERS
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, wait_until, wait_until_async
 
+TRACKING = ("keys", "prefix")
+
 pytestmark = pytest.mark.anyio
 
 Start = Callable[..., EmbeddedServer]

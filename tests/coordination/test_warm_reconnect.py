@@ -9,8 +9,11 @@ import redis
 from magnus_cache import AsyncCacheManager, CacheUnavailableError
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache.testing import Proxy
+from tests.support.fleet_of_managers import kept
 from tests.support.inside import retry_lane_now
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
+
+TRACKING = ("keys", "prefix")
 
 pytestmark = pytest.mark.anyio
 
@@ -112,6 +115,7 @@ async def test_the_new_life_of_a_value_is_counted_anew(url: str, proxy: Proxy) -
     """What an own call made short-lived in this process is as long-lived as Redis says once it was asked again."""
     async with patient(proxy.url) as cache:
         await cache.set("t", "k", text(0), 30)
+        await kept(cache, "t", "k")
         memory = cache._engine.state.memory
         before = memory.hit(b"magnus:t:k")
         assert before is not None

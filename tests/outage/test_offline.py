@@ -238,7 +238,7 @@ async def test_what_a_lost_connection_brought_counts_from_its_own_loss(proxy: Pr
         # The background loop's, which is confirmed only now.
         await asyncio.to_thread(cache.sync.set, BOUNDED, "other", "memory")
         await cut_off(cache, proxy)
-        assert clock() < state.generations.served_until(ours.trust, 30)
+        assert clock() < state.generations.served_until(ours.trust, 30, b"")
         clock.advance(15)
         assert await cache.get(BOUNDED, "k") is None
         assert await cache.get(BOUNDED, "other") == "memory"
@@ -440,7 +440,7 @@ def test_a_loop_that_ended_without_a_word_counts_until_it_was_last_confirmed(pro
         loop.close()
         cache.get("t", "unknown")
         wait_until(lambda: not cache.redis_available)
-        assert state.contact() == pytest.approx(confirmed, abs=1)
+        assert state.contact(b"") == pytest.approx(confirmed, abs=1)
         assert cache.get(BOUNDED, "k") == "memory"
         clock.advance(25)
         assert cache.get(BOUNDED, "k") is None
@@ -458,7 +458,7 @@ async def test_a_flush_does_not_hide_when_the_last_contact_was(proxy: Proxy, raw
         clock.advance(20)
         assert await cache.get("t", "unknown") is None
         assert not cache.redis_available
-        assert state.contact() == pytest.approx(confirmed, abs=2)
+        assert state.contact(b"") == pytest.approx(confirmed, abs=2)
 
 
 async def test_what_was_read_after_a_flush_is_suspect_once_its_connection_was_replaced(

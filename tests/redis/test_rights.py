@@ -10,12 +10,11 @@ import pytest
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.redis import commands, diagnosis
 from magnus_cache._engine.redis.slots import key_slot
-from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, ServerNode
 from tests.support import rights
 from tests.support.inside import state_of
-from tests.support.wait import wait_until_async
+from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -92,10 +91,14 @@ async def _use(url: str, nodes: tuple[ServerNode, ...], **options: Any) -> None:
 
 async def _connected(cache: AsyncCacheManager) -> None:
     """Use a cache until it is connected as before; without some rights, it never is."""
-    topology, patience = state_of(cache).topology, monotonic() + 1.0
-    while monotonic() < patience and not (topology.reachable and all(wire.up for wire in topology.connections())):
+    topology = state_of(cache).topology
+
+    async def is_connected() -> bool:
         await cache.get_many("t", [f"lost{number}" for number in range(50)])
-        await asyncio.sleep(0.01)
+        return topology.reachable and all(wire.up for wire in topology.connections())
+
+    with contextlib.suppress(AssertionError):
+        await wait_until_answered(is_connected, 1.0)
 
 
 def _refused(nodes: tuple[ServerNode, ...]) -> set[str]:

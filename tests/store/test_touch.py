@@ -284,9 +284,9 @@ async def test_a_set_is_kept_though_a_load_of_another_thread_is_about_to_be(monk
         monkeypatch.setattr(type(memory), "invalidate", between)
         local_trust = type(cache._state).local_trust
 
-        def filled_first(state: Any, namespace: Any) -> Any:
+        def filled_first(state: Any, *value: Any) -> Any:
             memory.fill(fill[0], loaded)
-            return local_trust(state, namespace)
+            return local_trust(state, *value)
 
         monkeypatch.setattr(type(cache._state), "local_trust", filled_first)
         assert await cache._writes.write(ref, "set", cache._reads.encoded(ref, "set"), 60) is True

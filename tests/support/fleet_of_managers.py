@@ -24,6 +24,16 @@ def near(manager: AsyncCacheManager, namespace: str, key: str) -> bool:
     return state.memory.hit(state.keyspace.value_name(namespace, key)) is not None
 
 
+async def kept(manager: AsyncCacheManager, namespace: str, key: str) -> None:
+    """Return once a value that this manager has just written is in its memory to stay.
+
+    Where Redis announces all changes of a prefix, also our own, that takes it out of memory, and a read puts it back.
+    """
+    # The announcement comes before the answer.
+    await manager.get_stats()
+    await manager.get(namespace, key)
+
+
 async def expect_two_loads(manager: AsyncCacheManager, slow: Slow, first: "asyncio.Task[int]") -> None:
     """Check that a new call for ``t:k`` does not join the load of the first call, but begins one of its own."""
     late = asyncio.create_task(manager.get_or_set("t", "k", slow))

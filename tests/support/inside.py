@@ -386,6 +386,11 @@ def set_log_clock(cache: "Cache | State", clock: "Callable[[], float]") -> None:
     _put(state_of(cache).notices, "_clock", clock)
 
 
+def reports_of(cache: "Cache | State") -> int:
+    """Return how many reports to the fleet's statistics a process has made."""
+    return state_of(cache).fleet_stats._number
+
+
 def remembered(cache: "Cache") -> dict[str, int]:
     """Return how much this process remembers of what it has met, by what it is."""
     state = state_of(cache)

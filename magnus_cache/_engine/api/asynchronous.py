@@ -7,7 +7,7 @@ Each method is one path through the cache: check the arguments, look into memory
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.engine import Engine
@@ -31,7 +31,7 @@ from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
-from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
 if TYPE_CHECKING:
@@ -358,14 +358,27 @@ class AsyncCache(AsyncLife):
         """
         return await explain(self._reads, self._reads.ref(namespace, key))
 
-    async def get_stats(self) -> CacheStats:
-        """Return the statistics of this cache; see `CacheStats` for the keys."""
+    async def get_stats(self, scope: Literal["process", "fleet"] = "process") -> CacheStats:
+        """Return the statistics of this process, or of all that use the same Redis and prefix; see `CacheStats`.
+
+        :param scope: "process", or "fleet" for the sums of all processes, those that have died included.
+        :raises CacheArgumentError: for another scope.
+        """
+        if scope not in {"process", "fleet"}:
+            raise CacheArgumentError("scope", f'it is "process" or "fleet", not {scope!r}')
         state, figures = self._state, local_stats(self._state)
-        if state.client.connection(state.epochs.root) is not None:
+        if scope == "fleet":
+            figures["processes"] = 1
+        connection = state.client.connection(state.epochs.root)
+        if connection is not None:
             try:
+                if scope == "fleet":
+                    figures = await state.fleet_stats.figures(connection)
                 total = await state.client.size()
                 # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
                 total -= await state.client.count(state.epochs.known_names())
+                if names := await state.fleet_stats.key_names(connection):
+                    total -= await state.client.count(names)
                 memory = await state.client.memory_used()
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)

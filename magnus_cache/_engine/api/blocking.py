@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncCache
@@ -313,7 +313,12 @@ class BlockingCache(BlockingLife):
         explanation: Explanation = self._call(self._async.explain, namespace, key)
         return explanation
 
-    def get_stats(self) -> CacheStats:
+    def get_stats(self, scope: Literal["process", "fleet"] = "process") -> CacheStats:
         """Do what `AsyncCache.get_stats` does, in blocking code."""
-        figures: CacheStats | None = self._call_or(self._async.get_stats)
-        return local_stats(self._state) if figures is None else figures
+        figures: CacheStats | None = self._call_or(self._async.get_stats, scope)
+        if figures is not None:
+            return figures
+        figures = local_stats(self._state)
+        if scope == "fleet":
+            figures["processes"] = 1
+        return figures

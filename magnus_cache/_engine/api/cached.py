@@ -171,7 +171,7 @@ class FunctionCache:
         if options.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
-        self.counters = engine.state.stats.child(namespace)
+        self.counters = engine.state.stats.child(namespace, keys.name or type(function).__qualname__)
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)

@@ -66,7 +66,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     elif entry.negative:
         level, verdict = None, Verdict.UNWANTED.words
     if namespace.offline is not None and state.endpoint is not None:
-        left = state.generations.served_until(entry.trust, namespace.offline) - now
+        left = state.generations.served_until(entry.trust, namespace.offline, ref.name) - now
         why += f", and memory may serve it for {duration_text(left)} more"
     return _explanation(ref, entry, level, f"{verdict}; {why}", now)
 
@@ -81,7 +81,7 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     judged, offline = reads.offline_verdict(ref, entry), namespace.offline
     problem = judged.words
     if judged is Verdict.CUT_OFF and offline is not None:
-        lost = duration_text(now - state.generations.served_until(entry.trust, offline) + offline)
+        lost = duration_text(now - state.generations.served_until(entry.trust, offline, ref.name) + offline)
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
@@ -106,7 +106,7 @@ def _past_its_end(grace: float) -> str:
 async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     """Return the state of a key of a local namespace."""
     entry = reads.state.memory.hit(ref.name) or await reads.read(ref)
-    if reads.state.endpoint is not None and not reads.state.reachable:
+    if reads.state.endpoint is not None and not reads.state.reaches(ref.name):
         entry, why = entry or reads.last(ref), "its namespace is local, and Redis is away"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     entry = entry or (reads.state.memory.get_stale(ref.name, trusted=False) if reads.state.endpoint is None else None)

@@ -11,15 +11,8 @@ def local_stats(state: State) -> CacheStats:
     memory, figures = state.memory, state.stats.as_dict()
     memory.sweep()
     figures |= {
+        **state.process_figures(),
         "redis_available": state.redis_available,
-        "in_memory_keys": len(memory),
-        "in_memory_bytes": memory.bytes,
-        "evictions": memory.evictions,
-        "expirations": memory.expirations,
-        "fenced_fills": memory.fenced + state.stats.fenced_loads,
-        "flights": len(state.flights),
-        "flights_joined": state.flights.joined,
-        "unattended": state.flights.background,
         "unreplayed": state.outbox.pending,
         "breaker": state.breaker.as_dict(state.clock()),
     }

@@ -5,22 +5,26 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["new_version", "new_versions", "reseed"]
+__all__ = ["is_own", "new_version", "new_versions", "reseed"]
 
 _U64: Final = (1 << 64) - 1
+
+_MOST: Final = 1 << 40
+"""Versions that a process may have: as many as it has in weeks. Those of two processes then hardly ever meet."""
 
 
 class _Versions:
     """A random start for each process and a counter: unique, and no system call for each value."""
 
-    __slots__ = ("_process", "numbers")
+    __slots__ = ("_process", "first", "numbers")
 
     def __init__(self) -> None:
-        self._process = -1
+        self._process = self.first = -1
         self.numbers: Iterator[int] = iter(())
 
     def reseed(self) -> None:
-        self.numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
+        self.first = int.from_bytes(os.urandom(8), "big")
+        self.numbers = itertools.count(self.first)
         self._process = os.getpid()
 
     def next(self) -> int:
@@ -36,6 +40,11 @@ _versions: Final = _Versions()
 def new_version() -> int:
     """Return 64 bits that no other write of any process has, for the header's `version`."""
     return _versions.next()
+
+
+def is_own(version: int) -> bool:
+    """Return whether this process has written a value, by its version; True for hardly any other value."""
+    return (version - _versions.first) & _U64 < _MOST
 
 
 def new_versions(count: int) -> list[int]:

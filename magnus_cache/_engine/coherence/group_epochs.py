@@ -46,11 +46,12 @@ class GroupEpochs(Epochs):
 
     :param group_of: returns the group of a value's name.
     :param tags: the anchor tag of each group.
+    :ivar suffixes: what the names of the copies end with, by group.
     """
 
     def __init__(self, keyspace: Keyspace, group_of: Callable[[bytes], int], tags: Iterable[bytes]) -> None:
         self._group_of = group_of
-        self._suffixes = [b"{%b}" % tag for tag in tags]
+        self.suffixes = [b"{%b}" % tag for tag in tags]
         super().__init__(keyspace)
 
     def reset(self) -> None:
@@ -63,7 +64,7 @@ class GroupEpochs(Epochs):
 
     def copies(self, name: bytes) -> list[bytes]:
         """Return the names of all copies of a logical name, by group."""
-        return [name + suffix for suffix in self._suffixes]
+        return [name + suffix for suffix in self.suffixes]
 
     def names_for(self, namespace: str, name: bytes) -> EpochNames:
         """Return the names of the copies that a value of a namespace is judged by."""
@@ -75,7 +76,7 @@ class GroupEpochs(Epochs):
             if len(self._by_group) >= _MOST:
                 self._by_group.clear()
             found = self._by_group[str.__str__(namespace), group] = EpochNames(
-                self._keyspace, namespace, self._suffixes[group]
+                self._keyspace, namespace, self.suffixes[group]
             )
         return found
 
@@ -86,15 +87,15 @@ class GroupEpochs(Epochs):
         found = self._by_group.get(key)
         if found is None:
             whole = self.function_epoch_names(namespace, tag)
-            found = EpochNames(self._keyspace, namespace, self._suffixes[group])
-            copy = self.tag_name(tag) + self._suffixes[group]
+            found = EpochNames(self._keyspace, namespace, self.suffixes[group])
+            copy = self.tag_name(tag) + self.suffixes[group]
             found.tags, found.names, found.ready, found.stamps = (tag,), (copy,), copy, whole.stamps
             self._by_group[key] = found
         return found
 
     def tag_name_for(self, tag: str, name: bytes) -> bytes:
         """Return the name of a tag's epoch that a value with this name is judged by."""
-        return self.tag_name(tag) + self._suffixes[self._group_of(name)]
+        return self.tag_name(tag) + self.suffixes[self._group_of(name)]
 
     def _other_tags(self, epoch_names: EpochNames, tags: Iterable[str]) -> Iterable[bytes]:
         return [self.tag_name(tag) + epoch_names.suffix for tag in tags]
@@ -146,8 +147,11 @@ class GroupEpochs(Epochs):
 
     def known_names(self) -> list[bytes]:
         """Return the names of the known control keys, at most a thousand."""
-        own = [self.names.clock, *self.copies(self.names.guard), *self.copies(self.names.server)]
-        return [*own, *itertools.islice(list(self._latest), 1_000 - len(own))]
+        logical = [self.names.guard, self.names.server, self.root, *list(self._prefixes)]
+        copies = itertools.chain.from_iterable(map(self.copies, logical))
+        # Those of tags exist in some groups only.
+        names = dict.fromkeys(itertools.chain([self.names.clock], copies, list(self._latest)))
+        return list(itertools.islice(names, 1_000))
 
     # -- what was invalidated ---------------------------------------------------------------------------------
 

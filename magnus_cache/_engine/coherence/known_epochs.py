@@ -13,14 +13,17 @@ __all__ = ["Doubt", "KnownEpochs"]
 _MOST: Final = 100_000
 """Epochs remembered; past this limit, all are requested again when needed."""
 
+_MOST_MOMENTS: Final = 32
+"""Announcements of one epoch that are told apart: as many as `Epochs` tells apart."""
+
 
 class Doubt(NamedTuple):
-    """An announcement of an epoch that was not read again yet."""
+    """The announcements of an epoch that was not read again yet. Any of them may be about its rise."""
 
     confirmed: float
-    """The monotonic second from which the trust of its connection was counted when it arrived."""
-    moment: int
-    """When it arrived, see `Epochs.moment`."""
+    """The monotonic second from which the trust of its connection was counted when the first one arrived."""
+    moments: tuple[int, ...]
+    """When they arrived, see `Epochs.moment`."""
 
 
 class KnownEpochs:
@@ -42,11 +45,13 @@ class KnownEpochs:
         where there is no other.
     :ivar lent: the epochs that another server has answered, which announces their changes on another connection; each
         with the monotonic second from which it is requested again.
+    :ivar lost: the names that were known and were missing when they were last read. They may be gone again: to ask for
+        them makes the server issue an epoch, which may have it evict one.
     """
 
     __slots__ = (
-        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "lent", "marker_epoch", "pace", "ready",
-        "refusal", "since", "suspended", "vouched",
+        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "lent", "lost", "marker_epoch", "pace",
+        "ready", "refusal", "since", "suspended", "vouched",
     )  # fmt: skip
 
     def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
@@ -63,6 +68,7 @@ class KnownEpochs:
         self.suspended = False
         self.refusal: CacheUnavailableError | None = None
         self.lent: dict[bytes, float] = {}
+        self.lost: set[bytes] = set()
         self.vouched = math.inf
 
     @property
@@ -100,12 +106,21 @@ class KnownEpochs:
         self.current.clear()
         self.asked.clear()
         self.lent.clear()
+        self.lost.clear()
 
-    def doubt(self, name: bytes, doubt: Doubt) -> None:
-        """Make an announced epoch be requested again; if it is unchanged, nothing else is in doubt."""
+    def doubt(self, name: bytes, moment: int) -> None:
+        """Make an announced epoch be requested again; if it is unchanged, nothing else is in doubt.
+
+        :param moment: when it was announced, see `Epochs.moment`.
+        """
         self.ready.clear()
         self.current.discard(name)
-        self.doubts.setdefault(name, doubt)
+        first = self.doubts.get(name)
+        if first is None:
+            self.doubts[name] = Doubt(self.confirmed, (moment,))
+        else:
+            # A load that began in between is older than the later one alone.
+            self.doubts[name] = Doubt(first.confirmed, (*first.moments, moment)[-_MOST_MOMENTS:])
 
     def discard(self, name: bytes) -> None:
         """Make one epoch be requested again. The marker's makes all of them: they may be another database's."""

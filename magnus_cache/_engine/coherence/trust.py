@@ -45,13 +45,13 @@ class Trust:
     :ivar deadline: monotonic seconds until which they may be served.
     :ivar generation: the outage generation (see `OutageGenerations`) in which the connection was up. During an outage,
         entries of the latest generation are served, which is better than nothing. Entries of earlier generations are
-        not: an invalidation of them may have been missed.
+        not: an invalidation of them may have been missed. On a cluster, the monotonic second when the trust began.
     :ivar used: whether an entry was served since the owner last reset this; an unused trust needs no heartbeat.
     """
 
     __slots__ = ("_before", "_followers", "deadline", "generation", "used")
 
-    def __init__(self, deadline: float, generation: int = 0) -> None:
+    def __init__(self, deadline: float, generation: float = 0) -> None:
         self.deadline = self._before = deadline
         self.generation = generation
         self.used = False

@@ -3,7 +3,7 @@
 Redis announces a name when its key changed. It also announces names that it merely stops tracking because its table is
 full, and it announces the names of all databases alike. So an announcement does not say what happened:
 
-- A value is dropped at once. If it was unchanged, that costs one miss.
+- A value is dropped at once. If it was unchanged, that costs one miss; see `own_writes` for those of this process.
 - The holder of a lease asks Redis whether the lease is still valid. Until the answer, callers who want to join the load
   ask too.
 - An epoch is read again. If it rose, all that it covers is outdated. Until the answer, the trust in values of this
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
 from magnus_cache._engine.coordination.invalidation import Invalidation
+from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.keys.names import value_name
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ class Announcements:
 
     :param values: the prefix of all values' names.
     :param local: the local state that an announcement invalidates.
+    :param own: keeps values of this process, where its own writes are announced, too; else None.
     """
 
-    def __init__(self, values: bytes, local: Invalidation, failover: FailoverGuard, epochs: EpochSync) -> None:
+    def __init__(
+        self, values: bytes, local: Invalidation, failover: FailoverGuard, epochs: EpochSync, own: OwnWrites | None
+    ) -> None:
         self._values = values
         self._server = local.epochs.names.server
         self._memory = local.memory
@@ -40,9 +44,11 @@ class Announcements:
         self._flights = local.flights
         self._failover = failover
         self._epochs = epochs
+        self._own = own
 
     def changed(self, names: list[bytes], connection: "Connection") -> None:
         """Drop the named values, and ask Redis about the named leases and epochs."""
+        own = self._own.among(names) if self._own is not None else ()
         for name in names:
             if name.startswith(self._values):
                 self._memory.invalidate(name)
@@ -53,6 +59,8 @@ class Announcements:
                 self._restore_identity(connection)
             else:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
+        if own and self._own is not None:
+            self._own.ask(own)
 
     def flushed(self, connection: "Connection") -> None:
         """Ask Redis about all leases, because a database was emptied, perhaps this one.

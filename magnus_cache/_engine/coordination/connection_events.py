@@ -6,6 +6,7 @@ from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.replay import Replayer
@@ -16,6 +17,7 @@ from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.clock import Clock
+from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache.errors import CacheUnavailableError
 
@@ -32,6 +34,7 @@ class Parts(Protocol):
     clock: Clock
     epoch_renewals: EpochRenewals
     failover: FailoverGuard
+    fleet_stats: FleetStats
     generations: OutageGenerations
     journal: "Journal | None"
     lane: Lane
@@ -76,8 +79,9 @@ class ConnectionEvents:
             self._parts.journal.mark_unread()
 
     def beat(self, connection: Connection) -> None:
-        """Prolong the epochs in use."""
+        """Prolong the epochs in use, and publish statistics when they are due."""
         self._parts.epoch_renewals.beat(connection)
+        self._parts.fleet_stats.beat(connection)
 
     def measured(self, sent: float, reads: int) -> None:
         """Count the latency of some reads."""
@@ -93,8 +97,7 @@ class ConnectionEvents:
 
     def connected(self, connection: Connection) -> None:
         """Start a new outage generation if this ends an outage, and replay missed invalidations to Redis."""
-        others = [other for other in self._parts.topology.established() if other is not connection]
-        self._parts.generations.connected(connection, first=not others)
+        self._parts.generations.connected(connection, first=self._parts.topology.is_only(connection))
         self._parts.leases.release_lost(connection)
         if not connection.keeps_identity:
             self._parts.failover.restore_identity(connection)
@@ -105,13 +108,21 @@ class ConnectionEvents:
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 
+    def remapped(self, nodes: set[str]) -> None:
+        """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
+        self._parts.generations.remapped(nodes)
+        if self._parts.outbox.pending:
+            # Other nodes may be able to settle what waits.
+            for connection in self._parts.topology.established()[:1]:
+                call_on_loop(connection.loop, self._parts.replayer.begin, connection)
+
     def vanished(self, connection: Connection) -> None:
         """Stop trusting what was read on an event loop that ended without closing its connection."""
         self._parts.generations.cut(connection)
-        if self._parts.topology.reachable:
-            connection.trust.retire()
-        else:
+        if self._parts.topology.is_only(connection):
             connection.trust.kill()
+        else:
+            connection.trust.retire()
 
     def warned(self, topic: str, problem: str) -> None:
         """Warn of servers that can be used although something is wrong with them."""

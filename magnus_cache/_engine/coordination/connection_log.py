@@ -19,12 +19,13 @@ class ConnectionLog:
     """Logs the state of one Redis for all connections of one cache, without repetition.
 
     :param place: where Redis is, for people.
-    :param max_staleness: seconds for which memory keeps values if Redis announces no changes.
+    :param max_staleness: seconds for which memory keeps values if Redis announces no changes; None if it was not asked
+        to announce any.
     """
 
     def __init__(
         self, place: str, notices: RateLimitedLog, breaker: Breaker, outbox: Outbox, clock: Clock,
-        max_staleness: float,
+        max_staleness: float | None,
     ) -> None:  # fmt: skip
         self._where = f"Redis at {place}"
         self._notices = notices
@@ -36,7 +37,7 @@ class ConnectionLog:
 
     def connected(self, connection: "Connection") -> None:
         """Log the first connection, and each later one that ends a logged outage."""
-        if not connection.tracking:
+        if self._max_staleness is not None and not connection.tracking:
             self._notices.warn(
                 "tracking",
                 f"{self._where} refuses CLIENT TRACKING, so it announces no changes; this process keeps values for "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs, epoch_of
-from magnus_cache._engine.coherence.known_epochs import Doubt, KnownEpochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.redis.exchange import Callback, Waiter
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError, Reason
@@ -143,8 +143,11 @@ class EpochSync:
         """
         epoch, latest = epoch_of(raw, connection.time.horizon), self._epochs.latest(name)
         if not epoch or epoch < latest:
+            if latest:
+                connection.known.lost.add(name)
             self._client.learn(name, latest, partial(self._issued, name, latest), waiter)
             return False
+        connection.known.lost.discard(name)
         self._learned(name, epoch, connection, sent)
         return True
 
@@ -166,7 +169,8 @@ class EpochSync:
         if rose:
             known.pace.reset()
             if doubt is not None:
-                self._epochs.invalidated((name,), doubt.moment)
+                for moment in doubt.moments:
+                    self._epochs.invalidated((name,), moment)
             self._outdated(name)
         if doubt is not None:
             connection.trust.deadline = known.trusted_from + self._max_staleness
@@ -185,8 +189,9 @@ class EpochSync:
                 connection.known.discard(name)
                 self._outdated(name)
         elif needed or self._epochs.prefix_of(name) is not None or self._epochs.stamp_of(name) is not None:
-            connection.known.doubt(name, Doubt(connection.known.confirmed, self._epochs.moment()))
-            connection.questions.put(name, partial(self._ask_again, connection, name))
+            connection.known.doubt(name, self._epochs.moment())
+            steady = name not in connection.known.lost
+            connection.questions.put(name, partial(self._ask_again, connection, name), reads=steady)
         else:
             connection.known.discard(name)
 

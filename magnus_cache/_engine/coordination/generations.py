@@ -32,7 +32,7 @@ class OfflineTrust(UnsharedTrust):
 
     __slots__ = ("_bounded",)
 
-    def __init__(self, deadline: float, generation: int = 0) -> None:
+    def __init__(self, deadline: float, generation: float = 0) -> None:
         super().__init__(deadline, generation)
         self._bounded: dict[float, OfflineTrust] = {}
 
@@ -58,14 +58,14 @@ class OutageGenerations:
     """Counts the outages of one cache, and bounds what it serves during them.
 
     :param max_staleness: seconds that a trust lasts after it was confirmed.
-    :param contact: returns the monotonic second of the last contact with Redis.
+    :param contact: returns the monotonic second of the last contact with the server of a name.
     :ivar current: how many outages have ended; values of another generation are no fallback.
     :ivar offline: the trust of values stored while Redis is away; killed when Redis is back.
     """
 
     __slots__ = ("_contact", "_lapsed", "_max_staleness", "_trusts", "current", "offline")
 
-    def __init__(self, max_staleness: float, contact: Callable[[], float]) -> None:
+    def __init__(self, max_staleness: float, contact: Callable[[bytes], float]) -> None:
         self._max_staleness = max_staleness
         self._contact = contact
         self._lapsed = -math.inf
@@ -96,31 +96,50 @@ class OutageGenerations:
         if self._trusts.get(connection) is connection.trust:
             self._lapsed = max(self._lapsed, connection.trust.lapsed)
 
-    def confirmed(self, connections: "Iterable[Connection]") -> float:
-        """Return the monotonic second of the last confirmation of any trust; -inf if there was none.
+    def remapped(self, nodes: set[str]) -> None:
+        """Note that slots have moved from or to some nodes of a cluster."""
 
-        :param connections: those that are up.
+    def confirmed(self, name: bytes, connections: "Iterable[Connection]") -> float:
+        """Return the monotonic second when the server of a value last confirmed any trust; -inf if it never did.
+
+        :param connections: all that are up.
         """
         return max([self._lapsed, *(connection.trust.lapsed for connection in connections)]) - self._max_staleness
 
     # -- what memory may serve while Redis is away -----------------------------------------------------------
 
-    def trust_for(self, offline: OfflineTrust, namespace: Namespace) -> OfflineTrust:
-        """Return the trust for a namespace's values that are stored while Redis is away.
+    def now(self, name: bytes) -> float:
+        """Return the generation of a trust in a value that begins now."""
+        return self.current
 
-        :param offline: `offline` as it was before the caller learned that Redis is away: if Redis returned since, this
-            trust is dead already.
+    def offline_of(self, name: bytes) -> OfflineTrust:
+        """Return the trust of a value that is stored while its server is away; killed when that is back."""
+        return self.offline
+
+    def heard(self, trust: Trust, name: bytes) -> bool:
+        """Return whether a value was good when the present outage of its server began."""
+        return trust.generation == self.current
+
+    def trust_for(self, offline: OfflineTrust, namespace: Namespace, name: bytes) -> OfflineTrust:
+        """Return the trust for a value of a namespace that is stored while its server is away.
+
+        :param offline: `offline_of` as it was before the caller learned that the server is away: if it returned since,
+            this trust is dead already.
         """
-        return offline if namespace.offline is None else offline.until(self._contact() + namespace.offline)
+        return offline if namespace.offline is None else offline.until(self._contact(name) + namespace.offline)
 
-    def served_until(self, trust: Trust, offline: float) -> float:
+    def served_until(self, trust: Trust, offline: float, name: bytes) -> float:
         """Return the monotonic second until which a value may be served in an outage.
 
         :param offline: seconds after the loss of contact.
         """
         # Values stored during the outage were never confirmed.
-        contact = self._contact() if isinstance(trust, OfflineTrust) else trust.lapsed - self._max_staleness
+        contact = self._contact(name) if isinstance(trust, OfflineTrust) else trust.lapsed - self._max_staleness
         return contact + offline
+
+    def end(self) -> None:
+        """Make what was stored in an outage suspect, as the cache is closed."""
+        self.offline.kill()
 
     def reset(self) -> None:
         """Start empty in a forked child."""

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheLoopError, CacheUnavailableError
 
@@ -27,6 +28,8 @@ class Health:
     :ivar tracking: whether Redis announces changes to this connection.
     :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
     :ivar address: with Sentinel, the primary's, such as ``"10.0.0.7:6379"``; None otherwise.
+    :ivar tracking_mode: how it announces them, as the setting `tracking` has it: ``"keys"``, ``"prefix"`` or ``"off"``,
+        which is also where it refuses to; None without an answer.
     """
 
     ok: bool
@@ -37,6 +40,7 @@ class Health:
     tracking: bool = False
     reason: str | None = None
     address: str | None = None
+    tracking_mode: str | None = None
 
     def __bool__(self) -> bool:
         return self.ok
@@ -86,12 +90,13 @@ async def _by_connecting(state: "State") -> Health:
 
     assert state.endpoint is not None
     timeout, probe = state.settings.op_timeout, state.epochs.root
+    asked = tracking_of(state.settings.tracking, state.epochs.names)
     mode = "cluster" if state.topology.is_cluster else state.topology.mode
     failures: list[CacheUnavailableError] = []
     remap = state.topology.remap
     for endpoint in await state.topology.endpoints():
         try:
-            took, server, tracking = await connect_once(endpoint, timeout, probe, mode=mode, remap=remap)
+            took, server, tracking = await connect_once(endpoint, timeout, probe, asked, mode=mode, remap=remap)
         except CacheUnavailableError as failure:
             failures.append(failure)
         else:
@@ -102,4 +107,7 @@ async def _by_connecting(state: "State") -> Health:
 def _healthy(state: "State", took: float, server: "ServerFacts", *, tracking: bool) -> Health:
     topology = state.topology
     mode, address = topology.mode or server.mode, topology.primary
-    return Health(True, round(took * 1000, 3), server.server, server.version, mode, tracking, address=address)
+    return Health(
+        True, round(took * 1000, 3), server.server, server.version, mode, tracking, address=address,
+        tracking_mode=state.settings.tracking if tracking else "off",
+    )  # fmt: skip

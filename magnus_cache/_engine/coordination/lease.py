@@ -148,7 +148,7 @@ class Lease:
     def doubt(self) -> None:
         """Note that it was announced, and ask Redis soon whether it is valid; on its connection's loop."""
         self.doubted = True
-        self.connection.questions.put(self.name, self._ask)
+        self.connection.questions.put(self.name, self._ask, reads=True)
 
     def _ask(self) -> None:
         if self.ended or not self.doubted or self._asking:

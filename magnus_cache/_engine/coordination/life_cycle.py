@@ -7,6 +7,7 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.replay import Replayer
@@ -38,6 +39,7 @@ class LifeCycle(Invalidation):
 
     closed: bool
     breaker: Breaker
+    fleet_stats: FleetStats
     generations: OutageGenerations
     journal: "Journal | None"
     lane: Lane
@@ -65,6 +67,8 @@ class LifeCycle(Invalidation):
             here = asyncio.get_running_loop()
             if (last := self.final_replay()) is not None:
                 await asyncio.wait([asyncio.wrap_future(last)], timeout=CLOSE_TIMEOUT)
+            if (report := self.final_report()) is not None:
+                await asyncio.wait([asyncio.wrap_future(report)], timeout=CLOSE_TIMEOUT)
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
             # Waited for: if the end of the loop cancelled a connection again, its transport would stay half-closed.
@@ -102,6 +106,8 @@ class LifeCycle(Invalidation):
             if (last := self.final_replay(but=running_loop())) is not None:
                 # Without its result: its loop may end meanwhile, and cancel it.
                 wait([last], CLOSE_TIMEOUT)
+            if (report := self.final_report(but=running_loop())) is not None:
+                wait([report], CLOSE_TIMEOUT)
             self.replayer.stop()
             ending = self.topology.stop()
             wait([ended for loop, ended in ending if loop is self.portal.loop], CLOSE_TIMEOUT)
@@ -132,6 +138,24 @@ class LifeCycle(Invalidation):
                 replay.close()
         return None
 
+    def final_report(self, but: asyncio.AbstractEventLoop | None = None) -> "Future[None] | None":
+        """Begin to publish what was counted since the last report, on a running loop; return None without a connection.
+
+        :param but: a loop to skip, because the caller blocks it.
+        """
+        if not self.fleet_stats.interval:
+            return None
+        for connection in self.topology.running():
+            if connection.loop is but or not connection.up:
+                continue
+            report = self.fleet_stats.published(connection, last=True)
+            try:
+                return asyncio.run_coroutine_threadsafe(report, connection.loop)
+            except RuntimeError:
+                # As for a replay.
+                report.close()
+        return None
+
     def end(self) -> None:
         """End everything that this cache started, even after an interrupted close."""
         self.replayer.stop()
@@ -143,4 +167,4 @@ class LifeCycle(Invalidation):
         else:
             self.log.closed()
         self.memory.reset()
-        self.generations.offline.kill()
+        self.generations.end()

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.topology import Topology
 
-__all__ = ["ReplayTarget", "Replayer"]
+__all__ = ["PAUSE", "ReplayTarget", "Replayer"]
 
-_PAUSE: Final = 1.0
+PAUSE: Final = 1.0
 """Seconds until a refused replay is retried."""
 
 _EPOCHS_AT_ONCE: Final = 500
@@ -69,11 +69,13 @@ class Replayer:
         _abandoned.append(self._tasks)
         self._replay_at, self._tasks = 0.0, {}
 
-    async def done(self, connection: "Connection") -> None:
+    async def done(self, connection: "Connection", name: bytes = b"", tags: Sequence[bytes] = ()) -> None:
         """Return when the outbox was replayed, or Redis has refused it, or takes too long.
 
         Refused or late records stay in the outbox, and no value that they cover is served.
 
+        :param name: the value that the caller reads; on a cluster, other ones may take longer.
+        :param tags: the names of the epochs of its tags, as far as they are known.
         :raises CacheUnavailableError: when Redis went away again.
         """
         if monotonic() < self._replay_at:
@@ -85,22 +87,27 @@ class Replayer:
 
     async def final_replay(self, connection: "Connection", breaker: Breaker) -> None:
         """Replay the outbox before the cache closes: one attempt within the timeout, on the connection's loop."""
+        self._replay_at = 0.0
+        try:
+            async with asyncio.timeout(self._timeout):
+                if breaker.open:
+                    await self._tried(breaker)
+                if not breaker.open:
+                    await self.done(connection)
+        except (TimeoutError, CacheUnavailableError):
+            pass  # The outbox stays; a journal keeps it for the next process.
+
+    async def _tried(self, breaker: Breaker) -> None:
+        """Return after another attempt to connect, which is made now."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def callback() -> None:
             call_on_loop(loop, ended.set)
 
-        self._replay_at = 0.0
+        breaker.retry_now()
+        breaker.subscribe(callback)
         try:
-            async with asyncio.timeout(self._timeout):
-                if breaker.open:
-                    breaker.retry_now()
-                    breaker.subscribe(callback)
-                    await ended.wait()
-                if not breaker.open:
-                    await self.done(connection)
-        except (TimeoutError, CacheUnavailableError):
-            pass  # The outbox stays; a journal keeps it for the next process.
+            await ended.wait()
         finally:
             breaker.unsubscribe(callback)
 
@@ -125,6 +132,10 @@ class Replayer:
             self._tasks[connection.loop] = task
         return task
 
+    def begin_new(self, connection: "Connection") -> None:
+        """Begin a replay of what was recorded just now; see `begin`."""
+        self.begin(connection)
+
     def _replay_ended(self, task: asyncio.Task[None]) -> None:
         loop = task.get_loop()
         if self._tasks.get(loop) is task:
@@ -133,7 +144,7 @@ class Replayer:
         if task.cancelled() or (error := task.exception()) is None or isinstance(error, CacheUnavailableError):
             return
         # A fault here must not reach readers, and must not be repeated with each read.
-        self._replay_at = monotonic() + _PAUSE
+        self._replay_at = monotonic() + PAUSE
         self._notices.warn(
             "replay:failed",
             f"the replay of missed invalidations failed ({error!r}); please report this fault of magnus_cache. "
@@ -154,7 +165,7 @@ class Replayer:
             unread = self._journal is not None and not await self._journal.read()
             if unread:
                 # Readers do not wait for the disk: until the journal was read, they trust no value in Redis.
-                self._replay_at = monotonic() + _PAUSE + self._timeout
+                self._replay_at = monotonic() + PAUSE + self._timeout
             missed = self._outbox.take()
             controls = [*map(self._epochs.control_of, missed.prefixes), *missed.tags]
             try:
@@ -165,13 +176,13 @@ class Replayer:
                 if not connection.up:
                     raise
                 # Redis is up and refuses (an ACL, a replica, a full queue): readers must not repeat it.
-                self._replay_at = monotonic() + _PAUSE
+                self._replay_at = monotonic() + PAUSE
                 self._notices.warn("replay", f"{error}. Values that were invalidated meanwhile are not read from Redis")
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(PAUSE)
             else:
                 self._outbox.acknowledge(missed)
                 if unread:
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(PAUSE)
                 else:
                     self._replay_at = 0.0
 

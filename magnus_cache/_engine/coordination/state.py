@@ -4,9 +4,9 @@
 `invalidation` drops what they hold of invalidated values, and `connection_events` passes on the events of connections.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import versions
@@ -18,10 +18,12 @@ from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
+from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -33,9 +35,11 @@ from magnus_cache._engine.policy.modes import MODE, Mode
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
+from magnus_cache._engine.redis.fleet_keys import FleetNames
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.background_loops import BackgroundLoops
 from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
 
 __all__ = ["State"]
+
+_FLEET_TAG: Final = b"{fleet}"
+"""Has all keys of fleet statistics in one slot of a cluster."""
 
 
 def _cluster_epochs(keyspace: Keyspace) -> Epochs:
@@ -70,6 +77,33 @@ def _sentinel_topology(*parts: Any) -> Topology:
     from magnus_cache._engine.redis.sentinel_topology import SentinelTopology
 
     return SentinelTopology(*parts)
+
+
+def _outbox(state: "State", *, is_cluster: bool) -> Outbox:
+    values, tags = f"{state.keyspace.prefix}:".encode(), state.epochs.names.tags
+    if not is_cluster:
+        return Outbox(values, tags=tags, clock=state.clock)
+    from magnus_cache._engine.redis.cluster import group_of_name
+
+    return Outbox(values, tags=tags, clock=state.clock, part_of=group_of_name)
+
+
+def _replayer(state: "State", *, is_cluster: bool) -> Replayer:
+    parts = state, state.outbox, state.epochs, state.notices, state.settings.op_timeout, state.journal
+    if not is_cluster:
+        return Replayer(*parts)
+    # Deferred: only a cluster needs it.
+    from magnus_cache._engine.coordination.node_replay import NodeReplayer
+
+    return NodeReplayer(*parts)
+
+
+def _node_generations(state: "State") -> OutageGenerations:
+    from magnus_cache._engine.coordination.node_generations import NodeGenerations
+    from magnus_cache._engine.redis.cluster import ClusterTopology
+
+    assert isinstance(state.topology, ClusterTopology)
+    return NodeGenerations(state.settings.max_staleness, state.contact, state.topology, state.clock)
 
 
 def _cluster_client(state: "State") -> Client:
@@ -107,7 +141,7 @@ class State(LifeCycle, OfflineBounds):
         self.abandoned = OrphanedConnections(self.notices.warn)
         self.breaker = Breaker(2 * settings.op_timeout)
         self.epochs = _cluster_epochs(self.keyspace) if is_cluster else Epochs(self.keyspace)
-        self.outbox = Outbox(f"{self.keyspace.prefix}:".encode(), tags=self.epochs.names.tags, clock=self.clock)
+        self.outbox = _outbox(self, is_cluster=is_cluster)
         self.events = ConnectionEvents(self, self.abandoned)
         limits = self._limits()
         parts = (limits, self.breaker, self.events, self.clock, self.check_open)
@@ -120,10 +154,13 @@ class State(LifeCycle, OfflineBounds):
         self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = _cluster_client(self) if is_cluster else Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
-        self.generations = OutageGenerations(settings.max_staleness, self.contact)
-        self.log = ConnectionLog(
-            self.place, self.notices, self.breaker, self.outbox, self.clock, settings.max_staleness
+        self.generations = (
+            _node_generations(self) if is_cluster else OutageGenerations(settings.max_staleness, self.contact)
         )
+        self.log = ConnectionLog(
+            self.place, self.notices, self.breaker, self.outbox, self.clock,
+            None if settings.tracking == "off" else settings.max_staleness,
+        )  # fmt: skip
         self.closed = False
         self.special: set[object] = set()
         self.disabling: set[object] = set()
@@ -131,16 +168,23 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync)
+        names = FleetNames(self.keyspace, _FLEET_TAG if is_cluster else b"")
+        self.fleet_stats = FleetStats(
+            self.stats, self.process_figures, self.client, names, settings.stats_interval, self.clock
+        )
+        # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
+        own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
+        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
         self.journal = self._new_journal()
-        self.replayer = Replayer(self, self.outbox, self.epochs, self.notices, settings.op_timeout, self.journal)
+        self.replayer = _replayer(self, is_cluster=is_cluster)
         on_fork_child(self)
 
     def _limits(self) -> WireLimits:
         settings, controls = self.settings, self.epochs.names
         return WireLimits(
-            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value
-        )
+            settings.op_timeout, settings.max_staleness, settings.max_pending, controls, self.largest_value,
+            tracking_of(settings.tracking, controls),
+        )  # fmt: skip
 
     def _new_journal(self) -> "Journal | None":
         path = self.settings.recovery_path
@@ -174,6 +218,22 @@ class State(LifeCycle, OfflineBounds):
         """Disable the cache for all callers, in any thread or task."""
         return Presence(self.disabling, self.special)
 
+    # -- figures --------------------------------------------------------------------------------------------
+
+    def process_figures(self) -> dict[str, Any]:
+        """Return what the process has counted, and has now, as a whole."""
+        memory = self.memory
+        return {
+            "in_memory_keys": len(memory),
+            "in_memory_bytes": memory.bytes,
+            "evictions": memory.evictions,
+            "expirations": memory.expirations,
+            "fenced_fills": memory.fenced + self.stats.fenced_loads,
+            "flights": len(self.flights),
+            "flights_joined": self.flights.joined,
+            "unattended": self.flights.background,
+        }
+
     # -- Redis ----------------------------------------------------------------------------------------------
 
     def largest_value(self) -> int:
@@ -200,11 +260,15 @@ class State(LifeCycle, OfflineBounds):
         where = self.place or "memory only"
         return f"{where} prefix={self.settings.prefix!r}{' closed' if self.closed else ''}"
 
-    def record_missed(self, record: Callable[[Outbox], int]) -> int:
-        """Record an invalidation that Redis may have missed, and replay it as soon as possible; return its position."""
+    def record_missed(self, record: Callable[[Outbox], int], names: Sequence[bytes] = ()) -> int:
+        """Record an invalidation that Redis may have missed, and replay it as soon as possible; return its position.
+
+        :param names: the values, if it is about some only: while their servers are away, there is nothing to try.
+        """
         position = record(self.outbox)
-        for connection in self.topology.established()[:1]:
-            call_on_loop(connection.loop, self.replayer.begin, connection)
+        if not names or any(map(self.reaches, names)):
+            for connection in self.topology.established()[:1]:
+                call_on_loop(connection.loop, self.replayer.begin_new, connection)
         return position
 
     async def journal_written(self) -> None:
@@ -229,7 +293,7 @@ class State(LifeCycle, OfflineBounds):
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.lane, self.replayer,
+            self.lane, self.replayer, self.fleet_stats,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

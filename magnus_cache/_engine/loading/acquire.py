@@ -155,8 +155,8 @@ class LeaseAcquirer:
         """Return the fence of a load that begins now, with or without a lease."""
         epochs, outbox_position = self._state.epochs, self._state.outbox.position
         # In this order: if Redis comes back in between, its return has ended this trust.
-        offline = self._state.generations.offline
-        unannounced = lease is None and self._state.reachable
+        offline = self._state.generations.offline_of(flight.key)
+        unannounced = lease is None and self._state.reaches(flight.key)
         known = Snapshot(epochs.highest, epochs.moment(), outbox_position, self._state.clock())
         return Fence(flight, lease, known, fresh=fresh, offline=None if unannounced else offline)
 

@@ -48,7 +48,7 @@ class LocalAcquirer:
         if entry is not None and entry.version != request.unwanted and self._is_good(ref, entry):
             return entry
         # In this order: if Redis comes back in between, its return has ended this trust.
-        offline = state.generations.offline
+        offline = state.generations.offline_of(ref.name)
         # No await from here on: the caller that gets the fence has to close it.
         watch = LocalLease(state.leases, wire, ref.name, flight, state.memory)
         known = Snapshot(state.epochs.highest, state.epochs.moment(), state.outbox.position, state.clock())

@@ -66,7 +66,7 @@ class ManyAcquirer:
         self._fresh = fresh
         self._over = False
         self._known = Snapshot(0, 0, 0, 0.0)
-        self._offline = state.generations.offline
+        self._offline = state.generations.offline_of(ref.name)
         self.look = Look()
         self.look.tags = tags
         self.batch = LeaseBatch(state.leases, wire, new_token(), state.settings.lease)
@@ -86,7 +86,7 @@ class ManyAcquirer:
                 await self._settle_epochs()
             self.look.since = epochs.moment()
             outbox_position, at = state.outbox.position, state.clock()
-            self._offline = state.generations.offline
+            self._offline = state.generations.offline_of(refs[0].name)
             size = max(1, min(_TOGETHER, int(_REPLY_BYTES / (names.value_bytes or 1))))
             for start in range(0, len(refs), size):
                 chunk = slice(start, start + size)

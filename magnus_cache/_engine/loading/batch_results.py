@@ -218,11 +218,12 @@ class BatchResults:
 
     async def _fill(self, portion: _Portion) -> None:
         """Send some values on their way to Redis."""
-        load, ref = self._load, self._ref
+        load = self._load
         count = len(portion.places)
         void = [number for number, place in enumerate(portion.places) if load.lease(place).void]
-        ref.counters.loads += count
-        self._loads.count_latency(self._cost, count)
+        # Of one load for all of them, it is their share of its time.
+        seconds = self._cost * count / (len(load.items) if self._marks else 1)
+        self._loads.count_loads(self._ref, self._cost, count, seconds)
         if void:
             # Overtaken: delivered, and not stored.
             self._deliver(_some(portion, void))

@@ -90,8 +90,8 @@ class JoinRules:
                 "s and is given up: the next caller starts a new load. Give the loader a time limit of its own, or set "
                 "wait_timeout higher",
             )
-        cut_off = state.cut_off(ref.namespace)
-        if cut_off or state.reachable:
+        cut_off = state.cut_off(ref.namespace, ref.name)
+        if cut_off or state.reaches(ref.name):
             self.flights.expire(ref.name)
             state.leases.check(ref.name, state.clock(), cut_off=cut_off)
 
@@ -108,4 +108,4 @@ class JoinRules:
         Loads of other namespaces then start again and wait for the lease. A local namespace has no leases.
         """
         state = self._state
-        return ref.namespace.local and state.endpoint is not None and not state.reachable
+        return ref.namespace.local and state.endpoint is not None and not state.reaches(ref.name)

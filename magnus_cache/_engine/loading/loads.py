@@ -25,7 +25,7 @@ from magnus_cache._engine.loading.unstorable import Unstorable
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader
-from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import at_once, in_turns
@@ -268,6 +268,7 @@ class Loads:
         """
         cost = monotonic() - started
         ref.counters.loads += 1
+        ref.counters.load_micros += int(cost * MICROSECONDS)
         self._state.stats.load_latency.add(cost)
         return cost
 
@@ -278,8 +279,14 @@ class Loads:
         """
         return await self._state.workers.call(loader, namespace)
 
-    def count_latency(self, cost: float, count: int) -> None:
-        """Count how long some loads took, in seconds; they are counted apart from that."""
+    def count_loads(self, ref: KeyRef, cost: float, count: int, seconds: float) -> None:
+        """Count loads that were made together.
+
+        :param cost: seconds that a caller waited for each.
+        :param seconds: what they took in all.
+        """
+        ref.counters.loads += count
+        ref.counters.load_micros += int(seconds * MICROSECONDS)
         self._state.stats.load_latency.add(cost, count)
 
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:

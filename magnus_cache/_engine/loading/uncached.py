@@ -7,7 +7,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
-from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheEncodeError
@@ -37,8 +37,10 @@ def uncached(
         value = call()
     if is_unmodified(value):
         raise not_modified_error()
+    cost = monotonic() - started
     ref.counters.loads += 1
-    state.stats.load_latency.add(monotonic() - started)
+    ref.counters.load_micros += int(cost * MICROSECONDS)
+    state.stats.load_latency.add(cost)
     try:
         return value, codec.encode(value)
     except CacheEncodeError:

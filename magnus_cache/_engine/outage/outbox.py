@@ -24,12 +24,19 @@ The races that this excludes
   position; the confirmation of a replay removes only what is not newer than what it has sent.
 - A value is read between the return of Redis and the replay. The read asks the outbox, and finds its name covered.
 - Two connections come back at once. Either may replay; both are judged by the same outbox.
+
+On a cluster
+------------
+A name is settled by the node that has it. The epoch of a namespace or a tag has a copy in each group of slots, and the
+nodes come back one by one. So such a record is settled part by part, a group each: what is read from a group whose copy
+has been raised is judged by that copy again. A node that is away blocks only its own names and parts.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
+from magnus_cache._engine.outage.parts import Issued, Parts
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import section
 
@@ -83,14 +90,16 @@ class Outbox:
     :param root: the prefix of all values' names.
     :param tags: the prefix of the names of all tags' epochs.
     :param clock: the clock that times requests to Redis.
+    :param part_of: returns the part of a value's name by which namespaces and tags are settled, on a cluster.
     :ivar store: receives every change, in order.
     :ivar confirmed_at: monotonic second of the last known confirmation of a single key.
     """
 
     def __init__(
         self, root: bytes, most_names: int = MOST_NAMES, most_scopes: int = MOST_SCOPES, *, tags: bytes = b"",
-        clock: Clock = monotonic,
+        clock: Clock = monotonic, part_of: Callable[[bytes], int] = len,
     ) -> None:  # fmt: skip
+        self._part_of = part_of
         self._root = root
         self._tags = tags or root[:-1] + b"!tag:"
         self._most_names = most_names
@@ -98,6 +107,7 @@ class Outbox:
         self._clock = clock
         self._lock = section()
         self._missed = Pending({}, {}, {})
+        self._parts: dict[tuple[Kind, bytes], Parts] = {}
         self._position = 0
         self._unread = 0
         self._forget_confirmed()
@@ -133,22 +143,32 @@ class Outbox:
             position = self._position
         return self._begun(position)
 
-    def record_prefix(self, prefix: bytes) -> int:
+    def record_prefix(self, prefix: bytes, issued: Issued | None = None) -> int:
         """Record that the values with a prefix are invalid, a namespace's or the root; return the record's position.
 
         A longer prefix counts as its namespace, and one that is shorter than a namespace's as everything.
+
+        :param issued: the epoch that was issued for this prefix, if some groups have it already.
         """
         with self._lock:
             self._position += 1
-            self._add_prefixes({self._whole(prefix)}, kept=False)
+            whole = self._whole(prefix)
+            self._add_prefixes({whole}, kept=False)
+            if issued is not None and whole == prefix:
+                self._begin_parts("prefixes", (whole,), issued.epoch, issued.settled)
             position = self._position
         return self._begun(position)
 
-    def record_tags(self, names: Iterable[bytes]) -> int:
-        """Record that values with one of these tags are invalid when Redis is back; return the record's position."""
+    def record_tags(self, names: Sequence[bytes], issued: Issued | None = None) -> int:
+        """Record that values with one of these tags are invalid when Redis is back; return the record's position.
+
+        :param issued: see `record_prefix`.
+        """
         with self._lock:
             self._position += 1
             self._add_tags(names, kept=False)
+            if issued is not None:
+                self._begin_parts("tags", issued.controls.intersection(names), issued.epoch, issued.settled)
             position = self._position
         return self._begun(position)
 
@@ -238,9 +258,25 @@ class Outbox:
         names, prefixes, tagged = self._missed
         if names.get(name, -1) > position:
             return True
+        if self._parts:
+            return self._covers_part(name, tags, position)
         if prefixes and max(prefixes.get(self._root, -1), prefixes.get(namespace_prefix(name), -1)) > position:
             return True
         return bool(tagged) and any(tagged.get(tag, -1) > position for tag in tags)
+
+    def _covers_part(self, name: bytes, tags: Iterable[bytes], position: int) -> bool:
+        _, prefixes, tagged = self._missed
+        part = self._part_of(name)
+        for prefix in (self._root, namespace_prefix(name)):
+            at = prefixes.get(prefix, -1)
+            if at > position and not self._has_settled("prefixes", prefix, at, part):
+                return True
+        found = [(tag, tagged.get(tag, -1)) for tag in tags] if tagged else []
+        return any(at > position and not self._has_settled("tags", tag, at, part) for tag, at in found)
+
+    def _has_settled(self, kind: Kind, scope: bytes, position: int, part: int) -> bool:
+        parts = self._parts.get((kind, scope))
+        return parts is not None and parts.position == position and part in parts.settled
 
     def was_covered(self, name: bytes, asked: float) -> bool:
         """Whether a value was invalidated at Redis only after it was requested there.
@@ -281,11 +317,16 @@ class Outbox:
                     self._note_confirmed((name,))
                     self._drop("names", {name: names.pop(name)})
 
-    def take(self) -> Pending:
-        """Return a copy of the invalidations to replay."""
+    def take(self, after: int = -1) -> Pending:
+        """Return a copy of the invalidations to replay.
+
+        :param after: leave out those that were recorded up to this position.
+        """
         with self._lock:
             names, prefixes, tags = self._missed
-            return Pending(dict(names), dict(prefixes), dict(tags))
+            if after < 0:
+                return Pending(dict(names), dict(prefixes), dict(tags))
+            return Pending(*({name: at for name, at in record.items() if at > after} for record in self._missed))
 
     def acknowledge(self, replayed: Pending) -> None:
         """Forget replayed invalidations, except those recorded again since `take`."""
@@ -298,12 +339,57 @@ class Outbox:
                     self._note_confirmed(over)
                 for name in over:
                     del record[name]
+                    self._parts.pop((kind, name), None)
                 self._drop(kind, over)
+
+    # -- part by part -----------------------------------------------------------------------------------------
+
+    def parts_of(self, kind: Kind, name: bytes, position: int) -> Parts | None:
+        """Return how far a record of a namespace or a tag is settled; None before its epoch was issued."""
+        parts = self._parts.get((kind, name))
+        return parts if parts is not None and parts.position == position else None
+
+    def issued(self, records: Pending, epoch: int) -> None:
+        """Note that an epoch was issued for some records, and is known in this process."""
+        with self._lock:
+            for kind in _KINDS:
+                positions: dict[bytes, int] = getattr(records, kind)
+                present: dict[bytes, int] = getattr(self._missed, kind)
+                names = [
+                    name
+                    for name, position in positions.items()
+                    if present.get(name) == position and self.parts_of(kind, name, position) is None
+                ]
+                self._begin_parts(kind, names, epoch, frozenset())
+
+    def _begin_parts(self, kind: Kind, names: Iterable[bytes], epoch: int, settled: frozenset[int]) -> None:
+        # Some may belong to records that have given way to larger ones.
+        for key in [key for key in self._parts if key[1] not in getattr(self._missed, key[0])]:
+            del self._parts[key]
+        record: dict[bytes, int] = getattr(self._missed, kind)
+        for name in names:
+            if name in record:
+                self._parts[kind, name] = Parts(record[name], epoch, settled)
+
+    def settled(self, kind: Kind, name: bytes, parts: Parts, part: int) -> None:
+        """Note that a part has the epoch of a record, if that is still the one that was issued for it."""
+        with self._lock:
+            now = self._parts.get((kind, name))
+            if now is not None and now[:2] == parts[:2]:
+                self._parts[kind, name] = now._replace(settled=now.settled | {part})
+
+    def unissued(self, kind: Kind, name: bytes, parts: Parts) -> None:
+        """Forget the epoch of a record, as it needs a higher one."""
+        with self._lock:
+            now = self._parts.get((kind, name))
+            if now is not None and now[:2] == parts[:2]:
+                del self._parts[kind, name]
 
     def reset(self) -> None:
         """Forget everything, as in a forked child: the parent replays its invalidations."""
         self._lock = section()
         self._missed = Pending({}, {}, {})
+        self._parts = {}
         self._unread = 0
         self._forget_confirmed()
 

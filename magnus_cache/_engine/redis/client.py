@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from magnus_cache._engine.codec.envelope import HEADER_BYTES, VERSION_AT
 from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name
@@ -145,6 +146,13 @@ class Client(ManyKeys):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         self._wire(key).call(scripts.compare(key, version, size), partial(_compared, receive), waiter)
+
+    def version(self, key: bytes, receive: Receive[int | None], waiter: Waiter) -> None:
+        """Read the version of a value; None without a value that has one.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        self._wire(key).call(commands.head(key, HEADER_BYTES), partial(_versioned, receive), waiter)
 
     async def inspect(self, key: bytes) -> Inspection:
         """Return a value and its lease.
@@ -364,6 +372,11 @@ def _leased(receive: Receive[LeaseReply], reply: Any, connection: Connection, se
     else:
         answer = LeaseReply(wait=replies.number(reply, replies.LONGEST_WAIT) / 1000)
     return receive(answer, connection, sent)
+
+
+def _versioned(receive: Receive[int | None], reply: Any, connection: Connection, sent: float) -> Any:
+    whole = type(reply) is bytes and len(reply) == HEADER_BYTES
+    return receive(int.from_bytes(reply[VERSION_AT : VERSION_AT + 8], "big") if whole else None, connection, sent)
 
 
 def _compared(receive: Receive[Comparison], reply: Any, connection: Connection, sent: float) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magnus_cache._engine.redis import commands, replies, scripts_many
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.fleet_keys import FleetKeys
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache.errors import CacheUnavailableError
 
@@ -57,7 +58,7 @@ class _Asked(NamedTuple):
     force: bool
 
 
-class ManyKeys:
+class ManyKeys(FleetKeys):
     """The operations of a `Client` on many keys.
 
     Each raises `CacheUnavailableError` at once when Redis is known to be away or the queue is full.

@@ -10,9 +10,14 @@ from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_s
 if TYPE_CHECKING:
     from magnus_cache._engine.keys.names import Keyspace
 
-__all__ = ["ClusterClient", "ClusterTopology", "GroupEpochs", "cluster_epochs"]
+__all__ = ["ClusterClient", "ClusterTopology", "GroupEpochs", "cluster_epochs", "group_of_name"]
 
 
 def cluster_epochs(keyspace: "Keyspace") -> GroupEpochs:
     """Return the epochs of a cache on a cluster."""
-    return GroupEpochs(keyspace, lambda name: group_of(key_slot(name)), map(anchor_tag, range(GROUPS)))
+    return GroupEpochs(keyspace, group_of_name, map(anchor_tag, range(GROUPS)))
+
+
+def group_of_name(name: bytes) -> int:
+    """Return the group of slots that a key belongs to."""
+    return group_of(key_slot(name))

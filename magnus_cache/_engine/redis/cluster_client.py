@@ -27,12 +27,16 @@ from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_nam
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
-from magnus_cache._engine.redis.bulk import BeforeRemoval
+from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import Client, done, issued
+from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
+from magnus_cache._engine.redis.slots import GROUPS
+from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache.errors import CacheUnavailableError
 
@@ -50,6 +54,7 @@ class ClusterClient(Client):
 
     def __init__(self, topology: ClusterTopology, epochs: GroupEpochs) -> None:
         super().__init__(topology, 0)
+        self._nodes = topology
         self._epochs = epochs
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -84,10 +89,10 @@ class ClusterClient(Client):
         return removed
 
     def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
-        def removed(reply: Any, _connection: Connection, _sent: float) -> int:
+        def removed(reply: Any, connection: Connection, sent: float) -> int:
             # Again: a read on another loop may have brought the old value in before the removal.
             before([key])
-            return replies.number(reply, 1)
+            return _one(reply, connection, sent)
 
         return self._wire(key).execute(cluster_scripts.remove_one(key), removed)
 
@@ -96,13 +101,51 @@ class ClusterClient(Client):
 
         :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
         """
-        removed = 0
-        for wire in self._topology.servers():
+
+        async def remove_on(wire: Wire) -> int:
             async for leases in bulk.scanned(wire, lease_name(scope.pattern)):
                 await self.remove(filter(scope.covers, map(value_name, leases)), before)
+            removed = 0
             async for names in bulk.scanned(wire, scope.pattern):
                 removed += await self.remove(filter(scope.covers, names), before)
+            return removed
+
+        removed, error = await on_all_primaries(self._nodes, remove_on)
+        if error is not None:
+            raise error
         return removed
+
+    async def reclaim(self, pattern: bytes, epoch: int) -> Reclaimed:
+        """Remove the values that match a glob and are older than an epoch; they are invalid already."""
+
+        async def elsewhere(names: Sequence[bytes]) -> int:
+            return sum(
+                await _all(partial(self._ask, name, cluster_scripts.reclaim_one(name, epoch), _one) for name in names)
+            )
+
+        try:
+            return Reclaimed(
+                *await on_all_primaries(self._nodes, lambda wire: reclaim_on(wire, pattern, epoch, elsewhere))
+            )
+        except CacheUnavailableError as error:
+            return Reclaimed(0, error)
+
+    async def size(self) -> int:
+        """Return how many keys the primaries have.
+
+        :raises CacheUnavailableError: when one does not answer, or refuses.
+        """
+        wires = await self._nodes.primaries()
+        return sum(await _all(partial(wire.execute, commands.DB_SIZE, replies.answer) for wire in wires))
+
+    async def memory_used(self) -> str | None:
+        """Return how much memory the primaries use, each in its own format; None if they do not report that.
+
+        :raises CacheUnavailableError: when one does not answer, or refuses.
+        """
+        wires = await self._nodes.primaries()
+        told = await _all(partial(wire.execute, commands.INFO_MEMORY) for wire in wires)
+        return " + ".join(filter(None, (commands.info(each, b"used_memory_human") for each in told))) or None
 
     async def count(self, keys: Sequence[bytes]) -> int:
         """Return how many of some keys exist.
@@ -123,22 +166,30 @@ class ClusterClient(Client):
     async def issue(self, controls: Sequence[bytes], known: int, receive: Receive[int]) -> Any:
         """Issue a new epoch, higher than `known`, to all copies of some control keys.
 
-        :raises CacheUnavailableError: when a group does not answer, or refuses; others may have it.
+        :raises PartlyIssuedError: when a group does not answer, or refuses; the others have it.
+        :raises CacheUnavailableError: when the clock does not answer, or refuses.
         """
         for _ in range(_ATTEMPTS):
-            epoch, clock, sent = await self._issued(known)
-            suffixes = self._epochs.copies(b"")
-            highest = await _all(
-                partial(self._raise, [control + suffix for control in controls], suffix, epoch, make=False)
-                for suffix in suffixes
+            epoch, clock, sent = await self.issued(known)
+            # Before any group is told: none of them may be taken for settled while this process does not know it.
+            result = receive(epoch, clock, sent)
+            outcomes = await asyncio.gather(
+                *(self.raise_group(group, controls, epoch) for group in range(GROUPS)), return_exceptions=True
             )
-            known = max(highest)
-            if known <= epoch:
-                return receive(epoch, clock, sent)
+            known = max((found for found in outcomes if isinstance(found, int)), default=epoch)
+            if known > epoch:
+                continue
+            settled = [group for group, found in enumerate(outcomes) if isinstance(found, int)]
+            for error in outcomes:
+                if isinstance(error, CacheUnavailableError):
+                    raise PartlyIssuedError(error, controls, epoch, settled)
+                if isinstance(error, BaseException):
+                    raise error
+            return result
         raise CacheUnavailableError("error", "the epochs rise faster than they are issued")
 
-    async def _issued(self, known: int) -> tuple[int, Connection, float]:
-        """Return a new epoch of the clock, with the connection that has brought it.
+    async def issued(self, known: int) -> tuple[int, Connection, float]:
+        """Return a new epoch of the clock, with the connection that has brought it and when it was asked for.
 
         :raises CacheUnavailableError: when the clock does not answer, or refuses.
         """
@@ -159,6 +210,24 @@ class ClusterClient(Client):
             wire = self._wire(clock)
             answer = await wire.execute(cluster_scripts.issue(clock, known, wire.identity, adopt=True), took)
         return answer
+
+    async def raise_group(self, group: int, controls: Sequence[bytes], epoch: int) -> int:
+        """Raise the copies of some control keys in one group of slots; return the highest that they have now.
+
+        A node without memory for them removes them, and the guard: a missing epoch makes all that it covers invalid.
+
+        :raises CacheUnavailableError: when the group's node does not answer, or refuses.
+        """
+        suffix = self._epochs.suffixes[group]
+        copies = [control + suffix for control in controls]
+        try:
+            return await self._raise(copies, suffix, epoch, make=False)
+        except CacheUnavailableError as error:
+            if error.reason != "oom":
+                raise
+        names = (self._epochs.names.guard + suffix, *copies)
+        await _all(partial(self._ask, name, commands.remove_keys([name])) for name in names)
+        return epoch
 
     def _ask(self, key: bytes, command: commands.Command, receive: Receive[Any] | None = None) -> Awaitable[Any]:
         return self._wire(key).execute(command, receive)
@@ -225,7 +294,7 @@ class ClusterClient(Client):
         """Issue an epoch for one missing copy, and settle the waiter."""
 
         async def work() -> Any:
-            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
             return await self._raise([copy], copy[len(logical_name(copy)) :], epoch, make=True, receive=receive)
 
         await self._settle(work, waiter)
@@ -244,7 +313,7 @@ class ClusterClient(Client):
             return receive(epoch, connection, sent)
 
         async def work() -> Any:
-            epoch, _, _ = await self._issued(max(known, self._epochs.highest))
+            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
             return await self._ask(copy, cluster_scripts.arrive(self._epochs.names, suffix, epoch, wire.identity), took)
 
         await self._settle(work, waiter)
@@ -275,6 +344,14 @@ class ClusterClient(Client):
 
         await _all(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
         receive(None, *answered[0])
+
+
+def _one(reply: Any, _connection: Connection, _sent: float) -> int:
+    """Return whether there was a value.
+
+    :raises CacheUnavailableError: for any other answer than 1 and 0.
+    """
+    return replies.number(reply, 1)
 
 
 def _epoch(reply: Any, connection: Connection) -> int:

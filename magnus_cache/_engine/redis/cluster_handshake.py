@@ -12,6 +12,7 @@ from magnus_cache._engine.redis.connection import answers
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.handshake import ServerInfo, check_mode, introduce
 from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
+from magnus_cache._engine.redis.tracking import Tracking
 
 __all__ = ["NodeInfo", "introduce_node", "map_of", "unowned"]
 
@@ -32,7 +33,7 @@ class NodeInfo(NamedTuple):
     """Whether it knows CLUSTER SHARDS, and may be asked; else CLUSTER SLOTS is asked."""
 
 
-async def introduce_node(connection: AbstractConnection, key: bytes, here: Respondent) -> NodeInfo:
+async def introduce_node(connection: AbstractConnection, key: bytes, tracking: Tracking, here: Respondent) -> NodeInfo:
     """Do what `introduce` does, and return what the node says of itself and of the slots.
 
     Everything that a cluster needs is asked for here, so that a right that the user lacks is missed now, and not when
@@ -42,7 +43,7 @@ async def introduce_node(connection: AbstractConnection, key: bytes, here: Respo
     :raises ClusterDownError: if the cluster is down for another reason.
     :raises NoPermissionError: if the user may not ask what a cluster needs.
     """
-    server = await introduce(connection, key, cluster=True)
+    server = await introduce(connection, key, tracking, cluster=True)
     # ASKING is about the next command, which does not mind.
     asking, who, state, shards = await answers(
         connection, _ASKING, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_INFO.packed,

@@ -26,6 +26,7 @@ from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, S
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.outage.breaker import Breaker
     from magnus_cache._engine.redis.cluster_view import ClusterView
     from magnus_cache._engine.redis.deployment import Deployment
     from magnus_cache._engine.redis.endpoint import Endpoint
@@ -69,6 +70,10 @@ class Shared(Protocol):
         """Return a new connection of the running loop."""
         ...
 
+    def breaker_for(self, node_id: str) -> "Breaker":
+        """Return the breaker of a node."""
+        ...
+
     def is_control(self, name: bytes) -> bool:
         """Whether a name is that of a control key."""
         ...
@@ -97,9 +102,9 @@ class ClusterLoop:
         self.wires: dict[str, ClusterWire] = {}
         self._seed: ClusterWire | None = None
         self._asked_at = -math.inf
+        self._introduced_at = math.inf
         self._urgent_at = -math.inf
         self._turn = 0
-        self._idle_since = math.inf
         self._unowned = UnownedSlots(topology.view, topology.op_timeout, topology.warn)
         self._timers: set[asyncio.TimerHandle] = set()
         self._postponed: dict[asyncio.TimerHandle, _Asked] = {}
@@ -162,26 +167,14 @@ class ClusterLoop:
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
             wire.address, wire.seeds, self._seed = node.address, (), None
+            wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
         elif wire is self._seed:
+            self._introduced_at = self._topology.clock()
             # If all connections were lost, a node answers now: the others may do so as well, or live elsewhere.
             self._topology.retry_now()
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         self._topology.check_seeds()
-
-    def _leave_seed(self) -> None:
-        """End the connection that was only needed to find the nodes, such as one to a replica.
-
-        Not at once: callers that began with it may still be about to ask through it.
-        """
-        seed, now = self._seed, self._topology.clock()
-        if seed is None or not (seed.up and seed.is_idle and self._topology.view.map.covered):
-            self._idle_since = math.inf
-        elif now < self._idle_since:
-            self._idle_since = now
-        elif now > self._idle_since + 2 * self._topology.op_timeout:
-            self._seed = None
-            seed.stop()
 
     def identities(self) -> set[bytes]:
         """Return the identities of all nodes that a connection leads to now."""
@@ -208,6 +201,7 @@ class ClusterLoop:
         nodes = list(self._topology.view.map.nodes.values())
         if not nodes:
             return
+        self._end_seed()
         self._turn += 1
         asked = 0
         for offset in range(len(nodes)):
@@ -226,7 +220,6 @@ class ClusterLoop:
 
         A node that has lost the majority does not know what the others decide, so its word counts for nothing.
         """
-        self._leave_seed()
         if info(state, b"cluster_state") != "ok":
             return
         try:
@@ -253,7 +246,14 @@ class ClusterLoop:
             if node_id not in self._topology.view.map.nodes and wire.is_idle:
                 del self.wires[node_id]
                 wire.stop()
-        self._leave_seed()
+        self._end_seed()
+
+    def _end_seed(self) -> None:
+        """End the connection to a replica that has told the map, once all calls are over that began before."""
+        since = self._topology.clock() - self._introduced_at
+        if self._seed is not None and self._seed.is_idle and since > self._topology.op_timeout:
+            self._seed.stop()
+            self._seed = None
 
     def vouch(self, node_id: str, at: float) -> None:
         """Pass on another node's word to the connection that it is about."""

@@ -10,6 +10,7 @@ nodes are told makes no difference, and telling one of them twice does no harm.
 from collections.abc import Sequence
 from typing import Final
 
+from magnus_cache._engine.codec.envelope import EPOCH_AT
 from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache._engine.coherence.group_epochs import logical_name
 from magnus_cache._engine.keys.names import lease_name
@@ -33,6 +34,8 @@ __all__ = [
     "last_issued",
     "learn_copy",
     "raise_copies",
+    "reclaim",
+    "reclaim_one",
     "remove_one",
     "store_one",
 ]
@@ -169,6 +172,42 @@ return ''
 """,
 )
 
+# A slot may have moved since its keys were listed, or be half moved: such names are left for their new node.
+_OLD: Final = f"""
+local function is_old(name, lowest)
+  local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
+  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
+  return not stamp or stamp < tonumber(lowest) or stamp > {LATEST_EPOCH}
+end
+"""
+
+_RECLAIM: Final = Script(
+    "RECLAIM",
+    _OLD
+    + """
+local removed, left = 0, {}
+for index = 2, #ARGV do
+  local name = ARGV[index]
+  if is_old(name, ARGV[1]) then
+    local done = redis.pcall('UNLINK', name)
+    if type(done) == 'number' then removed = removed + done else left[#left + 1] = name end
+  end
+end
+return {removed, left}
+""",
+    writes=0,
+)
+
+_RECLAIM_ONE: Final = Script(
+    "RECLAIM",
+    _OLD
+    + """
+if not is_old(KEYS[1], ARGV[1]) then return 0 end
+return redis.call('UNLINK', KEYS[1])
+""",
+    writes=0,
+)
+
 _STORE: Final = Script(
     "SET",
     """
@@ -258,6 +297,19 @@ def adopt_copy(names: ControlNames, copy: bytes, known: int, captured: int) -> C
 def last_issued(guard: bytes) -> Command:
     """Pack the question for the last epoch that was raised in a group; the reply has its digits, or is nil."""
     return Command("HGET", pack(b"HGET", guard, b"last"))
+
+
+def reclaim(names: Sequence[bytes], epoch: int) -> Command:
+    """Pack the removal of those of a node's values that are older than an epoch.
+
+    The reply is their number, and the names that do not belong to the node any more.
+    """
+    return _RECLAIM.command((), epoch, *names)
+
+
+def reclaim_one(name: bytes, epoch: int) -> Command:
+    """Pack the removal of a value if it is older than an epoch; the reply is 1 or 0."""
+    return _RECLAIM_ONE.command((name,), epoch)
 
 
 def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:

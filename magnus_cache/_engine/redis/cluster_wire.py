@@ -136,6 +136,11 @@ class ClusterWire(ConfirmedWire):
         self._neighbours, self.node_id, self.seeds = neighbours, node_id, seeds
         self._pipeline.redirect = partial(neighbours.redirected, self)
 
+    def switch_breaker(self, breaker: Breaker) -> None:
+        """Share the breaker of its node from now on: whoever named the node, it answers."""
+        before, self._breaker = self._breaker, breaker
+        before.succeeded(self.clock())
+
     # -- the handshake ----------------------------------------------------------------------------------------
 
     async def _connection(self) -> CacheUnavailableError:
@@ -154,7 +159,7 @@ class ClusterWire(ConfirmedWire):
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        met = await introduce_node(connection, self.probe, self._respondent)
+        met = await introduce_node(connection, self.probe, self._limits.tracking, self._respondent)
         server = met.server
         self.tracking = server.tracking
         self.time = RedisTime()

@@ -21,9 +21,11 @@ __all__ = [
     "TRACKING_ALL",
     "Command",
     "acquire_many",
+    "announce_all",
     "announce_to",
     "count",
     "get_many",
+    "head",
     "info",
     "kill",
     "look",
@@ -121,6 +123,11 @@ def info(reply: Any, field: bytes) -> str | None:
     return None
 
 
+def announce_all(prefixes: Iterable[bytes]) -> bytes:
+    """Pack the request to announce every change of a name that begins with one of some prefixes."""
+    return pack(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *(word for prefix in prefixes for word in (b"PREFIX", prefix)))
+
+
 def announce_to(client: int) -> Command:
     """Pack the request to announce what this connection reads to another one, by its number at the server."""
     return Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", client))
@@ -147,6 +154,11 @@ def get_many(names: Iterable[bytes]) -> bytes:
 def read(name: bytes) -> Command:
     """Pack the read of one value without a batch; the reply is ``[value]``."""
     return Command("MGET", get_many((name,)))
+
+
+def head(name: bytes, size: int) -> Command:
+    """Pack the read of a value's first bytes; the reply is empty without a value."""
+    return Command("GETRANGE", pack(b"GETRANGE", name, 0, size - 1))
 
 
 def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from magnus_cache._engine.coherence.epochs import ControlNames
 from magnus_cache._engine.redis.exchange import Connection
 from magnus_cache._engine.redis.orphans import OrphanedConnections
+from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Arrival", "WireLimits", "WireListener"]
@@ -56,6 +57,9 @@ class WireListener(Protocol):
     def connected(self, connection: Connection) -> None:
         """The wire is up (again)."""
 
+    def remapped(self, nodes: set[str]) -> None:
+        """Slots have moved from or to some nodes of a cluster, given by their ids; called in any thread."""
+
     def vanished(self, connection: Connection) -> None:
         """The loop of a wire ended without closing it, so its loss went unnoticed; called in any thread."""
 
@@ -83,3 +87,5 @@ class WireLimits(NamedTuple):
     """The control keys. The root epoch among them identifies the database."""
     value_bytes: Callable[[], int]
     """Returns how many bytes the largest allowed value of any namespace has."""
+    tracking: Tracking
+    """What the servers are asked to announce."""

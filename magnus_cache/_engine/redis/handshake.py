@@ -15,6 +15,7 @@ from magnus_cache._engine.redis.connection import answers, is_orphan, server_ide
 from magnus_cache._engine.redis.diagnosis import IS_SENTINEL, TopologyError, unable
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Callback
+from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "check_mode", "history_check", "introduce"]
@@ -60,31 +61,39 @@ class ServerInfo(NamedTuple):
     """The client ids of the connections that it was asked to kill."""
     interleaves: bool = True
     """Whether it may send an announcement within a reply, of what another connection has read."""
+    broadcasts: bool = False
+    """Whether it announces every change of a name of ours, read here or not, those by our own commands included."""
 
     @property
     def keeps_identity(self) -> bool:
         """Whether its data belongs to its present history, by the identity that was read along."""
         return bool(self.identity) and self.stored == self.identity
 
+    @property
+    def announces_removal(self) -> bool:
+        """Whether it will announce the removal of the identity that was read along, whatever removes it."""
+        return self.echoes or self.broadcasts
+
 
 UNKNOWN_SERVER: Final = ServerInfo(False, False, None, b"", None, b"", b"", 0, set())
 """Before the first handshake."""
 
 
-async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool = False) -> ServerInfo:
+async def introduce(
+    connection: AbstractConnection, key: bytes, tracking: Tracking, *, cluster: bool = False
+) -> ServerInfo:
     """Switch tracking on, and return facts about the server, all in one round trip.
 
     :param key: read along, as `ServerInfo.stored`: that of the identity, or any key if no value is to be trusted.
+    :param tracking: what the server is to announce.
     :param cluster: whether it is to be a node of a cluster.
     :raises TopologyError: if it is not.
     """
-    *_, tracking, _, _, switched, time, server, replication, client, stored = await answers(
+    switches = _switches(tracking)
+    *replies, time, server, replication, client, stored = await answers(
         connection,
         *_NAME_LIBRARY,
-        commands.TRACKING.packed,
-        # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops
-        # tracking. In a transaction, because writes that switch NOLOOP on for themselves are in one, too.
-        *commands.TRACKING_ALL,
+        *switches,
         commands.TIME.packed,
         commands.INFO_SERVER.packed,
         commands.INFO_REPLICATION.packed,
@@ -103,13 +112,15 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
         raise replication
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
-    tracks = not isinstance(tracking, Exception)
-    echoes = type(switched) is list and not isinstance(switched[0], Exception)
-    echoes = echoes and _version(server) >= _ORDERLY
-    if tracks and not echoes:
-        # Again: the first one may have been undone, such as with an ACL that forbids MULTI.
-        (tracking,) = await answers(connection, commands.TRACKING.packed)
-        tracks = not isinstance(tracking, Exception)
+    switched, echoes = replies[len(_NAME_LIBRARY) :], False
+    tracks = bool(switched) and not isinstance(switched[0], Exception)
+    if tracking.mode == "keys":
+        echoes = type(switched[-1]) is list and not isinstance(switched[-1][0], Exception)
+        echoes = echoes and _version(server) >= _ORDERLY
+        if tracks and not echoes:
+            # Again: the first one may have been undone, such as with an ACL that forbids MULTI.
+            (again,) = await answers(connection, commands.TRACKING.packed)
+            tracks = not isinstance(again, Exception)
     return ServerInfo(
         tracking=tracks,
         echoes=echoes,
@@ -120,13 +131,26 @@ async def introduce(connection: AbstractConnection, key: bytes, *, cluster: bool
         run=server_identity(server, None),
         client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
         ended=set(),
-        interleaves=_version(server) < _ORDERLY_FOR_OTHERS,
+        # Announcements by prefix come at the end of a turn of the server.
+        interleaves=tracking.mode == "keys" and _version(server) < _ORDERLY_FOR_OTHERS,
+        broadcasts=tracks and tracking.mode == "prefix",
     )
 
 
 def _unable_node(error: Exception) -> object:
     is_down = isinstance(error, ClusterDownError) and not isinstance(error, MasterDownError)
     return None if is_down else unable(error)
+
+
+def _switches(tracking: Tracking) -> tuple[bytes, ...]:
+    """Return what switches the announcements on."""
+    if tracking.mode == "off":
+        return ()
+    if tracking.mode == "prefix":
+        return (commands.announce_all(tracking.prefixes),)
+    # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops tracking. In
+    # a transaction, because writes that switch NOLOOP on for themselves are in one, too.
+    return (commands.TRACKING.packed, *commands.TRACKING_ALL)
 
 
 def check_mode(server: Any, *, cluster: bool) -> None:

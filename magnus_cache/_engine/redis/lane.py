@@ -288,8 +288,9 @@ class Lane:
         """Return whether what is read from here on is announced to the wire; asked for with the first such value."""
         if session.announces is None:
             client = session.server.client
-            session.announces = False
-            if session.wire.tracking and client:
+            # By prefix, the wire hears of every change, whoever has read what.
+            session.announces = session.server.broadcasts
+            if session.wire.tracking and client and not session.announces:
                 connection = session.connection
                 deadline = self._clock() + connection.opening
                 (reply,) = connection.ask_all([commands.announce_to(client).packed], deadline)

@@ -12,7 +12,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["LONGEST_WAIT", "ServerFacts", "answer", "number", "single", "step", "yes"]
+__all__ = ["LONGEST_WAIT", "ServerFacts", "answer", "nonsense", "number", "single", "step", "yes"]
 
 _MOST: Final = (1 << 63) - 1
 """The largest integer of the Redis protocol."""
@@ -49,7 +49,7 @@ def number(reply: Any, most: int = _MOST) -> int:
     :raises CacheUnavailableError: if it is not a count, or more than `most`.
     """
     if type(reply) is not int or not 0 <= reply <= most:
-        raise _nonsense("a number is expected")
+        raise nonsense("a number is expected")
     return reply
 
 
@@ -77,7 +77,7 @@ def single(reply: Any, _connection: "Connection | None" = None, _sent: float = 0
     if type(reply) is list and len(reply) == 1 and (reply[0] is None or type(reply[0]) is bytes):
         value: bytes | None = reply[0]
         return value
-    raise _nonsense("one value is expected")
+    raise nonsense("one value is expected")
 
 
 def step(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> tuple[bytes, list[bytes]]:
@@ -90,8 +90,9 @@ def step(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0
         found: list[bytes] = names
         if {type(name) for name in found} <= {bytes}:
             return cursor, found
-    raise _nonsense("a cursor and names are expected")
+    raise nonsense("a cursor and names are expected")
 
 
-def _nonsense(expected: str) -> CacheUnavailableError:
+def nonsense(expected: str) -> CacheUnavailableError:
+    """Return the error of an answer that has another form than the expected one."""
     return CacheUnavailableError("protocol", f"Redis gave an invalid answer where {expected}")

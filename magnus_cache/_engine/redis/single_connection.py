@@ -11,6 +11,7 @@ from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import ServerInfo, introduce
 from magnus_cache._engine.redis.replies import ServerFacts
+from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ _STEP: Final = 500
 
 
 async def connect_once(
-    endpoint: "Endpoint", timeout: float, probe: bytes, *, mode: str | None = None, remap: "Remap | None" = None
+    endpoint: "Endpoint",
+    timeout: float,
+    probe: bytes,
+    tracking: Tracking,
+    *,
+    mode: str | None = None,
+    remap: "Remap | None" = None,
 ) -> tuple[float, ServerFacts, bool]:
     """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
 
@@ -33,6 +40,7 @@ async def connect_once(
 
     :param timeout: seconds for the connection and for each answer.
     :param probe: any key; it need not exist.
+    :param tracking: what the server is to announce.
     :param mode: what the server is to be, if that matters: a node of a ``"cluster"``, or known to ``"sentinel"``.
     :param remap: see `Respondent`.
     :raises CacheUnavailableError: when Redis does not answer, or cannot serve.
@@ -40,9 +48,10 @@ async def connect_once(
     intake, cluster = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES), mode == "cluster"
     try:
         async with opened(endpoint, timeout, intake, lambda: True) as connection:
-            met = await (
-                _introduce_node(connection, probe, endpoint, remap) if cluster else introduce(connection, probe)
-            )
+            if cluster:
+                met = await _introduce_node(connection, probe, tracking, endpoint, remap)
+            else:
+                met = await introduce(connection, probe, tracking)
             intake.completed()
             began = monotonic()
             (reply,) = await answers(connection, commands.get_many((probe,)))
@@ -60,14 +69,14 @@ async def connect_once(
 
 
 async def _introduce_node(
-    connection: AbstractConnection, probe: bytes, endpoint: "Endpoint", remap: "Remap | None"
+    connection: AbstractConnection, probe: bytes, tracking: Tracking, endpoint: "Endpoint", remap: "Remap | None"
 ) -> ServerInfo:
     # Deferred: a single server needs nothing of it.
     from magnus_cache._engine.redis.cluster_handshake import introduce_node
     from magnus_cache._engine.redis.slots import Respondent
 
     here = Respondent(endpoint.host, tls=endpoint.scheme == "tls", remap=remap)
-    return (await introduce_node(connection, probe, here)).server
+    return (await introduce_node(connection, probe, tracking, here)).server
 
 
 async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:

@@ -183,6 +183,18 @@ class Topology:
         """Whether some connection is up, and its loop runs and would notice the loss."""
         return any(map(_lives, self._all()))
 
+    def reaches(self, key: bytes) -> bool:
+        """Return whether some connection to the server of a key is up, see `reachable`."""
+        return self.reachable
+
+    def is_only(self, connection: "Connection") -> bool:
+        """Return whether no other connection leads to the same server and is up, see `reachable`."""
+        return not any(wire is not connection for wire in self.established())
+
+    def breaker_of(self, key: bytes) -> Breaker:
+        """Return the breaker of the server of a key."""
+        return self._breaker
+
     @property
     def used(self) -> bool:
         """Whether any connection was ever used."""

@@ -79,7 +79,7 @@ class Wire:
         self.max_staleness = limits.max_staleness
         self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
-        self.questions = Questions(self.loop, lambda: self.known.pace)
+        self.questions = Questions(self.loop, lambda: self.known.pace, by_key=limits.tracking.mode == "keys")
         self.leases_held, self.time, self.tracking = 0, RedisTime(), False
         self._endpoint, self._limits, self._breaker, self._observer = endpoint, limits, breaker, observer
         self._pipeline = self._pipeline_type(observer.measured)
@@ -279,7 +279,7 @@ class Wire:
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self._limits.controls.server)
+        server = await introduce(connection, self._limits.controls.server, self._limits.tracking)
         # The staleness bound holds without.
         self.tracking = server.tracking
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
@@ -294,7 +294,7 @@ class Wire:
         if known is not None:
             arrival = await arrive(connection, self._limits.controls, server, known)
             self._observer.arrived(server.identity, arrival)
-        self.server, self.keeps_identity = server, server.echoes and server.keeps_identity
+        self.server, self.keeps_identity = server, server.announces_removal and server.keeps_identity
 
     def _ready(self) -> None:
         self._intake.completed()

@@ -5,9 +5,10 @@ that load and store, so counts are exact without a lock; elsewhere they may, at 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["CacheStats", "Counters", "Histogram", "Stats"]
+__all__ = ["CacheStats", "Counters", "Histogram", "Stats", "figures_of"]
 
 _NAMESPACES: Final = 1_000
 _CHILDREN: Final = 10_000
@@ -25,11 +26,16 @@ class CacheStats(dict[str, Any]):
     ``unreplayed`` (whether invalidations wait that Redis has not confirmed),
     ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
-    `Counters`) and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
+    `Counters`), ``functions`` (the same of each decorated function, with its ``namespace``)
+    and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
     ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
     With a `recovery_path`: ``journal`` (``rows`` that Redis has not confirmed, ``restored`` ones, ``failures`` of
     the disk). Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
     ``"1.2M"``). While it does not answer, looking them up gives ``"N/A"``.
+
+    With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,
+    `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
+    ``flights``); ``processes`` is the number of these, and ``breaker`` and ``journal`` are missing.
     """
 
     def __missing__(self, key: str) -> str:
@@ -42,8 +48,8 @@ class Counters:
     """The counts of one namespace, or of one decorated function within it."""
 
     __slots__ = (
-        "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "loads", "misses", "negative_hits",
-        "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
+        "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
+        "negative_hits", "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -56,6 +62,8 @@ class Counters:
     """Values found in Redis."""
     load_errors: int
     """Loads that raised."""
+    load_micros: int
+    """Microseconds that loads took which returned. In the statistics: ``load_seconds``."""
     loads: int
     """Loads that returned."""
     misses: int
@@ -106,13 +114,18 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def as_dict(self) -> dict[str, float]:
-        """Return the counts, with their usual sums."""
-        hits = self.l1_hits + self.l2_hits
+        """Return the counts, with their usual sums.
+
+        ``saved_seconds``: what the hits would have taken, had each been a load of average length.
+        """
+        hits, seconds = self.l1_hits + self.l2_hits, self.load_micros / 1e6
         return {
             "hit_count": hits,
             "miss_count": self.misses,
             "hit_rate_percent": _percent(hits, hits + self.misses),
-            **{name: getattr(self, name) for name in self.__slots__ if name != "misses"},
+            **{name: getattr(self, name) for name in self.__slots__ if name not in {"misses", "load_micros"}},
+            "load_seconds": round(seconds, 6),
+            "saved_seconds": round(hits * seconds / self.loads, 3) if self.loads else 0.0,
         }
 
 
@@ -132,6 +145,15 @@ class Histogram:
         """Count a duration, in seconds, `times` times."""
         octaves = math.log2(max(duration, self._FINEST) / self._FINEST)
         self._buckets[min(int(octaves * self._PER_OCTAVE), len(self._buckets) - 1)] += times
+        self.count += times
+
+    def counts(self) -> dict[int, int]:
+        """Return the buckets in use: their places, and their counts."""
+        return {place: count for place, count in enumerate(self._buckets) if count}
+
+    def count_in(self, place: int, times: int) -> None:
+        """Count durations of a bucket, as `counts` of another histogram shows it."""
+        self._buckets[min(place, len(self._buckets) - 1)] += times
         self.count += times
 
     def percentile(self, share: float) -> float:
@@ -154,12 +176,12 @@ class Stats:
 
     def __init__(self) -> None:
         self._namespaces: dict[str, Counters] = {}
-        self._children: list[tuple[str, Counters]] = []
+        self._children: list[tuple[str, str, Counters]] = []
         self.reset()
 
     def reset(self) -> None:
         """Count from zero, as in a forked child."""
-        for counters in (*self._namespaces.values(), *(counters for _, counters in self._children)):
+        for counters in (*self._namespaces.values(), *(counters for *_, counters in self._children)):
             counters.reset()
         self.errors: dict[str, int] = {}
         self.fenced_loads = 0
@@ -174,18 +196,31 @@ class Stats:
             counters = self._namespaces.setdefault(name, Counters())
         return counters
 
-    def child(self, namespace: str) -> Counters:
-        """Return separate counters that also count for the namespace; past ten thousand, the namespace's own."""
+    def child(self, namespace: str, function: str) -> Counters:
+        """Return separate counters that also count for the namespace; past ten thousand, the namespace's own.
+
+        :param function: the name of the decorated function.
+        """
         if len(self._children) >= _CHILDREN:
             return self.of(namespace)
         counters = Counters()
-        self._children.append((str(namespace), counters))
+        self._children.append((str(namespace), function, counters))
         return counters
 
-    def _by_namespace(self) -> dict[str, Counters]:
+    def by_namespace(self) -> dict[str, Counters]:
+        """Return the counts of each namespace, those of its functions included."""
         sums: dict[str, Counters] = {}
-        for name, counters in (*list(self._namespaces.items()), *list(self._children)):
+        for name, counters in list(self._namespaces.items()):
             sums.setdefault(name, Counters()).add(counters)
+        for name, _, counters in list(self._children):
+            sums.setdefault(name, Counters()).add(counters)
+        return sums
+
+    def by_function(self) -> dict[tuple[str, str], Counters]:
+        """Return the counts of each decorated function, by its namespace and its name."""
+        sums: dict[tuple[str, str], Counters] = {}
+        for namespace, function, counters in list(self._children):
+            sums.setdefault((namespace, function), Counters()).add(counters)
         return sums
 
     def failed(self, reason: str) -> None:
@@ -194,20 +229,35 @@ class Stats:
 
     def as_dict(self) -> CacheStats:
         """Return the statistics that need neither Redis nor the memory."""
-        namespaces, total = self._by_namespace(), Counters()
-        for counters in namespaces.values():
-            total.add(counters)
-        l1, l2, misses = total.l1_hits, total.l2_hits, total.misses
-        return CacheStats(
-            hit_rate_percent=_percent(l1 + l2, l1 + l2 + misses),
-            total_requests=l1 + l2 + misses,
-            hit_count=l1 + l2,
-            miss_count=misses,
-            unstorable=total.unstorable,
-            levels={"l1": {"count": l1}, "l2": self.l2_latency.as_dict(), "load": self.load_latency.as_dict()},
-            namespaces={name: counters.as_dict() for name, counters in namespaces.items()},
-            errors=dict(self.errors),
-        )
+        return figures_of(self.by_namespace(), self.by_function(), self.l2_latency, self.load_latency, self.errors)
+
+
+def figures_of(
+    namespaces: Mapping[str, Counters], functions: Mapping[tuple[str, str], Counters], l2_latency: Histogram,
+    load_latency: Histogram, errors: Mapping[str, int],
+) -> CacheStats:  # fmt: skip
+    """Return counts and latencies as statistics, with their sums.
+
+    :param functions: by namespace and name.
+    :param errors: counts by reason.
+    """
+    total = Counters()
+    for counters in namespaces.values():
+        total.add(counters)
+    l1, l2, misses = total.l1_hits, total.l2_hits, total.misses
+    return CacheStats(
+        hit_rate_percent=_percent(l1 + l2, l1 + l2 + misses),
+        total_requests=l1 + l2 + misses,
+        hit_count=l1 + l2,
+        miss_count=misses,
+        unstorable=total.unstorable,
+        levels={"l1": {"count": l1}, "l2": l2_latency.as_dict(), "load": load_latency.as_dict()},
+        namespaces={name: counters.as_dict() for name, counters in namespaces.items()},
+        functions={
+            name: {"namespace": namespace, **counters.as_dict()} for (namespace, name), counters in functions.items()
+        },
+        errors=dict(errors),
+    )
 
 
 def _percent(part: int, whole: int) -> float:

@@ -38,6 +38,7 @@ class SettingsOptions(TypedDict, total=False):
     default_ttl: Duration
     op_timeout: Duration
     max_staleness: Duration
+    tracking: Literal["keys", "prefix", "off"]
     lease: Duration
     wait_timeout: Duration
     l1_max_entries: int
@@ -45,4 +46,5 @@ class SettingsOptions(TypedDict, total=False):
     l1_policy: Literal["car", "lru", "clock", "sieve", "s3fifo"]
     max_value_bytes: int
     max_pending: int
+    stats_interval: Duration
     recovery_path: str | PathLike[str] | None

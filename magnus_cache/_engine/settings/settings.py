@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, Unpack
 
@@ -60,17 +61,20 @@ _told: Final[set[str]] = set()
 """Unknown variables that were warned about. Each manager reads the environment again, and must not warn again."""
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: Any, *, zero: bool = False) -> float:
     # The environment contains text only. A plain number in it means seconds too.
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             pass
-    return seconds(value, "value")
+    return seconds(value, "value", zero=zero)
 
 
 _Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+_SecondsOrNone = Annotated[float, BeforeValidator(partial(_seconds, zero=True))]
+"""0 switches off what it is the interval of."""
 
 
 def _variable(field: str) -> str:
@@ -185,6 +189,9 @@ class CacheSettings(BaseSettings):
     max_staleness: _Seconds = Field(
         1.0, description="bound on how long a change made elsewhere can go unnoticed, seconds"
     )
+    tracking: Literal["keys", "prefix", "off"] = Field(
+        "keys", description="changes that Redis announces: of keys read here, of all keys of the prefix, or none"
+    )
     lease: _Seconds = Field(
         5.0, description="lease duration, seconds: how long a key stays locked after its loader's process died"
     )
@@ -196,6 +203,9 @@ class CacheSettings(BaseSettings):
     )
     max_value_bytes: int = Field(16 * 2**20, ge=1)
     max_pending: int = Field(65_536, ge=1, description="how many requests may wait for Redis at a time, per event loop")
+    stats_interval: _SecondsOrNone = Field(
+        10.0, description="seconds between two reports of a process to the statistics of the fleet; 0 for none"
+    )
     recovery_path: Path | None = Field(
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
     )
@@ -256,6 +266,14 @@ class CacheSettings(BaseSettings):
             raise ValueError(f"{value!r} is a bool, not a number")  # the kind that pydantic reports
         found = whole(value)
         return value if found is None else found
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _tracking(cls, value: Any) -> Any:
+        if value is False or (isinstance(value, str) and value.lower() in {"false", "no", "0"}):
+            # YAML reads off, without quotes, as false.
+            raise ValueError("it is 'keys', 'prefix' or 'off'; in YAML, write 'off' in quotes")
+        return value.strip().lower() if isinstance(value, str) else value
 
     @field_validator("redis_host")
     @classmethod

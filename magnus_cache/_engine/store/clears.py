@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
+from magnus_cache._engine.outage.parts import Issued
 from magnus_cache._engine.redis.bulk import Reclaimed
+from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache.errors import CacheUnavailableError
 
@@ -48,7 +50,7 @@ class Clears:
             self._unsure(scope)
             raise
         except CacheUnavailableError as error:
-            self._unsure(scope)
+            self._unsure(scope, _issued(error) if _whole(scope) else None)
             await self.state.journal_written()
             self._failed(error)
             if error.reason == "protocol":
@@ -103,7 +105,8 @@ class Clears:
             self._outdate(names)
             raise
         except CacheUnavailableError as error:
-            state.record_missed(lambda outbox: outbox.record_tags(names))
+            issued = _issued(error)
+            state.record_missed(lambda outbox: outbox.record_tags(names, issued))
             self._outdate(names)
             await state.journal_written()
             self._failed(error)
@@ -119,15 +122,16 @@ class Clears:
         else:
             self.state.forget_matching(scope.glob)
 
-    def _unsure(self, scope: ClearScope) -> None:
+    def _unsure(self, scope: ClearScope, issued: Issued | None = None) -> None:
         # The record first: a read that missed the record finds its placeholder void.
-        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix))
+        self.state.record_missed(lambda outbox: outbox.record_prefix(scope.prefix, issued))
         self._forget(scope)
 
     def _failed(self, error: CacheUnavailableError) -> None:
         self.state.stats.failed(error.reason)
         if error.refused:
-            raise error
+            # Without what it says about parts of a cluster.
+            raise error.again() if isinstance(error, PartlyIssuedError) else error
 
     def _freed(self, reclaimed: Reclaimed) -> int:
         if reclaimed.error is not None:
@@ -137,6 +141,10 @@ class Clears:
                 f"{reclaimed.error}; the cleared values are not served, and stay in Redis until they expire",
             )
         return reclaimed.removed
+
+
+def _issued(error: CacheUnavailableError) -> Issued | None:
+    return error.issued if isinstance(error, PartlyIssuedError) else None
 
 
 def _whole(scope: ClearScope) -> bool:

@@ -26,15 +26,15 @@ class Fallback(Coding):
         return self.fallback(ref)
 
     def fallback(self, ref: KeyRef) -> Entry | None:
-        """Return the fresh value that this process still holds, if Redis is away; if it is not, nothing."""
-        return None if self.state.reachable else self._still_served(ref, self._memory.get_untrusted(ref.name))
+        """Return the fresh value that this process still holds, if its server is away; if it is not, nothing."""
+        return None if self.state.reaches(ref.name) else self._still_served(ref, self._memory.get_untrusted(ref.name))
 
     def last(self, ref: KeyRef) -> Entry | None:
         """Return what this process still holds of a value, be it stale, if Redis is away; if it is not, nothing.
 
         It need not be trusted, but must have been until the outage.
         """
-        if self.state.reachable:
+        if self.state.reaches(ref.name):
             return None
         return self._still_served(ref, self._memory.get_stale(ref.name, trusted=False))
 
@@ -46,8 +46,8 @@ class Fallback(Coding):
         generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
         # Whoever brought it near may have asked for another grace than this caller.
         grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
-        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline) - now
+        allowed = math.inf if offline is None else generations.served_until(entry.trust, offline, ref.name) - now
         return judge_offline(
-            entry.fresh_until - now, grace, reachable=self.state.reachable,
-            heard=entry.trust.generation == generations.current, allowed=allowed,
+            entry.fresh_until - now, grace, reachable=self.state.reaches(ref.name),
+            heard=generations.heard(entry.trust, ref.name), allowed=allowed,
         )  # fmt: skip

@@ -103,7 +103,8 @@ class Lifetimes:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
             # Taken first: if Redis comes back from here on, this trust ends.
-            offline = self._state.generations.trust_for(self._state.generations.offline, ref.namespace)
+            generations = self._state.generations
+            offline = generations.trust_for(generations.offline_of(ref.name), ref.namespace, ref.name)
             local = ref.namespace.local
             entry = self._memory.get_untrusted(ref.name) if local else self._here(ref, wire)
             if entry is None or entry.negative:

@@ -143,7 +143,7 @@ class LocalValues:
     async def _verdict(self, wire: "Connection", ref: KeyRef, entry: Entry) -> Verdict:
         state, record = self._state, record_of(entry)
         if covered(state, ref, record.tags):
-            await state.replayer.done(wire)
+            await state.replayer.done(wire, ref.name, list(map(state.epochs.tag_name, record.tags)))
         if not wire.up or wire.trust.deadline <= state.clock():
             # Any answer brings what was announced before.
             await wire.renew()
@@ -161,4 +161,4 @@ class LocalValues:
             return None
         if wire.tracking:
             return wire.trust
-        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.current)
+        return Trust(min(sent + state.settings.max_staleness, wire.known.deadline), state.generations.now(ref.name))

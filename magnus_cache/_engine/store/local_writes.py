@@ -102,7 +102,7 @@ class LocalWrites:
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:
         """Return the trust of an object: one that has ended if its epochs are in doubt, so the next read judges it."""
-        suspect = Trust(float("-inf"), self._state.generations.current)
+        suspect = Trust(float("-inf"), self._state.generations.now(ref.name))
         return self._reads.local.trust(wire, ref, tags, sent) or suspect
 
     async def remove(self, refs: Sequence[KeyRef]) -> tuple[int, list[bytes]]:

@@ -157,7 +157,7 @@ class Reads(Fallback):
         """
         outbox = self.state.outbox
         if outbox.pending and outbox.covers(ref.name):
-            await self.state.replayer.done(connection)
+            await self.state.replayer.done(connection, ref.name)
 
     # -- asking ---------------------------------------------------------------------------------------------
 

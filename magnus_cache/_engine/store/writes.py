@@ -284,7 +284,7 @@ class Writes:
         """Record a write that Redis may not have, as `unsure` does; return the position of the record."""
         self.reads.failed(ref, error)
         position = self.unsure((ref.name,))
-        if self.state.reachable:
+        if self.state.reaches(ref.name):
             self._stays_here(ref, error)
         return position
 
@@ -308,7 +308,7 @@ class Writes:
         Loads continue, because a load whose value Redis refused calls this as well.
         The record comes first, then the invalidation: a read that missed the record finds its placeholder void.
         """
-        position = self.state.record_missed(lambda outbox: outbox.record(names))
+        position = self.state.record_missed(lambda outbox: outbox.record(names), names)
         for name in names:
             self._memory.invalidate(name)
         return position
@@ -329,7 +329,7 @@ class Writes:
         try:
             if overtaken():
                 return False
-            trust = trust or self.state.local_trust(ref.namespace)
+            trust = trust or self.state.local_trust(ref.namespace, ref.name)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
             entry = self.reads.entry(ref, record, trust, (now + ttl, now, now), known)
@@ -347,12 +347,13 @@ class Writes:
 
         :param refusal: why Redis refuses the value, if it is reachable: the value is then used for `max_staleness`.
         """
-        offline = self.state.generations.offline
-        if fence.offline is offline and not self.state.reachable:
-            trust: Trust = self.state.generations.trust_for(offline, ref.namespace)
+        generations = self.state.generations
+        offline = generations.offline_of(ref.name)
+        if fence.offline is offline and not self.state.reaches(ref.name):
+            trust: Trust = generations.trust_for(offline, ref.namespace, ref.name)
         elif refusal is not None:
             self._stays_here(ref, refusal)
-            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, self.state.generations.current)
+            trust = UnsharedTrust(fence.at + self.state.settings.max_staleness, generations.now(ref.name))
         else:
             return False
         # After a write of the key that another task has begun: it may overtake this load.

@@ -1,0 +1,215 @@
+"""The operations of the client on fleet statistics: what each process publishes, and the sums of all.
+
+All these keys are of one slot of a cluster, so that one script can add to the sums and note that it has. A request
+whose answer was lost is sent again under its number, and counts once.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.redis import commands
+from magnus_cache._engine.redis.replies import nonsense
+from magnus_cache._engine.redis.scripts import Script
+from magnus_cache.errors import CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.exchange import Waiter
+    from magnus_cache._engine.redis.wire import Wire
+
+__all__ = ["FleetKeys", "FleetNames", "Published", "Report"]
+
+_HOURS: Final = 24
+"""Hours that a sum of the day has, the present one included."""
+
+_HOUR_LIFE: Final = (_HOURS + 1) * 3_600
+_MINUTES: Final = 120
+"""Minutes of which the totals are kept, for a chart."""
+
+_MINUTE_LIFE: Final = (_MINUTES + 1) * 60
+_TOGETHER: Final = 500
+
+_NUMBER: Final = 8
+"""Digits of the number of a report, at the beginning of what a process publishes."""
+
+_PUBLISH: Final = Script(
+    "PUBLISH",
+    """
+local before = redis.pcall('GET', KEYS[1])
+if type(before) ~= 'string' or string.sub(before, 1, #ARGV[1]) ~= ARGV[1] then
+  local at = 9
+  for sum = 3, 4 do
+    local count = tonumber(ARGV[at])
+    for place = at + 1, at + 2 * count, 2 do
+      redis.call('HINCRBY', KEYS[sum], ARGV[place], ARGV[place + 1])
+    end
+    at = at + 2 * count + 1
+  end
+  redis.call('EXPIRE', KEYS[3], ARGV[5])
+  redis.call('EXPIRE', KEYS[4], ARGV[6])
+end
+if ARGV[3] == '0' then
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', KEYS[2], ARGV[4])
+else
+  redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2], 'EX', ARGV[3])
+  redis.call('ZADD', KEYS[2], ARGV[7], ARGV[4])
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[8])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
+return 1
+""",
+)
+
+
+class FleetNames:
+    """The names of the keys of fleet statistics.
+
+    :param tag: ends all of them, to have them in one slot of a cluster; empty on a single server.
+    """
+
+    def __init__(self, keyspace: Keyspace, tag: bytes = b"") -> None:
+        self._keyspace = keyspace
+        self._tag = tag
+        self.index = keyspace.control_name("fleet") + tag
+
+    def process(self, instance: str) -> bytes:
+        """Return the name of what a process publishes."""
+        return self._keyspace.control_name("stats", instance) + self._tag
+
+    def hour(self, second: float) -> bytes:
+        """Return the name of the sums of an hour, by a second of the epoch in it."""
+        return self._keyspace.control_name("fleet", f"h{int(second // 3_600)}") + self._tag
+
+    def minute(self, second: float) -> bytes:
+        """Return the name of the totals of a minute, by a second of the epoch in it."""
+        return self._keyspace.control_name("fleet", f"m{int(second // 60)}") + self._tag
+
+    def sums(self, second: float) -> list[bytes]:
+        """Return all names that can be there, but for those of processes."""
+        hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
+        return [self.index, *hours, *(self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1))]
+
+
+class Report(NamedTuple):
+    """What a process publishes at a time."""
+
+    number: int
+    """Reports of one process have ascending numbers; one that is sent again has the same."""
+    second: float
+    """When, in Redis' time."""
+    about: bytes
+    """What the process is and has now."""
+    life: int
+    """Seconds for which that counts; 0 at the end of the process."""
+    fields: Mapping[str, int]
+    """What was counted since the last report, for the sums of the day."""
+    totals: Mapping[str, int]
+    """The same, without namespaces and functions, for the minutes."""
+
+
+class Published(NamedTuple):
+    """What the processes of a fleet have published."""
+
+    processes: Sequence[bytes]
+    """What each process that runs is and has, see `Report`."""
+    sums: Sequence[Mapping[bytes, bytes]]
+    """The sums of the last hours."""
+
+
+class FleetKeys:
+    """The operations on fleet statistics; a part of the `Client`."""
+
+    def _wire(self, key: bytes) -> "Wire":
+        raise NotImplementedError
+
+    def publish(self, names: FleetNames, instance: str, report: Report, oldest: float, waiter: "Waiter") -> None:
+        """Publish a report; `waiter` gets 1.
+
+        :param oldest: second in Redis' time up to which processes that were last heard of then have died.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        process, second = names.process(instance), int(report.second)
+        command = _PUBLISH.command(
+            (process, names.index, names.hour(second), names.minute(second)),
+            f"{report.number % 10**_NUMBER:0{_NUMBER}}".encode(), report.about, report.life, instance.encode(),
+            _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), *_pairs(report.fields), *_pairs(report.totals),
+        )  # fmt: skip
+        self._wire(process).call(command, lambda reply, _connection, _sent: reply, waiter)
+
+    async def published(self, names: FleetNames, second: float, life: int) -> Published:
+        """Return what the fleet has published.
+
+        :param second: now, in Redis' time.
+        :param life: seconds for which the report of a process counts.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        wire = self._wire(names.index)
+        processes: list[bytes] = []
+        reporting = await self.reporting(names, second, life)
+        for start in range(0, len(reporting), _TOGETHER):
+            reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
+            processes += [report[_NUMBER:] for report in _texts(reports, missing=True)]
+        asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
+        return Published(processes, [_hash(reply) for reply in await _all(asked)])
+
+    async def reporting(self, names: FleetNames, second: float, life: int) -> list[bytes]:
+        """Return the names of what the processes that run have published.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        bounds = (b"%d" % (int(second) - life), b"+inf")
+        found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
+        return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
+
+    async def minutes(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
+        """Return the totals of the last minutes, the present one last.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        wire = self._wire(names.index)
+        backs = range(min(count, _MINUTES) - 1, -1, -1)
+        asked = [wire.execute(_command(b"HGETALL", names.minute(second - 60 * back))) for back in backs]
+        return [_hash(reply) for reply in await _all(asked)]
+
+
+async def _all(asked: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Return the answers to commands that were sent together; the first error is raised when all have ended."""
+    answers: list[Any] = []
+    error: CacheUnavailableError | None = None
+    for each in asked:
+        try:
+            answers.append(await each)
+        except CacheUnavailableError as refused:
+            error = error or refused
+    if error is not None:
+        raise error
+    return answers
+
+
+def _command(name: bytes, *arguments: bytes) -> commands.Command:
+    return commands.Command(name.decode(), commands.pack(name, *arguments))
+
+
+def _pairs(fields: Mapping[str, int]) -> list[bytes | int]:
+    pairs: list[bytes | int] = [len(fields)]
+    for name, count in fields.items():
+        pairs += [name.encode("utf-8", "surrogatepass"), count]
+    return pairs
+
+
+def _texts(reply: Any, *, missing: bool = False) -> list[bytes]:
+    if type(reply) is not list:
+        raise nonsense("a list is expected")
+    found = [part for part in reply if not (missing and part is None)]
+    if not {type(part) for part in found} <= {bytes}:
+        raise nonsense("a list of texts is expected")
+    return found
+
+
+def _hash(reply: Any) -> Mapping[bytes, bytes]:
+    if type(reply) is dict:
+        found: dict[bytes, bytes] = reply
+        return found
+    flat = _texts(reply)
+    return dict(zip(flat[::2], flat[1::2], strict=False))

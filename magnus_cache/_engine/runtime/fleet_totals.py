@@ -1,0 +1,76 @@
+r"""The counts of a process as flat fields, as they are added up in Redis for the whole fleet, and back.
+
+A field is a short text, so that Redis can add to it, and the fields of one process have a few hundred bytes:
+
+- ``n:<count>:<namespace>`` and ``f:<count>:<namespace>\0<function>``, with counts of `Counters` by their short names;
+- ``e:<reason>`` for failed exchanges, ``p:<figure>`` for what the process counts as a whole;
+- ``l2:<bucket>`` and ``load:<bucket>`` for latencies, by the bucket of `Histogram`.
+
+A field that a later version has and this one does not know is left out.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from magnus_cache._engine.runtime.stats import CacheStats, Counters, Histogram, Stats, figures_of
+
+__all__ = ["COUNTED", "fields_of", "figures_from"]
+
+COUNTED: Final = ("evictions", "expirations", "fenced_fills", "flights_joined")
+"""Figures of a process as a whole that only grow."""
+
+_SHORT: Final = {
+    "l1_hits": "h1", "l2_hits": "h2", "misses": "m", "loads": "l", "load_micros": "us", "load_errors": "x",
+    "stores": "s", "stale_hits": "st", "negative_hits": "n", "early_refreshes": "er", "errors": "e", "overloads": "o",
+    "refused": "r", "timeouts": "t", "unreadable": "ur", "unstorable": "us!",
+}  # fmt: skip
+_LONG: Final = {short: name for name, short in _SHORT.items()}
+
+
+def fields_of(stats: Stats, process: Mapping[str, Any]) -> dict[str, int]:
+    """Return all counts of a process that are not 0.
+
+    :param process: its figures as a whole; those of `COUNTED` are taken.
+    """
+    fields = {f"p:{name}": int(process[name]) for name in COUNTED}
+    for namespace, counters in stats.by_namespace().items():
+        _add(fields, "n", namespace, counters)
+    for (namespace, function), counters in stats.by_function().items():
+        _add(fields, "f", f"{namespace}\0{function}", counters)
+    fields |= {f"e:{reason}": count for reason, count in dict(stats.errors).items()}
+    for name, latency in (("l2", stats.l2_latency), ("load", stats.load_latency)):
+        fields |= {f"{name}:{place}": count for place, count in latency.counts().items()}
+    return {field: count for field, count in fields.items() if count}
+
+
+def _add(fields: dict[str, int], kind: str, name: str, counters: Counters) -> None:
+    for count, short in _SHORT.items():
+        fields[f"{kind}:{short}:{name}"] = getattr(counters, count)
+
+
+def figures_from(fields: Iterable[tuple[str, int]]) -> CacheStats:
+    """Return the statistics of some fields; of two with the same name, the sum counts."""
+    namespaces, functions = dict[str, Counters](), dict[tuple[str, str], Counters]()
+    errors, process = dict[str, int](), dict.fromkeys(COUNTED, 0)
+    latencies = {"l2": Histogram(), "load": Histogram()}
+    for field, count in fields:
+        kind, _, rest = field.partition(":")
+        if kind in {"n", "f"}:
+            short, _, name = rest.partition(":")
+            if (long := _LONG.get(short)) is None:
+                continue
+            if kind == "n":
+                counters = namespaces.setdefault(name, Counters())
+            else:
+                namespace, _, function = name.partition("\0")
+                counters = functions.setdefault((namespace, function), Counters())
+            setattr(counters, long, getattr(counters, long) + count)
+        elif kind == "e":
+            errors[rest] = errors.get(rest, 0) + count
+        elif kind == "p" and rest in process:
+            process[rest] += count
+        elif kind in latencies and rest.isascii() and rest.isdigit():
+            latencies[kind].count_in(int(rest), count)
+    figures = figures_of(namespaces, functions, latencies["l2"], latencies["load"], errors)
+    figures |= process
+    return figures

@@ -1,0 +1,37 @@
+"""The guards that `test_outbox_of_nodes` sees missing."""
+
+from typing import Any, Final
+
+from magnus_cache._engine.coordination.node_replay import NodeReplayer
+from magnus_cache._engine.coordination.replay import Replayer
+from magnus_cache._engine.outage.outbox import Outbox
+from tests.support.guards import guard, nothing, put
+
+HERE: Final = "tests/outage/test_outbox_of_nodes.py"
+
+
+@guard(f"{HERE}::test_a_name_is_settled_by_its_own_node")
+def without_a_replay_by_node() -> None:
+    put(NodeReplayer, "_replay", Replayer._replay)
+
+
+@guard(f"{HERE}::test_invariant_5_a_clear_with_one_primary_down")
+def without_settling_a_clear_part_by_part() -> None:
+    def never(*_: Any) -> bool:
+        return False
+
+    put(Outbox, "_has_settled", never)
+
+
+@guard(f"{HERE}::test_a_part_that_is_settled_is_not_covered")
+def without_the_position_of_what_is_settled() -> None:
+    def settled(box: Any, kind: str, scope: bytes, _position: int, part: int) -> bool:
+        parts = box._parts.get((kind, scope))
+        return parts is not None and part in parts.settled
+
+    put(Outbox, "_has_settled", settled)
+
+
+@guard(f"{HERE}::test_a_record_knows_what_was_settled_before_it")
+def without_what_was_settled_before_a_record() -> None:
+    put(Outbox, "_begin_parts", nothing)
