@@ -229,8 +229,7 @@ class ClusterTopology(Topology):
 
     # -- all of them ------------------------------------------------------------------------------------------
 
-    def connections(self) -> "list[Wire]":
-        """Return the connections of all loops."""
+    def _all(self) -> "list[Wire]":
         return [wire for loop in list(self._loops.values()) for wire in loop.all_wires()]
 
     @property
