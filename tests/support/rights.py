@@ -45,7 +45,8 @@ def apply(nodes: Iterable[ServerNode], *lines: str) -> None:
 
 def url_of(group: EmbeddedCluster | EmbeddedSentinels, user: str = USER) -> str:
     """Return the URL of all nodes of a cluster, or of all sentinels, with a user and a password."""
+    login = f"{user}@" if user else ""
     if isinstance(group, EmbeddedCluster):
-        return f"redis+cluster://{user}@{','.join(node.address for node in group.nodes)}"
+        return f"redis+cluster://{login}{','.join(node.address for node in group.nodes)}"
     hosts = ",".join(node.address for node in group.sentinels)
-    return f"redis+sentinel://{user}@{hosts}/{group.service}"
+    return f"redis+sentinel://{login}{hosts}/{group.service}"
