@@ -12,6 +12,7 @@ from tests.chaos.world import OP_TIMEOUT
 
 
 def main() -> int:
+    faults = [*FAULTS, *GROUP_FAULTS]
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--only", action="append", choices=faults, help="this fault; may be given again")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each fault lasts")

@@ -30,13 +30,8 @@ async def asgi(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable
         found = _answer(os.getpid())
     else:
         found = _answer(await awaited.get_or_set("web", key, os.getpid))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(found))],
-        }
-    )
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(found))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": found})
 
 
