@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos.blackhole import compare
+from tests.chaos.faults import FAULTS
+from tests.chaos.group_faults import GROUP_FAULTS
 from tests.chaos.report import strike, table, written
 from tests.chaos.world import OP_TIMEOUT
 

@@ -39,6 +39,7 @@ def cache_of(sentinels: EmbeddedSentinels, **options: Any) -> AsyncCacheManager:
     return AsyncCacheManager(redis_url=url_of(sentinels), **options)
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_values_are_those_of_the_primary(sentinels: EmbeddedSentinels) -> None:
     async with cache_of(sentinels) as one, cache_of(sentinels) as other:
         for number, key in enumerate(KEYS):
@@ -63,6 +64,7 @@ async def test_values_are_those_of_the_primary(sentinels: EmbeddedSentinels) -> 
         assert (health.ok, health.mode, health.address) == (True, "sentinel", sentinels.primary.address)
 
 
+@pytest.mark.tracking("keys", "prefix")
 def test_blocking_callers(sentinels: EmbeddedSentinels) -> None:
     with CacheManager(redis_url=url_of(sentinels, database=3)) as cache:
         assert cache.set("t", "k", "value")
@@ -118,14 +120,6 @@ async def test_sentinels_and_servers_speak_tls(server_tls: ServerTls) -> None:
 # -- failover -------------------------------------------------------------------------------------------------
 
 
-async def _is_served_by(cache: AsyncCacheManager, node: ServerNode) -> None:
-    async def stored() -> bool:
-        await cache.set("t", "probe", node.port)
-        return node.ask("EXISTS", "magnus:t:probe") == 1
-
-    await wait_until_answered(stored)
-
-
 async def _is_served_by(cache: AsyncCacheManager, node: ServerNode) -> float:
     """Return the seconds until a server has what a cache stores."""
     began = monotonic()
@@ -149,6 +143,7 @@ async def _used_meanwhile(cache: AsyncCacheManager, change: Callable[[], ServerN
     return await changing
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_the_primary_is_killed(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     sentinels = private_sentinels_with()
     async with cache_of(sentinels) as one, cache_of(sentinels) as idle:
@@ -173,6 +168,7 @@ async def test_the_primary_is_killed(private_sentinels_with: Callable[..., Embed
         assert monotonic() - began < GAP
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_a_planned_failover(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     """The former primary calls itself the primary for many more seconds, and answers."""
     sentinels = private_sentinels_with()
