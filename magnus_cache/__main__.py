@@ -1,17 +1,14 @@
-"""``python -m magnus_cache``: the commands of this package."""
+"""``python -m magnus_cache``, and the command ``magnus-cache``."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from magnus_cache import __version__, demo
 
-__all__ = ["main"]
-
-_COMMANDS: Final = {"demo": demo}
-"""Each command has a `SUMMARY`, a `DESCRIPTION`, and `add_options`, which sets a `run` that returns the exit code."""
+__all__ = ["main", "run_demo"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,15 +16,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: the command line without the program's name; None for the command line of the process.
     """
-    parser = argparse.ArgumentParser(prog="python -m magnus_cache", description="A cache for sync and async Python.")
-    parser.add_argument("--version", action="version", version=f"magnus_cache {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, command in _COMMANDS.items():
-        command.add_options(commands.add_parser(name, help=command.SUMMARY, description=command.DESCRIPTION))
-    options = parser.parse_args(arguments)
-    if "run" not in options:
-        parser.print_help()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if importlib.util.find_spec("typer") is not None:
+        # Imported here: without the extra, the demo works all the same.
+        from magnus_cache.cli.app import main as run
+
+        return run(given)
+    if given[:1] == ["demo"]:
+        return run_demo(given[1:])
+    if given == ["--version"]:
+        sys.stdout.write(f"magnus_cache {__version__}\n")
         return 0
+    sys.stderr.write('magnus-cache: the command line needs an extra: pip install "magnus-cache[cli]"\n')
+    return 2
+
+
+def run_demo(arguments: Sequence[str]) -> int:
+    """Run the demo with its own options, and return its exit code."""
+    parser = argparse.ArgumentParser(prog="magnus-cache demo", description=demo.DESCRIPTION)
+    demo.add_options(parser)
+    options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
     except BrokenPipeError:
