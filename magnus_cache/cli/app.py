@@ -16,6 +16,9 @@ __all__ = ["app", "main"]
 _Refusal: Final[Any] = typer.BadParameter.__mro__[2]
 """The base of all errors of the command line: click's own, or that of the click inside newer releases of Typer."""
 
+_PIPE_CLOSED: Final = 141
+"""The exit code that shells expect of a program whose reader has ended."""
+
 app = typer.Typer(
     name="magnus-cache", help="Look into a cache, and look after it.",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,10 +59,13 @@ def main(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         # The exit code that shells expect of a program that Ctrl-C ended.
         return 130
+    except SystemExit as ended:
+        # Typer ends so, with 1, when the reader, such as `head`, has closed the pipe: that is no finding.
+        return _PIPE_CLOSED if type(sys.stdout).__name__ == "PacifyFlushWrapper" else int(ended.code or 0)
     except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. At exit, Python flushes stdout, which would fail again.
+        # At exit, Python flushes stdout, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _PIPE_CLOSED
     return code if isinstance(code, int) else 0
 
 

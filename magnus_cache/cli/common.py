@@ -40,6 +40,9 @@ FINDING: Final = 1
 WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 
+_PIPE: Final = 240
+"""Columns of a table that goes to a file or a program."""
+
 _SECONDS: Final = 3.0
 """For one exchange with Redis: people wait longer than programs."""
 
@@ -62,8 +65,8 @@ class CommandError(Exception):
 
 
 def console() -> Console:
-    """Return where tables and text for people go. It obeys NO_COLOR, and has no colours in a pipe."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Return where tables and text for people go. It obeys NO_COLOR, and has no colours and long lines in a pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
 
 
 def note(text: str) -> None:
@@ -103,7 +106,7 @@ def opened(url: str | None, prefix: str | None, *, check: bool = True, **setting
 def key_shown(text: str) -> str:
     """Return how the text of a key is shown: as the string that its program wrote, if it is one that `key_of` takes."""
     plain = unquote(text, errors="surrogateescape")
-    return plain if "~" not in plain and key_text(plain) == text else text
+    return plain if plain == text or (plain and key_text(key_of(plain)) == text) else text
 
 
 def key_of(shown: str) -> str:

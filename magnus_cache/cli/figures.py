@@ -17,6 +17,8 @@ __all__ = ["add_to"]
 
 _LEAST: Final = 0.2
 _MOST_ROWS: Final = 15
+_NARROW: Final = 78
+"""Columns of a terminal below which some figures are left out."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -128,9 +130,11 @@ def _hottest(figures: Mapping[str, Any]) -> RenderableType:
 
 def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    table.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("calls/s", "calls", "hits", "loads", "mean load", "saved"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
+    shown = columns if console().width >= _NARROW else columns[:3]
+    table.add_column(title, overflow="ellipsis", no_wrap=True, max_width=max(8, console().width - 11 * len(shown)))
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True, min_width=8)
 
     def heat(row: Mapping[str, Any]) -> tuple[float, float]:
         return row["calls_per_second"] or 0.0, row["calls"]
@@ -138,10 +142,11 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in sorted(rows.items(), key=lambda item: heat(item[1]), reverse=True)[:_MOST_ROWS]:
         rate = row["calls_per_second"]
         mean = f"{row['load_seconds'] / row['loads'] * 1000:,.1f} ms" if row["loads"] else ""
-        table.add_row(
-            name, "" if rate is None else f"{rate:,.1f}", f"{row['calls']:,}", f"{row['hit_rate_percent']:g} %",
+        cells = (
+            "" if rate is None else f"{rate:,.1f}", f"{row['calls']:,}", f"{row['hit_rate_percent']:g} %",
             f"{row['loads']:,}", mean, f"{row['saved_seconds']:,.1f} s",
         )  # fmt: skip
+        table.add_row(name, *cells[: len(shown)])
     if not rows:
         table.add_row("none yet")
     return table
