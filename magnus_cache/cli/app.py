@@ -59,9 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         # The exit code that shells expect of a program that Ctrl-C ended.
         return 130
-    except SystemExit as ended:
+    except SystemExit:
         # Typer ends so, with 1, when the reader, such as `head`, has closed the pipe: that is no finding.
-        return _PIPE_CLOSED if type(sys.stdout).__name__ == "PacifyFlushWrapper" else int(ended.code or 0)
+        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            raise
+        return _PIPE_CLOSED
     except BrokenPipeError:
         # At exit, Python flushes stdout, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,13 +9,12 @@ import redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from magnus_cache import CacheManager, Health
-from magnus_cache._engine.codec.envelope import HEADER_BYTES
-from magnus_cache._engine.codec.envelope import PREFIX as MARK
+from magnus_cache._engine.codec.envelope import read_header
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.endpoint import Endpoint
-from magnus_cache.errors import CacheError
+from magnus_cache.errors import CacheDecodeError, CacheError
 
-__all__ = ["Finding", "findings"]
+__all__ = ["Finding", "Level", "findings"]
 
 Level = Literal["ok", "advice", "fix"]
 
@@ -56,6 +55,12 @@ _GRANTS: Final[tuple[tuple[str, Callable[[bytes], Sequence[Any]]], ...]] = (
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     """Yield what each check finds, of the servers and of the settings."""
     settings = cache._engine.state.settings
+    if not health:
+        # It can be asked which grants are missing, and nothing else.
+        for server, endpoint in _servers(cache, health):
+            with server:
+                yield from _acl(server, cache._engine.state.keyspace.control_name("doctor"), f" of {endpoint.host}")
+        return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
     yield from _tracking(health)
     yield from _version(health)
@@ -269,7 +274,7 @@ def _foreign(cache: CacheManager) -> Iterator[Finding]:
             for key in cache.scan(name):
                 looked += 1
                 raw = cache._call(cache._engine.state.client.get, cache._engine.state.keyspace.value_name(name, key))
-                if raw is not None and (len(raw) < HEADER_BYTES or raw[0] != MARK):
+                if raw is not None and not _is_ours(raw):
                     foreign.append(f"{name}:{key}")
                 if looked >= _SAMPLE:
                     break
@@ -283,6 +288,14 @@ def _foreign(cache: CacheManager) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("keys", "ok", f"{len(names)} namespaces; {looked} keys looked at, all of this cache")
+
+
+def _is_ours(raw: bytes) -> bool:
+    try:
+        read_header(raw)
+    except CacheDecodeError:
+        return False
+    return True
 
 
 def _settings(settings: Any) -> Iterator[Finding]:

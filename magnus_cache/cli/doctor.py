@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from magnus_cache.cli.common import FINDING, WRONG_USAGE, CommandError, Json, Prefix, Url, console, opened, print_json
+from magnus_cache.cli.common import (
+    FINDING,
+    UNREACHABLE,
+    WRONG_USAGE,
+    CommandError,
+    Json,
+    Prefix,
+    Url,
+    console,
+    opened,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from magnus_cache.cli.checks import Finding
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "doctor"]
 
 _SIGNS = {"ok": ("ok", "green"), "advice": ("advice", "yellow"), "fix": ("fix", "bold red")}
 
@@ -42,8 +53,11 @@ def doctor(
     # As a program would have them.
     settings = CacheSettings()
     found: list[Finding] = []
-    with opened(url, prefix, op_timeout=settings.op_timeout) as cache:
-        found += findings(cache, cache.ping())
+    with opened(url, prefix, check=False, op_timeout=settings.op_timeout) as cache:
+        health = cache.ping()
+        if not health and not str(health.reason).startswith("noperm"):
+            raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
+        found += findings(cache, health)
     if json:
         print_json([finding._asdict() for finding in found])
     else:

@@ -24,7 +24,7 @@ from magnus_cache.cli.common import (
 )
 from magnus_cache.testing import Proxy
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "drill"]
 
 _BACK: Final = 10.0
 """Seconds within which an application must have found Redis again."""

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from magnus_cache import CacheManager
-from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
+from magnus_cache.cli.common import UNREACHABLE, CommandError, Json, Prefix, Url, console, opened, print_json
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "stats", "top"]
 
 _LEAST: Final = 0.2
 _MOST_ROWS: Final = 15
@@ -74,8 +74,6 @@ def top(
 
 def _check(cache: CacheManager) -> None:
     """:raises CommandError: if Redis cannot be used."""
-    from magnus_cache.cli.common import UNREACHABLE, CommandError
-
     if not (health := cache.ping()):
         raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
 

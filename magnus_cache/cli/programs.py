@@ -26,9 +26,10 @@ from magnus_cache.cli.common import (
     print_json,
     value_of,
 )
+from magnus_cache.demo import run as run_demo
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "bench", "demo", "serve", "warm"]
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -166,8 +167,6 @@ def serve(
 
 def demo(context: typer.Context) -> None:
     """Show the guide's six workloads before and after the cache."""
-    from magnus_cache.__main__ import run_demo
-
     raise typer.Exit(run_demo(context.args))
 
 

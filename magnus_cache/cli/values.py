@@ -28,7 +28,7 @@ from magnus_cache.cli.common import (
     value_of,
 )
 
-__all__ = ["add_to", "namespaces"]
+__all__ = ["add_to", "clear", "delete", "explain", "get", "ls", "namespaces", "set_value", "tags", "ttl"]
 
 _Namespace = Annotated[str, typer.Argument(help="The namespace.", show_default=False)]
 _Key = Annotated[str, typer.Argument(help="The key, as `ls` shows it or as a program writes it.", show_default=False)]

