@@ -1,17 +1,12 @@
-"""``python -m magnus_cache``: the commands of this package."""
+"""``python -m magnus_cache``, and the command ``magnus-cache``."""
 
-import argparse
-import os
+import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from magnus_cache import __version__, demo
 
 __all__ = ["main"]
-
-_COMMANDS: Final = {"demo": demo}
-"""Each command has a `SUMMARY`, a `DESCRIPTION`, and `add_options`, which sets a `run` that returns the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,25 +14,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: the command line without the program's name; None for the command line of the process.
     """
-    parser = argparse.ArgumentParser(prog="python -m magnus_cache", description="A cache for sync and async Python.")
-    parser.add_argument("--version", action="version", version=f"magnus_cache {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, command in _COMMANDS.items():
-        command.add_options(commands.add_parser(name, help=command.SUMMARY, description=command.DESCRIPTION))
-    options = parser.parse_args(arguments)
-    if "run" not in options:
-        parser.print_help()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if importlib.util.find_spec("typer") is not None:
+        # Imported here: without the extra, the demo works all the same.
+        from magnus_cache.cli.app import main as run
+
+        return run(given)
+    if given[:1] == ["demo"]:
+        return demo.run(given[1:])
+    if given == ["--version"]:
+        sys.stdout.write(f"magnus_cache {__version__}\n")
         return 0
-    try:
-        code: int = options.run(options)
-    except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. At exit, Python flushes stdout, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        # The exit code that shells expect of a program that Ctrl-C ended.
-        return 130
-    return code
+    sys.stderr.write('magnus-cache: the command line needs an extra: pip install "magnus-cache[cli]"\n')
+    return 2
 
 
 if __name__ == "__main__":

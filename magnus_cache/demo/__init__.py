@@ -6,9 +6,12 @@ and `console` prints it.
 """
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["DESCRIPTION", "SUMMARY", "add_options"]
+__all__ = ["DESCRIPTION", "SUMMARY", "add_options", "run"]
 
 SUMMARY: Final = "see the guide's six workloads before and after the cache"
 DESCRIPTION: Final = (
@@ -46,3 +49,20 @@ def _run(options: argparse.Namespace) -> int:
     from magnus_cache.demo.steps import run_demo
 
     return 0 if run_demo(speed=options.speed, with_server=not options.no_server) else 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the demo with its own options, and return its exit code."""
+    parser = argparse.ArgumentParser(prog="magnus-cache demo", description=DESCRIPTION)
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe. At exit, Python flushes stdout, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        # The exit code that shells expect of a program that Ctrl-C ended.
+        return 130
+    return code

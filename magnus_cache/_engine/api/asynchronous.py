@@ -6,7 +6,7 @@ Each method is one path through the cache: check the arguments, look into memory
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
@@ -15,6 +15,7 @@ from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
+from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
@@ -350,6 +351,18 @@ class AsyncCache(AsyncLife):
         return await warm(self._engine, namespace, data_loader, as_list(keys, "keys"), options)
 
     # -- the rest -------------------------------------------------------------------------------------------
+
+    def scan(self, namespace: str, match: str = "*") -> AsyncGenerator[str]:
+        """Yield the keys of a namespace, for administration: Redis looks through its whole database.
+
+        Each is a text that every operation takes as key. A key that is stored or removed meanwhile may be missing.
+
+        :param match: a glob for the keys as their callers wrote them, as in `clear`.
+        :raises CacheArgumentError: for a namespace or glob that cannot be used.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        check_loop()
+        return scan(self._engine, namespace, match)
 
     async def explain(self, namespace: str, key: Any) -> Explanation:
         """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.

@@ -7,7 +7,7 @@ waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -18,6 +18,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.life import BlockingLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
+from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.loading.own_loop import wait_for
@@ -307,6 +308,15 @@ class BlockingCache(BlockingLife):
         return wait_for(self._state.portal, warm)
 
     # -- the rest -------------------------------------------------------------------------------------------
+
+    def scan(self, namespace: str, match: str = "*") -> Generator[str]:
+        """Do what `AsyncCache.scan` does, in blocking code."""
+        keys = scan(self._engine, namespace, match)
+        try:
+            while (key := self._call(anext, keys, None)) is not None:
+                yield key
+        finally:
+            self._call(keys.aclose)
 
     def explain(self, namespace: str, key: Any) -> Explanation:
         """Do what `AsyncCache.explain` does, in blocking code."""

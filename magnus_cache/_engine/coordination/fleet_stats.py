@@ -205,8 +205,6 @@ class FleetStats:
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        if not self.interval:
-            return []
         second = await self._now(connection)
         return [*self._names.sums(second), *await self._client.reporting(self._names, second, self.life)]
 

@@ -24,6 +24,7 @@ The races that this excludes
   finds nothing.
 """
 
+import itertools
 from itertools import islice
 from typing import Final
 
@@ -91,6 +92,13 @@ class Tiers(Reservations):
     def bytes(self) -> int:
         """Sizes of all entries with their names and overheads; never more than `max_bytes`."""
         return self._hot_bytes + (0 if self._cold is None else self._cold.size)
+
+    def names(self) -> list[_Name]:
+        """Return the names of all entries, dead ones included, in time that grows with their number."""
+        with self._lock:
+            cold = self._cold
+            packed = () if cold is None else (cold.names(place) for place in range(len(cold.shards)))
+            return [*self._table, *itertools.chain.from_iterable(packed)]
 
     @property
     def tiered(self) -> bool:

@@ -9,7 +9,7 @@ server is handled. These operations only queue their command, and raise at once 
 A batched read is queued on the `Connection` itself, together with the epochs that the value is judged by.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -181,6 +181,15 @@ class Client(ManyKeys):
         for wire in self._topology.servers():
             removed += await bulk.remove_matching(wire, scope, before)
         return removed
+
+    async def scan(self, scope: ClearScope) -> AsyncGenerator[list[bytes]]:
+        """Yield the names of the values within a scope, as one SCAN finds them: a name may come twice.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        for wire in await self._topology.primaries():
+            async for names in bulk.scanned(wire, scope.pattern):
+                yield list(filter(scope.covers, names))
 
     async def reclaim(self, pattern: bytes, epoch: int) -> Reclaimed:
         """Remove the values that match a glob and are older than an epoch; they are invalid already."""

@@ -146,6 +146,13 @@ class Topology:
         """
         return [self.wire(self._group.controls.root)]
 
+    async def primaries(self) -> "list[Wire]":
+        """Return the running loop's connections to all primaries, once they are known.
+
+        :raises CacheUnavailableError: after `aclose`, and when none can tell them.
+        """
+        return self.servers()
+
     @property
     def primary(self) -> str | None:
         """The address of the primary that was found; None where the settings name the server."""

@@ -1,0 +1,172 @@
+"""The commands about figures: `stats` and `top`."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from magnus_cache import CacheManager
+from magnus_cache.cli.common import UNREACHABLE, CommandError, Json, Prefix, Url, console, opened, print_json
+
+__all__ = ["add_to", "stats", "top"]
+
+_LEAST: Final = 0.2
+_MOST_ROWS: Final = 15
+_NARROW: Final = 78
+"""Columns of a terminal below which some figures are left out."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(stats)
+    app.command()(top)
+
+
+_Every = Annotated[float, typer.Option("--every", min=_LEAST, metavar="S", help="Seconds between two looks.")]
+
+
+def stats(
+    fleet: Annotated[bool, typer.Option("--fleet", help="Of all processes, over the last day.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: _Every = 2.0,
+    url: Url = None,
+    prefix: Prefix = None,
+    json: Json = False,
+) -> None:
+    """Print statistics. Without --fleet they are those of this command itself: mostly what Redis has."""
+    with opened(url, prefix, check=not fleet) as cache:
+        if fleet:
+            _check(cache)
+
+        def look() -> Mapping[str, Any]:
+            return cache.get_stats("fleet" if fleet else "process")
+
+        if json:
+            _repeat(lambda: print_json(look()), every, watch=watch)
+        elif watch and console().is_terminal:
+            _live(lambda: _summary(look()), every)
+        else:
+            _repeat(lambda: console().print(_summary(look())), every, watch=watch)
+
+
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print once, and end.")] = False,
+    every: _Every = 2.0,
+    url: Url = None,
+    prefix: Prefix = None,
+    json: Json = False,
+) -> None:
+    """Show the hottest namespaces and functions of the fleet, live."""
+    with opened(url, prefix) as cache:
+        rates = _Rates(cache)
+        if json:
+            print_json(rates.look())
+        elif once or not console().is_terminal:
+            console().print(_hottest(rates.look()))
+        else:
+            _live(lambda: _hottest(rates.look()), every)
+
+
+def _check(cache: CacheManager) -> None:
+    """:raises CommandError: if Redis cannot be used."""
+    if not (health := cache.ping()):
+        raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
+
+
+def _repeat(show: Callable[[], object], every: float, *, watch: bool) -> None:
+    show()
+    while watch:
+        time.sleep(every)
+        show()
+
+
+def _live(make: Callable[[], RenderableType], every: float) -> None:
+    with Live(make(), console=console(), auto_refresh=False, screen=False) as live:
+        while True:
+            time.sleep(every)
+            live.update(make(), refresh=True)
+
+
+class _Rates:
+    """The figures of the fleet, with what happened between two looks."""
+
+    def __init__(self, cache: CacheManager) -> None:
+        self._cache = cache
+        self._before: Mapping[str, Any] | None = None
+        self._at = 0.0
+
+    def look(self) -> dict[str, Any]:
+        """Return the figures of now; each namespace and function has `calls_per_second`, None at the first look."""
+        figures, now = dict(self._cache.get_stats("fleet")), time.monotonic()
+        for part in ("namespaces", "functions"):
+            rows = {name: dict(row) for name, row in figures[part].items()}
+            for name, row in rows.items():
+                calls = row["hit_count"] + row["miss_count"]
+                before = None if self._before is None else self._before[part].get(name, {})
+                row["calls"] = calls
+                row["calls_per_second"] = (
+                    None if before is None else round((calls - before.get("calls", 0)) / (now - self._at), 1)
+                )
+            figures[part] = rows
+        self._before, self._at = figures, now
+        return figures
+
+
+def _hottest(figures: Mapping[str, Any]) -> RenderableType:
+    head = Text.assemble(
+        (f"{figures['processes']}", "bold"), " processes   hit rate ", (f"{figures['hit_rate_percent']:g} %", "bold"),
+        f"   {figures['total_requests']:,} calls in the last day   Redis ",
+        ("up", "green") if figures["redis_available"] else ("away", "red"),
+    )  # fmt: skip
+    return Group(head, _table("namespace", figures["namespaces"]), _table("function", figures["functions"]))
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
+    columns = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
+    shown = columns if console().width >= _NARROW else columns[:3]
+    table.add_column(title, overflow="ellipsis", no_wrap=True, max_width=max(8, console().width - 11 * len(shown)))
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True, min_width=8)
+
+    def heat(row: Mapping[str, Any]) -> tuple[float, float]:
+        return row["calls_per_second"] or 0.0, row["calls"]
+
+    for name, row in sorted(rows.items(), key=lambda item: heat(item[1]), reverse=True)[:_MOST_ROWS]:
+        rate = row["calls_per_second"]
+        mean = f"{row['load_seconds'] / row['loads'] * 1000:,.1f} ms" if row["loads"] else ""
+        cells = (
+            "" if rate is None else f"{rate:,.1f}", f"{row['calls']:,}", f"{row['hit_rate_percent']:g} %",
+            f"{row['loads']:,}", mean, f"{row['saved_seconds']:,.1f} s",
+        )  # fmt: skip
+        table.add_row(name, *cells[: len(shown)])
+    if not rows:
+        table.add_row("none yet")
+    return table
+
+
+def _summary(figures: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in figures.items():
+        if not isinstance(value, dict):
+            table.add_row(name, f"{value:,}" if type(value) is int else str(value))
+    for level, found in figures["levels"].items():
+        table.add_row(f"level {level}", ", ".join(f"{name} {value:,}" for name, value in found.items()))
+    for reason, count in figures["errors"].items():
+        table.add_row(f"error {reason}", f"{count:,}")
+    parts: list[RenderableType] = [table]
+    for title, part in (("namespace", "namespaces"), ("function", "functions")):
+        rows = {
+            name: {**row, "calls": row["hit_count"] + row["miss_count"], "calls_per_second": None}
+            for name, row in figures[part].items()
+        }
+        if rows:
+            parts += [Text(), _table(title, rows)]
+    return Group(*parts)

@@ -1,0 +1,203 @@
+"""What `doctor` finds on servers that something is wrong with, and `drill` in applications."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pexpect import EOF
+
+from magnus_cache import CacheManager
+from magnus_cache.cli.checks import findings
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
+from tests.cli.test_commands import Run, parsed, printed, run
+from tests.cli.test_terminal import Terminal, terminal
+
+__all__ = ["run", "terminal"]
+
+
+_SET_UP = {"maxmemory": "100mb", "maxmemory_policy": "volatile-lru"}
+
+
+def found(url: str, **settings: Any) -> dict[str, str]:
+    """Return the checks that found something to mend or to advise, and what."""
+    with CacheManager(redis_url=url, **settings) as cache:
+        health = cache.ping()
+        return {
+            f"{finding.check}:{finding.level}": f"{finding.text} {finding.remedy}"
+            for finding in findings(cache, health)
+            if finding.level != "ok"
+        }
+
+
+def test_all_is_well(private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(maxmemory="100mb", maxmemory_policy="volatile-lru")
+    assert found(server.url, prefix="mine") == {}
+
+
+def test_each_finding_has_a_remedy_and_a_code(run: Run, private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(maxmemory="100mb", maxmemory_policy="noeviction")
+    shown = parsed(run("doctor", "--json", "--url", server.url), 1)
+    (finding,) = [each for each in shown if each["level"] == "fix"]
+    assert finding["check"] == "memory"
+    assert "noeviction" in finding["text"]
+    assert "volatile-lru" in finding["remedy"]
+    assert "1 to mend" in printed(run("doctor", "--url", server.url), 1)
+    assert "noeviction" in printed(run("doctor", "--url", server.url, COLUMNS="40"), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "finding"),
+    [
+        ({"maxmemory_policy": "noeviction", "maxmemory": "100mb"}, "memory:fix"),
+        ({"maxmemory_policy": "allkeys-lru", "maxmemory": "100mb"}, "memory:advice"),
+        ({"maxmemory": "0"}, "memory:advice"),
+        ({**_SET_UP, "tracking_table_max_keys": "1"}, "tracking table:fix"),
+    ],
+)  # fmt: skip
+def test_a_server_that_is_not_set_up_for_a_cache(
+    private_server_with: Callable[..., Any], options: dict[str, str], finding: str
+) -> None:
+    assert set(found(private_server_with(**options).url, prefix="mine")) == {finding}
+
+
+def test_grants_are_tried(private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(maxmemory="100mb", maxmemory_policy="volatile-lru")
+    with redis.Redis(port=server.port) as client:
+        client.execute_command(
+            "ACL",
+            "SETUSER",
+            "app",
+            "on",
+            ">secret",
+            "~mine*",
+            "~{mine*",
+            "+@all",
+            "-time",
+            "-client|kill",
+            "-eval",
+        )  # type: ignore[no-untyped-call]  # redis-py leaves it without
+    url = server.url.replace("redis://", "redis://app:secret@")
+    problems = found(url, prefix="mine")
+    assert "time" in problems["grants:fix"]
+    assert "client|kill" in problems["grants:fix"]
+    assert "ACL SETUSER app" in problems["grants:fix"]
+
+
+def test_a_replica_is_told(private_server_with: Callable[..., Any], server: Any) -> None:
+    replica = private_server_with(
+        replicaof=f"127.0.0.1 {server.port}", maxmemory="100mb", maxmemory_policy="volatile-lru"
+    )
+    with redis.Redis(port=replica.port) as client:
+        while client.info("replication")["master_link_status"] != "up":  # type: ignore[index]  # no coroutine
+            pass
+    assert "role:fix" in found(replica.url, prefix="mine")
+
+
+def test_keys_of_another_program_are_found(url: str, raw: Any) -> None:
+    with CacheManager(redis_url=url, prefix="mine") as cache:
+        cache.set("t", "k", 1)
+    raw.set("mine:t:other", "{}")
+    assert "'t:other'" in found(url, prefix="mine")["keys:fix"]
+
+
+def test_settings_that_contradict_each_other(url: str) -> None:
+    problems = found(url, prefix="mine", lease=0.5, op_timeout=0.4, wait_timeout=0.2)
+    assert {"settings:fix", "settings:advice"} <= set(problems)
+    assert "prefix" in found(url)["settings:advice"]
+
+
+def test_a_namespace_with_grace_needs_a_timeout(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from magnus_cache import Namespace, register_namespace\n"
+        "register_namespace(Namespace('slow', grace=60))\n"
+        "register_namespace(Namespace('good', grace=60, soft_timeout=0.5))\n"
+    )
+    shown = parsed(run("doctor", "--app", "mine", "--json"))
+    (finding,) = [each for each in shown if each["check"] == "namespaces"]
+    assert "'slow'" in finding["text"]
+    assert "soft_timeout" in finding["remedy"]
+    assert "module 'none' cannot be imported" in run("doctor", "--app", "none").stderr
+
+
+def test_each_primary_of_a_cluster_is_looked_at(cluster: EmbeddedCluster) -> None:
+    url = "redis+cluster://" + cluster.primaries[0].address
+    problems = found(url, prefix="mine")
+    assert any(f":{node.port}" in problems["memory:advice"] for node in cluster.primaries)
+
+
+def test_the_primary_that_sentinel_names_is_looked_at(sentinels: EmbeddedSentinels) -> None:
+    url = f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.service}"
+    assert "role:fix" not in found(url, prefix="mine")
+
+
+# -- drill ------------------------------------------------------------------------------------------------------
+
+_APPLICATION = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from magnus_cache import CacheManager
+cache = CacheManager(redis_url=sys.argv[1], op_timeout=0.2)
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        cache.get_or_set("t", str(time.time()), lambda: 1)
+        self.send_response(int(sys.argv[2]))
+        self.end_headers()
+    def log_message(self, *_): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_an_application_is_struck(terminal: Terminal, status: int, code: int) -> None:
+    # The drill waits for the application, so both are started here: the page's port has to be known before.
+    with subprocess.Popen(
+        [sys.executable, "-c", "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1])"],
+        stdout=subprocess.PIPE, text=True,
+    ) as chooser:  # fmt: skip
+        assert chooser.stdout is not None
+        port = chooser.stdout.read().strip()
+    program = terminal("drill", "--check", f"http://127.0.0.1:{port}/", "--seconds", "0.4")
+    program.expect("redis://127.0.0.1:[0-9]+/0")
+    address: Any = program.after
+    application = _APPLICATION.replace('("127.0.0.1", 0)', f'("127.0.0.1", {port})')
+    with subprocess.Popen(
+        [sys.executable, "-c", application, address, str(status)], stdout=subprocess.PIPE, text=True
+    ) as page:
+        try:
+            assert page.stdout is not None
+            page.stdout.readline()
+            first = threading.Thread(target=_request, args=(port,))
+            first.start()
+            program.expect(EOF)
+            program.close()
+            shown: Any = program.before
+            assert program.exitstatus == code, shown
+            assert f"verdict: {4 if code == 0 else 0} of 4 faults passed" in shown
+            first.join()
+        finally:
+            page.kill()
+
+
+def _request(port: str) -> None:
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+
+
+def test_no_application_comes(run: Run) -> None:
+    done = run("drill", "--wait", "0.2")
+    assert done.returncode == 1
+    assert "no application has connected" in done.stderr
+    assert json.dumps(done.stdout) == '""'
