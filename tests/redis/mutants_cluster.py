@@ -165,6 +165,9 @@ def without_epochs_that_move_with_their_slots() -> None:
     put(cluster, "cluster_epochs", epochs)
 
 
-@guard(f"{HERE}::test_a_process_that_asks_a_dead_node_alone_finds_its_successor")
+@guard(
+    f"{HERE}::test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_move",
+    f"{HERE}::test_a_process_that_asks_a_dead_node_alone_finds_its_successor",
+)
 def without_a_search_for_the_successor_of_a_dead_node() -> None:
     put(ClusterLoop, "_look_for_successor", nothing)
