@@ -116,6 +116,10 @@ class ClusterLoop:
             wire.address, wire.seeds, self._seed = node.address, (), None
             wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
+        if node is not None and self.wires.get(node.id) is None and wire in self.wires.values():
+            # A redirection has named the node by its address alone.
+            self.wires = {each.node_id if each is wire else name: each for name, each in self.wires.items()}
+            wire.switch_breaker(self._topology.breaker_for(node.id))
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         if wire is self._seed and self._topology.view.map.nodes:
             # A replica, or a primary that there is a connection to.

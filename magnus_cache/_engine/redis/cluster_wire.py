@@ -335,9 +335,12 @@ class ClusterWire(ConfirmedWire):
 
     def vet(self, suffix: bytes, stored: Any) -> None:
         """Decide, by the origins of a group, whether this server may lack writes of it."""
-        if not self.identity or not self._neighbours.is_primary(self.node_id):
-            # A replica brings no values.
+        if not self.identity:
             self.vetted(suffix)
+            return
+        if not self._neighbours.is_primary(self.node_id):
+            # A replica brings no values, and is no origin; or the map has not caught up with what it has become.
+            self._unknown.add(suffix)
             return
         found = origins.standing(origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of)
         if found is Standing.UNKNOWN:
