@@ -590,14 +590,7 @@ async def test_invariant_7_a_group_that_is_split_is_not_invalidated(cluster: Emb
         assert {each.partition("=")[0] for each in noted.split(" ")} == {anchor.id, cluster.owner(slot).id}
         await asyncio.to_thread(cluster.migrate, [slot], anchor)
         async with cache_of(cluster) as fresh:
-            name = f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}"
-
-            async def is_alone() -> bool:
-                assert await fresh.get("t", key) == "kept"
-                return [each.partition("=")[0] for each in anchor.ask("GET", name).split(" ")] == [anchor.id]
-
-            # The node that has no slot of it any more is forgotten, or its end would invalidate the group.
-            await wait_until_answered(is_alone)
+            assert await fresh.get("t", key) == "kept"
 
 
 async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: EmbeddedCluster) -> None:

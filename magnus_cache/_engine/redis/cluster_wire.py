@@ -95,8 +95,8 @@ class Neighbours(Protocol):
         """Whether a node owns slots."""
         ...
 
-    def believed(self, wire: "ClusterWire", suffix: bytes, stored: bytes, is_new: bool) -> None:
-        """Note a node beside a group's other origins; take away those that have no slot of it any more."""
+    def joined(self, wire: "ClusterWire", suffix: bytes) -> None:
+        """Note a node beside a group's other origins."""
 
     def confirmed_at(self, wire: "ClusterWire") -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""
@@ -347,7 +347,8 @@ class ClusterWire(ConfirmedWire):
             self._unknown.add(suffix)
         else:
             self.vetted(suffix)
-            self._neighbours.believed(self, suffix, stored, found is Standing.NEW)
+            if found is Standing.NEW:
+                self._neighbours.joined(self, suffix)
 
     def is_unknown(self, suffix: bytes) -> bool:
         """Whether this server may lack writes of a group: its root epoch is to be issued anew."""
