@@ -179,6 +179,15 @@ def test_blocking_callers(cluster: EmbeddedCluster) -> None:
         assert (health.ok, health.mode) == (True, "cluster")
 
 
+async def test_a_connected_cache_knows_that_it_is(cluster: EmbeddedCluster) -> None:
+    """What it missed is told to Redis through such connections, and health checks report them."""
+    async with cache_of(cluster) as cache:
+        assert not state_of(cache).reachable
+        await cache.get_many("t", KEYS)
+        assert state_of(cache).reachable
+        assert len(state_of(cache).topology.established()) == 3
+
+
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
     """Any of the nodes that the settings name leads to the others, a replica as well."""
     down = "127.0.0.1:1"
