@@ -92,11 +92,6 @@ def without_a_look_at_the_servers_that_slots_came_from() -> None:
     rewrite(cluster_origins.standing, "present(other)", "noted")
 
 
-@guard(f"{HERE}::test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well")
-def without_a_note_of_further_servers_of_a_group() -> None:
-    put(ClusterLoop, "joined", nothing)
-
-
 @guard(f"{TRACKING}::test_invariant_1_an_announcement_is_handled_after_what_was_answered_before_it")
 def without_what_was_answered_before_an_announcement() -> None:
     put(ClusterPipeline, "is_interrupted", False)

@@ -553,8 +553,11 @@ async def _split_group(cluster: EmbeddedCluster) -> tuple[str, int]:
 async def test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well(
     cluster: EmbeddedCluster,
 ) -> None:
-    key, _ = await _split_group(cluster)
+    key, slot = await _split_group(cluster)
+    slots = ((name, key_slot(f"magnus:t:{name}".encode())) for name in map(str, range(10_000, 30_000)))
+    neighbour = next(name for name, each in slots if each != slot and group_of(each) == group_of(slot))
     async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", neighbour, "at the node with the epochs")
         await one.set("t", key, "old")
         assert await other.get("t", key) == "old"
         await _lose_a_delete(cluster, one, key)
