@@ -16,7 +16,7 @@ from magnus_cache.testing import EmbeddedCluster
 from tests.coordination.test_announcements import others_reading
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.guards import nothing
-from tests.support.inside import all_answered, answer_with, expect_answers, hear, push, state_of
+from tests.support.inside import answer_with, expect_answers, hear, is_quiet, push, state_of
 from tests.support.wait import lapse_async, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -125,7 +125,7 @@ async def test_invariant_1_an_announcement_is_handled_after_what_was_answered_be
         await cache.get("t", "k")
         topology: Any = state_of(cache).topology
         wire = topology.wire(b"magnus:t:k")
-        await all_answered(wire)
+        await wait_until_async(lambda: is_quiet(wire))
         seen: list[object] = []
 
         def received(raw: bytes | None, _connection: object, _sent: float) -> None:

@@ -120,6 +120,12 @@ def is_idle(wire: "Wire") -> bool:
     return not (beats(wire) or pipeline.queue or pipeline.owed)
 
 
+def is_quiet(wire: "Wire") -> bool:
+    """Whether nothing is asked of a connection now."""
+    pipeline = pipeline_of(wire)
+    return not (pipeline.queue or pipeline.owed or pipeline.pending)
+
+
 def intake_of(wire: "Wire") -> "Intake":
     """Return what takes in the bytes of a connection."""
     return wire._intake

@@ -288,7 +288,8 @@ class ClusterClient(ClusterFigures):
                 before = stored if type(stored) is bytes else b""
                 for wire in nodes.unsure(suffix):
                     wire.vet(suffix, stored)
-                unsure = {wire: wire.identity for wire in nodes.unsure(suffix) if wire.identity}
+                doubted = [wire for wire in nodes.unsure(suffix) if nodes.is_primary(wire.node_id)]
+                unsure = {wire: wire.identity for wire in doubted if wire.identity}
                 if not unsure:
                     return await self._learned(copy, known, receive)
                 identities = {wire.node_id: identity for wire, identity in unsure.items()}

@@ -16,7 +16,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import Callback, as_it_is
-from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, group_of, key_slot
+from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, key_slot
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -125,6 +125,10 @@ class ClusterLoop:
             wire.address, wire.seeds, self._seed = node.address, (), None
             wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
+        if node is not None and self.wires.get(node.id) is None and wire in self.wires.values():
+            # A redirection has named the node by its address alone.
+            self.wires = {each.node_id if each is wire else name: each for name, each in self.wires.items()}
+            wire.switch_breaker(self._topology.breaker_for(node.id))
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         if wire is self._seed and self._topology.view.map.nodes:
             # A replica, or a primary that there is a connection to. If all connections were lost, the others may answer
@@ -140,18 +144,14 @@ class ClusterLoop:
         """Return the identity of a node that a connection leads to now; None without one."""
         return next((wire.identity for wire in self.all_wires() if wire.node_id == node_id and wire.up), None)
 
-    def believed(self, wire: ClusterWire, suffix: bytes, stored: bytes, is_new: bool) -> None:
-        """Note a node beside a group's other origins; take away those that have no slot of it any more."""
-        server, view = self._topology.server_name + suffix, self._topology.view
-        if is_new:
-            command = cluster_scripts.join(server, origins.entry(wire.node_id, wire.identity))
-        else:
-            noted = origins.read(stored)
-            owners = view.map.owners(group_of(key_slot(server))) | {wire.node_id}
-            if not (noted.keys() - owners and view.map.nodes):
-                return
-            left = {node: identity for node, identity in noted.items() if node in owners}
-            command = cluster_scripts.swap(server, stored, origins.packed(left))
+    def joined(self, wire: ClusterWire, suffix: bytes) -> None:
+        """Note a node beside a group's other origins.
+
+        None is taken away before the next invalidation of the group: a map that lags behind would take away one that
+        has just got slots.
+        """
+        server = self._topology.server_name + suffix
+        command = cluster_scripts.join(server, origins.entry(wire.node_id, wire.identity))
         # If it fails, the next process finds the same.
         with contextlib.suppress(CacheUnavailableError):
             self.wire_of(server).call(command, as_it_is, Callback())

@@ -39,7 +39,6 @@ __all__ = [
     "reclaim_one",
     "remove_one",
     "store_one",
-    "swap",
 ]
 
 CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
@@ -172,15 +171,6 @@ _JOIN: Final = Script(
 local text = redis.pcall('GET', KEYS[1])
 if type(text) ~= 'string' or text == '' then return 0 end
 if not string.find(text, ARGV[1], 1, true) then redis.call('SET', KEYS[1], text .. ' ' .. ARGV[1]) end
-return 1
-""",
-)
-
-_SWAP: Final = Script(
-    "SWAP",
-    """
-if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """,
 )
@@ -367,11 +357,6 @@ def arrive(names: ControlNames, suffix: bytes, epoch: int, before: bytes, after:
 def join(server: bytes, entry: bytes) -> Command:
     """Pack the note of a node beside the other origins of a group."""
     return _JOIN.command((server,), entry)
-
-
-def swap(server: bytes, before: bytes, after: bytes) -> Command:
-    """Pack the replacement of a group's origins, if they are still as they were judged."""
-    return _SWAP.command((server,), before, after)
 
 
 def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:

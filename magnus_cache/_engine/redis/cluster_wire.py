@@ -83,8 +83,8 @@ class Neighbours(Protocol):
         """Whether a node owns slots."""
         ...
 
-    def believed(self, wire: "ClusterWire", suffix: bytes, stored: bytes, is_new: bool) -> None:
-        """Note a node beside a group's other origins; take away those that have no slot of it any more."""
+    def joined(self, wire: "ClusterWire", suffix: bytes) -> None:
+        """Note a node beside a group's other origins."""
 
     def confirmed_at(self, wire: "ClusterWire") -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""
@@ -303,16 +303,20 @@ class ClusterWire(ConfirmedWire):
 
     def vet(self, suffix: bytes, stored: Any) -> None:
         """Decide, by the origins of a group, whether this server may lack writes of it."""
-        if not self.identity or not self._neighbours.is_primary(self.node_id):
-            # A replica brings no values.
+        if not self.identity:
             self.vetted(suffix)
+            return
+        if not self._neighbours.is_primary(self.node_id):
+            # A replica brings no values, and is no origin; or the map has not caught up with what it has become.
+            self._unknown.add(suffix)
             return
         found = origins.standing(origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of)
         if found is Standing.UNKNOWN:
             self._unknown.add(suffix)
         else:
             self.vetted(suffix)
-            self._neighbours.believed(self, suffix, stored, found is Standing.NEW)
+            if found is Standing.NEW:
+                self._neighbours.joined(self, suffix)
 
     def is_unknown(self, suffix: bytes) -> bool:
         """Whether this server may lack writes of a group: its root epoch is to be issued anew."""

@@ -151,11 +151,6 @@ class SlotMap:
         """Return the node that owns a slot; None if no node does."""
         return self._owners[slot]
 
-    def owners(self, group: int) -> set[str]:
-        """Return the ids of the nodes that own slots of a group."""
-        first = group << _GROUP_BITS
-        return {node.id for node in set(self._owners[first : first + (1 << _GROUP_BITS)]) if node is not None}
-
     @property
     def covered(self) -> int:
         """How many slots have an owner."""
