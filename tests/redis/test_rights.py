@@ -58,6 +58,7 @@ async def _use(url: str, nodes: tuple[ServerNode, ...], **options: Any) -> None:
         with contextlib.suppress(CacheUnavailableError):
             await one.invalidate_tags("tag")
         await one.get_stats()
+        await one.get_stats("fleet")
         for scope in ("magnus:t:c*", "t"):
             with contextlib.suppress(CacheUnavailableError):
                 await one.clear(scope)
