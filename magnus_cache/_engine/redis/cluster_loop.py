@@ -58,7 +58,19 @@ class ClusterLoop:
     def wire_of(self, key: bytes) -> ClusterWire:
         """Return the connection to the owner of a key, or, while there is none, one to some node."""
         node = self._topology.view.map.owner(key_slot(key))
-        return self.seed() if node is None else self.wire_to(node)
+        if node is None:
+            return self.seed()
+        wire = self.wire_to(node)
+        if not wire.up:
+            self._look_for_successor()
+        return wire
+
+    def _look_for_successor(self) -> None:
+        """Ask the other nodes about the map: nothing is sent to a node that is away, so nothing else does.
+
+        When its connection was lost, they may not have known yet who takes its place.
+        """
+        self.confirm()
 
     def wire_to(self, node: ClusterNode) -> ClusterWire:
         """Return the connection to a node, created if needed."""
