@@ -14,22 +14,22 @@ HERE: Final = "tests/redis/test_bad_deployments.py"
 
 
 @guard(f"{HERE}::test_invariant_1_a_sentinel_that_may_not_tell_all_is_no_majority")
-def with_the_word_of_a_sentinel_that_may_not_tell_all() -> None:
+def without_turning_down_sentinels_that_may_not_tell_all() -> None:
     rewrite(SentinelWatch._told_by_sentinel, "in replies[1:]", "in replies[1:2]")
 
 
 @guard(f"{HERE}::test_invariant_1_a_server_of_sentinel_that_does_not_tell_its_role")
-def with_servers_of_sentinel_that_do_not_tell_their_role() -> None:
+def without_turning_down_servers_that_do_not_tell_their_role() -> None:
     put(sentinel_wire, "NoPermissionError", ())
 
 
 @guard(f"{HERE}::test_a_cluster_that_serves_the_slots_that_have_an_owner")
-def with_a_timeout_for_each_call_on_a_slot_without_an_owner() -> None:
+def without_failing_calls_on_unowned_slots_at_once() -> None:
     rewrite(UnownedSlots.gives_up, "is_unowned and now < self._until", "False")
 
 
 @guard(f"{HERE}::test_a_read_of_the_only_slot_without_an_owner_ends")
-def with_reads_that_forget_since_when_they_are_repeated() -> None:
+def without_the_way_of_a_read_that_is_repeated() -> None:
     rewrite(ClusterPipeline._sorted_out, "if len(part) == 1:", "if False:")
 
 

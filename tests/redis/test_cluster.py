@@ -185,7 +185,7 @@ async def test_a_connected_cache_knows_that_it_is(cluster: EmbeddedCluster) -> N
         assert not state_of(cache).reachable
         await cache.get_many("t", KEYS)
         assert state_of(cache).reachable
-        assert len(state_of(cache).topology.established()) == 3
+        assert len(state_of(cache).topology.established()) >= 3
 
 
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:

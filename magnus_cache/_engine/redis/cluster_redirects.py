@@ -170,6 +170,11 @@ class Redirects:
         for node in self._topology.view.known:
             if node.address == place.address:
                 return node
+        if error.host in {"", "?"}:
+            # The node that has answered was perhaps reached by another name than the one in the map.
+            there = [node for node in self._topology.view.map.nodes.values() if node.port == place.port]
+            if len(there) == 1:
+                return there[0]
         return place._replace(id=f"{place.host}:{place.port}")
 
     def _later(self, pause: float, asked: Asked, node: ClusterNode) -> None:

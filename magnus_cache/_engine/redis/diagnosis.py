@@ -45,8 +45,9 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 
 
 GRANTS: Final = (
-    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hsetnx +scan +dbsize +multi "
-    "+exec +eval +evalsha +time +info +client|tracking +client|id +client|kill"
+    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hsetnx +hgetall +hincrby "
+    "+expire +zadd +zrem +zrangebyscore +zremrangebyscore +scan +dbsize +multi +exec +eval +evalsha +time +info "
+    "+client|tracking +client|id +client|kill"
 )
 """The rights that suffice for a single server, and for the servers that Sentinel watches."""
 
