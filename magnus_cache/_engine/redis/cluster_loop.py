@@ -19,7 +19,15 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import Command, info, pack
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
 from magnus_cache._engine.redis.requests import Call, Read
-from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, SlotMapError, key_slot, redirected
+from magnus_cache._engine.redis.slots import (
+    SLOTS,
+    ClusterNode,
+    Respondent,
+    SlotMap,
+    SlotMapError,
+    key_slot,
+    redirected,
+)
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -80,6 +88,7 @@ class ClusterLoop:
     """See the module.
 
     :ivar wires: by the id of the node.
+    :ivar routes: the connection of each slot that was asked for, by the map `routed_by`; such a connection may be over.
     :ivar deployment: how nodes are reached.
     """
 
@@ -88,6 +97,8 @@ class ClusterLoop:
         self.loop = loop
         self.deployment: Deployment = topology.deployment
         self.wires: dict[str, ClusterWire] = {}
+        self.routes: list[ClusterWire | None] = []
+        self.routed_by: SlotMap | None = None
         self._seed: ClusterWire | None = None
         self._asked_at = -math.inf
         self._introduced_at = math.inf
@@ -100,8 +111,14 @@ class ClusterLoop:
 
     def wire_of(self, key: bytes) -> ClusterWire:
         """Return the connection to the owner of a key, or, while there is none, one to some node."""
-        node = self._topology.view.map.owner(key_slot(key))
-        return self.seed() if node is None else self.wire_to(node)
+        slot, known = key_slot(key), self._topology.view.map
+        node = known.owner(slot)
+        if node is None:
+            return self.seed()
+        if self.routed_by is not known:
+            self.routes, self.routed_by = [None] * SLOTS, known
+        wire = self.routes[slot] = self.wire_to(node)
+        return wire
 
     def wire_to(self, node: ClusterNode) -> ClusterWire:
         """Return the connection to a node, created if needed."""

@@ -2,7 +2,8 @@
 
 It differs from that of a single server in three ways:
 
-- Reads are single GETs, sent together: an MGET with keys of two slots is refused.
+- Reads are single GETs, sent together: an MGET with keys of two slots is refused. Their answers are handed out
+  together, as if they were one.
 - An answer that sends us elsewhere (MOVED, ASK, TRYAGAIN, a slot without an owner) reaches no caller. Its request is
   given to `redirect`, which queues it again where it belongs.
 - An answer counts only while another node confirms that this one is the primary of its slots, see
@@ -12,32 +13,51 @@ It differs from that of a single server in three ways:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from redis.exceptions import AskError, ClusterDownError, MasterDownError, ResponseError, TryAgainError
 
-from magnus_cache._engine.redis.commands import pack
 from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
 from magnus_cache._engine.redis.diagnosis import unable
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch
-from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts
+from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts, is_one_step
 
-__all__ = ["ClusterPipeline", "is_redirection", "unable_node"]
+__all__ = ["ClusterPipeline", "Gets", "is_redirection", "unable_node"]
+
+_VALUE_TYPES: Final = {bytes, type(None)}
 
 
-class _Gets(InFlight):
+class Gets(InFlight):
     """Some GETs that were sent together.
 
-    :ivar values: the answers so far.
-    :ivar wanted: how many there will be.
+    :ivar values: the answers that have come and were not handed out.
+    :ivar wanted: how many there will be, with these.
     """
 
     __slots__ = ("values", "wanted")
+    asked: ReadParts
 
     def __init__(self, sent: float, asked: ReadParts, wanted: int) -> None:
         super().__init__(sent, 1, asked)
         self.values: list[Any] = []
         self.wanted = wanted
+
+    def divided(self) -> "Gets":
+        """Keep the reads without an answer, and return the others with theirs."""
+        count, parts = len(self.values), ReadParts()
+        first = Gets(self.sent, parts, count)
+        first.values, self.values = self.values, []
+        self.wanted -= count
+        while count:
+            part = self.asked[0]
+            reads = len(part) if isinstance(part, ReadBatch) else 1
+            if isinstance(part, ReadBatch) and reads > count:
+                self.asked[0] = part.split(count)
+            else:
+                del self.asked[0]
+            parts.append(part)
+            count -= min(reads, count)
+        return first
 
 
 def is_redirection(error: BaseException) -> bool:
@@ -71,40 +91,73 @@ class ClusterPipeline(ConfirmedPipeline):
         self.redirect: Callable[[Read | ReadBatch | Call, Exception], None]
 
     def _pack_reads(self, now: float, parts: ReadParts, names: list[bytes]) -> bytes:
-        self.owed.append(_Gets(now, parts, len(names)))
-        return b"".join([pack(b"GET", name) for name in names])
+        self.owed.append(Gets(now, parts, len(names)))
+        return b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
+
+    @property
+    def gets(self) -> Gets | None:
+        """The oldest request if it is GETs."""
+        request = self.owed[0] if self.owed else None
+        return request if isinstance(request, Gets) else None
 
     def skipped(self) -> bool:
         """Count a reply that only queues a command of a transaction; return False if none is due."""
         # A value may have these bytes.
-        return False if self.owed and isinstance(self.owed[0], _Gets) else super().skipped()
+        return False if self.gets is not None else super().skipped()
 
     def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest request; there must be one."""
-        request = self.owed[0]
-        if not isinstance(request, _Gets):
+        request = self.gets
+        if request is None:
             return super().answered(reply, connection)
         request.values.append(reply)
         if len(request.values) == request.wanted:
-            self.owed.popleft()
-            if request.is_large:
-                self._large_owed = False
-            if self.must_hold and not all(map(_is_redirection, request.values)):
-                self.held.append(partial(self._take, request, connection))
-            else:
-                self._take(request, connection)
+            self.got_all(request, connection)
         return reply
 
-    def _take(self, request: _Gets, connection: Connection) -> None:
+    def got_all(self, request: Gets, connection: Connection) -> None:
+        """Hand out the answers to the oldest request, all of which have come."""
+        self.owed.popleft()
+        if request.is_large:
+            self._large_owed = False
+        self._hand_over(request, connection)
+
+    def announced(self, connection: Connection) -> None:
+        """Hand out what has come before an announcement, which may be about an epoch or a value that is among it.
+
+        Other clients may change something between two of our GETs. The announcement is newer than the answers before
+        it, and older than those after it. If it was handled first, an old epoch would count as read after its change.
+        """
+        request = self.gets
+        if request is not None and request.values:
+            self._hand_over(request.divided(), connection)
+
+    def _hand_over(self, request: Gets, connection: Connection) -> None:
+        values = request.values
+        if self.must_hold and not all(map(_is_redirection, values)):
+            self.held.append(partial(self._take, request, connection))
+        else:
+            self._take(request, connection)
+
+    def _take(self, request: Gets, connection: Connection) -> None:
         """Hand out the answers to some GETs, and queue those again that were sent elsewhere."""
-        values, parts = request.values, request.asked
-        assert isinstance(parts, list)
-        if any(map(_is_no_value, values)):
-            parts, values = self._sorted_out(parts, values, connection, request.sent)
+        parts, values, sent = request.asked, request.values, request.sent
+        if not set(map(type, values)) <= _VALUE_TYPES:
+            parts, values = self._sorted_out(parts, values, connection, sent)
             if not parts:
                 return
-        self.unfinished = HandOut(parts, values, connection, request.sent)
-        self.hand_out()
+        size, batch = sum(map(len, filter(None, values))), parts[0]
+        if len(parts) > 1 or isinstance(batch, Read) or not is_one_step(size, len(values)):
+            self.unfinished = HandOut(parts, values, connection, sent)
+            self.hand_out()
+            return
+        # As `Pipeline` does it with an MGET: one batch in one step, without an object that keeps count of it.
+        try:
+            self._receive(batch, slice(0, len(values)), values, connection, sent)
+        except BaseException:
+            self.unfinished = HandOut(parts, values, connection, sent)
+            raise
+        self._handed_out(size, len(values), sent)
 
     def _sorted_out(
         self, parts: ReadParts, values: list[Any], connection: Connection, sent: float

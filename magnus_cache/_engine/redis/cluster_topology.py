@@ -86,6 +86,15 @@ class ClusterTopology(Topology):
         :raises CacheClosedError: after `aclose`.
         :raises CacheLoopError: without a running event loop of asyncio.
         """
+        # What `ClusterLoop.wire_of` has found before: each read from Redis begins here.
+        try:
+            here = self._loops.get(asyncio.get_running_loop())
+        except RuntimeError:
+            raise loop_error() from None
+        if here is not None and here.routed_by is self.view.map:
+            wire = here.routes[key_slot(key)]
+            if wire is not None and not wire.over:
+                return wire
         return self.here().wire_of(key)
 
     def here(self) -> ClusterLoop:
@@ -138,7 +147,7 @@ class ClusterTopology(Topology):
         :param name: the value's.
         :param sent: the monotonic second when its request left.
         """
-        if self.view.moved_at[key_slot(name)] >= sent:
+        if self.has_moved(name, sent):
             # Whoever owned the slot then announces nothing about it any more.
             return Trust(-math.inf, connection.trust.generation)
         until = math.inf
@@ -219,6 +228,11 @@ class ClusterTopology(Topology):
             for wire in each.all_wires()
             if wire.up
         ]
+
+    def has_moved(self, name: bytes, since: float) -> bool:
+        """Whether the slot of a key has moved since a monotonic second."""
+        # Most often none has, since a moment ago.
+        return self.view.last_move >= since and self.view.moved_at[key_slot(name)] >= since
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return the nodes that the settings name."""

@@ -35,6 +35,7 @@ class ClusterView:
     :ivar map: the present map.
     :ivar known: all nodes that were ever in it.
     :ivar moved_at: for each slot, the monotonic second at which this process learned that it has moved.
+    :ivar last_move: the latest of these seconds.
     :ivar vouched: by node, the monotonic second at which another node was asked that has confirmed it.
     """
 
@@ -52,7 +53,7 @@ class ClusterView:
         self._lock = section()
         self.map = SlotMap()
         self.known: dict[ClusterNode, None] = {}
-        self.moved_at = [-math.inf] * SLOTS
+        self.moved_at, self.last_move = [-math.inf] * SLOTS, -math.inf
         self.vouched: dict[str, float] = {}
 
     def adopt(self, found: SlotMap, teller: str, now: float) -> None:
@@ -110,13 +111,16 @@ class ClusterView:
         affected: set[str] = set()
         for first, last in found.slots:
             self.moved_at[first : last + 1] = [now] * (last + 1 - first)
+        if found.slots:
+            # Afterwards: a thread that sees it looks at the slots.
+            self.last_move = now
         if before.covered:
             for first, last, node in (*before.ranges, *after.ranges):
                 if any(first <= end and begin <= last for begin, end in found.slots):
                     affected.add(node.id)
         else:
             # Nothing was read before.
-            self.moved_at = [-math.inf] * SLOTS
+            self.moved_at, self.last_move = [-math.inf] * SLOTS, -math.inf
         self.known.update(dict.fromkeys(after.nodes.values()))
         while len(self.known) > _MOST_KNOWN:
             del self.known[next(iter(self.known))]

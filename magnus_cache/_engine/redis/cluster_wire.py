@@ -32,16 +32,17 @@ from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_scripts, commands
-from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
+from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, Gets, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.connection import answers, server_identity
+from magnus_cache._engine.redis.connection import answers, push_of, server_identity
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
@@ -268,7 +269,10 @@ class ClusterWire(ConfirmedWire):
 
         :raises CacheUnavailableError: at once, when the node is known to be away or the queue is full.
         """
-        self._enqueue(*self._vetting(Read(name, receive, waiter, expected)))
+        self._admit()
+        for asked in self._vetting(Read(name, receive, waiter, expected)):
+            self._pipeline.add(asked)
+        self._sender.schedule()  # as in `Wire`
 
     def _vetting(self, asked: Read) -> tuple[Read | Call, ...]:
         """Return a read, and before it the question for the group's identity if it is for an unvetted root epoch."""
@@ -310,6 +314,57 @@ class ClusterWire(ConfirmedWire):
         """Note that whatever this server may lack of a group is invalid."""
         self._unknown.discard(suffix)
         self._vetted.add(suffix)
+
+    # -- answers to GETs ------------------------------------------------------------------------------------------
+
+    def _handle(self, reply: Any) -> Rest:
+        request = self._pipeline.gets
+        if request is None:
+            return super()._handle(reply)
+        if push_of(reply) is None:
+            pushed = self._got(request, reply)
+            if pushed is None:
+                return self._handled(None if self._pipeline.unfinished is None else self._pipeline.handed_out)
+            reply = pushed
+        self._pipeline.announced(self)
+        if self._pipeline.unfinished is not None:
+            return partial(self._handle_later, reply)
+        return super()._handle(reply)
+
+    async def _handle_later(self, reply: Any) -> None:
+        """Handle an announcement when all values that came before it are handed out."""
+        await self._pipeline.handed_out()
+        rest = super()._handle(reply)
+        if rest is not None:
+            await rest()
+
+    def _got(self, request: Gets, reply: Any) -> Any:
+        """Take an answer to a GET, and all that are here already; return the announcement that comes next, if any.
+
+        To take them one by one, as other replies, would cost more than all else that is done for a value.
+        """
+        values, incoming = request.values, self._intake.incoming
+        while True:
+            if isinstance(reply, Exception) and (self._unable(reply) is not None):
+                raise reply  # as in `Wire`
+            values.append(reply)
+            if incoming is None:
+                break
+            try:
+                reply = incoming.take_values(values, request.wanted)
+            except EOFError:
+                break
+            if reply is None:
+                break
+            if push_of(reply) is not None:
+                return reply
+        if len(values) == request.wanted:
+            self._proved = True
+            pipeline = self._pipeline
+            pipeline.got_all(request, self)
+            if (pipeline.queue or pipeline.large) and pipeline.is_ready:
+                self._sender.kick()
+        return None
 
     # -- as `ConfirmedWire` does them ------------------------------------------------------------------------
 
