@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_name
-from magnus_cache._engine.coherence.known_epochs import Doubt, KnownEpochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 
@@ -158,7 +158,7 @@ def test_a_minimum_that_was_found_before_ends_with_what_it_was_found_by() -> Non
     assert minima() == minima() == (8, 8)
     epochs.seen(epochs.root, 9)
     assert minima() == minima() == (9, 9)
-    for forget in (known.discard, lambda name: known.doubt(name, Doubt(0.0, 1)), lambda _: known.forget()):
+    for forget in (known.discard, lambda name: known.doubt(name, 1), lambda _: known.forget()):
         forget(names.control)
         assert minima() == (None, None)
         for name in (names.root, names.control, names.names[0]):

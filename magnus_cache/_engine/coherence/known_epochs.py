@@ -52,8 +52,7 @@ class KnownEpochs:
 
     __slots__ = (
         "_marker", "asked", "confirmed", "current", "deadline", "doubts", "lent", "lost", "marker_epoch", "minima",
-        "pace",
-        "ready", "refusal", "since", "suspended", "vouched",
+        "pace", "ready", "refusal", "since", "suspended", "vouched",
     )  # fmt: skip
 
     def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:

@@ -19,15 +19,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import Command, info, pack
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
 from magnus_cache._engine.redis.requests import Call, Read
-from magnus_cache._engine.redis.slots import (
-    SLOTS,
-    ClusterNode,
-    Respondent,
-    SlotMap,
-    SlotMapError,
-    key_slot,
-    redirected,
-)
+from magnus_cache._engine.redis.slots import ClusterNode, Respondent, SlotMap, SlotMapError, key_slot, redirected
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -116,7 +108,7 @@ class ClusterLoop:
         if node is None:
             return self.seed()
         if self.routed_by is not known:
-            self.routes, self.routed_by = [None] * SLOTS, known
+            self.routes, self.routed_by = [None] * len(self._topology.view.moved_at), known
         wire = self.routes[slot] = self.wire_to(node)
         return wire
 
@@ -192,7 +184,7 @@ class ClusterLoop:
 
     def _ask_others(self) -> None:
         nodes = list(self._topology.view.map.nodes.values())
-        if not nodes:
+        if not nodes or not self._topology.is_open:
             return
         self._end_seed()
         self._turn += 1

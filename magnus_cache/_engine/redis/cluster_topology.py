@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["ClusterTopology"]
+
+
+_SPREAD: Final = 3
+"""Servers for which one step of the event loop prepares full batches: it takes a millisecond or two."""
 
 
 class _NodeBreaker(Breaker):
@@ -74,8 +78,8 @@ class ClusterTopology(Topology):
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
-        self.trust_by_key = self._trust_of
         self._anchors = [key_slot(anchor_tag(group)) for group in range(GROUPS)]
+        self.trust_by_key, self.has_moved = self._trust_of, self._has_moved
         self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
 
     # -- by key ---------------------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ class ClusterTopology(Topology):
         :param name: the value's.
         :param sent: the monotonic second when its request left.
         """
-        if self.has_moved(name, sent):
+        if self._has_moved(name, sent):
             # Whoever owned the slot then announces nothing about it any more.
             return Trust(-math.inf, connection.trust.generation)
         until = math.inf
@@ -229,7 +233,12 @@ class ClusterTopology(Topology):
             if wire.up
         ]
 
-    def has_moved(self, name: bytes, since: float) -> bool:
+    @property
+    def spread(self) -> int:  # type: ignore[override]  # it follows the map
+        """Over how many servers the values of one call are spread, up to a few."""
+        return min(len(self.view.map.nodes), _SPREAD) or 1
+
+    def _has_moved(self, name: bytes, since: float) -> bool:
         """Whether the slot of a key has moved since a monotonic second."""
         # Most often none has, since a moment ago.
         return self.view.last_move >= since and self.view.moved_at[key_slot(name)] >= since

@@ -55,6 +55,12 @@ class Topology:
     is_cluster = False
     """Whether keys are on several servers."""
 
+    has_moved: "Callable[[bytes, float], bool] | None" = None
+    """Returns whether a key's server is another one since a monotonic second; None where there is one server."""
+
+    spread = 1
+    """Over how many servers the values of one call are spread, as far as that matters."""
+
     mode: str | None = None
     """How the server is found, for people; None where the server tells that itself."""
 
