@@ -28,7 +28,8 @@ from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
-from magnus_cache._engine.redis.client import Client, done, issued
+from magnus_cache._engine.redis.client import done, issued
+from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
@@ -45,16 +46,12 @@ __all__ = ["ClusterClient"]
 _ATTEMPTS: Final = 5
 """Epochs issued for one bump until all copies take it."""
 
-_AT_ONCE: Final = 1_000
-"""Commands of one operation that are under way at a time."""
 
-
-class ClusterClient(Client):
+class ClusterClient(ManyClusterKeys):
     """Sends the commands of one cache to a cluster, on the running event loop."""
 
     def __init__(self, topology: ClusterTopology, epochs: GroupEpochs) -> None:
-        super().__init__(topology, 0)
-        self._nodes = topology
+        super().__init__(topology)
         self._epochs = epochs
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -75,26 +72,6 @@ class ClusterClient(Client):
         """
         command = cluster_scripts.store_one(key, raw, milliseconds)
         return await self._wire(key).execute(command, partial(done, receive))
-
-    async def remove(self, keys: Iterable[bytes], before: BeforeRemoval) -> int:
-        """Remove these values and their leases, and return how many values there were.
-
-        :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
-        """
-        removed, rest = 0, list(keys)
-        for start in range(0, len(rest), _AT_ONCE):
-            some = rest[start : start + _AT_ONCE]
-            before(some)
-            removed += sum(await _all(partial(self._remove_one, key, before) for key in some))
-        return removed
-
-    def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
-        def removed(reply: Any, connection: Connection, sent: float) -> int:
-            # Again: a read on another loop may have brought the old value in before the removal.
-            before([key])
-            return _one(reply, connection, sent)
-
-        return self._wire(key).execute(cluster_scripts.remove_one(key), removed)
 
     async def remove_matching(self, scope: ClearScope, before: BeforeRemoval) -> int:
         """Remove all values within a scope, void the leases of running loads; return how many values there were.
@@ -146,20 +123,6 @@ class ClusterClient(Client):
         wires = await self._nodes.primaries()
         told = await _all(partial(wire.execute, commands.INFO_MEMORY) for wire in wires)
         return " + ".join(filter(None, (commands.info(each, b"used_memory_human") for each in told))) or None
-
-    async def count(self, keys: Sequence[bytes]) -> int:
-        """Return how many of some keys exist.
-
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        found = 0
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            found += sum(await _all(partial(self._count_one, key) for key in some))
-        return found
-
-    def _count_one(self, key: bytes) -> Awaitable[int]:
-        return self._wire(key).execute(commands.count([key]), replies.answer)
 
     # -- epochs -----------------------------------------------------------------------------------------------
 

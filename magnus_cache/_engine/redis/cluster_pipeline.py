@@ -11,16 +11,26 @@ It differs from that of a single server in three ways:
   has no other ones, is confirmed by no node.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from redis.exceptions import AskError, ClusterDownError, MasterDownError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    ResponseError,
+    TryAgainError,
+)
 
+from magnus_cache._engine.redis.cluster_calls import Calls, outcome
 from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
 from magnus_cache._engine.redis.diagnosis import unable
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch
+from magnus_cache._engine.redis.outcomes import error_of, fail_waiter
 from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts, is_one_step
+from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["ClusterPipeline", "Gets", "is_redirection", "unable_node"]
 
@@ -95,32 +105,44 @@ class ClusterPipeline(ConfirmedPipeline):
         return b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
 
     @property
-    def gets(self) -> Gets | None:
-        """The oldest request if it is GETs."""
+    def run(self) -> Gets | Calls | None:
+        """The oldest request if it is several that were sent together, whose replies are taken together."""
         request = self.owed[0] if self.owed else None
-        return request if isinstance(request, Gets) else None
+        if isinstance(request, Gets):
+            return request
+        if request is None or not isinstance(request.asked, Calls):
+            return None
+        calls = request.asked
+        if not calls.wanted:
+            calls.sent(request.replies)
+        return calls
 
     def skipped(self) -> bool:
         """Count a reply that only queues a command of a transaction; return False if none is due."""
         # A value may have these bytes.
-        return False if self.gets is not None else super().skipped()
+        return False if self.run is not None else super().skipped()
 
     def answered(self, reply: Any, connection: Connection) -> Any:
         """Hand a reply to the oldest request; there must be one."""
-        request = self.gets
-        if request is None:
+        run = self.run
+        if run is None:
             return super().answered(reply, connection)
-        request.values.append(reply)
-        if len(request.values) == request.wanted:
-            self.got_all(request, connection)
+        run.values.append(reply)
+        if len(run.values) == run.wanted:
+            self.got_all(run, connection)
         return reply
 
-    def got_all(self, request: Gets, connection: Connection) -> None:
+    def got_all(self, run: Gets | Calls, connection: Connection) -> None:
         """Hand out the answers to the oldest request, all of which have come."""
-        self.owed.popleft()
-        if request.is_large:
-            self._large_owed = False
-        self._hand_over(request, connection)
+        if isinstance(run, Gets):
+            self.owed.popleft()
+            if run.is_large:
+                self._large_owed = False
+            self._hand_over(run, connection)
+        else:
+            self._hand_over_calls(run, connection)
+            self.owed.popleft()
+            self.pending -= 1
 
     def announced(self, connection: Connection) -> None:
         """Hand out what has come before an announcement, which may be about an epoch or a value that is among it.
@@ -128,9 +150,59 @@ class ClusterPipeline(ConfirmedPipeline):
         Other clients may change something between two of our GETs. The announcement is newer than the answers before
         it, and older than those after it. If it was handled first, an old epoch would count as read after its change.
         """
-        request = self.gets
-        if request is not None and request.values:
-            self._hand_over(request.divided(), connection)
+        run = self.run
+        if run is None or not run.values:
+            return
+        if isinstance(run, Gets):
+            self._hand_over(run.divided(), connection)
+        else:
+            self._hand_over_calls(run, connection)
+
+    def _hand_over_calls(self, calls: Calls, connection: Connection) -> None:
+        """Hand out the replies to those commands of the oldest request that have all of theirs."""
+        request = self.owed[0]
+        begin, groups = calls.taken()
+        quiet = request.quiet is not None
+        replies = [
+            outcome(part, group, quiet=quiet)
+            for part, group in zip(calls.parts[begin : begin + len(groups)], groups, strict=True)
+        ]
+        if self.must_hold and not all(map(_is_redirection, replies)):
+            self.held.append(partial(self._take_calls, calls, begin, replies, connection, request.sent))
+        else:
+            self._take_calls(calls, begin, replies, connection, request.sent)
+
+    def _take_calls(
+        self, calls: Calls, begin: int, replies: Sequence[Any], connection: Connection, sent: float
+    ) -> None:  # fmt: skip
+        """Hand out replies, and queue those commands again that were sent elsewhere."""
+        places, taken = list[int](), list[Any]()
+        for place, found in enumerate(replies, begin):
+            reply = found
+            if isinstance(reply, Exception):
+                if is_redirection(reply):
+                    self.redirect(calls.alone(place, connection, sent), reply)
+                    continue
+                if isinstance(reply, NoScriptError) and calls.parts[place].again is not None:
+                    self.add(calls.alone(place, connection, sent).said_again())
+                    continue
+                reply = error_of(reply, calls.command.name)
+            places.append(place)
+            taken.append(reply)
+        if places:
+            try:
+                calls.settle(places, taken, connection, sent)
+            # As in `Pipeline`: a fault in the handling of these must not take the connection from all the others.
+            except Exception:  # noqa: BLE001  # it is told to whom it concerns
+                problem = f"Redis gave an answer to {calls.command.name} that makes no sense"
+                fail_waiter(calls.waiter, CacheUnavailableError("protocol", problem))
+
+    def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:
+        if isinstance(asked, Calls):
+            # It counts as pending no more, or is owed further replies and is told with these.
+            fail_waiter(asked.waiter, error)
+        else:
+            super()._fail_held(asked, error)
 
     def _hand_over(self, request: Gets, connection: Connection) -> None:
         values = request.values

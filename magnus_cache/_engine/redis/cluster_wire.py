@@ -21,7 +21,7 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -32,6 +32,7 @@ from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis.cluster_calls import Calls, ReceiveEach
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, Gets, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
@@ -252,6 +253,13 @@ class ClusterWire(ConfirmedWire):
         else:
             self._enqueue(*(self._vetting(asked) if isinstance(asked, Read) else (asked,)))
 
+    def call_each(self, parts: Sequence[commands.Command], receive: ReceiveEach, waiter: Waiter) -> None:
+        """Queue commands that differ in their keys only, to be sent together; see `Calls`.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away or the queue is full.
+        """
+        self._enqueue(Calls(parts, receive, waiter))
+
     @property
     def host(self) -> str:
         """The host that it leads to."""
@@ -318,11 +326,11 @@ class ClusterWire(ConfirmedWire):
     # -- answers to GETs ------------------------------------------------------------------------------------------
 
     def _handle(self, reply: Any) -> Rest:
-        request = self._pipeline.gets
-        if request is None:
+        run = self._pipeline.run
+        if run is None:
             return super()._handle(reply)
         if push_of(reply) is None:
-            pushed = self._got(request, reply)
+            pushed = self._got(run, reply)
             if pushed is None:
                 return self._handled(None if self._pipeline.unfinished is None else self._pipeline.handed_out)
             reply = pushed
@@ -338,12 +346,12 @@ class ClusterWire(ConfirmedWire):
         if rest is not None:
             await rest()
 
-    def _got(self, request: Gets, reply: Any) -> Any:
-        """Take an answer to a GET, and all that are here already; return the announcement that comes next, if any.
+    def _got(self, run: Gets | Calls, reply: Any) -> Any:
+        """Take a reply, and all further ones to the same request that are here; return the announcement that follows.
 
         To take them one by one, as other replies, would cost more than all else that is done for a value.
         """
-        values, incoming = request.values, self._intake.incoming
+        values, incoming = run.values, self._intake.incoming
         while True:
             if isinstance(reply, Exception) and (self._unable(reply) is not None):
                 raise reply  # as in `Wire`
@@ -351,17 +359,17 @@ class ClusterWire(ConfirmedWire):
             if incoming is None:
                 break
             try:
-                reply = incoming.take_values(values, request.wanted)
+                reply = incoming.take_values(values, run.wanted)
             except EOFError:
                 break
             if reply is None:
                 break
             if push_of(reply) is not None:
                 return reply
-        if len(values) == request.wanted:
+        if len(values) == run.wanted:
             self._proved = True
             pipeline = self._pipeline
-            pipeline.got_all(request, self)
+            pipeline.got_all(run, self)
             if (pipeline.queue or pipeline.large) and pipeline.is_ready:
                 self._sender.kick()
         return None

@@ -70,6 +70,8 @@ class ConfirmedWire(Wire):
         self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
         if self._pipeline.held:
             self._pipeline.release()
+            if self._pipeline.queue:
+                self._sender.kick()  # a script that the server did not know
         if not self._pipeline.held and self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
