@@ -10,7 +10,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.slots import group_of, key_slot
 from magnus_cache.testing import EmbeddedCluster
 from tests.support.inside import cluster_view_of, intake_of, pipeline_of, state_of
-from tests.support.wait import wait_until_async
+from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +89,11 @@ async def test_values_of_one_call_are_written_by_node(cluster: EmbeddedCluster) 
         assert await other.get_many("many", KEYS) == dict.fromkeys(KEYS, "new")
         await other.set_many("many", {KEYS[0]: "tagged"}, tags=["tag"])
         await one.invalidate_tags("tag")
-        assert await other.get("many", KEYS[0]) is None
+
+        async def is_gone() -> bool:
+            return await other.get("many", KEYS[0]) is None
+
+        await wait_until_answered(is_gone)
         assert await one.delete_many("many", KEYS) == len(KEYS)
         assert await other.get_many("many", KEYS) == {}
         assert await one.delete_many("many", KEYS) == 0
