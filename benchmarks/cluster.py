@@ -43,9 +43,7 @@ def cluster_calls(plan: Plan) -> tuple[Table, Table]:
         asyncio.run(_measure(plan, cluster, cost))
     failover = Table("cluster-failover", "A primary is killed: calls that raise", "", less_is_better=True)
     failover.note(f"cluster-node-timeout: {_TIMEOUT:g} s. The gap is the longest time between two calls that worked.")
-    failover.note(
-        failover.note("A call that works has written a value and read it. Ours raise no error: they miss meanwhile.")
-    )
+    failover.note("A call that works has written a value and read it. Ours raise no error: they miss meanwhile.")
     asyncio.run(_fail_over(plan, failover))
     return cost, failover
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
-    from magnus_cache._engine.coordination.health import Health
+    from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
     from magnus_cache._engine.policy.namespaces import (
         TTL_LONG,
@@ -84,6 +84,7 @@ __all__ = [
     "Explanation",
     "Health",
     "Namespace",
+    "NodeHealth",
     "WarmReport",
     "cache_clear",
     "cache_delete",
@@ -124,7 +125,7 @@ _HOMES: Final = {
         "CacheValueTooLargeError",
     ),
     "_engine.store.explanation": ("Explanation",),
-    "_engine.coordination.health": ("Health",),
+    "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.api.managers": (
         "AsyncCacheManager",
         "CacheManager",

@@ -26,7 +26,7 @@ def without_outage_generations_of_single_nodes() -> None:
 
 @guard(f"{HERE}::test_values_of_a_node_that_was_away_are_confirmed_when_it_is_back")
 def without_confirming_what_was_stored_while_a_node_was_away() -> None:
-    put(NodeGenerations, "remapped", nothing)
+    put(NodeGenerations, "_confirm", nothing)
 
 
 @guard(f"{HERE}::test_keys_of_a_node_that_is_away_are_served_as_in_an_outage")

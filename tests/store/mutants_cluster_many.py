@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.redis.cluster_calls import Together
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
-from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.store import writes_many
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.writes_many import ValuesToWrite
@@ -18,7 +18,7 @@ def without_a_look_whether_slots_have_moved_since_values_were_asked_for() -> Non
     def never(*_: Any) -> bool:
         return False
 
-    put(ClusterTopology, "_has_moved", never)
+    put(ClusterView, "is_doubtful", never)
 
 
 @guard(f"{HERE}::test_many_values_of_which_a_slot_is_at_another_node")

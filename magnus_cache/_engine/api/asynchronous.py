@@ -385,5 +385,7 @@ class AsyncCache(AsyncLife):
             else:
                 figures["redis_total_keys"] = max(0, total)
                 figures["redis_used_memory"] = memory or "unknown"
+            for node, more in (await state.client.node_figures()).items():
+                figures.get("nodes", {}).get(node, {}).update(more)
         figures["redis_available"] = state.redis_available
         return figures

@@ -22,6 +22,13 @@ __all__ = ["explain"]
 
 async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     """Return the state of one key. This counts as no request and stores nothing in memory."""
+    found, topology = await _explained(reads, ref), reads.state.topology
+    if (slot := topology.slot_of(ref.name)) is None:
+        return found
+    return replace(found, slot=slot, node=topology.node_of(ref.name))
+
+
+async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
     state = reads.state
     name = ref.name.decode()
     near = state.memory.hit(ref.name)
@@ -37,7 +44,7 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         raw, holder, left = await state.client.inspect(ref.name)
         found = await _in_redis(reads, wire, ref, raw, asked)
     except CacheUnavailableError as error:
-        entry, why = near or reads.last(ref), f"Redis is away ({error.reason})"
+        entry, why = near or reads.last(ref), _away(reads, ref, f" ({error.reason})")
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     if near is not None:
         unwanted = near.negative and not ref.freshness.negative
@@ -46,6 +53,11 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
         verdict = f"in memory, and {found.verdict} in Redis"
         found = replace(found, level=None if unwanted else "l1", verdict=verdict, left=until_end)
     return replace(found, lease_holder=holder.decode("utf-8", "replace"), lease_left=left) if holder else found
+
+
+def _away(reads: Reads, ref: KeyRef, why: str = "") -> str:
+    node = reads.state.topology.node_of(ref.name)
+    return f"{'Redis' if node is None else f'node {node}'} is away{why}"
 
 
 def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanation:
@@ -107,7 +119,7 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
     """Return the state of a key of a local namespace."""
     entry = reads.state.memory.hit(ref.name) or await reads.read(ref)
     if reads.state.endpoint is not None and not reads.state.reaches(ref.name):
-        entry, why = entry or reads.last(ref), "its namespace is local, and Redis is away"
+        entry, why = entry or reads.last(ref), f"its namespace is local, and {_away(reads, ref)}"
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     entry = entry or (reads.state.memory.get_stale(ref.name, trusted=False) if reads.state.endpoint is None else None)
     if entry is None:

@@ -16,6 +16,8 @@ def local_stats(state: State) -> CacheStats:
         "unreplayed": state.outbox.pending,
         "breaker": state.breaker.as_dict(state.clock()),
     }
+    if nodes := state.topology.figures(state.clock()):
+        figures["nodes"] = nodes
     if state.journal is not None:
         figures["journal"] = state.journal.as_dict()
     return figures

@@ -1,5 +1,6 @@
 """Dispatch of connection events to the parts of a cache: changes, new connections, lost connections."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.announcements import Announcements
@@ -65,6 +66,10 @@ class ConnectionEvents:
         self._parts.generations.flushed(connection)
         self._parts.announcements.flushed(connection)
 
+    def moved(self, covers: Callable[[bytes], bool], connection: Connection) -> None:
+        """React to slots that have moved: nothing is announced about the leases in them."""
+        self._parts.leases.moved(covers, connection)
+
     def exchanged(self, connection: Connection) -> None:
         """React to a swapped database: check the server's history again, as nothing in this database was read here."""
         self._parts.failover.forget()
@@ -101,16 +106,17 @@ class ConnectionEvents:
         self._parts.leases.release_lost(connection)
         if not connection.keeps_identity:
             self._parts.failover.restore_identity(connection)
-        self._parts.log.connected(connection)
+        self._parts.log.connected(connection, self._parts.topology.node_led_to(connection))
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
 
-    def remapped(self, nodes: set[str]) -> None:
+    def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
-        self._parts.generations.remapped(nodes)
+        self._parts.generations.remapped()
+        self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
         if self._parts.outbox.pending:
             # Other nodes may be able to settle what waits.
             for connection in self._parts.topology.established()[:1]:
@@ -127,4 +133,4 @@ class ConnectionEvents:
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Count the failure, and log once why Redis is unavailable."""
         self._parts.stats.failed(error.reason)
-        self._parts.log.disconnected(error)
+        self._parts.log.disconnected(error, self._parts.topology.node_led_to(connection))

@@ -10,6 +10,8 @@ from magnus_cache._engine.runtime.log import RateLimitedLog, say
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["ConnectionLog"]
@@ -34,9 +36,13 @@ class ConnectionLog:
         self._clock = clock
         self._max_staleness = max_staleness
         self._connected = False
+        self._away: dict[str, float] = {}
 
-    def connected(self, connection: "Connection") -> None:
-        """Log the first connection, and each later one that ends a logged outage."""
+    def connected(self, connection: "Connection", node: str | None = None) -> None:
+        """Log the first connection, and each later one that ends a logged outage.
+
+        :param node: the address of the node of a cluster that it leads to.
+        """
         if self._max_staleness is not None and not connection.tracking:
             self._notices.warn(
                 "tracking",
@@ -45,13 +51,31 @@ class ConnectionLog:
             )
         if self._notices.resolved("redis"):
             outage = self._breaker.outage
-            away = f" after {self._clock() - outage.began:.1f} s" if outage else ""
-            missed = "; invalidations made meanwhile are replayed" if self._outbox.pending else ""
             # At the level of the line that began the outage: otherwise a log at that level shows no end of it.
-            say(f"{self._where} is back{away}{missed}")
+            say(f"{self._where} is back{self._since(outage.began if outage else None)}{self._missed()}")
         elif not self._connected:
             say(f"connected to {self._where}", logging.INFO)
         self._connected = True
+        if node is not None:
+            began = self._away.pop(node, None)
+            if self._notices.resolved(f"node:{node}"):
+                say(f"node {node} is back{self._since(began)}{self._missed()}")
+
+    def remapped(self, nodes: "Collection[str]") -> None:
+        """Log that nodes which are away have no slots any more.
+
+        :param nodes: the addresses of all primaries.
+        """
+        for node in [node for node in list(self._away) if node not in nodes]:
+            began = self._away.pop(node, None)
+            if self._notices.resolved(f"node:{node}"):
+                say(f"node {node} was away and is replaced{self._since(began)}{self._missed()}")
+
+    def _since(self, began: float | None) -> str:
+        return "" if began is None else f" after {self._clock() - began:.1f} s"
+
+    def _missed(self) -> str:
+        return "; invalidations made meanwhile are replayed" if self._outbox.pending else ""
 
     def closed(self) -> None:
         """Warn if invalidations were never replayed to Redis: other processes may read the old values there."""
@@ -63,8 +87,20 @@ class ConnectionLog:
                 "next process",
             )
 
-    def disconnected(self, error: CacheUnavailableError) -> None:
-        """Warn that Redis is unavailable, and why; again when the reason changes."""
+    def disconnected(self, error: CacheUnavailableError, node: str | None = None) -> None:
+        """Warn that Redis is unavailable, and why; again when the reason changes.
+
+        :param node: the address of the node of a cluster that is away.
+        """
+        # If the cluster is down, each node says so.
+        if node is not None and error.reason != "clusterdown":
+            self._away.setdefault(node, self._clock())
+            self._notices.warn(
+                f"node:{node}:{error.reason}:{error}",
+                f"node {node} away: {error}. Its keys are served from this process's memory, all others as ever; the "
+                "cache reconnects by itself",
+            )
+            return
         # The message is part of the topic: one reason such as "tls" has several remedies, and each is logged once.
         self._notices.warn(
             f"redis:{error.reason}:{error}",

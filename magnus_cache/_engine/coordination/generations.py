@@ -96,8 +96,8 @@ class OutageGenerations:
         if self._trusts.get(connection) is connection.trust:
             self._lapsed = max(self._lapsed, connection.trust.lapsed)
 
-    def remapped(self, nodes: set[str]) -> None:
-        """Note that slots have moved from or to some nodes of a cluster."""
+    def remapped(self) -> None:
+        """Note that slots of a cluster have moved."""
 
     def confirmed(self, name: bytes, connections: "Iterable[Connection]") -> float:
         """Return the monotonic second when the server of a value last confirmed any trust; -inf if it never did.

@@ -1,8 +1,8 @@
 """Health checks: whether Redis answers now, which server it is, or why it does not answer."""
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.redis.tracking import tracking_of
 from magnus_cache._engine.runtime.loops import check_loop
@@ -10,17 +10,40 @@ from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheLoopE
 
 if TYPE_CHECKING:
     from magnus_cache._engine.coordination.state import State
+    from magnus_cache._engine.redis.client import Ping
     from magnus_cache._engine.redis.replies import ServerFacts
 
-__all__ = ["Health", "check_health", "unhealthy"]
+__all__ = ["Health", "NodeHealth", "check_health", "unhealthy"]
+
+_SHARE: Final = 0.9
+"""The part of `op_timeout` in which the primaries of a cluster have to answer: the rest is for the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """The state of one primary of a cluster, as `ping` found it; truthy if it answered.
+
+    :ivar address: such as ``"10.0.0.7:6379"``.
+    :ivar ok: whether it answered, and serves.
+    :ivar latency_ms: milliseconds of one round trip; None without an answer.
+    :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
+    """
+
+    address: str
+    ok: bool
+    latency_ms: float | None = None
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.ok
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """The result of `ping`; truthy if Redis answered.
 
-    :ivar ok: whether Redis answered, and serves.
-    :ivar latency_ms: milliseconds of one round trip; None without an answer.
+    :ivar ok: whether Redis answered, and serves; of a cluster, whether all its primaries did.
+    :ivar latency_ms: milliseconds of one round trip, on a cluster to the slowest primary; None without an answer.
     :ivar server: ``"redis"`` or ``"valkey"``; None if it is not known.
     :ivar version: such as ``"7.2.4"``; None if it is not known.
     :ivar mode: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; ``"memory"`` for a cache without Redis; None if it
@@ -30,6 +53,7 @@ class Health:
     :ivar address: with Sentinel, the primary's, such as ``"10.0.0.7:6379"``; None otherwise.
     :ivar tracking_mode: how it announces them, as the setting `tracking` has it: ``"keys"``, ``"prefix"`` or ``"off"``,
         which is also where it refuses to; None without an answer.
+    :ivar nodes: on a cluster, the state of each primary; empty otherwise, and while the primaries are not known.
     """
 
     ok: bool
@@ -41,6 +65,7 @@ class Health:
     reason: str | None = None
     address: str | None = None
     tracking_mode: str | None = None
+    nodes: tuple[NodeHealth, ...] = ()
 
     def __bool__(self) -> bool:
         return self.ok
@@ -58,6 +83,8 @@ async def check_health(state: "State") -> Health:
             if state.breaker.open:
                 # The cache's own connection waits for its next attempt; a health check does not.
                 return await _by_connecting(state)
+            if state.topology.is_cluster:
+                return await _by_node(state)
             took, server, tracking = await state.client.ping(state.epochs.root)
             return _healthy(state, took, server, tracking=tracking)
     except Exception as error:  # noqa: BLE001  # any failure is the answer
@@ -81,6 +108,42 @@ def unhealthy(error: Exception, state: "State | None" = None) -> Health:
         case _:
             word = type(error).__name__
     return Health(False, reason=f"{word}: {error}")
+
+
+async def _by_node(state: "State") -> Health:
+    """Ask all primaries of a cluster at the same time."""
+    until = state.clock() + _SHARE * state.settings.op_timeout
+    if not (keys := state.topology.primaries_known()):
+        # Any node tells them.
+        await state.client.ping(state.epochs.root)
+        keys = state.topology.primaries_known()
+    asked = {node: asyncio.ensure_future(state.client.ping(key)) for node, key in keys.items()}
+    if asked:
+        await asyncio.wait(asked.values(), timeout=max(0.0, until - state.clock()))
+    late = [task for task in asked.values() if task.cancel()]
+    if late:
+        await asyncio.wait(late)
+    pings = {node: task.result() for node, task in asked.items() if not task.cancelled() and not task.exception()}
+    nodes = tuple(_node_health(state, node, pings.get(node), task) for node, task in asked.items())
+    failed = next((node for node in nodes if not node.ok), None)
+    if not pings:
+        problem = "clusterdown: no primary answers" if failed is None else failed.reason
+        return Health(False, mode="cluster", reason=problem, nodes=nodes)
+    slowest = max(pings.values(), key=lambda ping: ping.seconds)
+    tracking = all(ping.tracking for ping in pings.values())
+    healthy = _healthy(state, slowest.seconds, slowest.server, tracking=tracking)
+    reason = None if failed is None else failed.reason
+    return replace(healthy, ok=failed is None, reason=reason, nodes=nodes)
+
+
+def _node_health(state: "State", node: str, ping: "Ping | None", task: "asyncio.Future[Ping]") -> NodeHealth:
+    if ping is not None:
+        return NodeHealth(node, True, round(ping.seconds * 1000, 3))
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, CacheUnavailableError):
+        return NodeHealth(node, False, reason=f"{error.reason}: node {node} away: {error.problem}")
+    seconds = state.settings.op_timeout
+    return NodeHealth(node, False, reason=f"timeout: node {node} away: it did not answer in {seconds:g} s")
 
 
 async def _by_connecting(state: "State") -> Health:

@@ -69,10 +69,10 @@ class NodeGenerations(OutageGenerations):
         if first:
             self._since[node] = now
         connection.trust.generation = now
-        self.remapped({node})
+        self._confirm(lambda nodes: node in nodes)
 
     def flushed(self, connection: "Connection") -> None:
-        """Note the new trust of a connection whose database was emptied, or which slots have moved from or to."""
+        """Note the new trust of a connection whose database was emptied."""
         super().flushed(connection)
         connection.trust.generation = self._clock()
 
@@ -82,10 +82,14 @@ class NodeGenerations(OutageGenerations):
             node = self._places.node_id(connection)
             self._lapsed_at[node] = max(self._lapsed_at.get(node, -math.inf), connection.trust.lapsed)
 
-    def remapped(self, nodes: set[str]) -> None:
-        """Have the values confirmed that were stored while some nodes were away, which are back or were replaced."""
-        for needed in [needed for needed in list(self._offline) if not nodes.isdisjoint(needed)]:
-            if (offline := self._offline.pop(needed, None)) is not None:
+    def remapped(self) -> None:
+        """Have everything confirmed that was stored while a node was away: another one may have its slots by now."""
+        self._confirm(lambda _: True)
+
+    def _confirm(self, is_concerned: Callable[[tuple[str, ...]], bool]) -> None:
+        """Have the values confirmed that were stored while some nodes were away."""
+        for nodes in filter(is_concerned, list(self._offline)):
+            if (offline := self._offline.pop(nodes, None)) is not None:
                 offline.kill()
 
     def confirmed(self, name: bytes, connections: "Iterable[Connection]") -> float:

@@ -350,6 +350,10 @@ class Client(ManyKeys):
                 for wire in self._topology.servers()]  # fmt: skip
         return " + ".join(filter(None, used)) or None
 
+    async def node_figures(self) -> dict[str, dict[str, Any]]:
+        """Return what the nodes of a cluster tell of themselves, by their addresses; nothing without a cluster."""
+        return {}
+
 
 # -- checks of the answers; all run inside the reader ---------------------------------------------------------------
 

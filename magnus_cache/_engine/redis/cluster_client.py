@@ -18,7 +18,7 @@ The races that this excludes
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -27,19 +27,21 @@ from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_nam
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
+from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import done, issued
+from magnus_cache._engine.redis.cluster_figures import all_of
+from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
-from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.loop_end import loop_task
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 __all__ = ["ClusterClient"]
 
@@ -97,7 +99,7 @@ class ClusterClient(ManyClusterKeys):
 
         async def elsewhere(names: Sequence[bytes]) -> int:
             return sum(
-                await _all(partial(self._ask, name, cluster_scripts.reclaim_one(name, epoch), _one) for name in names)
+                await all_of(partial(self._ask, name, cluster_scripts.reclaim_one(name, epoch), _one) for name in names)
             )
 
         try:
@@ -106,23 +108,6 @@ class ClusterClient(ManyClusterKeys):
             )
         except CacheUnavailableError as error:
             return Reclaimed(0, error)
-
-    async def size(self) -> int:
-        """Return how many keys the primaries have.
-
-        :raises CacheUnavailableError: when one does not answer, or refuses.
-        """
-        wires = await self._nodes.primaries()
-        return sum(await _all(partial(wire.execute, commands.DB_SIZE, replies.answer) for wire in wires))
-
-    async def memory_used(self) -> str | None:
-        """Return how much memory the primaries use, each in its own format; None if they do not report that.
-
-        :raises CacheUnavailableError: when one does not answer, or refuses.
-        """
-        wires = await self._nodes.primaries()
-        told = await _all(partial(wire.execute, commands.INFO_MEMORY) for wire in wires)
-        return " + ".join(filter(None, (commands.info(each, b"used_memory_human") for each in told))) or None
 
     # -- epochs -----------------------------------------------------------------------------------------------
 
@@ -167,7 +152,7 @@ class ClusterClient(ManyClusterKeys):
         )
         if not answer[0]:
             guards = self._epochs.copies(self._epochs.names.guard)
-            last = await _all(partial(self._ask, guard, cluster_scripts.last_issued(guard)) for guard in guards)
+            last = await all_of(partial(self._ask, guard, cluster_scripts.last_issued(guard)) for guard in guards)
             # Whatever is no epoch counts as none.
             known = max(known, *map(epoch_of, last))
             wire = self._wire(clock)
@@ -189,7 +174,7 @@ class ClusterClient(ManyClusterKeys):
             if error.reason != "oom":
                 raise
         names = (self._epochs.names.guard + suffix, *copies)
-        await _all(partial(self._ask, name, commands.remove_keys([name])) for name in names)
+        await all_of(partial(self._ask, name, commands.remove_keys([name])) for name in names)
         return epoch
 
     def _ask(self, key: bytes, command: commands.Command, receive: Receive[Any] | None = None) -> Awaitable[Any]:
@@ -212,9 +197,8 @@ class ClusterClient(ManyClusterKeys):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         suffix = control[len(logical_name(control)) :]
-        wire = self._wire(control)
-        if isinstance(wire, ClusterWire) and logical_name(control) == self._epochs.root and wire.is_unknown(suffix):
-            self._begin(self._arrived(wire, control, known, receive, waiter))
+        if logical_name(control) == self._epochs.root and self._here().unsure(suffix):
+            self._begin(self._arrived(control, known, receive, waiter))
             return
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
         self._decide(command, control, known, receive, waiter)
@@ -262,24 +246,58 @@ class ClusterClient(ManyClusterKeys):
 
         await self._settle(work, waiter)
 
-    async def _arrived(self, wire: ClusterWire, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
-        """Invalidate a group whose server may lack writes, and settle the waiter."""
+    async def _arrived(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Invalidate a group whose servers may lack writes, and settle the waiter."""
         suffix = copy[len(logical_name(copy)) :]
+        names, nodes = self._epochs.names, self._here()
+        lookup = commands.Command("GET", commands.pack(b"GET", names.server + suffix))
 
-        def took(reply: Any, connection: Connection, sent: float) -> Any:
+        def took(reply: Any, connection: Connection, sent: float) -> tuple[Any] | None:
+            if reply == NOTHING:
+                return None
             epoch = _epoch(reply, connection)
             # What is here of the group was read through another connection, and is not trusted any more. What is here
             # of other groups stays.
             self._epochs.seen(copy, epoch)
-            if connection is wire:
-                wire.vetted(suffix)
-            return receive(epoch, connection, sent)
+            return (receive(epoch, connection, sent),)
 
         async def work() -> Any:
-            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
-            return await self._ask(copy, cluster_scripts.arrive(self._epochs.names, suffix, epoch, wire.identity), took)
+            for _ in range(_ATTEMPTS):
+                # One that was absent before may be there, and then it is as noted.
+                await nodes.meet()
+                stored = await self._ask(copy, lookup)
+                before = stored if type(stored) is bytes else b""
+                for wire in nodes.unsure(suffix):
+                    wire.vet(suffix, stored)
+                unsure = {wire: wire.identity for wire in nodes.unsure(suffix) if wire.identity}
+                if not unsure:
+                    return await self._learned(copy, known, receive)
+                identities = {wire.node_id: identity for wire, identity in unsure.items()}
+                after = origins.after(origins.read(stored), identities, nodes.identity_of, nodes.is_primary)
+                epoch, _, _ = await self.issued(max(known, self._epochs.highest))
+                command = cluster_scripts.arrive(names, suffix, epoch, before, origins.packed(after))
+                answer = await self._ask(copy, command, took)
+                if answer is not None:
+                    for wire, identity in unsure.items():
+                        if wire.identity == identity:
+                            wire.vetted(suffix)
+                    return answer[0]
+            raise CacheUnavailableError("error", "the servers of a cluster change faster than it answers")
 
         await self._settle(work, waiter)
+
+    async def _learned(self, copy: bytes, known: int, receive: Receive[int]) -> Any:
+        """Return what `receive` makes of a copy of an epoch, see `learn`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._decide(cluster_scripts.learn_copy(self._epochs.names, copy, known), copy, known, receive, waiter)
+        return await waiter
+
+    def _here(self) -> ClusterLoop:
+        """:raises CacheUnavailableError: after the end of the cache."""
+        try:
+            return self._nodes.here()
+        except CacheClosedError:
+            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
 
     async def _settle(self, work: Callable[[], Awaitable[Any]], waiter: Waiter) -> None:
         try:
@@ -305,7 +323,7 @@ class ClusterClient(ManyClusterKeys):
         def took(_reply: Any, connection: Connection, sent: float) -> None:
             answered.append((connection, sent))
 
-        await _all(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
+        await all_of(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
         receive(None, *answered[0])
 
 
@@ -328,24 +346,3 @@ def _epoch(reply: Any, connection: Connection) -> int:
 
 def _itself(epoch: int, _connection: Connection, _sent: float) -> int:
     return epoch
-
-
-async def _all(asks: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Return all answers, or raise the first error after all have ended.
-
-    A node that is away stops no request to another one.
-    """
-    asked: list[Awaitable[Any]] = []
-    error: BaseException | None = None
-    for ask in asks:
-        try:
-            asked.append(ask())
-        except CacheUnavailableError as failure:
-            error = error or failure
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            error = error or outcome
-    if error is not None:
-        raise error
-    return list(outcomes)

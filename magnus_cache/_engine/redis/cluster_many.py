@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from magnus_cache._engine.redis import cluster_scripts, commands, replies
 from magnus_cache._engine.redis.bulk import BeforeRemoval
-from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.client_many import Stored
-from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+from magnus_cache._engine.redis.cluster_figures import AT_ONCE, ClusterFigures
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
 from magnus_cache._engine.runtime.turns import turn
@@ -20,16 +19,9 @@ __all__ = ["ManyClusterKeys"]
 _Took = Callable[[list[bytes], Sequence[Any], Connection, float], None]
 """Called with some keys, and the reply about each."""
 
-_AT_ONCE: Final = 1_000
-"""Commands of one operation that are under way at a time."""
 
-
-class ManyClusterKeys(Client):
+class ManyClusterKeys(ClusterFigures):
     """The operations of a `ClusterClient` on many keys."""
-
-    def __init__(self, topology: ClusterTopology) -> None:
-        super().__init__(topology, 0)
-        self._nodes = topology
 
     def _node(self, key: bytes) -> ClusterWire:
         """:raises CacheUnavailableError: after the end of the cache."""
@@ -50,8 +42,8 @@ class ManyClusterKeys(Client):
             before(some)
             removed += sum([replies.number(reply, 1) for reply in found])
 
-        for start in range(0, len(rest), _AT_ONCE):
-            some = rest[start : start + _AT_ONCE]
+        for start in range(0, len(rest), AT_ONCE):
+            some = rest[start : start + AT_ONCE]
             before(some)
             await self._each(some, cluster_scripts.remove_one, took)
             await turn()
@@ -106,22 +98,6 @@ class ManyClusterKeys(Client):
                 waiter.set_exception(error)
 
         self._node(keys[0]).call_each(parts, took, Callback(ended, failed))
-
-    async def count(self, keys: Sequence[bytes]) -> int:
-        """Return how many of some keys exist.
-
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        found = 0
-
-        def took(_keys: list[bytes], counts: Sequence[Any], _connection: Connection, _sent: float) -> None:
-            nonlocal found
-            found += sum([replies.number(count, 1) for count in counts])
-
-        for start in range(0, len(keys), _AT_ONCE):
-            await self._each(keys[start : start + _AT_ONCE], lambda key: commands.count([key]), took)
-            await turn()
-        return found
 
 
 def _took(

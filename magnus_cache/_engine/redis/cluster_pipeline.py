@@ -1,9 +1,11 @@
 """The pipeline of a connection to a node of a cluster.
 
-It differs from that of a single server in three ways:
+It differs from that of a single server in four ways:
 
 - Reads are single GETs, sent together: an MGET with keys of two slots is refused. Their answers are handed out
   together, as if they were one.
+- An announcement may come between two of them. What was answered before it is handed out before it. Else an epoch that
+  was answered first and announced then would count as read after the announcement, and as current for good.
 - An answer that sends us elsewhere (MOVED, ASK, TRYAGAIN, a slot without an owner) reaches no caller. Its request is
   given to `redirect`, which queues it again where it belongs.
 - An answer counts only while another node confirms that this one is the primary of its slots, see

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from magnus_cache._engine.redis import bulk, cluster_scripts
+from magnus_cache._engine.redis import bulk, cluster_scripts, replies
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache.errors import CacheUnavailableError
 
@@ -81,7 +81,7 @@ def _reclaimed(reply: Any, _connection: object, _sent: float) -> tuple[int, list
 
     :raises CacheUnavailableError: for any other reply.
     """
-    match reply:
-        case [int(done), [*names]] if 0 <= done <= RECLAIMED and all(type(name) is bytes for name in names):
-            return done, names
+    done, names = reply if type(reply) is list and len(reply) == 2 else (None, None)
+    if type(names) is list and {type(name) for name in names} <= {bytes}:
+        return replies.number(done, RECLAIMED), names
     raise CacheUnavailableError("protocol", "Redis gave an invalid answer about values to remove")

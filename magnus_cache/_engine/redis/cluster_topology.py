@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_nodes import ClusterNodes
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.deployment import Deployment
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.slots import GROUPS, SLOTS, anchor_tag, group_of, key_slot
-from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.slots import MapChanges, key_slot
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -58,7 +58,7 @@ class _NodeBreaker(Breaker):
         return super().failed(now, reason)
 
 
-class ClusterTopology(Topology):
+class ClusterTopology(ClusterNodes):
     """See the module. Thread-safe; the first use creates a connection.
 
     :ivar view: what is known of the cluster.
@@ -75,11 +75,11 @@ class ClusterTopology(Topology):
         self.deployment = deployment
         self.clock = clock
         self.max_staleness, self.op_timeout = limits.max_staleness, limits.op_timeout
+        self.server_name = limits.controls.server
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
-        self._anchors = [key_slot(anchor_tag(group)) for group in range(GROUPS)]
-        self.trust_by_key, self.has_moved = self._trust_of, self._has_moved
+        self.trust_by_key = self._trust_of
         self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
 
     # -- by key ---------------------------------------------------------------------------------------------
@@ -151,97 +151,25 @@ class ClusterTopology(Topology):
         :param name: the value's.
         :param sent: the monotonic second when its request left.
         """
-        if self._has_moved(name, sent):
-            # Whoever owned the slot then announces nothing about it any more.
-            return Trust(-math.inf, connection.trust.generation)
+        slot, whole = key_slot(name), connection.trust
+        # In this order, see `NodeTrust`.
+        trust = whole.of(slot)
+        if self.view.is_doubtful(slot, sent):
+            # The owner that has answered announces nothing about the slot any more.
+            return Trust(-math.inf, whole.generation)
         until = math.inf
         if lent := connection.known.lent:
             names = (epoch_names.root, epoch_names.control, *epoch_names.names)
             until = min((lent[each] for each in names if each in lent), default=math.inf)
         if until == math.inf and connection.tracking:
-            return connection.trust
+            return trust
         until = min(until, sent + self.max_staleness, connection.known.deadline)
-        return Trust(min(until, connection.known.vouched + self.max_staleness), connection.trust.generation)
-
-    # -- which nodes are away -----------------------------------------------------------------------------------
-
-    def nodes_of(self, key: bytes) -> tuple[str, ...]:
-        """Return the ids of the nodes that a value needs: the owner of its slot, and, if another one, of its epochs.
-
-        The id of no node is empty.
-        """
-        owner, slot = self.view.map.owner, key_slot(key)
-        node, judge = owner(slot), owner(self._anchors[group_of(slot)])
-        ids = "" if node is None else node.id, "" if judge is None else judge.id
-        return ids[:1] if node is judge else ids
-
-    def reaches(self, key: bytes) -> bool:
-        """Return whether some loop has connections to all nodes that a value needs, and would notice the loss."""
-        return all(map(self._answers, self.nodes_of(key)))
-
-    def is_only(self, connection: "Connection") -> bool:
-        """Return whether no other connection leads to the same node and is up."""
-        node_id = self.node_id(connection)
-        return not any(wire is not connection and wire.node_id == node_id for wire in self._established())
-
-    def breaker_of(self, key: bytes) -> Breaker:
-        """Return the breaker of the owner of a key."""
-        node = self.view.map.owner(key_slot(key))
-        return self._breaker if node is None else self._breakers.get(node.id, self._breaker)
-
-    def owners_since(self, at: float) -> "list[Wire]":
-        """Return the running loop's connections to the owners of all slots that have moved since a monotonic second.
-
-        :raises CacheUnavailableError: after `aclose`.
-        """
-        owner, moved_at = self.view.map.owner, self.view.moved_at
-        moved = {owner(slot) for slot in range(SLOTS) if moved_at[slot] >= at}
-        present = {self.node_id(wire): wire for wire in self.servers()} if moved else {}
-        return [present[node.id] for node in moved if node is not None and node.id in present]
-
-    async def primaries(self) -> "list[Wire]":
-        """Return the running loop's connections to all primaries, once they are known.
-
-        :raises CacheUnavailableError: when no node tells them.
-        """
-        if not self.view.map.nodes:
-            await self.wire(b"").renew()
-        return self.servers()
-
-    def breakers(self) -> list[Breaker]:
-        """Return the breakers of all nodes that were ever asked."""
-        return list(self._breakers.values())
-
-    def node_id(self, connection: "Connection") -> str:
-        """Return the id of the node that a connection leads to; empty while that is not known."""
-        assert isinstance(connection, ClusterWire)
-        return connection.node_id
-
-    def moved(self, key: bytes) -> float:
-        """Return the monotonic second at which the slot of a key has moved; -inf if it never did."""
-        return self.view.moved_at[key_slot(key)]
-
-    def _answers(self, node_id: str) -> bool:
-        return any(wire.node_id == node_id for wire in self._established()) if node_id else False
-
-    def _established(self) -> "list[ClusterWire]":
-        return [
-            wire
-            for each in list(self._loops.values())
-            if each.loop.is_running()
-            for wire in each.all_wires()
-            if wire.up
-        ]
+        return Trust(min(until, connection.known.vouched + self.max_staleness), whole.generation)
 
     @property
     def spread(self) -> int:  # type: ignore[override]  # it follows the map
         """Over how many servers the values of one call are spread, up to a few."""
         return min(len(self.view.map.nodes), _SPREAD) or 1
-
-    def _has_moved(self, name: bytes, since: float) -> bool:
-        """Whether the slot of a key has moved since a monotonic second."""
-        # Most often none has, since a moment ago.
-        return self.view.last_move >= since and self.view.moved_at[key_slot(name)] >= since
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return the nodes that the settings name."""
@@ -304,17 +232,16 @@ class ClusterTopology(Topology):
         wires = [each.wires.get(node_id) for each in list(self._loops.values())]
         return any(wire is not None and wire.up for wire in wires)
 
-    def _map_changed(self, affected: set[str]) -> None:
-        self._listener.remapped(affected)
+    def _map_changed(self, moved: MapChanges) -> None:
+        self._listener.remapped()
         for each in list(self._loops.values()):
             if each.loop is not _running():
-                # Its loop may be busy: what it has read ends now, and is renewed there.
+                # Its loop may be busy: what it has read of these slots ends now.
                 for wire in each.all_wires():
-                    if wire.node_id in affected:
-                        wire.trust.kill()
-                call_on_loop(each.loop, each.apply, affected)
+                    wire.trust.suspect(moved.slots, self.clock())
+                call_on_loop(each.loop, each.apply, moved)
             else:
-                each.apply(affected)
+                each.apply(moved)
 
     def _confirmed(self, node_id: str, at: float) -> None:
         for each in list(self._loops.values()):

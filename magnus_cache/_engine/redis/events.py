@@ -35,6 +35,9 @@ class WireListener(Protocol):
     def flushed(self, connection: Connection) -> None:
         """The server announced that a database was emptied."""
 
+    def moved(self, covers: Callable[[bytes], bool], connection: Connection) -> None:
+        """Slots of a cluster have moved; `covers` tells whether a name is in one. The server announces none of them."""
+
     def exchanged(self, connection: Connection) -> None:
         """The database was swapped for another one; the connection is about to close."""
 
@@ -57,8 +60,8 @@ class WireListener(Protocol):
     def connected(self, connection: Connection) -> None:
         """The wire is up (again)."""
 
-    def remapped(self, nodes: set[str]) -> None:
-        """Slots have moved from or to some nodes of a cluster, given by their ids; called in any thread."""
+    def remapped(self) -> None:
+        """Slots of a cluster have moved, or the nodes have other addresses; called in any thread."""
 
     def vanished(self, connection: Connection) -> None:
         """The loop of a wire ended without closing it, so its loss went unnoticed; called in any thread."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.epochs import ControlNames
 from magnus_cache._engine.outage.breaker import Breaker
@@ -54,9 +54,6 @@ class Topology:
 
     is_cluster = False
     """Whether keys are on several servers."""
-
-    has_moved: "Callable[[bytes, float], bool] | None" = None
-    """Returns whether a key's server is another one since a monotonic second; None where there is one server."""
 
     spread = 1
     """Over how many servers the values of one call are spread, as far as that matters."""
@@ -192,6 +189,26 @@ class Topology:
     def is_only(self, connection: "Connection") -> bool:
         """Return whether no other connection leads to the same server and is up, see `reachable`."""
         return not any(wire is not connection for wire in self.established())
+
+    def slot_of(self, key: bytes) -> int | None:
+        """Return the slot of a key; None without a cluster."""
+        return None
+
+    def node_of(self, key: bytes) -> str | None:
+        """Return the address of the node that has a key; None without a cluster."""
+        return None
+
+    def node_led_to(self, connection: "Connection") -> str | None:
+        """Return the address of the node that a connection leads to; None without a cluster."""
+        return None
+
+    def primaries_known(self) -> dict[str, bytes]:
+        """Return for each node, by its address, a key that it has; nothing without a cluster."""
+        return {}
+
+    def figures(self, now: float) -> dict[str, dict[str, Any]]:
+        """Return the figures of each node by its address; nothing without a cluster."""
+        return {}
 
     def breaker_of(self, key: bytes) -> Breaker:
         """Return the breaker of the server of a key."""

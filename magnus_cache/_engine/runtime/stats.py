@@ -30,7 +30,9 @@ class CacheStats(dict[str, Any]):
     and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
     ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
     With a `recovery_path`: ``journal`` (``rows`` that Redis has not confirmed, ``restored`` ones, ``failures`` of
-    the disk). Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
+    the disk). On a cluster: ``nodes``, by the address of each primary: its ``slots``, the ``connections`` of this
+    process to it, and its ``breaker``; while it answers, also its ``keys`` and its ``used_memory``.
+    Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
     ``"1.2M"``). While it does not answer, looking them up gives ``"N/A"``.
 
     With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,

@@ -23,6 +23,8 @@ class Explanation:
     :ivar size: bytes of the encoded value, or None.
     :ivar lease_holder: who is loading the value: host, process and acquisition, or None.
     :ivar lease_left: seconds until that lease expires if it is not renewed, or None.
+    :ivar node: on a cluster, the address of the primary that has the key, such as ``"10.0.0.7:6379"``; None otherwise.
+    :ivar slot: on a cluster, the slot of the key; None otherwise.
     """
 
     namespace: str
@@ -38,6 +40,8 @@ class Explanation:
     size: int | None = None
     lease_holder: str | None = None
     lease_left: float | None = None
+    node: str | None = None
+    slot: int | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
@@ -64,6 +68,8 @@ class Explanation:
             lines.append(
                 f"  being loaded by {self.lease_holder}; its lease ends in {duration_text(self.lease_left or 0.0)}"
             )
+        if self.slot is not None:
+            lines.append(f"  slot {self.slot}, {'without a known node' if self.node is None else f'node {self.node}'}")
         return "\n".join(lines)
 
 

@@ -22,7 +22,6 @@ from magnus_cache._engine.codec.envelope import (
 )
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
-from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import Entry, pack_facts
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.exchange import ReadBatch
@@ -41,9 +40,9 @@ __all__ = ["Answer", "Portion"]
 Answer: TypeAlias = Entry | CacheError | None
 """An entry, the error that its read has met, or None for no value."""
 
-_Evidence: TypeAlias = "tuple[int, int, int, bytes, bool, Trust]"
+_Evidence: TypeAlias = tuple[int, int, int, bytes, bool]
 """The lowest epochs of valid values without and with their function's tag, the most bytes of a value, how one with the
-tag begins, whether values are known to be small, and what they stand on."""
+tag begins, and whether values are known to be small."""
 
 _UNANSWERED: Final = CacheUnavailableError("lost", "the read of a value was given up")
 
@@ -119,6 +118,12 @@ class Portion:
             memory = self._reads.state.memory
             if kept:
                 entries: list[Any] = [answers[place] for place in kept]
+                trust_of = self._reads.state.topology.trust_by_key
+                if trust_of is not None:
+                    # On a cluster, that depends on the slot.
+                    for place, entry in zip(kept, entries, strict=True):
+                        ref = self._refs[place]
+                        entry.trust = trust_of(ref.name, ref.epoch_names, connection, sent)
                 memory.fill_many([placeholders[place] for place in kept], entries)
             if gone:
                 # Or the next outage would bring back what is still here of them.
@@ -140,11 +145,7 @@ class Portion:
         found: dict[EpochNames, _Evidence] = {}
         minimum = minimum_tagged = largest = NEVER
         head, kept, gone, is_small = b"", list[int](), list[int](), False
-        trust, end = connection.trust, time.end
-        has_moved = state.topology.has_moved
-        if has_moved is not None and any(has_moved(ref.name, sent) for ref in refs):
-            # What came from a former server of its slot is not kept: each has a trust of its own.
-            doubtful = True
+        trust, end = reads.trust(connection, sent, refs[0]), time.end
         # Looked up once: the loop is the cost of a read through Redis.
         small, prefix, fields, crc = SMALL_VALUE, PREFIX, HEADER_FIELDS.unpack_from, zlib.crc32
         for ref, place, raw in zip(refs, places, values, strict=True):
@@ -155,8 +156,8 @@ class Portion:
                 evidence = found.get(names) if by[1:] == judged_by[1:] else None
                 judged_by = by
                 if evidence is None:
-                    evidence = found[names] = self._evidence(ref, connection, sent, doubtful=bool(doubtful))
-                minimum, minimum_tagged, largest, head, is_small, trust = evidence
+                    evidence = found[names] = self._evidence(ref, connection, doubtful=bool(doubtful))
+                minimum, minimum_tagged, largest, head, is_small = evidence
             if raw is None:
                 if is_small:
                     answers[place] = None
@@ -186,14 +187,14 @@ class Portion:
             answers[place] = self._readable(ref, place, raw, connection, sent)
         return kept, gone
 
-    def _evidence(self, ref: KeyRef, connection: "Connection", sent: float, *, doubtful: bool) -> "_Evidence":
+    def _evidence(self, ref: KeyRef, connection: "Connection", *, doubtful: bool) -> "_Evidence":
         """Return what values are judged by that have the namespace, the policy and the epochs of this one."""
         reads, names = self._reads, ref.epoch_names
         minimum, tagged, largest = bounds(reads.state, ref, reads.limit(ref), connection, doubtful=doubtful)
         if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None:
             minimum = tagged = NEVER
         is_small = 0 < names.value_bytes <= SMALL_BYTES
-        return minimum, tagged, largest, head_of(names.tags), is_small, reads.trust(connection, sent, ref)
+        return minimum, tagged, largest, head_of(names.tags), is_small
 
     def _readable(self, ref: KeyRef, place: int, raw: bytes | None, connection: "Connection", sent: float) -> Answer:
         """Judge one value the readable way, which also keeps it."""

@@ -298,9 +298,7 @@ class ManyWrites(Writes):
     ) -> bool:
         """Keep values in memory that are judged by the same epochs, as `_kept` does."""
         part, memory = transaction.part, self._memory
-        names, has_moved = part.names, self.state.topology.has_moved
-        if has_moved is not None and any(has_moved(names[place], sent) for place in places):
-            return False
+        names = part.names
         known = self.reads.tag_state(ref, part.tags)
         # By the newest estimate of Redis' clock.
         end, (until, lives) = connection.time.end, transaction.times
@@ -317,6 +315,11 @@ class ManyWrites(Writes):
             make(ref, records[place], trust, (deadline, sent, sent), known)
             for place, deadline in zip(places, deadlines, strict=True)
         ]
+        trust_of = self.state.topology.trust_by_key
+        if trust_of is not None:
+            # On a cluster, that depends on the slot.
+            for place, entry in zip(places, entries, strict=True):
+                entry.trust = trust_of(names[place], ref.epoch_names, connection, sent)
         kept = memory.fill_many([transaction.placeholders[place] for place in places], entries)
         if not all(kept):
             memory.invalidate_many([names[place] for place, done in zip(places, kept, strict=True) if not done])

@@ -1,0 +1,51 @@
+"""What the page about Redis Cluster tells users to do."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from magnus_cache import AsyncCacheManager
+from magnus_cache.testing import EmbeddedCluster
+from tests.redis.test_cluster import KEYS
+
+pytestmark = pytest.mark.anyio
+
+PAGE = (Path(__file__).parents[2] / ".docs" / "cluster.md").read_text()
+
+
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+async def test_the_grants_of_the_page_suffice(cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = re.findall(r"^ACL SETUSER desk .*$", PAGE, re.MULTILINE)
+    for node in cluster.nodes:
+        node.ask(*line.split())
+    url = f"redis+cluster://desk:password@{cluster.replicas[0].address}"
+    try:
+        async with (
+            AsyncCacheManager(redis_url=url, prefix="desk") as one,
+            AsyncCacheManager(redis_url=url, prefix="desk") as other,
+        ):
+            await one.set_many("t", dict.fromkeys(KEYS, "value"), tags=["tag"])
+            assert await other.get_many("t", KEYS) == dict.fromkeys(KEYS, "value")
+            assert await other.get_or_set("t", "loaded", lambda: "loaded", tags=["tag"]) == "loaded"
+            assert await one.delete_many("t", KEYS[:10]) == 10
+            assert await one.clear("desk:t:k1*") > 0
+            await other.invalidate_tags("tag")
+            assert await one.get_many("t", KEYS) == {}
+            await one.set("t", "k", "value")
+            assert await other.clear("t") > 0
+            assert (await other.explain("t", "k")).verdict == "not there"
+            health = await one.ping()
+            assert (health.ok, health.tracking) == (True, True)
+            stats = await one.get_stats()
+            assert stats["redis_total_keys"] == 0
+            assert stats["errors"] == {}
+        assert [record.getMessage() for record in caplog.records if record.name == "magnus_cache"] == []
+    finally:
+        for node in cluster.nodes:
+            node.ask("ACL", "DELUSER", "desk")
