@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from magnus_cache._engine.redis import cluster_scripts, commands, replies
 from magnus_cache._engine.redis.bulk import BeforeRemoval
 from magnus_cache._engine.redis.client_many import Stored
+from magnus_cache._engine.redis.cluster_calls import ReceiveEach
 from magnus_cache._engine.redis.cluster_figures import AT_ONCE, ClusterFigures
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
@@ -64,12 +64,22 @@ class ManyClusterKeys(ClusterFigures):
             waiter: asyncio.Future[None] = wire.loop.create_future()
             waiters.append(waiter)
             try:
-                wire.call_each(list(map(command, names)), partial(_took, names, took, errors), waiter)
+                wire.call_each(list(map(command, names)), self._taker(names, took, errors), waiter)
             except CacheUnavailableError as error:
                 waiter.set_exception(error)
         errors += [each for each in await asyncio.gather(*waiters, return_exceptions=True) if each is not None]
         if errors:
             raise errors[0]
+
+    def _taker(self, names: Sequence[bytes], took: _Took, errors: list[BaseException]) -> ReceiveEach:
+        """Return what takes the replies about some keys, and notes the errors among them."""
+
+        def taken(places: Sequence[int], found: Sequence[Any], connection: Connection, sent: float) -> None:
+            errors.extend(reply for reply in found if isinstance(reply, Exception))
+            good = [number for number, reply in enumerate(found) if not isinstance(reply, Exception)]
+            took([names[places[number]] for number in good], [found[number] for number in good], connection, sent)
+
+        return taken
 
     def store_many(
         self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
@@ -98,14 +108,3 @@ class ManyClusterKeys(ClusterFigures):
                 waiter.set_exception(error)
 
         self._node(keys[0]).call_each(parts, took, Callback(ended, failed))
-
-
-def _took(
-    names: Sequence[bytes], took: _Took, errors: list[BaseException], places: Sequence[int], replies: Sequence[Any],
-    connection: Connection, sent: float,
-) -> None:  # fmt: skip
-    """Take the replies about some keys; note the errors among them."""
-    good = [(names[place], reply) for place, reply in zip(places, replies, strict=True)
-            if not isinstance(reply, Exception)]  # fmt: skip
-    errors += [reply for reply in replies if isinstance(reply, Exception)]
-    took([name for name, _ in good], [reply for _, reply in good], connection, sent)

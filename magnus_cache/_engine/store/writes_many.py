@@ -38,7 +38,7 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["ManyWrites", "Transaction", "ValuesToWrite"]
+__all__ = ["ManyWrites", "Transaction", "ValuesToWrite", "alike"]
 
 _TOGETHER: Final = 100
 """Values of one transaction: a few hundred microseconds of the server's time, and as much of the event loop's."""
