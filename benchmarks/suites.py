@@ -7,6 +7,7 @@ To add one, write a function that takes a `Plan` and returns a `Table`, or sever
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from benchmarks.cluster import cluster_calls
 from benchmarks.coherence import clears, invalidations
 from benchmarks.cold_key import cold_key
 from benchmarks.costs import entry_memory, import_time, pauses
@@ -63,6 +64,7 @@ SUITES: Final = (
     Suite("miss", misses),
     Suite("many", many_keys, ("many-stalls",)),
     Suite("stalls", stalls),
+    Suite("cluster", cluster_calls, ("cluster-failover",)),
     Suite("invalidation", invalidations),
     Suite("clear", clears),
     Suite("cold-key", cold_key),

@@ -134,3 +134,38 @@ def test_an_epoch_of_another_server_lapses() -> None:
 @pytest.mark.parametrize("suffix", [b"", b"{10}"])
 def test_names_without_a_group(suffix: bytes) -> None:
     assert logical_name(b"magnus!clock" + suffix) == b"magnus!clock"
+
+
+def test_a_minimum_that_was_found_before_ends_with_what_it_was_found_by() -> None:
+    epochs = made()
+    names = epochs.function_names_for("t", "f", VALUE)
+    known = known_of(epochs)
+
+    def learn(name: bytes, epoch: int) -> None:
+        epochs.seen(name, epoch)
+        known.learned(name, epoch, 0.0)
+
+    def minima() -> tuple[int | None, int | None]:
+        return epochs.lowest_valid(known, names), epochs.lowest_valid(known, names, names.tags)
+
+    learn(names.root, 3)
+    learn(names.control, 5)
+    assert minima() == minima() == (5, None)
+    learn(names.names[0], 7)
+    assert minima() == minima() == (5, 7)
+    # Through any connection, of this copy, and a bump of all.
+    epochs.seen(names.control, 8)
+    assert minima() == minima() == (8, 8)
+    epochs.seen(epochs.root, 9)
+    assert minima() == minima() == (9, 9)
+    for forget in (known.discard, lambda name: known.doubt(name, 1), lambda _: known.forget()):
+        forget(names.control)
+        assert minima() == (None, None)
+        for name in (names.root, names.control, names.names[0]):
+            learn(name, 9)
+        assert minima() == minima() == (9, 9)
+    known.suspended = True
+    assert minima() == (None, None)
+    known.suspended = False
+    epochs.forget()
+    assert minima() == (None, None)

@@ -94,7 +94,7 @@ def without_a_look_at_the_servers_that_slots_came_from() -> None:
 
 @guard(f"{TRACKING}::test_invariant_1_an_announcement_is_handled_after_what_was_answered_before_it")
 def without_what_was_answered_before_an_announcement() -> None:
-    put(ClusterPipeline, "is_interrupted", False)
+    put(ClusterPipeline, "announced", nothing)
 
 
 @guard(f"{TRACKING}::test_what_is_judged_by_epochs_in_doubt_is_served_and_not_kept")

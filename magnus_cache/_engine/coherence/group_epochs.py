@@ -27,6 +27,7 @@ from typing import Final
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.keys.names import Keyspace
 
@@ -59,6 +60,7 @@ class GroupEpochs(Epochs):
         super().reset()
         self._bumped: dict[bytes, int] = {}
         self._by_group: dict[tuple[str, int], EpochNames] = {}
+        self._state = object()
 
     # -- names ----------------------------------------------------------------------------------------------
 
@@ -115,11 +117,33 @@ class GroupEpochs(Epochs):
 
     # -- what is known --------------------------------------------------------------------------------------
 
+    def lowest_valid(self, known: KnownEpochs, epoch_names: EpochNames, tags: Iterable[str] = ()) -> int | None:
+        """Return the lowest epoch of a valid value with these tags; None if that is not known.
+
+        It is remembered for values without further tags: a batch has values of many groups, each judged by its own.
+        """
+        key = epoch_names if not tags else (epoch_names, "tagged") if tags is epoch_names.tags else None
+        if key is None:
+            return super().lowest_valid(known, epoch_names, tags)
+        # In this order: whatever changes from here on makes what is found here count no more.
+        state, minima = self._state, known.minima
+        found = minima.get(key)
+        if found is not None and found[0] is state and not known.suspended:
+            return found[1]
+        lowest_valid = super().lowest_valid(known, epoch_names, tags)
+        if lowest_valid is not None:
+            minima[key] = state, lowest_valid
+        return lowest_valid
+
     def seen(self, name: bytes, epoch: int) -> int:
         """Note an epoch, and return the highest one known before; of a logical name, the epoch of all copies."""
         logical = logical_name(name)
         if name != logical:
-            return super().seen(name, max(epoch, self._bumped.get(logical, 0)))
+            epoch = max(epoch, self._bumped.get(logical, 0))
+            last = super().seen(name, epoch)
+            if epoch > last:
+                self._state = object()
+            return last
         with self._lock:
             before = self._bumped.get(logical, 0)
             self.highest = max(self.highest, epoch)
@@ -129,6 +153,7 @@ class GroupEpochs(Epochs):
             for copy in self.copies(logical):
                 if 0 < self._latest.get(copy, 0) < epoch:
                     self._latest[copy] = epoch
+            self._state = object()
         return before
 
     def latest(self, name: bytes) -> int:
@@ -144,6 +169,7 @@ class GroupEpochs(Epochs):
         super().forget()
         with self._lock:
             self._bumped.clear()
+        self._state = object()
 
     def known_names(self) -> list[bytes]:
         """Return the names of the known control keys, at most a thousand."""

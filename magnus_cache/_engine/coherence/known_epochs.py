@@ -38,6 +38,7 @@ class KnownEpochs:
     :ivar ready: the `EpochNames` whose values without further tags can be judged; saves most reads a closer look.
     :ivar deadline: monotonic seconds until which these epochs are valid, if the server announces nothing.
     :ivar suspended: whether no value may be judged by them, because they may belong to another server history.
+    :ivar minima: what `GroupEpochs.lowest_valid` has found; another one as soon as less is known.
     :ivar refusal: why Redis last refused to return an epoch, or to issue a new one.
     :ivar marker_epoch: the epoch of the marker, which distinguishes databases.
     :ivar since: monotonic seconds; answers to earlier requests are ignored.
@@ -50,8 +51,8 @@ class KnownEpochs:
     """
 
     __slots__ = (
-        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "lent", "lost", "marker_epoch", "pace",
-        "ready", "refusal", "since", "suspended", "vouched",
+        "_marker", "asked", "confirmed", "current", "deadline", "doubts", "lent", "lost", "marker_epoch", "minima",
+        "pace", "ready", "refusal", "since", "suspended", "vouched",
     )  # fmt: skip
 
     def __init__(self, marker: bytes = b"", confirmed: float = -math.inf) -> None:
@@ -64,6 +65,7 @@ class KnownEpochs:
         self.doubts: dict[bytes, Doubt] = {}
         self.pace = Pace()
         self.ready: set[bytes] = set()
+        self.minima: dict[object, tuple[object, int]] = {}
         self.deadline = math.inf
         self.suspended = False
         self.refusal: CacheUnavailableError | None = None
@@ -87,12 +89,18 @@ class KnownEpochs:
         if name == self._marker:
             if self.marker_epoch and epoch != self.marker_epoch:
                 # This may be another database's marker: then all other epochs may have changed, too.
-                self.ready.clear()
                 self.current.clear()
+                self._lessen()
             self.marker_epoch = epoch
         if len(self.current) >= _MOST:
             self.forget()
         self.current.add(name)
+
+    def _lessen(self) -> None:
+        """Drop what was concluded from all that was known; call this after something was forgotten."""
+        self.ready.clear()
+        # Another one: what a thread has found before, and is about to note, goes into the old one.
+        self.minima = {}
 
     def lapse(self, now: float) -> None:
         """Make lent epochs be requested again whose time is over."""
@@ -102,8 +110,8 @@ class KnownEpochs:
 
     def forget(self) -> None:
         """Make every epoch be requested again."""
-        self.ready.clear()
         self.current.clear()
+        self._lessen()
         self.asked.clear()
         self.lent.clear()
         self.lost.clear()
@@ -113,8 +121,8 @@ class KnownEpochs:
 
         :param moment: when it was announced, see `Epochs.moment`.
         """
-        self.ready.clear()
         self.current.discard(name)
+        self._lessen()
         first = self.doubts.get(name)
         if first is None:
             self.doubts[name] = Doubt(self.confirmed, (moment,))
@@ -124,10 +132,10 @@ class KnownEpochs:
 
     def discard(self, name: bytes) -> None:
         """Make one epoch be requested again. The marker's makes all of them: they may be another database's."""
-        self.ready.clear()
         if name == self._marker:
             self.current.clear()
         self.current.discard(name)
+        self._lessen()
 
     def removed(self, names: Iterable[bytes], now: float) -> None:
         """Make epochs be requested again that were removed through another connection; from any thread.

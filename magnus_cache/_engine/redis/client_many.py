@@ -29,6 +29,8 @@ class Stored(NamedTuple):
     """The places of those that are not stored."""
     present: bool
     """Whether all are there, right after they were stored, and the server announces their next changes."""
+    places: Sequence[int] | None = None
+    """The places of those that this is about; None for all. In a cluster they are answered in several parts."""
 
 
 class LeasesReply(NamedTuple):

@@ -18,7 +18,7 @@ The races that this excludes
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import done, issued
-from magnus_cache._engine.redis.cluster_figures import AT_ONCE, ClusterFigures, all_of
+from magnus_cache._engine.redis.cluster_figures import all_of
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
@@ -48,7 +49,7 @@ _ATTEMPTS: Final = 5
 """Epochs issued for one bump until all copies take it."""
 
 
-class ClusterClient(ClusterFigures):
+class ClusterClient(ManyClusterKeys):
     """Sends the commands of one cache to a cluster, on the running event loop."""
 
     def __init__(self, topology: ClusterTopology, epochs: GroupEpochs) -> None:
@@ -73,26 +74,6 @@ class ClusterClient(ClusterFigures):
         """
         command = cluster_scripts.store_one(key, raw, milliseconds)
         return await self._wire(key).execute(command, partial(done, receive))
-
-    async def remove(self, keys: Iterable[bytes], before: BeforeRemoval) -> int:
-        """Remove these values and their leases, and return how many values there were.
-
-        :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
-        """
-        removed, rest = 0, list(keys)
-        for start in range(0, len(rest), AT_ONCE):
-            some = rest[start : start + AT_ONCE]
-            before(some)
-            removed += sum(await all_of(partial(self._remove_one, key, before) for key in some))
-        return removed
-
-    def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
-        def removed(reply: Any, connection: Connection, sent: float) -> int:
-            # Again: a read on another loop may have brought the old value in before the removal.
-            before([key])
-            return _one(reply, connection, sent)
-
-        return self._wire(key).execute(cluster_scripts.remove_one(key), removed)
 
     async def remove_matching(self, scope: ClearScope, before: BeforeRemoval) -> int:
         """Remove all values within a scope, void the leases of running loads; return how many values there were.

@@ -38,6 +38,7 @@ class ClusterLoop:
     """See the module.
 
     :ivar wires: by the id of the node.
+    :ivar routes: the connection of each slot that was asked for, by the map `routed_by`; such a connection may be down.
     :ivar deployment: how nodes are reached.
     """
 
@@ -46,6 +47,8 @@ class ClusterLoop:
         self.loop = loop
         self.deployment: Deployment = topology.deployment
         self.wires: dict[str, ClusterWire] = {}
+        self.routes: list[ClusterWire | None] = []
+        self.routed_by: SlotMap | None = None
         self._seed: ClusterWire | None = None
         self._asked_at = -math.inf
         self._urgent_at = -math.inf
@@ -57,10 +60,13 @@ class ClusterLoop:
 
     def wire_of(self, key: bytes) -> ClusterWire:
         """Return the connection to the owner of a key, or, while there is none, one to some node."""
-        node = self._topology.view.map.owner(key_slot(key))
+        slot, known = key_slot(key), self._topology.view.map
+        node = known.owner(slot)
         if node is None:
             return self.seed()
-        wire = self.wire_to(node)
+        if self.routed_by is not known:
+            self.routes, self.routed_by = [None] * len(self._topology.view.moved_at), known
+        wire = self.routes[slot] = self.wire_to(node)
         if not wire.up:
             self._look_for_successor()
         return wire
@@ -193,7 +199,7 @@ class ClusterLoop:
 
     def _ask_others(self) -> None:
         nodes = list(self._topology.view.map.nodes.values())
-        if not nodes:
+        if not nodes or not self._topology.is_open:
             return
         self._turn += 1
         asked = 0

@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["ClusterTopology"]
+
+
+_SPREAD: Final = 3
+"""Servers for which one step of the event loop prepares full batches: it takes a millisecond or two."""
 
 
 class _NodeBreaker(Breaker):
@@ -89,6 +93,15 @@ class ClusterTopology(ClusterNodes):
         :raises CacheClosedError: after `aclose`.
         :raises CacheLoopError: without a running event loop of asyncio.
         """
+        # What `ClusterLoop.wire_of` has found before: each read from Redis begins here.
+        try:
+            here = self._loops.get(asyncio.get_running_loop())
+        except RuntimeError:
+            raise loop_error() from None
+        if here is not None and here.routed_by is self.view.map:
+            wire = here.routes[key_slot(key)]
+            if wire is not None and wire.up:
+                return wire
         return self.here().wire_of(key)
 
     def here(self) -> ClusterLoop:
@@ -155,6 +168,11 @@ class ClusterTopology(ClusterNodes):
             return trust
         until = min(until, sent + self.max_staleness, connection.known.deadline)
         return Trust(min(until, connection.known.vouched + self.max_staleness), whole.generation)
+
+    @property
+    def spread(self) -> int:  # type: ignore[override]  # it follows the map
+        """Over how many servers the values of one call are spread, up to a few."""
+        return min(len(self.view.map.nodes), _SPREAD) or 1
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return the nodes that the settings name."""

@@ -35,19 +35,18 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis.cluster_answers import NodeAnswers
 from magnus_cache._engine.redis.cluster_handshake import introduce_node
 from magnus_cache._engine.redis.cluster_journeys import RedirectedRead
 from magnus_cache._engine.redis.cluster_origins import Standing
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
-from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.connection import push_of, server_identity
+from magnus_cache._engine.redis.connection import server_identity
 from magnus_cache._engine.redis.diagnosis import none_of
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
-from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.slots import MapChanges, Respondent, SlotMap, anchor_tag, from_shards, from_slots
@@ -120,7 +119,7 @@ class _ClusterHeartbeat(Heartbeat):
         connection.trust.deadline = connection.known.trusted_from + self._max_staleness
 
 
-class ClusterWire(ConfirmedWire):
+class ClusterWire(NodeAnswers):
     """See the module.
 
     :ivar node_id: the node's id, once it has told it.
@@ -130,7 +129,6 @@ class ClusterWire(ConfirmedWire):
     """
 
     _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
-    _pipeline: ClusterPipeline  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, of the type above
 
     def __init__(
         self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
@@ -269,7 +267,10 @@ class ClusterWire(ConfirmedWire):
 
         :raises CacheUnavailableError: at once, when the node is known to be away or the queue is full.
         """
-        self._enqueue(*self._vetting(Read(name, receive, waiter, expected)))
+        self._admit()
+        for asked in self._vetting(Read(name, receive, waiter, expected)):
+            self._pipeline.add(asked)
+        self._sender.schedule()  # as in `Wire`
 
     def _vetting(self, asked: Read) -> tuple[Read | Call, ...]:
         """Return a read; if it is for the root epoch of an unvetted group, after the question for the group's origins.
@@ -332,21 +333,6 @@ class ClusterWire(ConfirmedWire):
     def _pack(self) -> list[bytes | memoryview]:
         self.sends += 1
         return super()._pack()
-
-    def _handle(self, reply: Any) -> Rest:
-        pipeline = self._pipeline
-        if type(reply) is not bytes and pipeline.is_interrupted and push_of(reply) is not None:
-            pipeline.take_answered(self)
-            if pipeline.unfinished is not None:
-                return partial(self._handle_next, reply)
-        return super()._handle(reply)
-
-    async def _handle_next(self, reply: Any) -> None:
-        """Handle a push once all that came before it is handed out."""
-        await self._pipeline.handed_out()
-        rest = super()._handle(reply)
-        if rest is not None:
-            await rest()
 
     def _ask_for_word(self, *, urgent: bool = False) -> None:
         self._neighbours.confirm(urgent=urgent)

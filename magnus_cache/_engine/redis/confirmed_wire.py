@@ -69,6 +69,8 @@ class ConfirmedWire(Wire):
         self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
         if self._pipeline.held:
             self._pipeline.release()
+            if self._pipeline.queue:
+                self._sender.kick()  # a script that the server did not know
         if not self._pipeline.held and self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -81,7 +83,10 @@ class ConfirmedWire(Wire):
         if self._pipeline.held and (frame := push_of(reply)) is not None:
             self._pipeline.held.append(partial(self._take_push, frame))
             return None
-        rest = super()._handle(reply)
+        return self._handled(super()._handle(reply))
+
+    def _handled(self, rest: Rest) -> Rest:
+        """Have the others asked for their word if answers wait for it; return what was given."""
         if self._pipeline.held and self._waiting is None:
             self._wait_for_word(self.clock() + self._limits.op_timeout)
         return rest

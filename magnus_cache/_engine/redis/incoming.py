@@ -101,6 +101,25 @@ class Incoming:
         stream = self._stream
         return not (stream._buffer or self._parser.has_data() or stream.at_eof() or stream.exception() is not None)
 
+    def take_values(self, values: list[Any], most: int) -> Any:
+        """Add the next replies that are strings, or nil, to those that came before; return the first other one.
+
+        Called by a handler that is owed as many of them. Whatever is returned has been taken, and is to be handled.
+
+        :param most: how many there are to be; returns None when there are.
+        :raises EOFError: when no further whole reply is here.
+        """
+        gets, nothing = self._parser.gets, self._nothing
+        for _ in range(most - len(values)):
+            reply = gets(False)
+            if type(reply) is bytes or reply is None:
+                values.append(reply)
+            elif reply is nothing:
+                raise EOFError
+            else:
+                return reply
+        return None
+
     async def serve(self, handle: Handler, all_handled: Handled = _ignore) -> Rest:
         """Have what comes handled as it comes, while `is_idle`, until something is left for the caller; return that.
 

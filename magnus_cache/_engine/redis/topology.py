@@ -56,6 +56,9 @@ class Topology:
     is_cluster = False
     """Whether keys are on several servers."""
 
+    spread = 1
+    """Over how many servers the values of one call are spread, as far as that matters."""
+
     mode: str | None = None
     """How the server is found, for people; None where the server tells that itself."""
 

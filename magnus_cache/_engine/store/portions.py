@@ -20,6 +20,7 @@ from magnus_cache._engine.codec.envelope import (
     TAGGED,
     head_of,
 )
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
 from magnus_cache._engine.memory.entry import Entry, pack_facts
 from magnus_cache._engine.memory.placeholder import Placeholder
@@ -38,6 +39,10 @@ __all__ = ["Answer", "Portion"]
 
 Answer: TypeAlias = Entry | CacheError | None
 """An entry, the error that its read has met, or None for no value."""
+
+_Evidence: TypeAlias = tuple[int, int, int, bytes, bool]
+"""The lowest epochs of valid values without and with their function's tag, the most bytes of a value, how one with the
+tag begins, and whether values are known to be small."""
 
 _UNANSWERED: Final = CacheUnavailableError("lost", "the read of a value was given up")
 
@@ -113,6 +118,12 @@ class Portion:
             memory = self._reads.state.memory
             if kept:
                 entries: list[Any] = [answers[place] for place in kept]
+                trust_of = self._reads.state.topology.trust_by_key
+                if trust_of is not None:
+                    # On a cluster, that depends on the slot.
+                    for place, entry in zip(kept, entries, strict=True):
+                        ref = self._refs[place]
+                        entry.trust = trust_of(ref.name, ref.epoch_names, connection, sent)
                 memory.fill_many([placeholders[place] for place in kept], entries)
             if gone:
                 # Or the next outage would bring back what is still here of them.
@@ -131,6 +142,7 @@ class Portion:
         # Before the epochs are looked at, as in `Reads.received`.
         generation = state.memory.generation
         judged_by: tuple[object, ...] = ()
+        found: dict[EpochNames, _Evidence] = {}
         minimum = minimum_tagged = largest = NEVER
         head, kept, gone, is_small = b"", list[int](), list[int](), False
         trust, end = reads.trust(connection, sent, refs[0]), time.end
@@ -140,12 +152,12 @@ class Portion:
             names = ref.epoch_names
             by = names, ref.namespace, ref.freshness
             if by != judged_by:
+                # On a cluster, the values of one call have epochs by their groups; all else they have in common.
+                evidence = found.get(names) if by[1:] == judged_by[1:] else None
                 judged_by = by
-                largest = reads.limit(ref)
-                minimum, minimum_tagged, largest = bounds(state, ref, largest, connection, doubtful=doubtful)
-                if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None:
-                    minimum = minimum_tagged = NEVER
-                head, is_small = head_of(names.tags), 0 < names.value_bytes <= SMALL_BYTES
+                if evidence is None:
+                    evidence = found[names] = self._evidence(ref, connection, doubtful=bool(doubtful))
+                minimum, minimum_tagged, largest, head, is_small = evidence
             if raw is None:
                 if is_small:
                     answers[place] = None
@@ -174,6 +186,15 @@ class Portion:
                         continue
             answers[place] = self._readable(ref, place, raw, connection, sent)
         return kept, gone
+
+    def _evidence(self, ref: KeyRef, connection: "Connection", *, doubtful: bool) -> "_Evidence":
+        """Return what values are judged by that have the namespace, the policy and the epochs of this one."""
+        reads, names = self._reads, ref.epoch_names
+        minimum, tagged, largest = bounds(reads.state, ref, reads.limit(ref), connection, doubtful=doubtful)
+        if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None:
+            minimum = tagged = NEVER
+        is_small = 0 < names.value_bytes <= SMALL_BYTES
+        return minimum, tagged, largest, head_of(names.tags), is_small
 
     def _readable(self, ref: KeyRef, place: int, raw: bytes | None, connection: "Connection", sent: float) -> Answer:
         """Judge one value the readable way, which also keeps it."""

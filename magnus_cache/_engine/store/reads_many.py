@@ -36,6 +36,9 @@ _STEP: Final = 64
 _ASKED: Final = 1000
 """Values for which a blocked thread waits at a time."""
 
+_NOT_ASKED: Final = CacheUnavailableError("lost", "the value was not asked for")
+"""In place of the answer of a server without a connection: the value is read by itself, which makes one."""
+
 _Look = tuple[Entry | None, bool]
 """An entry or None, and whether it was in memory."""
 
@@ -60,10 +63,11 @@ async def found_many(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: S
     found: dict[Any, Any] = {}
     distinct, portion = KeyNames(), Step()
     ahead: deque[tuple[Sequence[Any], _Search]] = deque()
-    for start in range(0, len(keys) + _AHEAD * MANY, MANY):
+    many = MANY * reads.state.topology.spread
+    for start in range(0, len(keys) + _AHEAD * many, many):
         if start < len(keys):
-            some = keys[start : start + MANY]
-            wanted = list(map(refs.ref, names[start : start + MANY]))
+            some = keys[start : start + many]
+            wanted = list(map(refs.ref, names[start : start + many]))
             distinct.add(some, wanted)
             search = _Search(reads, wanted)
             search.begin()
@@ -121,28 +125,31 @@ class _Search:
     :ivar refs: the references of the values.
     """
 
-    __slots__ = ("_found", "_missing", "_portion", "_reads", "refs")
+    __slots__ = ("_found", "_missing", "_portions", "_reads", "refs")
 
     def __init__(self, reads: Reads, refs: Sequence[KeyRef]) -> None:
         self._reads = reads
         self.refs = refs
         self._found, self._missing = _near(reads, refs)
-        self._portion: Portion | None = None
+        self._portions: list[tuple[Sequence[int], Portion]] = []
 
     def begin(self) -> None:
-        """Queue the request for values that are not in memory, if nothing has to be done before."""
+        """Queue the requests for values that are not in memory, if nothing has to be done before."""
         reads, missing = self._reads, self._missing
-        if not missing or reads.state.topology.is_cluster:
+        if not missing:
             return
         wanted = [self.refs[place] for place in missing]
-        wire = reads.state.client.connection(wanted[0].name)
-        if wire is None or not wire.up or wanted[0].namespace.local or reads.state.outbox.pending:
+        if wanted[0].namespace.local or reads.state.outbox.pending:
             return
         if wanted[0].namespace.l1 and any(reads.entry_here(ref) is not None for ref in wanted):
             # To be compared with what Redis has, see `_ask_many`.
             return
-        with contextlib.suppress(CacheUnavailableError):
-            self._portion = _requested(reads, wire, wanted)
+        for wire, places in _by_server(reads, wanted):
+            if wire is None or not wire.up:
+                continue
+            some = wanted if len(places) == len(wanted) else [wanted[place] for place in places]
+            with contextlib.suppress(CacheUnavailableError):
+                self._portions.append((places, _requested(reads, wire, some)))
 
     async def looked(self) -> list[_Look]:
         """Return the entries, each with whether it was in memory."""
@@ -150,10 +157,15 @@ class _Search:
         if not missing:
             return found
         wanted = [self.refs[place] for place in missing]
-        if self._portion is None:
+        if not self._portions:
             entries = await _read_many(reads, wanted)
+        elif len(self._portions[0][0]) == len(wanted):
+            entries = await _settled(reads, wanted, await self._portions[0][1].answered)
         else:
-            answers = await self._portion.answered
+            answers: list[Answer] = [_NOT_ASKED] * len(wanted)
+            for places, portion in self._portions:
+                for place, answer in zip(places, await portion.answered, strict=True):
+                    answers[place] = answer
             entries = await _settled(reads, wanted, answers)
         _note(found, missing, entries)
         return found
@@ -183,8 +195,9 @@ def look_many_blocking(reads: Reads, refs: Sequence[KeyRef]) -> list[_Look]:
 async def _read_all(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
     """Return the entries of values that are not in memory, with several requests on their way at a time."""
     searches: list[_Search] = []
-    for start in range(0, len(refs), MANY):
-        search = _Search(reads, refs[start : start + MANY])
+    many = MANY * reads.state.topology.spread
+    for start in range(0, len(refs), many):
+        search = _Search(reads, refs[start : start + many])
         search.begin()
         searches.append(search)
         await turn()
@@ -247,6 +260,19 @@ async def _read_many(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]
     return await _settled(reads, refs, [UnsettledError()] * len(refs), first=True)
 
 
+def _by_server(
+    reads: Reads, refs: Sequence[KeyRef]
+) -> "Iterable[tuple[Connection | None, Sequence[int]]]":  # fmt: skip
+    """Return the places of some values, grouped by their servers, each with the connection to it."""
+    connection = reads.state.client.connection
+    if not reads.state.topology.is_cluster:
+        return ((connection(refs[0].name), range(len(refs))),)
+    groups: dict[Connection | None, list[int]] = {}
+    for place, ref in enumerate(refs):
+        groups.setdefault(connection(ref.name), []).append(place)
+    return groups.items()
+
+
 async def _settled(
     reads: Reads, refs: Sequence[KeyRef], answers: Sequence[Answer], *, first: bool = False
 ) -> list[Entry | None]:
@@ -256,6 +282,8 @@ async def _settled(
     """
     if not any(isinstance(answer, Exception) for answer in answers):
         return [answer if not isinstance(answer, Exception) else None for answer in answers]
+    if reads.state.topology.is_cluster:
+        return await _settled_each(reads, refs, answers)
     settled: list[Answer] = list(answers)
     tags = {tag for answer in answers if isinstance(answer, UnsettledError) for tag in answer.tags}
     for attempt in range(JUDGEMENTS):
@@ -274,6 +302,19 @@ async def _settled(
         await reads.read(ref) if isinstance(answer, Exception) else answer
         for answer, ref in zip(settled, refs, strict=True)
     ]
+
+
+async def _settled_each(reads: Reads, refs: Sequence[KeyRef], answers: Sequence[Answer]) -> list[Entry | None]:
+    """Do what `_settled` does on a cluster: each value joins the batch of its own server."""
+    failed = {place: answer for place, answer in enumerate(answers) if isinstance(answer, Exception)}
+    unsettled = {place: error.tags for place, error in failed.items() if isinstance(error, UnsettledError)}
+    again = await asyncio.gather(*[
+        reads.read(refs[place], unsettled.get(place, ()), again=place in unsettled) for place in failed
+    ])  # fmt: skip
+    entries = [answer if not isinstance(answer, Exception) else None for answer in answers]
+    for place, entry in zip(failed, again, strict=True):
+        entries[place] = entry
+    return entries
 
 
 async def _ask_many(

@@ -38,7 +38,7 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["ManyWrites", "Transaction", "ValuesToWrite"]
+__all__ = ["ManyWrites", "Transaction", "ValuesToWrite", "alike"]
 
 _TOGETHER: Final = 100
 """Values of one transaction: a few hundred microseconds of the server's time, and as much of the event loop's."""
@@ -85,15 +85,18 @@ class ValuesToWrite(NamedTuple):
             payloads=[self.payloads[place] for place in places],
         )
 
-    def parts(self) -> "Iterator[tuple[ValuesToWrite, bool]]":
-        """Yield them in portions, in their order, each with whether it may be one transaction."""
+    def parts(self, servers: int = 1) -> "Iterator[tuple[ValuesToWrite, bool]]":
+        """Yield them in portions, in their order, each with whether it may be one transaction.
+
+        :param servers: over how many of them a portion is spread.
+        """
         namespace, payloads = self.refs.namespace, self.payloads
         together = not (namespace.local or namespace.compress)
         start, count = 0, len(payloads)
         while start < count:
             small = together and len(payloads[start]) < codec.LARGE
-            end, size, most = start, 0, _TOGETHER if together else _EACH
-            while end < count and end - start < most and size < _BYTES:
+            end, size, most = start, 0, servers * _TOGETHER if together else _EACH
+            while end < count and end - start < most and size < servers * _BYTES:
                 length = len(payloads[end])
                 if together and (length < codec.LARGE) is not small:
                     break
@@ -113,12 +116,13 @@ class Transaction:
 
     :ivar epoch: the highest epoch that this process had seen before they were made.
     :ivar cost: the seconds that their load took.
+    :ivar alike: the places of those that are judged alike, by the reference of one of them; see `alike`.
     :ivar unconfirmed: the places of the values that Redis may have or not.
     """
 
     __slots__ = (
-        "cost", "epoch", "part", "placeholders", "position", "records", "steps", "times", "unconfirmed", "waiter",
-        "wire",
+        "alike", "cost", "epoch", "part", "placeholders", "position", "records", "steps", "times", "unconfirmed",
+        "waiter", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +131,7 @@ class Transaction:
         self.part = part
         self.epoch = epoch
         self.cost = cost
+        self.alike = alike(part)
         self.wire = wire
         self.position = position
         self.steps = wire.time.steps
@@ -136,6 +141,21 @@ class Transaction:
         self.times: tuple[list[int], list[float]] = [], []
         self.placeholders: list[Placeholder] = []
         self.waiter: asyncio.Future[Any] = wire.loop.create_future()
+
+
+def alike(part: ValuesToWrite) -> dict[KeyRef, Sequence[int]]:
+    """Return the places of values that are judged by the same epochs, by the reference of the first one.
+
+    On a single server, these are all values of a namespace; on a cluster, those of one group.
+    """
+    refs, names = part.refs, part.names
+    if refs.epochs is None:
+        return {refs.ref(names[0]): range(len(names))}
+    found: dict[Any, tuple[KeyRef, list[int]]] = {}
+    for place, name in enumerate(names):
+        ref = refs.ref(name)
+        found.setdefault(ref.epoch_names, (ref, []))[1].append(place)
+    return dict(found.values())
 
 
 class ManyWrites(Writes):
@@ -149,15 +169,17 @@ class ManyWrites(Writes):
         stored = True
         sent: deque[Transaction] = deque()
         try:
-            for part, together in items.parts():
-                if together and (transaction := await self._begun(part)) is not None:
-                    sent.append(transaction)
-                    self._send_together(transaction)
-                    if len(sent) >= _IN_FLIGHT:
-                        stored = await self._confirmed(sent) and stored
-                else:
-                    stored = await self._write_each(part) and stored
-                await turn()
+            servers = self.state.topology.spread
+            for part, together in items.parts(servers):
+                for some in self._by_server(part):
+                    if together and (transaction := await self._begun(some)) is not None:
+                        sent.append(transaction)
+                        self._send_together(transaction)
+                        if len(sent) >= _IN_FLIGHT * servers:
+                            stored = await self._confirmed(sent) and stored
+                    else:
+                        stored = await self._write_each(some) and stored
+                    await turn()
             while sent:
                 stored = await self._confirmed(sent) and stored
         finally:
@@ -165,22 +187,33 @@ class ManyWrites(Writes):
                 self._give_up(sent)
         return stored
 
+    def _by_server(self, part: ValuesToWrite) -> Sequence[ValuesToWrite]:
+        """Return values in portions, each of one server."""
+        if not self.state.topology.is_cluster:
+            return (part,)
+        places: dict[Connection | None, list[int]] = {}
+        for place, name in enumerate(part.names):
+            places.setdefault(self.state.client.connection(name), []).append(place)
+        return [part] if len(places) == 1 else list(map(part.only, places.values()))
+
     async def _begun(self, part: ValuesToWrite) -> Transaction | None:
         """Return a transaction that may be sent at once; None if the values are to be written one by one."""
-        names, refs = part.names, part.refs
+        names = part.names
         wire = self.state.client.connection(names[0])
-        if wire is None or self.state.topology.is_cluster:
-            return None  # a transaction has the keys of one slot
+        if wire is None:
+            return None
         self.state.forget_names(names)
-        position = self.state.outbox.position
+        transaction = Transaction(part, wire, self.state.outbox.position)
         try:
-            await self.reads.epoch_sync.settled(wire, refs.epoch_names, part.tags)
+            for ref in transaction.alike:
+                await self.reads.epoch_sync.settled(wire, ref.epoch_names, part.tags)
             if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
                 # For the same reasons as in `Writes`.
                 await wire.renew()
         except CacheUnavailableError:
             return None
-        return Transaction(part, wire, position)
+        transaction.steps = wire.time.steps
+        return transaction
 
     def _send_together(self, transaction: Transaction) -> None:
         """Queue a transaction. No step of the loop in between, and nothing that it asks for can be stored before."""
@@ -216,7 +249,8 @@ class ManyWrites(Writes):
         else:
             versions = new_versions(len(names))
         raws = envelope.pack_many(payloads, versions, ends, lives, Origin(epoch, part.tags, transaction.cost))
-        refs.epoch_names.sized(max(map(len, payloads)))
+        for ref in transaction.alike:
+            ref.epoch_names.sized(max(map(len, payloads)))
         self._memory.invalidate_many(names)
         if near:
             self._memory.reserve_many(names, transaction.placeholders)
@@ -241,22 +275,34 @@ class ManyWrites(Writes):
         self, transaction: Transaction, stored: Stored, connection: "Connection", sent: float
     ) -> Sequence[int]:
         """Keep stored values in memory; return the places of those that are not stored. Runs inside the reader."""
-        good = stored.present and not stored.refused and bool(transaction.placeholders)
-        if not (good and self._kept(transaction, range(len(transaction.part.names)), connection, sent)):
+        good, names = stored.present and not stored.refused and bool(transaction.placeholders), transaction.part.names
+        places = range(len(names)) if stored.places is None else stored.places
+        if not (good and self._kept(transaction, places, connection, sent)):
             # A read on another loop may have brought old values into memory since the command was sent.
-            self._memory.invalidate_many(transaction.part.names)
+            self._memory.invalidate_many(names if stored.places is None else [names[place] for place in places])
         return stored.refused
 
     def _kept(
         self, transaction: Transaction, places: Sequence[int], connection: "Connection", sent: float
     ) -> bool:  # fmt: skip
         """Keep some values of a transaction in memory; return False if their epochs or their ends forbid it."""
+        if len(transaction.alike) == 1:
+            (ref,) = transaction.alike
+            return self._kept_alike(transaction, ref, places, connection, sent)
+        wanted = set(places)
+        some = {ref: [place for place in alike if place in wanted] for ref, alike in transaction.alike.items()}
+        return all(self._kept_alike(transaction, ref, found, connection, sent) for ref, found in some.items() if found)
+
+    def _kept_alike(
+        self, transaction: Transaction, ref: KeyRef, places: Sequence[int], connection: "Connection", sent: float
+    ) -> bool:
+        """Keep values in memory that are judged by the same epochs, as `_kept` does."""
         part, memory = transaction.part, self._memory
-        names, ref = part.names, part.refs.ref(part.names[0])
+        names = part.names
         known = self.reads.tag_state(ref, part.tags)
         # By the newest estimate of Redis' clock.
-        end = connection.time.end
-        deadlines = [end(until, life, sent) for until, life in zip(*transaction.times, strict=True)]
+        end, (until, lives) = connection.time.end, transaction.times
+        deadlines = [end(until[place], lives[place], sent) for place in places]
         lowest_valid = self.state.epochs.lowest_valid(connection.known, ref.epoch_names, part.tags)
         # They are judged alike but for their ends, so the one that ends first is judged for all.
         # What waits in the outbox is older than these values, or has voided the placeholders.
@@ -265,7 +311,15 @@ class ManyWrites(Writes):
         if not judged.serves:
             return False
         trust, make = self.reads.trust(connection, sent, ref), self.reads.entry
-        entries = [make(ref, records[place], trust, (deadlines[place], sent, sent), known) for place in places]
+        entries = [
+            make(ref, records[place], trust, (deadline, sent, sent), known)
+            for place, deadline in zip(places, deadlines, strict=True)
+        ]
+        trust_of = self.state.topology.trust_by_key
+        if trust_of is not None:
+            # On a cluster, that depends on the slot.
+            for place, entry in zip(places, entries, strict=True):
+                entry.trust = trust_of(names[place], ref.epoch_names, connection, sent)
         kept = memory.fill_many([transaction.placeholders[place] for place in places], entries)
         if not all(kept):
             memory.invalidate_many([names[place] for place, done in zip(places, kept, strict=True) if not done])
