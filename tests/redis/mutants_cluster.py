@@ -2,16 +2,23 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.redis import cluster_pipeline
+from magnus_cache._engine.coherence.node_trust import NodeTrust
+from magnus_cache._engine.coordination.leases import Leases
+from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
+from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
-from tests.support.guards import guard, put
+from magnus_cache._engine.store.settled_reads import SettledReads
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
+ORIGINS: Final = "tests/redis/test_cluster_origins.py"
+TRACKING: Final = "tests/redis/test_cluster_tracking.py"
+TRUST: Final = "tests/coordination/test_node_trust.py"
 
 
 @guard(f"{HERE}::test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed")
@@ -24,26 +31,20 @@ def without_another_nodes_word() -> None:
 
 @guard(f"{HERE}::test_invariant_7_what_a_replica_lacks_does_not_come_back")
 def without_the_identity_of_a_groups_server() -> None:
-    def vet(wire: Any, suffix: bytes, _stored: Any) -> None:
-        wire._vetted.add(suffix)
+    def vet(wire: ClusterWire, suffix: bytes, _stored: Any) -> None:
+        wire.vetted(suffix)
 
-    put(ClusterWire, "_vet", vet)
+    put(ClusterWire, "vet", vet)
 
 
 @guard(f"{HERE}::test_invariant_7_a_group_that_was_moved_is_not_invalidated")
 def without_the_identities_of_the_other_primaries() -> None:
-    def none(_loop: ClusterLoop) -> set[bytes]:
-        return set()
-
-    put(ClusterLoop, "identities", none)
+    put(ClusterLoop, "identity_of", nothing)
 
 
 @guard(f"{HERE}::test_invariant_1_a_slot_that_is_given_away_with_its_keys")
-def without_distrust_of_nodes_whose_slots_move() -> None:
-    def nothing(_wire: ClusterWire) -> None:
-        return None
-
-    put(ClusterWire, "suspect", nothing)
+def without_distrust_of_slots_that_move() -> None:
+    put(ClusterWire, "slots_moved", nothing)
 
 
 @guard(f"{VIEW}::test_a_node_takes_nothing_from_another_one_by_its_own_word")
@@ -54,9 +55,73 @@ def without_a_second_nodes_word_about_slots() -> None:
     put(ClusterView, "_merged", merged)
 
 
-@guard(f"{HERE}::test_the_first_node_is_down")
+@guard(f"{HERE}::test_a_replica_that_the_settings_name_sends_elsewhere_at_once")
 def without_redirections_by_nodes_that_none_confirms() -> None:
     def never(_reply: Any) -> bool:
         return False
 
     put(cluster_pipeline, "_is_redirection", never)
+
+
+@guard(
+    f"{HERE}::test_what_is_in_other_slots_stays_in_memory_when_a_slot_moves",
+    f"{TRUST}::test_slots_that_move_end_the_trust_in_their_parts_alone",
+)
+def without_parts_of_the_trust_in_a_node() -> None:
+    def suspect(trust: NodeTrust, _ranges: object, _now: float) -> None:
+        trust.kill()
+
+    put(NodeTrust, "suspect", suspect)
+
+
+@guard(f"{TRUST}::test_invariant_1_no_entry_of_a_moved_slot_is_trusted_whichever_thread_is_first")
+def without_an_end_of_the_trust_in_moved_slots() -> None:
+    put(NodeTrust, "suspect", nothing)
+
+
+@guard(f"{HERE}::test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well")
+def without_a_wait_until_both_servers_of_a_split_group_are_vetted() -> None:
+    rewrite(ClusterWire._vetting, "None if unvetted else raw", "raw")
+
+
+@guard(
+    f"{HERE}::test_invariant_7_a_slot_moves_on_from_a_server_that_lacks_writes_and_that_no_process_met",
+    f"{ORIGINS}::test_all_noted_servers_must_be_there",
+)
+def without_a_look_at_the_servers_that_slots_came_from() -> None:
+    rewrite(cluster_origins.standing, "present(other)", "noted")
+
+
+@guard(f"{HERE}::test_invariant_7_a_group_that_is_split_is_not_invalidated")
+def without_an_end_of_the_note_of_servers_without_slots() -> None:
+    put(cluster_scripts, "swap", lambda server, before, _after: cluster_scripts.join(server, before))
+
+
+@guard(f"{TRACKING}::test_invariant_1_an_announcement_is_handled_after_what_was_answered_before_it")
+def without_what_was_answered_before_an_announcement() -> None:
+    put(ClusterPipeline, "is_interrupted", False)
+
+
+@guard(f"{TRACKING}::test_what_is_judged_by_epochs_in_doubt_is_served_and_not_kept")
+def without_values_judged_by_epochs_in_doubt() -> None:
+    rewrite(SettledReads._received, "raw is None or", "True or")
+
+
+@guard(f"{TRACKING}::test_invariant_7_epochs_of_one_connection_judge_no_value_of_another")
+def without_epochs_of_the_same_connection() -> None:
+    rewrite(SettledReads._received, "connection.known is not known or ", "")
+
+
+@guard(f"{HERE}::test_a_bump_while_an_anchors_slot_is_half_moved")
+def without_bumps_by_commands_of_one_key() -> None:
+    rewrite(cluster_scripts.raise_copies, "if make:", "if True:")
+
+
+@guard(f"{HERE}::test_a_load_that_waits_for_a_lease_which_is_lost_with_its_slot")
+def without_waiting_loads_that_a_move_wakes() -> None:
+    rewrite(Leases.moved, "if covers(name)", "if False")
+
+
+@guard(f"{HERE}::test_invariant_1_a_load_whose_lease_moves_takes_no_further_callers")
+def without_an_end_of_joins_when_a_lease_moves() -> None:
+    rewrite(Leases.moved, "if covers(lease.name)", "if False")

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager
-from magnus_cache._engine.redis.slots import GROUPS, group_of, key_slot
+from magnus_cache import AsyncCacheManager, CacheManager, Namespace
+from magnus_cache._engine.coherence.node_trust import SPAN
+from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import EmbeddedCluster
-from tests.support.inside import cluster_view_of, state_of, wires_of
+from magnus_cache.testing import EmbeddedCluster, ServerNode
+from tests.support.inside import cluster_view_of, state_of, waits_for_a_lease, wires_of
+from tests.support.loaders import Slow
 from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -145,12 +148,8 @@ async def test_one_connection_for_each_loop_and_primary(cluster: EmbeddedCluster
     async with AsyncCacheManager(redis_url=f"redis+cluster://{replica}") as cache:
         await asyncio.gather(*(cache.get("t", f"x{number}") for number in range(1000)))
         # Nothing is left of the connection to the replica, which has told who the primaries are.
-
-        async def three() -> bool:
-            await cache.get("t", "x")
-            return len([wire for wire in wires_of(cache) if wire.up]) == 3
-
-        await wait_until_answered(three)
+        await wait_until_async(lambda: len(wires_of(cache)) == 3)
+        assert all(wire.up for wire in wires_of(cache))
         assert sorted(node.id for node in cluster.primaries) == sorted(cluster_view_of(cache).map.nodes)
 
 
@@ -186,6 +185,14 @@ async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
             assert [cluster.owner(name).ask("EXISTS", name) for name in names] == [1] * 20
             assert await cache.get_many("t", KEYS[:20]) == {key: key for key in KEYS[:20]}
             assert len(cluster_view_of(cache).map.nodes) == 3
+
+
+async def test_a_replica_that_the_settings_name_sends_elsewhere_at_once(cluster: EmbeddedCluster) -> None:
+    """Its answers are not held back until others confirm it, which none ever does."""
+    async with AsyncCacheManager(redis_url=f"redis+cluster://{cluster.replicas[0].address}") as cache:
+        assert await asyncio.gather(*(cache.get("t", key, "none") for key in KEYS)) == ["none"] * len(KEYS)
+        assert (await cache.get_stats())["errors"] == {}
+        assert all(wire.up for wire in state_of(cache).topology.connections())
 
 
 # -- what is not what the settings say --------------------------------------------------------------------------------
@@ -233,6 +240,26 @@ async def test_slots_that_have_moved_are_found(cluster: EmbeddedCluster) -> None
             assert await other.get("t", key) is None
 
 
+async def test_what_is_in_other_slots_stays_in_memory_when_a_slot_moves(cluster: EmbeddedCluster) -> None:
+    source, target = cluster.primaries[:2]
+    keys = [cluster.key_on(source, number, prefix="magnus:t:").removeprefix("magnus:t:") for number in range(40)]
+    slots = [key_slot(f"magnus:t:{key}".encode()) for key in keys]
+    async with cache_of(cluster) as one, cache_of(cluster, max_staleness=600) as other:
+        for key in keys:
+            await one.set("t", key, "old")
+            assert await other.get("t", key) == "old"
+        await asyncio.to_thread(cluster.migrate, slots[:1], target)
+        await one.set("t", keys[0], "new")
+        assert await other.delete("t", keys[0])  # the node that had it tells where it is
+        view = cluster_view_of(other)
+        assert view.map.nodes[target.id] == view.map.owner(slots[0])
+        asked = state_of(other).stats.l2_latency.count
+        far = [key for key, slot in zip(keys, slots, strict=True) if slot // SPAN != slots[0] // SPAN]
+        assert len(far) > 30
+        assert [await other.get("t", key) for key in far] == ["old"] * len(far)
+        assert state_of(other).stats.l2_latency.count == asked  # all of them from memory
+
+
 async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
     """Keys that are still at the source, keys that are at the target, and keys that do not exist."""
     async with cache_of(cluster) as one, cache_of(cluster) as other:
@@ -257,13 +284,180 @@ async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
         assert await other.get("t", key) == "moved"
 
 
+async def test_a_bump_while_an_anchors_slot_is_half_moved(cluster: EmbeddedCluster) -> None:
+    """Some of a group's epochs are at the source, others at the target, and some do not exist."""
+    source, target = cluster.primaries[:2]
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        tag = next(
+            anchor_tag(group).decode() for group in range(GROUPS)
+            if cluster.owner(f"{{{anchor_tag(group).decode()}}}") is source
+        )  # fmt: skip
+        slot = key_slot(tag.encode())
+        keys = [f"k{number}" for number in range(3000)]
+        key = next(key for key in keys if group_of(key_slot(f"magnus:t:{key}".encode())) == group_of(slot))
+        await one.set("t", key, "old", tags=["x"])
+        assert await other.get("t", key) == "old"
+        names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        assert len(names) >= 5  # the guard, the servers, and the epochs of all, of the namespace and of the tag
+        for moved in range(1, len(names)):
+            migration = cluster.migration([slot], target)
+            await asyncio.to_thread(migration.begin)
+            await asyncio.to_thread(migration.move_keys, moved)
+            for invalidate in (one.clear("t"), one.invalidate_tags("x")):
+                await one.set("t", key, "old", tags=["x"])
+                await other.get("t", key)
+                await invalidate
+                assert await one.get("t", key) is None
+
+                async def is_gone() -> bool:
+                    return await other.get("t", key) is None
+
+                await wait_until_answered(is_gone)
+            assert not state_of(one).outbox.pending
+            await asyncio.to_thread(migration.complete)
+            source, target = target, source
+        assert (await one.get_stats())["errors"] == {}
+
+
+def _key_on(cluster: EmbeddedCluster, node: ServerNode) -> tuple[str, int]:
+    """Return a key of the namespace `t` on a node, and its slot."""
+    name = cluster.key_on(node, prefix="magnus:t:")
+    return name.removeprefix("magnus:t:"), key_slot(name.encode())
+
+
+async def _move(cluster: EmbeddedCluster, slot: int, target: ServerNode, how: str) -> None:
+    if how == "atomic" and not cluster.version.migrates_atomically:
+        pytest.skip("this server has no atomic migrations")
+    await asyncio.to_thread(partial(cluster.migrate, [slot], target, atomic=how == "atomic"))
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic"])
+async def test_invariant_3_a_load_that_waits_for_a_lease_whose_slot_moves(cluster: EmbeddedCluster, how: str) -> None:
+    """It is announced neither at the old node nor at the new one, and nothing polls."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster, lease=60, wait_timeout=60) as other:
+        call = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        waiting = asyncio.create_task(other.get_or_set("t", key, slow))
+        await wait_until_async(lambda: waits_for_a_lease(other))
+        await _move(cluster, slot, target, how)
+        slow.finish()
+        assert await call == 1
+        assert await asyncio.wait_for(waiting, 10) == 1
+        assert slow.calls == 1
+        assert cluster.owner(slot) is target
+        assert target.ask("EXISTS", f"magnus:t:{key}") == 1
+
+
+async def test_a_load_that_waits_for_a_lease_which_is_lost_with_its_slot(cluster: EmbeddedCluster) -> None:
+    """Redis 7 deletes the lease and says nothing; a process in use finds that the slot has moved."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster, lease=60, wait_timeout=60) as other:
+        call = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        waiting = asyncio.create_task(other.get_or_set("t", key, lambda: "loaded here"))
+        await wait_until_async(lambda: waits_for_a_lease(other))
+        await asyncio.to_thread(cluster.give_away, [slot], target)
+
+        async def is_loaded() -> bool:
+            await other.get("t", "another")
+            return waiting.done()
+
+        await wait_until_answered(is_loaded)
+        assert await waiting == "loaded here"
+        slow.finish()
+        assert await call == 1
+        assert await one.get("t", key) == await other.get("t", key) == "loaded here"
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic"])
+async def test_invariant_1_a_load_whose_lease_moves_takes_no_further_callers(
+    cluster: EmbeddedCluster, how: str
+) -> None:
+    """The old node announces no delete of the lease any more."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    slow = Slow()
+    async with cache_of(cluster, lease=60) as one, cache_of(cluster) as other:
+        overtaken = asyncio.create_task(one.get_or_set("t", key, slow))
+        await slow.begun()
+        await _move(cluster, slot, target, how)
+        assert await one.get("t", key) is None  # it learns where the slot is
+        assert not await other.delete("t", key)
+        assert await asyncio.wait_for(one.get_or_set("t", key, lambda: "new"), 10) == "new"
+        slow.finish()
+        assert await overtaken == 1
+        assert await one.get("t", key) == await other.get("t", key) == "new"
+
+
+@pytest.mark.parametrize("how", ["classic", "atomic", "give_away"])
+async def test_invariant_1_a_remembered_error_whose_slot_moves(cluster: EmbeddedCluster, how: str) -> None:
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    namespace = Namespace("t", negative={LookupError: 600})
+
+    def missing() -> str:
+        raise LookupError("not there")
+
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        for cache in (one, other):
+            with pytest.raises(LookupError, match="not there"):
+                await cache.get_or_set(namespace, key, missing)
+        if how == "give_away":
+            await asyncio.to_thread(cluster.give_away, [slot], target)
+        else:
+            await _move(cluster, slot, target, how)
+        await one.set(namespace, key, "there")
+
+        async def is_there() -> bool:
+            await other.get("t", "another")  # it is a busy process
+            try:
+                return await other.get_or_set(namespace, key, missing) == "there"
+            except LookupError:
+                return False
+
+        began = monotonic()
+        await wait_until_answered(is_there)
+        assert monotonic() - began < 2
+
+
+async def test_a_load_in_a_slot_that_stays_half_moved(cluster: EmbeddedCluster) -> None:
+    """Neither node serves a value and its lease together: the load is not stored, and does not wait for that."""
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        migration = cluster.migration([slot], target)
+        await asyncio.to_thread(migration.begin)
+        began = monotonic()
+        assert await asyncio.gather(
+            one.get_or_set("t", key, lambda: "loaded"), other.get_or_set("t", key, lambda: "loaded")
+        ) == ["loaded", "loaded"]  # fmt: skip
+        assert monotonic() - began < 5
+        names = [f"magnus:t:{key}", f"{{magnus:t:{key}}}:lease"]
+        assert [source.ask("CLUSTER", "COUNTKEYSINSLOT", slot), target.ask("CLUSTER", "COUNTKEYSINSLOT", slot)] == [
+            0,
+            0,
+        ]
+        await asyncio.to_thread(migration.complete)
+
+        async def is_stored() -> bool:
+            assert await one.get_or_set("t", key, lambda: "loaded") == "loaded"
+            return [target.ask("EXISTS", name) for name in names] == [1, 0]
+
+        await wait_until_answered(is_stored)
+
+
 # -- lost writes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["set", "delete", "clear", "tag"])
 async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: EmbeddedCluster, change: str) -> None:
     """A change was acknowledged by a primary that is gone, and its replica has never heard of it."""
-    primary = cluster.primaries[0]
+    primary = next(node for node in cluster.primaries if cluster.replicas_of(node))
     replica = cluster.replicas_of(primary)[0]
     key = cluster.key_on(primary, prefix="magnus:t:").removeprefix("magnus:t:")
     async with cache_of(cluster) as one, cache_of(cluster) as other:
@@ -293,6 +487,97 @@ async def test_invariant_7_what_a_replica_lacks_does_not_come_back(cluster: Embe
                     return await cache.set("t", f"{key}", "newer") and await cache.get("t", key) == "newer"
 
                 await wait_until_answered(stored)
+
+
+async def _lose_a_delete(cluster: EmbeddedCluster, one: AsyncCacheManager, key: str) -> ServerNode:
+    """Delete a value at a primary that dies before its replica has heard of it; return the replica, which has it."""
+    primary = cluster.owner(f"magnus:t:{key}")
+    replica = cluster.replicas_of(primary)[0]
+    await asyncio.to_thread(cluster.settle)
+    # Also the slot, if it has just moved there.
+    read = [("READONLY",), ("GET", f"magnus:t:{key}")]
+    await wait_until_async(lambda: "old" in str(replica.try_all(read)[1]))
+    await asyncio.to_thread(cluster.pause, replica)
+    primary.ask("CLIENT", "KILL", "TYPE", "replica")
+    assert await one.delete("t", key)
+    await asyncio.to_thread(cluster.kill, primary)
+    await asyncio.to_thread(cluster.resume, replica)
+    await asyncio.to_thread(cluster.promote, replica, "takeover")
+    assert "old" in replica.ask("GET", f"magnus:t:{key}")
+    return replica
+
+
+async def _split_group(cluster: EmbeddedCluster) -> tuple[str, int]:
+    """Return a key, and its slot, which is moved away from the other slots of its group, to a node with a replica."""
+    target, source = sorted(cluster.primaries, key=lambda node: not cluster.replicas_of(node))[:2]
+    taken = {key_slot(b"{%b}" % anchor_tag(group)) for group in range(GROUPS)}
+    for number in range(100):
+        name = cluster.key_on(source, number, prefix="magnus:t:")
+        slot = key_slot(name.encode())
+        group = cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}")
+        if slot not in taken and group is source:
+            await asyncio.to_thread(cluster.migrate, [slot], target)
+            return name.removeprefix("magnus:t:"), slot
+    raise AssertionError("there is no such key")
+
+
+async def test_invariant_7_the_half_of_a_group_without_its_epochs_may_lack_writes_as_well(
+    cluster: EmbeddedCluster,
+) -> None:
+    key, _ = await _split_group(cluster)
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "old")
+        assert await other.get("t", key) == "old"
+        await _lose_a_delete(cluster, one, key)
+        async with cache_of(cluster) as fresh:
+            for cache in (fresh, one, other):
+
+                async def stored(cache: AsyncCacheManager = cache) -> bool:
+                    assert await cache.get("t", key) != "old"
+                    return await cache.set("t", key, "newer") and await cache.get("t", key) == "newer"
+
+                await wait_until_answered(stored)
+
+
+async def test_invariant_7_a_slot_moves_on_from_a_server_that_lacks_writes_and_that_no_process_met(
+    cluster: EmbeddedCluster,
+) -> None:
+    """The server that it is moved to is known to be without fault, and so are the epochs of the group."""
+    key, slot = await _split_group(cluster)
+    async with cache_of(cluster) as one:
+        await one.set("t", key, "old")
+        assert await one.get("t", key) == "old"
+        await _lose_a_delete(cluster, one, key)
+    await asyncio.to_thread(cluster.migrate, [slot], cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}"))
+    async with cache_of(cluster) as fresh:
+
+        async def stored() -> bool:
+            assert await fresh.get("t", key) != "old"
+            return await fresh.set("t", key, "newer") and await fresh.get("t", key) == "newer"
+
+        await wait_until_answered(stored)
+
+
+async def test_invariant_7_a_group_that_is_split_is_not_invalidated(cluster: EmbeddedCluster) -> None:
+    """Nor when it is whole again, by a process that has met only one of its servers before."""
+    async with cache_of(cluster) as one:
+        key, slot = await _split_group(cluster)
+        anchor = cluster.owner(f"{{{anchor_tag(group_of(slot)).decode()}}}")
+        await one.set("t", key, "kept")
+        async with cache_of(cluster) as fresh:
+            assert await fresh.get("t", key) == "kept"
+        noted = anchor.ask("GET", f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}")
+        assert {each.partition("=")[0] for each in noted.split(" ")} == {anchor.id, cluster.owner(slot).id}
+        await asyncio.to_thread(cluster.migrate, [slot], anchor)
+        async with cache_of(cluster) as fresh:
+            name = f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}"
+
+            async def is_alone() -> bool:
+                assert await fresh.get("t", key) == "kept"
+                return [each.partition("=")[0] for each in anchor.ask("GET", name).split(" ")] == [anchor.id]
+
+            # The node that has no slot of it any more is forgotten, or its end would invalidate the group.
+            await wait_until_answered(is_alone)
 
 
 async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: EmbeddedCluster) -> None:

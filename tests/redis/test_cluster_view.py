@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magnus_cache._engine.redis.cluster_view import ClusterView
-from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, SlotMap, changes
+from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, MapChanges, SlotMap, changes
 
 A, B, C, R = (ClusterNode(name, name, 7000) for name in "abcr")
 
@@ -17,13 +17,17 @@ class Seen:
 
     def __init__(self, *alive: ClusterNode) -> None:
         self.alive = {node.id for node in alive}
-        self.affected: list[set[str]] = []
+        self.moved: list[MapChanges] = []
         self.confirmed: list[tuple[str, float]] = []
         self.view = ClusterView(
             lambda node_id: node_id in self.alive,
-            self.affected.append,
+            self.moved.append,
             lambda node_id, at: self.confirmed.append((node_id, at)),
         )
+
+    @property
+    def slots(self) -> list[tuple[tuple[int, int], ...]]:
+        return [each.slots for each in self.moved]
 
 
 def thirds(first: ClusterNode, second: ClusterNode, third: ClusterNode) -> SlotMap:
@@ -39,7 +43,7 @@ def seen() -> Seen:
 
 def test_the_first_map_is_taken_as_it_is(seen: Seen) -> None:
     assert seen.view.map == thirds(A, B, C)
-    assert seen.affected == []  # nothing was read before
+    assert seen.moved == []  # nothing was read before
     assert set(seen.view.moved_at) == {-math.inf}
     assert list(seen.view.known) == [A, B, C]
 
@@ -69,22 +73,30 @@ def test_slots_that_a_node_does_not_know_stay_where_they_are(seen: Seen) -> None
     assert seen.view.map == thirds(A, B, C)
 
 
-def test_what_has_moved_is_noted_with_the_nodes_that_it_concerns(seen: Seen) -> None:
+def test_what_has_moved_is_noted_and_told(seen: Seen) -> None:
     seen.view.moved(5000, A, 2.0)
-    assert seen.affected == [{"a", "b"}]
+    assert seen.slots == [((5000, 5000),)]
     assert [slot for slot, at in enumerate(seen.view.moved_at) if at == 2.0] == [5000]
     seen.view.moved(5000, A, 3.0)
-    assert len(seen.affected) == 1
+    assert len(seen.moved) == 1
     seen.view.adopt(thirds(A, B, C), "c", 4.0)
     assert seen.view.moved_at[5000] == 4.0
-    assert seen.affected[1:] == [{"a", "b"}]
+    assert seen.slots[1:] == [((5000, 5000),)]
+
+
+def test_a_slot_that_its_owner_disowns_counts_as_moved(seen: Seen) -> None:
+    seen.view.abandoned(5000, 2.0)
+    assert seen.slots == [((5000, 5000),)]
+    assert seen.view.moved_at[5000] == 2.0
+    assert seen.view.map == thirds(A, B, C)
 
 
 def test_a_node_at_another_address_is_another_place(seen: Seen) -> None:
     moved = B._replace(port=7001)
     seen.view.adopt(thirds(A, moved, C), "b", 2.0)
     assert seen.view.map.nodes["b"] == moved
-    assert seen.affected == [{"b"}]
+    assert seen.slots == [((5000, 9999),)]
+    assert seen.moved[0].readdressed == {"b"}
     assert seen.view.moved_at[5000] == 2.0
 
 
@@ -123,17 +135,16 @@ _MAPS = st.tuples(st.sampled_from([A, B, C, R]), st.sampled_from([A, B, C, R]), 
 def test_whatever_comes_every_change_is_noted(told: list[tuple[tuple[ClusterNode, ...], str]], alive: set[str]) -> None:
     seen = Seen(*(node for node in (A, B, C, R) if node.id in alive))
     for moment, (nodes, teller) in enumerate(told, 1):
-        before, count = seen.view.map, len(seen.affected)
+        before, count = seen.view.map, len(seen.moved)
         seen.view.adopt(thirds(*nodes), teller, float(moment))  # type: ignore[arg-type]
         found = changes(before, seen.view.map)
         if not before.covered:
             continue
-        assert (len(seen.affected) > count) == bool(found)
+        assert seen.moved[count:] == ([found] if found else [])
         for first, last in found.slots:
             assert {seen.view.moved_at[first], seen.view.moved_at[last]} == {float(moment)}
             old, new = before.owner(first), seen.view.map.owner(first)
             assert old is not None
             assert new is not None
-            assert {old.id, new.id} <= seen.affected[-1]
             # By its own word a node takes slots from none that lives.
             assert not (new.id == teller and old.id != teller and old.id in alive)

@@ -168,6 +168,36 @@ async def push(wire: "Wire", frame: list[Any]) -> None:
         await rest()
 
 
+def hear(wire: "Wire", seen: "list[object]") -> None:
+    """Have a connection note what the server announces, and do nothing about it."""
+    heard = wire._observer
+
+    class Listener:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(heard, name)
+
+        def invalidated(self, names: list[bytes], _connection: Any) -> None:
+            seen.append(names)
+
+    _put(wire, "_observer", Listener())
+
+
+def expect_answers(wire: "Wire", *asked: Any) -> None:
+    """Have a connection expect the answers to some reads, as if they had been sent together."""
+    pipeline = pipeline_of(wire)
+    for each in asked:
+        if hasattr(each, "receiver"):
+            pipeline.add_batch(each)
+        else:
+            pipeline.add(each)
+    pipeline.compose(wire.clock())
+
+
+def answer_with(wire: "Wire", reply: Any) -> None:
+    """Have a connection take in a reply, as from the server."""
+    assert wire._handle(reply) is None
+
+
 # -- loads ------------------------------------------------------------------------------------------------------
 
 

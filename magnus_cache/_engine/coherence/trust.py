@@ -30,6 +30,7 @@ The races that this excludes
 - The machine sleeps. The clock counts the time asleep, so every deadline has passed when it wakes.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 __all__ = ["Trust", "UnsharedTrust"]
@@ -77,6 +78,18 @@ class Trust:
         self.generation = _RETIRED
         for follower in self._followers:
             follower.retire()
+
+    def of(self, slot: int) -> "Trust":
+        """Return what the entries of a slot stand on: this, but for a node of a cluster, see `NodeTrust`."""
+        return self
+
+    def has(self, trust: "Trust") -> bool:
+        """Return whether another trust is this one, or a part of it that has not ended."""
+        return trust is self
+
+    def suspect(self, ranges: Iterable[tuple[int, int]], now: float) -> None:
+        """Make the entries of some slots suspect, given the first and last ones of ranges; here, all entries."""
+        self.kill()
 
     def follow(self, leader: "Trust") -> None:
         """End with another trust at the latest: announcements for this one's entries come on that one's connection."""

@@ -1,5 +1,6 @@
 """Dispatch of connection events to the parts of a cache: changes, new connections, lost connections."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.announcements import Announcements
@@ -65,6 +66,10 @@ class ConnectionEvents:
         self._parts.generations.flushed(connection)
         self._parts.announcements.flushed(connection)
 
+    def moved(self, covers: Callable[[bytes], bool], connection: Connection) -> None:
+        """React to slots that have moved: nothing is announced about the leases in them."""
+        self._parts.leases.moved(covers, connection)
+
     def exchanged(self, connection: Connection) -> None:
         """React to a swapped database: check the server's history again, as nothing in this database was read here."""
         self._parts.failover.forget()
@@ -111,7 +116,8 @@ class ConnectionEvents:
     def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
         self._parts.generations.remapped()
-        self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
+        if self._parts.log.any_away:
+            self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
         if self._parts.outbox.pending:
             # Other nodes may be able to settle what waits.
             for connection in self._parts.topology.established()[:1]:

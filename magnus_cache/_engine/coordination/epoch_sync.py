@@ -231,6 +231,21 @@ class EpochSync:
             if isinstance(outcome, BaseException):
                 raise outcome
 
+    async def answered(self, connection: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> None:
+        """Read all epochs that a value is judged by, also those that are known; return once each was answered.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        known = connection.known
+        self.prepare(connection, epoch_names, tags, again=True)
+        reads = [known.asked[name] for name in self._epochs.names_of(epoch_names, tags) if name in known.asked]
+        if reads:
+            await asyncio.wait(reads)
+        for read in reads:
+            error = read.result()
+            if error is not None:
+                raise error.again() if isinstance(error, CacheUnavailableError) else error
+
     async def settled(self, connection: "Connection", epoch_names: EpochNames, tags: Sequence[str] = ()) -> int:
         """Return the lowest epoch of a valid value with these tags, as of this call or later.
 

@@ -321,6 +321,19 @@ class Leases:
             lease.doubt()
         self.notify_all()
 
+    def moved(self, covers: Callable[[bytes], bool], connection: "Connection") -> None:
+        """Note that slots have moved, with the leases in them, to a server that announces none of these leases.
+
+        Callers may not join their loads any more, whose values are stored only if the leases are still there. The loads
+        that wait for a lease ask again, and the new server announces to them what becomes of it.
+        """
+        for lease in [lease for lease in list(self._held.values()) if lease.connection is connection]:
+            if covers(lease.name):
+                self.uncertain(lease)
+        with self._lock:
+            waiters = [waiter for name, group in self._waiters.items() if covers(name) for waiter in group.values()]
+        _wake(waiters)
+
     def check(self, name: bytes, now: float, *, cut_off: bool = False) -> None:
         """Keep callers from joining a load if the announcement that voids its lease may have been missed.
 

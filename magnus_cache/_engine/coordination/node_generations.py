@@ -72,7 +72,7 @@ class NodeGenerations(OutageGenerations):
         self._confirm(lambda nodes: node in nodes)
 
     def flushed(self, connection: "Connection") -> None:
-        """Note the new trust of a connection whose database was emptied, or which slots have moved from or to."""
+        """Note the new trust of a connection whose database was emptied."""
         super().flushed(connection)
         connection.trust.generation = self._clock()
 

@@ -23,6 +23,7 @@ from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
+from magnus_cache._engine.store.settled_reads import Received
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class _Acquisition:
 
         :param changed: set when the value or the lease may have changed.
         """
-        request, flight, wire = self._request, self._flight, self._wire
+        request, flight = self._request, self._flight
         deadline, wait = monotonic() + self._state.settings.wait_timeout, None
         while True:
             changed.clear()
@@ -273,7 +274,7 @@ class _Acquisition:
             if isinstance(answer, Fence):
                 if self._reject is not None and self._reject.entry is not None:
                     answer.previous = await self._previous(self._reject.raw, self._reject.entry, answer)
-                return await self._acquirer.with_epochs(wire, request, answer)
+                return await self._acquirer.with_epochs(self._wire, request, answer)
             if isinstance(answer, Entry):
                 return answer
             if isinstance(answer, _Rejected):
@@ -287,12 +288,14 @@ class _Acquisition:
                 left = deadline - monotonic()
                 if left <= 0:
                     return self._acquirer.without_lease(flight, fresh=request.fresh)
-                wait = wait or _ChangeWait(wire)
+                wait = wait or _ChangeWait(self._wire)
                 await wait.wait(changed, min(left, answer.seconds), left)
                 self._waited = True
-                if not wire.up:
+                # On a cluster, the value may have moved meanwhile.
+                self._wire = self._state.client.current_connection(request.ref.name)
+                if not self._wire.up:
                     # No announcement will come; the next exchange shows whether Redis is available.
-                    await wire.renew()
+                    await self._wire.renew()
 
     async def _next(self) -> "_Answer":
         """Ask Redis once; return None if the load has to ask again at once."""
@@ -310,6 +313,7 @@ class _Acquisition:
         except UnsettledError as error:
             self._unsettled += 1
             self._tags, self._epochs_unread = (*request.tags, *error.tags), True
+            self._wire = self._state.client.current_connection(request.ref.name)
             if self._unsettled > JUDGEMENTS:
                 raise
             return None
@@ -337,11 +341,11 @@ class _Acquisition:
     async def _read(self) -> "Entry | _Rejected | _Unopened | None":
         """Return the value in Redis, read together with its epochs, which ACQ cannot return."""
         wire, ref = self._wire, self._request.ref
-        self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags, again=True)
+        received = await self._reads.again.receiver(wire, ref, self._tags)
         placeholder = self._reads.expect(ref)
         waiter: asyncio.Future[Entry | _Rejected | _Unopened | None] = wire.loop.create_future()
         try:
-            wire.read(ref.name, partial(self._on_value, placeholder), waiter)
+            wire.read(ref.name, partial(self._on_value, placeholder, received=received), waiter)
             return await waiter
         finally:
             self._reads.settle(placeholder)
@@ -371,11 +375,12 @@ class _Acquisition:
         return fence
 
     def _on_value(
-        self, placeholder: Placeholder | None, raw: bytes | None, source: "Connection", sent: float
-    ) -> "Entry | _Rejected | _Unopened | None":
+        self, placeholder: Placeholder | None, raw: bytes | None, source: "Connection", sent: float, *,
+        received: Received | None = None,
+    ) -> "Entry | _Rejected | _Unopened | None":  # fmt: skip
         """Judge a value: may it be returned instead of a load? Runs inside the reader."""
         ref = self._request.ref
-        entry = self._reads.received(ref, placeholder, raw, source, sent)
+        entry = (received or self._reads.received)(ref, placeholder, raw, source, sent)
         if raw is None:
             return None
         if entry is None or entry.version == self._request.unwanted:

@@ -27,18 +27,19 @@ from magnus_cache._engine.coherence.group_epochs import GroupEpochs, logical_nam
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
+from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import Client, done, issued
+from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
-from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.loop_end import loop_task
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 __all__ = ["ClusterClient"]
 
@@ -269,9 +270,8 @@ class ClusterClient(Client):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         suffix = control[len(logical_name(control)) :]
-        wire = self._wire(control)
-        if isinstance(wire, ClusterWire) and logical_name(control) == self._epochs.root and wire.is_unknown(suffix):
-            self._begin(self._arrived(wire, control, known, receive, waiter))
+        if logical_name(control) == self._epochs.root and self._here().unsure(suffix):
+            self._begin(self._arrived(control, known, receive, waiter))
             return
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
         self._decide(command, control, known, receive, waiter)
@@ -319,24 +319,58 @@ class ClusterClient(Client):
 
         await self._settle(work, waiter)
 
-    async def _arrived(self, wire: ClusterWire, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
-        """Invalidate a group whose server may lack writes, and settle the waiter."""
+    async def _arrived(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
+        """Invalidate a group whose servers may lack writes, and settle the waiter."""
         suffix = copy[len(logical_name(copy)) :]
+        names, nodes = self._epochs.names, self._here()
+        lookup = commands.Command("GET", commands.pack(b"GET", names.server + suffix))
 
-        def took(reply: Any, connection: Connection, sent: float) -> Any:
+        def took(reply: Any, connection: Connection, sent: float) -> tuple[Any] | None:
+            if reply == NOTHING:
+                return None
             epoch = _epoch(reply, connection)
             # What is here of the group was read through another connection, and is not trusted any more. What is here
             # of other groups stays.
             self._epochs.seen(copy, epoch)
-            if connection is wire:
-                wire.vetted(suffix)
-            return receive(epoch, connection, sent)
+            return (receive(epoch, connection, sent),)
 
         async def work() -> Any:
-            epoch, _, _ = await self.issued(max(known, self._epochs.highest))
-            return await self._ask(copy, cluster_scripts.arrive(self._epochs.names, suffix, epoch, wire.identity), took)
+            for _ in range(_ATTEMPTS):
+                # One that was absent before may be there, and then it is as noted.
+                await nodes.meet()
+                stored = await self._ask(copy, lookup)
+                before = stored if type(stored) is bytes else b""
+                for wire in nodes.unsure(suffix):
+                    wire.vet(suffix, stored)
+                unsure = {wire: wire.identity for wire in nodes.unsure(suffix) if wire.identity}
+                if not unsure:
+                    return await self._learned(copy, known, receive)
+                identities = {wire.node_id: identity for wire, identity in unsure.items()}
+                after = origins.after(origins.read(stored), identities, nodes.identity_of, nodes.is_primary)
+                epoch, _, _ = await self.issued(max(known, self._epochs.highest))
+                command = cluster_scripts.arrive(names, suffix, epoch, before, origins.packed(after))
+                answer = await self._ask(copy, command, took)
+                if answer is not None:
+                    for wire, identity in unsure.items():
+                        if wire.identity == identity:
+                            wire.vetted(suffix)
+                    return answer[0]
+            raise CacheUnavailableError("error", "the servers of a cluster change faster than it answers")
 
         await self._settle(work, waiter)
+
+    async def _learned(self, copy: bytes, known: int, receive: Receive[int]) -> Any:
+        """Return what `receive` makes of a copy of an epoch, see `learn`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._decide(cluster_scripts.learn_copy(self._epochs.names, copy, known), copy, known, receive, waiter)
+        return await waiter
+
+    def _here(self) -> ClusterLoop:
+        """:raises CacheUnavailableError: after the end of the cache."""
+        try:
+            return self._nodes.here()
+        except CacheClosedError:
+            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
 
     async def _settle(self, work: Callable[[], Awaitable[Any]], waiter: Waiter) -> None:
         try:

@@ -19,13 +19,17 @@ class Journey:
 
 
 class RedirectedRead(Read):
-    """One wanted value."""
+    """One wanted value.
 
-    __slots__ = ("journey",)
+    :ivar reader: of an epoch, the connection whose values are judged by it; else None.
+    """
+
+    __slots__ = ("journey", "reader")
 
     def __init__(self, asked: Read, journey: Journey) -> None:
         super().__init__(asked.name, asked.receive, asked.waiter, asked.expected)
         self.journey = journey
+        self.reader: Any = None
 
 
 class RedirectedCall(Call):

@@ -1,8 +1,10 @@
 """The pipeline of a connection to a node of a cluster.
 
-It differs from that of a single server in three ways:
+It differs from that of a single server in four ways:
 
 - Reads are single GETs, sent together: an MGET with keys of two slots is refused.
+- An announcement may come between two of them. What was answered before it is handed out before it. Else an epoch that
+  was answered first and announced then would count as read after the announcement, and as current for good.
 - An answer that sends us elsewhere (MOVED, ASK, TRYAGAIN, a slot without an owner) reaches no caller. Its request is
   given to `redirect`, which queues it again where it belongs.
 - An answer counts only while another node confirms that this one is the primary of its slots, see
@@ -89,11 +91,33 @@ class ClusterPipeline(ConfirmedPipeline):
             self.owed.popleft()
             if request.is_large:
                 self._large_owed = False
-            if self.must_hold and not all(map(_is_redirection, request.values)):
-                self.held.append(partial(self._take, request, connection))
-            else:
-                self._take(request, connection)
+            self._take_now_or_later(request, connection)
         return reply
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether some, but not all, of the GETs that were sent together are answered."""
+        owed = self.owed
+        return bool(owed) and isinstance(request := owed[0], _Gets) and bool(request.values)
+
+    def take_answered(self, connection: Connection) -> None:
+        """Hand out what is answered of some GETs that were sent together, before an announcement is handled."""
+        request = self.owed[0]
+        assert isinstance(request, _Gets)
+        parts = request.asked
+        assert isinstance(parts, list)
+        count = len(request.values)
+        answered, others = _divided(parts, count)
+        done = _Gets(request.sent, answered, count)
+        done.values = request.values
+        request.asked, request.wanted, request.values = others, request.wanted - count, []
+        self._take_now_or_later(done, connection)
+
+    def _take_now_or_later(self, request: _Gets, connection: Connection) -> None:
+        if self.must_hold and not all(map(_is_redirection, request.values)):
+            self.held.append(partial(self._take, request, connection))
+        else:
+            self._take(request, connection)
 
     def _take(self, request: _Gets, connection: Connection) -> None:
         """Hand out the answers to some GETs, and queue those again that were sent elsewhere."""
@@ -154,6 +178,20 @@ class ClusterPipeline(ConfirmedPipeline):
             self.redirect(asked, reply)
         else:
             super()._settle_now(asked, reply, connection, sent)
+
+
+def _divided(parts: ReadParts, count: int) -> tuple[ReadParts, ReadParts]:
+    """Return the first reads of a request, and the others."""
+    first, others = ReadParts(), ReadParts()
+    for part in parts:
+        if count <= 0:
+            others.append(part)
+            continue
+        if isinstance(part, ReadBatch) and len(part) > count:
+            others.append(part.split(count))
+        first.append(part)
+        count -= len(part) if isinstance(part, ReadBatch) else 1
+    return first, others
 
 
 def _is_redirection(reply: Any) -> bool:

@@ -8,7 +8,7 @@ nodes are told makes no difference, and telling one of them twice does no harm.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from magnus_cache._engine.codec.envelope import EPOCH_AT
 from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
@@ -30,6 +30,7 @@ __all__ = [
     "arrive",
     "asking",
     "issue",
+    "join",
     "last_issued",
     "learn_copy",
     "raise_copies",
@@ -37,6 +38,7 @@ __all__ = [
     "reclaim_one",
     "remove_one",
     "store_one",
+    "swap",
 ]
 
 CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
@@ -114,24 +116,71 @@ return string.format('%016.0f', highest)
 """,
 )
 
+# The same in commands of one key each, for a slot that is half moved. The guard first: who makes a missing copy between
+# two of them finds there that the tag was invalidated.
+_TELL: Final = Script(
+    "TELL",
+    _NUMBERS
+    + """
+local epoch = tonumber(ARGV[1])
+redis.pcall('HSETNX', KEYS[1], 'since', ARGV[1])
+if number(redis.pcall('HGET', KEYS[1], 'last')) < epoch then redis.pcall('HSET', KEYS[1], 'last', ARGV[1]) end
+for index = 2, #ARGV do
+  local told = number(redis.pcall('HGET', KEYS[1], ARGV[index]))
+  if told < epoch then redis.pcall('HSET', KEYS[1], ARGV[index], ARGV[1]) end
+end
+return ARGV[1]
+""",
+)
+
+_RAISE_ONE: Final = Script(
+    "RAISE",
+    _NUMBERS
+    + """
+local epoch, bucket = tonumber(ARGV[1]), ARGV[2]
+local last = number(redis.pcall('GET', KEYS[1]))
+if last < epoch and (last > 0 or bucket == '' or bucket == '-') then put(KEYS[1], ARGV[1], bucket) end
+redis.call('EXISTS', KEYS[1])
+return string.format('%016.0f', math.max(last, epoch))
+""",
+)
+
 # A server that may lack writes of a group: the first process that meets it invalidates the group, in one step with the
-# note that this is done. The others find the note.
+# note that this is done. The others find the note, and look again.
 _ARRIVE: Final = Script(
     "ARRIVE",
     _NUMBERS
     + """
-local last = number(redis.pcall('GET', KEYS[1]))
-local epoch = last
-if last == 0 or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
-  epoch = math.max(tonumber(ARGV[1]), last + 1)
-  local text = string.format('%016.0f', epoch)
-  redis.call('SET', KEYS[1], text)
-  redis.call('SET', KEYS[2], ARGV[2])
-  redis.pcall('HSETNX', KEYS[3], 'since', text)
-  redis.pcall('HSET', KEYS[3], 'last', text)
-end
+local stored = redis.pcall('GET', KEYS[2])
+if (type(stored) == 'string' and stored or '') ~= ARGV[2] then return '' end
+local text = string.format('%016.0f', math.max(tonumber(ARGV[1]), number(redis.pcall('GET', KEYS[1])) + 1))
+redis.call('SET', KEYS[1], text)
+redis.call('SET', KEYS[2], ARGV[3])
+redis.pcall('HSETNX', KEYS[3], 'since', text)
+redis.pcall('HSET', KEYS[3], 'last', text)
 redis.call('EXISTS', KEYS[1])
-return string.format('%016.0f', epoch)
+return text
+""",
+)
+
+# Slots of a group have moved to a node: it is noted beside the others. Where they are not noted any more, the next
+# process finds that.
+_JOIN: Final = Script(
+    "JOIN",
+    """
+local text = redis.pcall('GET', KEYS[1])
+if type(text) ~= 'string' or text == '' then return 0 end
+if not string.find(text, ARGV[1], 1, true) then redis.call('SET', KEYS[1], text .. ' ' .. ARGV[1]) end
+return 1
+""",
+)
+
+_SWAP: Final = Script(
+    "SWAP",
+    """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
 """,
 )
 
@@ -229,6 +278,29 @@ class Steps(Command):
         super().__init__(name, b"".join(part.packed for part in parts), len(parts), last.again, writes)
         self.parts = parts
 
+    def combined(self, replies: Sequence[Any]) -> Any:
+        """Return the reply from the replies to all parts, which were sent one after the other."""
+        return replies[-1]
+
+
+class _Divisible(Steps):
+    """A command of several keys, and the commands of one key that are sent in its place where it is refused."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Command, parts: Sequence[Command]) -> None:
+        super().__init__(whole.name, parts, whole.writes)
+        self.packed, self.replies, self._whole = whole.packed, whole.replies, whole
+        self.again = None if whole.again is None else self._said_again
+
+    def _said_again(self) -> Command:
+        assert self._whole.again is not None
+        return _Divisible(self._whole.again(), self.parts)
+
+    def combined(self, replies: Sequence[Any]) -> Any:
+        """Return the digits of the highest epoch."""
+        return max(replies) if all(type(reply) is bytes for reply in replies) else replies[-1]
+
 
 def asking(command: Command) -> Command | None:
     """Return a command as it is sent to the node that a slot is being moved to; None for a transaction.
@@ -263,18 +335,37 @@ def raise_copies(names: ControlNames, copies: Sequence[bytes], suffix: bytes, ep
     :param suffix: the anchor tag of the group, in braces.
     :param make: whether to make copies that the group does not have, and leave the others as they are.
     """
-    buckets = [names.bucket(logical_name(copy)) for copy in copies]
-    return _RAISE.command((names.guard + suffix, *copies), b"%016d" % epoch, b"1" if make else b"", *buckets)
+    buckets, text = [names.bucket(logical_name(copy)) for copy in copies], b"%016d" % epoch
+    whole = _RAISE.command((names.guard + suffix, *copies), text, b"1" if make else b"", *buckets)
+    if make:
+        # In one step: it depends on the guard which epoch the copy gets.
+        return whole
+    told = [bucket for bucket in buckets if bucket not in (b"", b"-")]
+    each = [_RAISE_ONE.command((copy,), text, bucket) for copy, bucket in zip(copies, buckets, strict=True)]
+    return _Divisible(whole, [_TELL.command((names.guard + suffix,), text, *told), *each])
 
 
-def arrive(names: ControlNames, suffix: bytes, epoch: int, identity: bytes) -> Command:
-    """Pack the first contact of a group with a server; the reply has the digits of its root epoch.
+def arrive(names: ControlNames, suffix: bytes, epoch: int, before: bytes, after: bytes) -> Command:
+    """Pack the first contact of a group with a server; the reply has the digits of its new root epoch.
+
+    It is `NOTHING`, and nothing happens, if another process was faster.
 
     :param suffix: the anchor tag of the group, in braces.
-    :param epoch: a new one, which becomes the root epoch unless another process was here before.
-    :param identity: identifies the server's history.
+    :param epoch: a new one, which becomes the root epoch.
+    :param before: the origins of the group, as they were judged; empty for none.
+    :param after: its origins after that.
     """
-    return _ARRIVE.command((names.root + suffix, names.server + suffix, names.guard + suffix), epoch, identity)
+    return _ARRIVE.command((names.root + suffix, names.server + suffix, names.guard + suffix), epoch, before, after)
+
+
+def join(server: bytes, entry: bytes) -> Command:
+    """Pack the note of a node beside the other origins of a group."""
+    return _JOIN.command((server,), entry)
+
+
+def swap(server: bytes, before: bytes, after: bytes) -> Command:
+    """Pack the replacement of a group's origins, if they are still as they were judged."""
+    return _SWAP.command((server,), before, after)
 
 
 def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:

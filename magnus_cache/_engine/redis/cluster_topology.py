@@ -18,7 +18,7 @@ from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.deployment import Deployment
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.slots import key_slot
+from magnus_cache._engine.redis.slots import MapChanges, key_slot
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -71,6 +71,7 @@ class ClusterTopology(ClusterNodes):
         self.deployment = deployment
         self.clock = clock
         self.max_staleness, self.op_timeout = limits.max_staleness, limits.op_timeout
+        self.server_name = limits.controls.server
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
@@ -137,17 +138,20 @@ class ClusterTopology(ClusterNodes):
         :param name: the value's.
         :param sent: the monotonic second when its request left.
         """
-        if self.view.moved_at[key_slot(name)] >= sent:
-            # Whoever owned the slot then announces nothing about it any more.
-            return Trust(-math.inf, connection.trust.generation)
+        slot, whole = key_slot(name), connection.trust
+        # In this order, see `NodeTrust`.
+        trust = whole.of(slot)
+        if self.view.is_doubtful(slot, sent):
+            # The owner that has answered announces nothing about the slot any more.
+            return Trust(-math.inf, whole.generation)
         until = math.inf
         if lent := connection.known.lent:
             names = (epoch_names.root, epoch_names.control, *epoch_names.names)
             until = min((lent[each] for each in names if each in lent), default=math.inf)
         if until == math.inf and connection.tracking:
-            return connection.trust
+            return trust
         until = min(until, sent + self.max_staleness, connection.known.deadline)
-        return Trust(min(until, connection.known.vouched + self.max_staleness), connection.trust.generation)
+        return Trust(min(until, connection.known.vouched + self.max_staleness), whole.generation)
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return the nodes that the settings name."""
@@ -210,17 +214,16 @@ class ClusterTopology(ClusterNodes):
         wires = [each.wires.get(node_id) for each in list(self._loops.values())]
         return any(wire is not None and wire.up for wire in wires)
 
-    def _map_changed(self, affected: set[str]) -> None:
+    def _map_changed(self, moved: MapChanges) -> None:
         self._listener.remapped()
         for each in list(self._loops.values()):
             if each.loop is not _running():
-                # Its loop may be busy: what it has read ends now, and is renewed there.
+                # Its loop may be busy: what it has read of these slots ends now.
                 for wire in each.all_wires():
-                    if wire.node_id in affected:
-                        wire.trust.kill()
-                call_on_loop(each.loop, each.apply, affected)
+                    wire.trust.suspect(moved.slots, self.clock())
+                call_on_loop(each.loop, each.apply, moved)
             else:
-                each.apply(affected)
+                each.apply(moved)
 
     def _confirmed(self, node_id: str, at: float) -> None:
         for each in list(self._loops.values()):

@@ -10,15 +10,17 @@ The races that this excludes
 - A read left for the old owner of a slot, the slot moved, and the answer comes afterwards. The old owner announces no
   later change. `moved_at` is later than the request, so what it brought is not kept; see `ClusterTopology.trust`.
 - Entries in memory were read from a node, and slots of it moved, or were given away without a word: a server of Redis 7
-  deletes such keys and announces nothing. Everything that was read through a connection to one of the nodes concerned
-  is distrusted at once, and is compared with what Redis has when it is asked for next.
+  deletes such keys and announces nothing. Everything in these slots is distrusted at once, and is compared with what
+  Redis has when it is asked for next.
+- A slot has no owner any more, and no other one yet. The node that says so announces nothing about it, so the slot
+  counts as moved.
 """
 
 import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, SlotMap, changes
+from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, MapChanges, SlotMap, changes
 from magnus_cache._engine.runtime.critical import section
 
 __all__ = ["ClusterView"]
@@ -30,7 +32,7 @@ class ClusterView:
     """See the module. Thread-safe.
 
     :param lives: returns whether a node answers this process, by its id.
-    :param changed: called with the ids of the nodes that slots have moved from or to.
+    :param changed: called with the slots that have moved.
     :param confirmed: called with a node's id and the monotonic second at which another node was asked about it.
     :ivar map: the present map.
     :ivar known: all nodes that were ever in it.
@@ -39,7 +41,7 @@ class ClusterView:
     """
 
     def __init__(
-        self, lives: Callable[[str], bool], changed: Callable[[set[str]], object],
+        self, lives: Callable[[str], bool], changed: Callable[[MapChanges], object],
         confirmed: Callable[[str, float], object],
     ) -> None:  # fmt: skip
         self._lives = lives
@@ -54,6 +56,7 @@ class ClusterView:
         self.known: dict[ClusterNode, None] = {}
         self.moved_at = [-math.inf] * SLOTS
         self.vouched: dict[str, float] = {}
+        self._asked: dict[int, float] = {}
 
     def adopt(self, found: SlotMap, teller: str, now: float) -> None:
         """Take a map.
@@ -64,16 +67,32 @@ class ClusterView:
             before = self.map
             if found == before:
                 return
-            affected = self._put(self._merged(before, found, teller) if before.covered else found, now)
-        if affected:
-            self._changed(affected)
+            moved = self._put(self._merged(before, found, teller) if before.covered else found, now)
+        if moved:
+            self._changed(moved)
 
     def moved(self, slot: int, node: ClusterNode, now: float) -> None:
         """Take a redirection: another node owns a slot."""
         with self._lock:
-            affected = set[str]() if self.map.owner(slot) == node else self._put(self.map.with_owner(slot, node), now)
-        if affected:
-            self._changed(affected)
+            moved = None if self.map.owner(slot) == node else self._put(self.map.with_owner(slot, node), now)
+        if moved:
+            self._changed(moved)
+
+    def is_moving(self, slot: int, now: float) -> None:
+        """Note that an answer has come just now from the node that a slot is being moved to."""
+        self._asked[slot] = now
+
+    def is_doubtful(self, slot: int, sent: float) -> bool:
+        """Return whether a slot has moved, or was asked for elsewhere, since a request for it left."""
+        return self.moved_at[slot] >= sent or self._asked.get(slot, -math.inf) >= sent
+
+    def abandoned(self, slot: int, now: float) -> None:
+        """Note that the owner of a slot has said that no node owns it."""
+        with self._lock:
+            self.moved_at[slot] = now
+            owner = self.map.owner(slot)
+        none = frozenset[str]()
+        self._changed(MapChanges(((slot, slot),), none, none, none, none if owner is None else frozenset({owner.id})))
 
     def confirm(self, found: SlotMap, teller: str, sent: float) -> None:
         """Note that a node has named the others as primaries.
@@ -104,21 +123,14 @@ class ClusterView:
                 ranges.append((begin, end - 1, new))
         return SlotMap(ranges)
 
-    def _put(self, after: SlotMap, now: float) -> set[str]:
+    def _put(self, after: SlotMap, now: float) -> MapChanges | None:
+        """Take a map; return what has moved, or None if this is the first one: nothing was read before."""
         before = self.map
-        found = changes(before, after)
-        affected: set[str] = set()
-        for first, last in found.slots:
+        found = changes(before, after) if before.covered else None
+        for first, last in () if found is None else found.slots:
             self.moved_at[first : last + 1] = [now] * (last + 1 - first)
-        if before.covered:
-            for first, last, node in (*before.ranges, *after.ranges):
-                if any(first <= end and begin <= last for begin, end in found.slots):
-                    affected.add(node.id)
-        else:
-            # Nothing was read before.
-            self.moved_at = [-math.inf] * SLOTS
         self.known.update(dict.fromkeys(after.nodes.values()))
         while len(self.known) > _MOST_KNOWN:
             del self.known[next(iter(self.known))]
         self.map = after
-        return affected
+        return found

@@ -6,12 +6,13 @@ passes on what belongs elsewhere; see `cluster_pipeline`. A cluster has one data
 Whether a node may have lost writes
 -----------------------------------
 A replica that was put in the place of its primary, or a node that was started anew, may lack the latest writes: deleted
-values may be back, and so may old epochs. The key `magnus!server` of each group has the identity of the server whose
-writes the group's data consists of. A connection reads it together with the root epoch of the group, before the first
-value is judged by that epoch. If it is the identity of this server, or of another present primary, from which the slot
-was moved, all is well. Else the root epoch counts as missing: a new one is issued, which invalidates the whole group,
-and only then the group has the identity of this server. So the first process that meets it pays with a cold group, and
-the others find the identity.
+values may be back, and so may old epochs. The key `magnus!server` of each group notes the servers whose writes the
+group's data consists of, see `cluster_origins`. A connection reads it together with the root epoch of the group, before
+the first value is judged by that epoch; from the node with the group's anchor, if the group is split. If all that are
+noted are there, all is well. Else the root epoch counts as missing. Once there is a connection to each primary, the
+noted ones are looked at again. If one is missing even then, a new root epoch is issued, which invalidates the whole
+group, and only then the group notes the present servers. So the first process that meets a new server pays with a cold
+group, and the others find it noted.
 
 The races that this excludes
 ----------------------------
@@ -21,6 +22,7 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -29,22 +31,35 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
+from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis.cluster_journeys import RedirectedRead
+from magnus_cache._engine.redis.cluster_origins import Standing
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.connection import answers, server_identity
+from magnus_cache._engine.redis.connection import answers, push_of, server_identity
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
 from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
+from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
-from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
+from magnus_cache._engine.redis.slots import (
+    MapChanges,
+    Respondent,
+    SlotMap,
+    SlotMapError,
+    anchor_tag,
+    from_shards,
+    from_slots,
+)  # fmt: skip
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError
 
@@ -72,9 +87,16 @@ class Neighbours(Protocol):
     def redirected(self, wire: "ClusterWire", asked: Read | ReadBatch | Call, error: Exception) -> None:
         """Queue a request again that a node has sent elsewhere."""
 
-    def identities(self) -> set[bytes]:
-        """Return the identities of all nodes that a connection leads to now."""
+    def identity_of(self, node_id: str) -> bytes | None:
+        """Return the identity of a node that a connection leads to now; None without one."""
         ...
+
+    def is_primary(self, node_id: str) -> bool:
+        """Whether a node owns slots."""
+        ...
+
+    def believed(self, wire: "ClusterWire", suffix: bytes, stored: bytes, is_new: bool) -> None:
+        """Note a node beside a group's other origins; take away those that have no slot of it any more."""
 
     def confirmed_at(self, wire: "ClusterWire") -> float:
         """Return the monotonic second at which another node was asked that has confirmed this one."""
@@ -113,6 +135,7 @@ class ClusterWire(ConfirmedWire):
     :ivar node_id: the node's id, once it has told it.
     :ivar address: at which the map has the node.
     :ivar seeds: the endpoints that it tries, if it may lead to any node.
+    :ivar sends: how often something was sent.
     """
 
     _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
@@ -122,8 +145,10 @@ class ClusterWire(ConfirmedWire):
         self, endpoint: "Endpoint", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
     ) -> None:  # fmt: skip
         super().__init__(endpoint, limits, breaker, observer, clock)
+        self.trust: Trust = NodeTrust(-math.inf)
         self.node_id, self.address = "", (endpoint.host, endpoint.port)
         self.seeds: tuple[Endpoint, ...] = ()
+        self.sends = 0
         self._neighbours: Neighbours
         self._shards = True
         self._vetted, self._unknown = set[bytes](), set[bytes]()
@@ -178,7 +203,7 @@ class ClusterWire(ConfirmedWire):
         self._neighbours.introduced(self, found)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
-        self.trust = Trust(self.known.trusted_from + self.max_staleness)
+        self.trust = NodeTrust(self.known.trusted_from + self.max_staleness)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
 
@@ -232,14 +257,22 @@ class ClusterWire(ConfirmedWire):
         self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
 
-    def suspect(self) -> None:
-        """Trust nothing that was read through this connection until now: slots of its node have moved."""
-        before = self.trust.deadline, self.trust.generation
-        self.trust.kill()
-        self.trust = Trust(*before)
-        known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
-        self.known.vouched, self.known.deadline = known.vouched, known.deadline
-        self._observer.flushed(self)
+    def slots_moved(self, moved: MapChanges) -> None:
+        """Trust nothing in some slots that was read through this connection until now: they have moved.
+
+        The epochs of their groups are read again, and so are the groups' origins. Requests for them that are on their
+        way were sent before the slots moved, and do not count.
+        """
+        self.trust.suspect(moved.slots, self.clock())
+        suffixes = tuple(b"{%b}" % anchor_tag(group) for group in moved.groups)
+        known = self.known
+        known.since = self.clock()
+        for name in [name for name in (*known.current, *known.lent) if name.endswith(suffixes)]:
+            known.discard(name)
+            known.lent.pop(name, None)
+        self._vetted.difference_update(suffixes)
+        self._unknown.difference_update(suffixes)
+        self._observer.moved(moved.covers_name, self)
 
     def enqueue(self, asked: Read | ReadBatch | Call) -> None:
         """Queue a request that another node was asked before.
@@ -271,47 +304,77 @@ class ClusterWire(ConfirmedWire):
         self._enqueue(*self._vetting(Read(name, receive, waiter, expected)))
 
     def _vetting(self, asked: Read) -> tuple[Read | Call, ...]:
-        """Return a read, and before it the question for the group's identity if it is for an unvetted root epoch."""
+        """Return a read; if it is for the root epoch of an unvetted group, after the question for the group's origins.
+
+        A group that is split is vetted for the connection that brings the values as well.
+        """
         root = self._limits.controls.root
         suffix = asked.name[len(root) :]
-        if not suffix.startswith(b"{") or not asked.name.startswith(root) or suffix in self._vetted:
+        if not suffix.startswith(b"{") or not asked.name.startswith(root):
+            return (asked,)
+        reader = asked.reader if isinstance(asked, RedirectedRead) and asked.reader is not None else self
+        wires = [wire for wire in dict.fromkeys((self, reader)) if suffix not in wire._vetted]
+        if not wires:
             return (asked,)
         receive = asked.receive
 
         def took(stored: Any, _connection: Connection, _sent: float) -> None:
-            self._vet(suffix, stored)
+            for wire in wires:
+                wire.vet(suffix, stored)
 
         def received(raw: bytes | None, connection: Connection, sent: float) -> Any:
-            return receive(None if suffix in self._unknown else raw, connection, sent)
+            unvetted = [wire for wire in wires if suffix not in wire._vetted]
+            for wire in unvetted:
+                wire._unknown.add(suffix)
+            return receive(None if unvetted else raw, connection, sent)
 
         asked.receive = received
         command = commands.Command("GET", commands.pack(b"GET", self._limits.controls.server + suffix))
-        # A node that does not have the group refuses, and passes the read on to the one that does.
+        # A node that does not have the group refuses, and passes the read on to the one that does, which is asked too.
         return Question(command, took, Callback()), asked
 
-    def _vet(self, suffix: bytes, stored: Any) -> None:
-        if not self.identity or stored == self.identity:
+    def vet(self, suffix: bytes, stored: Any) -> None:
+        """Decide, by the origins of a group, whether this server may lack writes of it."""
+        if not self.identity or not self._neighbours.is_primary(self.node_id):
+            # A replica brings no values.
             self.vetted(suffix)
-        elif stored in self._neighbours.identities():
-            # The slot was moved from there, with all that it has. If this write fails, the next process finds the
-            # same, or, if that server is gone by then, an unknown one.
-            name = self._limits.controls.server + suffix
-            command = commands.Command("SET", commands.pack(b"SET", name, self.identity))
-            self._enqueue(Question(command, as_it_is, Callback()))
-            self.vetted(suffix)
-        else:
+            return
+        found = origins.standing(origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of)
+        if found is Standing.UNKNOWN:
             self._unknown.add(suffix)
+        else:
+            self.vetted(suffix)
+            self._neighbours.believed(self, suffix, stored, found is Standing.NEW)
 
     def is_unknown(self, suffix: bytes) -> bool:
         """Whether this server may lack writes of a group: its root epoch is to be issued anew."""
         return suffix in self._unknown
 
     def vetted(self, suffix: bytes) -> None:
-        """Note that whatever this server may lack of a group is invalid."""
+        """Note that this server lacks nothing of a group, or that all it may lack is invalid."""
         self._unknown.discard(suffix)
         self._vetted.add(suffix)
 
     # -- as `ConfirmedWire` does them ------------------------------------------------------------------------
+
+    def _pack(self) -> list[bytes | memoryview]:
+        self.sends += 1
+        return super()._pack()
+
+    def _handle(self, reply: Any) -> Rest:
+        pipeline = self._pipeline
+        if type(reply) is not bytes and pipeline.is_interrupted and push_of(reply) is not None:
+            pipeline.take_answered(self)
+            if pipeline.unfinished is not None:
+                return partial(self._handle_next, reply)
+        return super()._handle(reply)
+
+    async def _handle_next(self, reply: Any) -> None:
+        """Handle a push once all that came before it is handed out."""
+        await self._pipeline.handed_out()
+        rest = super()._handle(reply)
+        if rest is not None:
+            await rest()
 
     def _ask_for_word(self, *, urgent: bool = False) -> None:
         self._neighbours.confirm(urgent=urgent)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
-from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.confirmed_pipeline import ConfirmedPipeline, Question
@@ -103,7 +102,7 @@ class ConfirmedWire(Wire):
     def _flushed(self) -> None:
         before = self.trust.deadline, self.trust.generation
         self.trust.retire()
-        self.trust = Trust(*before)
+        self.trust = type(self.trust)(*before)
         known, self.known = self.known, KnownEpochs(self._limits.controls.root, self.known.confirmed)
         self.known.vouched = known.vouched
         if self.server.history:

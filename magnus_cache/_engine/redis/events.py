@@ -35,6 +35,9 @@ class WireListener(Protocol):
     def flushed(self, connection: Connection) -> None:
         """The server announced that a database was emptied."""
 
+    def moved(self, covers: Callable[[bytes], bool], connection: Connection) -> None:
+        """Slots of a cluster have moved; `covers` tells whether a name is in one. The server announces none of them."""
+
     def exchanged(self, connection: Connection) -> None:
         """The database was swapped for another one; the connection is about to close."""
 

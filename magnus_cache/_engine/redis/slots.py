@@ -151,6 +151,11 @@ class SlotMap:
         """Return the node that owns a slot; None if no node does."""
         return self._owners[slot]
 
+    def owners(self, group: int) -> set[str]:
+        """Return the ids of the nodes that own slots of a group."""
+        first = group << _GROUP_BITS
+        return {node.id for node in set(self._owners[first : first + (1 << _GROUP_BITS)]) if node is not None}
+
     @property
     def covered(self) -> int:
         """How many slots have an owner."""
@@ -208,6 +213,8 @@ class MapChanges(NamedTuple):
     """The ids of nodes that owned no slots before."""
     readdressed: frozenset[str]
     """The ids of nodes that have another address."""
+    nodes: frozenset[str]
+    """The ids of nodes that own some of the slots, or have owned some before."""
 
     def __bool__(self) -> bool:
         return bool(self.slots)
@@ -221,6 +228,10 @@ class MapChanges(NamedTuple):
         """The groups of the changed slots."""
         return {group for first, last in self.slots for group in range(group_of(first), group_of(last) + 1)}
 
+    def covers_name(self, name: bytes) -> bool:
+        """Whether the slot of a name has another owner."""
+        return self.covers(key_slot(name))
+
 
 def changes(before: SlotMap, after: SlotMap) -> MapChanges:
     """Return what differs between two maps, in time that grows with their ranges."""
@@ -228,9 +239,11 @@ def changes(before: SlotMap, after: SlotMap) -> MapChanges:
     for first, last, _ in (*before.ranges, *after.ranges):
         cuts |= {first, last + 1}
     changed: list[tuple[int, int]] = []
+    nodes: set[str] = set()
     for begin, end in pairwise(sorted(cuts)):
         if before.owner(begin) == after.owner(begin):
             continue
+        nodes.update(node.id for node in (before.owner(begin), after.owner(begin)) if node is not None)
         if changed and changed[-1][1] == begin - 1:
             changed[-1] = (changed[-1][0], end - 1)
         else:
@@ -241,6 +254,7 @@ def changes(before: SlotMap, after: SlotMap) -> MapChanges:
         frozenset(before.nodes.keys() - after.nodes.keys()),
         frozenset(after.nodes.keys() - before.nodes.keys()),
         frozenset(node for node in both if before.nodes[node] != after.nodes[node]),
+        frozenset(nodes),
     )
 
 

@@ -40,6 +40,7 @@ from magnus_cache._engine.store.key_refs import KeyRefs
 from magnus_cache._engine.store.lane_reads import LaneReads
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 from magnus_cache._engine.store.revalidation import comparable, head_size, recognized, tags_of
+from magnus_cache._engine.store.settled_reads import JointReads, SettledReads
 from magnus_cache._engine.store.values import may_have
 from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, early_by
@@ -67,6 +68,7 @@ class Reads(Fallback):
 
     :ivar ref: returns where a value lives, see `KeyRefs.ref`.
     :ivar address_of: returns the same, with counters and a tag of its own, see `KeyRefs.address_of`.
+    :ivar again: reads values that have arrived once before their epochs were known.
     """
 
     def __init__(self, state: State) -> None:
@@ -74,6 +76,7 @@ class Reads(Fallback):
         self._compares = True
         # On a cluster, what a value stands on depends on its slot, too.
         self._trust_by_key = state.topology.trust_by_key
+        self.again = (SettledReads if state.topology.is_cluster else JointReads)(state, self)
         self.epoch_sync = state.epoch_sync
         self._connection = state.client.connection
         self._for_large = state.client.connection_for_large
@@ -112,19 +115,17 @@ class Reads(Fallback):
                 if outbox.pending:
                     await self.caught_up(connection, ref)
                 entry_here = self.entry_here(ref)
-                if entry_here is not None and entry_here.trust is connection.trust and self._clock() < entry_here:
+                if entry_here is not None and connection.trust.has(entry_here.trust) and self._clock() < entry_here:
                     # Its trust has lapsed because nothing was asked; any answer on its connection renews it.
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
-                if again and self._trust_by_key is not None:
-                    # They may come from another server, and take longer than the value.
-                    await self.epoch_sync.settled(connection, ref.epoch_names, tags)
                 source, here = connection, None if again else entry_here
                 if ref.epoch_names.value_bytes >= LARGE_BYTES and here is None:
                     source = self._for_large(ref.name) or connection
-                self.epoch_sync.prepare(source, ref.epoch_names, tags, again=again)
-                # In one reply with its epochs, whatever announcements come before and after it.
+                if again:
+                    return await self.again.read(source, ref, tags)
+                self.epoch_sync.prepare(source, ref.epoch_names, tags)
                 waiter, placeholder = self.request(source, ref, here)
                 try:
                     return await waiter

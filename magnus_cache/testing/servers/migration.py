@@ -85,11 +85,27 @@ class SlotMigration:
         :raises NodeError: if the target refuses or does not answer.
         """
         commands: list[Command] = [("CLUSTER", "SETSLOT", slot, "NODE", self.target.id) for slot in self.slots]
-        self.target.ask_all(commands)
+        self._take(commands)
         # The source refuses while it has keys; it deletes them once it hears of the new owner from others.
         for node in (self.source, *(each for each in self._primaries if each not in (self.source, self.target))):
             if node.answers:
                 node.try_all(commands)
+
+    def _take(self, commands: Sequence[Command]) -> None:
+        """Let the target own the slots; Valkey refuses while its replicas do not follow, as right after their start."""
+        refusal: list[NodeError] = []
+
+        def is_decided() -> bool:
+            refusal.clear()
+            try:
+                self.target.ask_all(list(commands))
+            except NodeError as error:
+                refusal.append(error)
+            return not refusal or "NOREPLICAS" not in str(refusal[0])
+
+        wait_for(is_decided, _PATIENCE, lambda: str(refusal[0]))
+        if refusal:
+            raise refusal[0]
 
     def abandon(self) -> None:
         """Close the slots: they stay with the source.

@@ -1,0 +1,89 @@
+"""The origins of a group's data: the servers whose writes it consists of, by node. Values and pure functions, no I/O.
+
+A server that was started anew, or put in the place of another one, may lack the latest writes. So each group notes, in
+one key beside its epochs, the identity of each server that has, or had, slots of it: ``node=identity`` for each node,
+with spaces between. What a connection brings of the group is believed only if all of these servers are there as noted.
+
+The races that this excludes
+----------------------------
+- A group is split over two nodes, and the one without the group's anchor is replaced by a replica. The epochs, at the
+  other node, are all there, and say nothing about the writes that the replica lacks.
+- A slot moves on from such a replica before any process has met it there. Its new owner has an identity that is known.
+  The one from which the writes came is gone, and still noted.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+__all__ = ["Standing", "after", "entry", "packed", "read", "standing"]
+
+_MOST: Final = 1_024
+"""Origins of one group, which has 256 slots at a time."""
+
+
+class Standing(Enum):
+    """What the origins of a group say of one node's data."""
+
+    KNOWN = auto()
+    """No write is missing."""
+    NEW = auto()
+    """The node is not noted, and all that are noted are there: slots have moved to it, with all that they have."""
+    UNKNOWN = auto()
+    """Writes may be missing."""
+
+
+def read(stored: object) -> dict[str, bytes]:
+    """Return the identities by node; an empty dictionary for anything that is no note of origins."""
+    if type(stored) is not bytes or len(stored) > _MOST * 256:
+        return {}
+    found: dict[str, bytes] = {}
+    for part in stored.split(b" "):
+        node, mark, identity = part.partition(b"=")
+        if not (node.isascii() and node and mark and identity) or (name := node.decode()) in found:
+            return {}
+        found[name] = identity
+    return found
+
+
+def entry(node: str, identity: bytes) -> bytes:
+    """Return the note of one node."""
+    return b"%b=%b" % (node.encode("ascii", "replace"), identity)
+
+
+def packed(origins: dict[str, bytes]) -> bytes:
+    """Return the note of all nodes."""
+    return b" ".join(entry(node, identity) for node, identity in origins.items())
+
+
+def standing(
+    origins: dict[str, bytes], node: str, identity: bytes, present: Callable[[str], bytes | None]
+) -> Standing:  # fmt: skip
+    """Return what the origins of a group say of the data of a node with this identity.
+
+    :param present: returns the identity of another node that a connection leads to now; None without one.
+    """
+    if not origins:
+        return Standing.UNKNOWN
+    for other, noted in origins.items():
+        if noted != (identity if other == node else present(other)):
+            return Standing.UNKNOWN
+    return Standing.KNOWN if node in origins else Standing.NEW
+
+
+def after(
+    origins: dict[str, bytes], invalidated: dict[str, bytes], present: Callable[[str], bytes | None],
+    is_primary: Callable[[str], bool],
+) -> dict[str, bytes]:  # fmt: skip
+    """Return the origins of a group once all that it had was invalidated.
+
+    A primary that this process cannot reach stays noted: others may reach it, and rely on the note.
+
+    :param invalidated: the identities of the nodes whose data was in doubt.
+    """
+    kept = {
+        node: identity
+        for node, identity in origins.items()
+        if is_primary(node) and present(node) in (identity, None) and node not in invalidated
+    }
+    return kept | invalidated

@@ -1,0 +1,55 @@
+"""The origins of a group's data: what is noted of the servers whose writes it consists of."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magnus_cache._engine.redis.cluster_origins import Standing, after, packed, read, standing
+
+A, B, C = ("a" * 40, b"run-a:x"), ("b" * 40, b"run-b:y"), ("c" * 40, b"run-c:z")
+
+
+def judged(noted: dict[str, bytes], node: tuple[str, bytes], *others: tuple[str, bytes]) -> Standing:
+    return standing(noted, *node, dict(others).get)
+
+
+def test_a_note_is_read_as_it_was_written() -> None:
+    assert read(packed(dict([A, B]))) == dict([A, B])
+    assert packed(dict([A])) == b"%b=run-a:x" % (b"a" * 40)
+
+
+@given(st.one_of(st.none(), st.binary(), st.lists(st.sampled_from([b"a", b"=", b" ", b"x"])).map(b"".join), st.text()))
+def test_invariant_9_all_else_is_no_note(stored: object) -> None:
+    found = read(stored)
+    assert found == {} or packed(found) == stored
+
+
+def test_a_node_noted_twice_is_no_note() -> None:
+    """One of the two identities is outdated."""
+    assert read(b"a=1 a=2") == {}
+
+
+def test_all_noted_servers_must_be_there() -> None:
+    assert judged(dict([A]), A) is Standing.KNOWN
+    assert judged(dict([A]), (A[0], b"restarted")) is Standing.UNKNOWN
+    assert judged({}, A) is Standing.UNKNOWN
+    assert judged(dict([A, B]), A, B) is judged(dict([A, B]), B, A) is Standing.KNOWN
+    assert judged(dict([A, B]), A) is Standing.UNKNOWN
+    assert judged(dict([A, B]), A, (B[0], b"restarted")) is Standing.UNKNOWN
+
+
+def test_a_node_that_slots_were_moved_to_is_new() -> None:
+    assert judged(dict([A]), B, A) is Standing.NEW
+    assert judged(dict([A]), B) is Standing.UNKNOWN  # it may be the successor
+    assert judged(dict([A, B]), C, A) is Standing.UNKNOWN
+
+
+def test_what_is_noted_after_an_invalidation() -> None:
+    present = dict([A]).get
+
+    def is_primary(node: str) -> bool:
+        return node != C[0]
+
+    # C was replaced by A. B may be there for other processes, which rely on the note.
+    assert after(dict([B, C]), dict([A]), present, is_primary) == dict([B, A])
+    assert after(dict([A, B]), {A[0]: b"restarted"}, present, is_primary) == {B[0]: B[1], A[0]: b"restarted"}
+    assert after(dict([C, (A[0], b"former")]), dict([B]), present, is_primary) == dict([B])
