@@ -13,7 +13,7 @@ from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_s
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode
-from tests.support.inside import cluster_view_of, state_of, waits_for_a_lease, wires_of
+from tests.support.inside import cluster_view_of, heartbeat_is_due, state_of, waits_for_a_lease, wires_of
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until_answered, wait_until_async
 
@@ -171,6 +171,16 @@ def test_blocking_callers(cluster: EmbeddedCluster) -> None:
         assert cache.get("t", KEYS[0]) is None
         health = cache.ping()
         assert (health.ok, health.mode) == (True, "cluster")
+
+
+async def test_a_replica_is_asked_for_no_sign_of_life(cluster: EmbeddedCluster) -> None:
+    """Its answer would be held back, as no node confirms it, and the connection would end with a warning."""
+    replica = cluster.replicas[0]
+    async with AsyncCacheManager(redis_url=f"redis+cluster://{replica.address}") as cache:
+        await cache.get("t", "k")
+        wires = {state_of(cache).topology.node_led_to(wire): wire for wire in wires_of(cache) if wire.up}
+        assert heartbeat_is_due(wires[cluster.owner("magnus:t:k").address], 1)
+        assert not heartbeat_is_due(wires[None], 1)
 
 
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:

@@ -119,6 +119,10 @@ class _ClusterHeartbeat(Heartbeat):
         super().__init__(clock, max_staleness, marker, exchanged)
         self._marker = _PING
 
+    def rest(self) -> None:
+        """Ask nothing unasked: no answer of a replica counts, and each would be waited for in vain."""
+        self._asked = math.inf
+
     def _took_replication(self, reply: Any, connection: Connection, _sent: float) -> None:
         history = server_identity(None, reply)
         if info(reply, b"role") == "slave" or (history and not connection.identity.endswith(history)):
@@ -200,6 +204,8 @@ class ClusterWire(ConfirmedWire):
         self._heartbeat.begin(sent, replication=bool(server.history))
         self.node_id, self.server = node_id, server
         self._vetted, self._unknown = set(), set()
+        if node_id not in found.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
+            self._heartbeat.rest()
         self._neighbours.introduced(self, found)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
