@@ -172,6 +172,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def fleet(session: nox.Session) -> None:
+    """Measure what a fleet costs its Redis, beside a model of that, which tells of larger fleets."""
+    install(session)
+    session.run("python", "-m", "benchmarks.fleet", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show what the cache does to six slow workloads, on a real server."""
     install(session)

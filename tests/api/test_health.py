@@ -61,7 +61,7 @@ def test_health_is_a_frozen_record(server: EmbeddedServer) -> None:
         health.ok = False  # type: ignore[misc]  # that is the point
     assert pickle.loads(pickle.dumps(health)) == health
     assert [field.name for field in dataclasses.fields(Health)] == [
-        "ok", "latency_ms", "server", "version", "mode", "tracking", "reason", "address", "nodes",
+        "ok", "latency_ms", "server", "version", "mode", "tracking", "reason", "address", "tracking_mode", "nodes",
     ]  # fmt: skip
 
 

@@ -724,7 +724,7 @@ def test_while_a_journal_cannot_be_read_its_process_alone_believes_nothing(
     url: str, raw: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody keeps the file locked, a backup or a browser of databases: that is not the fleet's affair."""
-    monkeypatch.setattr(replays, "_PAUSE", 0.1)
+    monkeypatch.setattr(replays, "PAUSE", 0.1)
     with CacheManager(redis_url=url) as healthy:
         healthy.set_many("t", {"k": "there", "l": "there"})
         earlier = Life(path, f"{url} magnus")

@@ -65,6 +65,7 @@ async def test_many_values_at_once(cluster: EmbeddedCluster) -> None:
         assert sorted(loaded) == sorted(KEYS[:50])
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_a_clear_reaches_every_group(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         for key in KEYS:
@@ -79,6 +80,7 @@ async def test_a_clear_reaches_every_group(cluster: EmbeddedCluster) -> None:
         assert await other.get_many("u", KEYS) == {}
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_tags_reach_every_group(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         for number, key in enumerate(KEYS):
@@ -89,6 +91,7 @@ async def test_tags_reach_every_group(cluster: EmbeddedCluster) -> None:
         assert await other.get("t", KEYS[1]) == "new"
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_a_change_elsewhere_is_announced(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         for key in KEYS[:30]:
@@ -106,6 +109,7 @@ async def test_a_change_elsewhere_is_announced(cluster: EmbeddedCluster) -> None
         await wait_until_answered(all_new)
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_invariant_3_one_load_for_the_fleet(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         loads: list[str] = []
@@ -124,6 +128,7 @@ async def test_invariant_3_one_load_for_the_fleet(cluster: EmbeddedCluster) -> N
         assert sorted(loads) == sorted(KEYS[:20])
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_invariant_2_an_overtaken_load_is_not_stored(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         for key in KEYS[:5]:
@@ -230,6 +235,7 @@ async def test_a_single_servers_url_for_a_cluster(cluster: EmbeddedCluster, capl
 # -- migrations -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_slots_that_have_moved_are_found(cluster: EmbeddedCluster) -> None:
     async with cache_of(cluster) as one, cache_of(cluster) as other:
         for number, key in enumerate(KEYS):
@@ -633,6 +639,7 @@ async def test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed(
         await wait_until_answered(is_served)
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_invariant_1_a_slot_that_is_given_away_with_its_keys(cluster: EmbeddedCluster) -> None:
     """Redis 7 deletes the keys that it has left without a word to those who have read them."""
     source, target = cluster.primaries[:2]

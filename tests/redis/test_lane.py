@@ -31,6 +31,8 @@ from tests.support.leaks import sockets
 from tests.support.programs import in_forked_children, run_python
 from tests.support.wait import wait_until
 
+TRACKING = ("keys", "prefix")
+
 SOAK = "MAGNUS_CACHE_SOAK" in os.environ
 THREADS = 8
 SOON = 8.0
@@ -158,6 +160,7 @@ def test_large_values_are_left_to_the_background_loop(cache: CacheManager) -> No
     assert not answers
 
 
+@pytest.mark.tracking("keys")
 def test_a_value_with_tags_of_its_own_is_judged_with_them(cache: CacheManager) -> None:
     for key, tags in {"one": ("a",), "both": ("b", "a"), "none": ()}.items():
         cache.set(FAR, key, 7, tags=tags)

@@ -35,6 +35,7 @@ def cache_of(sentinels: EmbeddedSentinels, **options: Any) -> AsyncCacheManager:
     return AsyncCacheManager(redis_url=url_of(sentinels), **options)
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_values_are_those_of_the_primary(sentinels: EmbeddedSentinels) -> None:
     async with cache_of(sentinels) as one, cache_of(sentinels) as other:
         for number, key in enumerate(KEYS):
@@ -59,6 +60,7 @@ async def test_values_are_those_of_the_primary(sentinels: EmbeddedSentinels) -> 
         assert (health.ok, health.mode, health.address) == (True, "sentinel", sentinels.primary.address)
 
 
+@pytest.mark.tracking("keys", "prefix")
 def test_blocking_callers(sentinels: EmbeddedSentinels) -> None:
     with CacheManager(redis_url=url_of(sentinels, database=3)) as cache:
         assert cache.set("t", "k", "value")
@@ -122,6 +124,7 @@ async def _is_served_by(cache: AsyncCacheManager, node: ServerNode) -> None:
     await wait_until_answered(stored)
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_the_primary_is_killed(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     sentinels = private_sentinels_with()
     async with cache_of(sentinels) as one, cache_of(sentinels) as idle:
@@ -150,6 +153,7 @@ async def test_the_primary_is_killed(private_sentinels_with: Callable[..., Embed
         assert monotonic() - began < 1.5
 
 
+@pytest.mark.tracking("keys", "prefix")
 async def test_a_planned_failover(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     """The former primary calls itself the primary for many more seconds, and answers."""
     sentinels = private_sentinels_with()

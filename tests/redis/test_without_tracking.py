@@ -1,4 +1,4 @@
-"""Where the server refuses tracking, nobody announces a change: the staleness bound holds all the same, and once."""
+"""Where Redis announces no change, refused or not asked to, the staleness bound holds all the same, and once."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -12,6 +12,8 @@ from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import all_answered
+
+TRACKING = ("keys", "prefix", "off")
 
 pytestmark = pytest.mark.anyio
 

@@ -29,7 +29,8 @@ from magnus_cache._engine.keys.names import lease_name, value_name
 from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
-from magnus_cache._engine.redis.client import Client, done, issued
+from magnus_cache._engine.redis.client import done, issued
+from magnus_cache._engine.redis.cluster_figures import AT_ONCE, ClusterFigures, all_of
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
@@ -46,16 +47,12 @@ __all__ = ["ClusterClient"]
 _ATTEMPTS: Final = 5
 """Epochs issued for one bump until all copies take it."""
 
-_AT_ONCE: Final = 1_000
-"""Commands of one operation that are under way at a time."""
 
-
-class ClusterClient(Client):
+class ClusterClient(ClusterFigures):
     """Sends the commands of one cache to a cluster, on the running event loop."""
 
     def __init__(self, topology: ClusterTopology, epochs: GroupEpochs) -> None:
-        super().__init__(topology, 0)
-        self._nodes = topology
+        super().__init__(topology)
         self._epochs = epochs
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -83,10 +80,10 @@ class ClusterClient(Client):
         :raises CacheUnavailableError: when Redis goes away or refuses; what was removed before stays removed.
         """
         removed, rest = 0, list(keys)
-        for start in range(0, len(rest), _AT_ONCE):
-            some = rest[start : start + _AT_ONCE]
+        for start in range(0, len(rest), AT_ONCE):
+            some = rest[start : start + AT_ONCE]
             before(some)
-            removed += sum(await _all(partial(self._remove_one, key, before) for key in some))
+            removed += sum(await all_of(partial(self._remove_one, key, before) for key in some))
         return removed
 
     def _remove_one(self, key: bytes, before: BeforeRemoval) -> Awaitable[int]:
@@ -121,7 +118,7 @@ class ClusterClient(Client):
 
         async def elsewhere(names: Sequence[bytes]) -> int:
             return sum(
-                await _all(partial(self._ask, name, cluster_scripts.reclaim_one(name, epoch), _one) for name in names)
+                await all_of(partial(self._ask, name, cluster_scripts.reclaim_one(name, epoch), _one) for name in names)
             )
 
         try:
@@ -130,57 +127,6 @@ class ClusterClient(Client):
             )
         except CacheUnavailableError as error:
             return Reclaimed(0, error)
-
-    async def size(self) -> int:
-        """Return how many keys the primaries have.
-
-        :raises CacheUnavailableError: when one does not answer, or refuses.
-        """
-        wires = await self._nodes.primaries()
-        return sum(await _all(partial(wire.execute, commands.DB_SIZE, replies.answer) for wire in wires))
-
-    async def memory_used(self) -> str | None:
-        """Return how much memory the primaries use, each in its own format; None if they do not report that.
-
-        :raises CacheUnavailableError: when one does not answer, or refuses.
-        """
-        wires = await self._nodes.primaries()
-        told = await _all(partial(wire.execute, commands.INFO_MEMORY) for wire in wires)
-        return " + ".join(filter(None, (commands.info(each, b"used_memory_human") for each in told))) or None
-
-    async def node_figures(self) -> dict[str, dict[str, Any]]:
-        """Return how many keys each primary has, and how much memory it uses, as far as they answer."""
-
-        async def told(wire: Wire) -> dict[str, Any]:
-            keys, memory = await _all(
-                (
-                    partial(wire.execute, commands.DB_SIZE, replies.answer),
-                    partial(wire.execute, commands.INFO_MEMORY),
-                )
-            )
-            return {"keys": keys, "used_memory": commands.info(memory, b"used_memory_human") or "unknown"}
-
-        wires = self._nodes.servers()
-        outcomes = await asyncio.gather(*map(told, wires), return_exceptions=True)
-        found: dict[str, dict[str, Any]] = {}
-        for wire, outcome in zip(wires, outcomes, strict=True):
-            if isinstance(outcome, dict) and (node := self._nodes.node_led_to(wire)) is not None:
-                found[node] = outcome
-        return found
-
-    async def count(self, keys: Sequence[bytes]) -> int:
-        """Return how many of some keys exist.
-
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        found = 0
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            found += sum(await _all(partial(self._count_one, key) for key in some))
-        return found
-
-    def _count_one(self, key: bytes) -> Awaitable[int]:
-        return self._wire(key).execute(commands.count([key]), replies.answer)
 
     # -- epochs -----------------------------------------------------------------------------------------------
 
@@ -225,7 +171,7 @@ class ClusterClient(Client):
         )
         if not answer[0]:
             guards = self._epochs.copies(self._epochs.names.guard)
-            last = await _all(partial(self._ask, guard, cluster_scripts.last_issued(guard)) for guard in guards)
+            last = await all_of(partial(self._ask, guard, cluster_scripts.last_issued(guard)) for guard in guards)
             # Whatever is no epoch counts as none.
             known = max(known, *map(epoch_of, last))
             wire = self._wire(clock)
@@ -247,7 +193,7 @@ class ClusterClient(Client):
             if error.reason != "oom":
                 raise
         names = (self._epochs.names.guard + suffix, *copies)
-        await _all(partial(self._ask, name, commands.remove_keys([name])) for name in names)
+        await all_of(partial(self._ask, name, commands.remove_keys([name])) for name in names)
         return epoch
 
     def _ask(self, key: bytes, command: commands.Command, receive: Receive[Any] | None = None) -> Awaitable[Any]:
@@ -396,7 +342,7 @@ class ClusterClient(Client):
         def took(_reply: Any, connection: Connection, sent: float) -> None:
             answered.append((connection, sent))
 
-        await _all(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
+        await all_of(partial(self._ask, name, commands.remove_keys([name]), took) for name in names)
         receive(None, *answered[0])
 
 
@@ -419,24 +365,3 @@ def _epoch(reply: Any, connection: Connection) -> int:
 
 def _itself(epoch: int, _connection: Connection, _sent: float) -> int:
     return epoch
-
-
-async def _all(asks: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Return all answers, or raise the first error after all have ended.
-
-    A node that is away stops no request to another one.
-    """
-    asked: list[Awaitable[Any]] = []
-    error: BaseException | None = None
-    for ask in asks:
-        try:
-            asked.append(ask())
-        except CacheUnavailableError as failure:
-            error = error or failure
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            error = error or outcome
-    if error is not None:
-        raise error
-    return list(outcomes)
