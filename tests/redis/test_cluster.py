@@ -178,6 +178,18 @@ def test_blocking_callers(cluster: EmbeddedCluster) -> None:
         assert (health.ok, health.mode) == (True, "cluster")
 
 
+async def test_all_connections_of_a_cluster_count(cluster: EmbeddedCluster) -> None:
+    """A record of the outbox begins its replay on one of them, and the end of the cache tells all nodes."""
+    async with cache_of(cluster) as cache:
+        await cache.get_many("t", KEYS)
+        topology = state_of(cache).topology
+        assert topology.reachable
+        assert topology.used
+        addresses = {node.address for node in cluster.primaries}
+        for found in (topology.connections(), topology.established(), topology.running()):
+            assert {topology.node_led_to(wire) for wire in found} - {None} == addresses
+
+
 async def test_a_replica_is_asked_for_no_sign_of_life(cluster: EmbeddedCluster) -> None:
     """Its answer would be held back, as no node confirms it, and the connection would end with a warning."""
     replica = cluster.replicas[0]
