@@ -27,6 +27,7 @@ ALONE = (
 )
 CLUSTER = (
     "tests/testing/test_server_faults.py", "tests/redis/test_cluster_faults.py", "tests/redis/test_sentinel_faults.py",
+    "tests/redis/test_rights.py", "tests/fleet/test_web_service.py", "tests/fleet/test_group_chaos.py",
 )  # fmt: skip
 """Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
 CORE = (

@@ -205,7 +205,7 @@ def _pair_bytes(connect: Callable[[], _Raw], client: redis.Redis) -> float:
 
 
 async def _of_managers(url: str, client: redis.Redis, count: int, apart: float) -> dict[str, float]:
-    """Return what a write and a load of a cache take."""
+    """Return what a write and a load of a cache take, and a report to the statistics of the fleet."""
     async with AsyncCacheManager(redis_url=url, tracking="off", l1_max_entries=0) as cache:
         value = "x" * 150
 
@@ -221,4 +221,15 @@ async def _of_managers(url: str, client: redis.Redis, count: int, apart: float) 
 
         write = await each(lambda key: cache.set("t", key, value), "w")
         load = await each(lambda key: cache.get_or_set("t", key, lambda: value), "l")
-        return {"write": write, "load": load}
+        wire = cache._engine.state.topology.connection(b"")
+        assert wire is not None
+        before, received = server_seconds(client), client.info("stats")["total_net_input_bytes"]
+        reports = max(count // 10, 10)
+        for number in range(reports):
+            await cache.get("t", f"w{number}")
+            await cache._engine.state.fleet_stats.published(wire)
+            if apart:
+                await asyncio.sleep(apart)
+        report = (server_seconds(client) - before) / reports
+        size = (client.info("stats")["total_net_input_bytes"] - received) / reports
+        return {"write": write, "load": load, "report": report, "report_bytes": size}

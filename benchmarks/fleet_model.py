@@ -41,6 +41,7 @@ class Fleet:
     :ivar name_bytes: of a value's name in Redis.
     :ivar value_bytes: of a value as it is stored.
     :ivar staleness: the setting `max_staleness`, seconds.
+    :ivar reports: to the statistics of the fleet, of each process a second.
     """
 
     processes: int
@@ -52,6 +53,7 @@ class Fleet:
     name_bytes: int = 40
     value_bytes: int = 200
     staleness: float = 1.0
+    reports: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,12 @@ class Costs:
     :ivar name: each further name in such a message.
     :ivar beat: a heartbeat.
     :ivar replication: the question about replication, about once a second.
+    :ivar report: to the statistics of the fleet.
     :ivar idle: each second without a request.
     :ivar connection: each second of a connection.
     :ivar pair_bytes: bytes that it remembers of a key for one process.
     :ivar replication_bytes: bytes of the answer about replication.
+    :ivar report_bytes: bytes of a report.
     """
 
     read: float
@@ -80,10 +84,12 @@ class Costs:
     name: float
     beat: float
     replication: float
+    report: float
     idle: float
     connection: float
     pair_bytes: float
-    replication_bytes: float = 600.0
+    replication_bytes: float = 400.0
+    report_bytes: float = 1_500.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +140,12 @@ def _load(fleet: Fleet, mode: Mode, costs: Costs) -> Load:
     flow = _flow(fleet, mode)
     packets, hits = flow.asked / fleet.processes, 1 - flow.reads / (fleet.processes * fleet.reads)
     beats, questions = _beats(fleet, mode, packets, hits * fleet.reads)
-    changes = flow.writes + 2 * flow.loads
+    changes, reports = flow.writes + 2 * flow.loads, fleet.processes * fleet.reports
     names = flow.names
     messages = flow.messages
     busy = (
         flow.reads * costs.read + flow.writes * costs.write + flow.loads * costs.load + beats * costs.beat
-        + questions * costs.replication + costs.idle + fleet.processes * costs.connection
+        + questions * costs.replication + reports * costs.report + costs.idle + fleet.processes * costs.connection
     )  # fmt: skip
     extra = 0.0
     if mode == "keys":
@@ -156,10 +162,10 @@ def _load(fleet: Fleet, mode: Mode, costs: Costs) -> Load:
     table = (flow.pairs + _CONTROLS * fleet.processes) * costs.pair_bytes if mode == "keys" else 0.0
     return Load(
         hit_ratio=hits,
-        commands=flow.reads + flow.writes * sizes.commands + 2 * flow.loads + 2 * beats + questions + extra,
+        commands=flow.reads + flow.writes * sizes.commands + 2 * flow.loads + 2 * beats + questions + extra + reports,
         messages=messages if mode != "off" else 0.0,
         received=flow.reads * sizes.read + (flow.writes + flow.loads) * sizes.write + beats * sizes.beat
-        + questions * sizes.question + extra * (sizes.read + 8),
+        + questions * sizes.question + extra * (sizes.read + 8) + reports * costs.report_bytes,
         sent=flow.reads * (fleet.value_bytes + 14) + (flow.writes + flow.loads) * sizes.written + beats * 61
         + questions * costs.replication_bytes + messages * sizes.message + names * sizes.name + extra * 60,
         table=table,

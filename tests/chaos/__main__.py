@@ -8,13 +8,15 @@ from pathlib import Path
 
 from tests.chaos.blackhole import compare
 from tests.chaos.faults import FAULTS
+from tests.chaos.group_faults import GROUP_FAULTS
 from tests.chaos.report import strike, table, written
 from tests.chaos.world import OP_TIMEOUT
 
 
 def main() -> int:
+    faults = [*FAULTS, *GROUP_FAULTS]
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--only", action="append", choices=list(FAULTS), help="this fault; may be given again")
+    parser.add_argument("--only", action="append", choices=faults, help="this fault; may be given again")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each fault lasts")
     parser.add_argument("--callers", type=int, default=200)
     parser.add_argument("--server", choices=["redis", "valkey"], default="valkey")
@@ -24,7 +26,7 @@ def main() -> int:
     for other in ("asyncio", "cashews"):
         logging.getLogger(other).setLevel(logging.CRITICAL)
     rows = []
-    for name in arguments.only or FAULTS:
+    for name in arguments.only or faults:
         rows.append(strike(name, arguments.seconds, arguments.callers, arguments.server))
         print(table(rows[-1:]).splitlines()[-1 if len(rows) > 1 else 0], flush=True)
         if len(rows) == 1:

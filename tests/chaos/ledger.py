@@ -57,10 +57,12 @@ class Ledger:
     """The source and the judge. Thread-safe. Versions grow, one count for all keys.
 
     :param bound: seconds.
+    :param strict: whether (b) holds while Redis is away, too: caches that serve nothing then, see `Namespace.offline`.
     """
 
-    def __init__(self, bound: float) -> None:
+    def __init__(self, bound: float, *, strict: bool = False) -> None:
         self.bound = bound
+        self.strict = strict
         self.loads = 0
         self.stale: list[Stale] = []
         self._lock = threading.Lock()
@@ -131,7 +133,7 @@ class Ledger:
         if life is not None and (age := began - value[2]) > life + _LATE:
             self._accuse("d", key, got, got, cache, age - life)
         # Without Redis now, or a moment ago: what it serves may be what it had.
-        if not cache.state.reachable or began - cache.apart <= self.bound:
+        if not self.strict and (not cache.state.reachable or began - cache.apart <= self.bound):
             return
         with self._lock:
             moments, versions = self._told.get(key, ([], []))

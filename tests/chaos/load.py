@@ -13,7 +13,7 @@ from typing import Any
 
 from magnus_cache import AsyncCacheManager, Namespace
 from tests.chaos.ledger import Cache, Ledger
-from tests.chaos.world import World
+from tests.chaos.world import Scene
 from tests.support.loaders import SourceError
 
 __all__ = ["Callers", "Seen"]
@@ -23,7 +23,13 @@ POLICY_KEYS = [f"p{number}" for number in range(200)]
 TAGS = 10
 
 TTL, GRACE = 0.4, 1.5
-POLICY = Namespace("policy", ttl=TTL, grace=GRACE, soft_timeout=0.05, early=20, retry=0.2)
+_RULES: dict[str, Any] = {"ttl": TTL, "grace": GRACE, "soft_timeout": 0.05, "early": 20, "retry": 0.2}
+POLICY = Namespace("policy", **_RULES)
+STRICT: dict[Any, Namespace] = {
+    "chaos": Namespace("strict-chaos", offline=0), "written": Namespace("strict-written", offline=0),
+    POLICY: Namespace("strict-policy", offline=0, **_RULES),
+}  # fmt: skip
+"""In place of the others where no read is excused: nothing is served while Redis is away."""
 
 READS = frozenset({"load", "get"})
 _KINDS = {"load": 70.0, "get": 20.0, "delete": 6.0, "delete_many": 2.0, "tag": 2.0, "set": 6.0, "clear": 0.1}
@@ -58,7 +64,7 @@ def tags(key: str) -> tuple[str, ...]:
 class Callers:
     """Two hundred callers, until they are told to stop."""
 
-    def __init__(self, world: World, count: int = 200) -> None:
+    def __init__(self, world: Scene, count: int = 200) -> None:
         self._world = world
         self._count = count
         self._over = threading.Event()
@@ -143,6 +149,10 @@ class _Call:
         return value
 
     @property
+    def _place(self) -> Any:
+        return STRICT[self._namespace] if self._ledger.strict else self._namespace
+
+    @property
     def _options(self) -> dict[str, Any]:
         return {} if self._namespace is POLICY else {"ttl": 60}
 
@@ -152,7 +162,7 @@ class _Call:
             await asyncio.sleep(self._takes)
             return value
 
-        manager, namespace, key = self._manager, self._namespace, self._key
+        manager, namespace, key = self._manager, self._place, self._key
         if self._kind in READS:
             floor, began = self._ledger.begins(self._cache, key), time.monotonic()
             try:
@@ -184,7 +194,7 @@ class _Call:
             time.sleep(self._takes)
             return value
 
-        manager, namespace, key = self._manager.sync, self._namespace, self._key
+        manager, namespace, key = self._manager.sync, self._place, self._key
         if self._kind in READS:
             floor, began = self._ledger.begins(self._cache, key), time.monotonic()
             try:

@@ -4,14 +4,16 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.faults import FAULTS
+from tests.chaos.group_faults import GROUP_FAULTS
 from tests.chaos.ledger import Stale
 from tests.chaos.load import Callers, Seen
-from tests.chaos.world import World, world
+from tests.chaos.world import Scene, World, group_world, world
 
 __all__ = ["Row", "soak", "strike", "table", "written"]
 
@@ -38,11 +40,15 @@ class Row:
 
 def strike(name: str, seconds: float = 2.0, callers: int = 200, kind: str = "valkey", quiet: float = 1.0) -> Row:
     """Let a fault strike for some seconds, and return what callers saw of it."""
+    if name in GROUP_FAULTS:
+        of, strikes = GROUP_FAULTS[name]
+        with group_world(of, kind) as there:
+            return asyncio.run(_strike(there, name, lambda: strikes(there, seconds), callers, quiet))
     with world(kind) as here:
-        return asyncio.run(_strike(here, name, seconds, callers, quiet))
+        return asyncio.run(_strike(here, name, lambda: FAULTS[name](here, seconds), callers, quiet))
 
 
-async def _strike(here: World, name: str, seconds: float, count: int, quiet: float) -> Row:
+async def _strike(here: Scene, name: str, fault: Callable[[], None], count: int, quiet: float) -> Row:
     callers = Callers(here, count)
     calling = asyncio.create_task(callers.run())
     looking = asyncio.create_task(_look(here))
@@ -53,7 +59,7 @@ async def _strike(here: World, name: str, seconds: float, count: int, quiet: flo
         await asyncio.sleep(quiet)
         calm = callers.take()
         loads = here.ledger.loads
-        await asyncio.to_thread(FAULTS[name], here, seconds)
+        await asyncio.to_thread(fault)
         healed = time.monotonic()
         outbox = -1.0
         while time.monotonic() - healed < _PATIENCE:
@@ -100,13 +106,13 @@ async def soak(here: World, seconds: float, count: int, seed: int) -> tuple[Seen
     return callers.take(), struck
 
 
-async def _look(here: World) -> None:
+async def _look(here: Scene) -> None:
     while True:
         here.ledger.look(here.caches)
         await asyncio.sleep(0.002)
 
 
-async def _well(here: World) -> bool:
+async def _well(here: Scene) -> bool:
     """Whether both caches use Redis, have told it everything, and are near again what they were."""
     for cache, manager in zip(here.caches, here.managers, strict=True):
         if not manager.redis_available or cache.state.outbox.pending or not cache.state.reachable:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from redis.backoff import NoBackoff
@@ -13,10 +13,11 @@ from redis.retry import Retry
 
 from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
-from magnus_cache.testing import Proxy
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy
 from tests.chaos.ledger import Cache, Ledger
+from tests.support.rights import url_of
 
-__all__ = ["OP_TIMEOUT", "STALENESS", "World", "world"]
+__all__ = ["OP_TIMEOUT", "STALENESS", "GroupWorld", "Scene", "World", "group_world", "world"]
 
 OP_TIMEOUT = 0.3
 STALENESS = 0.5
@@ -27,8 +28,34 @@ SECRET = "swordfish"
 
 
 @dataclass
-class World:
-    """Everything a fault needs.
+class Scene:
+    """Two processes' worth of caches, and their judge."""
+
+    managers: list[AsyncCacheManager]
+    caches: list[Cache]
+    ledger: Ledger
+
+
+@dataclass
+class GroupWorld(Scene):
+    """Everything a fault of a cluster or of a Sentinel set needs."""
+
+    group: EmbeddedCluster | EmbeddedSentinels
+
+    @property
+    def cluster(self) -> EmbeddedCluster:
+        assert isinstance(self.group, EmbeddedCluster)
+        return self.group
+
+    @property
+    def sentinels(self) -> EmbeddedSentinels:
+        assert isinstance(self.group, EmbeddedSentinels)
+        return self.group
+
+
+@dataclass
+class World(Scene):
+    """Everything a fault of one server needs.
 
     :ivar spare: a second server, for faults that change servers.
     """
@@ -36,9 +63,6 @@ class World:
     server: EmbeddedServer
     spare: EmbeddedServer
     proxy: Proxy
-    managers: list[AsyncCacheManager]
-    caches: list[Cache]
-    ledger: Ledger
 
     def admin(self, server: EmbeddedServer | None = None) -> "redis.Redis":
         """Return a client of the server itself, past the proxy. It does not try again."""
@@ -65,4 +89,23 @@ def world(kind: str = "valkey") -> Iterator[World]:
             }
             managers = [AsyncCacheManager(**made) for _ in range(2)]
             caches = [Cache(number, manager._engine.state) for number, manager in enumerate(managers)]
-            yield World(server, spare, proxy, managers, caches, Ledger(STALENESS + SLACK))
+            yield World(managers, caches, Ledger(STALENESS + SLACK), server, spare, proxy)
+
+
+@contextlib.contextmanager
+def group_world(of: Literal["cluster", "sentinel"], kind: str = "valkey") -> Iterator[GroupWorld]:
+    """Start a cluster or a Sentinel set; the caches are left to be closed by their users."""
+    binary = find_redis() if kind == "redis" else find_valkey()
+    group: EmbeddedCluster | EmbeddedSentinels
+    if of == "cluster":
+        group = EmbeddedCluster(binary=binary, node_timeout=1.0, links=True)
+    else:
+        group = EmbeddedSentinels(binary=binary, links=True)
+    with group, tempfile.TemporaryDirectory() as folder:
+        made: dict[str, Any] = {
+            "redis_url": url_of(group, user=""), "op_timeout": OP_TIMEOUT, "max_staleness": STALENESS, "lease": 2.0,
+            "recovery_path": Path(folder) / "recovery.db",
+        }  # fmt: skip
+        managers = [AsyncCacheManager(**made) for _ in range(2)]
+        caches = [Cache(number, manager._engine.state) for number, manager in enumerate(managers)]
+        yield GroupWorld(managers, caches, Ledger(STALENESS + SLACK, strict=True), group)

@@ -15,6 +15,8 @@ from tests.support.inside import held_leases
 from tests.support.loaders import Slow
 from tests.support.wait import wait_until, wait_until_async
 
+TRACKING = ("keys", "prefix", "off")
+
 
 def end_background_loop(cache: CacheManager) -> None:
     """End the background loop by a task that raises SystemExit; return when the loop is closed."""

@@ -287,7 +287,7 @@ def test_the_guides_to_the_code_name_the_folders_and_modules_that_there_are() ->
 
 @pytest.mark.parametrize("kind", SERVERS)
 def test_the_grants_of_the_page_are_all_that_is_needed(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    (recipe,) = re.findall(r"^ACL SETUSER app .*$", TEXT, re.MULTILINE)
+    (recipe,) = re.findall(r"^ACL SETUSER app on .*$", TEXT, re.MULTILINE)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedServer(find_redis() if kind == "redis" else find_valkey()))
         admin = stack.enter_context(redis.Redis(port=server.port, protocol=2, decode_responses=True))

@@ -2,15 +2,18 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.coherence.group_epochs import GroupEpochs
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.redis import cluster, cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
+from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.slots import SlotMap
+from magnus_cache._engine.redis.slots import GROUPS, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -130,3 +133,44 @@ def without_an_end_of_joins_when_a_lease_moves() -> None:
 @guard(f"{HERE}::test_a_replica_is_asked_for_no_sign_of_life")
 def without_rest_for_the_heartbeat_of_a_replica() -> None:
     put(cluster_wire._ClusterHeartbeat, "rest", nothing)
+
+
+@guard(f"{HERE}::test_invariant_1_an_answer_that_left_before_its_slot_moved_is_not_kept")
+def without_slot_generations() -> None:
+    def never(_view: ClusterView, _slot: int, _sent: float) -> bool:
+        return False
+
+    put(ClusterView, "is_doubtful", never)
+
+
+@guard(f"{HERE}::test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_asked_for_again")
+def without_doubt_in_epochs_that_are_on_their_way_when_slots_move() -> None:
+    rewrite(ClusterWire.slots_moved, "known.since = self.clock()", "pass")
+
+
+@guard(f"{HERE}::test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_move")
+def without_epochs_that_move_with_their_slots() -> None:
+    """As if each node had epochs of its own."""
+    views: list[ClusterView] = []
+    begin = ClusterTopology.__init__
+
+    def __init__(topology: ClusterTopology, *args: Any) -> None:
+        begin(topology, *args)
+        views.append(topology.view)
+
+    def group(name: bytes) -> int:
+        slot = key_slot(name)
+        owner = views[-1].map.owner(slot)
+        return group_of(next((first for first, _, node in views[-1].map.ranges if node == owner), slot))
+
+    def epochs(keyspace: Keyspace) -> GroupEpochs:
+        return GroupEpochs(keyspace, group, map(anchor_tag, range(GROUPS)))
+
+    put(ClusterTopology, "__init__", __init__)
+    put(cluster, "cluster_epochs", epochs)
+
+
+@guard(f"{HERE}::test_a_process_that_asks_a_dead_node_alone_finds_its_successor")
+def without_a_search_for_the_successor_of_a_dead_node() -> None:
+    put(ClusterLoop, "_look_for_successor", nothing)
+    put(ClusterWire, "_lost", ConfirmedWire._lost)

@@ -15,7 +15,7 @@ from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from tests.support.inside import cluster_view_of, heartbeat_is_due, state_of, waits_for_a_lease, wires_of
 from tests.support.loaders import Slow
-from tests.support.wait import wait_until_answered, wait_until_async
+from tests.support.wait import nothing_happens_for_async, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -198,6 +198,15 @@ async def test_a_replica_is_asked_for_no_sign_of_life(cluster: EmbeddedCluster) 
         wires = {state_of(cache).topology.node_led_to(wire): wire for wire in wires_of(cache) if wire.up}
         assert heartbeat_is_due(wires[cluster.owner("magnus:t:k").address], 1)
         assert not heartbeat_is_due(wires[None], 1)
+
+
+async def test_a_connected_cache_knows_that_it_is(cluster: EmbeddedCluster) -> None:
+    """What it missed is told to Redis through such connections, and health checks report them."""
+    async with cache_of(cluster) as cache:
+        assert not state_of(cache).reachable
+        await cache.get_many("t", KEYS)
+        assert state_of(cache).reachable
+        assert len(state_of(cache).topology.established()) == 3
 
 
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
@@ -620,6 +629,129 @@ async def test_invariant_7_a_group_that_was_moved_is_not_invalidated(cluster: Em
             assert await fresh.get("t", key) == "kept"
             await one.clear("t")
             assert await fresh.get("t", key) is None
+
+
+async def test_a_process_that_asks_a_dead_node_alone_finds_its_successor(cluster: EmbeddedCluster) -> None:
+    primary = next(node for node in cluster.primaries if cluster.replicas_of(node))
+    replica = cluster.replicas_of(primary)[0]
+    key, slot = _key_on(cluster, primary)
+    async with cache_of(cluster) as cache:
+        assert await cache.set("t", key, "value")
+        await asyncio.to_thread(cluster.settle)
+        await asyncio.to_thread(cluster.kill, primary)
+
+        async def is_away() -> bool:
+            await cache.get("t", key)
+            wire = state_of(cache).topology.wire(f"magnus:t:{key}".encode())
+            return not wire.up
+
+        await wait_until_answered(is_away)
+        # All that the loss has caused is over by then.
+        await nothing_happens_for_async(0.3)
+        await asyncio.to_thread(cluster.promote, replica, "takeover")
+
+        async def is_found() -> bool:
+            await cache.get("t", key)
+            owner = cluster_view_of(cache).map.owner(slot)
+            return owner is not None and owner.id == replica.id
+
+        await wait_until_answered(is_found)
+
+
+async def test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_move(cluster: EmbeddedCluster) -> None:
+    """Epochs belong to slots: at the new owner, the values are as invalid as they were."""
+    primary = next(node for node in cluster.primaries if cluster.replicas_of(node))
+    target = next(node for node in cluster.primaries if node is not primary)
+    key, slot = next(
+        (key, slot)
+        for number in range(100)
+        for name in [cluster.key_on(primary, number, prefix="magnus:t:")]
+        for key, slot in [(name.removeprefix("magnus:t:"), key_slot(name.encode()))]
+        if {cluster.owner(group_of(slot) * 256 + each) for each in range(256)} == {primary}
+    )
+    async with cache_of(cluster) as one:
+        await one.set("t", key, "old")
+        replica = await _lose_a_delete(cluster, one, key)
+    # This group's epoch alone is raised: the new primary lacks a write.
+    async with cache_of(cluster) as met:
+        copy = f"magnus!epoch{{{anchor_tag(group_of(slot)).decode()}}}".encode()
+
+        async def is_invalidated() -> bool:
+            assert await met.get("t", key) is None
+            return state_of(met).epochs.latest(copy) > 0
+
+        await wait_until_answered(is_invalidated)
+    slots = [each for each in cluster.slots_of(replica) if group_of(each) == group_of(slot)]
+    assert "old" in replica.ask("GET", f"magnus:t:{key}")
+    await asyncio.to_thread(cluster.migrate, slots, target)
+    assert "old" in target.ask("GET", f"magnus:t:{key}")
+    async with cache_of(cluster) as fresh:
+        assert await fresh.get("t", key) is None
+        await fresh.set("t", key, "new")
+        assert await fresh.get("t", key) == "new"
+
+
+async def test_invariant_1_what_was_cleared_does_not_come_back_with_a_migration(cluster: EmbeddedCluster) -> None:
+    source, target = cluster.primaries[:2]
+    key, slot = _key_on(cluster, source)
+    name = f"magnus:t:{key}"
+    slots = [each for each in cluster.slots_of(source) if group_of(each) == group_of(slot)]
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        await one.set("t", key, "old", tags=["x"])
+        assert await other.get("t", key) == "old"
+        source.ask("COPY", name, f"{{{name}}}:kept")
+        for invalidate in (one.clear("t"), one.invalidate_tags("x")):
+            await invalidate
+            # As if it had not been removed.
+            source.ask("COPY", f"{{{name}}}:kept", name, "REPLACE")
+            await asyncio.to_thread(cluster.migrate, slots, target)
+            assert "old" in target.ask("GET", name)
+            async with cache_of(cluster) as fresh:
+                for cache in (fresh, one, other):
+                    assert await cache.get("t", key) is None
+            source, target = target, source
+
+
+async def test_invariant_1_an_answer_that_left_before_its_slot_moved_is_not_kept(cluster: EmbeddedCluster) -> None:
+    """The node that gave it announces no later change."""
+    key, slot = _key_on(cluster, cluster.primaries[0])
+    name = f"magnus:t:{key}".encode()
+    async with cache_of(cluster) as cache:
+        await cache.set("t", key, "value")
+        state = state_of(cache)
+        view, names, wire = cluster_view_of(cache), state.epochs.names_for("t", name), state.topology.wire(name)
+        trust_of = state.topology.trust_by_key
+        assert trust_of is not None
+        now = state.clock()
+        assert trust_of(name, names, wire, now).deadline > now
+        target = view.map.nodes[cluster.primaries[1].id]
+        # Of another slot, nothing is doubted; of this one, all that was asked for before.
+        view.moved((slot + 9000) % 16384, target, now + 1)
+        assert trust_of(name, names, wire, now + 2).deadline > now
+        view.moved(slot, target, now + 3)
+        assert [trust_of(name, names, wire, now + sent).deadline > now for sent in (2, 3, 4)] == [False, False, True]
+        view.is_moving(slot, now + 5)
+        assert [trust_of(name, names, wire, now + sent).deadline > now for sent in (4, 5, 6)] == [False, False, True]
+
+
+async def test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_asked_for_again(
+    cluster: EmbeddedCluster,
+) -> None:
+    """The node that gives it announces no later change."""
+    key, slot = _key_on(cluster, cluster.primaries[0])
+    name = f"magnus:t:{key}".encode()
+    async with cache_of(cluster) as cache:
+        await cache.set("t", key, "value")
+        state = state_of(cache)
+        view, names, wire = cluster_view_of(cache), state.epochs.names_for("t", name), state.topology.wire(name)
+        sent = state.clock()
+        assert {names.root, names.control} <= wire.known.current
+        view.moved(slot, view.map.nodes[cluster.primaries[1].id], state.clock())
+        assert not {names.root, names.control} & wire.known.current
+        wire.known.learned(names.control, state.epochs.latest(names.control), sent)
+        assert names.control not in wire.known.current
+        wire.known.learned(names.control, state.epochs.latest(names.control), state.clock())
+        assert names.control in wire.known.current
 
 
 # -- another node's word ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from magnus_cache._engine.redis.slots import key_slot
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import EmbeddedCluster
 from tests.support.traffic import BOUND, KEYS, Traffic
 from tests.support.wait import nothing_happens_for
@@ -31,6 +32,15 @@ def _migrate(cluster: EmbeddedCluster) -> None:
     for _ in range(2):
         for slot in _first_slots(cluster):
             cluster.migrate([slot], cluster.primaries[1])
+
+
+def _migrate_by_half(cluster: EmbeddedCluster) -> None:
+    """Some keys of each slot stay at the source for a while, the others are at the target."""
+    migration = cluster.migration(_first_slots(cluster), cluster.primaries[1])
+    migration.begin()
+    migration.move_keys(len(KEYS) // 8)
+    nothing_happens_for(4 * BOUND)
+    migration.complete()
 
 
 def _migrate_atomically(cluster: EmbeddedCluster) -> None:
@@ -66,9 +76,10 @@ def _cut_off(cluster: EmbeddedCluster) -> None:
     """From all other nodes, while its clients still reach it."""
     primary = cluster.primaries[0]
     replica = cluster.replicas_of(primary)[0]
+    began = monotonic()
     cluster.partition(primary)
     cluster.wait_for_primary(replica)
-    nothing_happens_for(3 * BOUND)
+    nothing_happens_for(max(3 * BOUND, began + 7 - monotonic()))
     cluster.heal()
 
 
@@ -86,6 +97,8 @@ def _add_and_remove(cluster: EmbeddedCluster) -> None:
 _FAULTS: Final[list[tuple[Callable[[EmbeddedCluster], None], str, dict[str, str]]]] = [
     (_migrate, "valkey", {}),
     (_migrate, "redis", {}),
+    (_migrate_by_half, "valkey", {}),
+    (_migrate_by_half, "redis", {}),
     (_migrate_atomically, "valkey", {}),
     (_give_away, "valkey", {}),
     (_give_away, "redis", {}),
@@ -98,6 +111,7 @@ _FAULTS: Final[list[tuple[Callable[[EmbeddedCluster], None], str, dict[str, str]
     (_cut_off, "valkey", {"cluster_allow_reads_when_down": "yes"}),
     (_delay_the_clock, "valkey", {}),
     (_add_and_remove, "valkey", {}),
+    (_add_and_remove, "redis", {}),
 ]
 
 

@@ -18,6 +18,10 @@ pytestmark = pytest.mark.anyio
 
 KEYS = [f"k{number}" for number in range(40)]
 
+GAP = 3.0
+"""Seconds after the decision of the sentinels within which the new primary is used, also on a busy machine; it takes
+0.5 s at most when nothing else is."""
+
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
@@ -116,12 +120,27 @@ async def test_sentinels_and_servers_speak_tls(server_tls: ServerTls) -> None:
 # -- failover -------------------------------------------------------------------------------------------------
 
 
-async def _is_served_by(cache: AsyncCacheManager, node: ServerNode) -> None:
+async def _is_served_by(cache: AsyncCacheManager, node: ServerNode) -> float:
+    """Return the seconds until a server has what a cache stores."""
+    began = monotonic()
+
     async def stored() -> bool:
-        await cache.set("t", "probe", node.port)
-        return node.ask("EXISTS", "magnus:t:probe") == 1
+        await cache.set("t", "probe", str(began))
+        # What was replicated from the former primary, or is stored in this process alone, is not enough.
+        return str(began) in (node.ask("GET", "magnus:t:probe") or "")
 
     await wait_until_answered(stored)
+    return monotonic() - began
+
+
+async def _used_meanwhile(cache: AsyncCacheManager, change: Callable[[], ServerNode]) -> ServerNode:
+    """Use a cache, without any exception, while a thread changes the roles of servers; return the new primary."""
+    changing = asyncio.create_task(asyncio.to_thread(change))
+    while not changing.done():
+        await cache.get_or_set("t", "k", lambda: "loaded")
+        await cache.set("t", "other", 1)
+        await asyncio.sleep(0)
+    return await changing
 
 
 @pytest.mark.tracking("keys", "prefix")
@@ -131,26 +150,22 @@ async def test_the_primary_is_killed(private_sentinels_with: Callable[..., Embed
         await one.set("t", "k", "value")
         assert await idle.get("t", "k") == "value"
         old = sentinels.primary
-        await asyncio.to_thread(sentinels.kill, old)
-        waiting = asyncio.create_task(asyncio.to_thread(sentinels.wait_for_failover, old))
-        while not waiting.done():
-            # No exception, whatever happens.
-            await one.get_or_set("t", "k", lambda: "loaded")
-            await one.set("t", "other", 1)
-            await asyncio.sleep(0)
-        began, new = monotonic(), await waiting
 
-        async def stored() -> bool:
-            return await one.set("t", "k", "new") and new.ask("EXISTS", "magnus:t:k") == 1
+        def kill() -> ServerNode:
+            sentinels.kill(old)
+            return sentinels.wait_for_failover(old)
+
+        new = await _used_meanwhile(one, kill)
+        began = monotonic()
+        assert await _is_served_by(one, new) < GAP
+        await one.set("t", "k", "new")
 
         async def is_new() -> bool:
             return await idle.get("t", "k") == "new"
 
-        await wait_until_answered(stored)
-        assert monotonic() - began < 1
         # The outage was its last exchange: it serves what it has until it has found the new primary.
         await wait_until_answered(is_new)
-        assert monotonic() - began < 1.5
+        assert monotonic() - began < GAP
 
 
 @pytest.mark.tracking("keys", "prefix")
@@ -161,13 +176,42 @@ async def test_a_planned_failover(private_sentinels_with: Callable[..., Embedded
         for key in KEYS:
             await one.set("t", key, "old")
         old = sentinels.primary
-        new = await asyncio.to_thread(sentinels.promote)
+        new = await _used_meanwhile(one, sentinels.promote)
         assert new is not old
-        await _is_served_by(one, new)
+        assert await _is_served_by(one, new) < GAP
         # A process that starts now is not misled by it either.
         async with cache_of(sentinels) as fresh:
-            assert await fresh.set("t", "fresh", 1)
-            assert new.ask("EXISTS", "magnus:t:fresh") == 1
+            assert await _is_served_by(fresh, new) < GAP
+        assert "master" in old.ask("ROLE")
+
+
+async def test_a_primary_is_stopped_and_continues(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
+    """It answers what it was asked before it was stopped, as the primary that it was then."""
+    sentinels = private_sentinels_with()
+    async with cache_of(sentinels) as one, cache_of(sentinels) as other:
+        await one.set("t", "k", "old")
+        assert await other.get("t", "k") == "old"
+        old = sentinels.primary
+
+        def stop() -> ServerNode:
+            sentinels.pause(old)
+            return sentinels.wait_for_failover(old)
+
+        new = await _used_meanwhile(one, stop)
+        assert await _is_served_by(one, new) < GAP
+        assert await _is_served_by(other, new) < GAP
+        await one.set("t", "k", "new")
+        await wait_until_answered(lambda: _has(other, "new"))
+        await asyncio.to_thread(sentinels.resume, old)
+        # Sentinel makes it a replica after ten seconds or so; it is not waited for.
+        for _ in range(50):
+            assert await other.get("t", "k") == "new"
+            async with cache_of(sentinels) as fresh:
+                assert await fresh.get("t", "k", "nothing") in {"new", "nothing"}
+
+
+async def _has(cache: AsyncCacheManager, value: str) -> bool:
+    return await cache.get("t", "k") == value
 
 
 # -- the word of a majority -----------------------------------------------------------------------------------

@@ -131,6 +131,10 @@ class ConnectionEvents:
         else:
             connection.trust.retire()
 
+    def warned(self, topic: str, problem: str) -> None:
+        """Warn of servers that can be used although something is wrong with them."""
+        self._parts.log.warned(topic, problem)
+
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Count the failure, and log once why Redis is unavailable."""
         self._parts.stats.failed(error.reason)

@@ -92,6 +92,10 @@ class ConnectionLog:
                 "next process",
             )
 
+    def warned(self, topic: str, problem: str) -> None:
+        """Warn of servers that can be used although something is wrong with them; once in a while for each topic."""
+        self._notices.warn(topic, f"{self._where}: {problem}")
+
     def disconnected(self, error: CacheUnavailableError, node: str | None = None) -> None:
         """Warn that Redis is unavailable, and why; again when the reason changes.
 

@@ -148,21 +148,23 @@ def _node_health(state: "State", node: str, ping: "Ping | None", task: "asyncio.
 
 async def _by_connecting(state: "State") -> Health:
     # Deferred, because importing redis-py takes longer than everything else.
+    from magnus_cache._engine.redis.diagnosis import none_of
     from magnus_cache._engine.redis.single_connection import connect_once
 
     assert state.endpoint is not None
-    timeout, probe, is_cluster = state.settings.op_timeout, state.epochs.root, state.topology.is_cluster
+    timeout, probe = state.settings.op_timeout, state.epochs.root
     asked = tracking_of(state.settings.tracking, state.epochs.names)
-    error: CacheUnavailableError | None = None
+    mode = "cluster" if state.topology.is_cluster else state.topology.mode
+    failures: list[CacheUnavailableError] = []
+    remap = state.topology.remap
     for endpoint in await state.topology.endpoints():
         try:
-            took, server, tracking = await connect_once(endpoint, timeout, probe, asked, cluster=is_cluster)
+            took, server, tracking = await connect_once(endpoint, timeout, probe, asked, mode=mode, remap=remap)
         except CacheUnavailableError as failure:
-            error = failure
+            failures.append(failure)
         else:
             return _healthy(state, took, server, tracking=tracking)
-    assert error is not None
-    raise error
+    raise none_of(state.place, failures)
 
 
 def _healthy(state: "State", took: float, server: "ServerFacts", *, tracking: bool) -> Health:

@@ -14,9 +14,10 @@ from magnus_cache._engine.redis import cluster_scripts
 from magnus_cache._engine.redis.cluster_redirects import Asked, Redirects, Shared
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import info
+from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import Callback, as_it_is
 from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, group_of, key_slot
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.deployment import Deployment
@@ -57,7 +58,19 @@ class ClusterLoop:
     def wire_of(self, key: bytes) -> ClusterWire:
         """Return the connection to the owner of a key, or, while there is none, one to some node."""
         node = self._topology.view.map.owner(key_slot(key))
-        return self.seed() if node is None else self.wire_to(node)
+        if node is None:
+            return self.seed()
+        wire = self.wire_to(node)
+        if not wire.up:
+            self._look_for_successor()
+        return wire
+
+    def _look_for_successor(self) -> None:
+        """Ask the other nodes about the map: nothing is sent to a node that is away, so nothing else does.
+
+        When its connection was lost, they may not have known yet who takes its place.
+        """
+        self.confirm()
 
     def wire_to(self, node: ClusterNode) -> ClusterWire:
         """Return the connection to a node, created if needed."""
@@ -97,7 +110,15 @@ class ClusterLoop:
     # -- what a node tells ----------------------------------------------------------------------------------------
 
     def introduced(self, wire: ClusterWire, found: SlotMap) -> None:
-        """Note what a node has answered in the handshake."""
+        """Note what a node has answered in the handshake.
+
+        :raises TopologyError: if it is another node than before, or one of another cluster while nodes of this one
+            answer.
+        """
+        if wire is not self._seed and wire not in self._retired and self.wires.get(wire.node_id) is not wire:
+            raise TopologyError("another node answers there than before; the cache looks for the present ones")
+        if self._topology.view.is_foreign(found) and any(each.up for each in self.all_wires()):
+            raise TopologyError("it belongs to another cluster than the other nodes; name nodes of one cluster only")
         node = found.nodes.get(wire.node_id)
         if wire is self._seed and node is not None and self.wires.get(node.id) is None:
             # The seed is one of the primaries: one connection does for both.
@@ -106,9 +127,12 @@ class ClusterLoop:
             self.wires[node.id] = wire
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         if wire is self._seed and self._topology.view.map.nodes:
-            # A replica, or a primary that there is a connection to.
+            # A replica, or a primary that there is a connection to. If all connections were lost, the others may answer
+            # now as well, or live elsewhere.
+            self._topology.retry_now()
             self._seed = None
             self._retire(wire)
+        self._topology.check_seeds()
 
     # -- whether writes are missing ---------------------------------------------------------------------------------
 
@@ -209,9 +233,13 @@ class ClusterLoop:
         self.redirects.end(error)
 
     def went_away(self, wire: ClusterWire) -> None:
-        """Ask the others about the map: a replica may take over."""
-        if self._topology.is_open:
-            self.confirm(urgent=True)
+        """Ask the others about the map: a replica may take over. Without any, look for them where the settings say."""
+        if not self._topology.is_open:
+            return
+        self.confirm(urgent=True)
+        if not any(each.up for each in self.all_wires()):
+            with contextlib.suppress(CacheUnavailableError, CacheClosedError):
+                self.seed().ask_about_cluster()
 
     def apply(self, moved: MapChanges) -> None:
         """Distrust what was read of slots that have moved, and send again what waits for one of them."""

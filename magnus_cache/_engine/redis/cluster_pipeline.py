@@ -145,6 +145,14 @@ class ClusterPipeline(ConfirmedPipeline):
                     good.append(part)
                     kept += some
                 continue
+            if len(part) == 1:
+                # As it is: it may remember its way.
+                if _is_no_value(some[0]):
+                    self._elsewhere(part, some[0], connection, sent)
+                else:
+                    good.append(part)
+                    kept += some
+                continue
             answered, others = part.divided([not _is_no_value(value) for value in some])
             for place, value in enumerate(filter(_is_no_value, some)):
                 one = ReadBatch(part.receiver)

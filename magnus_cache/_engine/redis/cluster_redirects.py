@@ -13,6 +13,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseErr
 from magnus_cache._engine.redis import cluster_scripts
 from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch, RedirectedCall, RedirectedRead
 from magnus_cache._engine.redis.cluster_scripts import Steps
+from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
@@ -65,6 +66,15 @@ class Shared(Protocol):
         """Whether a name is that of a control key."""
         ...
 
+    def check_seeds(self) -> None:
+        """Find out once whether all nodes that the settings name belong to one cluster."""
+
+    def warn(self, topic: str, problem: str) -> None:
+        """Warn of something that is wrong with the cluster, which can be used nevertheless."""
+
+    def retry_now(self) -> None:
+        """Let connections to all nodes be tried now: one of them answers again."""
+
 
 class _Nodes(Protocol):
     """The connections of the loop; see `ClusterLoop`."""
@@ -85,6 +95,7 @@ class Redirects:
     def __init__(self, nodes: _Nodes, topology: Shared) -> None:
         self._nodes = nodes
         self._topology = topology
+        self._unowned = UnownedSlots(topology.view, topology.op_timeout, topology.warn)
         self._postponed: dict[asyncio.TimerHandle, tuple[Asked, ClusterNode]] = {}
 
     def take(self, wire: ClusterWire, asked: Asked, error: Exception) -> None:
@@ -94,8 +105,8 @@ class Redirects:
         journey.hops += 1
         if not isinstance(asked, RedirectedRead | RedirectedCall | RedirectedBatch):
             asked = self._begin(asked, journey, wire)
-        if now > journey.began + self._topology.op_timeout or not self._topology.is_open:
-            self._fail(asked, _unsettled(error))
+        if self._unowned.gives_up(journey, error, now) or not self._topology.is_open:
+            self._fail(asked, self._unowned.error(error))
             return
         if isinstance(asked, Call) and isinstance(asked.command, Steps) and not isinstance(error, MovedError):
             self._one_by_one(asked, asked.command, [], journey, self._node_of(wire))
@@ -105,7 +116,7 @@ class Redirects:
             try:
                 node = self._node_at(error, wire)
             except SlotMapError:
-                self._fail(asked, _unsettled(error))
+                self._fail(asked, self._unowned.error(error))
                 return
         if isinstance(error, MovedError) and node is not None:
             self._topology.view.moved(error.slot_id, node, now)
@@ -249,7 +260,7 @@ class Redirects:
 
             call = Call(_asking_get(wanted.name), received, Callback(None, failed))
         if call is None:
-            self._fail(asked, _unsettled(ResponseError("ASK")))
+            self._fail(asked, self._unowned.error(ResponseError("ASK")))
             return
         try:
             target.enqueue(call)
@@ -290,9 +301,3 @@ def _of(asked: Call) -> Journey:
 
 def _asking_get(name: bytes) -> Command:
     return Command("GET", pack(b"ASKING") + pack(b"GET", name), 2)
-
-
-def _unsettled(error: Exception) -> CacheUnavailableError:
-    return CacheUnavailableError(
-        "clusterdown", f"the cluster does not settle who owns a slot ({str(error).split(' ', 1)[0]}); the cache waits"
-    )

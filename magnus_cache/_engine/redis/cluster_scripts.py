@@ -29,6 +29,7 @@ __all__ = [
     "adopt_copy",
     "arrive",
     "asking",
+    "asking_get",
     "issue",
     "join",
     "last_issued",
@@ -318,6 +319,11 @@ def asking(command: Command) -> Command | None:
         return Command(command.name, _ASKING + again().packed, 2)
 
     return Command(command.name, packed, 2 * len(parts), None if again is None else said_again)
+
+
+def asking_get(name: bytes) -> Command:
+    """Pack the read of one value at the node that its slot is being moved to; the reply is the value."""
+    return Command("GET", _ASKING + pack(b"GET", name), 2)
 
 
 def issue(clock: bytes, known: int, identity: bytes, *, adopt: bool = False) -> Command:

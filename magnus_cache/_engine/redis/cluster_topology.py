@@ -14,6 +14,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_nodes import ClusterNodes
+from magnus_cache._engine.redis.cluster_seeds import mixed, strangers
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.deployment import Deployment
@@ -21,7 +22,7 @@ from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.slots import MapChanges, key_slot
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.loop_end import call_on_loop, connection_task
 from magnus_cache._engine.runtime.loops import loop_error
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
@@ -68,13 +69,15 @@ class ClusterTopology(ClusterNodes):
         check_open: Callable[[], None],
     ) -> None:  # fmt: skip
         super().__init__(deployment.endpoint, limits, breaker, listener, clock, check_open)
-        self.deployment = deployment
+        self.deployment, self.remap = deployment, deployment.remap
         self.clock = clock
         self.max_staleness, self.op_timeout = limits.max_staleness, limits.op_timeout
         self.server_name = limits.controls.server
         self._prefix = limits.controls.root.partition(b"!")[0] + b"!"
         self._loops: dict[asyncio.AbstractEventLoop, ClusterLoop] = {}
         self._breakers: dict[str, Breaker] = {}
+        self._seeds_checked = False
+        self._checks: dict[asyncio.Task[None], asyncio.AbstractEventLoop] = {}
         self.trust_by_key = self._trust_of
         self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
 
@@ -210,6 +213,30 @@ class ClusterTopology(ClusterNodes):
             self._loops[loop] = found
         return found
 
+    def check_seeds(self) -> None:
+        """Find out once whether all nodes that the settings name belong to one cluster."""
+        if self._seeds_checked or len(self.deployment.seeds) < 2:
+            return
+        self._seeds_checked = True
+        loop = asyncio.get_running_loop()
+        task = connection_task(loop, self._warn_of_strangers(), "magnus-cache-seeds")
+        self._checks[task] = loop
+        task.add_done_callback(lambda _: self._checks.pop(task, None))
+
+    async def _warn_of_strangers(self) -> None:
+        found = await strangers(self.deployment, self.view.map.nodes, self.op_timeout, self.clock)
+        if found:
+            self.warn("mixed", mixed(found))
+
+    def warn(self, topic: str, problem: str) -> None:
+        """Warn of something that is wrong with the cluster, which can be used nevertheless."""
+        self._listener.warned(topic, problem)
+
+    def retry_now(self) -> None:
+        """Let connections to all nodes be tried now: one of them answers again."""
+        for breaker in list(self._breakers.values()):
+            breaker.retry_now()
+
     def _lives(self, node_id: str) -> bool:
         wires = [each.wires.get(node_id) for each in list(self._loops.values())]
         return any(wire is not None and wire.up for wire in wires)
@@ -240,6 +267,8 @@ class ClusterTopology(ClusterNodes):
             loops, self._loops = list(self._loops.values()), {}
         error = CacheUnavailableError("closed", "the connection to Redis was closed")
         wires = [wire for each in loops for wire in each.all_wires()]
+        for task, loop in list(self._checks.items()):
+            call_on_loop(loop, task.cancel)
         for each in loops:
             call_on_loop(each.loop, each.end, error)
         for wire in wires:
@@ -250,7 +279,7 @@ class ClusterTopology(ClusterNodes):
         """Start empty in a forked child: the sockets belong to its parent."""
         super().reset()
         self._keep(self._loops)
-        self._loops, self._breakers = {}, {}
+        self._loops, self._breakers, self._seeds_checked = {}, {}, False
         self.view.reset()
         self._lock = section()
 

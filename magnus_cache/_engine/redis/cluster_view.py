@@ -71,6 +71,11 @@ class ClusterView:
         if moved:
             self._changed(moved)
 
+    def is_foreign(self, found: SlotMap) -> bool:
+        """Return whether a map is that of another cluster: it has none of the nodes that are known."""
+        known = {node.id for node in self.known}
+        return bool(known) and bool(found.nodes) and known.isdisjoint(found.nodes)
+
     def moved(self, slot: int, node: ClusterNode, now: float) -> None:
         """Take a redirection: another node owns a slot."""
         with self._lock:

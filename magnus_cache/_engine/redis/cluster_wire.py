@@ -25,10 +25,9 @@ The races that this excludes
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.coherence.node_trust import NodeTrust
@@ -36,30 +35,22 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis.cluster_handshake import introduce_node
 from magnus_cache._engine.redis.cluster_journeys import RedirectedRead
 from magnus_cache._engine.redis.cluster_origins import Standing
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.connection import answers, push_of, server_identity
-from magnus_cache._engine.redis.diagnosis import TopologyError
+from magnus_cache._engine.redis.connection import push_of, server_identity
+from magnus_cache._engine.redis.diagnosis import none_of
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
-from magnus_cache._engine.redis.handshake import check_mode, introduce
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
-from magnus_cache._engine.redis.slots import (
-    MapChanges,
-    Respondent,
-    SlotMap,
-    SlotMapError,
-    anchor_tag,
-    from_shards,
-    from_slots,
-)  # fmt: skip
+from magnus_cache._engine.redis.slots import MapChanges, Respondent, SlotMap, anchor_tag, from_shards, from_slots
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError
 
@@ -68,9 +59,6 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
 __all__ = ["ClusterWire", "Neighbours"]
-
-_PING: Final = commands.Command("PING", commands.pack(b"PING"))
-_ID_BYTES: Final = 64
 
 
 class Neighbours(Protocol):
@@ -113,11 +101,14 @@ class Neighbours(Protocol):
 
 
 class _ClusterHeartbeat(Heartbeat):
-    """Asks for the time, and for any answer: in a cluster there is no second database to be swapped for this one."""
+    """Asks for the time, twice: in a cluster there is no second database to be swapped for this one.
+
+    The second answer stands for that of the marker, and takes no right besides.
+    """
 
     def __init__(self, clock: Clock, max_staleness: float, marker: bytes, exchanged: Callable[[], object]) -> None:
         super().__init__(clock, max_staleness, marker, exchanged)
-        self._marker = _PING
+        self._marker = commands.TIME
 
     def rest(self) -> None:
         """Ask nothing unasked: no answer of a replica counts, and each would be waited for in vain."""
@@ -176,7 +167,7 @@ class ClusterWire(ConfirmedWire):
     async def _connection(self) -> CacheUnavailableError:
         if not self.seeds:
             return await super()._connection()
-        error: CacheUnavailableError | None = None
+        failures: list[CacheUnavailableError] = []
         for endpoint in self.seeds:
             self._endpoint = endpoint
             error = await super()._connection()
@@ -184,62 +175,39 @@ class ClusterWire(ConfirmedWire):
                 # The one that has worked comes first.
                 self.seeds = (endpoint, *(each for each in self.seeds if each is not endpoint))
                 return error
-        assert error is not None
-        return error
+            failures.append(error)
+        return none_of(self._neighbours.deployment.display, failures)
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         sent = self.clock()
-        server = await introduce(connection, self.probe, self._limits.tracking, cluster=True)
-        who, shards, slots = await answers(
-            connection, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_SHARDS.packed,
-            cluster_scripts.CLUSTER_SLOTS.packed,
-        )  # fmt: skip
-        found = self._map_of(shards, slots)
-        node_id = who.decode("ascii", "replace") if type(who) is bytes and 0 < len(who) <= _ID_BYTES else ""
-        if not node_id:
-            raise RedisConnectionError("Protocol error: what came is no answer to CLUSTER MYID")
+        met = await introduce_node(connection, self.probe, self._limits.tracking, self._respondent)
+        server = met.server
         self.tracking = server.tracking
         self.time = RedisTime()
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
-        self.node_id, self.server = node_id, server
+        self.node_id, self.server, self._shards = met.id, server, met.has_shards
         self._vetted, self._unknown = set(), set()
-        if node_id not in found.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
+        if met.id not in met.map.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
             self._heartbeat.rest()
-        self._neighbours.introduced(self, found)
+        self._neighbours.introduced(self, met.map)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
         self.trust = NodeTrust(self.known.trusted_from + self.max_staleness)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
 
-    def _map_of(self, shards: Any, slots: Any) -> SlotMap:
-        """Return the map in the answers to CLUSTER SHARDS and SLOTS, of which a server may know one only.
-
-        :raises TopologyError: if the server is no node of a cluster.
-        """
-        if isinstance(slots, Exception):
-            # A server that does not tell its mode.
-            check_mode(b"redis_mode:standalone" if "cluster support disabled" in str(slots) else None, cluster=True)
-            if isinstance(shards, Exception):
-                raise slots
-        self._shards = not isinstance(shards, Exception)
-        here = Respondent(
-            self._endpoint.host, tls=self._endpoint.scheme == "tls", remap=self._neighbours.deployment.remap
-        )
-        try:
-            return from_shards(shards, here) if self._shards else from_slots(slots, here)
-        except SlotMapError as error:
-            raise TopologyError(f"its slot map cannot be used: {error}") from error
+    @property
+    def _respondent(self) -> Respondent:
+        tls = self._endpoint.scheme == "tls"
+        return Respondent(self._endpoint.host, tls=tls, remap=self._neighbours.deployment.remap)
 
     def map_in(self, reply: Any) -> SlotMap:
         """Return the map in an answer to `ask_about_cluster`.
 
-        :raises SlotMapError: for anything else.
+        :raises ValueError: for anything else, with what is wrong.
         """
-        host, tls = self._endpoint.host, self._endpoint.scheme == "tls"
-        here = Respondent(host, tls=tls, remap=self._neighbours.deployment.remap)
-        return from_shards(reply, here) if self._shards else from_slots(reply, here)
+        return from_shards(reply, self._respondent) if self._shards else from_slots(reply, self._respondent)
 
     # -- another node's word ------------------------------------------------------------------------------------
 
@@ -397,11 +365,3 @@ class ClusterWire(ConfirmedWire):
         super()._lost(error)
         # Also after an attempt to connect: it may be long until a replica takes over.
         self._neighbours.went_away(self)
-
-    def _admit(self) -> None:
-        try:
-            super()._admit()
-        except CacheUnavailableError:
-            # If all requests are for this node, no other connection asks who has its slots by now.
-            self._neighbours.confirm()
-            raise

@@ -216,10 +216,14 @@ def _abort(transport: asyncio.WriteTransport) -> None:
         transport.abort()
 
 
-async def answers(connection: AbstractConnection, *packed: bytes) -> list[Any]:
+async def answers(
+    connection: AbstractConnection, *packed: bytes, unable: Callable[[Exception], object] = unable
+) -> list[Any]:
     """Send some commands during the handshake, and return the answers, errors to single ones included.
 
     An error of a server that serves no client at all is raised, as redis-py's own error.
+
+    :param unable: returns None for an error to one command only.
     """
     await connection.send_packed_command(list(packed), check_health=False)
     replies: list[Any] = []

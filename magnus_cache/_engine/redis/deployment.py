@@ -68,7 +68,8 @@ class Deployment:
 
     def at(self, host: str, port: int) -> Endpoint:
         """Return the endpoint of one of the servers: with the credentials and the TLS options of all."""
-        return replace(self.endpoint, host=host, port=port)
+        announced = (host, port) not in self.seeds
+        return replace(self.endpoint, host=host, port=port, kind=self.kind, announced=announced)
 
     def sentinel_at(self, host: str, port: int) -> Endpoint:
         """Return the endpoint of one of the sentinels: with their own credentials, and the TLS options of the servers.
@@ -88,7 +89,8 @@ class Deployment:
         names |= {setting: self.endpoint.names[name] for setting, name in own.items() if name in self.endpoint.names}
         return replace(
             self.endpoint, host=host, port=port, db=0, username=self.sentinel_username,
-            password=self.sentinel_password, names=others | names,
+            password=self.sentinel_password, names=others | names, kind=self.kind,
+            announced=(host, port) not in self.seeds,
         )  # fmt: skip
 
     @property

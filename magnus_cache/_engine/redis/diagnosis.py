@@ -2,6 +2,7 @@
 
 import re
 import ssl
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from redis import exceptions as errors
@@ -11,11 +12,18 @@ from magnus_cache.errors import CacheUnavailableError, Reason
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["TopologyError", "explain", "refused", "unable"]
+__all__ = ["CLUSTER_GRANTS", "GRANTS", "IS_SENTINEL", "TopologyError", "explain", "none_of", "refused", "unable"]
 
 
 class TopologyError(Exception):
-    """A server is not what the settings say: one of a cluster, or a single one. The message has the remedy."""
+    """A server is not what the settings say, or not what its cluster needs. The message has the remedy.
+
+    :ivar reason: the reason in one word.
+    """
+
+    def __init__(self, message: str, reason: Reason = "topology") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 def refused(error: Exception, command: str) -> CacheUnavailableError:
@@ -36,13 +44,25 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 """The error of an allowed script that calls a forbidden command: in Redis 7 and Valkey, and in Redis 6."""
 
 
-_GRANTS: Final = "+@read +@write +@transaction +@scripting +time +info +client|tracking +client|id +client|kill"
+GRANTS: Final = (
+    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hsetnx +scan +dbsize +multi "
+    "+exec +eval +evalsha +time +info +client|tracking +client|id +client|kill"
+)
+"""The rights that suffice for a single server, and for the servers that Sentinel watches."""
+
+CLUSTER_GRANTS: Final = "+cluster|myid +cluster|info +cluster|shards +asking +hget"
+"""The rights that a Redis Cluster needs besides; before Redis 7.0, CLUSTER SLOTS in place of CLUSTER SHARDS."""
+
+IS_SENTINEL: Final = (
+    "it is a sentinel, and the settings say a Redis server; use redis+sentinel://host:port/service, or set "
+    "REDIS_SENTINELS and REDIS_SENTINEL_SERVICE"
+)
 
 
 def _grant(error: object) -> str:
     """Return what to grant: the command that an ACL error names, and the full list, to avoid the next refusal."""
     match = re.search(r"run the '([\w|]+)' command", str(error))
-    needed = f"{_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
+    needed = f"{GRANTS}, on a Redis Cluster also {CLUSTER_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
     return f"grant the user +{match[1]} (in all it needs {needed})" if match else f"grant the user {needed}"
 
 
@@ -50,7 +70,11 @@ _UNABLE: Final[dict[str, tuple[Reason, str]]] = {
     "LOADING": ("loading", "it is still loading its data; the cache waits for it"),
     "BUSY": ("busy", "it is busy with a script or a function; the cache waits for it (SCRIPT KILL ends one)"),
     "MASTERDOWN": ("masterdown", "it is a replica that has lost its primary; the cache waits for it"),
-    "CLUSTERDOWN": ("clusterdown", "its cluster is down; the cache waits for it"),
+    "CLUSTERDOWN": (
+        "clusterdown",
+        "its cluster is down, because slots have no owner or most primaries cannot be reached; the cache waits for it "
+        "(redis-cli --cluster check says what is wrong)",
+    ),
     "NOAUTH": ("auth", "it wants a password"),
 }
 """The errors of a server that is up but serves no command at all, by their code."""
@@ -58,10 +82,16 @@ _UNABLE: Final[dict[str, tuple[Reason, str]]] = {
 
 def unable(error: Exception) -> tuple[Reason, str] | None:
     """Return why a server serves no command at all: reason and message; None if it only refused this command."""
+    if isinstance(error, errors.ClusterDownError) and _UNSERVED in str(error):
+        return None
     for kind, code in _KINDS:
         if isinstance(error, kind):
             return _UNABLE[code]
     return _UNABLE.get(_code(error))
+
+
+_UNSERVED: Final = "slot not served"
+"""In the error of a cluster that works, about a key whose slot has no owner."""
 
 
 _KINDS: Final = (
@@ -88,6 +118,19 @@ def explain(error: BaseException, endpoint: "Endpoint", *, worked: bool = False)
     return CacheUnavailableError(reason, f"Redis at {endpoint.display}: {problem}")
 
 
+def none_of(place: str, failures: Sequence[CacheUnavailableError]) -> CacheUnavailableError:
+    """Return the error for several servers of which any one would do, none of which can be used.
+
+    :param place: all of them, for people.
+    """
+    telling = [error for error in failures if error.reason not in {"refused", "timeout", "lost", "down"}]
+    first = (telling or failures)[0]
+    if len(failures) == 1:
+        return first
+    more = "" if telling else " (nor can any other one be used)"
+    return CacheUnavailableError(first.reason, f"none of the nodes of {place} can be used: {first.problem}{more}")
+
+
 def _causes(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -105,7 +148,7 @@ def _diagnose(error: BaseException, endpoint: "Endpoint", worked: bool) -> tuple
         return "auth", f"it refused the user or password; {_login(endpoint)}"
     for link in chain:
         if isinstance(link, TopologyError):
-            return "topology", str(link)
+            return link.reason, str(link)
         if isinstance(link, Exception) and (why := unable(link)) is not None:
             return why
         if isinstance(link, errors.NoPermissionError):
@@ -125,11 +168,19 @@ def _diagnose(error: BaseException, endpoint: "Endpoint", worked: bool) -> tuple
         return "timeout", f"it did not answer in time ({endpoint.name('op_timeout')}){hint}"
     if "invalid DB index" in text or "DB index is out of range" in text:
         return "database", f"it has no database {endpoint.db}; set {endpoint.name('redis_db')}"
+    if "unknown command" in text and "select" in text.lower():
+        return "topology", IS_SENTINEL
     if _any(chain, errors.ResponseError):
         return "error", f"it refused the handshake: {text.split(' ', 1)[0]}"
     if "name or service not known" in text.lower() or "getaddrinfo" in text or "name resolution" in text:
         return "unknown_host", f"no such host; check {endpoint.name('redis_host')}"
-    hint = "" if worked or endpoint.scheme != "tcp" else f" (if it wants TLS, {_switch(endpoint)})"
+    hint = ""
+    if not worked and endpoint.scheme == "tcp":
+        hint = f" (if it wants TLS, {_switch(endpoint)})"
+    elif not worked and endpoint.scheme == "tls":
+        # With TLS 1.3, a server says so when the handshake is over here, and hangs up.
+        which = "another" if endpoint.tls.get("ssl_certfile") else "a"
+        hint = f" (if it wants {which} certificate of this client, {_own_certificate(endpoint)})"
     return "lost", f"the connection was lost{hint}"
 
 
@@ -152,11 +203,16 @@ def _login(endpoint: "Endpoint") -> str:
     return f"set {password} (and {user} for an ACL user)"
 
 
+def _own_certificate(endpoint: "Endpoint") -> str:
+    return f"set {endpoint.name('redis_ssl_certfile')} and {endpoint.name('redis_ssl_keyfile')}"
+
+
 def _switch(endpoint: "Endpoint") -> str:
     """Return how to switch TLS on, or off where it is on."""
     name, is_on = endpoint.name("redis_ssl"), endpoint.scheme == "tls"
-    if name == endpoint.names.get("redis_url"):
-        return f"use {'redis' if is_on else 'rediss'}:// in {name}"
+    if name.lower() == "redis_url":
+        kind = "" if endpoint.kind == "standalone" else f"+{endpoint.kind}"
+        return f"use {'redis' if is_on else 'rediss'}{kind}:// in {name}"
     return f"set {name}={str(not is_on).lower() if name.isupper() else not is_on}"
 
 
@@ -165,17 +221,38 @@ _OTHER_HOST: Final = frozenset({62, 64})
 
 _EXPIRED: Final = 10
 
+_WANTS_CERTIFICATE: Final = (
+    "ALERT_HANDSHAKE_FAILURE", "ALERT_CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA",
+    "ALERT_CERTIFICATE_UNKNOWN", "ALERT_CERTIFICATE_EXPIRED",
+)  # fmt: skip
+"""What a server says that wants another certificate of its client, or any."""
+
+_ANNOUNCING: Final = {
+    "cluster": "cluster-announce-hostname, with cluster-preferred-endpoint-type hostname",
+    "sentinel": "sentinel resolve-hostnames and announce-hostnames, with replica-announce-ip",
+}
+
 
 def _tls_problem(chain: list[BaseException], endpoint: "Endpoint") -> str | None:
     for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError):
             if link.verify_code in _OTHER_HOST:
-                remedy = f"connect by a name that is in it, or set {endpoint.name('redis_ssl_check_hostname')}=false"
-                return f"its TLS certificate is not for {endpoint.host!r}; {remedy}"
+                unchecked = f"set {endpoint.name('redis_ssl_check_hostname')}=false"
+                problem = f"its TLS certificate is not for {endpoint.host!r}"
+                if endpoint.announced:
+                    names = _ANNOUNCING[endpoint.kind]
+                    remap = f"set {endpoint.name('address_remap')}"
+                    return f"{problem}, as it is announced; announce its name ({names}), {remap}, or {unchecked}"
+                return f"{problem}; connect by a name that is in it, or {unchecked}"
             if link.verify_code == _EXPIRED:
                 return "its TLS certificate has expired; renew it"
             remedy = f"set {endpoint.name('redis_ssl_ca_certs')} to the file of the authority that signed it"
             return f"its TLS certificate is not trusted; {remedy}"
     if _any(chain, ssl.SSLError):
+        text = " ".join(str(link) for link in chain)
+        if any(alert in text for alert in _WANTS_CERTIFICATE):
+            if not endpoint.tls.get("ssl_certfile"):
+                return f"it wants a TLS certificate of this client; {_own_certificate(endpoint)}"
+            return f"it refused the TLS certificate of this client; {_own_certificate(endpoint)} to one that it trusts"
         return f"the TLS handshake failed; if it speaks plain Redis there, {_switch(endpoint)}"
     return None

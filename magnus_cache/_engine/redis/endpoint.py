@@ -36,6 +36,8 @@ class Endpoint:
     :ivar db: the number of the database.
     :ivar tls: options for redis-py's `SSLConnection`; empty without TLS.
     :ivar names: the name of each setting in effect, a keyword or a variable; for messages.
+    :ivar kind: of the deployment that it belongs to: ``"standalone"``, ``"cluster"`` or ``"sentinel"``; for messages.
+    :ivar announced: whether servers have told its host and port, and not the settings; for messages.
     """
 
     scheme: Literal["tcp", "tls", "unix"] = "tcp"
@@ -47,6 +49,8 @@ class Endpoint:
     password: SecretStr | None = None
     tls: Mapping[str, Any] = field(default_factory=dict, hash=False)
     names: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    kind: Literal["standalone", "cluster", "sentinel"] = field(default="standalone", compare=False, repr=False)
+    announced: bool = field(default=False, compare=False, repr=False)
 
     def name(self, setting: str) -> str:
         """Return the name of the setting that a user must change, such as ``REDIS_PORT``.

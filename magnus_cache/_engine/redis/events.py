@@ -66,6 +66,13 @@ class WireListener(Protocol):
     def vanished(self, connection: Connection) -> None:
         """The loop of a wire ended without closing it, so its loss went unnoticed; called in any thread."""
 
+    def warned(self, topic: str, problem: str) -> None:
+        """Something is wrong with the servers, and they can be used nevertheless.
+
+        :param topic: tells this problem from others.
+        :param problem: what is wrong, and the remedy.
+        """
+
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Redis cannot be reached through this wire."""
 

@@ -4,15 +4,15 @@ from typing import Any, Final, NamedTuple
 
 import redis
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ClusterDownError, MasterDownError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError
 
 from magnus_cache._engine.coherence.epochs import ControlNames, epoch_of
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.connection import answers, is_orphan, server_identity
-from magnus_cache._engine.redis.diagnosis import TopologyError
+from magnus_cache._engine.redis.diagnosis import IS_SENTINEL, TopologyError, unable
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.tracking import Tracking
@@ -101,10 +101,15 @@ async def introduce(
         # A server that is loading its data, or has lost its primary, answers all commands but this one. It is the last
         # one: what is announced after its answer is not lost here.
         commands.get_many((key,)),
+        # A node of a cluster that is down is asked why.
+        unable=_unable_node if cluster else unable,
     )
+    check_mode(server, cluster=cluster)
     if isinstance(time, Exception):
         raise time
-    check_mode(server, cluster=cluster)
+    if cluster and isinstance(replication, NoPermissionError):
+        # Without it, a replica that has taken over could not be told from the primary that it lacks writes of.
+        raise replication
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
     switched, echoes = replies[len(_NAME_LIBRARY) :], False
@@ -132,6 +137,11 @@ async def introduce(
     )
 
 
+def _unable_node(error: Exception) -> object:
+    is_down = isinstance(error, ClusterDownError) and not isinstance(error, MasterDownError)
+    return None if is_down else unable(error)
+
+
 def _switches(tracking: Tracking) -> tuple[bytes, ...]:
     """Return what switches the announcements on."""
     if tracking.mode == "off":
@@ -149,6 +159,8 @@ def check_mode(server: Any, *, cluster: bool) -> None:
     :raises TopologyError: if it is not.
     """
     mode = info(server, b"server_mode") or info(server, b"redis_mode")
+    if mode == "sentinel":
+        raise TopologyError(IS_SENTINEL)
     if mode == "cluster" and not cluster:
         raise TopologyError(
             "it is a node of a Redis Cluster, and the settings say a single server; set REDIS_CLUSTER=true, or use a "

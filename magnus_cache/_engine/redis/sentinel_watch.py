@@ -158,8 +158,9 @@ class SentinelWatch:
 
     def _told_by_sentinel(self, informant: Informant, replies: list[Any], sent: float) -> None:
         here = (informant.endpoint.host, informant.endpoint.port)
-        if isinstance(replies[1], ResponseError):
-            self._problems[informant] = self._refusal(informant, replies[1])
+        # Only its id may be missing. Without the other sentinels it would count as the only one, and as a majority.
+        if refusal := next((reply for reply in replies[1:] if isinstance(reply, ResponseError)), None):
+            self._problems[informant] = self._refusal(informant, refusal)
             return
         word = word_in(replies, sent)
         self._problems.pop(informant, None)

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import NoPermissionError
 
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import commands
@@ -116,6 +117,9 @@ class SentinelWire(ConfirmedWire):
         self._transport = None if writer is None else writer.transport
         # Before anything is concluded from what it has.
         (replication,) = await answers(connection, commands.INFO_REPLICATION.packed)
+        if isinstance(replication, NoPermissionError):
+            # A replica that is named by mistake, or was promoted, could not be told from a primary.
+            raise replication
         if info(replication, b"role") == "slave":
             raise TopologyError("the sentinels name it as the primary, and it is a replica; the cache waits for them")
         await super()._introduce(connection)

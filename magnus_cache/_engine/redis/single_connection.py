@@ -2,19 +2,21 @@
 
 from typing import TYPE_CHECKING, Final
 
-from redis.exceptions import AskError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AskError, ClusterDownError, NoPermissionError
 
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.redis.connection import answers, opened
 from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.frame_limits import Intake
-from magnus_cache._engine.redis.handshake import introduce
+from magnus_cache._engine.redis.handshake import ServerInfo, introduce
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.slots import Remap
 
 __all__ = ["connect_once", "wipe"]
 
@@ -24,7 +26,13 @@ _STEP: Final = 500
 
 
 async def connect_once(
-    endpoint: "Endpoint", timeout: float, probe: bytes, tracking: Tracking, *, cluster: bool = False
+    endpoint: "Endpoint",
+    timeout: float,
+    probe: bytes,
+    tracking: Tracking,
+    *,
+    mode: str | None = None,
+    remap: "Remap | None" = None,
 ) -> tuple[float, ServerFacts, bool]:
     """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
 
@@ -33,25 +41,42 @@ async def connect_once(
     :param timeout: seconds for the connection and for each answer.
     :param probe: any key; it need not exist.
     :param tracking: what the server is to announce.
-    :param cluster: whether the server is to be a node of a cluster.
+    :param mode: what the server is to be, if that matters: a node of a ``"cluster"``, or known to ``"sentinel"``.
+    :param remap: see `Respondent`.
     :raises CacheUnavailableError: when Redis does not answer, or cannot serve.
     """
-    intake = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES)
+    intake, cluster = Intake(timeout, monotonic, lambda: 1, lambda: _REPLY_BYTES), mode == "cluster"
     try:
         async with opened(endpoint, timeout, intake, lambda: True) as connection:
-            met = await introduce(connection, probe, tracking, cluster=cluster)
+            if cluster:
+                met = await _introduce_node(connection, probe, tracking, endpoint, remap)
+            else:
+                met = await introduce(connection, probe, tracking)
             intake.completed()
             began = monotonic()
             (reply,) = await answers(connection, commands.get_many((probe,)))
             took = monotonic() - began
             # In a cluster, the key may be on another node: that is an answer, too.
-            if isinstance(reply, Exception) and not isinstance(reply, AskError):
+            if isinstance(reply, Exception) and not (cluster and isinstance(reply, AskError | ClusterDownError)):
                 raise reply
             (about,) = await answers(connection, commands.INFO_SERVER.packed)
+            if mode == "sentinel" and isinstance(about, NoPermissionError):
+                raise about
     # The errors of redis-py, sockets and TLS have no common base class below Exception.
     except Exception as error:  # as said
         raise explain(intake.refusal or error, endpoint) from error
     return took, ServerFacts.read(about), met.tracking
+
+
+async def _introduce_node(
+    connection: AbstractConnection, probe: bytes, tracking: Tracking, endpoint: "Endpoint", remap: "Remap | None"
+) -> ServerInfo:
+    # Deferred: a single server needs nothing of it.
+    from magnus_cache._engine.redis.cluster_handshake import introduce_node
+    from magnus_cache._engine.redis.slots import Respondent
+
+    here = Respondent(endpoint.host, tls=endpoint.scheme == "tls", remap=remap)
+    return (await introduce_node(connection, probe, tracking, here)).server
 
 
 async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:

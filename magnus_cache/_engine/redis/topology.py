@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.large_wire import LargeWire, LargeWires
+    from magnus_cache._engine.redis.slots import Remap
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["Group", "Topology", "import_driver"]
@@ -57,6 +58,9 @@ class Topology:
 
     mode: str | None = None
     """How the server is found, for people; None where the server tells that itself."""
+
+    remap: "Remap | None" = None
+    """Returns the address at which this process reaches a node, given the one that it announces."""
 
     trust_by_key: "Callable[[bytes, EpochNames, Connection, float], Trust] | None" = None
     """Returns what a value stands on that a connection has brought; None where that is the connection's own trust."""
