@@ -181,8 +181,9 @@ def test_blocking_callers(cluster: EmbeddedCluster) -> None:
 async def test_all_connections_of_a_cluster_count(cluster: EmbeddedCluster) -> None:
     """A record of the outbox begins its replay on one of them, and the end of the cache tells all nodes."""
     async with cache_of(cluster) as cache:
-        await cache.get_many("t", KEYS)
         topology = state_of(cache).topology
+        assert not topology.reachable
+        await cache.get_many("t", KEYS)
         assert topology.reachable
         assert topology.used
         addresses = {node.address for node in cluster.primaries}
@@ -198,15 +199,6 @@ async def test_a_replica_is_asked_for_no_sign_of_life(cluster: EmbeddedCluster) 
         wires = {state_of(cache).topology.node_led_to(wire): wire for wire in wires_of(cache) if wire.up}
         assert heartbeat_is_due(wires[cluster.owner("magnus:t:k").address], 1)
         assert not heartbeat_is_due(wires[None], 1)
-
-
-async def test_a_connected_cache_knows_that_it_is(cluster: EmbeddedCluster) -> None:
-    """What it missed is told to Redis through such connections, and health checks report them."""
-    async with cache_of(cluster) as cache:
-        assert not state_of(cache).reachable
-        await cache.get_many("t", KEYS)
-        assert state_of(cache).reachable
-        assert len(state_of(cache).topology.established()) == 3
 
 
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:
