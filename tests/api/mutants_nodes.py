@@ -3,11 +3,11 @@
 from typing import Final
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
+from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_nodes import ClusterNodes
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.topology import Topology
-from magnus_cache._engine.redis.wire import Wire
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/api/test_nodes.py"
@@ -25,5 +25,5 @@ def without_asking_each_node_in_a_health_check() -> None:
 
 @guard(f"{HERE}::test_a_node_that_is_replaced")
 def without_asking_the_others_while_all_requests_are_for_a_node_that_is_away() -> None:
-    put(ClusterWire, "_admit", Wire._admit)
+    put(ClusterLoop, "_look_for_successor", nothing)
     put(ClusterWire, "_lost", ConfirmedWire._lost)

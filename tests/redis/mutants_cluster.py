@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts
+from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_view import ClusterView
@@ -120,6 +120,11 @@ def without_waiting_loads_that_a_move_wakes() -> None:
 @guard(f"{HERE}::test_invariant_1_a_load_whose_lease_moves_takes_no_further_callers")
 def without_an_end_of_joins_when_a_lease_moves() -> None:
     rewrite(Leases.moved, "if covers(lease.name)", "if False")
+
+
+@guard(f"{HERE}::test_a_replica_is_asked_for_no_sign_of_life")
+def without_rest_for_the_heartbeat_of_a_replica() -> None:
+    put(cluster_wire._ClusterHeartbeat, "rest", nothing)
 
 
 @guard(f"{HERE}::test_invariant_1_an_answer_that_left_before_its_slot_moved_is_not_kept")

@@ -9,12 +9,11 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.coherence.node_trust import SPAN
-from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode
-from tests.support.inside import cluster_view_of, state_of, waits_for_a_lease, wires_of
+from tests.support.inside import cluster_view_of, heartbeat_is_due, state_of, waits_for_a_lease, wires_of
 from tests.support.loaders import Slow
 from tests.support.wait import nothing_happens_for_async, wait_until_answered, wait_until_async
 
@@ -180,16 +179,27 @@ def test_blocking_callers(cluster: EmbeddedCluster) -> None:
         assert (health.ok, health.mode) == (True, "cluster")
 
 
-async def test_a_connected_cache_knows_that_it_is(cluster: EmbeddedCluster) -> None:
-    """What it missed is told to Redis through such connections, and health checks report them."""
+async def test_all_connections_of_a_cluster_count(cluster: EmbeddedCluster) -> None:
+    """A record of the outbox begins its replay on one of them, and the end of the cache tells all nodes."""
     async with cache_of(cluster) as cache:
-        assert not state_of(cache).reachable
-        await cache.get_many("t", KEYS)
-        assert state_of(cache).reachable
-        # The first one may have led to a replica, and is up for a while.
         topology = state_of(cache).topology
-        assert isinstance(topology, ClusterTopology)
-        assert {topology.node_id(wire) for wire in topology.established()} >= set(cluster_view_of(cache).map.nodes)
+        assert not topology.reachable
+        await cache.get_many("t", KEYS)
+        assert topology.reachable
+        assert topology.used
+        addresses = {node.address for node in cluster.primaries}
+        for found in (topology.connections(), topology.established(), topology.running()):
+            assert {topology.node_led_to(wire) for wire in found} - {None} == addresses
+
+
+async def test_a_replica_is_asked_for_no_sign_of_life(cluster: EmbeddedCluster) -> None:
+    """Its answer would be held back, as no node confirms it, and the connection would end with a warning."""
+    replica = cluster.replicas[0]
+    async with AsyncCacheManager(redis_url=f"redis+cluster://{replica.address}") as cache:
+        await cache.get("t", "k")
+        wires = {state_of(cache).topology.node_led_to(wire): wire for wire in wires_of(cache) if wire.up}
+        assert heartbeat_is_due(wires[cluster.owner("magnus:t:k").address], 1)
+        assert not heartbeat_is_due(wires[None], 1)
 
 
 async def test_the_first_node_is_down(cluster: EmbeddedCluster) -> None:

@@ -141,6 +141,11 @@ def patience_of(wire: "Wire") -> "asyncio.Timeout | None":
     return wire._patience
 
 
+def heartbeat_is_due(wire: "Wire", seconds: float) -> bool:
+    """Whether a request in so many seconds would take a heartbeat along."""
+    return wire._heartbeat.is_due(wire.clock() + seconds)
+
+
 def beats(wire: "Wire") -> bool:
     """Whether the connection will ask for a sign of life, with nobody asking."""
     return wire._beat is not None

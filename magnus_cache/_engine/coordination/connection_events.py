@@ -116,7 +116,8 @@ class ConnectionEvents:
     def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
         self._parts.generations.remapped()
-        self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
+        if self._parts.log.any_away:
+            self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
         if self._parts.outbox.pending:
             # Other nodes may be able to settle what waits.
             for connection in self._parts.topology.established()[:1]:

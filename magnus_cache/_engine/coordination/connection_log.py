@@ -61,6 +61,11 @@ class ConnectionLog:
             if self._notices.resolved(f"node:{node}"):
                 say(f"node {node} is back{self._since(began)}{self._missed()}")
 
+    @property
+    def any_away(self) -> bool:
+        """Whether a node of a cluster is away, as far as was logged."""
+        return bool(self._away)
+
     def remapped(self, nodes: "Collection[str]") -> None:
         """Log that nodes which are away have no slots any more.
 

@@ -181,6 +181,7 @@ class ClusterTopology(ClusterNodes):
     # -- all of them ------------------------------------------------------------------------------------------
 
     def _all(self) -> "list[Wire]":
+        """Return the connections of all loops."""
         return [wire for loop in list(self._loops.values()) for wire in loop.all_wires()]
 
     @property

@@ -109,6 +109,10 @@ class _ClusterHeartbeat(Heartbeat):
         super().__init__(clock, max_staleness, marker, exchanged)
         self._marker = commands.TIME
 
+    def rest(self) -> None:
+        """Ask nothing unasked: no answer of a replica counts, and each would be waited for in vain."""
+        self._asked = math.inf
+
     def _took_replication(self, reply: Any, connection: Connection, _sent: float) -> None:
         history = server_identity(None, reply)
         if info(reply, b"role") == "slave" or (history and not connection.identity.endswith(history)):
@@ -182,6 +186,8 @@ class ClusterWire(NodeAnswers):
         self._heartbeat.begin(sent, replication=bool(server.history))
         self.node_id, self.server, self._shards = met.id, server, met.has_shards
         self._vetted, self._unknown = set(), set()
+        if met.id not in met.map.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
+            self._heartbeat.rest()
         self._neighbours.introduced(self, met.map)
         self.known = KnownEpochs(self._limits.controls.root, sent)
         self.known.vouched = self._neighbours.confirmed_at(self)
@@ -349,11 +355,3 @@ class ClusterWire(NodeAnswers):
         super()._lost(error)
         # Also after an attempt to connect: it may be long until a replica takes over.
         self._neighbours.went_away(self)
-
-    def _admit(self) -> None:
-        try:
-            super()._admit()
-        except CacheUnavailableError:
-            # If all requests are for this node, no other connection asks who has its slots by now.
-            self._neighbours.confirm()
-            raise
