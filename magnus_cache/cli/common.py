@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote
@@ -75,7 +75,7 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def opened(url: str | None, prefix: str | None, *, check: bool = True, **settings: Any) -> Iterator[CacheManager]:
+def opened(url: str | None, prefix: str | None, *, check: bool = True, **settings: Any) -> Generator[CacheManager]:
     """Give the cache that the settings and options describe. It publishes no statistics of its own.
 
     :param check: whether Redis must answer first.

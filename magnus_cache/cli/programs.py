@@ -63,6 +63,7 @@ def warm(
         )
     if not cached and namespace is None:
         raise CommandError(WRONG_USAGE, f"{function} is not a cached function; name the namespace: --namespace NAME")
+    report: dict[str, Any]
     with opened(url, prefix) as cache:
         if cached:
             report = _warm_function(found, wanted, concurrency, only_missing=only_missing)
@@ -71,8 +72,10 @@ def warm(
             done = cache.warm_cache(
                 str(namespace), found, names, concurrency=concurrency, only_missing=only_missing, progress=None
             )
-            report = {"total": done.total, "loaded": done.loaded, "skipped": done.skipped, "failed": done.failed}
-            report["errors"] = {str(key): str(error) for key, error in done.errors.items()}
+            report = {
+                "total": done.total, "loaded": done.loaded, "skipped": done.skipped, "failed": done.failed,
+                "errors": {str(key): str(error) for key, error in done.errors.items()},
+            }  # fmt: skip
     if json:
         print_json(report)
     else:

@@ -143,8 +143,9 @@ class FleetStats:
             "started": round(second - (self._clock() - self._began)),
             **{name: process[name] for name in _NOW},
         }  # fmt: skip
-        life = 0 if last else self.life
-        return Report(self._number, second, msgpack.packb(about), life, fields, _totals(fields))
+        packed, life = msgpack.packb(about), 0 if last else self.life
+        assert packed is not None
+        return Report(self._number, second, packed, life, fields, _totals(fields))
 
     def _took(self, report: "Report") -> None:
         for name, count in report.fields.items():

@@ -51,7 +51,7 @@ def _add(fields: dict[str, int], kind: str, name: str, counters: Counters) -> No
 def figures_from(fields: Iterable[tuple[str, int]]) -> CacheStats:
     """Return the statistics of some fields; of two with the same name, the sum counts."""
     namespaces, functions = dict[str, Counters](), dict[tuple[str, str], Counters]()
-    errors, process = dict[str, int](), dict.fromkeys(COUNTED, 0)
+    errors, process = dict[str, int](), dict[str, int](dict.fromkeys(COUNTED, 0))
     latencies = {"l2": Histogram(), "load": Histogram()}
     for field, count in fields:
         kind, _, rest = field.partition(":")
@@ -72,5 +72,5 @@ def figures_from(fields: Iterable[tuple[str, int]]) -> CacheStats:
         elif kind in latencies and rest.isascii() and rest.isdigit():
             latencies[kind].count_in(int(rest), count)
     figures = figures_of(namespaces, functions, latencies["l2"], latencies["load"], errors)
-    figures |= process
+    figures.update(process)
     return figures
