@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from magnus_cache.cli.common import (
     FINDING,
@@ -78,7 +79,8 @@ def _print(found: "list[Finding]") -> None:
             text += f"\n→ {finding.remedy}"
         if finding.page:
             text += f"\n  see .docs/{finding.page}"
-        table.add_row(f"[{style}]{sign}[/]", finding.check, text)
+        # No markup: an address in brackets would be taken for it.
+        table.add_row(Text(sign, style), finding.check, Text(text))
     console().print(table)
     must = sum(finding.level == "fix" for finding in found)
     console().print("nothing must be mended" if not must else f"{must} to mend")

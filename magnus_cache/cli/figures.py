@@ -144,7 +144,8 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
             "" if rate is None else f"{rate:,.1f}", f"{row['calls']:,}", f"{row['hit_rate_percent']:g} %",
             f"{row['loads']:,}", mean, f"{row['saved_seconds']:,.1f} s",
         )  # fmt: skip
-        table.add_row(name, *cells[: len(shown)])
+        # No markup: the name of a function may have brackets.
+        table.add_row(Text(name), *cells[: len(shown)])
     if not rows:
         table.add_row("none yet")
     return table
@@ -156,7 +157,7 @@ def _summary(figures: Mapping[str, Any]) -> RenderableType:
     table.add_column()
     for name, value in figures.items():
         if not isinstance(value, dict):
-            table.add_row(name, f"{value:,}" if type(value) is int else str(value))
+            table.add_row(name, Text(f"{value:,}" if type(value) is int else str(value)))
     for level, found in figures["levels"].items():
         table.add_row(f"level {level}", ", ".join(f"{name} {value:,}" for name, value in found.items()))
     for reason, count in figures["errors"].items():

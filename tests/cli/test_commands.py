@@ -289,3 +289,10 @@ def test_without_the_extra_it_names_the_extra(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (
         2, 'magnus-cache: the command line needs an extra: pip install "magnus-cache[cli]"\n'
     )  # fmt: skip
+
+
+def test_names_with_brackets_are_shown(run: Run, cache: CacheManager) -> None:
+    cache.set("t", "k", 1)
+    cache._engine.state.stats.child("t", "of[red]").l1_hits += 1
+    cache.get_stats("fleet")
+    assert "of[red]" in printed(run("top", "--once"))
