@@ -347,7 +347,7 @@ def test_what_had_worked_is_not_told_to_try_tls() -> None:
 def test_a_missing_grant_is_named_with_all_the_others() -> None:
     error = NoPermissionError("User app has no permissions to run the 'client|tracking' command")
     told = str(explain(error, Endpoint()))
-    assert "grant the user +client|tracking (in all it needs +@read" in told
+    assert "grant the user +client|tracking (in all it needs +get +mget" in told
     assert "+client|kill" in told
 
 

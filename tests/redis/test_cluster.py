@@ -98,9 +98,14 @@ async def test_a_change_elsewhere_is_announced(cluster: EmbeddedCluster) -> None
         for key in KEYS[:30]:
             await one.set("t", key, "old")
             assert await other.get("t", key) == "old"
-        before = state_of(other).stats.l2_latency.count
-        assert [await other.get("t", key) for key in KEYS[:30]] == ["old"] * 30
-        assert state_of(other).stats.l2_latency.count == before  # from memory
+
+        async def from_memory() -> bool:
+            before = state_of(other).stats.l2_latency.count
+            assert [await other.get("t", key) for key in KEYS[:30]] == ["old"] * 30
+            return state_of(other).stats.l2_latency.count == before
+
+        # Not always the first time: the epochs of a group that is split count for a part of a second only.
+        await wait_until_answered(from_memory)
         for key in KEYS[:30]:
             await one.set("t", key, "new")
 

@@ -11,7 +11,9 @@ from tests.redis.test_cluster import KEYS
 
 pytestmark = pytest.mark.anyio
 
-PAGE = (Path(__file__).parents[2] / ".docs" / "cluster.md").read_text()
+PAGES = Path(__file__).parents[2] / ".docs"
+PAGE = (PAGES / "cluster.md").read_text()
+GRANTS = (PAGES / "deployment.md").read_text()
 
 
 @pytest.fixture(params=["asyncio"])
@@ -21,9 +23,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 async def test_the_grants_of_the_page_suffice(cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
-    (line,) = re.findall(r"^ACL SETUSER desk .*$", PAGE, re.MULTILINE)
+    assert "deployment.md#acl-grants" in PAGE
+    # Those of a single server, and those that a cluster needs beside them.
+    lines = re.findall(r"^ACL SETUSER app .*$", GRANTS.replace("magnus*", "desk*"), re.MULTILINE)
+    assert len(lines) == 2
     for node in cluster.nodes:
-        node.ask(*line.split())
+        for line in lines:
+            node.ask(*line.replace("SETUSER app", "SETUSER desk").split())
     url = f"redis+cluster://desk:password@{cluster.replicas[0].address}"
     try:
         async with (
