@@ -160,9 +160,11 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def cluster(session: nox.Session) -> None:
-    """Run the long tests of clusters and Sentinel sets: failovers, cut links, TLS, nodes that come and go."""
+    """Run the long tests of clusters and Sentinel sets, and those on all servers and loops that `tests` leaves out."""
     install(session, "test")
     session.run("python", "-m", "pytest", *(session.posargs or CLUSTER))
+    if not session.posargs:
+        session.run("python", "-m", "pytest", "-n", "2", "-m", "slow", env={"MAGNUS_TESTS": "all"})
 
 
 @nox.session

@@ -6,7 +6,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 import redis
@@ -44,6 +44,29 @@ def _servers() -> list[str]:
 SERVERS = _servers()
 
 Group = TypeVar("Group", EmbeddedCluster, EmbeddedSentinels)
+
+
+_GROUPS: Final = {"shared_cluster", "shared_sentinels", "private_cluster_with", "private_sentinels_with"}
+"""The fixtures of tests that run on several servers at a time."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
+
+    Tests on a cluster or Sentinel set run on Valkey and asyncio here, those of the command line on Valkey.
+    """
+    here, elsewhere = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        is_group = bool(_GROUPS & set(getattr(item, "fixturenames", ())))
+        is_command = "tests/cli/" in item.nodeid
+        if is_group or is_command:
+            item.add_marker("slow")
+        kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
+        left = ("redis" in kinds and "valkey" not in kinds) or (is_group and "uvloop" in kinds)
+        (elsewhere if left and (is_group or is_command) else here).append(item)
+    if os.environ.get("MAGNUS_TESTS") != "all" and elsewhere:
+        items[:] = here
+        config.hook.pytest_deselected(items=elsewhere)
 
 
 def pytest_report_header() -> str:
