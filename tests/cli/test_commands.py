@@ -202,6 +202,9 @@ def test_functions_and_loaders_are_warmed(run: Run, cache: CacheManager, tmp_pat
     assert cache.get("t", ("xy", 3)) == [("xy", 3)]
     again = parsed(run("warm", "mine:load", "--keys", "keys", "--namespace", "t", "--only-missing", "--json"))
     assert again["skipped"] == 3
+    (tmp_path / "keys").write_text("abc\nnew\n")
+    once_more = parsed(run("warm", "mine:length", "--keys", "keys", "--only-missing", "--json"))
+    assert (once_more["loaded"], once_more["skipped"]) == (1, 1)
 
 
 def printed_lines(done: "subprocess.CompletedProcess[str]", code: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ import redis
 from pexpect import EOF
 
 from magnus_cache import CacheManager
+from magnus_cache._engine.redis.diagnosis import GRANTS
 from magnus_cache.cli.checks import findings
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
 from tests.cli.test_commands import Run, parsed, printed, run
@@ -84,9 +85,17 @@ def test_grants_are_tried(private_server_with: Callable[..., Any]) -> None:
         )  # type: ignore[no-untyped-call]  # redis-py leaves it without
     url = server.url.replace("redis://", "redis://app:secret@")
     problems = found(url, prefix="mine")
-    assert "time" in problems["grants:fix"]
-    assert "client|kill" in problems["grants:fix"]
-    assert "ACL SETUSER app" in problems["grants:fix"]
+    assert problems["grants:fix"].startswith("the user lacks +eval +time +client|kill of 127.0.0.1")
+    assert "ACL SETUSER app +eval +time +client|kill;" in problems["grants:fix"]
+
+
+def test_the_grants_of_the_page_are_enough_for_it(private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(**_SET_UP)
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~mine*", "~{mine*", *GRANTS.split())  # type: ignore[no-untyped-call]  # as above
+    problems = found(server.url.replace("redis://", "redis://app:secret@"), prefix="mine")
+    # What the cache itself does not need cannot be checked.
+    assert set(problems) == {"tracking table:advice"}
 
 
 def test_a_replica_is_told(private_server_with: Callable[..., Any], server: Any) -> None:
@@ -102,8 +111,10 @@ def test_a_replica_is_told(private_server_with: Callable[..., Any], server: Any)
 def test_keys_of_another_program_are_found(url: str, raw: Any) -> None:
     with CacheManager(redis_url=url, prefix="mine") as cache:
         cache.set("t", "k", 1)
-    raw.set("mine:t:other", "{}")
-    assert "'t:other'" in found(url, prefix="mine")["keys:fix"]
+    raw.set("mine:session", "{}")
+    assert (
+        "1 of 2 keys were written by another program, such as 'mine:session'" in found(url, prefix="mine")["keys:fix"]
+    )
 
 
 def test_settings_that_contradict_each_other(url: str) -> None:
