@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from magnus_cache._engine.redis.exchange import Callback
+from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.fleet_totals import fields_of, figures_from
@@ -30,7 +31,6 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection
-    from magnus_cache._engine.redis.fleet_keys import FleetNames, Published, Report
 
 __all__ = ["FleetStats"]
 
@@ -55,7 +55,7 @@ class FleetStats:
     """
 
     def __init__(
-        self, stats: Stats, process: Callable[[], Mapping[str, Any]], client: "Client", names: "FleetNames",
+        self, stats: Stats, process: Callable[[], Mapping[str, Any]], client: "Client", names: FleetNames,
         interval: float, clock: Clock,
     ) -> None:  # fmt: skip
         self._stats = stats
@@ -125,10 +125,7 @@ class FleetStats:
             waiter.set_exception(error)
         return True
 
-    def _report(self, second: float, *, last: bool) -> "Report | None":
-        # Deferred, as redis-py is imported for it.
-        from magnus_cache._engine.redis.fleet_keys import Report
-
+    def _report(self, second: float, *, last: bool) -> Report | None:
         process = self._process()
         counted = fields_of(self._stats, process)
         grown = {name: count - self._taken.get(name, 0) for name, count in counted.items()}
@@ -147,11 +144,11 @@ class FleetStats:
         assert packed is not None
         return Report(self._number, second, packed, life, fields, _totals(fields))
 
-    def _took(self, report: "Report") -> None:
+    def _took(self, report: Report) -> None:
         for name, count in report.fields.items():
             self._taken[name] = self._taken.get(name, 0) + count
 
-    def _answered(self, report: "Report", ended: Callable[[], object] | None, _: object) -> None:
+    def _answered(self, report: Report, ended: Callable[[], object] | None, _: object) -> None:
         with self._lock:
             if self._open is not None and self._open.number == report.number:
                 self._took(report)
@@ -159,7 +156,7 @@ class FleetStats:
         if ended is not None:
             ended()
 
-    def _unanswered(self, report: "Report", ended: Callable[[], object] | None, error: BaseException) -> None:
+    def _unanswered(self, report: Report, ended: Callable[[], object] | None, error: BaseException) -> None:
         with self._lock:
             # A refused one, or one that never left, has changed nothing: its counts go with the next.
             if (
@@ -192,7 +189,7 @@ class FleetStats:
         """
         second = await self._now(connection)
         await self.published(connection)
-        found: Published = await self._client.published(self._names, second, self.life)
+        found = await self._client.published(self._names, second, self.life)
         figures = figures_from(
             (name.decode("utf-8", "replace"), _number(count)) for sums in found.sums for name, count in sums.items()
         )
