@@ -24,12 +24,12 @@ What is different by prefix
 Off, nothing is announced: trust is granted for each read, see `Reads.trust`, as on a server that refuses tracking.
 """
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epochs import ControlNames
 
-__all__ = ["BY_KEY", "Tracking", "TrackingMode", "tracking_of"]
+__all__ = ["Tracking", "TrackingMode", "tracking_of"]
 
 TrackingMode = Literal["keys", "prefix", "off"]
 
@@ -42,9 +42,6 @@ class Tracking(NamedTuple):
 
     mode: TrackingMode
     prefixes: tuple[bytes, ...] = ()
-
-
-BY_KEY: Final = Tracking("keys")
 
 
 def tracking_of(mode: TrackingMode, controls: "ControlNames") -> Tracking:
