@@ -120,8 +120,8 @@ class State(LifeCycle, OfflineBounds):
     def __init__(self, settings: "CacheSettings") -> None:
         self.settings = settings
         self.clock = current_clock()
-        self.endpoint = settings.endpoint() if settings.redis_enabled else None
         deployment = settings.deployment() if settings.redis_enabled else None
+        self.endpoint = deployment.endpoint if deployment else None
         self.place = deployment.display if deployment else ""
         is_cluster = deployment is not None and deployment.kind == "cluster"
         database = self.endpoint.db if self.endpoint else 0
