@@ -24,6 +24,7 @@ from magnus_cache._engine.coordination.replay import PAUSE, Replayer, ReplayTarg
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Kind, Outbox, Pending
 from magnus_cache._engine.outage.parts import Parts
+from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupClient", "NodeReplayer", "Nodes"]
 
-_GROUPS: Final = 64
 _AT_ONCE: Final = 500
 """Epochs that one command raises."""
 
@@ -253,11 +253,11 @@ class NodeReplayer(Replayer):
             self._raise(group, some[start : start + _AT_ONCE], epoch, too_low)
             for epoch, some in by_epoch.items()
             for start in range(0, len(some), _AT_ONCE)
-            for group in range(_GROUPS)
+            for group in range(GROUPS)
         )
         for scope in scopes:
             parts = self._parts_of(scope)
-            if parts is not None and len(parts.settled) == _GROUPS:
+            if parts is not None and len(parts.settled) == GROUPS:
                 self._outbox.acknowledge(_pending([scope]))
         if errors:
             raise errors[0]
