@@ -51,12 +51,14 @@ class SentinelWatch:
     """See the module. Everything is called on its loop.
 
     :ivar verdict: what follows from all that was told.
+    :ivar pause: seconds between two rounds of questions that are not urgent.
     """
 
     def __init__(self, deployment: "Deployment", limits: "WireLimits", clock: "Clock", watched: Watched) -> None:
         self._deployment = deployment
         self._timeout = limits.op_timeout
         self._max_staleness = limits.max_staleness
+        self.pause = limits.max_staleness / _PART
         self._clock = clock
         self._watched = watched
         self._loop = asyncio.get_running_loop()
@@ -92,7 +94,7 @@ class SentinelWatch:
     def confirm(self, *, urgent: bool = False) -> None:
         """Ask all, unless that was done just now."""
         now = self._clock()
-        if self._over or now < self._asked_at + (_URGENT if urgent else self._max_staleness / _PART):
+        if self._over or now < self._asked_at + (_URGENT if urgent else self.pause):
             return
         self._asked_at = now
         for informant in (*self._sentinels.values(), *self._servers.values()):
@@ -111,7 +113,7 @@ class SentinelWatch:
                 while True:
                     self._news.clear()
                     self.confirm(urgent=True)
-                    if self.verdict.primary is not None and self.verdict.at >= began - self._max_staleness / _PART:
+                    if self.verdict.primary is not None and self.verdict.at >= began - self.pause:
                         return self._deployment.at(*self.verdict.primary)
                     if self.verdict.doubted_by is None and all(
                         each.error is not None or each.answered >= began for each in self._sentinels.values()
@@ -220,7 +222,7 @@ class SentinelWatch:
         now = self._clock()
         present = [
             place for place, each in self._servers.items()
-            if each.error is None and (each.answered >= each.asked or now < each.asked + self._max_staleness / _PART)
+            if each.error is None and (each.answered >= each.asked or now < each.asked + self.pause)
         ]  # fmt: skip
         # What a server said that answers no more is not held against another one for good.
         self._view.forget(

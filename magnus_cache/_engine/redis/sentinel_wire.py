@@ -41,7 +41,6 @@ class SentinelWire(ConfirmedWire):
         self, deployment: "Deployment", limits: WireLimits, breaker: Breaker, observer: WireListener, clock: Clock,
     ) -> None:  # fmt: skip
         super().__init__(deployment.endpoint, limits, breaker, observer, clock)
-        self._breaker = breaker
         self.watch = SentinelWatch(deployment, limits, clock, self._judged)
         self._transport: asyncio.WriteTransport | None = None
         self._was_named: tuple[Address | None, bool] = None, False
@@ -110,7 +109,7 @@ class SentinelWire(ConfirmedWire):
         if self.over or self.up:
             return
         self.watch.confirm()
-        self._looking = self.loop.call_later(self.max_staleness / 4, self._look)
+        self._looking = self.loop.call_later(self.watch.pause, self._look)
 
     async def _introduce(self, connection: AbstractConnection) -> None:
         writer = writer_of(connection)
