@@ -14,6 +14,8 @@ from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache.errors import CacheError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from magnus_cache._engine.redis.endpoint import Endpoint
 
 __all__ = ["isolated"]
@@ -60,13 +62,13 @@ class isolated:  # noqa: N801  # called like a function; the result is a context
             return
         state = cache.engine.state
         wipes = self._wipes(state)
-        server = state.topology.server
+        servers = state.topology.known_servers()
         state.close()
         if wipes:
             portal = Portal()
             try:
                 with contextlib.suppress(CacheError, TimeoutError):
-                    portal.call(_wiped, state, server, timeout=_LONGEST)
+                    portal.call(_wiped, state, servers, timeout=_LONGEST)
             finally:
                 portal.close()
 
@@ -81,21 +83,21 @@ class isolated:  # noqa: N801  # called like a function; the result is a context
             return
         state = cache.engine.state
         wipes = self._wipes(state)
-        server = state.topology.server
+        servers = state.topology.known_servers()
         await state.aclose()
         if wipes:
             with contextlib.suppress(CacheError, TimeoutError):
                 async with asyncio.timeout(_LONGEST):
-                    await _wiped(state, server)
+                    await _wiped(state, servers)
 
     def _wipes(self, state: State) -> bool:
         """Whether to remove values from Redis: only under our own prefix, and only while Redis is available."""
         return state.settings.prefix == self._own["prefix"] and not state.closed and state.redis_available
 
 
-async def _wiped(state: State, server: "Endpoint | None") -> None:
+async def _wiped(state: State, servers: "Iterable[Endpoint]") -> None:
     # Not at the top: redis-py takes longer to import than all the rest of this package.
     from magnus_cache._engine.redis.single_connection import wipe
 
-    if server is not None:
+    for server in servers:
         await wipe(server, state.settings.op_timeout, state.keyspace.prefix.encode())

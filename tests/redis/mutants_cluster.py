@@ -7,10 +7,12 @@ from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
+from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import SlotMap
+from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -19,6 +21,11 @@ VIEW: Final = "tests/redis/test_cluster_view.py"
 ORIGINS: Final = "tests/redis/test_cluster_origins.py"
 TRACKING: Final = "tests/redis/test_cluster_tracking.py"
 TRUST: Final = "tests/coordination/test_node_trust.py"
+
+
+@guard(f"{HERE}::test_a_test_leaves_nothing_behind_on_any_node")
+def without_removing_what_a_test_has_stored_on_other_nodes() -> None:
+    put(ClusterTopology, "known_servers", Topology.known_servers)
 
 
 @guard(f"{HERE}::test_invariant_1_a_node_that_no_other_one_confirms_is_not_believed")

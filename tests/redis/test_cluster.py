@@ -12,7 +12,7 @@ from magnus_cache._engine.coherence.node_trust import SPAN
 from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import EmbeddedCluster, ServerNode
+from magnus_cache.testing import EmbeddedCluster, ServerNode, isolated
 from tests.support.inside import cluster_view_of, heartbeat_is_due, state_of, waits_for_a_lease, wires_of
 from tests.support.loaders import Slow
 from tests.support.wait import nothing_happens_for_async, wait_until_answered, wait_until_async
@@ -46,6 +46,13 @@ async def test_values_are_stored_on_all_nodes(cluster: EmbeddedCluster) -> None:
         assert await other.delete("t", KEYS[0])
         assert not await other.delete("t", KEYS[0])
         assert await one.get("t", KEYS[0]) is None
+
+
+async def test_a_test_leaves_nothing_behind_on_any_node(cluster: EmbeddedCluster) -> None:
+    async with isolated(redis_url=url_of(cluster)) as cache:
+        await cache.set_many("t", dict.fromkeys(KEYS, 1))
+        assert all(int(node.ask("DBSIZE")) > 0 for node in cluster.primaries)
+    assert [int(node.ask("DBSIZE")) for node in cluster.primaries] == [0, 0, 0]
 
 
 async def test_many_values_at_once(cluster: EmbeddedCluster) -> None:

@@ -138,6 +138,10 @@ class ClusterTopology(ClusterNodes):
             groups.setdefault(self.wire(key), []).append(key)
         return list(groups.items())
 
+    def known_servers(self) -> "tuple[Endpoint, ...]":
+        """Return where the primaries are, as far as that is known."""
+        return tuple(self.deployment.at(*node.address) for node in self.view.map.nodes.values())
+
     def servers(self) -> "list[Wire]":
         """Return the running loop's connections, one to each primary.
 

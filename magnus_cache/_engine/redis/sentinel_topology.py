@@ -38,13 +38,12 @@ class SentinelTopology(Topology):
         """Return None: a thread asks through the background loop, whose connection others confirm."""
         return None
 
-    @property
-    def server(self) -> "Endpoint | None":
-        """Where the primary is; None while there is no connection to it."""
+    def known_servers(self) -> "tuple[Endpoint, ...]":
+        """Return where the primary is; nothing while there is no connection to it."""
         for wire in self.established():
             assert isinstance(wire, SentinelWire)
-            return self._deployment.at(*wire.address)
-        return None
+            return (self._deployment.at(*wire.address),)
+        return ()
 
     @property
     def primary(self) -> str | None:

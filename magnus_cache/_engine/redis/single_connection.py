@@ -80,7 +80,7 @@ async def _introduce_node(
 
 
 async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:
-    """Remove all keys of a prefix, of any kind. Call this when no cache with the prefix is open.
+    """Remove all keys of a prefix from one server, of any kind. Call this when no cache with the prefix is open.
 
     An open cache would issue the removed epochs again.
 
@@ -97,8 +97,11 @@ async def wipe(endpoint: "Endpoint", timeout: float, prefix: bytes) -> None:
                     if isinstance(reply, Exception):
                         raise reply
                     cursor, names = replies.step(reply)
-                    if names:
-                        await answers(connection, commands.remove_keys(names).packed)
+                    # Each by itself: a node of a cluster refuses one command for keys of several slots.
+                    removals = [commands.remove_keys((name,)).packed for name in names]
+                    for removed in await answers(connection, *removals):
+                        if isinstance(removed, Exception):
+                            raise removed
                     intake.completed()
     except Exception as error:  # as in `connect_once`
         raise explain(intake.refusal or error, endpoint) from error

@@ -161,10 +161,9 @@ class Topology:
         """The address of the primary that was found; None where the settings name the server."""
         return None
 
-    @property
-    def server(self) -> "Endpoint | None":
-        """Where the server is; None without one, or while it is not known."""
-        return self._endpoint
+    def known_servers(self) -> "tuple[Endpoint, ...]":
+        """Return where the primaries are, as far as that is known."""
+        return () if self._endpoint is None else (self._endpoint,)
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return where a server can be asked, if there is any.
