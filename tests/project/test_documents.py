@@ -28,7 +28,7 @@ from magnus_cache import (
 )
 from magnus_cache._engine.policy import namespaces as namespaces_module
 from magnus_cache._engine.policy.namespaces import default_registry
-from magnus_cache._engine.settings.settings import _variable
+from magnus_cache._engine.redis.endpoint import variable_of
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import CacheError, Reason
 from magnus_cache.freshness import Freshness, FreshnessOptions
@@ -207,15 +207,15 @@ def _settings_table() -> str:
 
 
 def test_every_setting_is_on_its_page() -> None:
-    assert first_column(_settings_table()) == {_variable(name) for name in CacheSettings.model_fields}
+    assert first_column(_settings_table()) == {variable_of(name) for name in CacheSettings.model_fields}
 
 
 def test_the_page_tells_the_defaults_of_settings() -> None:
     told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", _settings_table(), re.MULTILINE))
     assert len(told) > 6
     for name, field in CacheSettings.model_fields.items():
-        if _variable(name) in told:
-            assert type(field.default)(json.loads(_quoted(told[_variable(name)]))) == field.default, name
+        if variable_of(name) in told:
+            assert type(field.default)(json.loads(_quoted(told[variable_of(name)]))) == field.default, name
 
 
 def _quoted(word: str) -> str:

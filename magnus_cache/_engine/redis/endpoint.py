@@ -7,7 +7,18 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
-__all__ = ["ESCAPES", "Endpoint", "EndpointError", "credentials", "database_of", "parse_url", "query_of", "tls_of"]
+__all__ = [
+    "ESCAPES",
+    "Endpoint",
+    "EndpointError",
+    "credentials",
+    "database_of",
+    "parse_url",
+    "query_of",
+    "shown",
+    "tls_of",
+    "variable_of",
+]
 
 _SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {
     "redis": "tcp", "valkey": "tcp", "rediss": "tls", "valkeys": "tls", "unix": "unix",
@@ -60,16 +71,25 @@ class Endpoint:
         """
         if "redis_url" in self.names and setting in _IN_URL:
             return self.names["redis_url"]
-        plain = setting.startswith("redis_")
-        return self.names.get(setting, setting.upper() if plain else f"MAGNUS_CACHE_{setting.upper()}")
+        return self.names.get(setting) or variable_of(setting)
 
     @property
     def display(self) -> str:
         """The address as a URL without credentials, for people."""
         if self.scheme == "unix":
             return f"unix://{self.path}?db={self.db}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.scheme == 'tls' else 'redis'}://{host}:{self.port}/{self.db}"
+        return f"{'rediss' if self.scheme == 'tls' else 'redis'}://{shown(self.host, self.port)}/{self.db}"
+
+
+def shown(host: str, port: int) -> str:
+    """Return an address for people: ``host:port``, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def variable_of(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    plain = setting.startswith("redis_") and setting != "redis_enabled"
+    return setting.upper() if plain else f"MAGNUS_CACHE_{setting.upper()}"
 
 
 def parse_url(url: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.redis.endpoint import Endpoint, shown
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.sentinel_wire import SentinelWire
 from magnus_cache._engine.redis.topology import Topology
@@ -12,7 +13,6 @@ from magnus_cache._engine.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.deployment import Deployment
-    from magnus_cache._engine.redis.endpoint import Endpoint
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["SentinelTopology"]
@@ -38,7 +38,7 @@ class SentinelTopology(Topology):
         """Return None: a thread asks through the background loop, whose connection others confirm."""
         return None
 
-    def known_servers(self) -> "tuple[Endpoint, ...]":
+    def known_servers(self) -> tuple[Endpoint, ...]:
         """Return where the primary is; nothing while there is no connection to it."""
         for wire in self.established():
             assert isinstance(wire, SentinelWire)
@@ -50,11 +50,10 @@ class SentinelTopology(Topology):
         """The address of the primary, as ``host:port``; None while there is no connection to it."""
         for wire in self.established():
             assert isinstance(wire, SentinelWire)
-            host, port = wire.address
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            return shown(*wire.address)
         return None
 
-    async def endpoints(self) -> "tuple[Endpoint, ...]":
+    async def endpoints(self) -> tuple[Endpoint, ...]:
         """Return where the primary is, as the sentinels say now.
 
         :raises CacheUnavailableError: if they do not.

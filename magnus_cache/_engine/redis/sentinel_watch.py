@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import pack
+from magnus_cache._engine.redis.endpoint import shown
 from magnus_cache._engine.redis.informant import Informant
 from magnus_cache._engine.redis.sentinel_view import Address, SentinelView, Verdict, claim_in, word_in
 from magnus_cache.errors import CacheUnavailableError
@@ -175,7 +176,7 @@ class SentinelWatch:
         if word.id:
             self._ids[word.id] = here
         # One sentinel may have two addresses, such as a name in the settings and a number that the others tell.
-        self._view.heard(word.id or f"{here[0]}:{here[1]}", word)
+        self._view.heard(word.id or shown(*here), word)
         for name, place in word.sentinels.items():
             if name not in self._ids and place not in self._sentinels and len(self._sentinels) < _MOST_SENTINELS:
                 self._ids[name] = place
@@ -193,7 +194,7 @@ class SentinelWatch:
         self._sentinels[place] = Informant(endpoint, self._questions, self._timeout, self._clock, self)
 
     def _refusal(self, informant: Informant, error: ResponseError) -> CacheUnavailableError:
-        address, name = f"{informant.endpoint.host}:{informant.endpoint.port}", informant.endpoint.name
+        address, name = shown(informant.endpoint.host, informant.endpoint.port), informant.endpoint.name
         text = str(error).lower()
         if _MISSING in text:
             setting = name("redis_sentinel_service")

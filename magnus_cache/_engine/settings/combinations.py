@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from magnus_cache._engine.redis.deployment import Deployment
+from magnus_cache._engine.redis.endpoint import variable_of
 
 __all__ = ["deployment_problem"]
 
@@ -29,7 +30,7 @@ def deployment_problem(deployment: Deployment, given: Mapping[str, Any]) -> str 
 
 
 def _name(field: str) -> str:
-    return f"{field} ({field.upper() if field.startswith('redis_') else f'MAGNUS_CACHE_{field.upper()}'})"
+    return f"{field} ({variable_of(field)})"
 
 
 def _contradiction(deployment: Deployment, given: Mapping[str, Any]) -> str | None:

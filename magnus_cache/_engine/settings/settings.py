@@ -34,7 +34,7 @@ from magnus_cache._engine.redis.deployment import (
     parse_deployment_url,
     remap_of,
 )
-from magnus_cache._engine.redis.endpoint import Endpoint, parse_url
+from magnus_cache._engine.redis.endpoint import Endpoint, parse_url, variable_of
 from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.log import say
 from magnus_cache._engine.runtime.numbers import whole
@@ -75,12 +75,6 @@ _Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 _SecondsOrNone = Annotated[float, BeforeValidator(partial(_seconds, zero=True))]
 """0 switches off what it is the interval of."""
-
-
-def _variable(field: str) -> str:
-    """Return the environment variable of a setting."""
-    plain = field.startswith("redis_") and field != "redis_enabled"
-    return field.upper() if plain else f"MAGNUS_CACHE_{field.upper()}"
 
 
 def _layer(found: Mapping[str, str | None], variables: Mapping[str, str]) -> dict[str, Any]:
@@ -220,7 +214,7 @@ class CacheSettings(BaseSettings):
             raise CacheSettingsError("; ".join(_unknown(name, list(fields)) for name in sorted(unknown)))
         # Once for all: `os.environ` decodes what it is asked for, each time.
         environment, file = dict(os.environ), _dotenv()
-        variables = {field: _variable(field) for field in fields}
+        variables = {field: variable_of(field) for field in fields}
         _warn_of_unknown(environment, variables, "in the environment")
         _warn_of_unknown(file, variables, f"in {_DOTENV}")
         surroundings = _over(_layer(environment, variables), _layer(file, variables))
@@ -357,7 +351,7 @@ class CacheSettings(BaseSettings):
         if self.redis_enabled and (tls := self.endpoint().tls):
             for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
                 if tls.get(name):
-                    check_file(f"redis_{name} ({_variable(f'redis_{name}')})", tls[name])
+                    check_file(f"redis_{name} ({variable_of(f'redis_{name}')})", tls[name])
             check_certificates(tls)
         return self
 
@@ -413,7 +407,7 @@ def _explained(error: ValidationError) -> str:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         message = problem["msg"].removeprefix("Value error, ").removeprefix("value: ")
         place = problem["loc"]
-        problems.append(f"{place[0]} ({_variable(str(place[0]))}): {message}" if place else message)
+        problems.append(f"{place[0]} ({variable_of(str(place[0]))}): {message}" if place else message)
     return "; ".join(problems)
 
 
