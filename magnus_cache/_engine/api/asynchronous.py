@@ -379,9 +379,7 @@ class AsyncCache(AsyncLife):
         """
         if scope not in {"process", "fleet"}:
             raise CacheArgumentError("scope", f'it is "process" or "fleet", not {scope!r}')
-        state, figures = self._state, local_stats(self._state)
-        if scope == "fleet":
-            figures["processes"] = 1
+        state, figures = self._state, local_stats(self._state, scope)
         connection = state.client.connection(state.epochs.root)
         if connection is not None:
             try:
@@ -398,7 +396,8 @@ class AsyncCache(AsyncLife):
             else:
                 figures["redis_total_keys"] = max(0, total)
                 figures["redis_used_memory"] = memory or "unknown"
-            for node, more in (await state.client.node_figures()).items():
-                figures.get("nodes", {}).get(node, {}).update(more)
+            if nodes := figures.get("nodes"):
+                for node, more in (await state.client.node_figures()).items():
+                    nodes.get(node, {}).update(more)
         figures["redis_available"] = state.redis_available
         return figures

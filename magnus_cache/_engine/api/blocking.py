@@ -326,9 +326,4 @@ class BlockingCache(BlockingLife):
     def get_stats(self, scope: Literal["process", "fleet"] = "process") -> CacheStats:
         """Do what `AsyncCache.get_stats` does, in blocking code."""
         figures: CacheStats | None = self._call_or(self._async.get_stats, scope)
-        if figures is not None:
-            return figures
-        figures = local_stats(self._state)
-        if scope == "fleet":
-            figures["processes"] = 1
-        return figures
+        return local_stats(self._state, scope) if figures is None else figures

@@ -6,8 +6,11 @@ from magnus_cache._engine.runtime.stats import CacheStats
 __all__ = ["local_stats"]
 
 
-def local_stats(state: State) -> CacheStats:
-    """Return the statistics that need no exchange with Redis."""
+def local_stats(state: State, scope: str = "process") -> CacheStats:
+    """Return the statistics that need no exchange with Redis.
+
+    :param scope: "fleet" to count this process as the only one of its fleet.
+    """
     memory, figures = state.memory, state.stats.as_dict()
     memory.sweep()
     figures |= {
@@ -20,4 +23,6 @@ def local_stats(state: State) -> CacheStats:
         figures["nodes"] = nodes
     if state.journal is not None:
         figures["journal"] = state.journal.as_dict()
+    if scope == "fleet":
+        figures["processes"] = 1
     return figures
