@@ -39,3 +39,8 @@ def without_telling_values_from_the_keys_of_the_statistics() -> None:
         return []
 
     put(fleet_stats.FleetStats, "key_names", none)
+
+
+@guard(f"{HERE}::test_the_totals_of_the_minutes_are_those_of_all_namespaces_and_processes")
+def without_adding_the_namespaces_up() -> None:
+    put(fleet_stats, "_totals", dict)

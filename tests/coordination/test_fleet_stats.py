@@ -18,7 +18,7 @@ from magnus_cache._engine.runtime.fleet_totals import COUNTED, fields_of, figure
 from magnus_cache._engine.runtime.stats import Counters, Stats
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.fleet_of_managers import fleet
-from tests.support.inside import reports_of, wire_of
+from tests.support.inside import reports_of, totals_of_minutes, wire_of
 from tests.support.programs import ROOT
 from tests.support.relay import Relay
 from tests.support.wait import nothing_happens_for_async, wait_until_answered, wait_until_async
@@ -64,6 +64,21 @@ async def test_the_figures_of_the_fleet_are_the_sums_of_its_processes(url: str) 
             assert sums["processes"] == 3
             assert sums["in_memory_keys"] == sum(figures["in_memory_keys"] for figures in own)
             assert sums["redis_total_keys"] == (await manager.get_stats())["redis_total_keys"]
+
+
+async def test_the_totals_of_the_minutes_are_those_of_all_namespaces_and_processes(url: str) -> None:
+    async with fleet(url, 2) as managers:
+        for manager in managers:
+            await use(manager, "one", 2)
+            await use(manager, "two", 3)
+        await publish(*managers)
+        sums = await managers[0].get_stats("fleet")
+        # The reports may be on both sides of a full minute.
+        totals = await totals_of_minutes(managers[0], 3)
+        assert totals["n:s:"] == sum(sums["namespaces"][name]["stores"] for name in ("one", "two"))
+        assert totals["n:h1:"] + totals.get("n:h2:", 0) == sums["hit_count"]
+        assert totals["n:m:"] == sums["miss_count"]
+        assert not [name for name in totals if name.startswith(("f:", "n:")) and not name.endswith(":")]
 
 
 async def test_functions_are_counted_by_name(url: str) -> None:

@@ -432,6 +432,18 @@ def reports_of(cache: "Cache | State") -> int:
     return state_of(cache).fleet_stats._number
 
 
+async def totals_of_minutes(cache: "Cache", count: int) -> dict[str, int]:
+    """Return the totals of the fleet in the last minutes, added up."""
+    from magnus_cache._engine.runtime.clock import MICROSECONDS
+
+    state, wire, totals = state_of(cache), wire_of(cache), dict[str, int]()
+    second = wire.time.at(state.clock()) / MICROSECONDS
+    for minute in await state.client.minutes(state.fleet_stats._names, second, count):
+        for name, number in minute.items():
+            totals[name.decode()] = totals.get(name.decode(), 0) + int(number)
+    return totals
+
+
 def remembered(cache: "Cache") -> dict[str, int]:
     """Return how much this process remembers of what it has met, by what it is."""
     state = state_of(cache)
