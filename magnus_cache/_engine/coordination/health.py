@@ -127,8 +127,8 @@ async def _by_node(state: "State") -> Health:
     nodes = tuple(_node_health(state, node, pings.get(node), task) for node, task in asked.items())
     failed = next((node for node in nodes if not node.ok), None)
     if not pings:
-        problem = "clusterdown: no primary answers" if failed is None else failed.reason
-        return Health(False, mode="cluster", reason=problem, nodes=nodes)
+        unknown = "clusterdown: no primary is known; redis-cli --cluster check says what is wrong"
+        return Health(False, mode="cluster", reason=unknown if failed is None else failed.reason, nodes=nodes)
     slowest = max(pings.values(), key=lambda ping: ping.seconds)
     tracking = all(ping.tracking for ping in pings.values())
     healthy = _healthy(state, slowest.seconds, slowest.server, tracking=tracking)

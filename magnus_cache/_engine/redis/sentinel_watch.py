@@ -137,7 +137,8 @@ class SentinelWatch:
         problems = [each for each in self._problems.values() if each.reason in {"topology", "auth", "noperm", "tls"}]
         error = next(iter(problems or self._problems.values()), None)
         if error is None:
-            return CacheUnavailableError("timeout", f"{place}: the sentinels did not answer in time")
+            setting = self._deployment.endpoint.name("op_timeout")
+            return CacheUnavailableError("timeout", f"{place}: the sentinels did not answer in time ({setting})")
         if not heard:
             more = " (nor any other one)" if len(self._sentinels) > 1 and not problems else ""
             return CacheUnavailableError(error.reason, f"{place}: no sentinel names the primary: {error.problem}{more}")
