@@ -15,7 +15,6 @@ from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch
 from magnus_cache._engine.redis.cluster_scripts import Steps
 from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
-from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, Respondent, SlotMapError, key_slot, redirected
@@ -246,7 +245,7 @@ class Redirects:
             receive = asked.receive
             if not self._topology.is_control(asked.name):
                 receive = partial(self._not_kept, asked, source)
-            call = Call(_asking_get(asked.name), receive, asked.waiter)
+            call = Call(cluster_scripts.asking_get(asked.name), receive, asked.waiter)
         else:
             batch, receiver = asked, asked.receiver
             wanted, waiter = batch.wanted[0], batch.waiters[0]
@@ -263,7 +262,7 @@ class Redirects:
                 if not waiter.done():
                     waiter.set_exception(error)
 
-            call = Call(_asking_get(wanted.name), received, Callback(None, failed))
+            call = Call(cluster_scripts.asking_get(wanted.name), received, Callback(None, failed))
         if call is None:
             self._fail(asked, self._unowned.error(ResponseError("ASK")))
             return
@@ -302,7 +301,3 @@ def _of(asked: Call) -> Journey:
     journey = asked.journey if isinstance(asked, RedirectedCall) else None
     assert journey is not None
     return journey
-
-
-def _asking_get(name: bytes) -> Command:
-    return Command("GET", pack(b"ASKING") + pack(b"GET", name), 2)
