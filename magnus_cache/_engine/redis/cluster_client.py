@@ -36,7 +36,7 @@ from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
-from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter, pass_error
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.redis.wire import Wire
@@ -226,11 +226,7 @@ class ClusterClient(ManyClusterKeys):
                 return
             self._begin(self._made(copy, known, receive, waiter))
 
-        def failed(error: BaseException) -> None:
-            if not waiter.done():
-                waiter.set_exception(error)
-
-        self._wire(copy).call(command, took, Callback(answered, failed))
+        self._wire(copy).call(command, took, Callback(answered, partial(pass_error, waiter)))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = loop_task(work)
@@ -304,9 +300,8 @@ class ClusterClient(ManyClusterKeys):
         try:
             result = await work()
         except BaseException as error:
-            if not waiter.done():
-                problem = CacheUnavailableError("lost", "an epoch was not issued")
-                waiter.set_exception(problem if isinstance(error, asyncio.CancelledError) else error)
+            problem = CacheUnavailableError("lost", "an epoch was not issued")
+            pass_error(waiter, problem if isinstance(error, asyncio.CancelledError) else error)
             if not isinstance(error, Exception):
                 raise
         else:

@@ -15,7 +15,7 @@ from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch
 from magnus_cache._engine.redis.cluster_scripts import Steps
 from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is, pass_error
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, Respondent, SlotMapError, key_slot, redirected
 from magnus_cache.errors import CacheUnavailableError
@@ -217,11 +217,8 @@ class Redirects:
             owner = self._topology.view.map.nodes.get(node.id, node)
             self._one_by_one(asked, steps, [*replies, reply], journey, owner)
 
-        def failed(error: BaseException) -> None:
-            if not asked.waiter.done():
-                asked.waiter.set_exception(error)
-
-        self._send(RedirectedCall(Call(part, as_it_is, Callback(answered, failed)), journey), node)
+        waiter = Callback(answered, partial(pass_error, asked.waiter))
+        self._send(RedirectedCall(Call(part, as_it_is, waiter), journey), node)
 
     def _by_slot(self, asked: Asked, node: ClusterNode) -> ClusterNode:
         """Return the owner of what is asked for, as known by now; of a command, the node that was named."""
@@ -258,11 +255,8 @@ class Redirects:
                 one.add(wanted, None, waiter)
                 receiver.received(one, slice(0, 1), [reply if type(reply) is bytes else None], source, sent)
 
-            def failed(error: BaseException) -> None:
-                if not waiter.done():
-                    waiter.set_exception(error)
-
-            call = Call(cluster_scripts.asking_get(wanted.name), received, Callback(None, failed))
+            ended = Callback(None, partial(pass_error, waiter))
+            call = Call(cluster_scripts.asking_get(wanted.name), received, ended)
         if call is None:
             self._fail(asked, self._unowned.error(ResponseError("ASK")))
             return
