@@ -267,7 +267,7 @@ class Redirects:
 
     def _not_kept(self, asked: Read, source: ClusterWire, raw: Any, _connection: Connection, sent: float) -> Any:
         """Take a value from the node that its slot is being moved to, judged by the epochs of the slot's owner."""
-        self._topology.view.is_moving(key_slot(asked.name), self._topology.clock())
+        self._topology.view.answered_elsewhere(key_slot(asked.name), self._topology.clock())
         return asked.receive(raw, source, sent)
 
     def _fail(self, asked: Asked, error: CacheUnavailableError) -> None:

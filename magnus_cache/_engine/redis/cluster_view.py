@@ -83,7 +83,7 @@ class ClusterView:
         if moved:
             self._changed(moved)
 
-    def is_moving(self, slot: int, now: float) -> None:
+    def answered_elsewhere(self, slot: int, now: float) -> None:
         """Note that an answer has come just now from the node that a slot is being moved to."""
         self._asked[slot] = now
 
