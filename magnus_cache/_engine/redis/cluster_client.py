@@ -31,7 +31,6 @@ from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import done, issued
 from magnus_cache._engine.redis.cluster_figures import all_of
-from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
@@ -41,7 +40,7 @@ from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.loop_end import loop_task
-from magnus_cache.errors import CacheClosedError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["ClusterClient"]
 
@@ -64,7 +63,7 @@ class ClusterClient(ManyClusterKeys):
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        value = await self._wire(key).execute(commands.Command("GET", commands.pack(b"GET", key)))
+        value = await self._wire(key).execute(commands.get(key))
         return replies.single([value])
 
     async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
@@ -197,7 +196,7 @@ class ClusterClient(ManyClusterKeys):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         suffix = control[len(logical_name(control)) :]
-        if logical_name(control) == self._epochs.root and self._here().unsure(suffix):
+        if logical_name(control) == self._epochs.root and self._nodes.nodes_here().unsure(suffix):
             self._begin(self._arrived(control, known, receive, waiter))
             return
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
@@ -245,8 +244,8 @@ class ClusterClient(ManyClusterKeys):
     async def _arrived(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
         """Invalidate a group whose servers may lack writes, and settle the waiter."""
         suffix = copy[len(logical_name(copy)) :]
-        names, nodes = self._epochs.names, self._here()
-        lookup = commands.Command("GET", commands.pack(b"GET", names.server + suffix))
+        names, nodes = self._epochs.names, self._nodes.nodes_here()
+        lookup = commands.get(names.server + suffix)
 
         def took(reply: Any, connection: Connection, sent: float) -> tuple[Any] | None:
             if reply == NOTHING:
@@ -288,13 +287,6 @@ class ClusterClient(ManyClusterKeys):
         waiter = asyncio.get_running_loop().create_future()
         self._decide(cluster_scripts.learn_copy(self._epochs.names, copy, known), copy, known, receive, waiter)
         return await waiter
-
-    def _here(self) -> ClusterLoop:
-        """:raises CacheUnavailableError: after the end of the cache."""
-        try:
-            return self._nodes.here()
-        except CacheClosedError:
-            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
 
     async def _settle(self, work: Callable[[], Awaitable[Any]], waiter: Waiter) -> None:
         try:

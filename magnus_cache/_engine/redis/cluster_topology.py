@@ -120,6 +120,16 @@ class ClusterTopology(ClusterNodes):
             found = self._new_loop(loop)
         return found
 
+    def nodes_here(self) -> ClusterLoop:
+        """Return what `here` does.
+
+        :raises CacheUnavailableError: after `aclose`.
+        """
+        try:
+            return self.here()
+        except CacheClosedError:
+            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
+
     def connection_for_large(self, key: bytes) -> "ClusterWire | None":
         """Return the connection for all values: one more for each primary would have to be confirmed by others, too."""
         return self.connection(key)
@@ -143,10 +153,7 @@ class ClusterTopology(ClusterNodes):
 
         :raises CacheUnavailableError: after `aclose`.
         """
-        try:
-            return list(self.here().primaries())
-        except CacheClosedError:
-            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
+        return list(self.nodes_here().primaries())
 
     def _trust_of(self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float) -> Trust:
         """Return what a value stands on that a connection has brought.

@@ -146,6 +146,11 @@ def recognize(probe: bytes) -> Command:
     return Command("INFO", get_many((probe,)) + INFO_REPLICATION.packed, replies=2)
 
 
+def get(name: bytes) -> Command:
+    """Pack the read of one value; the reply is the value."""
+    return Command("GET", pack(b"GET", name))
+
+
 def get_many(names: Iterable[bytes]) -> bytes:
     """Pack the read of some values; the reply has nil for missing ones, and for keys of another Redis type."""
     return pack(b"MGET", *names)
