@@ -58,14 +58,6 @@ class ClusterClient(ManyClusterKeys):
 
     # -- values ---------------------------------------------------------------------------------------------
 
-    async def get(self, key: bytes) -> bytes | None:
-        """Return one value, read outside the batches.
-
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        value = await self._wire(key).execute(commands.get(key))
-        return replies.single([value])
-
     async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
         """Store a value, void its lease, and return what `receive` makes of True.
 
