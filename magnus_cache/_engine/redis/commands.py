@@ -24,6 +24,7 @@ __all__ = [
     "announce_all",
     "announce_to",
     "count",
+    "get",
     "get_many",
     "head",
     "info",
