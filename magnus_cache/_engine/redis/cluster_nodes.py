@@ -55,7 +55,7 @@ class ClusterNodes(Topology):
     def is_only(self, connection: "Connection") -> bool:
         """Return whether no other connection leads to the same node and is up."""
         node_id = self.node_id(connection)
-        return not any(wire is not connection and wire.node_id == node_id for wire in self._established())
+        return not any(wire is not connection and self.node_id(wire) == node_id for wire in self.established())
 
     def breaker_of(self, key: bytes) -> Breaker:
         """Return the breaker of the owner of a key."""
@@ -119,7 +119,7 @@ class ClusterNodes(Topology):
         known, slots = self.view.map, dict[str, int]()
         for first, last, node in known.ranges:
             slots[node.id] = slots.get(node.id, 0) + last + 1 - first
-        up = [wire.node_id for wire in self._established()]
+        up = list(map(self.node_id, self.established()))
         return {
             shown(*node.address): {
                 "slots": slots[node.id],
@@ -139,16 +139,7 @@ class ClusterNodes(Topology):
         return self.view.moved_at[key_slot(key)]
 
     def _answers(self, node_id: str) -> bool:
-        return any(wire.node_id == node_id for wire in self._established()) if node_id else False
-
-    def _established(self) -> "list[ClusterWire]":
-        return [
-            wire
-            for each in list(self._loops.values())
-            if each.loop.is_running()
-            for wire in each.all_wires()
-            if wire.up
-        ]
+        return bool(node_id) and any(self.node_id(wire) == node_id for wire in self.established())
 
 
 @cache
