@@ -130,19 +130,24 @@ async def _used_meanwhile(cache: AsyncCacheManager, change: Callable[[], ServerN
     return await changing
 
 
+def _replaced(sentinels: EmbeddedSentinels, strike: Callable[[ServerNode], object]) -> Callable[[], ServerNode]:
+    """Return what does something to the primary, waits for the sentinels to replace it, and returns the new one."""
+
+    def change() -> ServerNode:
+        primary = sentinels.primary
+        strike(primary)
+        return sentinels.wait_for_failover(primary)
+
+    return change
+
+
 @pytest.mark.tracking("keys", "prefix")
 async def test_the_primary_is_killed(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     sentinels = private_sentinels_with()
     async with cache_of(sentinels) as one, cache_of(sentinels) as idle:
         await one.set("t", "k", "value")
         assert await idle.get("t", "k") == "value"
-        old = sentinels.primary
-
-        def kill() -> ServerNode:
-            sentinels.kill(old)
-            return sentinels.wait_for_failover(old)
-
-        new = await _used_meanwhile(one, kill)
+        new = await _used_meanwhile(one, _replaced(sentinels, sentinels.kill))
         began = monotonic()
         assert await _is_served_by(one, new) < GAP
         await one.set("t", "k", "new")
@@ -179,12 +184,7 @@ async def test_a_primary_is_stopped_and_continues(private_sentinels_with: Callab
         await one.set("t", "k", "old")
         assert await other.get("t", "k") == "old"
         old = sentinels.primary
-
-        def stop() -> ServerNode:
-            sentinels.pause(old)
-            return sentinels.wait_for_failover(old)
-
-        new = await _used_meanwhile(one, stop)
+        new = await _used_meanwhile(one, _replaced(sentinels, sentinels.pause))
         assert await _is_served_by(one, new) < GAP
         assert await _is_served_by(other, new) < GAP
         await one.set("t", "k", "new")
