@@ -1,8 +1,9 @@
 """What `doctor` looks at: each check returns what it found, and what to do about it."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, NamedTuple
 
 import redis
@@ -10,7 +11,11 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.redis.client import Client
+from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.errors import CacheDecodeError, CacheError
 
@@ -31,57 +36,55 @@ class Finding(NamedTuple):
     """The page of the documentation that explains it."""
 
 
-_PINGS: Final = 25
+_TRIPS: Final = 25
 _OLDEST: Final = (6, 0)
 _NEWEST_ADVICE: Final = (7, 2)
 _FULL: Final = 0.9
 _SKEW: Final = 5.0
 _SAMPLE: Final = 300
-_GRANTS: Final[tuple[tuple[str, Callable[[bytes], Sequence[Any]]], ...]] = (
-    ("+@read", lambda key: ("GET", key)),
-    ("+@write", lambda key: ("SET", key, b"1", "PX", 1_000)),
-    ("+@write", lambda key: ("UNLINK", key)),
-    ("+@transaction", lambda _: ("DISCARD",)),
-    ("+@scripting", lambda key: ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, key)),
-    ("+time", lambda _: ("TIME",)),
-    ("+info", lambda _: ("INFO", "server")),
-    ("+client|id", lambda _: ("CLIENT", "ID")),
-    ("+client|tracking", lambda _: ("CLIENT", "TRACKING", "OFF")),
-    ("+client|kill", lambda _: ("CLIENT", "KILL", "ID", 1 << 60)),
-)
-"""Each grant, and a harmless command that needs it, with a key of the cache."""
+_KEY: Final = object()
+"""Stands for a key of the cache that no value has."""
+
+_ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
+    "getrange": (_KEY, 0, 0), "set": (_KEY, b"1", "PX", 1_000), "pexpire": (_KEY, 1_000), "expire": (_KEY, 1),
+    "hget": (_KEY, "f"), "hmget": (_KEY, "f"), "hset": (_KEY, "f", 1), "hsetnx": (_KEY, "f", 1),
+    "hincrby": (_KEY, "f", 0), "zadd": (_KEY, 0, "m"), "zrem": (_KEY, "m"), "zrangebyscore": (_KEY, 0, 0),
+    "zremrangebyscore": (_KEY, 0, 0), "scan": (0, "COUNT", 1), "eval": ("return 1", 0), "evalsha": ("0" * 40, 0),
+    "info": ("server",), "client|tracking": ("OFF",), "client|kill": ("ID", 1 << 60),
+    **dict.fromkeys(("get", "mget", "del", "unlink", "exists", "pttl", "hgetall"), (_KEY,)),
+}  # fmt: skip
+"""Harmless arguments of the commands that the cache needs, where they need any; on a key that soon expires."""
 
 
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     """Yield what each check finds, of the servers and of the settings."""
-    settings = cache._engine.state.settings
+    state = cache._engine.state
     if not health:
         # It can be asked which grants are missing, and nothing else.
-        for server, endpoint in _servers(cache, health):
+        for server, endpoint in _servers(state, health):
             with server:
-                yield from _acl(server, cache._engine.state.keyspace.control_name("doctor"), f" of {endpoint.host}")
+                yield from _acl(server, state, f" of {endpoint.host}")
         return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
     yield from _tracking(health)
     yield from _version(health)
-    for server, endpoint in _servers(cache, health):
+    for server, endpoint in _servers(state, health):
         with server:
             about = f" of {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
-            for check in (_latency, _memory, _table, _role, _clock):
+            for name, check in _CHECKS.items():
                 try:
-                    yield from check(server, settings, about)
+                    yield from check(server, state.settings, about)
                 except NoPermissionError as error:
-                    yield Finding(check.__name__[1:], "advice", f"cannot be checked{about}: {error}")
+                    yield Finding(name, "advice", f"cannot be checked{about}: {error}")
                 except RedisError as error:
-                    yield Finding(check.__name__[1:], "fix", f"{type(error).__name__}{about}: {error}")
-            yield from _acl(server, cache._engine.state.keyspace.control_name("doctor"), about)
+                    yield Finding(name, "fix", f"{type(error).__name__}{about}: {error}")
+            yield from _acl(server, state, about)
     yield from _foreign(cache)
-    yield from _settings(settings)
+    yield from _settings(state.settings)
     yield from _namespaces()
 
 
-def _servers(cache: CacheManager, health: Health) -> Iterator[tuple["redis.Redis", Endpoint]]:
-    state = cache._engine.state
+def _servers(state: State, health: Health) -> Iterator[tuple["redis.Redis", Endpoint]]:
     assert state.endpoint is not None
     first, deployment = state.endpoint, state.settings.deployment()
     if health.address is not None:
@@ -154,11 +157,12 @@ def _version(health: Health) -> Iterator[Finding]:
 
 
 def _latency(server: "redis.Redis", settings: Any, about: str) -> Iterator[Finding]:
-    server.ping()
+    # Not PING, which the cache needs no right for.
+    server.time()
     took: list[float] = []
-    for _ in range(_PINGS):
+    for _ in range(_TRIPS):
         began = time.perf_counter()
-        server.ping()
+        server.time()
         took.append(time.perf_counter() - began)
     median, worst = statistics.median(took), max(took)
     text = f"a round trip takes {median * 1000:.2f} ms, {worst * 1000:.2f} ms at most{about}"
@@ -232,19 +236,32 @@ def _clock(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         yield Finding("clock", "ok", f"{abs(skew) * 1000:.0f} ms apart{about}")
 
 
-def _acl(server: "redis.Redis", key: bytes, about: str) -> Iterator[Finding]:
-    missing: dict[str, str] = {}
-    for grant, command in _GRANTS:
+_CHECKS: Final[dict[str, Callable[["redis.Redis", Any, str], Iterator[Finding]]]] = {
+    "latency": _latency, "memory": _memory, "tracking table": _table, "role": _role, "clock": _clock,
+}  # fmt: skip
+"""What is asked of each server, by the name of the check."""
+
+
+def _acl(server: "redis.Redis", state: State, about: str) -> Iterator[Finding]:
+    """Try each command that the cache needs, on a key of its own."""
+    key, missing = state.keyspace.control_name("doctor"), list[str]()
+    grants = GRANTS.split() + (CLUSTER_GRANTS.split() if state.topology.mode == "cluster" else [])
+    for grant in grants:
+        command = grant.removeprefix("+")
+        arguments = (key if each is _KEY else each for each in _ARGUMENTS.get(command, ()))
         try:
-            _ask(server, *command(key))
-        except NoPermissionError as error:
-            missing[grant] = str(error)
+            _ask(server, *command.upper().split("|"), *arguments)
+        except NoPermissionError:
+            missing.append(grant)
         except RedisError:
             pass  # it may be used, and had nothing to do
+    with contextlib.suppress(RedisError):
+        server.unlink(key)
     if missing:
         yield Finding(
             "grants", "fix", f"the user lacks {' '.join(missing)}{about}",
-            f"ACL SETUSER {_user(server)} {' '.join(missing)} ~{key.partition(b'!')[0].decode()}*",
+            f"ACL SETUSER {_user(server)} {' '.join(missing)}; the keys are "
+            f"~{state.settings.prefix}* and ~{{{state.settings.prefix}*",
             "deployment.md#acl-grants",
         )  # fmt: skip
     else:
@@ -264,33 +281,38 @@ def _user(server: "redis.Redis") -> str:
 
 def _foreign(cache: CacheManager) -> Iterator[Finding]:
     """Look at some keys of the prefix, to see whether another program writes there, too."""
-    from magnus_cache.cli.values import namespaces
-
-    foreign: list[str] = []
+    state = cache._engine.state
     try:
-        names = namespaces(cache)
-        looked = 0
-        for name in names:
-            for key in cache.scan(name):
-                looked += 1
-                raw = cache._call(cache._engine.state.client.get, cache._engine.state.keyspace.value_name(name, key))
-                if raw is not None and not _is_ours(raw):
-                    foreign.append(f"{name}:{key}")
-                if looked >= _SAMPLE:
-                    break
+        names = cache._call(_some_names, state.client, state.keyspace.scope("*"))
+        foreign = [name for name in names if not _is_ours(cache._call(state.client.get, name))]
     except CacheError as error:
         yield Finding("keys", "advice", f"cannot be checked: {error}")
         return
     if foreign:
         yield Finding(
-            "keys", "fix", f"{len(foreign)} of {looked} keys were written by another program, such as {foreign[0]!r}",
+            "keys", "fix",
+            f"{len(foreign)} of {len(names)} keys were written by another program, such as "
+            f"{foreign[0].decode('utf-8', 'replace')!r}",
             "give this cache a prefix of its own: prefix (MAGNUS_CACHE_PREFIX)", "keys.md",
         )  # fmt: skip
     else:
-        yield Finding("keys", "ok", f"{len(names)} namespaces; {looked} keys looked at, all of this cache")
+        yield Finding("keys", "ok", f"{len(names)} keys looked at, all of this cache")
 
 
-def _is_ours(raw: bytes) -> bool:
+async def _some_names(client: Client, scope: ClearScope) -> list[bytes]:
+    found: list[bytes] = []
+    async with contextlib.aclosing(client.scan(scope)) as steps:
+        async for names in steps:
+            found += names
+            if len(found) >= _SAMPLE:
+                break
+    return found[:_SAMPLE]
+
+
+def _is_ours(raw: bytes | None) -> bool:
+    """Whether this cache has written a value. None, for one that has expired meanwhile or is no string, is not told."""
+    if raw is None:
+        return True
     try:
         read_header(raw)
     except CacheDecodeError:

@@ -740,7 +740,7 @@ async def test_invariant_1_an_answer_that_left_before_its_slot_moved_is_not_kept
         assert trust_of(name, names, wire, now + 2).deadline > now
         view.moved(slot, target, now + 3)
         assert [trust_of(name, names, wire, now + sent).deadline > now for sent in (2, 3, 4)] == [False, False, True]
-        view.is_moving(slot, now + 5)
+        view.answered_elsewhere(slot, now + 5)
         assert [trust_of(name, names, wire, now + sent).deadline > now for sent in (4, 5, 6)] == [False, False, True]
 
 
