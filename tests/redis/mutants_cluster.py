@@ -129,6 +129,11 @@ def without_an_end_of_joins_when_a_lease_moves() -> None:
     rewrite(Leases.moved, "if covers(lease.name)", "if False")
 
 
+@guard(f"{HERE}::test_a_process_that_asks_a_dead_node_alone_finds_its_successor")
+def without_a_search_for_the_successor_of_a_dead_node() -> None:
+    put(ClusterLoop, "_look_for_successor", nothing)
+
+
 @guard(f"{HERE}::test_a_replica_is_asked_for_no_sign_of_life")
 def without_rest_for_the_heartbeat_of_a_replica() -> None:
     put(cluster_wire._ClusterHeartbeat, "rest", nothing)

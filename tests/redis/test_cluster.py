@@ -14,7 +14,15 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode, isolated
 from tests.support.groups import cache_of, key_on, url_of
-from tests.support.inside import cluster_view_of, heartbeat_is_due, state_of, waits_for_a_lease, wires_of
+from tests.support.inside import (
+    cluster_view_of,
+    heartbeat_is_due,
+    map_is_asked_for_again,
+    put_off_attempts,
+    state_of,
+    waits_for_a_lease,
+    wires_of,
+)
 from tests.support.loaders import Slow
 from tests.support.wait import nothing_happens_for_async, wait_until_answered, wait_until_async
 
@@ -645,22 +653,25 @@ async def test_a_process_that_asks_a_dead_node_alone_finds_its_successor(cluster
     primary = next(node for node in cluster.primaries if cluster.replicas_of(node))
     replica = cluster.replicas_of(primary)[0]
     key, slot = key_on(cluster, primary)
-    async with cache_of(cluster) as cache:
+    name = f"magnus:t:{key}".encode()
+    # No heartbeat asks the others about the map.
+    async with cache_of(cluster, max_staleness=600) as cache:
         assert await cache.set("t", key, "value")
         await asyncio.to_thread(cluster.settle)
         await asyncio.to_thread(cluster.kill, primary)
 
         async def is_away() -> bool:
             await cache.get("t", key)
-            wire = state_of(cache).topology.wire(f"magnus:t:{key}".encode())
-            return not wire.up
+            return not state_of(cache).topology.wire(name).up
 
         await wait_until_answered(is_away)
-        # All that the loss has caused is over by then.
+        # All that the loss has caused is over by then, and no further attempt asks the others about the map.
         await nothing_happens_for_async(0.3)
+        put_off_attempts(cache, 600, name)
         await asyncio.to_thread(cluster.promote, replica, "takeover")
 
         async def is_found() -> bool:
+            map_is_asked_for_again(cache, name)
             await cache.get("t", key)
             owner = cluster_view_of(cache).map.owner(slot)
             return owner is not None and owner.id == replica.id

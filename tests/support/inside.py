@@ -3,6 +3,7 @@
 A test that looks further in than one private attribute asks here, so that a renamed attribute is renamed once.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -292,10 +293,14 @@ def on_epoch_learned(cache: "Cache | State", then: "Callable[[bytes], object]") 
 # -- outages ----------------------------------------------------------------------------------------------------
 
 
-def put_off_attempts(cache: "Cache | State", seconds: float) -> None:
-    """Have no connection tried before so many seconds have passed, as late in a long outage."""
+def put_off_attempts(cache: "Cache | State", seconds: float, name: bytes | None = None) -> None:
+    """Have no connection tried before so many seconds have passed, as late in a long outage.
+
+    :param name: to the node of this name alone.
+    """
     state = state_of(cache)
-    _put(state.breaker, "_retry_at", state.clock() + seconds)
+    breaker = state.breaker if name is None else state.topology.breaker_of(name)
+    _put(breaker, "_retry_at", state.clock() + seconds)
 
 
 def put_off_replays(cache: "Cache | State", seconds: float) -> None:
@@ -584,3 +589,9 @@ def cluster_view_of(cache: "Cache | State") -> "ClusterView":
     topology: Any = state_of(cache).topology
     view: ClusterView = topology.view
     return view
+
+
+def map_is_asked_for_again(cache: "Cache | State", name: bytes) -> None:
+    """Have the nodes of a cluster be asked about the map as soon as something wants that, as if long had passed."""
+    nodes: Any = state_of(cache).topology.wire(name)
+    _put(nodes._neighbours, "_asked_at", -math.inf)
