@@ -1,7 +1,7 @@
 """The keys of one call: their references, and a check that they stay distinct in the mapping of results."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from magnus_cache._engine.keys.versions import version_suffix
@@ -9,7 +9,10 @@ from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "unhashable_key"]
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.exchange import Connection
+
+__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "places_by_server", "unhashable_key"]
 
 _EXACT: Final = frozenset({str, int, bytes, UUID})
 """Key types whose equal values have the same name in Redis."""
@@ -32,6 +35,16 @@ def unhashable_key() -> CacheTypeError:
     """Return the error for a key that a mapping cannot have, such as an array."""
     problem = "each of many keys must be hashable, because the values are returned by key; ask for this key alone"
     return CacheTypeError("keys", problem)
+
+
+def places_by_server(
+    connection: "Callable[[bytes], Connection | None]", names: Iterable[bytes]
+) -> "dict[Connection | None, list[int]]":
+    """Return the places of some values of a cluster, grouped by the connection to their server."""
+    places: dict[Connection | None, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(connection(name), []).append(place)
+    return places
 
 
 def are_distinct(keys: Iterable[Any]) -> bool:

@@ -12,7 +12,7 @@ from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledEr
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
-from magnus_cache._engine.store.batch_keys import KeyNames, RefMaker
+from magnus_cache._engine.store.batch_keys import KeyNames, RefMaker, places_by_server
 from magnus_cache._engine.store.portions import Answer, Portion
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
@@ -267,10 +267,7 @@ def _by_server(
     connection = reads.state.client.connection
     if not reads.state.topology.is_cluster:
         return ((connection(refs[0].name), range(len(refs))),)
-    groups: dict[Connection | None, list[int]] = {}
-    for place, ref in enumerate(refs):
-        groups.setdefault(connection(ref.name), []).append(place)
-    return groups.items()
+    return places_by_server(connection, (ref.name for ref in refs)).items()
 
 
 async def _settled(

@@ -27,7 +27,7 @@ from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
-from magnus_cache._engine.store.batch_keys import RefMaker
+from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -191,9 +191,7 @@ class ManyWrites(Writes):
         """Return values in portions, each of one server."""
         if not self.state.topology.is_cluster:
             return (part,)
-        places: dict[Connection | None, list[int]] = {}
-        for place, name in enumerate(part.names):
-            places.setdefault(self.state.client.connection(name), []).append(place)
+        places = places_by_server(self.state.client.connection, part.names)
         return [part] if len(places) == 1 else list(map(part.only, places.values()))
 
     async def _begun(self, part: ValuesToWrite) -> Transaction | None:
