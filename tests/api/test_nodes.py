@@ -80,7 +80,7 @@ async def test_a_node_that_is_away_and_back(three: EmbeddedCluster, caplog: pyte
         await wait_until_answered(cache.ping)
 
 
-def test_a_blocking_ping_and_a_cluster_without_nodes(three: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blocking_ping_and_a_cluster_without_nodes(three: EmbeddedCluster) -> None:
     with CacheManager(redis_url="redis+cluster://" + three.nodes[0].address) as cache:
         health = cache.ping()
         assert (health.ok, health.mode, len(health.nodes)) == (True, "cluster", 3)

@@ -26,6 +26,7 @@ class Traffic:
         self.readers = [AsyncCacheManager(redis_url=url) for _ in range(2)]
         self.checker = StalenessChecker(BOUND)
         self.source = dict.fromkeys(KEYS, 0)
+        self._told = 0
         self._untold: list[tuple[str, int]] = []
         self._over = False
 
@@ -55,6 +56,7 @@ class Traffic:
         self._untold += versions
         if not state_of(self.writer).outbox.pending:
             told, self._untold = self._untold, []
+            self._told += len(told)
             for key, version in told:
                 self.checker.published(key, version)
 
@@ -78,5 +80,7 @@ class Traffic:
             await fault
             await asyncio.sleep(2 * BOUND)
             self._over = True
+        # Else no read was judged.
+        assert self._told > len(KEYS)
         assert self.checker.check().reads > 100
         assert not state_of(self.writer).outbox.pending
