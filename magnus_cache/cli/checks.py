@@ -11,6 +11,8 @@ from redis.exceptions import NoPermissionError, RedisError
 from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
 from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.redis.deployment import addresses
+from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.errors import CacheDecodeError, CacheError
 
@@ -34,22 +36,57 @@ class Finding(NamedTuple):
 _PINGS: Final = 25
 _OLDEST: Final = (6, 0)
 _NEWEST_ADVICE: Final = (7, 2)
+_SHARDS: Final = 7
+"""The first version that knows CLUSTER SHARDS."""
+
 _FULL: Final = 0.9
 _SKEW: Final = 5.0
 _SAMPLE: Final = 300
-_GRANTS: Final[tuple[tuple[str, Callable[[bytes], Sequence[Any]]], ...]] = (
-    ("+@read", lambda key: ("GET", key)),
-    ("+@write", lambda key: ("SET", key, b"1", "PX", 1_000)),
-    ("+@write", lambda key: ("UNLINK", key)),
-    ("+@transaction", lambda _: ("DISCARD",)),
-    ("+@scripting", lambda key: ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, key)),
-    ("+time", lambda _: ("TIME",)),
-    ("+info", lambda _: ("INFO", "server")),
-    ("+client|id", lambda _: ("CLIENT", "ID")),
-    ("+client|tracking", lambda _: ("CLIENT", "TRACKING", "OFF")),
-    ("+client|kill", lambda _: ("CLIENT", "KILL", "ID", 1 << 60)),
-)
-"""Each grant, and a harmless command that needs it, with a key of the cache."""
+_TRIALS: Final[dict[str, Callable[[bytes], Sequence[Any]]]] = {
+    "+set": lambda key: ("SET", key, b"1", "PX", 1_000),
+    "+get": lambda key: ("GET", key),
+    "+mget": lambda key: ("MGET", key),
+    "+getrange": lambda key: ("GETRANGE", key, 0, 0),
+    "+exists": lambda key: ("EXISTS", key),
+    "+pttl": lambda key: ("PTTL", key),
+    "+hmget": lambda key: ("HMGET", key, "f"),
+    "+hget": lambda key: ("HGET", key, "f"),
+    "+hgetall": lambda key: ("HGETALL", key),
+    "+hsetnx": lambda key: ("HSETNX", key, "f", "1"),
+    "+zrem": lambda key: ("ZREM", key, "m"),
+    "+zrangebyscore": lambda key: ("ZRANGEBYSCORE", key, 0, 0),
+    "+zremrangebyscore": lambda key: ("ZREMRANGEBYSCORE", key, 0, 0),
+    "+pexpire": lambda key: ("PEXPIRE", key, _WRONG),
+    "+expire": lambda key: ("EXPIRE", key, _WRONG),
+    "+hset": lambda key: ("HSET", key, "f", "1", _WRONG),
+    "+hincrby": lambda key: ("HINCRBY", key, "f", _WRONG),
+    "+zadd": lambda key: ("ZADD", key, _WRONG, "m"),
+    "+del": lambda key: ("DEL", key),
+    "+unlink": lambda key: ("UNLINK", key),
+    "+scan": lambda _: ("SCAN", 0, "COUNT", 1),
+    "+dbsize": lambda _: ("DBSIZE",),
+    "+eval": lambda _: ("EVAL", "return 1", 0),
+    "+evalsha": lambda _: ("EVALSHA", "0" * 40, 0),
+    "+time": lambda _: ("TIME",),
+    "+info": lambda _: ("INFO", "server"),
+    "+client|id": lambda _: ("CLIENT", "ID"),
+    "+client|tracking": lambda _: ("CLIENT", "TRACKING", "OFF"),
+    "+client|kill": lambda _: ("CLIENT", "KILL", "ID", 1 << 60),
+    "+cluster|myid": lambda _: ("CLUSTER", "MYID"),
+    "+cluster|info": lambda _: ("CLUSTER", "INFO"),
+    "+cluster|shards": lambda _: ("CLUSTER", "SHARDS"),
+    "+cluster|slots": lambda _: ("CLUSTER", "SLOTS"),
+    "+asking": lambda _: ("ASKING",),
+    "+exec": lambda _: ("EXEC",),
+    # The last one: what follows on its connection would be queued.
+    "+multi": lambda _: ("MULTI",),
+}
+"""For each right a harmless command that needs it, with a key of the cache.
+
+A server looks at the rights first, and at the arguments of a command that it allows then.
+"""
+
+_WRONG: Final = "no number"
 
 
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
@@ -59,10 +96,10 @@ def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
         # It can be asked which grants are missing, and nothing else.
         for server, endpoint in _servers(cache, health):
             with server:
-                yield from _acl(server, cache._engine.state.keyspace.control_name("doctor"), f" of {endpoint.host}")
+                yield from _acl(server, endpoint, cache, health)
         return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
-    yield from _tracking(health)
+    yield from _tracking(health, settings)
     yield from _version(health)
     for server, endpoint in _servers(cache, health):
         with server:
@@ -74,7 +111,7 @@ def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
                     yield Finding(check.__name__[1:], "advice", f"cannot be checked{about}: {error}")
                 except RedisError as error:
                     yield Finding(check.__name__[1:], "fix", f"{type(error).__name__}{about}: {error}")
-            yield from _acl(server, cache._engine.state.keyspace.control_name("doctor"), about)
+            yield from _acl(server, endpoint, cache, health)
     yield from _foreign(cache)
     yield from _settings(settings)
     yield from _namespaces()
@@ -87,24 +124,9 @@ def _servers(cache: CacheManager, health: Health) -> Iterator[tuple["redis.Redis
     if health.address is not None:
         host, _, number = health.address.rpartition(":")
         first = deployment.at(host.strip("[]"), int(number))
-    if health.mode != "cluster":
-        yield _client(first), first
-        return
-    for node, port in _primaries(first):
-        endpoint = deployment.at(node or first.host, port)
+    places = addresses([node.address for node in health.nodes], first.port) if health.nodes else ()
+    for endpoint in [deployment.at(host, port) for host, port in places] or [first]:
         yield _client(endpoint), endpoint
-
-
-def _primaries(first: Endpoint) -> list[tuple[str, int]]:
-    with _client(first) as server:
-        slots = _ask(server, "CLUSTER SLOTS")
-    found: set[tuple[str, int]] = set()
-    # redis-py parses the reply where it knows how.
-    ranges = slots.values() if isinstance(slots, dict) else slots
-    for each in ranges:
-        host, port = each["primary"][:2] if isinstance(each, dict) else each[2][:2]
-        found.add((host.decode() if isinstance(host, bytes) else host, int(port)))
-    return sorted(found)
 
 
 def _client(endpoint: Endpoint) -> "redis.Redis":
@@ -131,8 +153,10 @@ def _ask(server: "redis.Redis", *command: Any) -> Any:
 # -- the server ---------------------------------------------------------------------------------------------------
 
 
-def _tracking(health: Health) -> Iterator[Finding]:
-    if health.tracking:
+def _tracking(health: Health, settings: Any) -> Iterator[Finding]:
+    if settings.tracking == "off":
+        yield Finding("tracking", "ok", "Redis announces no changes, as tracking (MAGNUS_CACHE_TRACKING) says")
+    elif health.tracking:
         yield Finding("tracking", "ok", f"Redis announces changes ({health.tracking_mode})")
     else:
         yield Finding(
@@ -154,11 +178,12 @@ def _version(health: Health) -> Iterator[Finding]:
 
 
 def _latency(server: "redis.Redis", settings: Any, about: str) -> Iterator[Finding]:
-    server.ping()
+    # Not PING: a user that has no more rights than the pages name may not send it.
+    server.time()
     took: list[float] = []
     for _ in range(_PINGS):
         began = time.perf_counter()
-        server.ping()
+        server.time()
         took.append(time.perf_counter() - began)
     median, worst = statistics.median(took), max(took)
     text = f"a round trip takes {median * 1000:.2f} ms, {worst * 1000:.2f} ms at most{about}"
@@ -200,7 +225,11 @@ def _memory(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
 
 def _table(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
     tracked = int(_info(server, "stats").get("tracking_total_keys", 0))
-    found: Any = server.config_get("tracking-table-max-keys")
+    try:
+        found: Any = server.config_get("tracking-table-max-keys")
+    except NoPermissionError:
+        yield Finding("tracking table", "ok", f"{tracked:,} keys{about}; its limit can be read with +config|get")
+        return
     most = int(found.get("tracking-table-max-keys", 0))
     if most and tracked > _FULL * most:
         yield Finding(
@@ -232,31 +261,36 @@ def _clock(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         yield Finding("clock", "ok", f"{abs(skew) * 1000:.0f} ms apart{about}")
 
 
-def _acl(server: "redis.Redis", key: bytes, about: str) -> Iterator[Finding]:
-    missing: dict[str, str] = {}
-    for grant, command in _GRANTS:
+def _acl(server: "redis.Redis", endpoint: Endpoint, cache: CacheManager, health: Health) -> Iterator[Finding]:
+    key = cache._engine.state.keyspace.control_name("doctor")
+    prefix = key.partition(b"!")[0].decode()
+    is_cluster = cache._engine.state.settings.deployment().kind == "cluster"
+    rights = {*GRANTS.split(), *(CLUSTER_GRANTS.split() if is_cluster else ())}
+    if "+cluster|shards" in rights and health.version is not None and int(health.version.partition(".")[0]) < _SHARDS:
+        rights = rights - {"+cluster|shards"} | {"+cluster|slots"}
+    lease = f"~{{{prefix}*", ("EXISTS", b"{" + key)
+    missing: dict[str, None] = {}
+    for right, command in (lease, *((right, make(key)) for right, make in _TRIALS.items() if right in rights)):
         try:
-            _ask(server, *command(key))
-        except NoPermissionError as error:
-            missing[grant] = str(error)
-        except RedisError:
-            pass  # it may be used, and had nothing to do
+            _ask(server, *command)
+        except RedisError as error:
+            if not isinstance(error, NoPermissionError) and "NOPERM" not in str(error):
+                continue  # it may be used, and had nothing to do
+            if "'select'" in str(error):
+                missing["+select"] = None  # the connection was refused, before the command
+            elif " access " in str(error):
+                missing[right if right == lease[0] else f"~{prefix}*"] = None
+            elif right != lease[0]:
+                missing[right] = None
+    server.connection_pool.disconnect()
+    about = f" of {endpoint.host}:{endpoint.port}" if is_cluster else ""
     if missing:
         yield Finding(
             "grants", "fix", f"the user lacks {' '.join(missing)}{about}",
-            f"ACL SETUSER {_user(server)} {' '.join(missing)} ~{key.partition(b'!')[0].decode()}*",
-            "deployment.md#acl-grants",
+            f"ACL SETUSER {endpoint.username or 'default'} {' '.join(missing)}", "deployment.md#acl-grants",
         )  # fmt: skip
     else:
         yield Finding("grants", "ok", f"all that the cache needs{about}")
-
-
-def _user(server: "redis.Redis") -> str:
-    try:
-        name: Any = _ask(server, "ACL WHOAMI")
-    except RedisError:
-        return "USER"
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 # -- keys and settings ----------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ import redis
 from pexpect import EOF
 
 from magnus_cache import CacheManager
+from magnus_cache._engine.redis import diagnosis
 from magnus_cache.cli.checks import findings
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
 from tests.cli.test_commands import Run, parsed, printed, run
 from tests.cli.test_terminal import Terminal, terminal
+from tests.support import rights
 
 __all__ = ["run", "terminal"]
 
@@ -87,6 +89,39 @@ def test_grants_are_tried(private_server_with: Callable[..., Any]) -> None:
     assert "time" in problems["grants:fix"]
     assert "client|kill" in problems["grants:fix"]
     assert "ACL SETUSER app" in problems["grants:fix"]
+
+
+def test_the_user_of_the_page_lacks_nothing(private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(**_SET_UP)
+    url = server.url.replace("redis://", f"redis://{rights.USER}@")
+    with redis.Redis(port=server.port) as client:
+        client.execute_command(*rights.LINE.split())  # type: ignore[no-untyped-call]  # redis-py leaves it without
+        # Its prefix is the default one.
+        assert set(found(url)) == {"settings:advice"}
+        for word in (*diagnosis.GRANTS.split(), "~magnus*", "~{magnus*"):
+            reset = ["ACL", "SETUSER", "app", "reset"]
+            client.execute_command(*reset)  # type: ignore[no-untyped-call]  # as above
+            line = [each for each in rights.LINE.split() if each != word]
+            client.execute_command(*line)  # type: ignore[no-untyped-call]  # as above
+            assert word in _lacking(url), word
+
+
+def _lacking(url: str) -> list[str]:
+    with CacheManager(redis_url=url) as cache:
+        (grants,) = [each for each in findings(cache, cache.ping()) if each.check == "grants"]
+        assert grants.remedy.startswith("ACL SETUSER app ")
+        return grants.remedy.split()[3:]
+
+
+def test_the_user_of_the_page_lacks_nothing_on_a_cluster(cluster: EmbeddedCluster) -> None:
+    rights.apply(cluster.nodes, rights.LINE, rights.CLUSTER_LINE)
+    assert {each for each in found(rights.url_of(cluster)) if each.endswith("fix")} == set()
+    rights.apply(cluster.nodes, rights.LINE.replace(" +hsetnx", ""), rights.CLUSTER_LINE.replace(" +asking", ""))
+    assert {"+asking", "+hsetnx"} == set(_lacking(rights.url_of(cluster)))
+
+
+def test_a_setting_is_no_finding(private_server_with: Callable[..., Any]) -> None:
+    assert found(private_server_with(**_SET_UP).url, prefix="mine", tracking="off") == {}
 
 
 def test_a_replica_is_told(private_server_with: Callable[..., Any], server: Any) -> None:
