@@ -106,7 +106,7 @@ class ConnectionLog:
             self._away.setdefault(node, self._clock())
             self._notices.warn(
                 f"node:{node}:{error.reason}:{error}",
-                f"node {node} away: {error}. Its keys are served from this process's memory, all others as ever; the "
+                f"node {node} away: {error}. Its keys are served from this process's memory, others are not affected; the "
                 "cache reconnects by itself",
             )
             return
