@@ -103,7 +103,7 @@ def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     yield from _version(health)
     for server, endpoint in _servers(cache, health):
         with server:
-            about = f" of {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
+            about = f" at {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
             for check in (_latency, _memory, _table, _role, _clock):
                 try:
                     yield from check(server, settings, about)
@@ -218,7 +218,7 @@ def _memory(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         yield Finding("memory", "ok", f"{memory['used_memory_human']} of {memory['maxmemory_human']}, {policy}{about}")
     if most and used > _FULL * most:
         yield Finding(
-            "memory", "fix", f"Redis is full to {used / most:.0%}{about}", "raise maxmemory, or shorten TTLs",
+            "memory", "fix", f"Redis is {used / most:.0%} full{about}", "raise maxmemory, or shorten TTLs",
             "deployment.md",
         )  # fmt: skip
 
@@ -283,14 +283,14 @@ def _acl(server: "redis.Redis", endpoint: Endpoint, cache: CacheManager, health:
             elif right != lease[0]:
                 missing[right] = None
     server.connection_pool.disconnect()
-    about = f" of {endpoint.host}:{endpoint.port}" if is_cluster else ""
+    about = f" at {endpoint.host}:{endpoint.port}" if is_cluster else ""
     if missing:
         yield Finding(
             "grants", "fix", f"the user lacks {' '.join(missing)}{about}",
             f"ACL SETUSER {endpoint.username or 'default'} {' '.join(missing)}", "deployment.md#acl-grants",
         )  # fmt: skip
     else:
-        yield Finding("grants", "ok", f"all that the cache needs{about}")
+        yield Finding("grants", "ok", f"the user has all that the cache needs{about}")
 
 
 # -- keys and settings ----------------------------------------------------------------------------------------

@@ -231,6 +231,16 @@ def _request(port: str) -> None:
         error.close()
 
 
+def test_only_a_single_server_is_struck(run: Run, cluster: EmbeddedCluster, sentinels: EmbeddedSentinels) -> None:
+    for url in (
+        f"redis+cluster://{cluster.primaries[0].address}",
+        f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.service}",
+    ):
+        done = run("drill", "--wait", "0.2", "--url", url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "drill strikes a single server" in done.stderr
+
+
 def test_no_application_comes(run: Run) -> None:
     done = run("drill", "--wait", "0.2")
     assert done.returncode == 1
