@@ -92,13 +92,18 @@ _WRONG: Final = "no number"
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     """Yield what each check finds, of the servers and of the settings."""
     settings = cache._engine.state.settings
-    if not health:
+    if not health and not any(health.nodes):
         # It can be asked which grants are missing, and nothing else.
         for server, endpoint in _servers(cache, health):
             with server:
                 yield from _acl(server, endpoint, cache, health)
         return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
+    for node in health.nodes:
+        if not node:
+            yield Finding(
+                "connection", "fix", str(node.reason), "start the node, or let a replica take over", "cluster.md"
+            )
     yield from _tracking(health, settings)
     yield from _version(health)
     for server, endpoint in _servers(cache, health):
@@ -124,7 +129,7 @@ def _servers(cache: CacheManager, health: Health) -> Iterator[tuple["redis.Redis
     if health.address is not None:
         host, _, number = health.address.rpartition(":")
         first = deployment.at(host.strip("[]"), int(number))
-    places = addresses([node.address for node in health.nodes], first.port) if health.nodes else ()
+    places = addresses([node.address for node in health.nodes if node], first.port) if any(health.nodes) else ()
     for endpoint in [deployment.at(host, port) for host, port in places] or [first]:
         yield _client(endpoint), endpoint
 

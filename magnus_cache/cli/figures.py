@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from magnus_cache import CacheManager
-from magnus_cache.cli.common import UNREACHABLE, CommandError, Json, Prefix, Url, console, opened, print_json
+from magnus_cache.cli.common import Json, Prefix, Url, checked, console, opened, print_json
 
 __all__ = ["add_to", "stats", "top"]
 
@@ -41,7 +41,7 @@ def stats(
     """Print statistics. Without --fleet they are those of this command itself: mostly what Redis has."""
     with opened(url, prefix, check=not fleet) as cache:
         if fleet:
-            _check(cache)
+            checked(cache.ping())
 
         def look() -> Mapping[str, Any]:
             return cache.get_stats("fleet" if fleet else "process")
@@ -70,12 +70,6 @@ def top(
             console().print(_hottest(rates.look()))
         else:
             _live(lambda: _hottest(rates.look()), every)
-
-
-def _check(cache: CacheManager) -> None:
-    """:raises CommandError: if Redis cannot be used."""
-    if not (health := cache.ping()):
-        raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
 
 
 def _repeat(show: Callable[[], object], every: float, *, watch: bool) -> None:

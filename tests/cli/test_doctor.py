@@ -15,7 +15,7 @@ from pexpect import EOF
 from magnus_cache import CacheManager
 from magnus_cache._engine.redis import diagnosis
 from magnus_cache.cli.checks import findings
-from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, slot_of
 from tests.cli.test_commands import Run, parsed, printed, run
 from tests.cli.test_terminal import Terminal, terminal
 from tests.support import rights
@@ -164,6 +164,23 @@ def test_each_primary_of_a_cluster_is_looked_at(cluster: EmbeddedCluster) -> Non
     url = "redis+cluster://" + cluster.primaries[0].address
     problems = found(url, prefix="mine")
     assert any(f":{node.port}" in problems["memory:advice"] for node in cluster.primaries)
+
+
+def test_a_node_that_is_away_is_a_finding_and_the_others_are_used(run: Run) -> None:
+    with EmbeddedCluster(replicas=0, cluster_require_full_coverage="no") as cluster:
+        away, *_, other = cluster.primaries
+        url = f"redis+cluster://{other.address}"
+        # Not beside a border between two nodes, where a key needs both.
+        owned = cluster.slots_of(other)
+        slots = ((str(number), slot_of(f"magnus:t:{number}")) for number in range(10_000))
+        key = next(text for text, slot in slots if {slot - 256, slot + 256} <= owned)
+        printed(run("set", "t", key, "7", "--url", url))
+        cluster.kill(away)
+        assert printed(run("get", "t", key, "--url", url)) == "7\n"
+        shown = parsed(run("doctor", "--json", "--url", url), 1)
+        (finding,) = [each for each in shown if each["level"] == "fix"]
+        assert (finding["check"], finding["remedy"] != "") == ("connection", True)
+        assert away.address in finding["text"]
 
 
 def test_the_primary_that_sentinel_names_is_looked_at(sentinels: EmbeddedSentinels) -> None:
