@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Final
 
 from benchmarks.cluster_peers import RAW, ClusterCalls, cluster_contenders
-from benchmarks.plan import SMALL_DICT, Plan, checked, settle
+from benchmarks.plan import PREFIX, SMALL_DICT, Plan, checked, settle
 from benchmarks.tables import Table
 from magnus_cache.testing import EmbeddedCluster
 
@@ -124,12 +124,10 @@ async def _fail_over(plan: Plan, table: Table) -> None:
 
 
 async def _killed(cluster: EmbeddedCluster, calls: ClusterCalls) -> tuple[int, float]:
-    """Kill the primary of a key while it is read and written; return the failed calls, and the longest gap."""
-    key = "failover"
-    await calls.set(key)
-    primary = next(node for node in cluster.primaries if node.ask("DBSIZE") != "0")
+    """Kill the primary of some keys while all are read and written; return the failed calls, and the longest gap."""
     keys = [f"failover:{number}" for number in range(100)]
     await _each(calls.set, keys)
+    primary = cluster.owner(f"{PREFIX}:{keys[0]}")
     killing = asyncio.create_task(asyncio.to_thread(cluster.kill, primary))
     began = time.monotonic()
     last, gap, errors, failed_at = dict.fromkeys(keys, began), 0.0, 0, began

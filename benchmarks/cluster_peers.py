@@ -5,7 +5,7 @@ protocol has a connection to each node, written to once for each turn of the loo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -93,18 +93,30 @@ def _name(key: str) -> str:
     return f"{PREFIX}:{key}"
 
 
+def _count(raws: Iterable[bytes | None]) -> int:
+    """Unpack all values that there are; return how many."""
+    return len([msgpack.unpackb(raw) for raw in raws if raw is not None])
+
+
+def _getter(read: Callable[[str], Awaitable[Any]]) -> Callable[[str], Awaitable[Any]]:
+    async def get(key: str) -> Any:
+        raw = await read(_name(key))
+        return None if raw is None else msgpack.unpackb(raw)
+
+    return get
+
+
+def _counter(read: Callable[[list[str]], Awaitable[Any]]) -> Callable[[Keys], Awaitable[int]]:
+    async def get_many(keys: Keys) -> int:
+        return _count(await read([_name(key) for key in keys]))
+
+    return get_many
+
+
 @asynccontextmanager
 async def _redis_py(cluster: EmbeddedCluster) -> AsyncIterator[ClusterCalls]:
     nodes = [ClusterNode(node.host, node.port) for node in cluster.nodes]
     async with RedisCluster(startup_nodes=nodes, max_connections=_CONNECTIONS) as client:
-
-        async def get(key: str) -> Any:
-            raw = await client.get(_name(key))
-            return None if raw is None else msgpack.unpackb(raw)
-
-        async def get_many(keys: Keys) -> int:
-            raws = await client.mget_nonatomic([_name(key) for key in keys])
-            return len([msgpack.unpackb(raw) for raw in raws if raw is not None])
 
         async def set_many(keys: Keys) -> None:
             async with client.pipeline() as pipeline:
@@ -120,7 +132,8 @@ async def _redis_py(cluster: EmbeddedCluster) -> AsyncIterator[ClusterCalls]:
                 await pipeline.execute()
 
         yield ClusterCalls(
-            get, lambda key: client.set(_name(key), _PACKED, ex=_TTL), get_many, set_many, delete_many
+            _getter(client.get), lambda key: client.set(_name(key), _PACKED, ex=_TTL),
+            _counter(client.mget_nonatomic), set_many, delete_many,
         )  # fmt: skip
 
 
@@ -134,17 +147,8 @@ async def _coredis(cluster: EmbeddedCluster) -> AsyncIterator[ClusterCalls]:
 
     node = cluster.primaries[0]
     async with coredis.RedisCluster(host=node.host, port=node.port) as client:
-
-        async def get(key: str) -> Any:
-            raw = await client.get(_name(key))
-            return None if raw is None else msgpack.unpackb(raw)
-
-        async def get_many(keys: Keys) -> int:
-            raws = await client.mget([_name(key) for key in keys])
-            return len([msgpack.unpackb(raw) for raw in raws if raw is not None])
-
         yield ClusterCalls(
-            get, lambda key: client.set(_name(key), _PACKED, ex=_TTL), get_many,
+            _getter(client.get), lambda key: client.set(_name(key), _PACKED, ex=_TTL), _counter(client.mget),
             delete_many=lambda keys: client.unlink([_name(key) for key in keys]),
         )  # fmt: skip
 
@@ -165,17 +169,9 @@ async def _glide(cluster: EmbeddedCluster) -> AsyncIterator[ClusterCalls]:
     client = await glide.GlideClusterClient.create(config)
     expiry = glide.ExpirySet(glide.ExpiryType.SEC, _TTL)
 
-    async def get(key: str) -> Any:
-        raw = await client.get(_name(key))
-        return None if raw is None else msgpack.unpackb(raw)
-
-    async def get_many(keys: Keys) -> int:
-        raws = await client.mget([_name(key) for key in keys])
-        return len([msgpack.unpackb(raw) for raw in raws if raw is not None])
-
     try:
         yield ClusterCalls(
-            get, lambda key: client.set(_name(key), _PACKED, expiry=expiry), get_many,
+            _getter(client.get), lambda key: client.set(_name(key), _PACKED, expiry=expiry), _counter(client.mget),
             delete_many=lambda keys: client.unlink([_name(key) for key in keys]),
         )  # fmt: skip
     finally:
@@ -247,7 +243,7 @@ async def _raw(cluster: EmbeddedCluster) -> AsyncIterator[ClusterCalls]:
 
     async def get_many(keys: Keys) -> int:
         names = [_name(key).encode() for key in keys]
-        return len([msgpack.unpackb(raw) for raw in await asyncio.gather(*[nodes[key_slot(n)].get(n) for n in names])])
+        return _count(await asyncio.gather(*[nodes[key_slot(n)].get(n) for n in names]))
 
     async def unsupported(_: str) -> None:
         raise NotImplementedError

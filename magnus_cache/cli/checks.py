@@ -1,5 +1,6 @@
 """What `doctor` looks at: each check returns what it found, and what to do about it."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,10 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
+from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.deployment import addresses
 from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS
 from magnus_cache._engine.redis.endpoint import Endpoint
@@ -33,7 +37,7 @@ class Finding(NamedTuple):
     """The page of the documentation that explains it."""
 
 
-_PINGS: Final = 25
+_TRIPS: Final = 25
 _OLDEST: Final = (6, 0)
 _NEWEST_ADVICE: Final = (7, 2)
 _SHARDS: Final = 7
@@ -42,95 +46,61 @@ _SHARDS: Final = 7
 _FULL: Final = 0.9
 _SKEW: Final = 5.0
 _SAMPLE: Final = 300
-_TRIALS: Final[dict[str, Callable[[bytes], Sequence[Any]]]] = {
-    "+set": lambda key: ("SET", key, b"1", "PX", 1_000),
-    "+get": lambda key: ("GET", key),
-    "+mget": lambda key: ("MGET", key),
-    "+getrange": lambda key: ("GETRANGE", key, 0, 0),
-    "+exists": lambda key: ("EXISTS", key),
-    "+pttl": lambda key: ("PTTL", key),
-    "+hmget": lambda key: ("HMGET", key, "f"),
-    "+hget": lambda key: ("HGET", key, "f"),
-    "+hgetall": lambda key: ("HGETALL", key),
-    "+hsetnx": lambda key: ("HSETNX", key, "f", "1"),
-    "+zrem": lambda key: ("ZREM", key, "m"),
-    "+zrangebyscore": lambda key: ("ZRANGEBYSCORE", key, 0, 0),
-    "+zremrangebyscore": lambda key: ("ZREMRANGEBYSCORE", key, 0, 0),
-    "+pexpire": lambda key: ("PEXPIRE", key, _WRONG),
-    "+expire": lambda key: ("EXPIRE", key, _WRONG),
-    "+hset": lambda key: ("HSET", key, "f", "1", _WRONG),
-    "+hincrby": lambda key: ("HINCRBY", key, "f", _WRONG),
-    "+zadd": lambda key: ("ZADD", key, _WRONG, "m"),
-    "+del": lambda key: ("DEL", key),
-    "+unlink": lambda key: ("UNLINK", key),
-    "+scan": lambda _: ("SCAN", 0, "COUNT", 1),
-    "+dbsize": lambda _: ("DBSIZE",),
-    "+eval": lambda _: ("EVAL", "return 1", 0),
-    "+evalsha": lambda _: ("EVALSHA", "0" * 40, 0),
-    "+time": lambda _: ("TIME",),
-    "+info": lambda _: ("INFO", "server"),
-    "+client|id": lambda _: ("CLIENT", "ID"),
-    "+client|tracking": lambda _: ("CLIENT", "TRACKING", "OFF"),
-    "+client|kill": lambda _: ("CLIENT", "KILL", "ID", 1 << 60),
-    "+cluster|myid": lambda _: ("CLUSTER", "MYID"),
-    "+cluster|info": lambda _: ("CLUSTER", "INFO"),
-    "+cluster|shards": lambda _: ("CLUSTER", "SHARDS"),
-    "+cluster|slots": lambda _: ("CLUSTER", "SLOTS"),
-    "+asking": lambda _: ("ASKING",),
-    "+exec": lambda _: ("EXEC",),
-    # The last one: what follows on its connection would be queued.
-    "+multi": lambda _: ("MULTI",),
-}
-"""For each right a harmless command that needs it, with a key of the cache.
+_KEY: Final = object()
+"""Stands for a key of the cache that no value has."""
 
-A server looks at the rights first, and at the arguments of a command that it allows then.
-"""
-
-_WRONG: Final = "no number"
+_ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
+    "getrange": (_KEY, 0, 0), "set": (_KEY, b"1", "PX", 1_000), "pexpire": (_KEY, 1_000), "expire": (_KEY, 1),
+    "hget": (_KEY, "f"), "hmget": (_KEY, "f"), "hset": (_KEY, "f", 1), "hsetnx": (_KEY, "f", 1),
+    "hincrby": (_KEY, "f", 0), "zadd": (_KEY, 0, "m"), "zrem": (_KEY, "m"), "zrangebyscore": (_KEY, 0, 0),
+    "zremrangebyscore": (_KEY, 0, 0), "scan": (0, "COUNT", 1), "eval": ("return 1", 0), "evalsha": ("0" * 40, 0),
+    "info": ("server",), "client|tracking": ("OFF",), "client|kill": ("ID", 1 << 60),
+    **dict.fromkeys(("get", "mget", "del", "unlink", "exists", "pttl", "hgetall"), (_KEY,)),
+}  # fmt: skip
+"""Harmless arguments of the commands that the cache needs, where they need any; on a key that soon expires."""
 
 
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     """Yield what each check finds, of the servers and of the settings."""
-    settings = cache._engine.state.settings
+    state = cache._engine.state
     if not health and not any(health.nodes):
         # It can be asked which grants are missing, and nothing else.
-        for server, endpoint in _servers(cache, health):
+        for server, endpoint in _servers(state, health):
             with server:
-                yield from _acl(server, endpoint, cache, health)
+                yield from _acl(server, state, f" at {endpoint.host}", health)
         return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
     for node in health.nodes:
         if not node:
-            yield Finding(
-                "connection", "fix", str(node.reason), "start the node, or let a replica take over", "cluster.md"
-            )
-    yield from _tracking(health, settings)
+            remedy = "start the node, or let a replica take over"
+            yield Finding("connection", "fix", str(node.reason), remedy, "cluster.md")
+    yield from _tracking(health, state.settings)
     yield from _version(health)
-    for server, endpoint in _servers(cache, health):
+    for server, endpoint in _servers(state, health):
         with server:
             about = f" at {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
-            for check in (_latency, _memory, _table, _role, _clock):
+            for name, check in _CHECKS.items():
                 try:
-                    yield from check(server, settings, about)
+                    yield from check(server, state.settings, about)
                 except NoPermissionError as error:
-                    yield Finding(check.__name__[1:], "advice", f"cannot be checked{about}: {error}")
+                    yield Finding(name, "advice", f"cannot be checked{about}: {error}")
                 except RedisError as error:
-                    yield Finding(check.__name__[1:], "fix", f"{type(error).__name__}{about}: {error}")
-            yield from _acl(server, endpoint, cache, health)
+                    yield Finding(name, "fix", f"{type(error).__name__}{about}: {error}")
+            yield from _acl(server, state, about, health)
     yield from _foreign(cache)
-    yield from _settings(settings)
+    yield from _settings(state.settings)
     yield from _namespaces()
 
 
-def _servers(cache: CacheManager, health: Health) -> Iterator[tuple["redis.Redis", Endpoint]]:
-    state = cache._engine.state
+def _servers(state: State, health: Health) -> Iterator[tuple["redis.Redis", Endpoint]]:
     assert state.endpoint is not None
     first, deployment = state.endpoint, state.settings.deployment()
     if health.address is not None:
         host, _, number = health.address.rpartition(":")
         first = deployment.at(host.strip("[]"), int(number))
-    places = addresses([node.address for node in health.nodes if node], first.port) if any(health.nodes) else ()
-    for endpoint in [deployment.at(host, port) for host, port in places] or [first]:
+    places = [node.address for node in health.nodes if node]
+    found = [deployment.at(host, port) for host, port in addresses(places, first.port)] if places else [first]
+    for endpoint in found:
         yield _client(endpoint), endpoint
 
 
@@ -183,10 +153,10 @@ def _version(health: Health) -> Iterator[Finding]:
 
 
 def _latency(server: "redis.Redis", settings: Any, about: str) -> Iterator[Finding]:
-    # Not PING: a user that has no more rights than the pages name may not send it.
+    # Not PING, which the cache needs no right for.
     server.time()
     took: list[float] = []
-    for _ in range(_PINGS):
+    for _ in range(_TRIPS):
         began = time.perf_counter()
         server.time()
         took.append(time.perf_counter() - began)
@@ -266,36 +236,51 @@ def _clock(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         yield Finding("clock", "ok", f"{abs(skew) * 1000:.0f} ms apart{about}")
 
 
-def _acl(server: "redis.Redis", endpoint: Endpoint, cache: CacheManager, health: Health) -> Iterator[Finding]:
-    key = cache._engine.state.keyspace.control_name("doctor")
-    prefix = key.partition(b"!")[0].decode()
-    is_cluster = cache._engine.state.settings.deployment().kind == "cluster"
-    rights = {*GRANTS.split(), *(CLUSTER_GRANTS.split() if is_cluster else ())}
-    if "+cluster|shards" in rights and health.version is not None and int(health.version.partition(".")[0]) < _SHARDS:
-        rights = rights - {"+cluster|shards"} | {"+cluster|slots"}
-    lease = f"~{{{prefix}*", ("EXISTS", b"{" + key)
+_CHECKS: Final[dict[str, Callable[["redis.Redis", Any, str], Iterator[Finding]]]] = {
+    "latency": _latency, "memory": _memory, "tracking table": _table, "role": _role, "clock": _clock,
+}  # fmt: skip
+"""What is asked of each server, by the name of the check."""
+
+
+def _acl(server: "redis.Redis", state: State, about: str, health: Health) -> Iterator[Finding]:
+    """Try each command that the cache needs, on a key of its own, and whether it may use the keys of leases."""
+    key, prefix = state.keyspace.control_name("doctor"), state.settings.prefix
     missing: dict[str, None] = {}
-    for right, command in (lease, *((right, make(key)) for right, make in _TRIALS.items() if right in rights)):
+    for grant in (*_grants(state, health), lease := f"~{{{prefix}*"):
+        command = "exists" if grant == lease else grant.removeprefix("+")
+        name = b"{" + key if grant == lease else key
+        arguments = (name if each is _KEY else each for each in _ARGUMENTS.get(command, ()))
         try:
-            _ask(server, *command)
+            _ask(server, *command.upper().split("|"), *arguments)
         except RedisError as error:
+            # A refused EXEC says that, and then the same.
             if not isinstance(error, NoPermissionError) and "NOPERM" not in str(error):
                 continue  # it may be used, and had nothing to do
             if "'select'" in str(error):
                 missing["+select"] = None  # the connection was refused, before the command
             elif " access " in str(error):
-                missing[right if right == lease[0] else f"~{prefix}*"] = None
-            elif right != lease[0]:
-                missing[right] = None
-    server.connection_pool.disconnect()
-    about = f" at {endpoint.host}:{endpoint.port}" if is_cluster else ""
+                missing[grant if grant == lease else f"~{prefix}*"] = None
+            elif grant != lease:
+                missing[grant] = None
+    with contextlib.suppress(RedisError):
+        server.unlink(key)
     if missing:
         yield Finding(
             "grants", "fix", f"the user lacks {' '.join(missing)}{about}",
-            f"ACL SETUSER {endpoint.username or 'default'} {' '.join(missing)}", "deployment.md#acl-grants",
+            f"ACL SETUSER {state.settings.deployment().endpoint.username or 'default'} {' '.join(missing)}",
+            "deployment.md#acl-grants",
         )  # fmt: skip
     else:
         yield Finding("grants", "ok", f"the user has all that the cache needs{about}")
+
+
+def _grants(state: State, health: Health) -> Sequence[str]:
+    grants = GRANTS.split()
+    if state.settings.deployment().kind == "cluster":
+        grants += CLUSTER_GRANTS.split()
+        if health.version is not None and int(health.version.partition(".")[0]) < _SHARDS:
+            grants[grants.index("+cluster|shards")] = "+cluster|slots"
+    return grants
 
 
 # -- keys and settings ----------------------------------------------------------------------------------------
@@ -303,33 +288,38 @@ def _acl(server: "redis.Redis", endpoint: Endpoint, cache: CacheManager, health:
 
 def _foreign(cache: CacheManager) -> Iterator[Finding]:
     """Look at some keys of the prefix, to see whether another program writes there, too."""
-    from magnus_cache.cli.values import namespaces
-
-    foreign: list[str] = []
+    state = cache._engine.state
     try:
-        names = namespaces(cache)
-        looked = 0
-        for name in names:
-            for key in cache.scan(name):
-                looked += 1
-                raw = cache._call(cache._engine.state.client.get, cache._engine.state.keyspace.value_name(name, key))
-                if raw is not None and not _is_ours(raw):
-                    foreign.append(f"{name}:{key}")
-                if looked >= _SAMPLE:
-                    break
+        names = cache._call(_some_names, state.client, state.keyspace.scope("*"))
+        foreign = [name for name in names if not _is_ours(cache._call(state.client.get, name))]
     except CacheError as error:
         yield Finding("keys", "advice", f"cannot be checked: {error}")
         return
     if foreign:
         yield Finding(
-            "keys", "fix", f"{len(foreign)} of {looked} keys were written by another program, such as {foreign[0]!r}",
+            "keys", "fix",
+            f"{len(foreign)} of {len(names)} keys were written by another program, such as "
+            f"{foreign[0].decode('utf-8', 'replace')!r}",
             "give this cache a prefix of its own: prefix (MAGNUS_CACHE_PREFIX)", "keys.md",
         )  # fmt: skip
     else:
-        yield Finding("keys", "ok", f"{len(names)} namespaces; {looked} keys looked at, all of this cache")
+        yield Finding("keys", "ok", f"{len(names)} keys looked at, all of this cache")
 
 
-def _is_ours(raw: bytes) -> bool:
+async def _some_names(client: Client, scope: ClearScope) -> list[bytes]:
+    found: list[bytes] = []
+    async with contextlib.aclosing(client.scan(scope)) as steps:
+        async for names in steps:
+            found += names
+            if len(found) >= _SAMPLE:
+                break
+    return found[:_SAMPLE]
+
+
+def _is_ours(raw: bytes | None) -> bool:
+    """Whether this cache has written a value. None, for one that has expired meanwhile or is no string, is not told."""
+    if raw is None:
+        return True
     try:
         read_header(raw)
     except CacheDecodeError:

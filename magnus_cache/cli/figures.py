@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from magnus_cache import CacheManager
-from magnus_cache.cli.common import Json, Prefix, Url, checked, console, opened, print_json
+from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
 
 __all__ = ["add_to", "stats", "top"]
 
@@ -39,9 +39,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Print statistics. Without --fleet they are those of this command itself: mostly what Redis has."""
-    with opened(url, prefix, check=not fleet) as cache:
-        if fleet:
-            checked(cache.ping())
+    with opened(url, prefix) as cache:
 
         def look() -> Mapping[str, Any]:
             return cache.get_stats("fleet" if fleet else "process")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 import typer
 
 import magnus_cache
@@ -113,31 +115,29 @@ def _read(path: Path) -> list[Any]:
 
 
 def _warm_function(function: Any, wanted: Sequence[Any], concurrency: int, *, only_missing: bool) -> dict[str, Any]:
-    """Call a cached function, or refresh it, for each line; return what became of it."""
-    import anyio
-    import anyio.to_thread
-
+    """Have a cached function load its value for each line; return what became of it."""
     report: dict[str, Any] = {"total": len(wanted), "loaded": 0, "skipped": 0, "failed": 0, "errors": {}}
-    called = function if only_missing else function.refresh
+
+    async def call(operation: Any, args: Sequence[Any]) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await operation(*args)
+        return await anyio.to_thread.run_sync(lambda: operation(*args))
 
     async def one(arguments: Any, limiter: anyio.CapacityLimiter) -> None:
         args = arguments if isinstance(arguments, list) else [arguments]
-        before = function.cache_info().loads
         try:
             async with limiter:
-                if inspect.iscoroutinefunction(function):
-                    await called(*args)
-                else:
-                    await anyio.to_thread.run_sync(lambda: called(*args))
+                is_there = only_missing and await call(function.contains, args)
+                if not is_there:
+                    await call(function.refresh, args)
         except Exception as error:  # noqa: BLE001  # whatever the loader raises is told
             report["failed"] += 1
             report["errors"][json.dumps(arguments, default=str)] = f"{type(error).__name__}: {error}"
         else:
-            is_loaded = not only_missing or function.cache_info().loads > before
-            report["loaded" if is_loaded else "skipped"] += 1
+            report["skipped" if is_there else "loaded"] += 1
 
     async def run() -> None:
-        limiter = anyio.CapacityLimiter(1 if only_missing else concurrency)
+        limiter = anyio.CapacityLimiter(concurrency)
         async with anyio.create_task_group() as group:
             for arguments in wanted:
                 group.start_soon(one, arguments, limiter)

@@ -9,7 +9,8 @@ from magnus_cache import CacheManager
 from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import EmbeddedCluster
-from tests.outage.test_nodes_away import anyio_backend, cache_of, is_away, is_back, keys_on, three, two_caches
+from tests.outage.test_nodes_away import is_away, is_back, keys_on, three, two_caches
+from tests.support.groups import anyio_backend, cache_of
 from tests.support.wait import wait_until_answered
 
 __all__ = ["anyio_backend", "three"]

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from magnus_cache._engine.redis.slots import key_slot
-from magnus_cache.testing import ServerNode
+from magnus_cache.testing import EmbeddedCluster, ServerNode
 from tests.chaos.load import KEYS
 from tests.chaos.world import GroupWorld
 
@@ -38,35 +39,50 @@ def _first(world: GroupWorld) -> tuple[ServerNode, ServerNode]:
     return primary, world.cluster.replicas_of(primary)[0]
 
 
-# -- a cluster --------------------------------------------------------------------------------------------------------
+# -- of both kinds ----------------------------------------------------------------------------------------------------
+
+
+def _failing(world: GroupWorld) -> tuple[ServerNode, Callable[[], object]]:
+    """Return a primary, and what returns once another server has taken its place."""
+    if isinstance(world.group, EmbeddedCluster):
+        primary, replica = _first(world)
+        return primary, partial(world.cluster.wait_for_primary, replica)
+    primary = world.sentinels.primary
+    return primary, partial(world.sentinels.wait_for_failover, primary)
 
 
 @fault("cluster", "primary killed")
+@fault("sentinel", "primary killed")
 def _(world: GroupWorld, seconds: float) -> None:
-    primary, replica = _first(world)
-    world.cluster.kill(primary)
-    world.cluster.wait_for_primary(replica)
+    primary, wait_for_another = _failing(world)
+    world.group.kill(primary)
+    wait_for_another()
     time.sleep(seconds)
-    world.cluster.restart(primary)
+    world.group.restart(primary)
 
 
 @fault("cluster", "primary stopped")
+@fault("sentinel", "primary stopped")
 def _(world: GroupWorld, seconds: float) -> None:
-    primary, replica = _first(world)
-    world.cluster.pause(primary)
-    world.cluster.wait_for_primary(replica)
-    world.cluster.resume(primary)
+    primary, wait_for_another = _failing(world)
+    world.group.pause(primary)
+    wait_for_another()
+    world.group.resume(primary)
     time.sleep(seconds)
 
 
 @fault("cluster", "primary cut off")
+@fault("sentinel", "primary cut off")
 def _(world: GroupWorld, seconds: float) -> None:
     # From the other nodes; its clients still reach it.
-    primary, replica = _first(world)
-    world.cluster.partition(primary)
-    world.cluster.wait_for_primary(replica)
+    primary, wait_for_another = _failing(world)
+    world.group.partition(primary)
+    wait_for_another()
     time.sleep(seconds)
-    world.cluster.heal()
+    world.group.heal()
+
+
+# -- a cluster --------------------------------------------------------------------------------------------------------
 
 
 @fault("cluster", "no answers from a primary")
@@ -115,33 +131,6 @@ def _slots(world: GroupWorld) -> list[int]:
 
 
 # -- a Sentinel set ---------------------------------------------------------------------------------------------------
-
-
-@fault("sentinel", "primary killed")
-def _(world: GroupWorld, seconds: float) -> None:
-    primary = world.sentinels.primary
-    world.sentinels.kill(primary)
-    world.sentinels.wait_for_failover(primary)
-    time.sleep(seconds)
-    world.sentinels.restart(primary)
-
-
-@fault("sentinel", "primary stopped")
-def _(world: GroupWorld, seconds: float) -> None:
-    primary = world.sentinels.primary
-    world.sentinels.pause(primary)
-    world.sentinels.wait_for_failover(primary)
-    world.sentinels.resume(primary)
-    time.sleep(seconds)
-
-
-@fault("sentinel", "primary cut off")
-def _(world: GroupWorld, seconds: float) -> None:
-    primary = world.sentinels.primary
-    world.sentinels.partition(primary)
-    world.sentinels.wait_for_failover(primary)
-    time.sleep(seconds)
-    world.sentinels.heal()
 
 
 @fault("sentinel", "planned failover")

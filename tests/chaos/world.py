@@ -15,7 +15,7 @@ from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy
 from tests.chaos.ledger import Cache, Ledger
-from tests.support.rights import url_of
+from tests.support.groups import url_of
 
 __all__ = ["OP_TIMEOUT", "STALENESS", "GroupWorld", "Scene", "World", "group_world", "world"]
 
@@ -103,7 +103,7 @@ def group_world(of: Literal["cluster", "sentinel"], kind: str = "valkey") -> Ite
         group = EmbeddedSentinels(binary=binary, links=True)
     with group, tempfile.TemporaryDirectory() as folder:
         made: dict[str, Any] = {
-            "redis_url": url_of(group, user=""), "op_timeout": OP_TIMEOUT, "max_staleness": STALENESS, "lease": 2.0,
+            "redis_url": url_of(group), "op_timeout": OP_TIMEOUT, "max_staleness": STALENESS, "lease": 2.0,
             "recovery_path": Path(folder) / "recovery.db",
         }  # fmt: skip
         managers = [AsyncCacheManager(**made) for _ in range(2)]

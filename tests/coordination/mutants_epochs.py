@@ -75,7 +75,7 @@ def without_the_beginning_of_the_guard() -> None:
 
 @guard(HERE)
 def without_the_age_in_a_reclaim() -> None:
-    edit(scripts._RECLAIM, "if not stamp or", "if true or not stamp or")
+    edit(scripts._RECLAIM, "return not stamp or", "return true or not stamp or")
 
 
 @guard(HERE)

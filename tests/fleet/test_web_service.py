@@ -18,7 +18,7 @@ from typing import Final, Self
 import pytest
 
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
-from tests.support.rights import url_of
+from tests.support.groups import url_of
 from tests.support.wait import nothing_happens_for, wait_until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_no_request_fails_while_a_primary_is_killed(
         pytest.skip(f"{server} is not installed")
     group = private_cluster_with(node_timeout=1.0) if of == "cluster" else private_sentinels_with()
     log = tmp_path / "log"
-    with _served(server, url_of(group, user=""), log) as port:
+    with _served(server, url_of(group), log) as port:
         with Load(port) as load:
             wait_until(lambda: load.answers > 300 and len(load.workers) == 2, 60)
             before = load.answers

@@ -4,15 +4,17 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import EmbeddedCluster, ServerNode
+from tests.support.groups import anyio_backend, cache_of
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered, wait_until_async
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
@@ -22,21 +24,10 @@ GRACE = Namespace("grace", ttl=0.05, grace="1h")
 StartCluster = Callable[..., EmbeddedCluster]
 
 
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
-
-
 @pytest.fixture
 def three(private_cluster_with: StartCluster) -> EmbeddedCluster:
     """Three primaries without replicas, which take no notice if one of them is away for some seconds."""
     return private_cluster_with(3, 0, node_timeout=30.0)
-
-
-def cache_of(cluster: EmbeddedCluster, **options: Any) -> AsyncCacheManager:
-    return AsyncCacheManager(redis_url="redis+cluster://" + ",".join(node.address for node in cluster.nodes), **options)
 
 
 def keys_on(cluster: EmbeddedCluster, node: ServerNode, count: int, namespace: str = "t") -> list[str]:

@@ -10,7 +10,8 @@ from magnus_cache._engine.outage.outbox import Outbox, Pending
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, ServerNode
-from tests.outage.test_nodes_away import anyio_backend, is_away, is_back, keys_on, three, two_caches
+from tests.outage.test_nodes_away import is_away, is_back, keys_on, three, two_caches
+from tests.support.groups import anyio_backend
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered, wait_until_async
 

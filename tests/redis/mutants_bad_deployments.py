@@ -30,7 +30,7 @@ def without_failing_calls_on_unowned_slots_at_once() -> None:
 
 @guard(f"{HERE}::test_a_read_of_the_only_slot_without_an_owner_ends")
 def without_the_way_of_a_read_that_is_repeated() -> None:
-    rewrite(ClusterPipeline._sorted_out, "if len(part) == 1:", "if False:")
+    rewrite(ClusterPipeline._sorted_out, " or len(part) == 1", "")
 
 
 @guard(f"{HERE}::test_a_cluster_that_was_made_anew_at_the_same_address")

@@ -16,19 +16,15 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer, find_valkey
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy, ServerNode, ServerTls
 from tests.conftest import SERVERS
+from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import state_of
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
 needs_tls = pytest.mark.skipif("redis" not in SERVERS, reason="the embedded Valkey has no TLS")
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
 
 
 async def _reason(cache: AsyncCacheManager, caplog: pytest.LogCaptureFixture) -> str:
@@ -60,16 +56,6 @@ async def _is_used_again(cache: AsyncCacheManager) -> None:
             return await other.get("t", "again") == value
 
         await wait_until_answered(is_well)
-
-
-def url_of(group: EmbeddedCluster | EmbeddedSentinels, *, user: str = "", tls: bool = False, name: str = "") -> str:
-    scheme = "rediss" if tls else "redis"
-    if isinstance(group, EmbeddedCluster):
-        nodes, kind, service = group.nodes, "cluster", ""
-    else:
-        nodes, kind, service = group.sentinels, "sentinel", f"/{group.service}"
-    hosts = ",".join(f"{name or node.host}:{node.port}" for node in nodes)
-    return f"{scheme}+{kind}://{f'{user}@' if user else ''}{hosts}{service}"
 
 
 # -- servers of another kind ------------------------------------------------------------------------------------------

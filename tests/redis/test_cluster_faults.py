@@ -9,17 +9,13 @@ import pytest
 from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.testing import EmbeddedCluster
+from tests.support.groups import anyio_backend, url_of
 from tests.support.traffic import BOUND, KEYS, Traffic
 from tests.support.wait import nothing_happens_for
 
+__all__ = ["anyio_backend"]
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
 
 
 def _first_slots(cluster: EmbeddedCluster) -> list[int]:
@@ -130,5 +126,4 @@ async def test_invariant_1_nothing_old_is_served_whatever_happens_to_the_cluster
 ) -> None:
     linked = fault in {_cut_off, _delay_the_clock}
     cluster = private_cluster_with(3, 3, kind=kind, node_timeout=1.0, links=linked, **options)
-    url = "redis+cluster://" + ",".join(node.address for node in cluster.nodes)
-    await Traffic(url).during(asyncio.to_thread(fault, cluster))
+    await Traffic(url_of(cluster)).during(asyncio.to_thread(fault, cluster))

@@ -8,18 +8,15 @@ import pytest
 from magnus_cache import AsyncCacheManager
 from magnus_cache.testing import EmbeddedCluster
 from tests.redis.test_cluster import KEYS
+from tests.support.groups import anyio_backend
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
 PAGES = Path(__file__).parents[2] / ".docs"
 PAGE = (PAGES / "cluster.md").read_text()
 GRANTS = (PAGES / "deployment.md").read_text()
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    kind: str = request.param
-    return kind
 
 
 async def test_the_grants_of_the_page_suffice(cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:

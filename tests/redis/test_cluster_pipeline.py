@@ -9,6 +9,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache.testing import EmbeddedCluster, ServerNode
+from tests.support.groups import cache_of
 from tests.support.inside import intake_of, pipeline_of, state_of
 from tests.support.wait import wait_until_async
 
@@ -47,10 +48,9 @@ class Silent:
 @asynccontextmanager
 async def silent(cluster: EmbeddedCluster, key: str) -> AsyncIterator[Silent]:
     """Yield a cache that knows the epochs of a key, and whose node then falls silent."""
-    url = "redis+cluster://" + ",".join(node.address for node in cluster.primaries)
     node: ServerNode | None = None
     try:
-        async with AsyncCacheManager(redis_url=url, op_timeout=5, max_staleness=20) as cache:
+        async with cache_of(cluster, op_timeout=5, max_staleness=20) as cache:
             await cache.set("far", key, "v")
             assert await cache.get(FAR, key) == "v"
             name = state_of(cache).keyspace.value_name(FAR, key)

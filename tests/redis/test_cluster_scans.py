@@ -11,7 +11,8 @@ from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, ServerNode
-from tests.redis.test_cluster import KEYS, cache_of
+from tests.redis.test_cluster import KEYS
+from tests.support.groups import cache_of
 from tests.support.inside import state_of
 
 pytestmark = pytest.mark.anyio

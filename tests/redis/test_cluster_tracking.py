@@ -15,6 +15,7 @@ from magnus_cache._engine.redis.requests import Read
 from magnus_cache.testing import EmbeddedCluster
 from tests.coordination.test_announcements import others_reading
 from tests.support.fleet_of_managers import fleet, near
+from tests.support.groups import url_of
 from tests.support.guards import nothing
 from tests.support.inside import answer_with, expect_answers, hear, is_quiet, push, state_of
 from tests.support.wait import lapse_async, wait_until_async
@@ -47,7 +48,7 @@ def tight(cluster: EmbeddedCluster) -> Iterator[str]:
     """The URL of a cluster each of whose nodes tracks a single name."""
     for node in cluster.nodes:
         node.ask("CONFIG", "SET", "tracking-table-max-keys", 1)
-    yield "redis+cluster://" + ",".join(node.address for node in cluster.nodes)
+    yield url_of(cluster)
     for node in cluster.nodes:
         node.ask("CONFIG", "SET", "tracking-table-max-keys", _MOST)
 

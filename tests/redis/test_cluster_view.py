@@ -96,7 +96,6 @@ def test_a_node_at_another_address_is_another_place(seen: Seen) -> None:
     seen.view.adopt(thirds(A, moved, C), "b", 2.0)
     assert seen.view.map.nodes["b"] == moved
     assert seen.slots == [((5000, 9999),)]
-    assert seen.moved[0].readdressed == {"b"}
     assert seen.view.moved_at[5000] == 2.0
 
 

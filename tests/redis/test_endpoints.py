@@ -9,19 +9,14 @@ import trustme
 from magnus_cache import AsyncCacheManager
 from magnus_cache.testing import EmbeddedCluster, ServerTls
 from tests.conftest import SERVERS, binary_of
+from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import cluster_view_of
-from tests.support.rights import url_of
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
 KEYS = [f"k{number}" for number in range(40)]
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested does not depend on it."""
-    kind: str = request.param
-    return kind
 
 
 async def _works(cluster: EmbeddedCluster, url: str, **options: Any) -> set[str]:

@@ -13,20 +13,16 @@ from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, ServerNode
 from tests.support import rights
+from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered, wait_until_async
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
 OPTIONAL = {"client|setinfo"}
 """For CLIENT LIST alone. It is asked for where the server may know it; before Redis 7.2, none does."""
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
 
 
 def test_messages_and_pages_name_the_same_rights() -> None:
@@ -152,7 +148,7 @@ async def _are_all_needed(
 @pytest.mark.timeout(600)
 async def test_no_right_is_superfluous_for_sentinel(sentinels: EmbeddedSentinels) -> None:
     """Nor for a single server: the line is the same, and the database is not the first one."""
-    url = rights.url_of(sentinels) + "/3"
+    url = url_of(sentinels, user=rights.USER) + "/3"
     await _are_all_needed(sentinels.servers, (rights.LINE,), url, sentinels.servers)
 
 
@@ -167,7 +163,9 @@ async def test_no_right_is_superfluous_for_a_cluster(cluster: EmbeddedCluster) -
     try:
         # A cluster has one database.
         line = rights.LINE.replace(" +select", "")
-        await _are_all_needed(cluster.nodes, (line, rights.CLUSTER_LINE), rights.url_of(cluster), cluster.primaries)
+        await _are_all_needed(
+            cluster.nodes, (line, rights.CLUSTER_LINE), url_of(cluster, user=rights.USER), cluster.primaries
+        )
     finally:
         migration.abandon()
 
@@ -175,7 +173,7 @@ async def test_no_right_is_superfluous_for_a_cluster(cluster: EmbeddedCluster) -
 @pytest.mark.timeout(600)
 async def test_no_right_is_superfluous_for_those_who_ask_sentinels(sentinels: EmbeddedSentinels) -> None:
     options: dict[str, Any] = {"redis_sentinel_username": "watch", "redis_sentinel_password": "password"}
-    url = rights.url_of(sentinels, user="app:password")
+    url = url_of(sentinels, user=rights.USER)
     rights.apply(sentinels.servers, rights.LINE)
     try:
         await _are_all_needed(sentinels.sentinels, (rights.SENTINEL_LINE,), url, sentinels.servers, **options)

@@ -11,8 +11,11 @@ from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedSentinels, ServerNode, ServerTls, isolated
+from tests.support.groups import anyio_backend, cache_of, url_of
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
@@ -21,22 +24,6 @@ KEYS = [f"k{number}" for number in range(40)]
 GAP = 3.0
 """Seconds after the decision of the sentinels within which the new primary is used, also on a busy machine; it takes
 0.5 s at most when nothing else is."""
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
-
-
-def url_of(sentinels: EmbeddedSentinels, *, service: str = "magnus", database: int = 0) -> str:
-    hosts = ",".join(node.address for node in sentinels.sentinels)
-    return f"redis+sentinel://{hosts}/{service}/{database}"
-
-
-def cache_of(sentinels: EmbeddedSentinels, **options: Any) -> AsyncCacheManager:
-    return AsyncCacheManager(redis_url=url_of(sentinels), **options)
 
 
 @pytest.mark.tracking("keys", "prefix")
@@ -66,7 +53,7 @@ async def test_values_are_those_of_the_primary(sentinels: EmbeddedSentinels) -> 
 
 @pytest.mark.tracking("keys", "prefix")
 def test_blocking_callers(sentinels: EmbeddedSentinels) -> None:
-    with CacheManager(redis_url=url_of(sentinels, database=3)) as cache:
+    with CacheManager(redis_url=url_of(sentinels) + "/3") as cache:
         assert cache.set("t", "k", "value")
         assert cache.get_or_set("t", "k", lambda: "loaded") == "value"
         assert cache.clear("t") == 1
@@ -109,7 +96,7 @@ async def test_sentinels_and_servers_speak_tls(server_tls: ServerTls) -> None:
         "redis_ssl_keyfile": str(server_tls.key),
     }  # fmt: skip
     with EmbeddedSentinels(1, 1, tls=server_tls) as sentinels:
-        url = url_of(sentinels).replace("redis+", "rediss+")
+        url = url_of(sentinels, tls=True)
         # Several handshakes at once: more than half a second on a busy machine.
         async with AsyncCacheManager(redis_url=url, op_timeout=5.0, **files) as cache:
             assert await cache.set("t", "k", "value")
@@ -143,19 +130,24 @@ async def _used_meanwhile(cache: AsyncCacheManager, change: Callable[[], ServerN
     return await changing
 
 
+def _replaced(sentinels: EmbeddedSentinels, strike: Callable[[ServerNode], object]) -> Callable[[], ServerNode]:
+    """Return what does something to the primary, waits for the sentinels to replace it, and returns the new one."""
+
+    def change() -> ServerNode:
+        primary = sentinels.primary
+        strike(primary)
+        return sentinels.wait_for_failover(primary)
+
+    return change
+
+
 @pytest.mark.tracking("keys", "prefix")
 async def test_the_primary_is_killed(private_sentinels_with: Callable[..., EmbeddedSentinels]) -> None:
     sentinels = private_sentinels_with()
     async with cache_of(sentinels) as one, cache_of(sentinels) as idle:
         await one.set("t", "k", "value")
         assert await idle.get("t", "k") == "value"
-        old = sentinels.primary
-
-        def kill() -> ServerNode:
-            sentinels.kill(old)
-            return sentinels.wait_for_failover(old)
-
-        new = await _used_meanwhile(one, kill)
+        new = await _used_meanwhile(one, _replaced(sentinels, sentinels.kill))
         began = monotonic()
         assert await _is_served_by(one, new) < GAP
         await one.set("t", "k", "new")
@@ -192,12 +184,7 @@ async def test_a_primary_is_stopped_and_continues(private_sentinels_with: Callab
         await one.set("t", "k", "old")
         assert await other.get("t", "k") == "old"
         old = sentinels.primary
-
-        def stop() -> ServerNode:
-            sentinels.pause(old)
-            return sentinels.wait_for_failover(old)
-
-        new = await _used_meanwhile(one, stop)
+        new = await _used_meanwhile(one, _replaced(sentinels, sentinels.pause))
         assert await _is_served_by(one, new) < GAP
         assert await _is_served_by(other, new) < GAP
         await one.set("t", "k", "new")
@@ -278,7 +265,7 @@ async def _reason(caplog: pytest.LogCaptureFixture, **options: Any) -> str:
 
 
 async def test_an_unknown_service(sentinels: EmbeddedSentinels, caplog: pytest.LogCaptureFixture) -> None:
-    reason = await _reason(caplog, redis_url=url_of(sentinels, service="other"))
+    reason = await _reason(caplog, redis_url=url_of(sentinels).replace("/magnus", "/other"))
     assert reason.startswith("topology: ")
     assert "knows no service 'other'; check redis_url" in reason
 

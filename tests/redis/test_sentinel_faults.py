@@ -7,17 +7,13 @@ from typing import Final
 import pytest
 
 from magnus_cache.testing import EmbeddedSentinels
+from tests.support.groups import anyio_backend, url_of
 from tests.support.traffic import BOUND, Traffic
 from tests.support.wait import nothing_happens_for
 
+__all__ = ["anyio_backend"]
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One kind of loop: what is tested takes seconds, and does not depend on it."""
-    kind: str = request.param
-    return kind
 
 
 def _promote(sentinels: EmbeddedSentinels) -> None:
@@ -74,5 +70,4 @@ async def test_invariant_1_nothing_old_is_served_whatever_happens_to_the_primary
     kind: str,
 ) -> None:
     sentinels = private_sentinels_with(kind=kind, links=fault is _cut_off)
-    url = "redis+sentinel://" + ",".join(node.address for node in sentinels.sentinels) + "/magnus"
-    await Traffic(url).during(asyncio.to_thread(fault, sentinels))
+    await Traffic(url_of(sentinels)).during(asyncio.to_thread(fault, sentinels))

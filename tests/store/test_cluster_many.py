@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, Namespace
+from magnus_cache import Namespace
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.slots import group_of, key_slot
 from magnus_cache.testing import EmbeddedCluster
+from tests.support.groups import cache_of
 from tests.support.inside import cluster_view_of, intake_of, pipeline_of, state_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
@@ -16,11 +17,6 @@ pytestmark = pytest.mark.anyio
 
 FAR = Namespace("many", l1=False)
 KEYS = [f"k{number}" for number in range(1_000)]
-
-
-def cache_of(cluster: EmbeddedCluster, **options: Any) -> AsyncCacheManager:
-    url = "redis+cluster://" + ",".join(node.address for node in cluster.nodes if node.running)
-    return AsyncCacheManager(redis_url=url, **options)
 
 
 async def test_values_of_one_call_are_read_by_node(cluster: EmbeddedCluster) -> None:

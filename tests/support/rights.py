@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, ServerNode
+from magnus_cache.testing import ServerNode
 from tests.support.documents import PAGES
 
-__all__ = ["CLUSTER_LINE", "LINE", "SENTINEL_LINE", "USER", "apply", "rights_in", "url_of"]
+__all__ = ["CLUSTER_LINE", "LINE", "SENTINEL_LINE", "USER", "apply", "rights_in"]
 
 _TEXT: Final = PAGES["deployment"].text
 
@@ -41,12 +41,3 @@ def apply(nodes: Iterable[ServerNode], *lines: str) -> None:
         node.ask("ACL", "SETUSER", user, "reset")
         for line in lines:
             node.ask(*line.split())
-
-
-def url_of(group: EmbeddedCluster | EmbeddedSentinels, user: str = USER) -> str:
-    """Return the URL of all nodes of a cluster, or of all sentinels, with a user and a password."""
-    login = f"{user}@" if user else ""
-    if isinstance(group, EmbeddedCluster):
-        return f"redis+cluster://{login}{','.join(node.address for node in group.nodes)}"
-    hosts = ",".join(node.address for node in group.sentinels)
-    return f"redis+sentinel://{login}{hosts}/{group.service}"

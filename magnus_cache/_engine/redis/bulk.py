@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["BeforeRemoval", "Reclaimed", "reclaim", "remove_matching", "remove_names", "scanned"]
+__all__ = [
+    "RECLAIMED",
+    "BeforeRemoval",
+    "Reclaimed",
+    "reclaim",
+    "reclaimable",
+    "remove_matching",
+    "remove_names",
+    "scanned",
+]
 
 _STEP = 250
 """Keys that one command scans or removes: some hundred microseconds of the server's time."""
@@ -24,7 +33,7 @@ _KEYS_A_STEP = 50
 """A tenth of the keys that a step scans on average."""
 _MOST_KEYS = 1 << 32
 """The most keys that a database can have."""
-_RECLAIMED = 250
+RECLAIMED = 250
 """Values that one script checks: well below a millisecond of the server's time."""
 
 BeforeRemoval = Callable[[list[bytes]], None]
@@ -84,13 +93,21 @@ async def reclaim(wire: "Wire", pattern: bytes, epoch: int) -> Reclaimed:
     """
     removed = 0
     try:
-        async for names in scanned(wire, pattern):
-            for start in range(0, len(names), _RECLAIMED):
-                some = names[start : start + _RECLAIMED]
-                removed += await wire.execute(scripts.reclaim(some, epoch), partial(_removed, _untouched, some))
+        async for some in reclaimable(wire, pattern):
+            removed += await wire.execute(scripts.reclaim(some, epoch), partial(_removed, _untouched, some))
     except CacheUnavailableError as error:
         return Reclaimed(removed, error)
     return Reclaimed(removed, None)
+
+
+async def reclaimable(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
+    """Yield the names that match a glob, as many at a time as one script checks.
+
+    :raises CacheUnavailableError: as `scanned`.
+    """
+    async for names in scanned(wire, pattern):
+        for start in range(0, len(names), RECLAIMED):
+            yield names[start : start + RECLAIMED]
 
 
 async def scanned(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:

@@ -31,17 +31,16 @@ from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import done, issued
 from magnus_cache._engine.redis.cluster_figures import all_of
-from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
-from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter, pass_error
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
 from magnus_cache._engine.redis.wire import Wire
 from magnus_cache._engine.runtime.loop_end import loop_task
-from magnus_cache.errors import CacheClosedError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["ClusterClient"]
 
@@ -58,14 +57,6 @@ class ClusterClient(ManyClusterKeys):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- values ---------------------------------------------------------------------------------------------
-
-    async def get(self, key: bytes) -> bytes | None:
-        """Return one value, read outside the batches.
-
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        value = await self._wire(key).execute(commands.Command("GET", commands.pack(b"GET", key)))
-        return replies.single([value])
 
     async def store(self, key: bytes, raw: bytes, milliseconds: int, receive: Receive[bool]) -> Any:
         """Store a value, void its lease, and return what `receive` makes of True.
@@ -197,7 +188,7 @@ class ClusterClient(ManyClusterKeys):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         suffix = control[len(logical_name(control)) :]
-        if logical_name(control) == self._epochs.root and self._here().unsure(suffix):
+        if logical_name(control) == self._epochs.root and self._nodes.nodes_here().unsure(suffix):
             self._begin(self._arrived(control, known, receive, waiter))
             return
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
@@ -226,11 +217,7 @@ class ClusterClient(ManyClusterKeys):
                 return
             self._begin(self._made(copy, known, receive, waiter))
 
-        def failed(error: BaseException) -> None:
-            if not waiter.done():
-                waiter.set_exception(error)
-
-        self._wire(copy).call(command, took, Callback(answered, failed))
+        self._wire(copy).call(command, took, Callback(answered, partial(pass_error, waiter)))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = loop_task(work)
@@ -249,8 +236,8 @@ class ClusterClient(ManyClusterKeys):
     async def _arrived(self, copy: bytes, known: int, receive: Receive[int], waiter: Waiter) -> None:
         """Invalidate a group whose servers may lack writes, and settle the waiter."""
         suffix = copy[len(logical_name(copy)) :]
-        names, nodes = self._epochs.names, self._here()
-        lookup = commands.Command("GET", commands.pack(b"GET", names.server + suffix))
+        names, nodes = self._epochs.names, self._nodes.nodes_here()
+        lookup = commands.get(names.server + suffix)
 
         def took(reply: Any, connection: Connection, sent: float) -> tuple[Any] | None:
             if reply == NOTHING:
@@ -293,20 +280,12 @@ class ClusterClient(ManyClusterKeys):
         self._decide(cluster_scripts.learn_copy(self._epochs.names, copy, known), copy, known, receive, waiter)
         return await waiter
 
-    def _here(self) -> ClusterLoop:
-        """:raises CacheUnavailableError: after the end of the cache."""
-        try:
-            return self._nodes.here()
-        except CacheClosedError:
-            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
-
     async def _settle(self, work: Callable[[], Awaitable[Any]], waiter: Waiter) -> None:
         try:
             result = await work()
         except BaseException as error:
-            if not waiter.done():
-                problem = CacheUnavailableError("lost", "an epoch was not issued")
-                waiter.set_exception(problem if isinstance(error, asyncio.CancelledError) else error)
+            problem = CacheUnavailableError("lost", "an epoch was not issued")
+            pass_error(waiter, problem if isinstance(error, asyncio.CancelledError) else error)
             if not isinstance(error, Exception):
                 raise
         else:

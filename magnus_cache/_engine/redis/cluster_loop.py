@@ -238,7 +238,7 @@ class ClusterLoop:
             timer.cancel()
         self.redirects.end(error)
 
-    def went_away(self, wire: ClusterWire) -> None:
+    def went_away(self) -> None:
         """Ask the others about the map: a replica may take over. Without any, look for them where the settings say."""
         if not self._topology.is_open:
             return

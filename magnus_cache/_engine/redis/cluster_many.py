@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from magnus_cache._engine.redis import cluster_scripts, commands, replies
@@ -10,7 +11,7 @@ from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.redis.cluster_calls import ReceiveEach
 from magnus_cache._engine.redis.cluster_figures import AT_ONCE, ClusterFigures
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
-from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter, pass_error
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache.errors import CacheUnavailableError
 
@@ -103,8 +104,4 @@ class ManyClusterKeys(ClusterFigures):
             if not waiter.done():
                 waiter.set_result(refused)
 
-        def failed(error: BaseException) -> None:
-            if not waiter.done():
-                waiter.set_exception(error)
-
-        self._node(keys[0]).call_each(parts, took, Callback(ended, failed))
+        self._node(keys[0]).call_each(parts, took, Callback(ended, partial(pass_error, waiter)))

@@ -9,6 +9,7 @@ from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import count
+from magnus_cache._engine.redis.endpoint import shown
 from magnus_cache._engine.redis.slots import GROUPS, SLOTS, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
 
@@ -54,7 +55,7 @@ class ClusterNodes(Topology):
     def is_only(self, connection: "Connection") -> bool:
         """Return whether no other connection leads to the same node and is up."""
         node_id = self.node_id(connection)
-        return not any(wire is not connection and wire.node_id == node_id for wire in self._established())
+        return not any(wire is not connection and self.node_id(wire) == node_id for wire in self.established())
 
     def breaker_of(self, key: bytes) -> Breaker:
         """Return the breaker of the owner of a key."""
@@ -93,12 +94,12 @@ class ClusterNodes(Topology):
     def node_of(self, key: bytes) -> str | None:
         """Return the address of the primary that has a key, as ``host:port``; None while no node is known to."""
         node = self.view.map.owner(key_slot(key))
-        return None if node is None else _shown(node.address)
+        return None if node is None else shown(*node.address)
 
     def node_led_to(self, connection: "Connection") -> str | None:
         """Return the address of the primary that a connection leads to, as ``host:port``; None for other nodes."""
         node = self.view.map.nodes.get(self.node_id(connection))
-        return None if node is None else _shown(node.address)
+        return None if node is None else shown(*node.address)
 
     def primaries_known(self) -> dict[str, bytes]:
         """Return for each primary, by its address, a key that it has."""
@@ -110,7 +111,7 @@ class ClusterNodes(Topology):
             key = b"%bprobe{%d}" % (self._prefix, number)
             node = owner(key_slot(key))
             if node is not None and left.pop(node.id, None) is not None:
-                found[_shown(node.address)] = key
+                found[shown(*node.address)] = key
         return found
 
     def figures(self, now: float) -> dict[str, dict[str, Any]]:
@@ -118,9 +119,9 @@ class ClusterNodes(Topology):
         known, slots = self.view.map, dict[str, int]()
         for first, last, node in known.ranges:
             slots[node.id] = slots.get(node.id, 0) + last + 1 - first
-        up = [wire.node_id for wire in self._established()]
+        up = list(map(self.node_id, self.established()))
         return {
-            _shown(node.address): {
+            shown(*node.address): {
                 "slots": slots[node.id],
                 "connections": up.count(node.id),
                 "breaker": self.breaker_for(node.id).as_dict(now),
@@ -138,23 +139,9 @@ class ClusterNodes(Topology):
         return self.view.moved_at[key_slot(key)]
 
     def _answers(self, node_id: str) -> bool:
-        return any(wire.node_id == node_id for wire in self._established()) if node_id else False
-
-    def _established(self) -> "list[ClusterWire]":
-        return [
-            wire
-            for each in list(self._loops.values())
-            if each.loop.is_running()
-            for wire in each.all_wires()
-            if wire.up
-        ]
+        return bool(node_id) and any(self.node_id(wire) == node_id for wire in self.established())
 
 
 @cache
 def _anchor_slots() -> list[int]:
     return [key_slot(anchor_tag(group)) for group in range(GROUPS)]
-
-
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -241,15 +241,8 @@ class ClusterPipeline(ConfirmedPipeline):
         for part in parts:
             count = len(part) if isinstance(part, ReadBatch) else 1
             some, begin = values[begin : begin + count], begin + count
-            if isinstance(part, Read):
-                if _is_no_value(some[0]):
-                    self._elsewhere(part, some[0], connection, sent)
-                else:
-                    good.append(part)
-                    kept += some
-                continue
-            if len(part) == 1:
-                # As it is: it may remember its way.
+            if isinstance(part, Read) or len(part) == 1:
+                # A batch as it is: it may remember its way.
                 if _is_no_value(some[0]):
                     self._elsewhere(part, some[0], connection, sent)
                 else:
@@ -271,7 +264,7 @@ class ClusterPipeline(ConfirmedPipeline):
         if is_redirection(error):
             self.pending -= 1
             self.redirect(asked, error)
-        elif isinstance(asked, ReadBatch) and getattr(error, "args", ("",))[0:1] and "WRONGTYPE" in str(error):
+        elif isinstance(asked, ReadBatch) and "WRONGTYPE" in str(error):
             # As MGET does: a key of another type is no value.
             self._receive(asked, slice(0, 1), [None], connection, sent)
         else:

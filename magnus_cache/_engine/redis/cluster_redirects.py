@@ -15,8 +15,7 @@ from magnus_cache._engine.redis.cluster_journeys import Journey, RedirectedBatch
 from magnus_cache._engine.redis.cluster_scripts import Steps
 from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
-from magnus_cache._engine.redis.commands import Command, pack
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is, pass_error
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, Respondent, SlotMapError, key_slot, redirected
 from magnus_cache.errors import CacheUnavailableError
@@ -218,11 +217,8 @@ class Redirects:
             owner = self._topology.view.map.nodes.get(node.id, node)
             self._one_by_one(asked, steps, [*replies, reply], journey, owner)
 
-        def failed(error: BaseException) -> None:
-            if not asked.waiter.done():
-                asked.waiter.set_exception(error)
-
-        self._send(RedirectedCall(Call(part, as_it_is, Callback(answered, failed)), journey), node)
+        waiter = Callback(answered, partial(pass_error, asked.waiter))
+        self._send(RedirectedCall(Call(part, as_it_is, waiter), journey), node)
 
     def _by_slot(self, asked: Asked, node: ClusterNode) -> ClusterNode:
         """Return the owner of what is asked for, as known by now; of a command, the node that was named."""
@@ -246,7 +242,7 @@ class Redirects:
             receive = asked.receive
             if not self._topology.is_control(asked.name):
                 receive = partial(self._not_kept, asked, source)
-            call = Call(_asking_get(asked.name), receive, asked.waiter)
+            call = Call(cluster_scripts.asking_get(asked.name), receive, asked.waiter)
         else:
             batch, receiver = asked, asked.receiver
             wanted, waiter = batch.wanted[0], batch.waiters[0]
@@ -259,11 +255,8 @@ class Redirects:
                 one.add(wanted, None, waiter)
                 receiver.received(one, slice(0, 1), [reply if type(reply) is bytes else None], source, sent)
 
-            def failed(error: BaseException) -> None:
-                if not waiter.done():
-                    waiter.set_exception(error)
-
-            call = Call(_asking_get(wanted.name), received, Callback(None, failed))
+            ended = Callback(None, partial(pass_error, waiter))
+            call = Call(cluster_scripts.asking_get(wanted.name), received, ended)
         if call is None:
             self._fail(asked, self._unowned.error(ResponseError("ASK")))
             return
@@ -274,7 +267,7 @@ class Redirects:
 
     def _not_kept(self, asked: Read, source: ClusterWire, raw: Any, _connection: Connection, sent: float) -> Any:
         """Take a value from the node that its slot is being moved to, judged by the epochs of the slot's owner."""
-        self._topology.view.is_moving(key_slot(asked.name), self._topology.clock())
+        self._topology.view.answered_elsewhere(key_slot(asked.name), self._topology.clock())
         return asked.receive(raw, source, sent)
 
     def _fail(self, asked: Asked, error: CacheUnavailableError) -> None:
@@ -302,7 +295,3 @@ def _of(asked: Call) -> Journey:
     journey = asked.journey if isinstance(asked, RedirectedCall) else None
     assert journey is not None
     return journey
-
-
-def _asking_get(name: bytes) -> Command:
-    return Command("GET", pack(b"ASKING") + pack(b"GET", name), 2)

@@ -6,7 +6,7 @@ slots that have moved since a scan began are scanned again, a bounded number of 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.redis import bulk, cluster_scripts, replies
@@ -16,13 +16,10 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["RECLAIMED", "on_all_primaries", "reclaim_on"]
+__all__ = ["on_all_primaries", "reclaim_on"]
 
 _AGAIN: Final = 4
 """Times that nodes are scanned again, at most: slots may move for hours."""
-
-RECLAIMED: Final = 250
-"""Values that one script checks, as on a single server."""
 
 
 async def on_all_primaries(
@@ -62,18 +59,12 @@ async def reclaim_on(
     :raises CacheUnavailableError: when the node goes away or refuses; what was removed before stays removed.
     """
     removed = 0
-    async for names in _portions(wire, pattern):
+    async for names in bulk.reclaimable(wire, pattern):
         done, left = await wire.execute(cluster_scripts.reclaim(names, epoch), _reclaimed)
         removed += done
         if left:
             removed += await elsewhere(left)
     return removed
-
-
-async def _portions(wire: "Wire", pattern: bytes) -> AsyncGenerator[list[bytes]]:
-    async for names in bulk.scanned(wire, pattern):
-        for start in range(0, len(names), RECLAIMED):
-            yield names[start : start + RECLAIMED]
 
 
 def _reclaimed(reply: Any, _connection: object, _sent: float) -> tuple[int, list[bytes]]:
@@ -83,5 +74,5 @@ def _reclaimed(reply: Any, _connection: object, _sent: float) -> tuple[int, list
     """
     done, names = reply if type(reply) is list and len(reply) == 2 else (None, None)
     if type(names) is list and {type(name) for name in names} <= {bytes}:
-        return replies.number(done, RECLAIMED), names
+        return replies.number(done, bulk.RECLAIMED), names
     raise CacheUnavailableError("protocol", "Redis gave an invalid answer about values to remove")

@@ -10,14 +10,11 @@ nodes are told makes no difference, and telling one of them twice does no harm.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from magnus_cache._engine.codec.envelope import EPOCH_AT
 from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
 from magnus_cache._engine.coherence.group_epochs import logical_name
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis.commands import Command, pack
-from magnus_cache._engine.redis.scripts import EPOCH_LIFE, Script
-from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.durations import LONGEST
+from magnus_cache._engine.redis.scripts import NUMBERS, OLD, PUT, Script
 
 __all__ = [
     "CLUSTER_INFO",
@@ -51,19 +48,7 @@ NOTHING: Final = b""
 
 _ASKING: Final = pack(b"ASKING")
 
-_NUMBERS: Final = f"""
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local latest = math.min(now + {int(LONGEST * MICROSECONDS)}, {LATEST_EPOCH})
-local function number(text)
-  local epoch = type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') and tonumber(text)
-  return epoch and epoch <= latest and epoch or 0
-end
-local function put(name, text, bucket)
-  redis.call('SET', name, text)
-  if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
-end
-"""
+_NUMBERS: Final = NUMBERS + PUT
 
 # The clock's value ends with the identity of the server that issued it. Another one may have lost the latest writes, so
 # it has to learn the highest epoch of all groups before it issues one.
@@ -212,17 +197,9 @@ return ''
 )
 
 # A slot may have moved since its keys were listed, or be half moved: such names are left for their new node.
-_OLD: Final = f"""
-local function is_old(name, lowest)
-  local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
-  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
-  return not stamp or stamp < tonumber(lowest) or stamp > {LATEST_EPOCH}
-end
-"""
-
 _RECLAIM: Final = Script(
     "RECLAIM",
-    _OLD
+    OLD
     + """
 local removed, left = 0, {}
 for index = 2, #ARGV do
@@ -239,7 +216,7 @@ return {removed, left}
 
 _RECLAIM_ONE: Final = Script(
     "RECLAIM",
-    _OLD
+    OLD
     + """
 if not is_old(KEYS[1], ARGV[1]) then return 0 end
 return redis.call('UNLINK', KEYS[1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from magnus_cache._engine.redis import cluster_scripts
 from magnus_cache._engine.redis.cluster_handshake import map_of
 from magnus_cache._engine.redis.connection import answers, opened
+from magnus_cache._engine.redis.endpoint import shown
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.slots import Respondent
 
@@ -43,7 +44,7 @@ async def strangers(
 
 def mixed(strange: "Sequence[Address]") -> str:
     """Return what is wrong with settings that name nodes of several clusters, and the remedy."""
-    named = ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in strange)
+    named = ", ".join(shown(*each) for each in strange)
     return (
         f"not all of these nodes belong to one cluster ({named} does not belong to the one in use). Name nodes of one "
         "cluster only: otherwise processes may use different ones, and read old values"

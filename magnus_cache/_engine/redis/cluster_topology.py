@@ -83,7 +83,7 @@ class ClusterTopology(ClusterNodes):
         self._seeds_checked = False
         self._checks: dict[asyncio.Task[None], asyncio.AbstractEventLoop] = {}
         self.trust_by_key = self._trust_of
-        self.view = ClusterView(self._lives, self._map_changed, self._confirmed)
+        self.view = ClusterView(self._answers, self._map_changed, self._confirmed)
 
     # -- by key ---------------------------------------------------------------------------------------------
 
@@ -120,6 +120,16 @@ class ClusterTopology(ClusterNodes):
             found = self._new_loop(loop)
         return found
 
+    def nodes_here(self) -> ClusterLoop:
+        """Return what `here` does.
+
+        :raises CacheUnavailableError: after `aclose`.
+        """
+        try:
+            return self.here()
+        except CacheClosedError:
+            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
+
     def connection_for_large(self, key: bytes) -> "ClusterWire | None":
         """Return the connection for all values: one more for each primary would have to be confirmed by others, too."""
         return self.connection(key)
@@ -143,10 +153,7 @@ class ClusterTopology(ClusterNodes):
 
         :raises CacheUnavailableError: after `aclose`.
         """
-        try:
-            return list(self.here().primaries())
-        except CacheClosedError:
-            raise CacheUnavailableError("closed", "the connection to Redis was closed") from None
+        return list(self.nodes_here().primaries())
 
     def _trust_of(self, name: bytes, epoch_names: "EpochNames", connection: "Connection", sent: float) -> Trust:
         """Return what a value stands on that a connection has brought.
@@ -211,7 +218,7 @@ class ClusterTopology(ClusterNodes):
             # Two threads may come here at a time: both get the first one's.
             breaker = self._breakers.setdefault(
                 node_id,
-                _NodeBreaker(self._breaker, 2 * self.op_timeout, lambda: any(wire.up for wire in self.connections())),
+                _NodeBreaker(self._breaker, 2 * self.op_timeout, lambda: self.reachable),
             )
         return breaker
 
@@ -254,10 +261,6 @@ class ClusterTopology(ClusterNodes):
         """Let connections to all nodes be tried now: one of them answers again."""
         for breaker in list(self._breakers.values()):
             breaker.retry_now()
-
-    def _lives(self, node_id: str) -> bool:
-        wires = [each.wires.get(node_id) for each in list(self._loops.values())]
-        return any(wire is not None and wire.up for wire in wires)
 
     def _map_changed(self, moved: MapChanges) -> None:
         self._listener.remapped()

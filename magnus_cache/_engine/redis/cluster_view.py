@@ -8,7 +8,7 @@ slots from another node that lives. What it says of the others counts: it is the
 The races that this excludes
 ----------------------------
 - A read left for the old owner of a slot, the slot moved, and the answer comes afterwards. The old owner announces no
-  later change. `moved_at` is later than the request, so what it brought is not kept; see `ClusterTopology.trust`.
+  later change. `moved_at` is later than the request, so what it brought is not kept; see `is_doubtful`.
 - Entries in memory were read from a node, and slots of it moved, or were given away without a word: a server of Redis 7
   deletes such keys and announces nothing. Everything in these slots is distrusted at once, and is compared with what
   Redis has when it is asked for next.
@@ -83,7 +83,7 @@ class ClusterView:
         if moved:
             self._changed(moved)
 
-    def is_moving(self, slot: int, now: float) -> None:
+    def answered_elsewhere(self, slot: int, now: float) -> None:
         """Note that an answer has come just now from the node that a slot is being moved to."""
         self._asked[slot] = now
 
@@ -95,9 +95,7 @@ class ClusterView:
         """Note that the owner of a slot has said that no node owns it."""
         with self._lock:
             self.moved_at[slot] = now
-            owner = self.map.owner(slot)
-        none = frozenset[str]()
-        self._changed(MapChanges(((slot, slot),), none, none, none, none if owner is None else frozenset({owner.id})))
+        self._changed(MapChanges(((slot, slot),)))
 
     def confirm(self, found: SlotMap, teller: str, sent: float) -> None:
         """Note that a node has named the others as primaries.

@@ -92,7 +92,7 @@ class Neighbours(Protocol):
     def confirm(self, *, urgent: bool = False) -> None:
         """Ask other nodes about the map, unless that is under way or was done just now."""
 
-    def went_away(self, wire: "ClusterWire") -> None:
+    def went_away(self) -> None:
         """Note that a connection was lost: its node's replica may take over."""
 
     def told(self, wire: "ClusterWire", state: Any, reply: Any, sent: float) -> None:
@@ -304,7 +304,7 @@ class ClusterWire(NodeAnswers):
             return receive(None if unvetted else raw, connection, sent)
 
         asked.receive = received
-        command = commands.Command("GET", commands.pack(b"GET", self._limits.controls.server + suffix))
+        command = commands.get(self._limits.controls.server + suffix)
         # A node that does not have the group refuses, and passes the read on to the one that does, which is asked too.
         return Question(command, took, Callback()), asked
 
@@ -354,4 +354,4 @@ class ClusterWire(NodeAnswers):
     def _lost(self, error: CacheUnavailableError) -> None:
         super()._lost(error)
         # Also after an attempt to connect: it may be long until a replica takes over.
-        self._neighbours.went_away(self)
+        self._neighbours.went_away()

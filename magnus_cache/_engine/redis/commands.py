@@ -24,6 +24,7 @@ __all__ = [
     "announce_all",
     "announce_to",
     "count",
+    "get",
     "get_many",
     "head",
     "info",
@@ -144,6 +145,11 @@ def recognize(probe: bytes) -> Command:
     The read comes first: a server that is loading another's data answers INFO as if it still had its own.
     """
     return Command("INFO", get_many((probe,)) + INFO_REPLICATION.packed, replies=2)
+
+
+def get(name: bytes) -> Command:
+    """Pack the read of one value; the reply is the value."""
+    return Command("GET", pack(b"GET", name))
 
 
 def get_many(names: Iterable[bytes]) -> bytes:

@@ -35,14 +35,14 @@ class ConfirmedPipeline(Pipeline):
     """See the module.
 
     :ivar believes: returns whether others have confirmed this server lately.
-    :ivar held: what is held back, in order.
+    :ivar held: the calls that are held back, in order; the first argument of each is what was asked for, or a push.
     """
 
     __slots__ = ("believes", "held")
 
     def __init__(self, measure: Measure) -> None:
         super().__init__(measure)
-        self.held: deque[Callable[[], object]] = deque()
+        self.held: deque[partial[None]] = deque()
         self.believes: Callable[[], bool] = bool
 
     @property
@@ -90,8 +90,7 @@ class ConfirmedPipeline(Pipeline):
         """Tell all who are owed an answer that it will not come, also those whose answer was held back."""
         held, self.held = self.held, deque()
         for each in held:
-            if isinstance(each, partial) and each.args:
-                self._fail_held(each.args[0], error)
+            self._fail_held(each.args[0], error)
         super().fail_sent(error)
 
     def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:

@@ -23,6 +23,7 @@ from magnus_cache._engine.redis.endpoint import (
     credentials,
     database_of,
     query_of,
+    shown,
     tls_of,
 )
 
@@ -104,7 +105,7 @@ class Deployment:
         if self.kind == "standalone":
             return self.endpoint.display
         scheme = "rediss" if self.endpoint.scheme == "tls" else "redis"
-        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.seeds)
+        hosts = ",".join(shown(*seed) for seed in self.seeds)
         path = f"/{self.service}/{self.endpoint.db}" if self.kind == "sentinel" else ""
         return f"{scheme}+{self.kind}://{hosts}{path}"
 

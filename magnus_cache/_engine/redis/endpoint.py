@@ -7,7 +7,17 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
-__all__ = ["ESCAPES", "Endpoint", "EndpointError", "credentials", "database_of", "parse_url", "query_of", "tls_of"]
+__all__ = [
+    "ESCAPES",
+    "Endpoint",
+    "EndpointError",
+    "credentials",
+    "database_of",
+    "parse_url",
+    "query_of",
+    "shown",
+    "tls_of",
+]
 
 _SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {
     "redis": "tcp", "valkey": "tcp", "rediss": "tls", "valkeys": "tls", "unix": "unix",
@@ -68,8 +78,12 @@ class Endpoint:
         """The address as a URL without credentials, for people."""
         if self.scheme == "unix":
             return f"unix://{self.path}?db={self.db}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.scheme == 'tls' else 'redis'}://{host}:{self.port}/{self.db}"
+        return f"{'rediss' if self.scheme == 'tls' else 'redis'}://{shown(self.host, self.port)}/{self.db}"
+
+
+def shown(host: str, port: int) -> str:
+    """Return an address as ``host:port``, for people."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_url(url: str) -> dict[str, Any]:

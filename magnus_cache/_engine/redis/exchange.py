@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.server_time import RedisTime
     from magnus_cache._engine.runtime.clock import Clock
 
-__all__ = ["IGNORED", "Callback", "Connection", "ReadBatch", "Receive", "ValueReceiver", "Waiter", "Wanted", "as_it_is"]
+__all__ = [
+    "IGNORED",
+    "Callback",
+    "Connection",
+    "ReadBatch",
+    "Receive",
+    "ValueReceiver",
+    "Waiter",
+    "Wanted",
+    "as_it_is",
+    "pass_error",
+]
 
 R = TypeVar("R")
 
@@ -177,6 +188,12 @@ It runs before any later push or reply is looked at; `sent` is the monotonic sec
 def as_it_is(reply: Any, _connection: Connection, _sent: float) -> Any:
     """Return a reply as it came; a `Receive`."""
     return reply
+
+
+def pass_error(waiter: Waiter, error: BaseException) -> None:
+    """Give a waiter the reason why there is no answer, as it came, unless it has left."""
+    if not waiter.done():
+        waiter.set_exception(error)
 
 
 class Callback:

@@ -20,7 +20,10 @@ from magnus_cache._engine.runtime.durations import LONGEST
 __all__ = [
     "EPOCH_LIFE",
     "LEASED",
+    "NUMBERS",
+    "OLD",
     "PASSED",
+    "PUT",
     "UNSTORABLE",
     "LeaseAttempt",
     "Script",
@@ -141,15 +144,10 @@ return redis.call('DEL', KEYS[1])
     writes=0,
 )
 
-# A hybrid clock: microseconds of the server's clock, but higher than the last issued epoch, the epochs of the keys at
-# hand, and the highest epoch that the caller knows. Each of these may be the only one left: an eviction removes the
-# clock's key, a failover loses the last writes, an operator sets the server's clock back. The last issued epoch is kept
-# in two keys.
-#
 # An epoch more than a century ahead of the server's clock is nonsense, which the cache never issues: it counts as
 # missing. So nonsense cannot raise the epochs to the largest number, because that bound grows faster than epochs are
 # issued. A caller that knows a nonsensical epoch gets a lower one, and forgets all that it knows.
-_ISSUE: Final = f"""
+NUMBERS: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local latest = math.min(now + {int(LONGEST * MICROSECONDS)}, {LATEST_EPOCH})
@@ -157,16 +155,27 @@ local function number(text)
   local epoch = type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') and tonumber(text)
   return epoch and epoch <= latest and epoch or 0
 end
-local function read(name)
-  local text = redis.pcall('GET', name)
-  return number(text), text
-end
+"""
+"""Lua: the server's time, the latest possible epoch, and what tells the epoch in a text, 0 for nonsense."""
+
+PUT: Final = f"""\
 -- All epochs but the root's expire, as the number of tags and namespaces has no bound. A missing epoch is safe.
 local function put(name, text, bucket)
   redis.call('SET', name, text)
   if bucket ~= '' then redis.call('PEXPIRE', name, {EPOCH_LIFE}) end
 end
-local function issue(known, buckets)
+"""
+"""Lua: what stores an epoch."""
+
+# A hybrid clock: microseconds of the server's clock, but higher than the last issued epoch, the epochs of the keys at
+# hand, and the highest epoch that the caller knows. Each of these may be the only one left: an eviction removes the
+# clock's key, a failover loses the last writes, an operator sets the server's clock back. The last issued epoch is kept
+# in two keys.
+_ISSUE: Final = f"""{NUMBERS}local function read(name)
+  local text = redis.pcall('GET', name)
+  return number(text), text
+end
+{PUT}local function issue(known, buckets)
   local names = {{}}
   for index in ipairs(buckets) do names[index] = KEYS[index + 2] end
   local guard = redis.pcall('HMGET', KEYS[2], 'last')
@@ -247,20 +256,26 @@ return issue(ARGV[1], {ARGV[3]})
 """,
 )
 
-# Removes values older than an epoch. Compares numbers, because Lua's comparison of strings depends on the server's
-# locale. The names are arguments, not keys: at each read in a script, a tracking server remembers all of its keys (for
-# 500 keys, Redis 7.0 takes 18 ms), and these need no announcement.
+# Compares numbers, because Lua's comparison of strings depends on the server's locale.
+OLD: Final = f"""
+local function is_old(name, lowest)
+  local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
+  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
+  return not stamp or stamp < tonumber(lowest) or stamp > {LATEST_EPOCH}
+end
+"""
+"""Lua: what tells whether a value is older than an epoch."""
+
+# Removes values older than an epoch. The names are arguments, not keys: at each read in a script, a tracking server
+# remembers all of its keys (for 500 keys, Redis 7.0 takes 18 ms), and these need no announcement.
 _RECLAIM: Final = Script(
     "RECLAIM",
-    f"""
+    OLD
+    + """
 local removed = 0
 for index = 2, #ARGV do
   local name = ARGV[index]
-  local epoch = redis.pcall('GETRANGE', name, {EPOCH_AT}, {EPOCH_AT + 7})
-  local stamp = type(epoch) == 'string' and #epoch == 8 and struct.unpack('>I8', epoch)
-  if not stamp or stamp < tonumber(ARGV[1]) or stamp > {LATEST_EPOCH} then
-    removed = removed + redis.call('UNLINK', name)
-  end
+  if is_old(name, ARGV[1]) then removed = removed + redis.call('UNLINK', name) end
 end
 return removed
 """,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.outage.breaker import Breaker
+from magnus_cache._engine.redis.endpoint import shown
 from magnus_cache._engine.redis.events import WireLimits, WireListener
 from magnus_cache._engine.redis.sentinel_wire import SentinelWire
 from magnus_cache._engine.redis.topology import Topology
@@ -51,8 +52,7 @@ class SentinelTopology(Topology):
         """The address of the primary, as ``host:port``; None while there is no connection to it."""
         for wire in self.established():
             assert isinstance(wire, SentinelWire)
-            host, port = wire.address
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            return shown(*wire.address)
         return None
 
     async def endpoints(self) -> "tuple[Endpoint, ...]":

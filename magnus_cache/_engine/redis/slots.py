@@ -209,14 +209,6 @@ class MapChanges(NamedTuple):
 
     slots: tuple[tuple[int, int], ...]
     """The first and last slots of all ranges that have another owner, or an owner at another address."""
-    gone: frozenset[str]
-    """The ids of nodes that own slots no more."""
-    came: frozenset[str]
-    """The ids of nodes that owned no slots before."""
-    readdressed: frozenset[str]
-    """The ids of nodes that have another address."""
-    nodes: frozenset[str]
-    """The ids of nodes that own some of the slots, or have owned some before."""
 
     def __bool__(self) -> bool:
         return bool(self.slots)
@@ -241,23 +233,14 @@ def changes(before: SlotMap, after: SlotMap) -> MapChanges:
     for first, last, _ in (*before.ranges, *after.ranges):
         cuts |= {first, last + 1}
     changed: list[tuple[int, int]] = []
-    nodes: set[str] = set()
     for begin, end in pairwise(sorted(cuts)):
         if before.owner(begin) == after.owner(begin):
             continue
-        nodes.update(node.id for node in (before.owner(begin), after.owner(begin)) if node is not None)
         if changed and changed[-1][1] == begin - 1:
             changed[-1] = (changed[-1][0], end - 1)
         else:
             changed.append((begin, end - 1))
-    both = before.nodes.keys() & after.nodes.keys()
-    return MapChanges(
-        tuple(changed),
-        frozenset(before.nodes.keys() - after.nodes.keys()),
-        frozenset(after.nodes.keys() - before.nodes.keys()),
-        frozenset(node for node in both if before.nodes[node] != after.nodes[node]),
-        frozenset(nodes),
-    )
+    return MapChanges(tuple(changed))
 
 
 # -- replies --------------------------------------------------------------------------------------------------------
