@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         sys.stdout.write(f"magnus_cache {__version__}\n")
         return 0
-    sys.stderr.write('magnus-cache: the command line needs an extra: pip install "magnus-cache[cli]"\n')
+    sys.stderr.write(
+        'magnus-cache: all commands but "demo" and --version need an extra: pip install "magnus-cache[cli]"\n'
+    )
     return 2
 
 

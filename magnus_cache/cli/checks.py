@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import redis
@@ -15,6 +15,7 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.client import Client
+from magnus_cache._engine.redis.deployment import addresses
 from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.errors import CacheDecodeError, CacheError
@@ -39,6 +40,9 @@ class Finding(NamedTuple):
 _TRIPS: Final = 25
 _OLDEST: Final = (6, 0)
 _NEWEST_ADVICE: Final = (7, 2)
+_SHARDS: Final = 7
+"""The first version that knows CLUSTER SHARDS."""
+
 _FULL: Final = 0.9
 _SKEW: Final = 5.0
 _SAMPLE: Final = 300
@@ -59,18 +63,22 @@ _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
 def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
     """Yield what each check finds, of the servers and of the settings."""
     state = cache._engine.state
-    if not health:
+    if not health and not any(health.nodes):
         # It can be asked which grants are missing, and nothing else.
         for server, endpoint in _servers(state, health):
             with server:
-                yield from _acl(server, state, f" of {endpoint.host}")
+                yield from _acl(server, state, f" at {endpoint.host}", health)
         return
     yield Finding("connection", "ok", f"{health.server} {health.version}, {health.mode}")
-    yield from _tracking(health)
+    for node in health.nodes:
+        if not node:
+            remedy = "start the node, or let a replica take over"
+            yield Finding("connection", "fix", str(node.reason), remedy, "cluster.md")
+    yield from _tracking(health, state.settings)
     yield from _version(health)
     for server, endpoint in _servers(state, health):
         with server:
-            about = f" of {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
+            about = f" at {endpoint.host}:{endpoint.port}" if health.mode == "cluster" else ""
             for name, check in _CHECKS.items():
                 try:
                     yield from check(server, state.settings, about)
@@ -78,7 +86,7 @@ def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
                     yield Finding(name, "advice", f"cannot be checked{about}: {error}")
                 except RedisError as error:
                     yield Finding(name, "fix", f"{type(error).__name__}{about}: {error}")
-            yield from _acl(server, state, about)
+            yield from _acl(server, state, about, health)
     yield from _foreign(cache)
     yield from _settings(state.settings)
     yield from _namespaces()
@@ -90,24 +98,10 @@ def _servers(state: State, health: Health) -> Iterator[tuple["redis.Redis", Endp
     if health.address is not None:
         host, _, number = health.address.rpartition(":")
         first = deployment.at(host.strip("[]"), int(number))
-    if health.mode != "cluster":
-        yield _client(first), first
-        return
-    for node, port in _primaries(first):
-        endpoint = deployment.at(node or first.host, port)
+    places = [node.address for node in health.nodes if node]
+    found = [deployment.at(host, port) for host, port in addresses(places, first.port)] if places else [first]
+    for endpoint in found:
         yield _client(endpoint), endpoint
-
-
-def _primaries(first: Endpoint) -> list[tuple[str, int]]:
-    with _client(first) as server:
-        slots = _ask(server, "CLUSTER SLOTS")
-    found: set[tuple[str, int]] = set()
-    # redis-py parses the reply where it knows how.
-    ranges = slots.values() if isinstance(slots, dict) else slots
-    for each in ranges:
-        host, port = each["primary"][:2] if isinstance(each, dict) else each[2][:2]
-        found.add((host.decode() if isinstance(host, bytes) else host, int(port)))
-    return sorted(found)
 
 
 def _client(endpoint: Endpoint) -> "redis.Redis":
@@ -134,8 +128,10 @@ def _ask(server: "redis.Redis", *command: Any) -> Any:
 # -- the server ---------------------------------------------------------------------------------------------------
 
 
-def _tracking(health: Health) -> Iterator[Finding]:
-    if health.tracking:
+def _tracking(health: Health, settings: Any) -> Iterator[Finding]:
+    if settings.tracking == "off":
+        yield Finding("tracking", "ok", "Redis announces no changes, as tracking (MAGNUS_CACHE_TRACKING) says")
+    elif health.tracking:
         yield Finding("tracking", "ok", f"Redis announces changes ({health.tracking_mode})")
     else:
         yield Finding(
@@ -197,14 +193,18 @@ def _memory(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         yield Finding("memory", "ok", f"{memory['used_memory_human']} of {memory['maxmemory_human']}, {policy}{about}")
     if most and used > _FULL * most:
         yield Finding(
-            "memory", "fix", f"Redis is full to {used / most:.0%}{about}", "raise maxmemory, or shorten TTLs",
+            "memory", "fix", f"Redis is {used / most:.0%} full{about}", "raise maxmemory, or shorten TTLs",
             "deployment.md",
         )  # fmt: skip
 
 
 def _table(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
     tracked = int(_info(server, "stats").get("tracking_total_keys", 0))
-    found: Any = server.config_get("tracking-table-max-keys")
+    try:
+        found: Any = server.config_get("tracking-table-max-keys")
+    except NoPermissionError:
+        yield Finding("tracking table", "ok", f"{tracked:,} keys{about}; its limit can be read with +config|get")
+        return
     most = int(found.get("tracking-table-max-keys", 0))
     if most and tracked > _FULL * most:
         yield Finding(
@@ -242,38 +242,45 @@ _CHECKS: Final[dict[str, Callable[["redis.Redis", Any, str], Iterator[Finding]]]
 """What is asked of each server, by the name of the check."""
 
 
-def _acl(server: "redis.Redis", state: State, about: str) -> Iterator[Finding]:
-    """Try each command that the cache needs, on a key of its own."""
-    key, missing = state.keyspace.control_name("doctor"), list[str]()
-    grants = GRANTS.split() + (CLUSTER_GRANTS.split() if state.topology.mode == "cluster" else [])
-    for grant in grants:
-        command = grant.removeprefix("+")
-        arguments = (key if each is _KEY else each for each in _ARGUMENTS.get(command, ()))
+def _acl(server: "redis.Redis", state: State, about: str, health: Health) -> Iterator[Finding]:
+    """Try each command that the cache needs, on a key of its own, and whether it may use the keys of leases."""
+    key, prefix = state.keyspace.control_name("doctor"), state.settings.prefix
+    missing: dict[str, None] = {}
+    for grant in (*_grants(state, health), lease := f"~{{{prefix}*"):
+        command = "exists" if grant == lease else grant.removeprefix("+")
+        name = b"{" + key if grant == lease else key
+        arguments = (name if each is _KEY else each for each in _ARGUMENTS.get(command, ()))
         try:
             _ask(server, *command.upper().split("|"), *arguments)
-        except NoPermissionError:
-            missing.append(grant)
-        except RedisError:
-            pass  # it may be used, and had nothing to do
+        except RedisError as error:
+            # A refused EXEC says that, and then the same.
+            if not isinstance(error, NoPermissionError) and "NOPERM" not in str(error):
+                continue  # it may be used, and had nothing to do
+            if "'select'" in str(error):
+                missing["+select"] = None  # the connection was refused, before the command
+            elif " access " in str(error):
+                missing[grant if grant == lease else f"~{prefix}*"] = None
+            elif grant != lease:
+                missing[grant] = None
     with contextlib.suppress(RedisError):
         server.unlink(key)
     if missing:
         yield Finding(
             "grants", "fix", f"the user lacks {' '.join(missing)}{about}",
-            f"ACL SETUSER {_user(server)} {' '.join(missing)}; the keys are "
-            f"~{state.settings.prefix}* and ~{{{state.settings.prefix}*",
+            f"ACL SETUSER {state.settings.deployment().endpoint.username or 'default'} {' '.join(missing)}",
             "deployment.md#acl-grants",
         )  # fmt: skip
     else:
-        yield Finding("grants", "ok", f"all that the cache needs{about}")
+        yield Finding("grants", "ok", f"the user has all that the cache needs{about}")
 
 
-def _user(server: "redis.Redis") -> str:
-    try:
-        name: Any = _ask(server, "ACL WHOAMI")
-    except RedisError:
-        return "USER"
-    return name.decode() if isinstance(name, bytes) else str(name)
+def _grants(state: State, health: Health) -> Sequence[str]:
+    grants = GRANTS.split()
+    if state.settings.deployment().kind == "cluster":
+        grants += CLUSTER_GRANTS.split()
+        if health.version is not None and int(health.version.partition(".")[0]) < _SHARDS:
+            grants[grants.index("+cluster|shards")] = "+cluster|slots"
+    return grants
 
 
 # -- keys and settings ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import typer
 from rich.console import Console
 
-from magnus_cache import CacheManager, CacheSettingsError, CacheUnavailableError
+from magnus_cache import CacheManager, CacheSettingsError, CacheUnavailableError, Health
 from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache.errors import CacheError
 
@@ -24,6 +24,7 @@ __all__ = [
     "Json",
     "Prefix",
     "Url",
+    "checked",
     "console",
     "key_of",
     "key_shown",
@@ -93,14 +94,23 @@ def opened(url: str | None, prefix: str | None, *, check: bool = True, **setting
     except CacheSettingsError as error:
         raise CommandError(WRONG_USAGE, str(error)) from error
     with cache:
-        if check and not (health := cache.ping()):
-            raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
+        if check:
+            checked(cache.ping())
         try:
             yield cache
         except CacheUnavailableError as error:
             raise CommandError(UNREACHABLE, f"Redis cannot be used: {error}") from error
         except CacheError as error:
             raise CommandError(WRONG_USAGE, str(error)) from error
+
+
+def checked(health: Health) -> None:
+    """Return if Redis answers, or some nodes of a cluster do.
+
+    :raises CommandError: if none does.
+    """
+    if not health and not any(health.nodes):
+        raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
 
 
 def key_shown(text: str) -> str:

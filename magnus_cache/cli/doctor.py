@@ -11,12 +11,12 @@ from rich.text import Text
 
 from magnus_cache.cli.common import (
     FINDING,
-    UNREACHABLE,
     WRONG_USAGE,
     CommandError,
     Json,
     Prefix,
     Url,
+    checked,
     console,
     opened,
     print_json,
@@ -56,8 +56,8 @@ def doctor(
     found: list[Finding] = []
     with opened(url, prefix, check=False, op_timeout=settings.op_timeout) as cache:
         health = cache.ping()
-        if not health and not str(health.reason).startswith("noperm"):
-            raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
+        if not str(health.reason).startswith("noperm"):
+            checked(health)
         found += findings(cache, health)
     if json:
         print_json([finding._asdict() for finding in found])

@@ -68,8 +68,9 @@ def drill(
     a request of --check failed.
     """
     with opened(url, prefix) as cache:
-        endpoint = cache._engine.state.endpoint
-        if endpoint is None or endpoint.scheme != "tcp" or cache._engine.state.topology.mode == "cluster":
+        state = cache._engine.state
+        endpoint = state.endpoint
+        if endpoint is None or endpoint.scheme != "tcp" or state.settings.deployment().kind != "standalone":
             raise CommandError(
                 WRONG_USAGE, "drill strikes a single server without TLS; give its address: --url redis://host:port"
             )

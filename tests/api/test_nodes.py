@@ -71,7 +71,7 @@ async def test_a_node_that_is_away_and_back(three: EmbeddedCluster, caplog: pyte
         assert stats["nodes"][stays.address]["breaker"]["state"] == "closed"
         (line,) = [line for line in told(caplog) if "away" in line]
         assert line.startswith(f"node {gone.address} away: ")
-        assert "Its keys are served from this process's memory, all others as ever" in line
+        assert "Its keys are served from this process's memory, others are not affected" in line
 
         await asyncio.to_thread(three.resume, gone)
         await is_back(cache, here)

@@ -290,7 +290,7 @@ def test_without_the_extra_it_names_the_extra(tmp_path: Path) -> None:
         timeout=60, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
-        2, 'magnus-cache: the command line needs an extra: pip install "magnus-cache[cli]"\n'
+        2, 'magnus-cache: all commands but "demo" and --version need an extra: pip install "magnus-cache[cli]"\n'
     )  # fmt: skip
 
 

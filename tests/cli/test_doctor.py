@@ -17,9 +17,11 @@ from pexpect import EOF
 from magnus_cache import CacheManager
 from magnus_cache._engine.redis.diagnosis import GRANTS
 from magnus_cache.cli.checks import findings
-from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
+from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, slot_of
 from tests.cli.test_commands import Run, parsed, printed, run
 from tests.cli.test_terminal import Terminal, terminal
+from tests.support import rights
+from tests.support.groups import url_of
 
 __all__ = ["run", "terminal"]
 
@@ -87,8 +89,8 @@ def test_grants_are_tried(private_server_with: Callable[..., Any]) -> None:
         )  # type: ignore[no-untyped-call]  # redis-py leaves it without
     url = server.url.replace("redis://", "redis://app:secret@")
     problems = found(url, prefix="mine")
-    assert problems["grants:fix"].startswith("the user lacks +eval +time +client|kill of 127.0.0.1")
-    assert "ACL SETUSER app +eval +time +client|kill;" in problems["grants:fix"]
+    assert problems["grants:fix"].startswith("the user lacks +eval +time +client|kill at 127.0.0.1")
+    assert "ACL SETUSER app +eval +time +client|kill" in problems["grants:fix"]
 
 
 def test_the_grants_of_the_page_are_enough_for_it(private_server_with: Callable[..., Any]) -> None:
@@ -96,8 +98,40 @@ def test_the_grants_of_the_page_are_enough_for_it(private_server_with: Callable[
     with redis.Redis(port=server.port) as client:
         client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~mine*", "~{mine*", *GRANTS.split())  # type: ignore[no-untyped-call]  # as above
     problems = found(server.url.replace("redis://", "redis://app:secret@"), prefix="mine")
-    # What the cache itself does not need cannot be checked.
-    assert set(problems) == {"tracking table:advice"}
+    assert problems == {}
+
+
+def test_the_user_of_the_page_lacks_nothing(private_server_with: Callable[..., Any]) -> None:
+    server = private_server_with(**_SET_UP)
+    url = server.url.replace("redis://", f"redis://{rights.USER}@")
+    with redis.Redis(port=server.port) as client:
+        client.execute_command(*rights.LINE.split())  # type: ignore[no-untyped-call]  # redis-py leaves it without
+        # Its prefix is the default one.
+        assert set(found(url)) == {"settings:advice"}
+        for word in (*GRANTS.split(), "~magnus*", "~{magnus*"):
+            reset = ["ACL", "SETUSER", "app", "reset"]
+            client.execute_command(*reset)  # type: ignore[no-untyped-call]  # as above
+            line = [each for each in rights.LINE.split() if each != word]
+            client.execute_command(*line)  # type: ignore[no-untyped-call]  # as above
+            assert word in _lacking(url), word
+
+
+def _lacking(url: str) -> list[str]:
+    with CacheManager(redis_url=url) as cache:
+        (grants,) = [each for each in findings(cache, cache.ping()) if each.check == "grants"]
+        assert grants.remedy.startswith("ACL SETUSER app ")
+        return grants.remedy.split()[3:]
+
+
+def test_the_user_of_the_page_lacks_nothing_on_a_cluster(cluster: EmbeddedCluster) -> None:
+    rights.apply(cluster.nodes, rights.LINE, rights.CLUSTER_LINE)
+    assert {each for each in found(url_of(cluster, user=rights.USER)) if each.endswith("fix")} == set()
+    rights.apply(cluster.nodes, rights.LINE.replace(" +hsetnx", ""), rights.CLUSTER_LINE.replace(" +asking", ""))
+    assert {"+asking", "+hsetnx"} == set(_lacking(url_of(cluster, user=rights.USER)))
+
+
+def test_a_setting_is_no_finding(private_server_with: Callable[..., Any]) -> None:
+    assert found(private_server_with(**_SET_UP).url, prefix="mine", tracking="off") == {}
 
 
 def test_a_replica_is_told(private_server_with: Callable[..., Any], server: Any) -> None:
@@ -142,6 +176,23 @@ def test_each_primary_of_a_cluster_is_looked_at(cluster: EmbeddedCluster) -> Non
     url = "redis+cluster://" + cluster.primaries[0].address
     problems = found(url, prefix="mine")
     assert any(f":{node.port}" in problems["memory:advice"] for node in cluster.primaries)
+
+
+def test_a_node_that_is_away_is_a_finding_and_the_others_are_used(run: Run) -> None:
+    with EmbeddedCluster(replicas=0, cluster_require_full_coverage="no") as cluster:
+        away, *_, other = cluster.primaries
+        url = f"redis+cluster://{other.address}"
+        # Not beside a border between two nodes, where a key needs both.
+        owned = cluster.slots_of(other)
+        slots = ((str(number), slot_of(f"magnus:t:{number}")) for number in range(10_000))
+        key = next(text for text, slot in slots if {slot - 256, slot + 256} <= owned)
+        printed(run("set", "t", key, "7", "--url", url))
+        cluster.kill(away)
+        assert printed(run("get", "t", key, "--url", url)) == "7\n"
+        shown = parsed(run("doctor", "--json", "--url", url), 1)
+        (finding,) = [each for each in shown if each["level"] == "fix"]
+        assert (finding["check"], finding["remedy"] != "") == ("connection", True)
+        assert away.address in finding["text"]
 
 
 def test_the_primary_that_sentinel_names_is_looked_at(sentinels: EmbeddedSentinels) -> None:
@@ -198,6 +249,16 @@ def _request(port: int) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30).close()
     except urllib.error.HTTPError as error:
         error.close()
+
+
+def test_only_a_single_server_is_struck(run: Run, cluster: EmbeddedCluster, sentinels: EmbeddedSentinels) -> None:
+    for url in (
+        f"redis+cluster://{cluster.primaries[0].address}",
+        f"redis+sentinel://{sentinels.sentinels[0].address}/{sentinels.service}",
+    ):
+        done = run("drill", "--wait", "0.2", "--url", url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "drill strikes a single server" in done.stderr
 
 
 def test_no_application_comes(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Some nodes of a cluster are away: their keys are served as in an outage, and all others as ever."""
+"""Some nodes of a cluster are away: their keys are served as in an outage, and others are not affected."""
 
 import asyncio
 import itertools

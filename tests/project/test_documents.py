@@ -18,6 +18,7 @@ from magnus_cache import (
     CacheManager,
     CacheNamespaces,
     CacheSettings,
+    Explanation,
     Health,
     Namespace,
     embedded,
@@ -266,6 +267,10 @@ def test_the_page_tells_the_namespaces_and_ttls_that_there_are() -> None:
     }
     listed = {f"CacheNamespaces.{name}": value.ttl for name, value in vars(CacheNamespaces).items() if name.isupper()}
     assert {name: int(seconds) for name, seconds in told.items()} == constants | listed
+
+
+def test_every_part_of_an_explanation_is_on_its_page() -> None:
+    assert first_column(PAGES["debugging"].section("Why is this value here?")) == set(Explanation.__dataclass_fields__)
 
 
 def test_every_fixture_and_tool_is_on_its_page() -> None:

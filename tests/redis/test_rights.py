@@ -30,6 +30,7 @@ def test_messages_and_pages_name_the_same_rights() -> None:
     # A database by its number is a matter of the settings.
     assert rights.rights_in(rights.LINE) == [*needed, "select"]
     assert rights.rights_in(rights.CLUSTER_LINE) == diagnosis.CLUSTER_GRANTS.replace("+", "").split()
+    assert rights.rights_in(rights.SENTINEL_LINE) == diagnosis.SENTINEL_GRANTS.replace("+", "").split()
 
 
 # -- what is used -----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def place(
 
 def _emptied_group(group: EmbeddedCluster | EmbeddedSentinels) -> str:
     group.flush()
-    return rights.url_of(group)
+    return groups.url_of(group)
 
 
 @pytest.fixture

@@ -106,8 +106,8 @@ class ConnectionLog:
             self._away.setdefault(node, self._clock())
             self._notices.warn(
                 f"node:{node}:{error.reason}:{error}",
-                f"node {node} away: {error}. Its keys are served from this process's memory, all others as ever; the "
-                "cache reconnects by itself",
+                f"node {node} away: {error}. Its keys are served from this process's memory, others are not affected; "
+                "the cache reconnects by itself",
             )
             return
         # The message is part of the topic: one reason such as "tls" has several remedies, and each is logged once.

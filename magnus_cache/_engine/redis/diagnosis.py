@@ -12,7 +12,17 @@ from magnus_cache.errors import CacheUnavailableError, Reason
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["CLUSTER_GRANTS", "GRANTS", "IS_SENTINEL", "TopologyError", "explain", "none_of", "refused", "unable"]
+__all__ = [
+    "CLUSTER_GRANTS",
+    "GRANTS",
+    "IS_SENTINEL",
+    "SENTINEL_GRANTS",
+    "TopologyError",
+    "explain",
+    "none_of",
+    "refused",
+    "unable",
+]
 
 
 class TopologyError(Exception):
@@ -53,6 +63,11 @@ GRANTS: Final = (
 
 CLUSTER_GRANTS: Final = "+cluster|myid +cluster|info +cluster|shards +asking +hget"
 """The rights that a Redis Cluster needs besides; before Redis 7.0, CLUSTER SLOTS in place of CLUSTER SHARDS."""
+
+SENTINEL_GRANTS: Final = (
+    "+sentinel|myid +sentinel|master +sentinel|get-master-addr-by-name +sentinel|replicas +sentinel|sentinels"
+)
+"""The rights that a user of the sentinels themselves needs."""
 
 IS_SENTINEL: Final = (
     "it is a sentinel, and the settings say a Redis server; use redis+sentinel://host:port/service, or set "

@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import pack
+from magnus_cache._engine.redis.diagnosis import SENTINEL_GRANTS
 from magnus_cache._engine.redis.endpoint import shown
 from magnus_cache._engine.redis.informant import Informant
 from magnus_cache._engine.redis.sentinel_view import Address, SentinelView, Verdict, claim_in, word_in
@@ -209,7 +210,8 @@ class SentinelWatch:
                 "(sentinels usually have port 26379), or use a redis:// URL",
             )
         if "noperm" in text or "no permissions" in text:
-            return CacheUnavailableError("noperm", f"the sentinel at {address} forbids it; grant its user +sentinel")
+            problem = f"the sentinel at {address} forbids it; grant its user {SENTINEL_GRANTS}"
+            return CacheUnavailableError("noperm", problem)
         return CacheUnavailableError("error", f"the sentinel at {address} refused: {str(error).split(' ', 1)[0]}")
 
     def untold(self, informant: Informant) -> None:
