@@ -14,7 +14,7 @@ from magnus_cache import AsyncCacheManager, CacheManager, CacheNamespaces, Names
 from magnus_cache.embedded import EmbeddedServer, find_valkey
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
 from tests.conftest import SERVERS, emptied
-from tests.support import rights
+from tests.support import groups, rights
 from tests.support.wait import wait_until
 
 
