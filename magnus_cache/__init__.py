@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Namespace,
         register_namespace,
     )
+    from magnus_cache._engine.runtime.fleet_totals import FleetProcess
     from magnus_cache._engine.runtime.stats import CacheStats
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation
@@ -82,6 +83,7 @@ __all__ = [
     "CacheValueTooLargeError",
     "CurrentLoad",
     "Explanation",
+    "FleetProcess",
     "Health",
     "Namespace",
     "NodeHealth",
@@ -148,6 +150,7 @@ _HOMES: Final = {
     ),
     "protocols": ("CacheInfo",),
     "_engine.settings.settings": ("CacheSettings",),
+    "_engine.runtime.fleet_totals": ("FleetProcess",),
     "_engine.runtime.stats": ("CacheStats",),
     "_engine.api.warming": ("WarmReport",),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
+from magnus_cache._engine.api.fleet import history, processes
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
@@ -25,6 +26,7 @@ from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, 
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
@@ -401,3 +403,17 @@ class AsyncCache(AsyncLife):
                     nodes.get(node, {}).update(more)
         figures["redis_available"] = state.redis_available
         return figures
+
+    async def get_history(self, minutes: int = 60) -> list[CacheStats]:
+        """Return the statistics of the fleet minute by minute, the present minute last; empty without Redis.
+
+        :param minutes: how many, 1 to 120.
+        :raises CacheArgumentError: for another number.
+        """
+        check_loop()
+        return await history(self._state, minutes)
+
+    async def get_processes(self) -> list[FleetProcess]:
+        """Return the processes that used their cache in the last half minute, the oldest first; empty without Redis."""
+        check_loop()
+        return await processes(self._state)

@@ -28,6 +28,7 @@ from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, 
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
@@ -327,3 +328,13 @@ class BlockingCache(BlockingLife):
         """Do what `AsyncCache.get_stats` does, in blocking code."""
         figures: CacheStats | None = self._call_or(self._async.get_stats, scope)
         return local_stats(self._state, scope) if figures is None else figures
+
+    def get_history(self, minutes: int = 60) -> list[CacheStats]:
+        """Do what `AsyncCache.get_history` does, in blocking code."""
+        found: list[CacheStats] = self._call_or(self._async.get_history, minutes)
+        return found or []
+
+    def get_processes(self) -> list[FleetProcess]:
+        """Do what `AsyncCache.get_processes` does, in blocking code."""
+        found: list[FleetProcess] = self._call_or(self._async.get_processes)
+        return found or []

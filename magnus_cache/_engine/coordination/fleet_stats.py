@@ -14,7 +14,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,7 @@ from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache._engine.runtime.fleet_totals import fields_of, figures_from
+from magnus_cache._engine.runtime.fleet_totals import FleetProcess, fields_of, figures_from, minute_from
 from magnus_cache._engine.runtime.stats import CacheStats, Stats
 from magnus_cache.errors import CacheUnavailableError
 
@@ -190,13 +190,41 @@ class FleetStats:
         second = await self._now(connection)
         await self.published(connection)
         found = await self._client.published(self._names, second, self.life)
-        figures = figures_from(
-            (name.decode("utf-8", "replace"), _number(count)) for sums in found.sums for name, count in sums.items()
-        )
-        processes = [about for about in map(_about, found.processes) if about is not None]
+        figures = figures_from(field for sums in found.sums for field in _fields(sums))
+        processes = _read(found.processes)
         figures |= {name: sum(_number(about.get(name)) for about in processes) for name in _NOW}
         figures["processes"] = len(processes)
         return figures
+
+    async def history(self, connection: "Connection", minutes: int) -> list[CacheStats]:
+        """Return the statistics of the last minutes, the present one last.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        await self._now(connection)
+        await self.published(connection)
+        # Read now: a connection that was renewed has another idea of the time, and publishing takes some.
+        second = await self._now(connection)
+        found = await self._client.minutes(self._names, second, minutes)
+        present = int(second // 60)
+        began = [60 * (present - back) for back in range(len(found) - 1, -1, -1)]
+        passed = max(1, round(second - 60 * present))
+        return [
+            minute_from(at, passed if at == began[-1] else 60, _fields(totals))
+            for at, totals in zip(began, found, strict=True)
+        ]
+
+    async def processes(self, connection: "Connection") -> list[FleetProcess]:
+        """Return the processes that run, the one that has run longest first.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        await self._now(connection)
+        await self.published(connection)
+        second = await self._now(connection)
+        found = _read(await self._client.processes(self._names, second, self.life))
+        listed = [_process(about, second) for about in found]
+        return sorted(listed, key=lambda process: (-process.age, process.host, process.pid))
 
     async def key_names(self, connection: "Connection") -> list[bytes]:
         """Return the names of all keys of fleet statistics, some of which need not exist.
@@ -231,6 +259,25 @@ def _number(count: Any) -> int:
         return int(count)
     except (TypeError, ValueError, OverflowError):
         return 0
+
+
+def _fields(sums: Mapping[bytes, bytes]) -> list[tuple[str, int]]:
+    return [(name.decode("utf-8", "replace"), _number(count)) for name, count in sums.items()]
+
+
+def _read(reports: Iterable[bytes]) -> list[dict[str, Any]]:
+    return [about for about in map(_about, reports) if about is not None]
+
+
+def _process(about: Mapping[str, Any], second: float) -> FleetProcess:
+    """Return a process by what it has published, in which figures of a later or earlier version may be missing."""
+    since = {
+        name: max(0.0, round(second - _number(about[name]), 1)) if name in about else 0.0 for name in ("started", "at")
+    }
+    return FleetProcess(
+        str(about.get("host", "?")), _number(about.get("pid")), since["started"], since["at"],
+        **{name: _number(about.get(name)) for name in _NOW},
+    )  # fmt: skip
 
 
 def _about(raw: bytes) -> dict[str, Any] | None:

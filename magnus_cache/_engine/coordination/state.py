@@ -232,6 +232,7 @@ class State(LifeCycle, OfflineBounds):
             "flights": len(self.flights),
             "flights_joined": self.flights.joined,
             "unattended": self.flights.background,
+            "outages": self.breaker.outages,
         }
 
     # -- Redis ----------------------------------------------------------------------------------------------

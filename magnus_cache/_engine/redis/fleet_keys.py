@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Waiter
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["FleetKeys", "FleetNames", "Published", "Report"]
+__all__ = ["MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
 
 _HOURS: Final = 24
 """Hours that a sum of the day has, the present one included."""
 
 _HOUR_LIFE: Final = (_HOURS + 1) * 3_600
-_MINUTES: Final = 120
+MINUTES: Final = 120
 """Minutes of which the totals are kept, for a chart."""
 
-_MINUTE_LIFE: Final = (_MINUTES + 1) * 60
+_MINUTE_LIFE: Final = (MINUTES + 1) * 60
 _TOGETHER: Final = 500
 
 _NUMBER: Final = 8
@@ -88,7 +88,7 @@ class FleetNames:
     def sums(self, second: float) -> list[bytes]:
         """Return all names that can be there, but for those of processes."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
-        return [self.index, *hours, *(self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1))]
+        return [self.index, *hours, *(self.minute(second - 60 * back) for back in range(-1, MINUTES + 1))]
 
 
 class Report(NamedTuple):
@@ -144,14 +144,25 @@ class FleetKeys:
         :param life: seconds for which the report of a process counts.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
+        processes = await self.processes(names, second, life)
         wire = self._wire(names.index)
-        processes: list[bytes] = []
-        reporting = await self.reporting(names, second, life)
-        for start in range(0, len(reporting), _TOGETHER):
-            reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
-            processes += [report[_NUMBER:] for report in _texts(reports, missing=True)]
         asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
         return Published(processes, [_hash(reply) for reply in await _all(asked)])
+
+    async def processes(self, names: FleetNames, second: float, life: int) -> list[bytes]:
+        """Return what the processes that run have published.
+
+        :param second: now, in Redis' time.
+        :param life: seconds for which the report of a process counts.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found: list[bytes] = []
+        reporting = await self.reporting(names, second, life)
+        wire = self._wire(names.index)
+        for start in range(0, len(reporting), _TOGETHER):
+            reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
+            found += [report[_NUMBER:] for report in _texts(reports, missing=True)]
+        return found
 
     async def reporting(self, names: FleetNames, second: float, life: int) -> list[bytes]:
         """Return the names of what the processes that run have published.
@@ -168,7 +179,7 @@ class FleetKeys:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         wire = self._wire(names.index)
-        backs = range(min(count, _MINUTES) - 1, -1, -1)
+        backs = range(min(count, MINUTES) - 1, -1, -1)
         asked = [wire.execute(_command(b"HGETALL", names.minute(second - 60 * back))) for back in backs]
         return [_hash(reply) for reply in await _all(asked)]
 

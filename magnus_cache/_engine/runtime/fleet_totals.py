@@ -10,13 +10,14 @@ A field that a later version has and this one does not know is left out.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from magnus_cache._engine.runtime.stats import CacheStats, Counters, Histogram, Stats, figures_of
 
-__all__ = ["COUNTED", "fields_of", "figures_from"]
+__all__ = ["COUNTED", "FleetProcess", "fields_of", "figures_from", "minute_from"]
 
-COUNTED: Final = ("evictions", "expirations", "fenced_fills", "flights_joined")
+COUNTED: Final = ("evictions", "expirations", "fenced_fills", "flights_joined", "outages")
 """Figures of a process as a whole that only grow."""
 
 _SHORT: Final = {
@@ -74,3 +75,43 @@ def figures_from(fields: Iterable[tuple[str, int]]) -> CacheStats:
     figures = figures_of(namespaces, functions, latencies["l2"], latencies["load"], errors)
     figures.update(process)
     return figures
+
+
+def minute_from(at: int, seconds: int, fields: Iterable[tuple[str, int]]) -> CacheStats:
+    """Return the statistics of a minute, of all namespaces together.
+
+    :param at: second of the epoch at which it began.
+    :param seconds: how much of it has passed, 1 to 60.
+    :param fields: its totals, whose names end where that of a namespace would stand.
+    """
+    # Totals name no namespace. Whatever does is counted with them.
+    figures = figures_from(
+        (f"n:{name.split(':')[1]}:" if name.startswith("n:") else name, count) for name, count in fields
+    )
+    counts = figures.pop("namespaces").get("") or Counters().as_dict()
+    del figures["functions"]
+    return CacheStats(counts | figures | {"at": at, "seconds": seconds})
+
+
+@dataclass(frozen=True, slots=True)
+class FleetProcess:
+    """What a process of the fleet has published last.
+
+    :ivar host: the name of its host.
+    :ivar pid: the number of the process there.
+    :ivar age: seconds since its cache was created, or its process was forked.
+    :ivar reported: seconds since it published this.
+    :ivar in_memory_keys: values in its memory.
+    :ivar in_memory_bytes: bytes that they take.
+    :ivar flights: loads that run.
+    :ivar unattended: those of them in the background, without a waiting caller.
+    """
+
+    host: str
+    pid: int
+    age: float
+    reported: float
+    in_memory_keys: int
+    in_memory_bytes: int
+    flights: int
+    unattended: int

@@ -23,6 +23,7 @@ class CacheStats(dict[str, Any]):
     ``in_memory_bytes``, ``evictions``, ``expirations``,
     ``fenced_fills`` (values that were overtaken while they were read or loaded, and so not stored),
     ``flights``, ``flights_joined``, ``unattended`` (background loads without a waiting caller),
+    ``outages`` (how often the process lost Redis),
     ``unreplayed`` (whether invalidations wait that Redis has not confirmed),
     ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
@@ -39,6 +40,10 @@ class CacheStats(dict[str, Any]):
     `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
     ``flights``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and ``unreplayed``
     are missing. While Redis does not answer, they are those of this process.
+
+    Those of a minute, from `get_history`, have the counts of all namespaces together in place of ``namespaces`` and
+    ``functions``, such as ``loads``; ``at``, the second of the epoch at which the minute began, by the clock of Redis;
+    and ``seconds``, 60, or how many of the present minute have passed. They have no figures that rise and fall.
     """
 
     def __missing__(self, key: str) -> str:
