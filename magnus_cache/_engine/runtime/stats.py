@@ -38,8 +38,8 @@ class CacheStats(dict[str, Any]):
 
     With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,
     `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
-    ``flights``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and ``unreplayed``
-    are missing. While Redis does not answer, they are those of this process.
+    ``flights``, ``unattended``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and
+    ``unreplayed`` are missing. While Redis does not answer, they are those of this process.
 
     Those of a minute, from `get_history`, have the counts of all namespaces together in place of ``namespaces`` and
     ``functions``, such as ``loads``; ``at``, the second of the epoch at which the minute began, by the clock of Redis;
