@@ -319,7 +319,7 @@ def _wall_clock_reads(tree: ast.Module) -> Iterator[int]:
 
 
 def test_the_wall_clock_is_never_read() -> None:
-    """Pitfall 26: it jumps, and no two hosts agree on it."""
+    """It jumps, and no two hosts agree on it."""
     # But by `doctor`, which compares it with Redis' clock.
     lines = {name: list(_wall_clock_reads(tree)) for name, tree in TREES.items() if name != "magnus_cache.cli.checks"}
     assert {name: found for name, found in lines.items() if found} == {}

@@ -37,8 +37,8 @@ class CacheStats(dict[str, Any]):
 
     With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,
     `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
-    ``flights``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and ``unreplayed``
-    are missing. While Redis does not answer, they are those of this process.
+    ``flights``, ``unattended``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and
+    ``unreplayed`` are missing. While Redis does not answer, they are those of this process.
     """
 
     def __missing__(self, key: str) -> str:

@@ -140,6 +140,9 @@ class Writes:
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
         """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
+        What a clear or an invalidated tag has overtaken may still be written to Redis, as its lease may stand. It has
+        the epoch from before the load, so no reader takes it, and memory does not keep it.
+
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
         :param ttl: seconds.
         """
