@@ -118,8 +118,12 @@ class AsyncCache(AsyncLife):
                 except CacheDecodeError as error:
                     self._reads.unreadable(ref, error)
                     ref.counters.misses += 1
+                    if state.observers.active:
+                        state.observers.miss(ref)
                     return default
                 ref.counters.l2_hits += 1
+                if state.observers.active:
+                    state.observers.hit(ref, "l2")
                 return value
         else:
             hit = state.memory.hit(ref.name)
@@ -129,6 +133,8 @@ class AsyncCache(AsyncLife):
                     value = await self._reads.open_anyway(ref, hit)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if state.observers.active:
+                        state.observers.hit(ref, "l1")
                     self._engine.gets.keep(namespace, key, ref, hit)
                     return value
             found = await self._reads.read(ref)
@@ -137,8 +143,12 @@ class AsyncCache(AsyncLife):
             value = await self._reads.open(ref, found)
         if value is MISS:
             ref.counters.misses += 1
+            if state.observers.active:
+                state.observers.miss(ref)
             return default
         ref.counters.l2_hits += 1
+        if state.observers.active:
+            state.observers.hit(ref, "l2")
         return value
 
     async def set(
@@ -240,13 +250,19 @@ class AsyncCache(AsyncLife):
                     value = await self._reads.open_anyway(ref, entry)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if self._state.observers.active:
+                        self._state.observers.hit(ref, "l1")
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
             if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
+            if self._state.observers.active:
+                self._state.observers.miss(ref)
         return await self._engine.stale.load(LoadRequest(ref, loader, options, names))
 
     # -- many values ----------------------------------------------------------------------------------------

@@ -122,12 +122,18 @@ class BlockingCache(BlockingLife):
         entry = state.memory.hit(ref.name)
         if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
             ref.counters.l1_hits += 1
+            if state.observers.active:
+                state.observers.hit(ref, "l1")
             self._engine.gets.keep(namespace, key, ref, entry)
             return value
         if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
             ref.counters.l2_hits += 1
+            if state.observers.active:
+                state.observers.hit(ref, "l2")
             return value
         ref.counters.misses += 1
+        if state.observers.active:
+            state.observers.miss(ref)
         return default
 
     def set(
@@ -203,13 +209,19 @@ class BlockingCache(BlockingLife):
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
                 ref.counters.l1_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l1")
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
             if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
+            if self._state.observers.active:
+                self._state.observers.miss(ref)
         return self._engine.stale.load_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
 
     # -- many values ----------------------------------------------------------------------------------------
