@@ -140,13 +140,14 @@ class Counters:
 class Histogram:
     """Durations in buckets a quarter of an octave wide: percentiles within 19 percent, in constant memory."""
 
-    __slots__ = ("_buckets", "count")
+    __slots__ = ("_buckets", "count", "micros")
 
     _FINEST: Final = 1e-6
     _PER_OCTAVE: Final = 4
 
     def __init__(self) -> None:
         self.count = 0
+        self.micros = 0
         self._buckets = [0] * (40 * self._PER_OCTAVE)
 
     def add(self, duration: float, times: int = 1) -> None:
@@ -154,6 +155,7 @@ class Histogram:
         octaves = math.log2(max(duration, self._FINEST) / self._FINEST)
         self._buckets[min(int(octaves * self._PER_OCTAVE), len(self._buckets) - 1)] += times
         self.count += times
+        self.micros += int(duration * 1e6) * times
 
     def counts(self) -> dict[int, int]:
         """Return the buckets in use: their places, and their counts."""
@@ -163,6 +165,10 @@ class Histogram:
         """Count durations of a bucket, as `counts` of another histogram shows it."""
         self._buckets[min(place, len(self._buckets) - 1)] += times
         self.count += times
+
+    def up_to(self, octave: int) -> int:
+        """Return how many durations were below ``2 ** octave`` microseconds."""
+        return sum(self._buckets[: octave * self._PER_OCTAVE])
 
     def percentile(self, share: float) -> float:
         """Return the duration in seconds that `share` (0 to 1) of all did not exceed; 0 without any."""
