@@ -81,7 +81,9 @@ def test_a_page_of_the_reference_opens_with_what_it_comes_down_to(page: Document
 
 def test_an_example_that_does_not_run_is_of_a_library_that_is_not_installed() -> None:
     """They are marked `py`, and show what another library does."""
-    shown = {page.name: re.findall(r"^```py\n(.*?)^```", page.text, re.MULTILINE | re.DOTALL) for page in PAGES.values()}
+    shown = {
+        page.name: re.findall(r"^```py\n(.*?)^```", page.text, re.MULTILINE | re.DOTALL) for page in PAGES.values()
+    }
     assert {name for name, blocks in shown.items() if blocks} == {".docs/migration.md"}
     for block in shown[".docs/migration.md"]:
         assert re.search("^(?:import|from) (?:streamlit|django|flask_caching)", block, re.MULTILINE), block
