@@ -139,6 +139,15 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documentation into .reports/site; a broken link, anchor or reference fails."""
+    install(session, "docs", extras="embedded,cli,openai,langchain")
+    session.env["PYTHONPATH"] = str(Path.cwd())  # zensical uses extensions of ours
+    session.run("python", "-m", "zensical", "build", "--clean", "--strict", "-f", ".zensical.toml")
+    session.run("python", "-m", "tests.support.site.check", ".reports/site")
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Switch the guards of the package off, one at a time; the tests have to notice each."""
     install(session, "test")

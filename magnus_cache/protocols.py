@@ -31,9 +31,13 @@ class CacheInfo(NamedTuple):
     """The counts of a cached function in this process so far."""
 
     hits: int
+    """Calls that the cache answered."""
     misses: int
+    """Calls that found no value."""
     loads: int
+    """Calls of the function itself."""
     namespace: str
+    """Where its values are."""
     ttl: float | None
     """Seconds, or None if the TTL is computed from the value."""
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import pytest
 import redis
@@ -85,6 +85,93 @@ def _of_one_user(client: type[Any]) -> None:
     assert client.orders.cache_info().loads == 2
 
 
+async def _read_and_changed(read: Any, change: Any, ready: Any) -> None:
+    async with magnus_cache.get_async_cache_manager():
+        assert await read(1) == await read(1) == {"id": 1, "name": "Ada"}
+        await change(1, "Grace")
+        await read(1)
+        assert read.cache_info().loads == 2
+        assert await ready() == {"redis": True, "reason": None}
+
+
+class _Page:
+    """What a page of Streamlit is drawn on, for a user who presses the button."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Any] = []
+
+    def multiselect(self, label: str, options: list[str], default: list[str]) -> list[str]:
+        return default
+
+    def button(self, label: str) -> bool:
+        return True
+
+    def dataframe(self, rows: Any) -> None:
+        self.drawn.append(rows)
+
+    def caption(self, text: str) -> None:
+        self.drawn.append(text)
+
+    def rerun(self) -> None:
+        self.drawn.append("again")
+
+
+def _drawn(table: Any, page: Any) -> None:
+    shown = _Page()
+    page(shown)
+    page(shown)
+    assert [{"ticker": "AAPL", "price": 190.5}] in shown.drawn
+    assert shown.drawn.count("again") == 2
+    assert table.cache_info().loads == 2
+
+
+def _computed_again(report: Any, send: Any, news: Any) -> None:
+    assert [send("monday", "ada"), send("monday", "grace")] == [3, 3]
+    news()
+    send("monday", "ada")
+    assert report.cache_info().loads == 2
+
+
+class _Rows:
+    """A connection of psycopg, as far as the recipe uses one: itself its cursor and its transaction."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = [(1, 9.5)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        return None
+
+    def cursor(self) -> "_Rows":
+        return self
+
+    transaction = cursor
+
+    def execute(self, statement: str, values: tuple[Any, ...]) -> None:
+        if statement.startswith("INSERT"):
+            self.rows = [*self.rows, (2, values[1])]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.rows
+
+
+def _ordered(orders: Any, add: Any) -> None:
+    rows = _Rows()
+    assert orders(rows, 7) == orders(_Rows(), 7) == [(1, 9.5)]
+    add(rows, 7, 3.25)
+    assert orders(rows, 7) == [(1, 9.5), (2, 3.25)]
+
+
+async def _answered(complete: Any) -> None:
+    question = [{"role": "user", "content": "Hello"}]
+    async with magnus_cache.get_async_cache_manager():
+        assert await complete(object(), "small", question) == await complete(object(), "small", question)
+        await complete(object(), "large", question)
+        assert complete.cache_info().loads == 2
+
+
 CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
     ("get_stock_price",): _once,
     ("stock_price",): _once,
@@ -97,6 +184,14 @@ CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
         quotes(["AAPL", "MSFT", "IBM"]), {"AAPL": 4, "MSFT": 4, "IBM": 3}
     ),
     ("report",): lambda report: _equal((report.loaded, report.failed), (2, 0)),
+    ("read_user", "put_user", "ready"): lambda *names: asyncio.run(_read_and_changed(*names)),
+    ("quote_table", "page"): _drawn,
+    ("daily_report", "send_report", "new_orders"): _computed_again,
+    ("experiment",): lambda experiment: _equal(experiment.cache_info()[:3], (1, 1, 1)),
+    ("info", "history"): lambda info, history: _equal((info.cache_info().loads, history.cache_info().loads), (1, 3)),
+    ("orders", "add_order"): _ordered,
+    ("complete",): lambda complete: asyncio.run(_answered(complete)),
+    ("rates",): lambda rates: _equal(rates.cache_info().loads, 1),
     ("health",): lambda health: _equal(health.ok, True),
 }
 """What an example with these names has to have done, beside not failing."""

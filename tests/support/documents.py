@@ -1,5 +1,6 @@
 """What the documents of the repository hold: their Python examples, tables, headings and links."""
 
+import ast
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -95,11 +96,39 @@ def first_column(text: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
+PUBLIC = (
+    "magnus_cache", "magnus_cache.embedded", "magnus_cache.errors", "magnus_cache.freshness", "magnus_cache.protocols",
+    "magnus_cache.testing", "magnus_cache.integrations.langchain", "magnus_cache.integrations.openai",
+    "magnus_cache.integrations.pytest",
+)  # fmt: skip
+"""The modules whose names the reference explains. `redis_cache_manager` has names of `magnus_cache` alone."""
+
+
+def public_names() -> set[str]:
+    """Return every public name, with its module: errors, for instance, with `magnus_cache.errors` alone."""
+    names = {f"{module}.{name}" for module in PUBLIC[1:] for name in _listed(module)}
+    elsewhere = {name.rpartition(".")[2] for name in names}
+    return names | {f"{PUBLIC[0]}.{name}" for name in _listed(PUBLIC[0]) if name not in elsewhere}
+
+
+def _listed(module: str) -> list[str]:
+    """Return the `__all__` of a module, also of one whose library is not installed."""
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return list(ast.literal_eval(statement.value))
+    raise AssertionError(f"{module} has no __all__")
+
+
 README = Document(ROOT / "README.md")
 PAGES = {path.stem: Document(path) for path in sorted((ROOT / ".docs").glob("*.md"))}
 """The topic pages by their names."""
 
+REFERENCE = [Document(path) for path in sorted((ROOT / ".docs" / "reference").glob("*.md"))]
+"""The pages of the reference. The site fills them in from the docstrings."""
+
 OTHERS = [Document(ROOT / "CHANGELOG.md"), *map(Document, sorted((ROOT / ".github").glob("*.md")))]
-ALL = [README, *PAGES.values(), *OTHERS]
+ALL = [README, *PAGES.values(), *REFERENCE, *OTHERS]
 FOR_USERS = [README, *PAGES.values()]
 EXAMPLES = [example for document in FOR_USERS for example in document.examples]

@@ -1,0 +1,1 @@
+"""What turns the pages of `.docs` into the site; `nox -s docs` builds it."""
