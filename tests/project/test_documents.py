@@ -340,7 +340,7 @@ def test_the_grants_of_the_page_are_all_that_is_needed(kind: str, caplog: pytest
         peer = stack.enter_context(CacheManager(redis_url=f"redis://app:password@127.0.0.1:{server.port}/0"))
         asyncio.run(_use(stack.enter_context(Proxy(server.port)), peer))
         log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in admin.execute_command("ACL", "LOG")]
-    # redis-py tells its name where it may; a grant of that would be unknown to servers before 7.2.
+    # A cache tells its name where it may; a grant of that would be unknown to servers before 7.2.
     assert {entry["object"] for entry in log} <= {"client|setinfo"}
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [line for line in warnings if "did not answer in time" not in line and " is back " not in line] == []
