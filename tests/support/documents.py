@@ -99,7 +99,10 @@ README = Document(ROOT / "README.md")
 PAGES = {path.stem: Document(path) for path in sorted((ROOT / ".docs").glob("*.md"))}
 """The topic pages by their names."""
 
+SKILL = Document(ROOT / "magnus_cache" / ".agents" / "skills" / "magnus-cache" / "SKILL.md")
+"""Instructions for coding agents, which are part of the package."""
+
 OTHERS = [Document(ROOT / "CHANGELOG.md"), *map(Document, sorted((ROOT / ".github").glob("*.md")))]
-ALL = [README, *PAGES.values(), *OTHERS]
+ALL = [README, *PAGES.values(), SKILL, *OTHERS]
 FOR_USERS = [README, *PAGES.values()]
-EXAMPLES = [example for document in FOR_USERS for example in document.examples]
+EXAMPLES = [example for document in (*FOR_USERS, SKILL) for example in document.examples]
