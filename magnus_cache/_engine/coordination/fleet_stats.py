@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
+from magnus_cache._engine.codec.versions import first_version, is_of
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
@@ -138,6 +139,7 @@ class FleetStats:
         about = {
             "host": socket.gethostname(), "pid": os.getpid(), "at": round(second),
             "started": round(second - (self._clock() - self._began)),
+            "instance": self.instance, "versions": first_version(),
             **{name: process[name] for name in _NOW},
         }  # fmt: skip
         packed, life = msgpack.packb(about), 0 if last else self.life
@@ -201,7 +203,7 @@ class FleetStats:
         """
         second = await self._now(connection)
         await self.published(connection)
-        running = await self._client.running(self._names, second, self.life)
+        running = await self._client.processes(self._names, second, self.life)
         return counts_from(_counted(await self._client.total(self._names))), _summed(running)
 
     def own(self) -> "tuple[Counts, dict[str, int]]":
@@ -209,6 +211,18 @@ class FleetStats:
         process = self._process()
         counts = counts_from(fields_of(self._stats, process).items())
         return counts, {**{name: int(process[name]) for name in _NOW}, "processes": 1}
+
+    async def writer(self, connection: "Connection", version: int) -> str | None:
+        """Return which of the processes that run has written a value: its host, process id and instance.
+
+        :param version: that of the value.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found = await self._client.processes(self._names, await self._now(connection), self.life)
+        for about in map(_about, found):
+            if about is not None and is_of(_number(about.get("versions")), version):
+                return f"{about.get('host')}:{about.get('pid')}:{about.get('instance')}"
+        return None
 
     async def key_names(self, connection: "Connection") -> list[bytes]:
         """Return the names of all keys of fleet statistics, some of which need not exist.

@@ -97,6 +97,21 @@ return redis.call('HGETALL', KEYS[1])
 """,
 )
 
+_NOTED: Final = 512
+"""Records of what processes have done; each further one takes the place of the oldest."""
+
+_NOTE: Final = Script(
+    "NOTE",
+    """
+local at = redis.call('HINCRBY', KEYS[1], 'n', #ARGV - 2)
+for place = 3, #ARGV do
+  redis.call('HSET', KEYS[1], (at - #ARGV + place) % tonumber(ARGV[1]), ARGV[place])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+""",
+)
+
 
 class FleetNames:
     """The names of the keys of fleet statistics.
@@ -109,6 +124,7 @@ class FleetNames:
         self._tag = tag
         self.index = keyspace.control_name("fleet") + tag
         self.total = keyspace.control_name("fleet", "total") + tag
+        self.notes = keyspace.control_name("fleet", "log") + tag
 
     def process(self, instance: str) -> bytes:
         """Return the name of what a process publishes."""
@@ -125,7 +141,8 @@ class FleetNames:
     def sums(self, second: float) -> list[bytes]:
         """Return all names that can be there, but for those of processes."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
-        return [self.index, self.total, *hours, *(self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1))]
+        minutes = [self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1)]
+        return [self.index, self.total, self.notes, *hours, *minutes]
 
 
 class Report(NamedTuple):
@@ -175,6 +192,22 @@ class FleetKeys:
         )  # fmt: skip
         self._wire(process).call(command, lambda reply, _connection, _sent: reply, waiter)
 
+    def note(self, names: FleetNames, records: Sequence[bytes], waiter: "Waiter") -> None:
+        """Add records to what the fleet has done; `waiter` gets 1. A repeated request may add them twice.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = _NOTE.command((names.notes,), _NOTED, _HOUR_LIFE, *records)
+        self._wire(names.notes).call(command, lambda reply, _connection, _sent: reply, waiter)
+
+    async def noted(self, names: FleetNames) -> list[bytes]:
+        """Return the records of what the fleet has done, in no order.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found = _hash(await self._wire(names.notes).execute(_command(b"HGETALL", names.notes)))
+        return [record for field, record in found.items() if field != b"n"]
+
     async def published(self, names: FleetNames, second: float, life: int) -> Published:
         """Return what the fleet has published.
 
@@ -182,7 +215,7 @@ class FleetKeys:
         :param life: seconds for which the report of a process counts.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        processes, wire = await self.running(names, second, life), self._wire(names.index)
+        wire, processes = self._wire(names.index), await self.processes(names, second, life)
         asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
         return Published(processes, [_hash(reply) for reply in await _all(asked)])
 
@@ -201,13 +234,14 @@ class FleetKeys:
             if wire.identity == identity:
                 return _hash(reply)
 
-    async def running(self, names: FleetNames, second: float, life: int) -> list[bytes]:
-        """Return what each process that runs is and has, see `Report`.
+    async def processes(self, names: FleetNames, second: float, life: int) -> list[bytes]:
+        """Return what each process that runs is and has, see `Report`; as `published` does.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
+        wire = self._wire(names.index)
         processes: list[bytes] = []
-        wire, reporting = self._wire(names.index), await self.reporting(names, second, life)
+        reporting = await self.reporting(names, second, life)
         for start in range(0, len(reporting), _TOGETHER):
             reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
             processes += [report[_NUMBER:] for report in _texts(reports, missing=True)]
