@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, Final
 
+from magnus_cache._engine.redis import fleet_keys
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache.cli import figures
 from tests.support.guards import guard, put, rewrite
@@ -33,3 +34,8 @@ def without_rates_from_a_total_that_only_grows() -> None:
 @guard(f"{HERE}::test_rates_are_averages_of_half_a_minute")
 def without_waiting_for_the_reports_of_all_processes() -> None:
     rewrite(figures._Rates._rates, "now - at >= _SHORTEST", "now - at > 0")
+
+
+@guard(f"{HERE}::test_a_process_that_has_rested_is_counted_by_all_or_none")
+def without_counting_by_what_processes_publish() -> None:
+    put(fleet_keys, "_LONGEST_LIFE", 0)

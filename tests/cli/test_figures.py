@@ -57,6 +57,23 @@ def test_commands_show_what_a_scrape_shows(run: Run, cache: CacheManager, url: s
     assert scraped(cache, functions=True) == shown
 
 
+def test_a_process_that_has_rested_is_counted_by_all_or_none(
+    run: Run, cache: CacheManager, url: str, raw: redis.Redis
+) -> None:
+    """A command publishes nothing, and so does not know for how long a report counts."""
+    use(cache, 3)
+    scraped(cache)
+    (process,) = raw.zrange("magnus!fleet", 0, -1)
+    raw.zincrby("magnus!fleet", -20, process)
+    assert parsed(run("stats", "--fleet", "--json"))["processes"] == summed(scraped(cache), "processes") == 1
+    with CacheManager(redis_url=url, stats_interval=0) as reader:
+        raw.zincrby("magnus!fleet", -20, process)
+        assert reader.get_stats("fleet")["processes"] == 1
+    (report,) = raw.scan_iter("magnus!stats:*")
+    raw.delete(report)
+    assert parsed(run("stats", "--fleet", "--json"))["processes"] == 0
+
+
 def test_a_watch_shows_what_a_scrape_shows(cache: CacheManager, url: str) -> None:
     command = [sys.executable, "-m", "magnus_cache", "stats", "--fleet", "--watch", "--every", "0.2", "--json"]
     use(cache, 7)

@@ -116,13 +116,7 @@ def served(program: str, url: str, listener: Listener, log: Path) -> Iterator[Si
             process.wait(20)
 
 
-_LONG: Final = (
-    pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("MAGNUS_TESTS") != "all", reason="one kind of gunicorn will do"),
-)
-
-
-@pytest.mark.parametrize("program", ["gunicorn", "uvicorn", pytest.param("gunicorn, preloaded", marks=_LONG)])
+@pytest.mark.parametrize("program", _SERVERS)
 def test_a_server_with_several_workers_counts_once(
     program: str, private_server: EmbeddedServer, tmp_path: Path
 ) -> None:

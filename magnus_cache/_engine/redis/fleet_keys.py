@@ -38,6 +38,9 @@ _TOTAL_LIFE: Final = 30 * 86_400
 _MOST_TOTALS: Final = 10_000
 """Fields of the total; further namespaces and functions are counted together."""
 
+_LONGEST_LIFE: Final = 3_600
+"""Seconds after which a process that has published nothing has died, whatever its interval."""
+
 _TOGETHER: Final = 500
 
 _NUMBER: Final = 8
@@ -252,7 +255,8 @@ class FleetKeys:
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        bounds = (b"%d" % (int(second) - life), b"+inf")
+        # The reader's own interval tells nothing about that of the others, and may be none: what they publish expires.
+        bounds = (b"%d" % (int(second) - max(life, _LONGEST_LIFE)), b"+inf")
         found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
         return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
 
