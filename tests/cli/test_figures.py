@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from magnus_cache import CacheManager
+from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache.cli import figures
 from tests.cli.test_commands import Run, parsed, run
 from tests.support.inside import rates_of
@@ -117,12 +118,18 @@ def test_rates_are_averages_of_half_a_minute(
 def test_rates_stay_right_when_an_hour_leaves_the_day(
     cache: CacheManager, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 1_000.0
+    now, hours, at = 1_000.0, 0, RedisTime.at
+
+    def later(self: RedisTime, clock: float) -> int:
+        return at(self, clock) + 3_600_000_000 * hours
+
     monkeypatch.setattr(figures.time, "monotonic", lambda: now)
+    monkeypatch.setattr(RedisTime, "at", later)
     use(cache, 500)
     rates = rates_of(cache)
     rates.look()
-    assert raw.delete(*raw.scan_iter("magnus!fleet:h*"))
+    for hours in (12, 25):
+        assert rates.look()["redis_available"], f"after {hours} hours"
     use(cache, 40)
     now += 20
     row = rates.look()["namespaces"]["t"]

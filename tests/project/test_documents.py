@@ -30,6 +30,7 @@ from magnus_cache import (
     redis_cache_manager,
     testing,
 )
+from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache._engine.policy import namespaces as namespaces_module
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.endpoint import variable_of
@@ -369,6 +370,7 @@ async def _use(proxy: Proxy, peer: CacheManager) -> None:
         assert await asyncio.to_thread(peer.get, "t", "c") is None
         assert (await cache.explain("t", "k")).level is None
         assert (await cache.get_stats())["redis_total_keys"] != "N/A"
+        assert (await asyncio.to_thread(fleet_totals, peer._engine.state)).now["processes"]
         # A connection that is lost is ended there by the next one; what is suspect is compared.
         await asyncio.to_thread(peer.set, "t", "large", "y" * 5000)
         assert await cache.get("t", "large")

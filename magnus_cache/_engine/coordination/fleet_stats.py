@@ -3,7 +3,7 @@
 A process publishes every `stats_interval` seconds while it is in use, and once more at the end of its use and when its
 cache is closed; an idle process publishes nothing. A report has two parts. What the process is and has now is a key of
 its own that expires soon, so that a process that has died vanishes. What it has counted since its last report is added
-to the sums of the hour, and to a total that never shrinks, so that it stays when the process has died.
+to the sums of the hour, so that it stays when the process has died.
 
 Nothing of this is on a hot path: reports are made by a timer of an event loop that has a connection, and compare the
 counts with those that Redis has taken. A report without an answer is sent again under its number, and Redis counts it
@@ -204,7 +204,7 @@ class FleetStats:
         second = await self._now(connection)
         await self.published(connection)
         running = await self._client.processes(self._names, second, self.life)
-        return counts_from(_counted(await self._client.total(self._names))), _summed(running)
+        return counts_from(_counted(*await self._client.total(self._names, second))), _summed(running)
 
     def own(self) -> "tuple[Counts, dict[str, int]]":
         """Return the same of this process alone, as if it were the only one of its fleet."""
